@@ -1,0 +1,6 @@
+namespace Ses;
+
+internal static class Program
+{
+    private static int Main() => 0;
+}
