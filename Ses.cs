@@ -1,6 +1,4055 @@
+// SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
+//
+// It receives Alertmanager's webhooks, turns each alert into status events, puts them on disk, and
+// brings every change of status to the Onix CMDB, whose history people query.
+//
+// THE PROMISE. A 2xx answer means: every event of the payload is on disk, flushed (or so old that its
+// place in the history is long past, which is counted), and every unusable alert is on disk too, in
+// quarantine, with the reason. What is on disk reaches Onix in order and once in effect, but for what
+// came after Onix held something later, whatever crashes, restarts or is down for however long.
+//
+// THE FLOW
+//
+//     Alertmanager --> Web --> Auth --> Alerts (map) --> EventLog.Append (flush) --> 2xx
+//                                                            |
+//     Onix <-- OnixClient <-- Recorder (decide, batch) <-- EventLog.Read (from the cursor)
+//
+// ENDPOINTS
+//
+//     POST /{path}/{partition}    Alertmanager's webhook; {path} is "alerts" unless --path says otherwise
+//     GET  /live, /ready          probes; /ready tells of Onix in its body, but depends on the disk alone
+//     GET  /metrics               Prometheus's text format
+//
+// FILES in the data directory
+//
+//     events-000001-2026-11-23.jsonl   the event log, one JSON object a line, files numbered upwards
+//     cursor.json                      how far Onix has confirmed the log, and the barred services
+//     quarantine.jsonl                 alerts that could not be mapped, whole, with reason and time
+//     lock                             held while a process uses the directory
+//
+// EXIT CODES
+//
+//     0   asked to stop, and everything acknowledged is on disk
+//     1   the disk can no longer be trusted (a flush failed), or a defect; the supervisor restarts
+//     2   a bad setting, a port or a data directory in use: restarting alone does not help
+//
+// SECTIONS, each using only those above it
+//
+//     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Event log   7 Onix   8 Recorder
+//     9 Auth     10 Web  11 Systemd  12 Main
+
+using System.Buffers;
+using System.Buffers.Text;
+using System.Collections.Concurrent;
+using System.CommandLine;
+using System.CommandLine.Help;
+using System.CommandLine.Invocation;
+using System.Diagnostics;
+using System.Globalization;
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Security;
+using System.Net.Sockets;
+using System.Reflection;
+using System.Runtime.InteropServices;
+using System.Security.Cryptography;
+using System.Security.Cryptography.X509Certificates;
+using System.Text;
+using System.Text.Json;
+using System.Text.Json.Serialization;
+using Microsoft.Win32.SafeHandles;
+using Prometheus;
+
+[assembly: System.Runtime.Versioning.SupportedOSPlatform("linux")]
+
 namespace Ses;
+
+// ================================ 1. Options =================================
+//
+// One table of settings feeds everything: flags, environment variables, --help and the check of
+// unknown variables. A flag wins over its variable, which wins over the default. A bad value ends
+// the start with exit code 2 and one line that names the flag, the variable, the value and what is
+// allowed. Secrets can come from a file, and are never printed.
+
+/// <summary>Is thrown when a setting cannot be used; the message is the one line for the user.</summary>
+internal sealed class OptionsException(string message) : Exception(message);
+
+internal enum LogLevel { Panic, Fatal, Error, Warn, Info, Debug, Trace }
+
+internal enum AuthMode { None, Basic, Oidc }
+
+/// <summary>One row of the table of settings.</summary>
+/// <param name="Value">How --help names the value, such as <c>PORT</c>.</param>
+/// <param name="Default">The default as the user would write it; null when there is none.</param>
+/// <param name="Secret">Never printed; has a <c>-file</c> and a <c>_FILE</c> form as well.</param>
+internal sealed record Setting(
+    string Group, string Flag, string Variable, string Value, string? Default, string Help, bool Secret = false)
+{
+    /// <summary>The form that names a file which holds the secret.</summary>
+    public Setting File => new(Group, Flag + "-file", Variable + "_FILE", "FILE", null, "File with " + Flag);
+
+    public override string ToString() => $"{Flag} ({Variable})";
+}
+
+/// <summary>All settings of a run, checked; made by <see cref="Read"/>.</summary>
+internal sealed record Options
+{
+    public required LogLevel LogLevel { get; init; }
+    public required bool LogJson { get; init; }
+    public required bool Metrics { get; init; }
+    public required AuthMode AuthMode { get; init; }
+    public required string Path { get; init; }
+    public required int Port { get; init; }
+    /// <summary>Null: all addresses.</summary>
+    public required IPAddress? Address { get; init; }
+    public required string Username { get; init; }
+    public required string Password { get; init; }
+    /// <summary>Null: no Onix, the event log alone.</summary>
+    public required Uri? OnixUrl { get; init; }
+    public required AuthMode OnixAuthMode { get; init; }
+    public required string OnixUsername { get; init; }
+    public required string OnixPassword { get; init; }
+    public required string? OnixClientId { get; init; }
+    public required string? OnixAppSecret { get; init; }
+    public required Uri? OnixTokenUri { get; init; }
+    public required bool OnixInsecureSkipVerify { get; init; }
+    public required string? OnixCaFile { get; init; }
+    public required string DataDir { get; init; }
+    public required TimeSpan Retention { get; init; }
+    public required int MaxBody { get; init; }
+    public required FieldMap Map { get; init; }
+    /// <summary>What the user should know, though it stops nothing; logged once at the start.</summary>
+    public required IReadOnlyList<string> Warnings { get; init; }
+
+    private const string Listening = "Listening", Onix = "Onix", Keeping = "Keeping", Telling = "Telling";
+
+    private static readonly Setting
+        PathSetting = new(Listening, "--path", "OXSES_PATH", "PATH", "alerts",
+            "Path of the webhook: POST /PATH/PARTITION"),
+        PortSetting = new(Listening, "--port", "OXSES_PORT", "PORT", "8888", "TCP port, 1 to 65535"),
+        AddressSetting = new(Listening, "--address", "OXSES_ADDRESS", "ADDRESS", null,
+            "IPv4 address to listen on (default: all)"),
+        AuthModeSetting = new(Listening, "--auth-mode", "OXSES_AUTHMODE", "MODE", "none",
+            "Who may post alerts: none (anyone), basic (RFC 7617)"),
+        UsernameSetting = new(Listening, "--username", "OXSES_USERNAME", "NAME", "admin",
+            "User that Alertmanager signs in as, with --auth-mode basic"),
+        PasswordSetting = new(Listening, "--password", "OXSES_PASSWORD", "SECRET", "0n1x",
+            "His password", Secret: true),
+        MaxBodySetting = new(Listening, "--max-body", "OXSES_MAXBODY", "SIZE", "16MiB",
+            "Largest body of a webhook, such as 512KiB or 16MiB; at most 256MiB"),
+        MapSetting = new(Listening, "--map", "OXSES_MAP", "MAP", null,
+            "Where a field comes from: \"platform=platform,cluster,'prod';location=instance\""),
+        OnixUrlSetting = new(Onix, "--onix-url", "OXSES_ONIX_URL", "URL", "http://localhost:8080",
+            "Onix's web API; none: no Onix, the event log alone"),
+        OnixAuthModeSetting = new(Onix, "--onix-auth-mode", "OXSES_ONIX_AUTHMODE", "MODE", "basic",
+            "How to sign in to Onix: none, basic, oidc"),
+        OnixUsernameSetting = new(Onix, "--onix-username", "OXSES_ONIX_USERNAME", "NAME", "admin",
+            "User in Onix; needs read on REF, read and create on the partitions written to"),
+        OnixPasswordSetting = new(Onix, "--onix-password", "OXSES_ONIX_PASSWORD", "SECRET", "0n1x",
+            "His password", Secret: true),
+        OnixClientIdSetting = new(Onix, "--onix-client-id", "OXSES_ONIX_CLIENTID", "ID", null,
+            "OIDC client, with --onix-auth-mode oidc"),
+        OnixAppSecretSetting = new(Onix, "--onix-app-secret", "OXSES_ONIX_APPSECRET", "SECRET", null,
+            "The client's secret", Secret: true),
+        OnixTokenUriSetting = new(Onix, "--onix-token-uri", "OXSES_ONIX_TOKENURI", "URL", null,
+            "OIDC token endpoint"),
+        OnixSkipVerifySetting = new(Onix, "--onix-insecure-skip-verify", "OXSES_ONIX_INSECURESKIPVERIFY",
+            "BOOL", "true", "Accept any certificate of Onix"),
+        OnixCaFileSetting = new(Onix, "--onix-ca-file", "OXSES_ONIX_CAFILE", "FILE", null,
+            "PEM file of the CAs that Onix's certificate is verified against"),
+        DataDirSetting = new(Keeping, "--data-dir", "OXSES_DATADIR", "DIR", null,
+            "Where the event log is kept (default: $STATE_DIRECTORY, else ses-data)"),
+        RetentionSetting = new(Keeping, "--retention", "OXSES_RETENTION", "TIME", "400d",
+            "How long events are kept, such as 90d; at least 1d"),
+        LogLevelSetting = new(Telling, "--log-level", "OXSES_LOGLEVEL", "LEVEL", "Trace",
+            "Least level logged: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
+        LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
+        MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics");
+
+    /// <summary>Every setting, in the order of --help; the table in the README is held against it.</summary>
+    public static IReadOnlyList<Setting> Settings { get; } =
+    [
+        PathSetting, PortSetting, AddressSetting, AuthModeSetting, UsernameSetting, PasswordSetting,
+        PasswordSetting.File, MaxBodySetting, MapSetting,
+        OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
+        OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
+        OnixTokenUriSetting, OnixSkipVerifySetting, OnixCaFileSetting,
+        DataDirSetting, RetentionSetting,
+        LogLevelSetting, LogFormatSetting, MetricsSetting,
+    ];
+
+    /// <summary>Reads and checks all settings.</summary>
+    /// <param name="flags">What the command line gave, by flag.</param>
+    /// <param name="variables">The environment.</param>
+    /// <exception cref="OptionsException">A value that cannot be used.</exception>
+    public static Options Read(
+        IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
+    {
+        var source = new Source(flags, variables);
+        var skipVerify = source.Bool(OnixSkipVerifySetting);
+        var caFile = source.Text(OnixCaFileSetting);
+        if (caFile != null && skipVerify && source.IsGiven(OnixSkipVerifySetting))
+            throw new OptionsException($"{OnixCaFileSetting} and {OnixSkipVerifySetting} exclude each other");
+        if (caFile != null && !File.Exists(caFile))
+            throw Bad(OnixCaFileSetting, caFile, "an existing PEM file");
+        var options = new Options
+        {
+            LogLevel = source.Enum<LogLevel>(LogLevelSetting),
+            LogJson = source.OneOf(LogFormatSetting, "text", "json") == "json",
+            Metrics = source.Bool(MetricsSetting),
+            AuthMode = source.OneOf(AuthModeSetting, "none", "basic") == "basic" ? AuthMode.Basic : AuthMode.None,
+            Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, without ?, # or %"),
+            Port = source.Parse(PortSetting, ParsePort, "a number from 1 to 65535"),
+            Address = source.Text(AddressSetting) is null or "" ? null
+                : source.Parse(AddressSetting, ParseAddress, "an IPv4 address such as 127.0.0.1"),
+            Username = source.Required(UsernameSetting),
+            Password = source.Secret(PasswordSetting) ?? "",
+            OnixUrl = source.Required(OnixUrlSetting) == "none" ? null
+                : source.Parse(OnixUrlSetting, ParseUrl, "an http or https URL without credentials, or none"),
+            OnixAuthMode = source.Enum<AuthMode>(OnixAuthModeSetting),
+            OnixUsername = source.Required(OnixUsernameSetting),
+            OnixPassword = source.Secret(OnixPasswordSetting) ?? "",
+            OnixClientId = source.Text(OnixClientIdSetting),
+            OnixAppSecret = source.Secret(OnixAppSecretSetting),
+            OnixTokenUri = source.Text(OnixTokenUriSetting) is null or "" ? null
+                : source.Parse(OnixTokenUriSetting, ParseUrl, "an http or https URL"),
+            OnixInsecureSkipVerify = skipVerify && caFile == null,
+            OnixCaFile = caFile,
+            DataDir = source.Text(DataDirSetting) is { Length: > 0 } dir ? dir
+                : variables.GetValueOrDefault("STATE_DIRECTORY") is { Length: > 0 } state ? state.Split(':')[0]
+                : "ses-data",
+            Retention = source.Parse(RetentionSetting, ParseDays, "a time of at least 1d, such as 90d or 2400h"),
+            MaxBody = source.Parse(MaxBodySetting, ParseSize, "a size from 1KiB to 256MiB"),
+            Map = source.Text(MapSetting) is { Length: > 0 } map ? ParseMap(map) : FieldMap.Default,
+            Warnings = source.Warnings,
+        };
+        options.CheckTogether(source.Warnings);
+        return options;
+    }
+
+    private void CheckTogether(List<string> warnings)
+    {
+        if (OnixUrl != null && OnixAuthMode == AuthMode.Oidc)
+        {
+            Setting? missing = OnixTokenUri == null ? OnixTokenUriSetting
+                : string.IsNullOrEmpty(OnixClientId) ? OnixClientIdSetting
+                : string.IsNullOrEmpty(OnixAppSecret) ? OnixAppSecretSetting : null;
+            if (missing != null)
+                throw new OptionsException($"{missing} is needed with {OnixAuthModeSetting} oidc");
+        }
+        if (OnixUrl?.Scheme == Uri.UriSchemeHttps && OnixInsecureSkipVerify)
+            warnings.Add($"Onix's certificate is not verified: set {OnixCaFileSetting}, "
+                + $"or {OnixSkipVerifySetting} to false");
+        if (AuthMode == AuthMode.Basic && Password == PasswordSetting.Default)
+            warnings.Add($"the password is the documented default: set {PasswordSetting}");
+    }
+
+    private static string? ParsePath(string text)
+    {
+        var path = text.Trim('/');
+        var usable = path.Length > 0 && path.All(c => char.IsAsciiLetterOrDigit(c) || "-._~/".Contains(c));
+        return usable && !path.Contains("//", StringComparison.Ordinal) ? path : null;
+    }
+
+    private static int? ParsePort(string text) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var port) && port is > 0 and < 65536
+            ? port : null;
+
+    private static IPAddress? ParseAddress(string text) =>
+        IPAddress.TryParse(text, out var address) && address.AddressFamily == AddressFamily.InterNetwork
+            ? address : null;
+
+    private static Uri? ParseUrl(string text) =>
+        Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
+            && url.UserInfo == "" && url.Query == "" && url.Fragment == "" ? url : null;
+
+    private static TimeSpan? ParseDays(string text)
+    {
+        var unit = text.EndsWith('d') ? 24 : text.EndsWith('h') ? 1 : 0;
+        return unit > 0
+            && int.TryParse(text[..^1], NumberStyles.None, CultureInfo.InvariantCulture, out var count)
+            && (long)count * unit is >= 24 and <= 24 * 36500
+            ? TimeSpan.FromHours((double)count * unit) : null;
+    }
+
+    private static int? ParseSize(string text)
+    {
+        var (unit, digits) = text switch
+        {
+            _ when text.EndsWith("MiB", StringComparison.Ordinal) => (1024 * 1024, text[..^3]),
+            _ when text.EndsWith("KiB", StringComparison.Ordinal) => (1024, text[..^3]),
+            _ => (1, text),
+        };
+        return long.TryParse(digits, NumberStyles.None, CultureInfo.InvariantCulture, out var count)
+            && count <= int.MaxValue && count * unit is >= 1024 and <= 256 * 1024 * 1024
+            ? (int)(count * unit) : null;
+    }
+
+    private static FieldMap ParseMap(string text)
+    {
+        try
+        {
+            return FieldMap.Parse(text);
+        }
+        catch (FormatException e)
+        {
+            throw Bad(MapSetting, text, e.Message);
+        }
+    }
+
+    private static OptionsException Bad(Setting setting, string value, string allowed) =>
+        new($"{setting}: '{(setting.Secret ? "..." : value)}' is not usable; allowed: {allowed}");
+
+    /// <summary>Where values come from: a flag before its variable before the default.</summary>
+    private sealed class Source
+    {
+        private readonly IReadOnlyDictionary<string, string> _flags, _variables;
+
+        public List<string> Warnings { get; } = [];
+
+        public Source(
+            IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
+        {
+            (_flags, _variables) = (flags, variables);
+            foreach (var name in variables.Keys.Where(v => v.StartsWith("OXSES_", StringComparison.Ordinal)))
+            {
+                if (Settings.Any(s => s.Variable == name))
+                    continue;
+                var nearest = Settings.MinBy(s => Distance(s.Variable, name))!.Variable;
+                Warnings.Add($"{name} is no setting of SeS and is ignored; the nearest is {nearest}");
+            }
+        }
+
+        public bool IsGiven(Setting setting) =>
+            _flags.ContainsKey(setting.Flag) || _variables.ContainsKey(setting.Variable);
+
+        public string? Text(Setting setting) =>
+            _flags.GetValueOrDefault(setting.Flag) ?? _variables.GetValueOrDefault(setting.Variable)
+            ?? setting.Default;
+
+        public string Required(Setting setting) =>
+            Text(setting) is { Length: > 0 } text ? text : throw Bad(setting, "", "a value that is not empty");
+
+        public T Parse<T>(Setting setting, Func<string, T?> parse, string allowed) where T : struct =>
+            parse(Text(setting) ?? "") ?? throw Bad(setting, Text(setting) ?? "", allowed);
+
+        public T Parse<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
+            parse(Text(setting) ?? "") ?? throw Bad(setting, Text(setting) ?? "", allowed);
+
+        public bool Bool(Setting setting) => OneOf(setting, "true", "false") == "true";
+
+        public string OneOf(Setting setting, params string[] allowed) =>
+            Parse(setting, v => Array.Find(allowed, a => a.Equals(v, StringComparison.OrdinalIgnoreCase)),
+                string.Join(", ", allowed));
+
+        public T Enum<T>(Setting setting) where T : struct, Enum =>
+            System.Enum.Parse<T>(OneOf(setting, System.Enum.GetNames<T>()));
+
+        /// <summary>The secret itself, or the first line of the file that is named instead of it.</summary>
+        public string? Secret(Setting setting)
+        {
+            foreach (var given in new[] { _flags, _variables })
+            {
+                var (direct, file) = given == _flags ? (setting.Flag, setting.File.Flag)
+                    : (setting.Variable, setting.File.Variable);
+                if (given.ContainsKey(direct) && given.ContainsKey(file))
+                    throw new OptionsException($"{direct} and {file} exclude each other");
+                if (given.TryGetValue(file, out var path))
+                    return ReadSecret(setting.File, path);
+                if (given.TryGetValue(direct, out var secret))
+                    return secret;
+            }
+            return setting.Default;
+        }
+
+        private static string ReadSecret(Setting setting, string path)
+        {
+            try
+            {
+                return File.ReadAllText(path).TrimEnd('\r', '\n');
+            }
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+            {
+                throw Bad(setting, path, "a file that can be read (" + e.Message + ")");
+            }
+        }
+
+        /// <summary>Levenshtein's distance, for the nearest name.</summary>
+        private static int Distance(string a, string b)
+        {
+            var row = Enumerable.Range(0, b.Length + 1).ToArray();
+            for (var i = 1; i <= a.Length; i++)
+            {
+                var diagonal = row[0];
+                row[0] = i;
+                for (var j = 1; j <= b.Length; j++)
+                {
+                    var replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+                    diagonal = row[j];
+                    row[j] = Math.Min(replaced, Math.Min(row[j], row[j - 1]) + 1);
+                }
+            }
+            return row[^1];
+        }
+    }
+}
+
+// ================================== 2. Log ===================================
+//
+// One line an event on standard error, as text or JSON, with fields after the message. Values come
+// from strangers, so control characters are always escaped. Nothing is logged per alert that a busy
+// site would drown in: what a stranger can cause goes through Often, which lets one line of a kind
+// pass every ten seconds and says how many it held back.
+
+internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProvider clock)
+{
+    private static readonly TimeSpan OftenEvery = TimeSpan.FromSeconds(10);
+
+    private readonly Lock _gate = new();
+    private readonly Dictionary<string, (long Next, int Held)> _often = [];
+
+    public void Error(string message, params (string Key, object? Value)[] fields) =>
+        Write(LogLevel.Error, message, fields);
+
+    public void Warn(string message, params (string Key, object? Value)[] fields) =>
+        Write(LogLevel.Warn, message, fields);
+
+    public void Info(string message, params (string Key, object? Value)[] fields) =>
+        Write(LogLevel.Info, message, fields);
+
+    public void Debug(string message, params (string Key, object? Value)[] fields) =>
+        Write(LogLevel.Debug, message, fields);
+
+    /// <summary>A warning that a stranger can cause: one of its message each ten seconds at most.</summary>
+    public void Often(string message, params (string Key, object? Value)[] fields)
+    {
+        int held;
+        lock (_gate)
+        {
+            var now = clock.GetTimestamp();
+            var (next, before) = _often.GetValueOrDefault(message);
+            if (now < next)
+            {
+                _often[message] = (next, before + 1);
+                return;
+            }
+            _often[message] = (now + (long)(OftenEvery.TotalSeconds * clock.TimestampFrequency), 0);
+            held = before;
+        }
+        Write(LogLevel.Warn, message, held == 0 ? fields : [.. fields, ("held_back", held)]);
+    }
+
+    private void Write(LogLevel level, string message, (string Key, object? Value)[] fields)
+    {
+        if (level > least)
+            return;
+        var line = json ? Json(level, message, fields) : Text(level, message, fields);
+        try
+        {
+            lock (_gate)
+                output.WriteLine(line);
+        }
+        catch (IOException)
+        {
+            // Nobody reads the log any more; that must not stop the service.
+        }
+    }
+
+    private string Now() => Rfc3339.Format(clock.GetUtcNow().UtcDateTime);
+
+    private string Text(LogLevel level, string message, (string Key, object? Value)[] fields)
+    {
+        var line = new StringBuilder(Now()).Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5))
+            .Append(' ').Append(message);
+        foreach (var (key, value) in fields)
+        {
+            var text = Convert.ToString(value, CultureInfo.InvariantCulture) ?? "";
+            line.Append(' ').Append(key).Append('=');
+            if (text.Length > 0 && text.All(c => c is > ' ' and not '"' and < '\u007f'))
+                line.Append(text);
+            else
+                line.Append('"').Append(JsonEncodedText.Encode(text)).Append('"');
+        }
+        return line.ToString();
+    }
+
+    private string Json(LogLevel level, string message, (string Key, object? Value)[] fields)
+    {
+        var buffer = new ArrayBufferWriter<byte>();
+        using (var writer = new Utf8JsonWriter(buffer))
+        {
+            writer.WriteStartObject();
+            writer.WriteString("time", Now());
+            writer.WriteString("level", level.ToString().ToLowerInvariant());
+            writer.WriteString("msg", message);
+            foreach (var (key, value) in fields)
+                writer.WriteString(key, Convert.ToString(value, CultureInfo.InvariantCulture));
+            writer.WriteEndObject();
+        }
+        return Encoding.UTF8.GetString(buffer.WrittenSpan);
+    }
+}
+
+/// <summary>Times as Alertmanager writes them (RFC 3339); SeS keeps them to 100 ns, in UTC.</summary>
+internal static class Rfc3339
+{
+    private static readonly string[] Formats =
+        ["yyyy-MM-dd'T'HH:mm:ss.FFFFFFF'Z'", "yyyy-MM-dd'T'HH:mm:ss.FFFFFFFzzz"];
+
+    /// <summary>Such as <c>2026-11-22T11:34:34.489Z</c>, without trailing zeros, as Go writes it.</summary>
+    public static string Format(DateTime utc) =>
+        utc.ToString("yyyy-MM-dd'T'HH:mm:ss.FFFFFFF'Z'", CultureInfo.InvariantCulture);
+
+    /// <summary>Takes any offset and any fraction of a second, but never a time without a zone.</summary>
+    public static bool TryParse(string? text, out DateTime utc)
+    {
+        utc = default;
+        if (text is null || text.Length is < 20 or > 64)
+            return false;
+        var dot = text.IndexOf('.', StringComparison.Ordinal);
+        var end = dot < 0 ? -1 : text.AsSpan(dot + 1).IndexOfAnyExceptInRange('0', '9');
+        if (end == 0)
+            return false;
+        if (end > 7)
+            text = string.Concat(text.AsSpan(0, dot + 8), text.AsSpan(dot + 1 + end));
+        var parsed = DateTimeOffset.TryParseExact(
+            text, Formats, CultureInfo.InvariantCulture, DateTimeStyles.AssumeUniversal, out var time);
+        utc = time.UtcDateTime;
+        return parsed;
+    }
+}
+
+// ================================ 3. Metrics =================================
+//
+// prometheus-net's registry and text export; none of its servers. The names below are the interface:
+// the table in the README is held against them.
+
+internal sealed class Meters
+{
+    /// <summary>From 0.1 ms to 52 s, doubling: a flush is at the one end, Onix's timeout at the other.</summary>
+    private static readonly double[] Seconds = Histogram.ExponentialBuckets(0.0001, 2, 20);
+
+    public CollectorRegistry Registry { get; } = Prometheus.Metrics.NewCustomRegistry();
+
+    public readonly Counter Alerts, Events, Truncated, BadRequests, Requests;
+    public readonly Counter LogEvents, LogBytes, BrokenLines, QuarantineDropped;
+    public readonly Counter OnixRequests, OnixEvents, OnixDropped, Defects;
+    public readonly Histogram WebhookDuration, FlushDuration, OnixDuration;
+    public readonly Gauge LogSize, Services, Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
+
+    public Meters(string version, string commit)
+    {
+        var make = Prometheus.Metrics.WithCustomRegistry(Registry);
+        DotNetStats.Register(Registry);
+        Counter Count(string name, string help, params string[] labels) => make.CreateCounter(name, help, labels);
+        Gauge Level(string name, string help) => make.CreateGauge(name, help);
+        Histogram Time(string name, string help, params string[] labels) =>
+            make.CreateHistogram(name, help, labels, new HistogramConfiguration { Buckets = Seconds });
+
+        Alerts = Count("ses_alerts_total", "Alerts received: accepted, quarantined.", "outcome");
+        Events = Count("ses_events_total",
+            "Status events heard: new, known (a copy), stale (older than its service's whole window).", "outcome");
+        Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
+        BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
+        Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
+        WebhookDuration = Time("ses_webhook_duration_seconds", "From the request's head to the answer.");
+        LogEvents = Count("ses_log_events_total", "Events written to the event log.");
+        LogBytes = Count("ses_log_bytes_total", "Bytes written to the event log.");
+        LogSize = Level("ses_log_size_bytes", "Size of the event log's files.");
+        FlushDuration = Time("ses_log_flush_duration_seconds", "Time to write and flush a group of events.");
+        BrokenLines = Count("ses_log_broken_lines_total", "Lines of the event log that do not parse.");
+        QuarantineDropped = Count("ses_quarantine_dropped_total",
+            "Quarantined alerts that were dropped because the quarantine was full.");
+        Services = Level("ses_services", "Services that SeS knows of.");
+        Backlog = Level("ses_backlog_events", "Events that Onix has not confirmed yet.");
+        BacklogAge = Level("ses_backlog_oldest_seconds", "Since the oldest of them was received.");
+        OnixRequests = Count("ses_onix_requests_total", "Requests to Onix.", "request", "outcome");
+        OnixDuration = Time("ses_onix_request_duration_seconds", "Duration of requests to Onix.", "request");
+        OnixEvents = Count("ses_onix_events_total",
+            "New events by what became of them: recorded, unchanged (no change of status), "
+            + "late (Onix held something later), barred (Onix refuses).", "outcome");
+        OnixDropped = Count("ses_onix_dropped_total",
+            "Events of services barred for over 30 days that retention deleted.");
+        Barred = Level("ses_onix_barred_services", "Services whose change Onix refuses.");
+        ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
+        Ready = Level("ses_ready", "1 while alerts can be made durable.");
+        Defects = Count("ses_defects_total", "Exceptions that nothing expected; each is in the log.");
+        make.CreateGauge("ses_build_info", "What runs here.", "version", "commit")
+            .WithLabels(version, commit).Set(1);
+        Preset(Alerts, "accepted", "quarantined");
+        Preset(Events, "new", "known", "stale");
+        Preset(OnixEvents, "recorded", "unchanged", "late", "barred");
+    }
+
+    /// <summary>A series that is there from the start can be alerted on when it first moves.</summary>
+    private static void Preset(Counter counter, params string[] outcomes)
+    {
+        foreach (var outcome in outcomes)
+            counter.WithLabels(outcome);
+    }
+
+    public async Task<byte[]> ExportAsync()
+    {
+        using var text = new MemoryStream();
+        await Registry.CollectAndExportAsTextAsync(text);
+        return text.ToArray();
+    }
+}
+
+// ================================= 4. Alerts =================================
+//
+// What Alertmanager says, as readings of services. A payload is cut into its alerts first, each of
+// which is then parsed on its own, so that one bad field spoils one alert. An alert with the label
+// "status" and one of "platform" and "facet" speaks the SeS dialect; any other is a stock alert, which
+// is down while it fires. Alerts that cannot be mapped become misfits: quarantined, with a reason.
+
+/// <summary>What SeS tells services apart by. A missing location is the empty text.</summary>
+internal readonly record struct ServiceKey(
+    string Partition, string Platform, string Service, string Facet, string Location)
+{
+    public override string ToString() => $"{Partition}/{Platform}/{Service}/{Facet}/{Location}";
+}
+
+/// <summary>One usable alert.</summary>
+/// <param name="Stock">Down while it fires; else it says <paramref name="Status"/> at its start.</param>
+/// <param name="EndsAt">Only of a stock alert that is resolved.</param>
+internal sealed record Reading(
+    ServiceKey Service, string Description, bool Stock, string Status, DateTime StartsAt, DateTime? EndsAt);
+
+/// <summary>One alert that cannot be mapped, whole.</summary>
+/// <param name="Identity">Fingerprint, status, start, end and reason: copies of it are kept once.</param>
+/// <param name="Raw">The alert as it came, without line breaks.</param>
+internal sealed record Misfit(string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
+
+/// <summary>A payload, read.</summary>
+/// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
+internal sealed record Payload(
+    IReadOnlyList<Reading> Readings, IReadOnlyList<Misfit> Misfits, long Truncated);
+
+/// <summary>Is thrown when a body as a whole is unusable; the message says why, in a sentence.</summary>
+internal sealed class PayloadException(string message) : Exception(message);
+
+/// <summary>Where the value of a field comes from.</summary>
+internal enum SourceKind { Label, AnnotationFirst, Literal, Partition }
+
+internal readonly record struct FieldSource(SourceKind Kind, string Name);
+
+/// <summary>The sources of each field, of which the first that is present and not empty counts.</summary>
+internal sealed class FieldMap
+{
+    private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
+
+    private static readonly FieldSource InPartition = new(SourceKind.Partition, "");
+
+    public static FieldMap Default { get; } = new();
+
+    private readonly Dictionary<string, FieldSource[]> _dialect = new()
+    {
+        ["platform"] = Labels("platform"),
+        ["service"] = Labels("service"),
+        ["facet"] = Labels("facet"),
+        ["location"] = [new(SourceKind.AnnotationFirst, "location")],
+        ["description"] = Labels("description"),
+    };
+
+    private readonly Dictionary<string, FieldSource[]> _stock = new()
+    {
+        ["platform"] = [.. Labels("platform", "cluster"), InPartition],
+        ["service"] = Labels("service", "job"),
+        ["facet"] = Labels("facet", "alertname"),
+        ["location"] = Labels("location", "instance"),
+        ["description"] = Labels("description", "summary", "message"),
+    };
+
+    private static FieldSource[] Labels(params string[] names) =>
+        [.. names.Select(n => new FieldSource(SourceKind.Label, n))];
+
+    public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
+
+    /// <summary>
+    /// Reads <c>platform=platform,cluster,'prod';location=instance</c>: the sources of the fields named
+    /// are replaced for both kinds of alert; a text in single quotes is a literal.
+    /// </summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static FieldMap Parse(string text)
+    {
+        var map = new FieldMap();
+        foreach (var rule in Split(text, ';'))
+        {
+            var equals = rule.IndexOf('=', StringComparison.Ordinal);
+            var field = equals < 0 ? rule : rule[..equals].Trim();
+            if (equals < 0 || !Fields.Contains(field))
+                throw new FormatException($"FIELD=SOURCE,... with a field of {string.Join(", ", Fields)}");
+            FieldSource[] sources = [.. Split(rule[(equals + 1)..], ',').Select(ParseSource)];
+            map._dialect[field] = map._stock[field] = sources;
+        }
+        return map;
+    }
+
+    private static FieldSource ParseSource(string text)
+    {
+        var source = text.Trim();
+        if (source.Length == 0 || source.Count(c => c == '\'') is not (0 or 2))
+            throw new FormatException("for each source the name of a label or annotation, or a 'text'");
+        if (source[0] != '\'')
+            return new(SourceKind.Label, source);
+        return source[^1] == '\'' ? new(SourceKind.Literal, source[1..^1])
+            : throw new FormatException("a literal as 'text', without a quote inside");
+    }
+
+    /// <summary>Splits where no quote is open.</summary>
+    private static IEnumerable<string> Split(string text, char separator)
+    {
+        var (start, quoted) = (0, false);
+        for (var i = 0; i <= text.Length; i++)
+        {
+            if (i < text.Length && text[i] == '\'')
+                quoted = !quoted;
+            if (i < text.Length && (quoted || text[i] != separator))
+                continue;
+            yield return text[start..i];
+            start = i + 1;
+        }
+    }
+}
+
+/// <summary>One alert as it is sent; absent and null fields are null.</summary>
+internal sealed class AlertBody
+{
+    public string? Status { get; init; }
+    public Dictionary<string, string?>? Labels { get; init; }
+    public Dictionary<string, string?>? Annotations { get; init; }
+    public string? StartsAt { get; init; }
+    public string? EndsAt { get; init; }
+    public string? Fingerprint { get; init; }
+}
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(AlertBody))]
+internal sealed partial class AlertJson : JsonSerializerContext;
+
+/// <summary>Maps payloads to readings; pure, so that two SeS read the same.</summary>
+internal static class Mapping
+{
+    /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
+    private const int MaxDepth = 10_000;
+
+    /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
+    private const int MaxService = 192;
+
+    private const int MaxField = 1024, MaxDescription = 4096;
+
+    /// <summary>No monitoring is older; a time before it is an unset one.</summary>
+    private static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
+
+    /// <summary>An event further ahead would be the last word on its service for ever.</summary>
+    private static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
+
+    /// <summary>They tell which Prometheus spoke, not of what.</summary>
+    private static readonly string[] SenderLabels = ["prometheus", "prometheus_replica", "replica"];
+
+    /// <summary>Cuts a payload into alerts and maps each; in order of their start.</summary>
+    /// <exception cref="PayloadException">Not JSON, no alerts, or a version other than 4.</exception>
+    public static Payload Read(ReadOnlySpan<byte> body, string partition, FieldMap map, DateTime now)
+    {
+        var readings = new List<Reading>();
+        var misfits = new List<Misfit>();
+        var (slices, truncated) = Cut(body);
+        foreach (var slice in slices)
+        {
+            var raw = body[slice];
+            var alert = ParseAlert(raw, out var reason);
+            if (alert != null && ReadAlert(alert, partition, map, now, out reason) is { } reading)
+                readings.Add(reading);
+            else
+                misfits.Add(MakeMisfit(alert, reason, raw));
+        }
+        readings.Sort((a, b) => a.StartsAt.CompareTo(b.StartsAt));
+        return new Payload(readings, misfits, truncated);
+    }
+
+    private static (List<Range> Alerts, long Truncated) Cut(ReadOnlySpan<byte> body)
+    {
+        if (body.IsEmpty)
+            throw new PayloadException("The body is empty.");
+        List<Range>? alerts = null;
+        string? version = null;
+        long truncated = 0;
+        var reader = new Utf8JsonReader(body, new JsonReaderOptions { MaxDepth = MaxDepth });
+        try
+        {
+            if (!reader.Read() || reader.TokenType != JsonTokenType.StartObject)
+                throw new PayloadException("The body is not a JSON object.");
+            while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+            {
+                var (isAlerts, isVersion, isTruncated) = (reader.ValueTextEquals("alerts"u8),
+                    reader.ValueTextEquals("version"u8), reader.ValueTextEquals("truncatedAlerts"u8));
+                reader.Read();
+                if (isAlerts && reader.TokenType == JsonTokenType.StartArray)
+                    alerts = CutArray(ref reader);
+                else if (isVersion && reader.TokenType == JsonTokenType.String)
+                    version = reader.GetString();
+                else if (isTruncated && reader.TokenType == JsonTokenType.Number)
+                    truncated = reader.TryGetInt64(out var count) ? count : 0;
+                else
+                    reader.Skip();
+            }
+            // What follows the object must be white space: reading on says so.
+            reader.Read();
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException)
+        {
+            throw new PayloadException($"The body is not JSON: {e.Message}");
+        }
+        if (version != "4")
+            throw new PayloadException($"The version is {version ?? "missing"}; Alertmanager's webhooks have 4.");
+        return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
+    }
+
+    private static List<Range> CutArray(ref Utf8JsonReader reader)
+    {
+        var slices = new List<Range>();
+        while (reader.Read() && reader.TokenType != JsonTokenType.EndArray)
+        {
+            var start = (int)reader.TokenStartIndex;
+            reader.Skip();
+            slices.Add(start..(int)reader.BytesConsumed);
+        }
+        return slices;
+    }
+
+    private static AlertBody? ParseAlert(ReadOnlySpan<byte> raw, out string reason)
+    {
+        reason = "it is not an object";
+        try
+        {
+            return JsonSerializer.Deserialize(raw, AlertJson.Default.AlertBody);
+        }
+        catch (JsonException e)
+        {
+            reason = e.Path is { Length: > 1 } path ? $"{path[2..]} is of the wrong type, or not usable as text"
+                : reason;
+            return null;
+        }
+        catch (InvalidOperationException)
+        {
+            reason = "a text in it is not valid Unicode";
+            return null;
+        }
+    }
+
+    private static Misfit MakeMisfit(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
+    {
+        // Within valid JSON a line break can only stand between tokens.
+        var line = raw.ToArray();
+        line.AsSpan().Replace((byte)'\n', (byte)' ');
+        line.AsSpan().Replace((byte)'\r', (byte)' ');
+        var fingerprint = alert?.Fingerprint ?? Convert.ToHexStringLower(SHA256.HashData(raw).AsSpan(0, 8));
+        var identity = string.Join('\n', fingerprint, alert?.Status, alert?.StartsAt, alert?.EndsAt, reason);
+        var name = alert?.Labels?.GetValueOrDefault("alertname") ?? "";
+        return new Misfit(identity, fingerprint, name, reason, line);
+    }
+
+    /// <summary>Null, with the reason, when the alert cannot be mapped.</summary>
+    private static Reading? ReadAlert(
+        AlertBody alert, string partition, FieldMap map, DateTime now, out string reason)
+    {
+        var labels = new Texts(alert.Labels);
+        var annotations = new Texts(alert.Annotations);
+        var status = labels.Get("status");
+        var stock = status == null || (labels.Get("platform") == null && labels.Get("facet") == null);
+        var used = new HashSet<string>(StringComparer.OrdinalIgnoreCase);
+        string? Field(string name) => First(map.Of(name, stock), labels, annotations, partition, used);
+
+        var service = new ServiceKey(partition, Field("platform") ?? "", Field("service") ?? "",
+            Field("facet") ?? "", Field("location") ?? "");
+        var description = Field("description") ?? labels.Get("alertname") ?? "";
+        if (stock)
+            service = service with { Location = service.Location + Rest(alert.Labels, used) };
+        reason = Unusable(service, status) ?? "";
+        if (reason != "" || !ReadTime(alert.StartsAt, "startsAt", now, out var startsAt, out reason))
+            return null;
+        var clipped = Clip(description, MaxDescription);
+        if (!stock)
+            return new Reading(service, clipped, false, status!, startsAt, null);
+        if (alert.Status == "firing")
+            return new Reading(service, clipped, true, "down", startsAt, null);
+        if (alert.Status != "resolved")
+            reason = "status is neither firing nor resolved";
+        else if (ReadTime(alert.EndsAt, "endsAt", now, out var endsAt, out reason))
+            return new Reading(service, clipped, true, "down", startsAt, endsAt);
+        return null;
+    }
+
+    private static string? First(
+        FieldSource[] sources, Texts labels, Texts annotations, string partition, HashSet<string> used)
+    {
+        foreach (var (kind, name) in sources)
+        {
+            var value = kind switch
+            {
+                SourceKind.Literal => name,
+                SourceKind.Partition => partition,
+                SourceKind.AnnotationFirst => annotations.Get(name) ?? labels.Get(name),
+                _ => labels.Get(name) ?? annotations.Get(name),
+            };
+            if (string.IsNullOrEmpty(value))
+                continue;
+            if (kind is SourceKind.Label or SourceKind.AnnotationFirst)
+                used.Add(name);
+            return value;
+        }
+        return null;
+    }
+
+    /// <summary>The labels that no field used, as Prometheus writes them: an alert is its labels.</summary>
+    private static string Rest(Dictionary<string, string?>? labels, HashSet<string> used)
+    {
+        var rest = (labels ?? []).Where(l => !string.IsNullOrEmpty(l.Value)
+            && !used.Contains(l.Key) && !SenderLabels.Contains(l.Key)).OrderBy(l => l.Key, StringComparer.Ordinal).ToList();
+        if (rest.Count == 0)
+            return "";
+        var text = new StringBuilder("{");
+        foreach (var (name, value) in rest)
+            text.Append(text.Length > 1 ? "," : "").Append(Texts.Clean(name)).Append("=\"")
+                .Append(Texts.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
+                    .Replace("\"", "\\\"", StringComparison.Ordinal)
+                    .Replace("\n", "\\n", StringComparison.Ordinal)).Append('"');
+        return text.Append('}').ToString();
+    }
+
+    private static string? Unusable(ServiceKey service, string? status)
+    {
+        foreach (var (name, value) in new[]
+            { ("platform", service.Platform), ("service", service.Service), ("facet", service.Facet) })
+        {
+            if (value == "")
+                return $"it has no {name}";
+        }
+        if (service.Service.Length > MaxService)
+            return $"service has {service.Service.Length} characters, more than {MaxService}";
+        foreach (var (name, value) in new[] { ("platform", service.Platform), ("facet", service.Facet),
+            ("location", service.Location), ("status", status ?? "") })
+        {
+            if (Encoding.UTF8.GetByteCount(value) is > MaxField and var bytes)
+                return $"{name} has {bytes} bytes, more than {MaxField}";
+        }
+        return null;
+    }
+
+    private static bool ReadTime(string? text, string name, DateTime now, out DateTime time, out string reason)
+    {
+        reason = "";
+        if (string.IsNullOrEmpty(text))
+            reason = $"it has no {name}";
+        if (!Rfc3339.TryParse(text, out time))
+            reason = reason != "" ? reason : $"{name} is no RFC 3339 time with a zone";
+        else if (time < Earliest)
+            reason = $"{name} is before the year 2000";
+        else if (time > now + MaxAhead)
+            reason = $"{name} is more than 24 h ahead of the clock";
+        return reason == "";
+    }
+
+    /// <summary>Cut to so many bytes of UTF-8, at a whole character.</summary>
+    private static string Clip(string text, int bytes)
+    {
+        if (text.Length <= bytes / 3 || Encoding.UTF8.GetByteCount(text) <= bytes)
+            return text;
+        var (end, size) = (0, 0);
+        foreach (var rune in text.EnumerateRunes())
+        {
+            size += rune.Utf8SequenceLength;
+            if (size > bytes)
+                break;
+            end += rune.Utf16SequenceLength;
+        }
+        return text[..end];
+    }
+
+    /// <summary>Labels or annotations, looked up without regard to case, the exact name first.</summary>
+    private readonly struct Texts(Dictionary<string, string?>? texts)
+    {
+        /// <summary>Null when absent, null or empty.</summary>
+        public string? Get(string name)
+        {
+            if (texts == null)
+                return null;
+            if (!texts.TryGetValue(name, out var value))
+            {
+                foreach (var (key, other) in texts)
+                {
+                    if (key.Equals(name, StringComparison.OrdinalIgnoreCase))
+                        value = other;
+                }
+            }
+            return string.IsNullOrEmpty(value) ? null : Clean(value);
+        }
+
+        /// <summary>Onix and its database take any character but NUL.</summary>
+        public static string Clean(string value) => value.Replace('\0', '\ufffd');
+    }
+}
+
+// ================================== 5. Order =================================
+//
+// Order is by time, not by arrival: Alertmanager flushes each group by its own clock, so an "up" can
+// arrive minutes before the "down" that came first. For each service there is a window of its last
+// events in order of time; an event that the window lacks is put where its time says.
+
+/// <summary>One word on a service's status.</summary>
+/// <param name="Time">When it became so, UTC.</param>
+/// <param name="Received">When SeS heard of it, UTC.</param>
+/// <param name="StartsAt">The start of the stock alert that said so; else <paramref name="Time"/>.</param>
+internal sealed record StatusEvent(
+    ServiceKey Service, string Status, DateTime Time, string Description, DateTime Received, DateTime StartsAt)
+{
+    public bool Same(StatusEvent other) => Time == other.Time && Status == other.Status;
+
+    public int CompareTo(StatusEvent other) => Compare(Time, Status, other.Time, other.Status);
+
+    /// <summary>The order that is meant by older, later and last: by time, at equal times down last.</summary>
+    public static int Compare(DateTime time, string status, DateTime otherTime, string otherStatus)
+    {
+        var byTime = time.CompareTo(otherTime);
+        if (byTime != 0)
+            return byTime;
+        var byDown = (status == "down").CompareTo(otherStatus == "down");
+        return byDown != 0 ? byDown : string.CompareOrdinal(status, otherStatus);
+    }
+}
+
+internal enum Place { New, Known, Stale }
+
+/// <summary>A service's last events in order of time, at most <see cref="Size"/>.</summary>
+internal sealed class Window
+{
+    public const int Size = 8;
+
+    private readonly List<StatusEvent> _events = new(2);
+
+    public IReadOnlyList<StatusEvent> Events => _events;
+
+    /// <summary>When the service was last heard of, copies included.</summary>
+    public DateTime Heard { get; set; }
+
+    public Place PlaceOf(StatusEvent e)
+    {
+        foreach (var held in _events)
+        {
+            if (held.Same(e))
+                return Place.Known;
+        }
+        return _events.Count >= Size && e.CompareTo(_events[0]) < 0 ? Place.Stale : Place.New;
+    }
+
+    /// <summary>Puts a new event where its time says; the oldest beyond the size falls out.</summary>
+    public void Add(StatusEvent e)
+    {
+        if (PlaceOf(e) != Place.New)
+            return;
+        Insert(_events, e);
+        if (_events.Count > Size)
+            _events.RemoveAt(0);
+    }
+
+    public static void Insert(List<StatusEvent> events, StatusEvent e)
+    {
+        var at = events.Count;
+        while (at > 0 && e.CompareTo(events[at - 1]) < 0)
+            at--;
+        events.Insert(at, e);
+    }
+}
+
+/// <summary>What a reading means, given what was said before.</summary>
+internal static class Interpretation
+{
+    /// <summary>
+    /// A firing copy of a resolved alert within this time is a late one, from the other Alertmanager of
+    /// a pair; after it, the alert fires again with its old start, as after Prometheus was away.
+    /// </summary>
+    private static readonly TimeSpan LateCopy = TimeSpan.FromMinutes(1);
+
+    private static readonly TimeSpan JustAfter = TimeSpan.FromMilliseconds(1);
+
+    /// <summary>The events that a reading stands for, in order: one, or two for a resolved stock alert.</summary>
+    /// <param name="last">The last word on the service so far.</param>
+    public static IReadOnlyList<StatusEvent> Events(Reading reading, StatusEvent? last, DateTime now)
+    {
+        StatusEvent Say(string status, DateTime time) =>
+            new(reading.Service, status, time, reading.Description, now, reading.StartsAt);
+
+        if (!reading.Stock)
+            return [Say(reading.Status, reading.StartsAt)];
+        var own = last != null && last.StartsAt == reading.StartsAt ? last : null;
+        if (reading.EndsAt is not { } endsAt)
+        {
+            return own switch
+            {
+                { Status: "down" } => [own],
+                { Status: "up" } when now - own.Received > LateCopy => [Say("down", own.Time + JustAfter)],
+                _ => [Say("down", reading.StartsAt)],
+            };
+        }
+        if (own is { Status: "down" })
+            return [Say("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
+        return endsAt > reading.StartsAt ? [Say("down", reading.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
+    }
+}
+
+// ================================ 6. Event log ================================
+//
+// The promise that SeS makes to Alertmanager: a 2xx means the events are on disk. Append-only files of
+// JSON lines, numbered upwards, a day each. A file begins with every service's window, so that whoever
+// begins in any file has the windows as they were there, and a start reads the newest file only. One
+// thread owns the files; all requests that arrive while it flushes share its next flush.
+//
+//     {"ses":1,"created":"..."}                                        the format's version
+//     {"window":{"partition":...,"heard":"...","events":[...]}}        one for each service
+//     {"time":"...","partition":...,"status":"down",...}               an event
+//     {"end":"..."}                                                    the process ended in order
+//
+// A crash can tear only the last line, which is cut. What a dead process left may never have been
+// flushed, so after any disorderly end the file is copied, flushed and renamed over before it is trusted.
+
+/// <summary>Is thrown when events cannot be made durable now; the sender is answered 503.</summary>
+internal sealed class LogRefusedException(string message) : Exception(message);
+
+/// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
+internal sealed class DataDirException(string message) : Exception(message);
+
+/// <summary>A place in the log: just before the byte at an offset of a file.</summary>
+internal readonly record struct Cursor(int File, long Offset) : IComparable<Cursor>
+{
+    public int CompareTo(Cursor other) => (File, Offset).CompareTo((other.File, other.Offset));
+}
+
+/// <summary>Events read from a place on, and the place after them.</summary>
+internal sealed record Chunk(IReadOnlyList<StatusEvent> Events, Cursor Next);
+
+/// <summary>Any line of the log; which fields are there tells its kind.</summary>
+internal sealed class LogLine
+{
+    public int? Ses { get; init; }
+    public string? Deleted { get; init; }
+    public string? End { get; init; }
+    public WindowLine? Window { get; init; }
+    public string? Time { get; init; }
+    public string? Partition { get; init; }
+    public string? Platform { get; init; }
+    public string? Service { get; init; }
+    public string? Facet { get; init; }
+    public string? Location { get; init; }
+    public string? Status { get; init; }
+    public string? Description { get; init; }
+    public string? Received { get; init; }
+    public string? StartsAt { get; init; }
+
+    /// <summary>Null when a field is missing or not usable.</summary>
+    public StatusEvent? ToEvent() => Partition == null || Platform == null || Service == null || Facet == null
+        ? null : ToEvent(new ServiceKey(Partition, Platform, Service, Facet, Location ?? ""));
+
+    public StatusEvent? ToEvent(ServiceKey service)
+    {
+        if (Status == null || !Rfc3339.TryParse(Time, out var time) || !Rfc3339.TryParse(Received, out var received))
+            return null;
+        return new StatusEvent(service, Status, time, Description ?? "", received,
+            Rfc3339.TryParse(StartsAt, out var startsAt) ? startsAt : time);
+    }
+}
+
+internal sealed class WindowLine
+{
+    public string Partition { get; init; } = "";
+    public string Platform { get; init; } = "";
+    public string Service { get; init; } = "";
+    public string Facet { get; init; } = "";
+    public string Location { get; init; } = "";
+    public string? Heard { get; init; }
+    public List<LogLine> Events { get; init; } = [];
+
+    public ServiceKey Key => new(Partition, Platform, Service, Facet, Location);
+
+    public Window ToWindow()
+    {
+        var window = new Window { Heard = Rfc3339.TryParse(Heard, out var heard) ? heard : default };
+        foreach (var line in Events)
+        {
+            if (line.ToEvent(Key) is { } e)
+                window.Add(e);
+        }
+        return window;
+    }
+}
+
+internal sealed class QuarantineLine
+{
+    public string? Id { get; init; }
+}
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(LogLine))]
+[JsonSerializable(typeof(QuarantineLine))]
+internal sealed partial class LogJson : JsonSerializerContext;
+
+/// <summary>Writes lines of the log; one for a thread.</summary>
+internal sealed class LineWriter(IBufferWriter<byte> output)
+{
+    // The log is read by people too: only what JSON demands is escaped.
+    private static readonly JsonWriterOptions Relaxed =
+        new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+
+    private readonly Utf8JsonWriter _json = new(output, Relaxed);
+
+    public void Head(DateTime created, DateTime? deleted) => Line(json =>
+    {
+        json.WriteNumber("ses", EventLog.FormatVersion);
+        json.WriteString("created", Rfc3339.Format(created));
+        if (deleted is { } date)
+            json.WriteString("deleted", Rfc3339.Format(date));
+    });
+
+    public void End(DateTime time) => Line(json => json.WriteString("end", Rfc3339.Format(time)));
+
+    public void Event(StatusEvent e)
+    {
+        _json.WriteStartObject();
+        _json.WriteString("time", Rfc3339.Format(e.Time));
+        Service(e.Service);
+        Word(e);
+        Finish();
+    }
+
+    public void Window(ServiceKey service, Window window)
+    {
+        _json.WriteStartObject();
+        _json.WriteStartObject("window");
+        Service(service);
+        _json.WriteString("heard", Rfc3339.Format(window.Heard));
+        _json.WriteStartArray("events");
+        foreach (var e in window.Events)
+        {
+            _json.WriteStartObject();
+            _json.WriteString("time", Rfc3339.Format(e.Time));
+            Word(e);
+            _json.WriteEndObject();
+        }
+        _json.WriteEndArray();
+        _json.WriteEndObject();
+        Finish();
+    }
+
+    public void Misfit(Misfit misfit, string partition, string id, DateTime received) => Line(json =>
+    {
+        json.WriteString("received", Rfc3339.Format(received));
+        json.WriteString("partition", partition);
+        json.WriteString("reason", misfit.Reason);
+        json.WriteString("fingerprint", misfit.Fingerprint);
+        json.WriteString("id", id);
+        if (System.Text.Unicode.Utf8.IsValid(misfit.Raw))
+        {
+            json.WritePropertyName("alert");
+            json.WriteRawValue(misfit.Raw, skipInputValidation: true);
+        }
+        else
+        {
+            json.WriteBase64String("alertBase64", misfit.Raw);
+        }
+    });
+
+    private void Service(ServiceKey service)
+    {
+        _json.WriteString("partition", service.Partition);
+        _json.WriteString("platform", service.Platform);
+        _json.WriteString("service", service.Service);
+        _json.WriteString("facet", service.Facet);
+        _json.WriteString("location", service.Location);
+    }
+
+    private void Word(StatusEvent e)
+    {
+        _json.WriteString("status", e.Status);
+        _json.WriteString("description", e.Description);
+        _json.WriteString("received", Rfc3339.Format(e.Received));
+        if (e.StartsAt != e.Time)
+            _json.WriteString("startsAt", Rfc3339.Format(e.StartsAt));
+    }
+
+    private void Line(Action<Utf8JsonWriter> content)
+    {
+        _json.WriteStartObject();
+        content(_json);
+        Finish();
+    }
+
+    private void Finish()
+    {
+        _json.WriteEndObject();
+        _json.Flush();
+        output.Write("\n"u8);
+        _json.Reset();
+    }
+}
+
+/// <summary>What .NET cannot do with files: flush a folder.</summary>
+internal static partial class Folder
+{
+    private const int ReadOnlyDirectory = 0x10000;
+
+    /// <exception cref="IOException">The disk refused.</exception>
+    public static void Flush(string path)
+    {
+        var handle = Open(path, ReadOnlyDirectory);
+        if (handle < 0)
+            throw new IOException($"cannot open {path}: {Marshal.GetLastPInvokeErrorMessage()}");
+        var result = Fsync(handle);
+        var error = Marshal.GetLastPInvokeErrorMessage();
+        _ = Close(handle);
+        if (result != 0)
+            throw new IOException($"cannot flush {path}: {error}");
+    }
+
+    [LibraryImport("libc", EntryPoint = "open", StringMarshalling = StringMarshalling.Utf8, SetLastError = true)]
+    private static partial int Open(string path, int flags);
+
+    [LibraryImport("libc", EntryPoint = "fsync", SetLastError = true)]
+    private static partial int Fsync(int handle);
+
+    [LibraryImport("libc", EntryPoint = "close")]
+    private static partial int Close(int handle);
+}
+
+/// <summary>Makes events and misfits durable, and reads events back. Safe for concurrent use.</summary>
+internal sealed class EventLog
+{
+    public const int FormatVersion = 1;
+
+    /// <summary>What may wait for the disk; more is answered 503.</summary>
+    public const int MaxPending = 64 * 1024 * 1024;
+
+    private const int QuarantineLimit = 64 * 1024 * 1024;
+
+    /// <summary>How much is read at once; a line is at most a tenth of it.</summary>
+    private const int ReadSize = 1024 * 1024;
+
+    /// <summary>The clock may have been set back: then a new file waits this long after the last one.</summary>
+    private static readonly TimeSpan ClockBackPause = TimeSpan.FromHours(1);
+
+    private static readonly TimeSpan Housekeeping = TimeSpan.FromSeconds(30);
+
+    // For life.
+    private readonly string _dir;
+    private readonly TimeSpan _retention;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Meters _meters;
+    private readonly Thread _writer;
+    private readonly TaskCompletionSource<string> _failed = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    // Guarded by _gate.
+    private readonly object _gate = new();
+    private readonly Dictionary<ServiceKey, Track> _services = [];
+    private readonly SortedDictionary<int, LogFile> _files = [];
+    private readonly Dictionary<UInt128, Batch?> _quarantined = [];
+    private Batch _current = new();
+    private Cursor _flushed;
+    private long _appended;
+    private bool _stopping;
+    private string? _refusal;
+    private TaskCompletionSource _news = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    // Owned by the writer thread, once it runs.
+    private FileStream _file = null!;
+    private FileStream _quarantine = null!;
+    private long _length, _quarantineLength;
+    private DateOnly _fileDate;
+    private DateTime? _deleted;
+    private long _rotated, _retained;
+
+    private sealed record LogFile(string Path, DateOnly Date);
+
+    /// <summary>A service's window, and its events on their way to the disk.</summary>
+    private sealed class Track
+    {
+        public Window Window { get; init; } = new();
+        public List<(StatusEvent Event, Batch Batch)> Pending { get; } = [];
+
+        public StatusEvent? Last
+        {
+            get
+            {
+                var last = Window.Events.Count > 0 ? Window.Events[^1] : null;
+                foreach (var (e, _) in Pending)
+                    last = last == null || e.CompareTo(last) > 0 ? e : last;
+                return last;
+            }
+        }
+    }
+
+    /// <summary>What shares one flush.</summary>
+    private sealed class Batch
+    {
+        public ArrayBufferWriter<byte> Lines { get; } = new();
+        public ArrayBufferWriter<byte> Misfits { get; } = new();
+        public List<(Track Track, StatusEvent Event)> Events { get; } = [];
+        public List<UInt128> MisfitIds { get; } = [];
+        public LineWriter LineWriter { get; }
+        public LineWriter MisfitWriter { get; }
+        public TaskCompletionSource Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+        public Batch()
+        {
+            LineWriter = new LineWriter(Lines);
+            MisfitWriter = new LineWriter(Misfits);
+        }
+
+        public int Size => Lines.WrittenCount + Misfits.WrittenCount;
+    }
+
+    /// <summary>Opens the log, mends what a crash left, and starts the writer.</summary>
+    /// <exception cref="DataDirException">The directory was written by a newer SeS.</exception>
+    /// <exception cref="IOException">The disk refused.</exception>
+    public EventLog(string dir, TimeSpan retention, TimeProvider clock, Log log, Meters meters)
+    {
+        (_dir, _retention, _clock, _log, _meters) = (dir, retention, clock, log, meters);
+        foreach (var leftover in Directory.GetFiles(dir, "*.tmp"))
+            File.Delete(leftover);
+        FindFiles();
+        if (_files.Count == 0)
+            StartFile(1);
+        else
+            Resume(_files.Keys.Last());
+        OpenQuarantine();
+        _meters.LogSize.Set(_files.Values.Sum(f => new FileInfo(f.Path).Length));
+        _meters.Services.Set(_services.Count);
+        _rotated = clock.GetTimestamp();
+        _writer = new Thread(WriteLoop) { Name = "event log", IsBackground = true };
+        _writer.Start();
+    }
+
+    /// <summary>Completes, with the reason, when the disk can no longer be trusted: the process must end.</summary>
+    public Task<string> Failed => _failed.Task;
+
+    /// <summary>Why nothing can be made durable at the moment; null when all is well.</summary>
+    public string? Refusal
+    {
+        get
+        {
+            lock (_gate)
+                return _stopping ? "shutting down" : _refusal;
+        }
+    }
+
+    /// <summary>How far the log is flushed, and how many events were appended since the start.</summary>
+    public (Cursor Flushed, long Appended) Position
+    {
+        get
+        {
+            lock (_gate)
+                return (_flushed, _appended);
+        }
+    }
+
+    /// <summary>The beginning of the oldest file.</summary>
+    public Cursor Oldest
+    {
+        get
+        {
+            lock (_gate)
+                return new Cursor(_files.Keys.First(), 0);
+        }
+    }
+
+    /// <summary>Retention leaves this file and the later ones alone: Onix lacks what they hold.</summary>
+    public int KeepFrom { get; set; }
+
+    // ---- Writing ----
+
+    /// <summary>
+    /// Makes a payload durable: completes when all its events, and the misfits, are flushed. First hands
+    /// over all that is new, and only then waits for copies that another request is having flushed.
+    /// </summary>
+    /// <exception cref="LogRefusedException">Not all of it is durable; send it again.</exception>
+    public async Task AppendAsync(Payload payload, string partition)
+    {
+        var counts = new int[3];
+        var waits = new HashSet<Batch>();
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new LogRefusedException("SeS is shutting down.");
+            if (_current.Size > MaxPending)
+                throw new LogRefusedException("Too much is waiting for the disk.");
+            var now = _clock.GetUtcNow().UtcDateTime;
+            foreach (var reading in payload.Readings)
+                Hear(reading, now, counts, waits);
+            foreach (var misfit in payload.Misfits)
+                SetAside(misfit, partition, now, waits);
+            if (_current.Size > 0)
+                Monitor.Pulse(_gate);
+        }
+        foreach (var batch in waits)
+            await batch.Done.Task;
+        foreach (var place in Enum.GetValues<Place>())
+            _meters.Events.WithLabels(place.ToString().ToLowerInvariant()).Inc(counts[(int)place]);
+        _meters.Alerts.WithLabels("accepted").Inc(payload.Readings.Count);
+        _meters.Alerts.WithLabels("quarantined").Inc(payload.Misfits.Count);
+    }
+
+    private void Hear(Reading reading, DateTime now, int[] counts, HashSet<Batch> waits)
+    {
+        if (!_services.TryGetValue(reading.Service, out var track))
+            _services[reading.Service] = track = new Track();
+        track.Window.Heard = now;
+        foreach (var e in Interpretation.Events(reading, track.Last, now))
+        {
+            var place = track.Window.PlaceOf(e);
+            var pending = track.Pending.Find(p => p.Event.Same(e));
+            if (pending.Event != null)
+            {
+                place = Place.Known;
+                waits.Add(pending.Batch);
+            }
+            else if (place == Place.New)
+            {
+                track.Pending.Add((e, _current));
+                _current.Events.Add((track, e));
+                _current.LineWriter.Event(e);
+                waits.Add(_current);
+            }
+            else if (place == Place.Stale)
+            {
+                _log.Often("event is older than all that is known of its service; not kept",
+                    ("service", e.Service), ("status", e.Status), ("time", Rfc3339.Format(e.Time)));
+            }
+            counts[(int)place]++;
+        }
+    }
+
+    private void SetAside(Misfit misfit, string partition, DateTime now, HashSet<Batch> waits)
+    {
+        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + misfit.Identity));
+        var id = System.Buffers.Binary.BinaryPrimitives.ReadUInt128BigEndian(hash);
+        if (_quarantined.TryGetValue(id, out var batch))
+        {
+            if (batch != null)
+                waits.Add(batch);
+            return;
+        }
+        _quarantined[id] = _current;
+        _current.MisfitIds.Add(id);
+        _current.MisfitWriter.Misfit(misfit, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
+        waits.Add(_current);
+        _log.Often("alert quarantined", ("partition", partition), ("alertname", misfit.Alertname),
+            ("fingerprint", misfit.Fingerprint), ("reason", misfit.Reason));
+    }
+
+    /// <summary>Flushes what is waiting, ends the file in order and stops the writer.</summary>
+    public void Stop()
+    {
+        lock (_gate)
+        {
+            _stopping = true;
+            Monitor.Pulse(_gate);
+        }
+        _writer.Join();
+    }
+
+    private void WriteLoop()
+    {
+        while (!_failed.Task.IsCompleted)
+        {
+            Batch? batch = null;
+            bool stopping;
+            lock (_gate)
+            {
+                if (_current.Size == 0 && !_stopping)
+                    Monitor.Wait(_gate, Housekeeping);
+                stopping = _stopping;
+                if (_current.Size > 0)
+                    (batch, _current) = (_current, new Batch());
+            }
+            Rotate();
+            if (batch != null)
+                Write(batch);
+            else if (stopping)
+                break;
+        }
+        if (!_failed.Task.IsCompleted)
+            WriteEnd();
+        _file.Dispose();
+        _quarantine.Dispose();
+    }
+
+    private void Write(Batch batch)
+    {
+        var started = _clock.GetTimestamp();
+        try
+        {
+            // Misfits first: written twice they are dropped as copies, and events are the promise.
+            _quarantineLength = Put(_quarantine, _quarantineLength, batch.Misfits.WrittenSpan);
+            _length = Put(_file, _length, batch.Lines.WrittenSpan);
+        }
+        catch (LogRefusedException e)
+        {
+            Refuse(batch, e);
+            return;
+        }
+        _meters.FlushDuration.Observe(_clock.GetElapsedTime(started).TotalSeconds);
+        Commit(batch);
+        if (_quarantineLength > QuarantineLimit)
+            HalveQuarantine();
+    }
+
+    /// <summary>Puts whole lines on disk, or leaves the file as it was and throws.</summary>
+    private long Put(FileStream file, long length, ReadOnlySpan<byte> lines)
+    {
+        if (lines.IsEmpty)
+            return length;
+        try
+        {
+            RandomAccess.Write(file.SafeFileHandle, lines, length);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            Undo(file, length);
+            throw new LogRefusedException($"The disk refused: {e.Message}");
+        }
+        try
+        {
+            RandomAccess.FlushToDisk(file.SafeFileHandle);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // The kernel may have dropped the pages and would call the next flush a success.
+            Fail($"a flush failed, so what is on disk cannot be trusted: {e.Message}");
+            throw new LogRefusedException("The disk failed.");
+        }
+        return length + lines.Length;
+    }
+
+    private void Undo(FileStream file, long length)
+    {
+        try
+        {
+            RandomAccess.SetLength(file.SafeFileHandle, length);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            Fail($"a refused write could not be undone: {e.Message}");
+        }
+    }
+
+    private void Fail(string reason)
+    {
+        lock (_gate)
+            _stopping = true;
+        _failed.TrySetResult(reason);
+    }
+
+    private void Commit(Batch batch)
+    {
+        TaskCompletionSource news;
+        lock (_gate)
+        {
+            if (_refusal != null)
+                _log.Info("the disk takes events again");
+            _refusal = null;
+            foreach (var (track, e) in batch.Events)
+            {
+                track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
+                track.Window.Add(e);
+            }
+            foreach (var id in batch.MisfitIds)
+                _quarantined[id] = null;
+            _flushed = new Cursor(_flushed.File, _length);
+            _appended += batch.Events.Count;
+            (news, _news) = (_news, new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously));
+            _meters.Services.Set(_services.Count);
+        }
+        _meters.LogEvents.Inc(batch.Events.Count);
+        _meters.LogBytes.Inc(batch.Lines.WrittenCount);
+        _meters.LogSize.Inc(batch.Lines.WrittenCount);
+        batch.Done.SetResult();
+        news.SetResult();
+    }
+
+    private void Refuse(Batch batch, LogRefusedException reason)
+    {
+        lock (_gate)
+        {
+            if (_refusal == null)
+                _log.Error("the disk takes no events; Alertmanager is told to send them again",
+                    ("reason", reason.Message));
+            _refusal = reason.Message;
+            foreach (var (track, e) in batch.Events)
+                track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
+            foreach (var id in batch.MisfitIds)
+                _quarantined.Remove(id);
+        }
+        batch.Done.SetException(reason);
+    }
+
+    private void WriteEnd()
+    {
+        var line = new ArrayBufferWriter<byte>();
+        new LineWriter(line).End(_clock.GetUtcNow().UtcDateTime);
+        try
+        {
+            _length = Put(_file, _length, line.WrittenSpan);
+        }
+        catch (LogRefusedException e)
+        {
+            // Nothing is lost: the next start takes the end for a disorderly one.
+            _log.Warn("the log could not be ended in order", ("reason", e.Message));
+        }
+    }
+
+    // ---- Files ----
+
+    private void FindFiles()
+    {
+        foreach (var path in Directory.GetFiles(_dir, "events-*.jsonl"))
+        {
+            var parts = Path.GetFileNameWithoutExtension(path).Split('-', 3);
+            if (parts.Length == 3
+                && int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var number)
+                && DateOnly.TryParseExact(parts[2], "yyyy-MM-dd", CultureInfo.InvariantCulture,
+                    DateTimeStyles.None, out var date))
+                _files[number] = new LogFile(path, date);
+        }
+    }
+
+    /// <summary>Goes on in the newest file, after making sure that what it holds is on disk.</summary>
+    private void Resume(int number)
+    {
+        var (path, date) = _files[number];
+        long end = 0;
+        var ended = false;
+        foreach (var (line, next) in Lines(number, 0, new FileInfo(path).Length, whole: true))
+        {
+            end = next;
+            ended = line?.End != null;
+            if (line?.Ses > FormatVersion)
+                throw new DataDirException($"{path} has format {line.Ses}, which a newer SeS wrote");
+            if (Rfc3339.TryParse(line?.Deleted, out var deleted))
+                _deleted = deleted;
+            if (line != null)
+                Apply(line);
+        }
+        if (!ended || end != new FileInfo(path).Length)
+            Replace(path, end);
+        (_file, _length, _fileDate) = (OpenFile(path), end, date);
+        _flushed = new Cursor(number, end);
+    }
+
+    private void Apply(LogLine line)
+    {
+        if (line.Window is { } head)
+            _services[head.Key] = new Track { Window = head.ToWindow() };
+        if (line.Time == null || line.ToEvent() is not { } e)
+            return;
+        if (!_services.TryGetValue(e.Service, out var track))
+            _services[e.Service] = track = new Track();
+        track.Window.Add(e);
+        track.Window.Heard = e.Received > track.Window.Heard ? e.Received : track.Window.Heard;
+    }
+
+    /// <summary>Copies a file's whole lines, flushes, renames the copy over it, flushes the folder.</summary>
+    private void Replace(string path, long length)
+    {
+        var copy = path + ".tmp";
+        using (var from = File.OpenRead(path))
+        using (var to = Create(copy))
+        {
+            from.CopyTo(to);
+            to.SetLength(length);
+            to.Flush(flushToDisk: true);
+        }
+        File.Move(copy, path, overwrite: true);
+        Folder.Flush(_dir);
+        _log.Info("the log was not ended in order; its newest file was made safe", ("file", path));
+    }
+
+    /// <summary>A file ends with the day.</summary>
+    private void Rotate()
+    {
+        var today = DateOnly.FromDateTime(_clock.GetUtcNow().UtcDateTime);
+        if (today == _fileDate || (today < _fileDate && _clock.GetElapsedTime(_rotated) < ClockBackPause))
+            return;
+        try
+        {
+            StartFile(_flushed.File + 1);
+            _rotated = _clock.GetTimestamp();
+            Retain(today);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            _log.Often("the log's next file could not be made; going on in the last", ("reason", e.Message));
+        }
+    }
+
+    /// <summary>Makes a file that begins with the windows, whole, before it gets its name.</summary>
+    private void StartFile(int number)
+    {
+        var now = _clock.GetUtcNow().UtcDateTime;
+        var date = DateOnly.FromDateTime(now);
+        var name = string.Create(CultureInfo.InvariantCulture, $"events-{number:D6}-{date:yyyy-MM-dd}.jsonl");
+        var path = Path.Combine(_dir, name);
+        FileStream file = Create(path + ".tmp");
+        try
+        {
+            WriteHead(file, now);
+            file.Flush(flushToDisk: true);
+            File.Move(path + ".tmp", path, overwrite: false);
+        }
+        catch
+        {
+            file.Dispose();
+            File.Delete(path + ".tmp");
+            throw;
+        }
+        Folder.Flush(_dir);
+        _file?.Dispose();
+        (_file, _length, _fileDate) = (file, file.Length, date);
+        _meters.LogSize.Inc(_length);
+        lock (_gate)
+        {
+            _files[number] = new LogFile(path, date);
+            _flushed = new Cursor(number, _length);
+        }
+    }
+
+    private void WriteHead(FileStream file, DateTime now)
+    {
+        var buffer = new ArrayBufferWriter<byte>();
+        var writer = new LineWriter(buffer);
+        writer.Head(now, _deleted);
+        lock (_gate)
+        {
+            // What was last heard before the oldest file that is left has no history any more.
+            foreach (var (key, track) in _services.Where(s => s.Value.Window.Heard < _deleted
+                && s.Value.Pending.Count == 0).ToList())
+                _services.Remove(key);
+            foreach (var (key, track) in _services.Where(s => s.Value.Window.Events.Count > 0))
+            {
+                writer.Window(key, track.Window);
+                if (buffer.WrittenCount < ReadSize)
+                    continue;
+                file.Write(buffer.WrittenSpan);
+                buffer.ResetWrittenCount();
+            }
+        }
+        file.Write(buffer.WrittenSpan);
+    }
+
+    /// <summary>Deletes at most two files a day that are old enough and that Onix does not lack.</summary>
+    private void Retain(DateOnly today)
+    {
+        if (_retained != 0 && _clock.GetElapsedTime(_retained) < TimeSpan.FromHours(20))
+            return;
+        _retained = _clock.GetTimestamp();
+        var keep = today.AddDays(-(int)_retention.TotalDays);
+        for (var count = 0; count < 2; count++)
+        {
+            var (number, file) = _files.First();
+            if (file.Date >= keep || number >= KeepFrom || number == _flushed.File)
+                return;
+            _meters.LogSize.Dec(new FileInfo(file.Path).Length);
+            File.Delete(file.Path);
+            _deleted = file.Date.ToDateTime(TimeOnly.MinValue, DateTimeKind.Utc);
+            lock (_gate)
+                _files.Remove(number);
+            _log.Info("a file of the log has reached its retention and is deleted", ("file", file.Path));
+        }
+    }
+
+    private static FileStream Create(string path) => new(path, new FileStreamOptions
+    {
+        Mode = FileMode.Create,
+        Access = FileAccess.Write,
+        Share = FileShare.ReadWrite | FileShare.Delete,
+        BufferSize = 0,
+        UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
+    });
+
+    private static FileStream OpenFile(string path) => new(path, new FileStreamOptions
+    {
+        Mode = FileMode.Open,
+        Access = FileAccess.Write,
+        Share = FileShare.ReadWrite | FileShare.Delete,
+        BufferSize = 0,
+    });
+
+    // ---- The Recorder's cursor ----
+
+    private string CursorPath => Path.Combine(_dir, "cursor.json");
+
+    /// <summary>What the Recorder saved last; null when there is nothing that can be read.</summary>
+    public byte[]? LoadCursor()
+    {
+        try
+        {
+            return File.ReadAllBytes(CursorPath);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>Replaces it as a whole. It is not flushed: the cursor may lag, and says when it is lost.</summary>
+    /// <exception cref="IOException">The disk refused; what was saved before is still there.</exception>
+    public void SaveCursor(byte[] content)
+    {
+        using (var file = Create(CursorPath + ".tmp"))
+            file.Write(content);
+        File.Move(CursorPath + ".tmp", CursorPath, overwrite: true);
+    }
+
+    /// <summary>There is no Onix now; one that comes later starts at the oldest event.</summary>
+    public void ForgetCursor() => File.Delete(CursorPath);
+
+    // ---- Quarantine ----
+
+    private string QuarantinePath => Path.Combine(_dir, "quarantine.jsonl");
+
+    private void OpenQuarantine()
+    {
+        if (!File.Exists(QuarantinePath))
+            Create(QuarantinePath).Dispose();
+        var length = ReadLines(QuarantinePath, 0, new FileInfo(QuarantinePath).Length, LogJson.Default.QuarantineLine)
+            .Select(l => (Remember(l.Line), l.Next)).Select(l => l.Next).LastOrDefault();
+        _quarantine = OpenFile(QuarantinePath);
+        _quarantineLength = length;
+        RandomAccess.SetLength(_quarantine.SafeFileHandle, length);
+        RandomAccess.FlushToDisk(_quarantine.SafeFileHandle);
+        Folder.Flush(_dir);
+    }
+
+    private bool Remember(QuarantineLine? line) =>
+        UInt128.TryParse(line?.Id, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out var id)
+        && _quarantined.TryAdd(id, null);
+
+    /// <summary>Drops the older half of the quarantine, counted.</summary>
+    private void HalveQuarantine()
+    {
+        try
+        {
+            var (lines, kept) = (ReadLines(
+                QuarantinePath, 0, _quarantineLength, LogJson.Default.QuarantineLine).ToList(), 0L);
+            var cut = lines.First(l => l.Next >= _quarantineLength / 2).Next;
+            using (var from = File.OpenRead(QuarantinePath))
+            using (var to = Create(QuarantinePath + ".tmp"))
+            {
+                from.Position = cut;
+                from.CopyTo(to);
+                to.Flush(flushToDisk: true);
+                kept = to.Length;
+            }
+            File.Move(QuarantinePath + ".tmp", QuarantinePath, overwrite: true);
+            Folder.Flush(_dir);
+            _quarantine.Dispose();
+            (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), kept);
+            var dropped = lines.Where(l => l.Next <= cut).ToList();
+            lock (_gate)
+            {
+                foreach (var (line, _) in dropped)
+                    if (UInt128.TryParse(line?.Id, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out var id))
+                        _quarantined.Remove(id);
+            }
+            _meters.QuarantineDropped.Inc(dropped.Count);
+            _log.Warn("the quarantine was full; its older half is dropped", ("alerts", dropped.Count));
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            _log.Often("the quarantine could not be cut", ("reason", e.Message));
+        }
+    }
+
+    // ---- Reading ----
+
+    /// <summary>Completes when there is something flushed after a place.</summary>
+    public Task WaitAsync(Cursor after, CancellationToken stop)
+    {
+        lock (_gate)
+            return after.CompareTo(_flushed) < 0 ? Task.CompletedTask : _news.Task.WaitAsync(stop);
+    }
+
+    /// <summary>Reads at most so many events from a place up to another, which is flushed.</summary>
+    public Chunk Read(Cursor place, Cursor to, int most)
+    {
+        var events = new List<StatusEvent>();
+        while (true)
+        {
+            var end = place.File == to.File ? to.Offset : EndOf(place.File);
+            foreach (var (line, next) in Lines(place.File, place.Offset, end, whole: false))
+            {
+                if (line?.Time != null && line.ToEvent() is { } e)
+                    events.Add(e);
+                place = place with { Offset = next };
+                if (events.Count == most)
+                    return new Chunk(events, place);
+            }
+            if (place.File >= to.File || NextFile(place.File) is not { } following)
+                return new Chunk(events, place with { Offset = end });
+            place = new Cursor(following, 0);
+        }
+    }
+
+    /// <summary>The windows as they were at a place, of the services that are wanted.</summary>
+    public Dictionary<ServiceKey, Window> WindowsAt(Cursor place, Func<ServiceKey, bool> wanted)
+    {
+        var windows = new Dictionary<ServiceKey, Window>();
+        foreach (var (line, next) in Lines(place.File, 0, EndOf(place.File), whole: false))
+        {
+            if (line?.Window is { } head && wanted(head.Key))
+                windows[head.Key] = head.ToWindow();
+            if (line?.Window != null || line?.Ses != null)
+                continue;
+            if (next > place.Offset)
+                break;
+            if (line?.Time == null || line.ToEvent() is not { } e || !wanted(e.Service))
+                continue;
+            if (!windows.TryGetValue(e.Service, out var window))
+                windows[e.Service] = window = new Window();
+            window.Add(e);
+        }
+        return windows;
+    }
+
+    /// <summary>Whether a place is one of this log: in a file, not past its end, between two lines.</summary>
+    public bool Holds(Cursor place)
+    {
+        string path;
+        lock (_gate)
+        {
+            if (!_files.TryGetValue(place.File, out var file) || place.Offset < 0)
+                return false;
+            path = file.Path;
+        }
+        if (place.Offset == 0)
+            return true;
+        if (place.Offset > EndOf(place.File))
+            return false;
+        using var handle = File.OpenHandle(path, share: FileShare.ReadWrite | FileShare.Delete);
+        Span<byte> before = stackalloc byte[1];
+        return RandomAccess.Read(handle, before, place.Offset - 1) == 1 && before[0] == (byte)'\n';
+    }
+
+    /// <summary>How many events stand between a place and another.</summary>
+    public long Count(Cursor from, Cursor to)
+    {
+        long count = 0;
+        for (int? file = from.File; file is { } number && number <= to.File; file = NextFile(number))
+        {
+            var start = number == from.File ? from.Offset : 0;
+            var end = number == to.File ? to.Offset : EndOf(number);
+            count += RawLines(PathOf(number), start, end).Count(l => l.Line.Span.StartsWith("{\"time\":"u8));
+        }
+        return count;
+    }
+
+    private string PathOf(int file)
+    {
+        lock (_gate)
+            return _files[file].Path;
+    }
+
+    private long EndOf(int file)
+    {
+        lock (_gate)
+            return file == _flushed.File ? _flushed.Offset : new FileInfo(_files[file].Path).Length;
+    }
+
+    private int? NextFile(int file)
+    {
+        lock (_gate)
+            return _files.Keys.Where(f => f > file).Select(f => (int?)f).FirstOrDefault();
+    }
+
+    /// <summary>A file's lines with the offset after each; null for one that does not parse.</summary>
+    private IEnumerable<(LogLine? Line, long Next)> Lines(int file, long from, long to, bool whole)
+    {
+        var path = PathOf(file);
+        foreach (var (line, next) in ReadLines(path, from, to, LogJson.Default.LogLine))
+        {
+            if (line == null || (line.Time != null && line.ToEvent() == null))
+            {
+                // Counted where each line is read once: when the file is opened.
+                if (whole)
+                    _meters.BrokenLines.Inc();
+                _log.Often("a line of the log does not parse; passed over", ("file", path), ("before", next));
+            }
+            yield return (line, next);
+        }
+    }
+
+    private static IEnumerable<(T? Line, long Next)> ReadLines<T>(string path, long from, long to,
+        System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type) where T : class
+    {
+        foreach (var (line, next) in RawLines(path, from, to))
+        {
+            T? parsed = null;
+            try
+            {
+                parsed = JsonSerializer.Deserialize(line.Span, type);
+            }
+            catch (JsonException)
+            {
+                // Told by null.
+            }
+            catch (InvalidOperationException)
+            {
+                // Told by null: text that is not valid Unicode.
+            }
+            yield return (parsed, next);
+        }
+    }
+
+    /// <summary>Whole lines, without their end; a torn tail is left out. Each is valid until the next.</summary>
+    private static IEnumerable<(ReadOnlyMemory<byte> Line, long Next)> RawLines(string path, long from, long to)
+    {
+        using var handle = File.OpenHandle(path, share: FileShare.ReadWrite | FileShare.Delete);
+        var buffer = ArrayPool<byte>.Shared.Rent(ReadSize);
+        try
+        {
+            var held = 0;
+            var position = from;
+            while (position < to)
+            {
+                if (held == buffer.Length)
+                    buffer = Grow(buffer);
+                var want = (int)Math.Min(buffer.Length - held, to - position);
+                var read = RandomAccess.Read(handle, buffer.AsSpan(held, want), position);
+                if (read == 0)
+                    break;
+                position += read;
+                var (start, end) = (0, held + read);
+                for (int length; (length = buffer.AsSpan(start, end - start).IndexOf((byte)'\n')) >= 0;)
+                {
+                    var line = buffer.AsMemory(start, length);
+                    start += length + 1;
+                    yield return (line, position - (end - start));
+                }
+                held = end - start;
+                buffer.AsSpan(start, held).CopyTo(buffer);
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
+    }
+
+    private static byte[] Grow(byte[] buffer)
+    {
+        var larger = ArrayPool<byte>.Shared.Rent(buffer.Length * 2);
+        buffer.CopyTo(larger, 0);
+        ArrayPool<byte>.Shared.Return(buffer);
+        return larger;
+    }
+}
+
+// ================================== 7. Onix ==================================
+//
+// Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
+// it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
+// anything else is "L", -1 inserts only, and an absent item is inserted whatever the version says.
+// Here is only the talking; what an answer means for the history is the Recorder's business.
+
+/// <summary>Is thrown when Onix is away, slow or denies access: nothing was learnt, try again later.</summary>
+internal sealed class OnixException(string message) : Exception(message);
+
+/// <summary>Is thrown when Onix refuses a request as a whole, with 400 or 413: a smaller one may do.</summary>
+internal sealed class OnixRequestRefusedException(string message) : Exception(message);
+
+/// <summary>What Onix holds of a service.</summary>
+internal sealed record HeldItem(string Key, ServiceKey Service, string Status, DateTime Time, long Version)
+{
+    /// <summary>Whether an event is later than what is held, in the order that windows have.</summary>
+    public bool IsBefore(StatusEvent e) => StatusEvent.Compare(Time, Status, e.Time, e.Status) < 0;
+}
+
+/// <summary>A change to write: the item with this key, if Onix still holds this version of it.</summary>
+internal sealed record Change(string Key, StatusEvent Event, long Version)
+{
+    /// <summary>The version that inserts, and never overwrites.</summary>
+    public const long Insert = -1;
+}
+
+internal enum Answer { Inserted, Updated, Unchanged, Locked, Refused }
+
+/// <summary>What Onix said of one change; the message is its own.</summary>
+internal readonly record struct ChangeResult(Answer Answer, string Message);
+
+internal sealed class DataBody
+{
+    public List<ModelBody>? Models { get; init; }
+    public List<ItemTypeBody>? ItemTypes { get; init; }
+    public List<ItemTypeAttributeBody>? ItemTypeAttributes { get; init; }
+    public List<ItemBody>? Items { get; init; }
+}
+
+internal sealed record ModelBody(string Key, string Name, string Description, bool Managed);
+
+internal sealed record ItemTypeBody(string Key, string Name, string Description, string ModelKey);
+
+internal sealed record ItemTypeAttributeBody(
+    string Key, string Name, string Description, string Type, bool Required, string ItemTypeKey);
+
+internal sealed class ItemBody
+{
+    public string? Key { get; init; }
+    public string? Name { get; init; }
+    public string? Description { get; init; }
+    public string? Type { get; init; }
+    public Dictionary<string, string?>? Attribute { get; init; }
+    public string? Partition { get; init; }
+    public long Version { get; init; }
+}
+
+internal sealed class ItemList
+{
+    public List<ItemBody>? Values { get; init; }
+}
+
+internal sealed class DataResult
+{
+    public List<ValueResult>? Values { get; init; }
+}
+
+internal sealed class ValueResult
+{
+    public string? Operation { get; init; }
+    public bool Error { get; init; }
+    public string? Message { get; init; }
+}
+
+internal sealed class TokenBody
+{
+    [JsonPropertyName("access_token")]
+    public string? AccessToken { get; init; }
+
+    [JsonPropertyName("expires_in")]
+    public int? ExpiresIn { get; init; }
+}
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase,
+    DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
+[JsonSerializable(typeof(DataBody))]
+[JsonSerializable(typeof(DataResult))]
+[JsonSerializable(typeof(ItemList))]
+[JsonSerializable(typeof(ItemBody))]
+[JsonSerializable(typeof(TokenBody))]
+internal sealed partial class OnixJson : JsonSerializerContext;
+
+/// <summary>Names in Onix; existing installations and reports depend on each.</summary>
+internal static class OnixNames
+{
+    public const string Model = "SES", ItemType = "SES_SERVICE";
+
+    private const int MaxKey = 100, CutKey = 91;
+
+    /// <summary>Onix's firewall refuses these in a path, so that the item could not be read.</summary>
+    private static readonly SearchValues<char> Refused = SearchValues.Create("/;\\%");
+
+    /// <summary><c>{platform}_{service}_{facet}_{location}</c>, as it always was.</summary>
+    public static string Key(ServiceKey service)
+    {
+        var key = Plain(service);
+        return key.Length <= MaxKey ? key : AlternateKey(service);
+    }
+
+    /// <summary>For a service whose key is another's, or too long: cut, with a hash of the five.</summary>
+    public static string AlternateKey(ServiceKey service)
+    {
+        var key = Plain(service);
+        var cut = Math.Min(key.Length, CutKey);
+        if (cut < key.Length && char.IsHighSurrogate(key[cut - 1]))
+            cut--;
+        var five = string.Join('\n', service.Partition, service.Platform, service.Service, service.Facet,
+            service.Location);
+        return $"{key[..cut]}_{Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(five)))[..8]}";
+    }
+
+    private static string Plain(ServiceKey service)
+    {
+        var location = service.Location == "" ? "_" : service.Location.Replace(':', '_').Replace('.', '_');
+        var key = $"{service.Platform}_{service.Service}_{service.Facet}_{location}";
+        return string.Create(key.Length, key, (span, from) =>
+        {
+            for (var i = 0; i < span.Length; i++)
+                span[i] = char.IsControl(from[i]) || Refused.Contains(from[i]) ? '_' : from[i];
+        });
+    }
+
+    public static ItemBody Item(Change change)
+    {
+        var (service, e) = (change.Event.Service, change.Event);
+        return new ItemBody
+        {
+            Key = change.Key,
+            Name = service.Service + " Service",
+            Description = e.Description,
+            Type = ItemType,
+            Partition = service.Partition,
+            Version = change.Version,
+            Attribute = new Dictionary<string, string?>
+            {
+                ["service"] = service.Service,
+                ["status"] = e.Status,
+                ["description"] = e.Description,
+                ["location"] = service.Location,
+                ["time"] = Rfc3339.Format(e.Time),
+                ["platform"] = service.Platform,
+                ["facet"] = service.Facet,
+            },
+        };
+    }
+
+    /// <summary>An item without status or time, which somebody else made, is older than any event.</summary>
+    public static HeldItem Held(ItemBody item)
+    {
+        string Of(string name) => item.Attribute?.GetValueOrDefault(name) ?? "";
+        var location = Of("location");
+        var service = new ServiceKey(item.Partition ?? "", Of("platform"), Of("service"), Of("facet"),
+            location == "_" ? "" : location);
+        return new HeldItem(item.Key ?? "", service, Of("status"),
+            Rfc3339.TryParse(Of("time"), out var time) ? time : DateTime.MinValue, item.Version);
+    }
+
+    public static DataBody ModelData() => new()
+    {
+        Models = [new(Model, "Service Status Model",
+            "Defines the Service item that capture status change information.", true)],
+        ItemTypes = [new(ItemType, "SeS Service",
+            "Defines a service that is monitored for status changes.", Model)],
+        ItemTypeAttributes =
+        [
+            Attribute("NAME", "service", "The name of the service for which events are recorded."),
+            Attribute("STATUS", "status", "The status of the service."),
+            Attribute("LOCATION", "location", "The location of the service, typically a URI.", required: false),
+            Attribute("DESCRIPTION", "description", "The description of the service status."),
+            Attribute("TIME", "time", "The time of the event.", type: "date"),
+            Attribute("PLATFORM", "platform", "The platform for the event."),
+            Attribute("FACET", "facet", "The aspect of the service this event relates to (e.g. category)"),
+        ],
+    };
+
+    private static ItemTypeAttributeBody Attribute(
+        string key, string name, string description, string type = "string", bool required = true) =>
+        new($"{ItemType}_ATTR_{key}", name, description, type, required, ItemType);
+}
+
+/// <summary>Talks to Onix, one request at a time; only the Recorder uses it.</summary>
+internal sealed class OnixClient
+{
+    /// <summary>Longer than Onix's own 30 s, after which it says what is wrong.</summary>
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(60);
+
+    /// <summary>More items than any site has; Onix takes the number as a limit.</summary>
+    private const int ListLimit = 1_000_000;
+
+    private const string LeastRights = "the user needs read on partition REF, and read and create on the "
+        + "partitions written to, once an administrator's SeS has made the model";
+
+    private readonly Options _options;
+    private readonly HttpClient _http;
+    private readonly TimeProvider _clock;
+    private readonly Meters _meters;
+    private readonly string _base;
+    private string? _token;
+    private long _tokenTaken;
+    private TimeSpan _tokenLife;
+
+    public OnixClient(Options options, HttpMessageHandler handler, TimeProvider clock, Meters meters)
+    {
+        (_options, _clock, _meters) = (options, clock, meters);
+        _http = new HttpClient(handler) { Timeout = Timeout.InfiniteTimeSpan };
+        _base = options.OnixUrl!.AbsoluteUri.TrimEnd('/');
+    }
+
+    /// <summary>The connection that Onix deserves: one, kept for less than its own 30 s, no redirects.</summary>
+    /// <exception cref="CryptographicException">The CA file holds no certificate.</exception>
+    public static SocketsHttpHandler Connection(Options options)
+    {
+        var tls = new SslClientAuthenticationOptions();
+        if (options.OnixCaFile != null)
+        {
+            tls.CertificateChainPolicy = new X509ChainPolicy
+            {
+                TrustMode = X509ChainTrustMode.CustomRootTrust,
+                RevocationMode = X509RevocationMode.NoCheck,
+            };
+            tls.CertificateChainPolicy.CustomTrustStore.ImportFromPemFile(options.OnixCaFile);
+        }
+        else if (options.OnixInsecureSkipVerify)
+        {
+#pragma warning disable CA5359 // The user's explicit setting, warned of at the start.
+            tls.RemoteCertificateValidationCallback = (_, _, _, _) => true;
+#pragma warning restore CA5359
+        }
+        return new SocketsHttpHandler
+        {
+            AllowAutoRedirect = false,
+            ConnectTimeout = TimeSpan.FromSeconds(10),
+            MaxConnectionsPerServer = 1,
+            PooledConnectionIdleTimeout = TimeSpan.FromSeconds(20),
+            SslOptions = tls,
+            // Onix's session cookie saves it 9 ms of password hashing a request.
+            UseCookies = options.OnixAuthMode == AuthMode.Basic,
+        };
+    }
+
+    /// <summary>Makes sure that model, item type and attributes are there.</summary>
+    /// <param name="again">Write them even if the model can be read: an item type was missing.</param>
+    public async Task EnsureModelAsync(bool again, CancellationToken stop)
+    {
+        if (!again)
+        {
+            using var found = await SendAsync("model", HttpMethod.Get, "/model/" + OnixNames.Model, null, stop);
+            if (found.StatusCode == HttpStatusCode.OK)
+                return;
+            if (found.StatusCode != HttpStatusCode.NotFound)
+                throw Unexpected(found);
+        }
+        var body = JsonSerializer.SerializeToUtf8Bytes(OnixNames.ModelData(), OnixJson.Default.DataBody);
+        using var answer = await SendAsync("model", HttpMethod.Put, "/data", body, stop);
+        if (answer.StatusCode != HttpStatusCode.OK)
+            throw Unexpected(answer);
+        var result = await ReadAsync(answer, OnixJson.Default.DataResult, stop);
+        if (result.Values?.Find(v => v.Error) is { } refused)
+            throw new OnixException($"Onix refuses the model SES ({FirstLine(refused.Message)}); {LeastRights}");
+    }
+
+    /// <summary>All items of SeS that the user may read: truthful, unlike reading one.</summary>
+    public async Task<List<HeldItem>> ListAsync(CancellationToken stop)
+    {
+        var path = $"/item?type={OnixNames.ItemType}&top={ListLimit}";
+        using var answer = await SendAsync("list", HttpMethod.Get, path, null, stop);
+        if (answer.StatusCode != HttpStatusCode.OK)
+            throw Unexpected(answer);
+        var list = await ReadAsync(answer, OnixJson.Default.ItemList, stop);
+        return [.. (list.Values ?? throw new OnixException("Onix's list has no values")).Select(OnixNames.Held)];
+    }
+
+    /// <summary>Null for 404, which proves nothing: the database may be away.</summary>
+    public async Task<HeldItem?> GetAsync(string key, CancellationToken stop)
+    {
+        using var answer = await SendAsync("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null, stop);
+        return answer.StatusCode switch
+        {
+            HttpStatusCode.OK => OnixNames.Held(await ReadAsync(answer, OnixJson.Default.ItemBody, stop)),
+            HttpStatusCode.NotFound => null,
+            _ => throw Unexpected(answer),
+        };
+    }
+
+    /// <summary>Writes changes, each guarded by its version; one answer for each, in order.</summary>
+    /// <exception cref="OnixRequestRefusedException">The request as a whole was answered 400 or 413.</exception>
+    public async Task<IReadOnlyList<ChangeResult>> PutAsync(IReadOnlyList<Change> changes, CancellationToken stop)
+    {
+        var data = new DataBody { Items = [.. changes.Select(OnixNames.Item)] };
+        var body = JsonSerializer.SerializeToUtf8Bytes(data, OnixJson.Default.DataBody);
+        using var answer = await SendAsync("data", HttpMethod.Put, "/data", body, stop);
+        if (answer.StatusCode is HttpStatusCode.BadRequest or HttpStatusCode.RequestEntityTooLarge)
+            throw new OnixRequestRefusedException($"Onix answered {(int)answer.StatusCode} to the whole request");
+        if (answer.StatusCode != HttpStatusCode.OK)
+            throw Unexpected(answer);
+        var values = (await ReadAsync(answer, OnixJson.Default.DataResult, stop)).Values ?? [];
+        if (values.Count != changes.Count)
+            throw new OnixException($"Onix gave {values.Count} answers to {changes.Count} changes");
+        return [.. values.Select(Result)];
+    }
+
+    private static ChangeResult Result(ValueResult value) => new(value switch
+    {
+        { Error: true } => Answer.Refused,
+        { Operation: "I" } => Answer.Inserted,
+        { Operation: "U" } => Answer.Updated,
+        { Operation: "L" } => Answer.Locked,
+        { Operation: "N" } => Answer.Unchanged,
+        _ => throw new OnixException($"Onix answered with operation '{value.Operation}'"),
+    }, FirstLine(value.Message));
+
+    private async Task<HttpResponseMessage> SendAsync(
+        string kind, HttpMethod method, string path, byte[]? body, CancellationToken stop)
+    {
+        var answer = await SendOnceAsync(kind, method, path, body, stop);
+        if (answer.StatusCode != HttpStatusCode.Unauthorized || _options.OnixAuthMode != AuthMode.Oidc)
+            return answer;
+        answer.Dispose();
+        _token = null;
+        return await SendOnceAsync(kind, method, path, body, stop);
+    }
+
+    private async Task<HttpResponseMessage> SendOnceAsync(
+        string kind, HttpMethod method, string path, byte[]? body, CancellationToken stop)
+    {
+        using var request = new HttpRequestMessage(method, _base + path);
+        if (body != null)
+        {
+            request.Content = new ByteArrayContent(body);
+            request.Content.Headers.ContentType = new MediaTypeHeaderValue("application/json");
+        }
+        request.Headers.Authorization = _options.OnixAuthMode switch
+        {
+            AuthMode.Basic => Basic(_options.OnixUsername, _options.OnixPassword),
+            AuthMode.Oidc => new AuthenticationHeaderValue("Bearer", await TokenAsync(stop)),
+            _ => null,
+        };
+        return await ExchangeAsync(kind, request, stop);
+    }
+
+    /// <summary>Sends and reads the whole answer within the patience; failures become one exception.</summary>
+    private async Task<HttpResponseMessage> ExchangeAsync(
+        string kind, HttpRequestMessage request, CancellationToken stop)
+    {
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop);
+        using var timer = _clock.CreateTimer(_ => limit.Cancel(), null, Patience, Timeout.InfiniteTimeSpan);
+        var started = _clock.GetTimestamp();
+        var outcome = "failed";
+        try
+        {
+            var answer = await _http.SendAsync(request, HttpCompletionOption.ResponseContentRead, limit.Token);
+            outcome = ((int)answer.StatusCode).ToString(CultureInfo.InvariantCulture);
+            return answer;
+        }
+        catch (HttpRequestException e)
+        {
+            throw new OnixException($"{request.RequestUri!.Authority} cannot be reached: "
+                + (e.InnerException?.Message ?? e.Message));
+        }
+        catch (OperationCanceledException) when (!stop.IsCancellationRequested)
+        {
+            outcome = "timeout";
+            throw new OnixException($"Onix gave no answer within {Patience.TotalSeconds} s");
+        }
+        finally
+        {
+            _meters.OnixRequests.WithLabels(kind, outcome).Inc();
+            _meters.OnixDuration.WithLabels(kind).Observe(_clock.GetElapsedTime(started).TotalSeconds);
+        }
+    }
+
+    private static async Task<T> ReadAsync<T>(HttpResponseMessage answer,
+        System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type, CancellationToken stop) where T : class
+    {
+        try
+        {
+            using var body = await answer.Content.ReadAsStreamAsync(stop);
+            return await JsonSerializer.DeserializeAsync(body, type, stop)
+                ?? throw new OnixException("Onix's answer is empty");
+        }
+        catch (Exception e) when (e is JsonException or HttpRequestException or IOException)
+        {
+            throw new OnixException($"Onix's answer cannot be read: {e.Message}");
+        }
+    }
+
+    private OnixException Unexpected(HttpResponseMessage answer) => new(answer.StatusCode switch
+    {
+        HttpStatusCode.Unauthorized => "Onix answered 401: the credentials are wrong, or its database is away",
+        HttpStatusCode.Redirect => "Onix answered 302: it wants OIDC, see --onix-auth-mode",
+        HttpStatusCode.NotFound => $"Onix answered 404: {_base} may not be its web API",
+        _ => $"Onix answered {(int)answer.StatusCode}",
+    });
+
+    private static AuthenticationHeaderValue Basic(string user, string password) =>
+        new("Basic", Convert.ToBase64String(Encoding.UTF8.GetBytes($"{user}:{password}")));
+
+    private static string FirstLine(string? text) => (text ?? "").Split('\n', 2)[0];
+
+    // ---- OIDC: the password grant (RFC 6749, 4.3), renewed before it expires ----
+
+    private async Task<string> TokenAsync(CancellationToken stop)
+    {
+        if (_token != null && _clock.GetElapsedTime(_tokenTaken) < _tokenLife)
+            return _token;
+        using var request = new HttpRequestMessage(HttpMethod.Post, _options.OnixTokenUri)
+        {
+            Content = new FormUrlEncodedContent(new Dictionary<string, string>
+            {
+                ["grant_type"] = "password",
+                ["username"] = _options.OnixUsername,
+                ["password"] = _options.OnixPassword,
+                ["scope"] = "openid onix",
+            }),
+        };
+        // RFC 6749, 2.3.1: id and secret are form-encoded before they are joined.
+        request.Headers.Authorization = Basic(
+            Uri.EscapeDataString(_options.OnixClientId!), Uri.EscapeDataString(_options.OnixAppSecret!));
+        var asked = _clock.GetTimestamp();
+        using var answer = await ExchangeAsync("token", request, stop);
+        if (answer.StatusCode != HttpStatusCode.OK)
+            throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}");
+        var token = await ReadAsync(answer, OnixJson.Default.TokenBody, stop);
+        // A fifth of its life is left for clocks and the way; without a word on it, a minute is safe.
+        (_tokenTaken, _tokenLife) = (asked, TimeSpan.FromSeconds((token.ExpiresIn ?? 60) * 0.8));
+        return _token = token.AccessToken ?? throw new OnixException("the token endpoint gave no access_token");
+    }
+}
+
+// ================================ 8. Recorder =================================
+//
+// Brings what is in the log to Onix, in order and once in effect. It reads from its cursor on, decides
+// for each service, from what Onix holds and what it read, which change is next, and sends these guarded
+// by Onix's versions, so that two SeS never write a change twice nor overwrite a later one. Deciding
+// again changes nothing, so the cursor may lag. It moves on only past what Onix has confirmed, or past
+// services whose change Onix refuses: those are barred, and tried again from their own place.
+//
+// One change of an item goes in one request, never a chain of them: were Onix to move on by one version
+// between, the second of a chain would find its version and overwrite what another SeS wrote.
+
+/// <summary>A service whose change Onix refuses.</summary>
+/// <param name="Place">Where the log is to be read from for it.</param>
+/// <param name="First">The change that Onix refused.</param>
+internal sealed record Barred(
+    Cursor Place, StatusEvent First, DateTime Since, string Reason, TimeSpan Delay, DateTime NextTry)
+{
+    public static readonly TimeSpan FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
+
+    public Barred Again(DateTime now, string reason)
+    {
+        var delay = Delay * 2 > LongestDelay ? LongestDelay : Delay * 2;
+        return this with { Reason = reason, Delay = delay, NextTry = now + delay };
+    }
+}
+
+internal sealed class CursorBody
+{
+    public string? Url { get; init; }
+    public int File { get; init; }
+    public long Offset { get; init; }
+    public List<BarredBody>? Barred { get; init; }
+}
+
+internal sealed class BarredBody
+{
+    public int File { get; init; }
+    public long Offset { get; init; }
+    public string? Since { get; init; }
+    public string? Reason { get; init; }
+    public LogLine? First { get; init; }
+}
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase,
+    DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
+[JsonSerializable(typeof(CursorBody))]
+internal sealed partial class CursorJson : JsonSerializerContext;
+
+/// <summary>How the Recorder is doing, for probes and metrics.</summary>
+/// <param name="Trouble">Why Onix confirms nothing; null while it does.</param>
+internal sealed record RecorderState(
+    Cursor Cursor, string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
+    IReadOnlyList<KeyValuePair<ServiceKey, Barred>> Barred);
+
+/// <summary>One service's share of a turn.</summary>
+internal sealed class Job
+{
+    /// <summary>Its window as it was before, plus all that was just read, in order of time.</summary>
+    public List<StatusEvent> Events { get; }
+
+    public ServiceKey Service { get; }
+    public IReadOnlyList<StatusEvent> Read { get; }
+    /// <summary>The last word in Onix that this turn found there.</summary>
+    public HeldItem? Found { get; set; }
+    public bool IsBarred { get; set; }
+    public int Locks { get; set; }
+
+    public Job(ServiceKey service, Window? window, IReadOnlyList<StatusEvent> read)
+    {
+        (Service, Read, Events) = (service, read, [.. window?.Events ?? []]);
+        foreach (var e in read)
+        {
+            if (!Events.Exists(o => o.Same(e)))
+                Window.Insert(Events, e);
+        }
+    }
+
+    /// <summary>The first event later than what Onix holds that changes the status; null when done.</summary>
+    public StatusEvent? Next(HeldItem? held)
+    {
+        foreach (var e in Events)
+        {
+            if (held == null || (held.IsBefore(e) && e.Status != held.Status))
+                return e;
+        }
+        return null;
+    }
+}
+
+/// <summary>Runs as one task; nothing else touches its fields but <see cref="State"/>.</summary>
+internal sealed class Recorder
+{
+    /// <summary>Events decided on at a time: memory must not grow with the backlog.</summary>
+    private const int ChunkSize = 4000;
+
+    /// <summary>Onix takes no more items a second in larger requests.</summary>
+    private const int BatchItems = 500, BatchBytes = 1024 * 1024;
+
+    /// <summary>When more items are locked than this, one list costs Onix less than reading each.</summary>
+    private const int ReadSingly = 20;
+
+    /// <summary>A change locked this often in one turn means an Onix that cannot be understood now.</summary>
+    private const int MaxLocks = 10;
+
+    private static readonly TimeSpan
+        ListPeriod = TimeSpan.FromMinutes(1), SavePeriod = TimeSpan.FromSeconds(1),
+        FirstPause = TimeSpan.FromSeconds(0.5), LongestPause = TimeSpan.FromSeconds(30),
+        BarredHoldsRetention = TimeSpan.FromDays(30);
+
+    private readonly EventLog _eventLog;
+    private readonly OnixClient _onix;
+    private readonly string _url;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Meters _meters;
+
+    private Dictionary<ServiceKey, Window> _windows = [];
+    private Dictionary<string, HeldItem> _held = [];
+    private readonly Dictionary<ServiceKey, string> _alternateKeys = [];
+    private readonly Dictionary<ServiceKey, Barred> _barred = [];
+    private HashSet<ServiceKey> _again = [];
+    private readonly HashSet<StatusEvent> _written = [];
+    private Cursor _cursor, _counted;
+    private Turn? _turn;
+    private bool _fresh, _listed, _modelMissing, _refusedAll, _unsaved;
+    private long _nextList, _saved;
+    private long _backlogBase, _appendedBase;
+    private string? _trouble;
+    private DateTime? _confirmed;
+    private volatile RecorderState _state;
+
+    /// <summary>What was read and is not settled yet; it is taken up again after trouble.</summary>
+    private sealed record Turn(Cursor Start, Chunk Chunk, IReadOnlyDictionary<ServiceKey, Job> Jobs);
+
+    /// <summary>Finds the cursor. Only after this may the log be appended to.</summary>
+    /// <exception cref="IOException">The log cannot be read.</exception>
+    public Recorder(EventLog eventLog, OnixClient onix, string url, TimeProvider clock, Log log, Meters meters)
+    {
+        (_eventLog, _onix, _url, _clock, _log, _meters) = (eventLog, onix, url, clock, log, meters);
+        if (!Load())
+            StartOver();
+        _counted = _cursor;
+        _state = Describe();
+        Publish();
+    }
+
+    public RecorderState State => _state;
+
+    /// <summary>Works until it is stopped; nothing that Onix does ends it.</summary>
+    public async Task RunAsync(CancellationToken stop)
+    {
+        var failures = 0;
+        while (!stop.IsCancellationRequested)
+        {
+            try
+            {
+                var worked = await WorkAsync(stop);
+                if (_trouble != null)
+                    _log.Info("Onix is back", ("onix", _url));
+                (failures, _trouble) = (0, null);
+                Publish();
+                if (!worked)
+                    await IdleAsync(stop);
+            }
+            catch (OperationCanceledException) when (stop.IsCancellationRequested)
+            {
+                break;
+            }
+            catch (Exception e)
+            {
+                Complain(e);
+                await PauseAsync(failures++, stop);
+            }
+        }
+        Save();
+    }
+
+    private void Complain(Exception e)
+    {
+        var expected = e is OnixException or IOException;
+        var trouble = expected ? e.Message : "a defect in SeS: " + e;
+        if (!expected)
+            _meters.Defects.Inc();
+        if (trouble != _trouble)
+            _log.Warn("Onix confirms nothing; SeS keeps the events and tries again", ("reason", trouble));
+        _trouble = trouble;
+        Publish();
+    }
+
+    /// <summary>Doubling, capped, with jitter so that two SeS do not march in step.</summary>
+    private async Task PauseAsync(int failures, CancellationToken stop)
+    {
+        var pause = FirstPause * Math.Pow(2, Math.Min(failures, 10));
+        pause = (pause < LongestPause ? pause : LongestPause) * (0.5 + (Random.Shared.NextDouble() / 2));
+        try
+        {
+            await Task.Delay(pause, _clock, stop);
+        }
+        catch (OperationCanceledException)
+        {
+            // RunAsync sees it.
+        }
+    }
+
+    /// <summary>One round of all that there is to do; false when there was nothing.</summary>
+    private async Task<bool> WorkAsync(CancellationToken stop)
+    {
+        if (!_listed || _clock.GetTimestamp() >= _nextList)
+            await ListAsync(stop);
+        var worked = await RetryBarredAsync(stop);
+        _turn ??= NextTurn();
+        if (_turn == null)
+            return worked;
+        await SettleAsync([.. _turn.Jobs.Values], _turn.Start, stop);
+        Confirm(_turn);
+        _turn = null;
+        if (_clock.GetElapsedTime(_saved) >= SavePeriod)
+            Save();
+        return true;
+    }
+
+    private async Task IdleAsync(CancellationToken stop)
+    {
+        var now = _clock.GetUtcNow().UtcDateTime;
+        var wait = TimeSpan.FromSeconds(
+            Math.Max(0, (_nextList - _clock.GetTimestamp()) / (double)_clock.TimestampFrequency));
+        if (_unsaved && wait > SavePeriod)
+            wait = SavePeriod;
+        foreach (var barred in _barred.Values)
+            wait = barred.NextTry - now < wait ? barred.NextTry - now : wait;
+        if (wait <= TimeSpan.Zero)
+            return;
+        using var both = CancellationTokenSource.CreateLinkedTokenSource(stop);
+        var timer = Task.Delay(wait, _clock, both.Token);
+        await await Task.WhenAny(_eventLog.WaitAsync(_cursor, both.Token), timer);
+        if (_unsaved && timer.IsCompleted)
+            Save();
+        await both.CancelAsync();
+    }
+
+    // ---- The cursor ----
+
+    private bool Load()
+    {
+        CursorBody? saved = null;
+        try
+        {
+            if (_eventLog.LoadCursor() is { } content)
+                saved = JsonSerializer.Deserialize(content, CursorJson.Default.CursorBody);
+        }
+        catch (JsonException)
+        {
+            // It was cut by a loss of power: it is not flushed.
+        }
+        if (saved == null || saved.Url != _url || !_eventLog.Holds(new Cursor(saved.File, saved.Offset)))
+            return false;
+        _cursor = new Cursor(saved.File, saved.Offset);
+        foreach (var body in saved.Barred ?? [])
+            LoadBarred(body);
+        _windows = _eventLog.WindowsAt(_cursor, _ => true);
+        CountBacklog();
+        KeepForRetention();
+        return true;
+    }
+
+    private void LoadBarred(BarredBody body)
+    {
+        if (body.First?.ToEvent() is not { } first)
+            return;
+        var place = new Cursor(body.File, body.Offset);
+        if (!_eventLog.Holds(place))
+        {
+            place = _eventLog.Oldest;
+            _meters.OnixDropped.Inc();
+            _log.Warn("events of a barred service were deleted by retention before Onix took them",
+                ("service", first.Service));
+        }
+        var since = Rfc3339.TryParse(body.Since, out var time) ? time : _clock.GetUtcNow().UtcDateTime;
+        _barred[first.Service] = new Barred(
+            place, first, since, body.Reason ?? "", Barred.FirstDelay, _clock.GetUtcNow().UtcDateTime);
+    }
+
+    /// <summary>From the oldest event kept: Onix is new here, or went back, or the place was lost.</summary>
+    private void StartOver()
+    {
+        (_cursor, _fresh, _turn) = (_eventLog.Oldest, true, null);
+        _barred.Clear();
+        _again = [];
+        _windows = _eventLog.WindowsAt(_cursor, _ => true);
+        CountBacklog();
+        KeepForRetention();
+        Save();
+    }
+
+    private void Save()
+    {
+        var body = new CursorBody
+        {
+            Url = _url,
+            File = _cursor.File,
+            Offset = _cursor.Offset,
+            Barred = _barred.Count == 0 ? null : [.. _barred.Values.Select(b => new BarredBody
+            {
+                File = b.Place.File,
+                Offset = b.Place.Offset,
+                Since = Rfc3339.Format(b.Since),
+                Reason = b.Reason,
+                First = LineOf(b.First),
+            })],
+        };
+        _saved = _clock.GetTimestamp();
+        try
+        {
+            _eventLog.SaveCursor(JsonSerializer.SerializeToUtf8Bytes(body, CursorJson.Default.CursorBody));
+            _unsaved = false;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            _log.Often("the cursor could not be saved; after a restart some events are looked at again",
+                ("reason", e.Message));
+        }
+    }
+
+    private static LogLine LineOf(StatusEvent e) => new()
+    {
+        Time = Rfc3339.Format(e.Time),
+        Partition = e.Service.Partition,
+        Platform = e.Service.Platform,
+        Service = e.Service.Service,
+        Facet = e.Service.Facet,
+        Location = e.Service.Location,
+        Status = e.Status,
+        Description = e.Description,
+        Received = Rfc3339.Format(e.Received),
+        StartsAt = Rfc3339.Format(e.StartsAt),
+    };
+
+    private void KeepForRetention()
+    {
+        var now = _clock.GetUtcNow().UtcDateTime;
+        _eventLog.KeepFrom = _barred.Values.Where(b => now - b.Since < BarredHoldsRetention)
+            .Select(b => b.Place.File).Append(_cursor.File).Min();
+    }
+
+    private void CountBacklog()
+    {
+        var (flushed, appended) = _eventLog.Position;
+        (_backlogBase, _appendedBase) = (_eventLog.Count(_cursor, flushed), appended);
+    }
+
+    private long Backlog => Math.Max(0, _backlogBase + _eventLog.Position.Appended - _appendedBase);
+
+    private RecorderState Describe() => new(_cursor, _trouble, _confirmed, Backlog,
+        _turn?.Chunk.Events is [var first, ..] ? first.Received : null, [.. _barred]);
+
+    private void Publish() => _state = Describe();
+
+    /// <summary>The state as of now; reads the log when there is a backlog. Safe from any thread.</summary>
+    public RecorderState Look()
+    {
+        var state = _state;
+        var (flushed, appended) = _eventLog.Position;
+        var backlog = Math.Max(0, Volatile.Read(ref _backlogBase) + appended - _appendedBase);
+        var oldest = backlog == 0 || !_eventLog.Holds(state.Cursor) ? null
+            : _eventLog.Read(state.Cursor, flushed, 1).Events is [var first, ..] ? first.Received : (DateTime?)null;
+        return state with { Backlog = backlog, Oldest = oldest };
+    }
+
+    // ---- What Onix holds ----
+
+    private async Task ListAsync(CancellationToken stop)
+    {
+        if (!_listed || _modelMissing)
+            await _onix.EnsureModelAsync(_modelMissing, stop);
+        _modelMissing = false;
+        var started = _clock.GetTimestamp();
+        var known = _held;
+        _held = (await _onix.ListAsync(stop)).DistinctBy(i => i.Key).ToDictionary(i => i.Key);
+        var cost = _clock.GetElapsedTime(started);
+        var period = cost * 100 > ListPeriod ? cost * 100 : ListPeriod;
+        _nextList = _clock.GetTimestamp() + (long)(period.TotalSeconds * _clock.TimestampFrequency);
+        _confirmed = _clock.GetUtcNow().UtcDateTime;
+        if (known.Values.Any(k => _held.TryGetValue(k.Key, out var now) && now.Version < k.Version))
+        {
+            _log.Warn("Onix went back, as after a restored backup; giving it the whole history again");
+            StartOver();
+        }
+        ForgetGone(known);
+        DecideAgain();
+        _listed = true;
+    }
+
+    /// <summary>An item that was known and is gone was deleted: it waits for its next new event.</summary>
+    private void ForgetGone(Dictionary<string, HeldItem> known)
+    {
+        foreach (var service in _windows.Keys.ToList())
+        {
+            var key = KeyOf(service);
+            var settled = !_fresh && (!_listed || known.ContainsKey(key));
+            if (!settled || _held.ContainsKey(key) || _barred.ContainsKey(service))
+                continue;
+            _windows.Remove(service);
+            _log.Info("an item is gone from Onix; its next event makes it again", ("key", key));
+        }
+        _fresh = false;
+    }
+
+    /// <summary>What was no change when it was read may be one now that another SeS was here.</summary>
+    private void DecideAgain()
+    {
+        foreach (var (service, window) in _windows)
+        {
+            if (!_barred.ContainsKey(service) && new Job(service, window, []).Next(HeldOf(service)) != null)
+                _again.Add(service);
+        }
+    }
+
+    private string KeyOf(ServiceKey service)
+    {
+        if (_alternateKeys.TryGetValue(service, out var alternate))
+            return alternate;
+        var key = OnixNames.Key(service);
+        if (_held.TryGetValue(key, out var held) && held.Service != service)
+            _alternateKeys[service] = key = OnixNames.AlternateKey(service);
+        return key;
+    }
+
+    private HeldItem? HeldOf(ServiceKey service) => _held.GetValueOrDefault(KeyOf(service));
+
+    // ---- A turn: read, decide, send, confirm ----
+
+    private Turn? NextTurn()
+    {
+        var chunk = _eventLog.Read(_cursor, _eventLog.Position.Flushed, ChunkSize);
+        if (chunk.Events.Count == 0 && _again.Count == 0)
+        {
+            MoveTo(chunk.Next);
+            return null;
+        }
+        var read = chunk.Events.GroupBy(e => e.Service).ToDictionary(g => g.Key, g => g.ToList());
+        var jobs = new Dictionary<ServiceKey, Job>();
+        foreach (var service in read.Keys.Union(_again).Where(s => !_barred.ContainsKey(s)))
+            jobs[service] = new Job(service, _windows.GetValueOrDefault(service), read.GetValueOrDefault(service, []));
+        _again = [];
+        return new Turn(_cursor, chunk, jobs);
+    }
+
+    /// <summary>Sends the jobs' changes, the next of each in every round, until all are done or barred.</summary>
+    private async Task SettleAsync(IReadOnlyList<Job> jobs, Cursor place, CancellationToken stop)
+    {
+        foreach (var job in jobs)
+            job.Found ??= HeldOf(job.Service);
+        var open = jobs.Where(j => !j.IsBarred).ToList();
+        while (open.Count > 0)
+        {
+            var round = new List<(Job Job, Change Change)>();
+            foreach (var job in open)
+            {
+                var held = HeldOf(job.Service);
+                if (job.Next(held) is { } e)
+                    round.Add((job, new Change(KeyOf(job.Service), e, held?.Version ?? Change.Insert)));
+            }
+            foreach (var batch in Batches(round, r => r.Change))
+                await SendAsync(batch, place, stop);
+            open = [.. round.Select(r => r.Job).Where(j => !j.IsBarred)];
+        }
+    }
+
+    private static IEnumerable<List<T>> Batches<T>(IReadOnlyList<T> all, Func<T, Change> change)
+    {
+        var (batch, bytes) = (new List<T>(), 0);
+        foreach (var one in all)
+        {
+            var e = change(one).Event;
+            // The description goes twice; a character is at most three bytes, escaped ones are few.
+            bytes += 1024 + (3 * ((2 * e.Description.Length) + (2 * e.Service.Location.Length)));
+            if (batch.Count == BatchItems || (bytes > BatchBytes && batch.Count > 0))
+            {
+                yield return batch;
+                (batch, bytes) = ([], 0);
+            }
+            batch.Add(one);
+        }
+        if (batch.Count > 0)
+            yield return batch;
+    }
+
+    private async Task SendAsync(List<(Job Job, Change Change)> batch, Cursor place, CancellationToken stop)
+    {
+        var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
+        var locked = new List<(Job Job, Change Change)>();
+        for (var i = 0; i < batch.Count; i++)
+        {
+            var (job, change) = batch[i];
+            if (results[i].Answer == Answer.Locked)
+                locked.Add(batch[i]);
+            else if (results[i].Answer == Answer.Refused)
+                Refused(job, change, results[i].Message, place);
+            else
+                _written.Add(change.Event);
+        }
+        foreach (var (job, change) in locked)
+        {
+            if (++job.Locks > MaxLocks)
+                throw new OnixException($"Onix locks {change.Key} again and again");
+        }
+        foreach (var (job, change) in await RefreshAsync(locked, l => l.Change.Key, stop))
+            Bar(job, change, "Onix holds an item with this key that the user may not read", place);
+        foreach (var (job, _) in locked)
+            job.Found = HeldOf(job.Service);
+    }
+
+    /// <summary>Puts changes, halving what Onix refuses whole, and notes what it now holds.</summary>
+    private async Task<IReadOnlyList<ChangeResult>> PutAsync(List<Change> changes, CancellationToken stop)
+    {
+        IReadOnlyList<ChangeResult> results;
+        try
+        {
+            results = await _onix.PutAsync(changes, stop);
+        }
+        catch (OnixRequestRefusedException e) when (changes.Count == 1)
+        {
+            results = [new ChangeResult(Answer.Refused, e.Message)];
+        }
+        catch (OnixRequestRefusedException)
+        {
+            var half = changes.Count / 2;
+            return [.. await PutAsync([.. changes.Take(half)], stop),
+                .. await PutAsync([.. changes.Skip(half)], stop)];
+        }
+        for (var i = 0; i < changes.Count; i++)
+            Note(changes[i], results[i].Answer);
+        if (results.Any(r => r.Answer == Answer.Refused && IsModelMissing(r.Message)))
+            throw ModelIsMissing();
+        NoteRefusals(results);
+        return results;
+    }
+
+    private void Note(Change change, Answer answer)
+    {
+        var version = answer switch
+        {
+            Answer.Inserted => 1,
+            Answer.Updated => change.Version + 1,
+            Answer.Unchanged => change.Version,
+            _ => 0,
+        };
+        if (version == 0)
+            return;
+        var e = change.Event;
+        _held[change.Key] = new HeldItem(change.Key, e.Service, e.Status, e.Time, version);
+        _confirmed = _clock.GetUtcNow().UtcDateTime;
+    }
+
+    /// <summary>As soon as Onix accepts something after refusing everything, all barred are due.</summary>
+    private void NoteRefusals(IReadOnlyList<ChangeResult> results)
+    {
+        if (results.All(r => r.Answer == Answer.Refused))
+            _refusedAll = true;
+        if (!_refusedAll || results.All(r => r.Answer is Answer.Refused or Answer.Locked))
+            return;
+        _refusedAll = false;
+        foreach (var (service, barred) in _barred.ToList())
+            _barred[service] = barred with { NextTry = _clock.GetUtcNow().UtcDateTime };
+    }
+
+    private static bool IsModelMissing(string message) =>
+        message.StartsWith($"Item Type {OnixNames.ItemType} does not exist", StringComparison.Ordinal);
+
+    private OnixException ModelIsMissing()
+    {
+        (_modelMissing, _nextList) = (true, 0);
+        return new OnixException("Onix has no item type SES_SERVICE, or the user may not read partition REF");
+    }
+
+    private void Refused(Job job, Change change, string message, Cursor place)
+    {
+        if (IsClash(message) && _alternateKeys.TryAdd(job.Service, OnixNames.AlternateKey(job.Service)))
+            return;
+        Bar(job, change, message, place);
+    }
+
+    /// <summary>The key exists in another partition, perhaps one that the user may not read.</summary>
+    private static bool IsClash(string message) =>
+        message.Contains("exist within Partition", StringComparison.Ordinal);
+
+    private void Bar(Job job, Change change, string reason, Cursor place)
+    {
+        var now = _clock.GetUtcNow().UtcDateTime;
+        job.IsBarred = true;
+        _barred[job.Service] = new Barred(
+            place, change.Event, now, reason, Barred.FirstDelay, now + Barred.FirstDelay);
+        _log.Often("Onix refuses a service's change; the others go on", ("service", job.Service),
+            ("key", change.Key), ("reason", reason));
+    }
+
+    /// <summary>Learns what Onix holds of locked items; returns those that cannot be seen.</summary>
+    private async Task<List<T>> RefreshAsync<T>(List<T> locked, Func<T, string> keyOf, CancellationToken stop)
+    {
+        var unseen = locked;
+        if (locked.Count <= ReadSingly)
+        {
+            unseen = [];
+            foreach (var one in locked)
+            {
+                if (await _onix.GetAsync(keyOf(one), stop) is { } item)
+                    _held[item.Key] = item;
+                else
+                    unseen.Add(one);
+            }
+        }
+        if (unseen.Count == 0)
+            return unseen;
+        var list = (await _onix.ListAsync(stop)).DistinctBy(i => i.Key).ToDictionary(i => i.Key);
+        foreach (var one in unseen.Where(u => list.ContainsKey(keyOf(u))))
+            _held[keyOf(one)] = list[keyOf(one)];
+        return [.. unseen.Where(u => !list.ContainsKey(keyOf(u)))];
+    }
+
+    /// <summary>The turn is settled: windows take what was read, each event is counted, the cursor moves.</summary>
+    private void Confirm(Turn turn)
+    {
+        foreach (var e in turn.Chunk.Events)
+        {
+            var job = turn.Jobs.GetValueOrDefault(e.Service);
+            if (job is { IsBarred: false })
+            {
+                if (!_windows.TryGetValue(e.Service, out var window))
+                    _windows[e.Service] = window = new Window();
+                window.Add(e);
+            }
+            if (turn.Start.CompareTo(_counted) >= 0)
+                _meters.OnixEvents.WithLabels(Outcome(job, e)).Inc();
+        }
+        _counted = _counted.CompareTo(turn.Chunk.Next) < 0 ? turn.Chunk.Next : _counted;
+        _written.Clear();
+        MoveTo(turn.Chunk.Next);
+        Volatile.Write(ref _backlogBase, _backlogBase - turn.Chunk.Events.Count);
+    }
+
+    private void MoveTo(Cursor place)
+    {
+        _unsaved |= _cursor != place;
+        _cursor = place;
+        Publish();
+        KeepForRetention();
+    }
+
+    private string Outcome(Job? job, StatusEvent e)
+    {
+        if (job == null || job.IsBarred)
+            return "barred";
+        if (_written.Contains(e) || (job.Found?.Time == e.Time && job.Found.Status == e.Status))
+            return "recorded";
+        return job.Found == null || job.Found.IsBefore(e) ? "unchanged" : "late";
+    }
+
+    // ---- Barred services ----
+
+    /// <summary>Sends the refused changes that are due; what is accepted is caught up in one pass.</summary>
+    private async Task<bool> RetryBarredAsync(CancellationToken stop)
+    {
+        var accepted = new HashSet<ServiceKey>();
+        var tried = new HashSet<ServiceKey>();
+        while (true)
+        {
+            var now = _clock.GetUtcNow().UtcDateTime;
+            // What cured one service of a partition has cured its others: no need to wait for each.
+            var due = _barred.Where(b => !tried.Contains(b.Key) && (b.Value.NextTry <= now
+                || accepted.Any(a => a.Partition == b.Key.Partition))).Select(b => b.Key).ToList();
+            if (due.Count == 0)
+                break;
+            tried.UnionWith(due);
+            await RetryAsync(due, accepted, stop);
+        }
+        if (accepted.Count > 0)
+            await CatchUpAsync(accepted, stop);
+        _unsaved |= tried.Count > 0;
+        KeepForRetention();
+        return accepted.Count > 0;
+    }
+
+    private async Task RetryAsync(List<ServiceKey> due, HashSet<ServiceKey> accepted, CancellationToken stop)
+    {
+        var changes = new List<Change>();
+        foreach (var service in due)
+        {
+            var (held, first) = (HeldOf(service), _barred[service].First);
+            if (held == null || (held.IsBefore(first) && held.Status != first.Status))
+                changes.Add(new Change(KeyOf(service), first, held?.Version ?? Change.Insert));
+            else
+                accepted.Add(service);
+        }
+        foreach (var batch in Batches(changes, c => c))
+        {
+            var results = await PutAsync(batch, stop);
+            var locked = new List<Change>();
+            foreach (var (change, result) in batch.Zip(results))
+            {
+                if (result.Answer == Answer.Refused)
+                    RefusedAgain(change, result.Message);
+                else if (result.Answer == Answer.Locked)
+                    locked.Add(change);
+                else
+                    accepted.Add(change.Event.Service);
+            }
+            var unseen = await RefreshAsync(locked, c => c.Key, stop);
+            foreach (var change in unseen)
+                RefusedAgain(change, "Onix holds an item with this key that the user may not read");
+            accepted.UnionWith(locked.Except(unseen).Select(c => c.Event.Service));
+        }
+    }
+
+    private void RefusedAgain(Change change, string reason)
+    {
+        var service = change.Event.Service;
+        if (IsClash(reason))
+            _alternateKeys.TryAdd(service, OnixNames.AlternateKey(service));
+        _barred[service] = _barred[service].Again(_clock.GetUtcNow().UtcDateTime, reason);
+    }
+
+    /// <summary>One pass over the log, from the earliest place to the cursor, for the services given.</summary>
+    private async Task CatchUpAsync(HashSet<ServiceKey> services, CancellationToken stop)
+    {
+        var place = services.Select(s => _barred[s].Place).Min();
+        var windows = _eventLog.WindowsAt(place, services.Contains);
+        var left = new HashSet<ServiceKey>(services);
+        for (var first = true; ; first = false)
+        {
+            var chunk = _eventLog.Read(place, _cursor, ChunkSize);
+            var read = chunk.Events.Where(e => left.Contains(e.Service)).ToLookup(e => e.Service);
+            var touched = left.Where(s => first || read.Contains(s));
+            List<Job> jobs = [.. touched.Select(s => new Job(s, windows.GetValueOrDefault(s), [.. read[s]]))];
+            await SettleAsync(jobs, place, stop);
+            foreach (var job in jobs.Where(j => j.IsBarred))
+                left.Remove(job.Service);
+            foreach (var e in chunk.Events.Where(e => left.Contains(e.Service)))
+            {
+                if (!windows.TryGetValue(e.Service, out var window))
+                    windows[e.Service] = window = new Window();
+                window.Add(e);
+            }
+            if (chunk.Next.CompareTo(_cursor) >= 0 || chunk.Next == place)
+                break;
+            place = chunk.Next;
+        }
+        // A turn that was begun left them out: it must begin again, with them.
+        _turn = null;
+        foreach (var service in left)
+        {
+            _barred.Remove(service);
+            _windows[service] = windows.GetValueOrDefault(service) ?? new Window();
+        }
+        _log.Info("Onix takes services again that it had refused", ("services", left.Count));
+    }
+}
+
+// ================================== 9. Auth ==================================
+//
+// Basic authentication (RFC 7617), compared in constant time. A refused request learns nothing but that
+// it was refused.
+
+internal sealed class Auth(Options options)
+{
+    private readonly byte[] _expected =
+        SHA256.HashData(Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}"));
+
+    /// <summary>The challenge of a 401 (RFC 9110, 11.6.1).</summary>
+    public const string Challenge = "Basic realm=\"SeS\", charset=\"UTF-8\"";
+
+    /// <param name="authorization">The value of the request's Authorization field; null when absent.</param>
+    public bool Admits(string? authorization)
+    {
+        if (options.AuthMode == AuthMode.None)
+            return true;
+        var given = authorization?.Split(' ', 2, StringSplitOptions.RemoveEmptyEntries) ?? [];
+        if (given.Length != 2 || !given[0].Equals("Basic", StringComparison.OrdinalIgnoreCase))
+            return false;
+        var credentials = new byte[given[1].Length];
+        return Convert.TryFromBase64String(given[1].Trim(), credentials, out var length)
+            && CryptographicOperations.FixedTimeEquals(SHA256.HashData(credentials.AsSpan(0, length)), _expected);
+    }
+}
+
+// ================================== 10. Web ==================================
+//
+// The HTTP side, on a bare HttpListener, whose traps shape this section: it answers 200 to whatever is
+// left unanswered when it is stopped, so it is never stopped, closed or disposed; a handler sets 503
+// first, and the 2xx is set in one place, after the flush. Each request is queued, none awaited by the
+// accept loop. Everything is bounded: body, requests in flight, bytes in flight, time for the body.
+
+/// <summary>What a request is answered with.</summary>
+internal sealed record Reply(int Code, string ContentType, byte[] Body)
+{
+    public (string Name, string Value)? Header { get; init; }
+
+    public static Reply Json(int code, Action<Utf8JsonWriter> content, string contentType = "application/json")
+    {
+        var buffer = new ArrayBufferWriter<byte>();
+        using (var json = new Utf8JsonWriter(buffer))
+        {
+            json.WriteStartObject();
+            content(json);
+            json.WriteEndObject();
+        }
+        return new Reply(code, contentType, [.. buffer.WrittenSpan, (byte)'\n']);
+    }
+
+    /// <summary>Problem details (RFC 9457); Alertmanager logs the body, so the detail is for its reader.</summary>
+    public static Reply Problem(int code, string title, string detail) => Json(code, json =>
+    {
+        json.WriteString("title", title);
+        json.WriteNumber("status", code);
+        json.WriteString("detail", detail);
+    }, "application/problem+json");
+
+    public static Reply Unavailable(string detail) => Problem(503, "Service Unavailable", detail);
+}
+
+/// <summary>Answers requests; the log and the Recorder are given once they are there.</summary>
+internal sealed class Web
+{
+    /// <summary>More at once get 503; Alertmanager sends one for each group and waits for its answer.</summary>
+    public const int MaxInFlight = 1024;
+
+    /// <summary>Bodies held at once, whatever --max-body says.</summary>
+    public const long MaxBytesInFlight = 512L * 1024 * 1024;
+
+    private static readonly TimeSpan BodyTime = TimeSpan.FromSeconds(30);
+
+    private readonly Options _options;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Meters _meters;
+    private readonly Auth _auth;
+    private readonly DateTime _built;
+    // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
+    private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
+    private readonly TaskCompletionSource _drained = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private volatile EventLog? _eventLog;
+    private volatile Recorder? _recorder;
+    private volatile bool _draining;
+    private int _inFlight;
+    private long _bytesInFlight;
+
+    /// <param name="built">When the program's commit was made: an earlier clock is wrong.</param>
+    public Web(Options options, DateTime built, TimeProvider clock, Log log, Meters meters)
+    {
+        (_options, _built, _clock, _log, _meters) = (options, built, clock, log, meters);
+        _auth = new Auth(options);
+        meters.Registry.AddBeforeCollectCallback(SetGauges);
+    }
+
+    /// <summary>Listens; only probes and metrics get more than 503 until <see cref="Serve"/>.</summary>
+    /// <exception cref="HttpListenerException">The port is in use, or the address is not this host's.</exception>
+    public void Start()
+    {
+        // HttpListener serves one address only to requests whose Host names it; loopback has two names.
+        _listener.Prefixes.Add($"http://{_options.Address?.ToString() ?? "*"}:{_options.Port}/");
+        if (_options.Address?.Equals(IPAddress.Loopback) == true)
+            _listener.Prefixes.Add($"http://localhost:{_options.Port}/");
+        _listener.Start();
+        _ = AcceptAsync();
+    }
+
+    /// <summary>From now on webhooks are taken.</summary>
+    public void Serve(EventLog eventLog, Recorder? recorder) => (_recorder, _eventLog) = (recorder, eventLog);
+
+    /// <summary>Answers 503 to what comes, and waits for what is in flight.</summary>
+    public async Task DrainAsync(TimeSpan atMost)
+    {
+        _draining = true;
+        if (Volatile.Read(ref _inFlight) > 0)
+            await Task.WhenAny(_drained.Task, Task.Delay(atMost, _clock));
+    }
+
+    private async Task AcceptAsync()
+    {
+        while (true)
+        {
+            try
+            {
+                var context = await _listener.GetContextAsync();
+                Interlocked.Increment(ref _inFlight);
+                // Owned by the count in flight, which DrainAsync waits for.
+                _ = HandleAsync(context);
+            }
+            catch (HttpListenerException e)
+            {
+                _log.Often("a connection could not be accepted", ("reason", e.Message));
+                await Task.Delay(TimeSpan.FromMilliseconds(10), _clock);
+            }
+        }
+    }
+
+    private async Task HandleAsync(HttpListenerContext context)
+    {
+        await Task.Yield();
+        context.Response.StatusCode = 503;
+        var started = _clock.GetTimestamp();
+        var isWebhook = Segments(context.Request) is [.., _];
+        Reply reply;
+        try
+        {
+            (isWebhook, reply) = await AnswerAsync(context.Request);
+        }
+        catch (Exception e)
+        {
+            _meters.Defects.Inc();
+            _log.Error("a defect in SeS: a request could not be answered", ("exception", e));
+            reply = Reply.Unavailable("SeS could not process this; its log says why.");
+        }
+        if (isWebhook)
+        {
+            _meters.WebhookDuration.Observe(_clock.GetElapsedTime(started).TotalSeconds);
+            _meters.Requests.WithLabels(reply.Code.ToString(CultureInfo.InvariantCulture)).Inc();
+        }
+        Send(context, reply);
+        if (Interlocked.Decrement(ref _inFlight) == 0 && _draining)
+            _drained.TrySetResult();
+    }
+
+    private void Send(HttpListenerContext context, Reply reply)
+    {
+        try
+        {
+            var response = context.Response;
+            // After these some of the body may be unread, and must not be taken for the next request.
+            response.KeepAlive = !_draining && reply.Code is < 400 or 404 or 405;
+            response.StatusCode = reply.Code;
+            if (reply.Header is { } header)
+                response.Headers[header.Name] = header.Value;
+            if (reply.Body.Length > 0)
+                response.ContentType = reply.ContentType;
+            var body = context.Request.HttpMethod == "HEAD" ? [] : reply.Body;
+            response.ContentLength64 = body.Length;
+            response.OutputStream.Write(body);
+            response.Close();
+        }
+        catch (Exception e) when (e is HttpListenerException or ObjectDisposedException or IOException
+            or InvalidOperationException)
+        {
+            _log.Debug("an answer could not be sent", ("code", reply.Code), ("reason", e.Message));
+        }
+    }
+
+    /// <summary>The path of a request, cut at its slashes and decoded; routed on what was really sent.</summary>
+    private static string[] Segments(HttpListenerRequest request)
+    {
+        var path = (request.RawUrl ?? "").Split('?', 2)[0];
+        return [.. path.Split('/').Skip(1).Select(Uri.UnescapeDataString)];
+    }
+
+    private async Task<(bool IsWebhook, Reply Reply)> AnswerAsync(HttpListenerRequest request)
+    {
+        var segments = Segments(request);
+        var isRead = request.HttpMethod is "GET" or "HEAD";
+        Reply? probe = segments switch
+        {
+            ["live"] => Reply.Json(200, json => json.WriteBoolean("live", true)),
+            ["ready"] => ReadyReply(),
+            ["metrics"] when _options.Metrics => null,
+            _ => Reply.Problem(404, "Not Found", $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
+        };
+        if (probe is null or { Code: not 404 })
+        {
+            if (!isRead)
+                return (false, NotAllowed("GET, HEAD"));
+            return (false, probe ?? new Reply(
+                200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync()));
+        }
+        var hook = _options.Path.Split('/');
+        if (segments.Length < hook.Length || !segments.Take(hook.Length).SequenceEqual(hook)
+            || segments.Length > hook.Length + 1)
+            return (false, probe);
+        var partition = segments.Length > hook.Length ? segments[^1] : "";
+        if (partition == "" || partition.Any(char.IsControl) || Encoding.UTF8.GetByteCount(partition) > 1024)
+            return (true, Reply.Problem(404, "Not Found",
+                $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."));
+        if (request.HttpMethod != "POST")
+            return (true, NotAllowed("POST"));
+        return (true, await WebhookAsync(request, partition));
+    }
+
+    private static Reply NotAllowed(string allowed) =>
+        Reply.Problem(405, "Method Not Allowed", $"Allowed: {allowed}.") with { Header = ("Allow", allowed) };
+
+    private async Task<Reply> WebhookAsync(HttpListenerRequest request, string partition)
+    {
+        if (_draining)
+            return Reply.Unavailable("SeS is shutting down.");
+        if (Volatile.Read(ref _inFlight) > MaxInFlight)
+            return Reply.Unavailable("Too many requests are in flight.");
+        if (!_auth.Admits(request.Headers["Authorization"]))
+            return Reply.Problem(401, "Unauthorized", "Credentials are missing or wrong.")
+                with { Header = ("WWW-Authenticate", Auth.Challenge) };
+        if (request.Headers["Transfer-Encoding"] != null || request.ContentLength64 < 0)
+            return Bad(411, "Length Required", "Send the body with a Content-Length.");
+        if (request.ContentLength64 > _options.MaxBody)
+            return Bad(413, "Content Too Large", $"The body is larger than --max-body, {_options.MaxBody} bytes.");
+        if (_eventLog is not { } eventLog)
+            return Reply.Unavailable("SeS is starting: its log is being read.");
+        if (_clock.GetUtcNow().UtcDateTime < _built)
+            return Reply.Unavailable("The clock of SeS's host is wrong: it is earlier than the program's making.");
+        var length = (int)request.ContentLength64;
+        try
+        {
+            if (Interlocked.Add(ref _bytesInFlight, length) > MaxBytesInFlight)
+                return Reply.Unavailable("Too much is in flight.");
+            return await TakeAsync(eventLog, request.InputStream, length, partition);
+        }
+        finally
+        {
+            Interlocked.Add(ref _bytesInFlight, -length);
+        }
+    }
+
+    private async Task<Reply> TakeAsync(EventLog eventLog, Stream input, int length, string partition)
+    {
+        var body = ArrayPool<byte>.Shared.Rent(length);
+        try
+        {
+            await input.ReadExactlyAsync(body, 0, length).AsTask().WaitAsync(BodyTime, _clock);
+        }
+        catch (TimeoutException)
+        {
+            // The read may still write to the buffer, so that it is not given back.
+            return Bad(408, "Request Timeout", $"The body did not arrive within {BodyTime.TotalSeconds} s.");
+        }
+        catch (Exception e) when (e is IOException or HttpListenerException or ObjectDisposedException)
+        {
+            return Bad(400, "Bad Request", "The body is shorter than its Content-Length.");
+        }
+        Payload payload;
+        try
+        {
+            payload = Mapping.Read(
+                body.AsSpan(0, length), partition, _options.Map, _clock.GetUtcNow().UtcDateTime);
+        }
+        catch (PayloadException e)
+        {
+            return Bad(400, "Bad Request", e.Message);
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(body);
+        }
+        return await KeepAsync(eventLog, payload, partition);
+    }
+
+    /// <summary>The one place from which a webhook is answered 2xx: after the flush.</summary>
+    private async Task<Reply> KeepAsync(EventLog eventLog, Payload payload, string partition)
+    {
+        if (payload.Truncated > 0)
+        {
+            _meters.Truncated.Inc(payload.Truncated);
+            _log.Often("Alertmanager cut alerts off before sending: raise max_alerts of its receiver",
+                ("partition", partition), ("alerts", payload.Truncated));
+        }
+        try
+        {
+            await eventLog.AppendAsync(payload, partition);
+        }
+        catch (LogRefusedException e)
+        {
+            return Reply.Unavailable(e.Message);
+        }
+        if (payload.Misfits.Count == 0)
+            return new Reply(204, "", []);
+        return Reply.Json(200, json =>
+        {
+            json.WriteNumber("accepted", payload.Readings.Count);
+            json.WriteStartArray("quarantined");
+            foreach (var misfit in payload.Misfits)
+            {
+                json.WriteStartObject();
+                json.WriteString("fingerprint", misfit.Fingerprint);
+                json.WriteString("alertname", misfit.Alertname);
+                json.WriteString("reason", misfit.Reason);
+                json.WriteEndObject();
+            }
+            json.WriteEndArray();
+        });
+    }
+
+    private Reply Bad(int code, string title, string detail)
+    {
+        _meters.BadRequests.Inc();
+        _log.Often("a payload could not be processed", ("code", code), ("reason", detail));
+        return Reply.Problem(code, title, detail);
+    }
+
+    // ---- Seeing inside ----
+
+    /// <summary>Why alerts cannot be made durable now; null when they can.</summary>
+    private string? Unready() =>
+        _draining ? "shutting down" : _eventLog is not { } eventLog ? "starting: the log is being read"
+        : _clock.GetUtcNow().UtcDateTime < _built ? "the clock is earlier than the program's making"
+        : eventLog.Refusal;
+
+    private Reply ReadyReply()
+    {
+        var reason = Unready();
+        return Reply.Json(reason == null ? 200 : 503, json =>
+        {
+            json.WriteBoolean("ready", reason == null);
+            if (reason != null)
+                json.WriteString("reason", reason);
+            json.WriteStartObject("onix");
+            WriteOnix(json);
+            json.WriteEndObject();
+        });
+    }
+
+    private void WriteOnix(Utf8JsonWriter json)
+    {
+        if (_options.OnixUrl == null)
+        {
+            json.WriteString("state", "none");
+            return;
+        }
+        json.WriteString("url", _options.OnixUrl.AbsoluteUri);
+        if (_recorder?.Look() is not { } state)
+        {
+            json.WriteString("state", "starting");
+            return;
+        }
+        json.WriteString("state", state.Trouble != null ? "away" : state.Confirmed == null ? "starting"
+            : state.Backlog > 0 ? "behind" : "recorded");
+        if (state.Trouble != null)
+            json.WriteString("reason", state.Trouble);
+        json.WriteNumber("backlog_events", state.Backlog);
+        json.WriteNumber("backlog_oldest_seconds", Age(state.Oldest));
+        if (state.Confirmed is { } confirmed)
+            json.WriteString("confirmed", Rfc3339.Format(confirmed));
+        json.WriteNumber("barred_services", state.Barred.Count);
+        if (state.Barred.Count > 0)
+            json.WriteString("barred_reason", state.Barred[0].Value.Reason);
+    }
+
+    /// <summary>One line for <c>systemctl status</c>.</summary>
+    public string StatusLine()
+    {
+        var onix = _recorder?.Look() is not { } state ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
+            : state.Trouble != null ? $"Onix away, {state.Backlog} events waiting: {state.Trouble}"
+            : $"Onix has all but {state.Backlog} events, {state.Barred.Count} services barred";
+        return Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}";
+    }
+
+    private double Age(DateTime? since) =>
+        since is { } time ? Math.Max(0, Math.Round((_clock.GetUtcNow().UtcDateTime - time).TotalSeconds, 3)) : 0;
+
+    private void SetGauges()
+    {
+        _meters.Ready.Set(Unready() == null ? 1 : 0);
+        if (_recorder?.Look() is not { } state)
+            return;
+        _meters.Backlog.Set(state.Backlog);
+        _meters.BacklogAge.Set(Age(state.Oldest));
+        _meters.Barred.Set(state.Barred.Count);
+        _meters.ConfirmationAge.Set(Age(state.Confirmed));
+    }
+}
+
+// ================================ 11. Systemd =================================
+//
+// sd_notify(3): one datagram a word to the socket that systemd names. Without one, nothing is sent.
+
+internal sealed class Systemd(string? socketPath, Log log) : IDisposable
+{
+    private readonly Socket? _socket = string.IsNullOrEmpty(socketPath) ? null
+        : new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified);
+
+    public bool IsThere => _socket != null;
+
+    /// <summary>Sends such as <c>READY=1</c>; several are joined by line breaks.</summary>
+    public void Notify(string words)
+    {
+        try
+        {
+            // A leading @ means Linux's abstract namespace, which begins with a NUL.
+            _socket?.SendTo(Encoding.UTF8.GetBytes(words), new UnixDomainSocketEndPoint(
+                socketPath![0] == '@' ? '\0' + socketPath[1..] : socketPath));
+        }
+        catch (SocketException e)
+        {
+            log.Often("systemd could not be notified", ("reason", e.Message));
+        }
+    }
+
+    public void Dispose() => _socket?.Dispose();
+}
+
+// ================================== 12. Main =================================
+//
+// Reads arguments and environment, puts the parts together, and decides the exit code.
 
 internal static class Program
 {
-    private static int Main() => 0;
+    private const int Usage = 2, Failure = 1, Success = 0;
+
+    /// <summary>Less than the 10 s that container engines wait before they kill.</summary>
+    private static readonly TimeSpan DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(2);
+
+    private static readonly string Version = typeof(Program).Assembly
+        .GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";
+
+    /// <summary>When the program's commit was made; the year 1 when that is not known.</summary>
+    private static readonly DateTime Built = typeof(Program).Assembly
+        .GetCustomAttributes<AssemblyMetadataAttribute>().FirstOrDefault(a => a.Key == "CommitTime")?.Value is { } text
+        && long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
+        ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
+
+    public static async Task<int> Main(string[] args)
+    {
+        try
+        {
+            var (flags, exit) = ParseFlags(args);
+            if (exit is { } code)
+                return code;
+            var options = Options.Read(flags, Environment.GetEnvironmentVariables()
+                .Cast<System.Collections.DictionaryEntry>()
+                .ToDictionary(e => (string)e.Key, e => (string?)e.Value ?? ""));
+            return await RunAsync(options);
+        }
+        catch (OptionsException e)
+        {
+            await Console.Error.WriteLineAsync($"ses: {e.Message}");
+            return Usage;
+        }
+        catch (Exception e)
+        {
+            await Console.Error.WriteLineAsync($"ses: a defect in SeS: {e}");
+            return Failure;
+        }
+    }
+
+    // ---- Command line ----
+
+    /// <summary>What the command line gave, by flag; or the code to exit with, after help or a word why.</summary>
+    internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(string[] args)
+    {
+        var root = new RootCommand("Keeps the history of service status that Alertmanager tells.");
+        var options = Options.Settings.Select(s => new Option<string?>(s.Flag)
+        {
+            Description = s.Help,
+            HelpName = s.Value,
+            Arity = s.Value == "BOOL" ? ArgumentArity.ZeroOrOne : ArgumentArity.ExactlyOne,
+        }).ToList();
+        foreach (var option in options)
+            root.Add(option);
+        root.Options.OfType<HelpOption>().Single().Action = new HelpText();
+        root.Options.OfType<VersionOption>().Single().Action = new VersionText();
+        var parsed = root.Parse(args);
+        var given = new Dictionary<string, string>();
+        if (parsed.Action is HelpText or VersionText)
+            return (given, parsed.Invoke());
+        if (parsed.Errors is [var error, ..])
+            throw new OptionsException($"{error.Message} Try ses --help.");
+        foreach (var option in options)
+        {
+            if (parsed.GetResult(option) is { Implicit: false })
+                given[option.Name] = parsed.GetValue(option) ?? "true";
+        }
+        return (given, null);
+    }
+
+    private sealed class HelpText : SynchronousCommandLineAction
+    {
+        public override int Invoke(ParseResult parseResult)
+        {
+            var output = parseResult.InvocationConfiguration.Output;
+            output.WriteLine("""
+                SeS keeps the history of service status: it receives Alertmanager's webhooks, puts
+                status events on disk, and brings each change to the Onix CMDB.
+
+                Usage: ses [--flag VALUE]...
+
+                Each setting has a flag and an environment variable; the flag wins.
+                """);
+            foreach (var group in Options.Settings.GroupBy(s => s.Group))
+            {
+                output.WriteLine($"\n{group.Key}:");
+                foreach (var setting in group)
+                {
+                    output.WriteLine($"  {setting.Flag} {setting.Value}  ({setting.Variable})");
+                    var standard = setting.Default == null || setting.Secret ? "" : $" (default: {setting.Default})";
+                    output.WriteLine($"        {setting.Help}{standard}");
+                }
+            }
+            output.WriteLine("""
+
+                Other:
+                  --help, --version
+
+                Example, without an Onix:
+                  ses --onix-url none --data-dir /var/lib/ses
+
+                Exit codes: 0 asked to stop, 1 the disk or SeS failed, 2 a setting is wrong.
+                """);
+            return Success;
+        }
+    }
+
+    private sealed class VersionText : SynchronousCommandLineAction
+    {
+        public override int Invoke(ParseResult parseResult)
+        {
+            parseResult.InvocationConfiguration.Output.WriteLine($"ses {Version}");
+            return Success;
+        }
+    }
+
+    // ---- A run ----
+
+    private static async Task<int> RunAsync(Options options)
+    {
+        var log = new Log(options.LogLevel, options.LogJson, Console.Error, TimeProvider.System);
+        foreach (var warning in options.Warnings)
+            log.Warn(warning);
+        var version = Version.Split('+', 2);
+        var meters = new Meters(version[0], version.Length > 1 ? version[1] : "unknown");
+        using var claim = Claim(options.DataDir);
+        var web = new Web(options, Built, TimeProvider.System, log, meters);
+        Listen(web, options);
+        log.Info("SeS listens", ("version", Version),
+            ("url", $"http://{options.Address?.ToString() ?? "localhost"}:{options.Port}/{options.Path}/PARTITION"),
+            ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
+
+        using var stop = new CancellationTokenSource();
+        using var systemd = new Systemd(Environment.GetEnvironmentVariable("NOTIFY_SOCKET"), log);
+        using var signals = new Signals(stop);
+        var eventLog = OpenLog(options, log, meters);
+        var recorder = OpenRecorder(options, eventLog, log, meters);
+        var recording = recorder?.RunAsync(stop.Token) ?? Task.CompletedTask;
+        web.Serve(eventLog, recorder);
+        log.Info("SeS is ready");
+        systemd.Notify("READY=1\nSTATUS=" + web.StatusLine());
+
+        using (new Timer(_ => systemd.Notify("WATCHDOG=1\nSTATUS=" + web.StatusLine()), null,
+            systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
+            await Task.WhenAny(eventLog.Failed, Task.Delay(Timeout.Infinite, stop.Token));
+        return await EndAsync(web, eventLog, recording, stop, systemd, log);
+    }
+
+    private static async Task<int> EndAsync(Web web, EventLog eventLog, Task recording,
+        CancellationTokenSource stop, Systemd systemd, Log log)
+    {
+        systemd.Notify("STOPPING=1");
+        log.Info("SeS stops: no more alerts are taken");
+        await web.DrainAsync(DrainTime);
+        await stop.CancelAsync();
+        await Task.WhenAny(recording, Task.Delay(RecorderTime));
+        eventLog.Stop();
+        if (!eventLog.Failed.IsCompleted)
+        {
+            log.Info("SeS has stopped: everything acknowledged is on disk");
+            return Success;
+        }
+        log.Error("SeS ends: the disk failed; nothing acknowledged is lost", ("reason", await eventLog.Failed));
+        return Failure;
+    }
+
+    /// <summary>One process per data directory: holds the lock file until it is disposed.</summary>
+    private static FileStream Claim(string dir)
+    {
+        try
+        {
+            Directory.CreateDirectory(
+                dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+            return new FileStream(Path.Combine(dir, "lock"), FileMode.OpenOrCreate, FileAccess.ReadWrite,
+                FileShare.None);
+        }
+        catch (IOException e) when (File.Exists(Path.Combine(dir, "lock")))
+        {
+            throw new OptionsException($"--data-dir (OXSES_DATADIR): '{dir}' is in use by another SeS ({e.Message})");
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new OptionsException($"--data-dir (OXSES_DATADIR): '{dir}' cannot be used: {e.Message}");
+        }
+    }
+
+    private static void Listen(Web web, Options options)
+    {
+        try
+        {
+            web.Start();
+        }
+        catch (HttpListenerException e)
+        {
+            throw new OptionsException($"--port (OXSES_PORT): '{options.Port}' on "
+                + $"{options.Address?.ToString() ?? "all addresses"} cannot be listened on: {e.Message}");
+        }
+    }
+
+    private static EventLog OpenLog(Options options, Log log, Meters meters)
+    {
+        try
+        {
+            return new EventLog(options.DataDir, options.Retention, TimeProvider.System, log, meters);
+        }
+        catch (Exception e) when (e is DataDirException or IOException or UnauthorizedAccessException)
+        {
+            throw new OptionsException($"--data-dir (OXSES_DATADIR): {e.Message}");
+        }
+    }
+
+    private static Recorder? OpenRecorder(Options options, EventLog eventLog, Log log, Meters meters)
+    {
+        if (options.OnixUrl == null)
+        {
+            // An Onix that is switched on later gets the whole history.
+            eventLog.KeepFrom = int.MaxValue;
+            eventLog.ForgetCursor();
+            return null;
+        }
+        try
+        {
+            var onix = new OnixClient(options, OnixClient.Connection(options), TimeProvider.System, meters);
+            return new Recorder(eventLog, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
+        }
+        catch (CryptographicException e)
+        {
+            throw new OptionsException($"--onix-ca-file (OXSES_ONIX_CAFILE): '{options.OnixCaFile}' "
+                + $"holds no certificate in PEM: {e.Message}");
+        }
+    }
+
+    /// <summary>Half of what systemd allows, as sd_watchdog_enabled(3) advises; else for the status line.</summary>
+    private static TimeSpan WatchdogPeriod() =>
+        long.TryParse(Environment.GetEnvironmentVariable("WATCHDOG_USEC"), NumberStyles.None,
+            CultureInfo.InvariantCulture, out var microseconds) && microseconds > 0
+            ? TimeSpan.FromMicroseconds(microseconds / 2.0) : TimeSpan.FromSeconds(10);
+
+    /// <summary>SIGTERM and SIGINT ask to stop; a file size limit is an error of a write, not the end.</summary>
+    private sealed class Signals : IDisposable
+    {
+        private const PosixSignal FileSizeExceeded = (PosixSignal)25;
+
+        private readonly PosixSignalRegistration[] _registrations;
+
+        public Signals(CancellationTokenSource stop)
+        {
+            void Stop(PosixSignalContext context)
+            {
+                context.Cancel = true;
+                stop.Cancel();
+            }
+
+            _registrations =
+            [
+                PosixSignalRegistration.Create(PosixSignal.SIGTERM, Stop),
+                PosixSignalRegistration.Create(PosixSignal.SIGINT, Stop),
+                PosixSignalRegistration.Create(FileSizeExceeded, context => context.Cancel = true),
+            ];
+        }
+
+        public void Dispose() => Array.ForEach(_registrations, r => r.Dispose());
+    }
 }
