@@ -1174,9 +1174,10 @@ internal sealed class WindowLine
     public Window ToWindow()
     {
         var window = new Window { Heard = Rfc3339.TryParse(Heard, out var heard) ? heard : default };
+        var key = Key;
         foreach (var line in Events)
         {
-            if (line.ToEvent(Key) is { } e)
+            if (line.ToEvent(key) is { } e)
                 window.Add(e);
         }
         return window;
@@ -1353,6 +1354,7 @@ internal sealed class EventLog
     private readonly SortedDictionary<int, LogFile> _files = [];
     private readonly Dictionary<UInt128, Batch?> _quarantined = [];
     private Batch _current = new();
+    private Batch? _spare;
     private Cursor _flushed;
     private long _appended;
     private bool _stopping;
@@ -1370,8 +1372,9 @@ internal sealed class EventLog
     private sealed record LogFile(string Path, DateOnly Date);
 
     /// <summary>A service's window, and its events on their way to the disk.</summary>
-    private sealed class Track
+    private sealed class Track(ServiceKey service)
     {
+        public ServiceKey Service => service;
         public Window Window { get; init; } = new();
         public List<(StatusEvent Event, Batch Batch)> Pending { get; } = [];
 
@@ -1385,13 +1388,21 @@ internal sealed class EventLog
                 return last;
             }
         }
+
+        /// <summary>The same reading, with the texts that are held already: windows are what memory is for.</summary>
+        public Reading Share(Reading reading) => reading with
+        {
+            Service = service,
+            Description = Window.Events.FirstOrDefault(e => e.Description == reading.Description)?.Description
+                ?? reading.Description,
+        };
     }
 
     /// <summary>What shares one flush.</summary>
     private sealed class Batch
     {
-        public ArrayBufferWriter<byte> Lines { get; } = new();
-        public ArrayBufferWriter<byte> Misfits { get; } = new();
+        public ArrayBufferWriter<byte> Lines { get; }
+        public ArrayBufferWriter<byte> Misfits { get; }
         public List<(Track Track, StatusEvent Event)> Events { get; } = [];
         public List<UInt128> MisfitIds { get; } = [];
         public LineWriter LineWriter { get; }
@@ -1400,11 +1411,24 @@ internal sealed class EventLog
 
         public Batch()
         {
-            LineWriter = new LineWriter(Lines);
-            MisfitWriter = new LineWriter(Misfits);
+            (Lines, Misfits) = (new ArrayBufferWriter<byte>(64 * 1024), new ArrayBufferWriter<byte>());
+            (LineWriter, MisfitWriter) = (new LineWriter(Lines), new LineWriter(Misfits));
         }
 
+        private Batch(Batch done) => (Lines, Misfits, LineWriter, MisfitWriter) =
+            (done.Lines, done.Misfits, done.LineWriter, done.MisfitWriter);
+
         public int Size => Lines.WrittenCount + Misfits.WrittenCount;
+
+        /// <summary>An empty batch with the buffers of one that is done, unless they have grown too large.</summary>
+        public static Batch After(Batch done)
+        {
+            if (done.Lines.Capacity + done.Misfits.Capacity > 2 * ReadSize)
+                return new Batch();
+            done.Lines.ResetWrittenCount();
+            done.Misfits.ResetWrittenCount();
+            return new Batch(done);
+        }
     }
 
     /// <summary>Opens the log, mends what a crash left, and starts the writer.</summary>
@@ -1500,9 +1524,9 @@ internal sealed class EventLog
     private void Hear(Reading reading, DateTime now, int[] counts, HashSet<Batch> waits)
     {
         if (!_services.TryGetValue(reading.Service, out var track))
-            _services[reading.Service] = track = new Track();
+            _services[reading.Service] = track = new Track(reading.Service);
         track.Window.Heard = now;
-        foreach (var e in Interpretation.Events(reading, track.Last, now))
+        foreach (var e in Interpretation.Events(track.Share(reading), track.Last, now))
         {
             var place = track.Window.PlaceOf(e);
             var pending = track.Pending.Find(p => p.Event.Same(e));
@@ -1568,13 +1592,16 @@ internal sealed class EventLog
                     Monitor.Wait(_gate, Housekeeping);
                 stopping = _stopping;
                 if (_current.Size > 0)
-                    (batch, _current) = (_current, new Batch());
+                    (batch, _current, _spare) = (_current, _spare ?? new Batch(), null);
             }
             Rotate();
-            if (batch != null)
-                Write(batch);
-            else if (stopping)
+            if (batch == null && stopping)
                 break;
+            if (batch == null)
+                continue;
+            Write(batch);
+            lock (_gate)
+                _spare = Batch.After(batch);
         }
         if (!_failed.Task.IsCompleted)
             WriteEnd();
@@ -1747,12 +1774,12 @@ internal sealed class EventLog
     private void Apply(LogLine line)
     {
         if (line.Window is { } head)
-            _services[head.Key] = new Track { Window = head.ToWindow() };
+            _services[head.Key] = new Track(head.Key) { Window = head.ToWindow() };
         if (line.Time == null || line.ToEvent() is not { } e)
             return;
         if (!_services.TryGetValue(e.Service, out var track))
-            _services[e.Service] = track = new Track();
-        track.Window.Add(e);
+            _services[e.Service] = track = new Track(e.Service);
+        track.Window.Add(e with { Service = track.Service });
         track.Window.Heard = e.Received > track.Window.Heard ? e.Received : track.Window.Heard;
     }
 

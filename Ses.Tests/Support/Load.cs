@@ -1,0 +1,118 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Net;
+using System.Net.Sockets;
+using System.Text;
+
+namespace Ses.Tests.Support;
+
+/// <summary>What a load came to.</summary>
+/// <param name="Acknowledged">Events in requests that were answered 2xx.</param>
+/// <param name="Refused">Requests answered otherwise.</param>
+/// <param name="Latencies">Of each request, sorted.</param>
+internal sealed record LoadResult(long Acknowledged, long Refused, TimeSpan Took, TimeSpan[] Latencies)
+{
+    public double PerSecond => Acknowledged / Took.TotalSeconds;
+
+    public double Milliseconds(double quantile) =>
+        Latencies[Math.Min(Latencies.Length - 1, (int)(Latencies.Length * quantile))].TotalMilliseconds;
+}
+
+/// <summary>
+/// Senders that post changes of status as fast as they are acknowledged, over raw sockets, so that the
+/// sender costs little of the machine. Every event is a new one: each service flips at each round.
+/// </summary>
+internal sealed class Load(int port, int senders, int alerts, int servicesPerSender)
+{
+    /// <summary>The bare HttpListener closes a connection after its hundredth request.</summary>
+    private const int RequestsPerConnection = 90;
+
+    private static readonly DateTime Epoch = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
+
+    /// <summary>Posts for so long, or until each sender has sent so many requests.</summary>
+    public async Task<LoadResult> RunAsync(TimeSpan duration, long requestsEach = long.MaxValue)
+    {
+        var clock = Stopwatch.StartNew();
+        var runs = Enumerable.Range(0, senders)
+            .Select(s => Task.Factory.StartNew(() => Send(s, clock, duration, requestsEach),
+                CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default)).ToList();
+        var results = await Task.WhenAll(runs);
+        var latencies = results.SelectMany(r => r.Latencies).ToArray();
+        Array.Sort(latencies);
+        return new LoadResult(results.Sum(r => r.Acknowledged), results.Sum(r => r.Refused), clock.Elapsed, latencies);
+    }
+
+    private (long Acknowledged, long Refused, List<TimeSpan> Latencies) Send(
+        int sender, Stopwatch clock, TimeSpan duration, long most)
+    {
+        var socket = Connect();
+        var (acknowledged, refused, latencies) = (0L, 0L, new List<TimeSpan>());
+        var answer = new byte[64 * 1024];
+        var left = RequestsPerConnection;
+        for (long request = 0; request < most && clock.Elapsed < duration; request++)
+        {
+            if (left-- == 0)
+            {
+                socket.Dispose();
+                (socket, left) = (Connect(), RequestsPerConnection - 1);
+            }
+            var bytes = Request(sender, request);
+            var started = clock.Elapsed;
+            for (var sent = 0; sent < bytes.Length;)
+                sent += socket.Send(bytes.AsSpan(sent));
+            var code = ReadCode(socket, answer);
+            latencies.Add(clock.Elapsed - started);
+            acknowledged += code == 204 ? alerts : 0;
+            refused += code == 204 ? 0 : 1;
+            left = code < 400 ? left : 0;
+        }
+        socket.Dispose();
+        return (acknowledged, refused, latencies);
+    }
+
+    private Socket Connect()
+    {
+        var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        socket.Connect(new IPEndPoint(IPAddress.Loopback, port));
+        return socket;
+    }
+
+    private byte[] Request(int sender, long request)
+    {
+        var body = new StringBuilder("{\"version\":\"4\",\"alerts\":[");
+        for (var i = 0; i < alerts; i++)
+        {
+            var number = (request * alerts) + i;
+            var (service, round) = (number % servicesPerSender, number / servicesPerSender);
+            var time = Epoch.AddMilliseconds(round * 10).ToString("yyyy-MM-dd'T'HH:mm:ss.fff'Z'", CultureInfo.InvariantCulture);
+            body.Append(i == 0 ? "" : ",").Append(CultureInfo.InvariantCulture, $$"""
+                {"status":"firing","labels":{"alertname":"Node_{{(round % 2 == 0 ? "Up" : "Down")}}","platform":"p01-dev",
+                """).Append(CultureInfo.InvariantCulture, $$"""
+                "service":"s{{sender}}","facet":"node","severity":"critical","status":"{{(round % 2 == 0 ? "up" : "down")}}",
+                """).Append(CultureInfo.InvariantCulture, $$"""
+                "description":"The application is not responding"},"annotations":{"location":"10.0.{{service}}.1:2379"},
+                """).Append(CultureInfo.InvariantCulture, $$"""
+                "startsAt":"{{time}}","endsAt":"0001-01-01T00:00:00Z","generatorURL":"http://prometheus:9090/graph",
+                """).Append(CultureInfo.InvariantCulture, $$"""
+                "fingerprint":"{{service:x16}}"}
+                """);
+        }
+        body.Append("]}");
+        return Encoding.UTF8.GetBytes($"POST /alerts/INS HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            + $"Content-Type: application/json\r\nContent-Length: {body.Length}\r\n\r\n{body}");
+    }
+
+    private static int ReadCode(Socket socket, byte[] answer)
+    {
+        var held = 0;
+        while (true)
+        {
+            var read = socket.Receive(answer.AsSpan(held));
+            if (read == 0)
+                throw new IOException("the connection was closed before the answer");
+            held += read;
+            if (answer.AsSpan(0, held).IndexOf("\r\n\r\n"u8) >= 0)
+                return int.Parse(Encoding.ASCII.GetString(answer, 9, 3), CultureInfo.InvariantCulture);
+        }
+    }
+}

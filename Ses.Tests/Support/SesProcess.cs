@@ -1,0 +1,157 @@
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Sockets;
+using System.Text;
+
+namespace Ses.Tests.Support;
+
+/// <summary>Gives out TCP ports of 127.0.0.1 that nobody listens on.</summary>
+internal static class FreePort
+{
+    private static readonly Lock _gate = new();
+    private static readonly HashSet<int> _given = [];
+
+    /// <summary>A free port, never the same twice in one test run.</summary>
+    public static int Next()
+    {
+        lock (_gate)
+        {
+            while (true)
+            {
+                using var listener = new TcpListener(IPAddress.Loopback, 0);
+                listener.Start();
+                var port = ((IPEndPoint)listener.LocalEndpoint).Port;
+                if (_given.Add(port))
+                    return port;
+            }
+        }
+    }
+}
+
+/// <summary>The native SeS, run as a user runs it, on 127.0.0.1.</summary>
+internal sealed class SesProcess : IAsyncDisposable
+{
+    private static readonly TimeSpan _readyWithin = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan _gone = TimeSpan.FromSeconds(20);
+
+    private readonly string[] _arguments;
+    private ChildProcess _child;
+
+    private SesProcess(int port, string dataDir, string[] arguments)
+    {
+        Port = port;
+        DataDir = dataDir;
+        _arguments = arguments;
+        _child = Run();
+        Client = new HttpClient
+        {
+            BaseAddress = new Uri($"http://127.0.0.1:{port}/"),
+            Timeout = TimeSpan.FromSeconds(30),
+        };
+    }
+
+    /// <summary>The native program: <c>SES_BINARY</c>, else <c>out/ses</c> in a folder above the tests.</summary>
+    /// <exception cref="FileNotFoundException">It was not built; the message says how to.</exception>
+    public static string Binary => Environment.GetEnvironmentVariable("SES_BINARY") is { Length: > 0 } named
+        ? Path.GetFullPath(named)
+        : Above(AppContext.BaseDirectory).Select(dir => Path.Combine(dir, "out", "ses")).FirstOrDefault(File.Exists)
+            ?? throw new FileNotFoundException("no out/ses above the tests: run make, or set SES_BINARY");
+
+    public int Port { get; }
+
+    public string DataDir { get; }
+
+    /// <summary>Asks this SeS; the base address is its root.</summary>
+    public HttpClient Client { get; }
+
+    /// <summary>The process that runs now; another one after each restart.</summary>
+    public ChildProcess Child => _child;
+
+    /// <summary>Starts SeS, without waiting for more than the start of the process.</summary>
+    /// <param name="dataDir">Null: a temporary folder, left behind for whoever looks into a failure.</param>
+    public static SesProcess Launch(string onixUrl, string? dataDir = null, int? port = null, params string[] extra)
+    {
+        var dir = dataDir ?? Directory.CreateTempSubdirectory("ses-data-").FullName;
+        var free = port ?? FreePort.Next();
+        return new SesProcess(free, dir,
+            ["--port", $"{free}", "--address", "127.0.0.1", "--data-dir", dir, "--onix-url", onixUrl, .. extra]);
+    }
+
+    /// <summary>Starts SeS and waits until it takes alerts.</summary>
+    /// <exception cref="InvalidOperationException">It ended instead; the message ends with its output.</exception>
+    public static async Task<SesProcess> StartAsync(
+        string onixUrl, string? dataDir = null, int? port = null, params string[] extra)
+    {
+        var ses = Launch(onixUrl, dataDir, port, extra);
+        try
+        {
+            await ses.ReadyAsync();
+            return ses;
+        }
+        catch
+        {
+            await ses.DisposeAsync();
+            throw;
+        }
+    }
+
+    /// <summary>Where Alertmanager has to send the alerts of a partition.</summary>
+    public Uri Webhook(string partition) => new(Client.BaseAddress!, $"alerts/{partition}");
+
+    /// <summary>Posts a webhook's body, as Alertmanager does.</summary>
+    public async Task<HttpResponseMessage> PostAsync(string partition, string json)
+    {
+        using var content = new ByteArrayContent(Encoding.UTF8.GetBytes(json));
+        content.Headers.ContentType = new MediaTypeHeaderValue("application/json");
+        return await Client.PostAsync(Webhook(partition), content);
+    }
+
+    public void Kill(Signal signal) => _child.Kill(signal);
+
+    /// <summary>Waits until <c>GET /ready</c> answers 200.</summary>
+    public Task ReadyAsync() => Wait.UntilAsync(async () =>
+    {
+        if (_child.HasExited)
+            throw new InvalidOperationException($"SeS ended with {await _child.ExitAsync(_gone)}:\n{_child.Output}");
+        try
+        {
+            using var answer = await Client.GetAsync("ready");
+            return answer.StatusCode == HttpStatusCode.OK;
+        }
+        catch (HttpRequestException)
+        {
+            return false;
+        }
+    }, _readyWithin, $"/ready of SeS on port {Port}");
+
+    /// <summary>Starts it again with the same settings, port and folder, and waits until it is ready.</summary>
+    /// <remarks>One that still runs is asked to end first; it has 20 s for that.</remarks>
+    public async Task RestartAsync()
+    {
+        Kill(Signal.Terminate);
+        await _child.ExitAsync(_gone);
+        await _child.DisposeAsync();
+        _child = Run();
+        await ReadyAsync();
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        Client.Dispose();
+        await _child.DisposeAsync();
+    }
+
+    private ChildProcess Run()
+    {
+        var unset = Environment.GetEnvironmentVariables().Keys.Cast<string>()
+            .Where(name => name.StartsWith("OXSES_", StringComparison.Ordinal) || name == "STATE_DIRECTORY")
+            .ToDictionary(name => name, _ => (string?)null);
+        return ChildProcess.Start(Binary, _arguments, unset, Path.GetDirectoryName(DataDir));
+    }
+
+    private static IEnumerable<string> Above(string dir)
+    {
+        for (var at = new DirectoryInfo(dir); at != null; at = at.Parent)
+            yield return at.FullName;
+    }
+}
