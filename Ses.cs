@@ -455,7 +455,8 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
         }
     }
 
-    private string Now() => Rfc3339.Format(clock.GetUtcNow().UtcDateTime);
+    private string Now() =>
+        clock.GetUtcNow().ToString("yyyy-MM-dd'T'HH:mm:ss.fff'Z'", CultureInfo.InvariantCulture);
 
     private string Text(LogLevel level, string message, (string Key, object? Value)[] fields)
     {
@@ -1505,7 +1506,7 @@ internal sealed class EventLog
                 throw new LogRefusedException("SeS is shutting down.");
             if (_current.Size > MaxPending)
                 throw new LogRefusedException("Too much is waiting for the disk.");
-            var now = _clock.GetUtcNow().UtcDateTime;
+            var now = Now();
             foreach (var reading in payload.Readings)
                 Hear(reading, now, counts, waits);
             foreach (var misfit in payload.Misfits)
@@ -1519,6 +1520,13 @@ internal sealed class EventLog
             _meters.Events.WithLabels(place.ToString().ToLowerInvariant()).Inc(counts[(int)place]);
         _meters.Alerts.WithLabels("accepted").Inc(payload.Readings.Count);
         _meters.Alerts.WithLabels("quarantined").Inc(payload.Misfits.Count);
+    }
+
+    /// <summary>To the millisecond, as Prometheus has it.</summary>
+    private DateTime Now()
+    {
+        var now = _clock.GetUtcNow().UtcDateTime;
+        return now.AddTicks(-(now.Ticks % TimeSpan.TicksPerMillisecond));
     }
 
     private void Hear(Reading reading, DateTime now, int[] counts, HashSet<Batch> waits)
@@ -1605,6 +1613,8 @@ internal sealed class EventLog
         }
         if (!_failed.Task.IsCompleted)
             WriteEnd();
+        else
+            Refuse(_current, new LogRefusedException("The disk failed."));
         _file.Dispose();
         _quarantine.Dispose();
     }
@@ -3519,7 +3529,7 @@ internal sealed class Web
         await Task.Yield();
         context.Response.StatusCode = 503;
         var started = _clock.GetTimestamp();
-        var isWebhook = Segments(context.Request) is [.., _];
+        var isWebhook = true;
         Reply reply;
         try
         {
