@@ -13,10 +13,10 @@ internal enum Signal { Interrupt = 2, Kill = 9, Terminate = 15, Continue = 18, S
 /// <remarks>Safe for any thread. Only the process itself is ever signalled, never its children.</remarks>
 internal sealed partial class ChildProcess : IAsyncDisposable
 {
-    /// <summary>What is kept of the output, in characters; the end of it, where the cause of death is.</summary>
+    /// <summary>What is kept of the output, in characters: the end, where the cause of death is.</summary>
     private const int MaxOutput = 1 << 20;
 
-    /// <summary>How long a killed process may take to be gone: the kernel's work, on a busy machine.</summary>
+    /// <summary>How long a killed process may take to be gone: the kernel's work, when busy.</summary>
     private static readonly TimeSpan _gone = TimeSpan.FromSeconds(10);
 
     private readonly Process _process;
@@ -58,7 +58,7 @@ internal sealed partial class ChildProcess : IAsyncDisposable
 
     public bool HasExited => _process.HasExited;
 
-    /// <summary>What it wrote to stdout and stderr so far, by lines as they came; the last 1 Mi characters.</summary>
+    /// <summary>What it wrote to stdout and stderr so far, in lines; the last 1 Mi characters.</summary>
     public string Output
     {
         get
@@ -97,7 +97,8 @@ internal sealed partial class ChildProcess : IAsyncDisposable
     /// <summary>The memory that it occupies in RAM, in bytes (VmRSS of proc(5)).</summary>
     public long ResidentBytes()
     {
-        var line = File.ReadLines($"/proc/{Id}/status").First(l => l.StartsWith("VmRSS:", StringComparison.Ordinal));
+        var line = File.ReadLines($"/proc/{Id}/status")
+            .First(l => l.StartsWith("VmRSS:", StringComparison.Ordinal));
         var kibibytes = line["VmRSS:".Length..].Replace("kB", "", StringComparison.Ordinal).Trim();
         return long.Parse(kibibytes, CultureInfo.InvariantCulture) * 1024;
     }

@@ -39,7 +39,8 @@ internal static class LogFiles
     private static IReadOnlyList<LoggedEvent> Changes(IEnumerable<LoggedEvent> events)
     {
         var changes = new List<LoggedEvent>();
-        foreach (var e in events.OrderBy(e => e.Time).ThenBy(e => e.Status == "down" ? 1 : 0))
+        foreach (var e in events.OrderBy(e => e.Time).ThenBy(e => e.Status == "down" ? 1 : 0)
+            .ThenBy(e => e.Status, StringComparer.Ordinal))
         {
             if (changes.Count == 0 || changes[^1].Status != e.Status)
                 changes.Add(e);
@@ -49,7 +50,8 @@ internal static class LogFiles
 
     private static IEnumerable<string> WholeLines(string path)
     {
-        using var file = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
+        using var file = new FileStream(
+            path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
         using var reader = new StreamReader(file, Encoding.UTF8);
         var text = reader.ReadToEnd();
         return text[..(text.LastIndexOf('\n') + 1)].Split('\n', StringSplitOptions.RemoveEmptyEntries);
@@ -65,7 +67,8 @@ internal static class LogFiles
 
         JsonElement Field(string name) => root.TryGetProperty(name, out var value)
             ? value : throw new JsonException($"no {name} in {line}");
-        string Text(string name) => Field(name).GetString() ?? throw new JsonException($"{name} is null in {line}");
+        string Text(string name) => Field(name).GetString()
+            ?? throw new JsonException($"{name} is null in {line}");
         DateTime Time(string name) => Field(name).GetDateTimeOffset().UtcDateTime;
     }
 }

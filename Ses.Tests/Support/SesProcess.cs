@@ -6,25 +6,35 @@ using System.Text;
 namespace Ses.Tests.Support;
 
 /// <summary>Gives out TCP ports of 127.0.0.1 that nobody listens on.</summary>
+/// <remarks>
+/// From below the kernel's ephemeral range (32768 on), so that no outgoing connection takes the port of a
+/// server that is down for a while, and no client that dials such a port ends up talking to itself.
+/// </remarks>
 internal static class FreePort
 {
-    private static readonly Lock _gate = new();
-    private static readonly HashSet<int> _given = [];
+    private const int First = 20_000, Count = 12_000;
+
+    // Test runs side by side begin at different places.
+    private static int _next = Random.Shared.Next(Count);
 
     /// <summary>A free port, never the same twice in one test run.</summary>
     public static int Next()
     {
-        lock (_gate)
+        for (var tried = 0; tried < Count; tried++)
         {
-            while (true)
+            var port = First + (Interlocked.Increment(ref _next) & int.MaxValue) % Count;
+            using var listener = new TcpListener(IPAddress.Loopback, port);
+            try
             {
-                using var listener = new TcpListener(IPAddress.Loopback, 0);
                 listener.Start();
-                var port = ((IPEndPoint)listener.LocalEndpoint).Port;
-                if (_given.Add(port))
-                    return port;
+                return port;
+            }
+            catch (SocketException)
+            {
+                // Taken; the next one.
             }
         }
+        throw new InvalidOperationException($"no free port from {First} to {First + Count - 1}");
     }
 }
 
@@ -35,13 +45,19 @@ internal sealed class SesProcess : IAsyncDisposable
     private static readonly TimeSpan _gone = TimeSpan.FromSeconds(20);
 
     private readonly string[] _arguments;
+    private readonly bool _ownsDataDir;
     private ChildProcess _child;
 
-    private SesProcess(int port, string dataDir, string[] arguments)
+    private SesProcess(int port, string? dataDir, string onixUrl, string[] extra)
     {
         Port = port;
-        DataDir = dataDir;
-        _arguments = arguments;
+        _ownsDataDir = dataDir == null;
+        DataDir = dataDir ?? Directory.CreateTempSubdirectory("ses-data-").FullName;
+        _arguments =
+        [
+            "--port", $"{port}", "--address", "127.0.0.1",
+            "--data-dir", DataDir, "--onix-url", onixUrl, .. extra,
+        ];
         _child = Run();
         Client = new HttpClient
         {
@@ -50,11 +66,12 @@ internal sealed class SesProcess : IAsyncDisposable
         };
     }
 
-    /// <summary>The native program: <c>SES_BINARY</c>, else <c>out/ses</c> in a folder above the tests.</summary>
+    /// <summary>The native program: <c>SES_BINARY</c>, else <c>out/ses</c> above the tests.</summary>
     /// <exception cref="FileNotFoundException">It was not built; the message says how to.</exception>
     public static string Binary => Environment.GetEnvironmentVariable("SES_BINARY") is { Length: > 0 } named
         ? Path.GetFullPath(named)
-        : Above(AppContext.BaseDirectory).Select(dir => Path.Combine(dir, "out", "ses")).FirstOrDefault(File.Exists)
+        : Above(AppContext.BaseDirectory)
+            .Select(dir => Path.Combine(dir, "out", "ses")).FirstOrDefault(File.Exists)
             ?? throw new FileNotFoundException("no out/ses above the tests: run make, or set SES_BINARY");
 
     public int Port { get; }
@@ -68,17 +85,13 @@ internal sealed class SesProcess : IAsyncDisposable
     public ChildProcess Child => _child;
 
     /// <summary>Starts SeS, without waiting for more than the start of the process.</summary>
-    /// <param name="dataDir">Null: a temporary folder, left behind for whoever looks into a failure.</param>
-    public static SesProcess Launch(string onixUrl, string? dataDir = null, int? port = null, params string[] extra)
-    {
-        var dir = dataDir ?? Directory.CreateTempSubdirectory("ses-data-").FullName;
-        var free = port ?? FreePort.Next();
-        return new SesProcess(free, dir,
-            ["--port", $"{free}", "--address", "127.0.0.1", "--data-dir", dir, "--onix-url", onixUrl, .. extra]);
-    }
+    /// <param name="dataDir">Null: a temporary folder, which goes with this object.</param>
+    public static SesProcess Launch(
+        string onixUrl, string? dataDir = null, int? port = null, params string[] extra) =>
+        new(port ?? FreePort.Next(), dataDir, onixUrl, extra);
 
     /// <summary>Starts SeS and waits until it takes alerts.</summary>
-    /// <exception cref="InvalidOperationException">It ended instead; the message ends with its output.</exception>
+    /// <exception cref="InvalidOperationException">It ended instead; the message has its output.</exception>
     public static async Task<SesProcess> StartAsync(
         string onixUrl, string? dataDir = null, int? port = null, params string[] extra)
     {
@@ -112,7 +125,8 @@ internal sealed class SesProcess : IAsyncDisposable
     public Task ReadyAsync() => Wait.UntilAsync(async () =>
     {
         if (_child.HasExited)
-            throw new InvalidOperationException($"SeS ended with {await _child.ExitAsync(_gone)}:\n{_child.Output}");
+            throw new InvalidOperationException(
+                $"SeS ended with {await _child.ExitAsync(_gone)}:\n{_child.Output}");
         try
         {
             using var answer = await Client.GetAsync("ready");
@@ -124,7 +138,7 @@ internal sealed class SesProcess : IAsyncDisposable
         }
     }, _readyWithin, $"/ready of SeS on port {Port}");
 
-    /// <summary>Starts it again with the same settings, port and folder, and waits until it is ready.</summary>
+    /// <summary>Starts it again with the same settings, port and folder; waits until it is ready.</summary>
     /// <remarks>One that still runs is asked to end first; it has 20 s for that.</remarks>
     public async Task RestartAsync()
     {
@@ -139,6 +153,8 @@ internal sealed class SesProcess : IAsyncDisposable
     {
         Client.Dispose();
         await _child.DisposeAsync();
+        if (_ownsDataDir)
+            Directory.Delete(DataDir, recursive: true);
     }
 
     private ChildProcess Run()
