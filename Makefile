@@ -32,7 +32,10 @@ publish: out/ses
 out/ses: $(SOURCES)
 	$(DOTNET) publish Ses.csproj -c Release -r linux-x64 -o out --nologo
 
-e2e: out/ses
+Ses.Tests/oidc/node_modules: Ses.Tests/oidc/package-lock.json
+	cd $(@D) && npm ci --silent --no-audit --no-fund && touch node_modules
+
+e2e: out/ses Ses.Tests/oidc/node_modules
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' 2>&1 | $(SUMMARY)
 
 bench: out/ses

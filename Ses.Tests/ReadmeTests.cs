@@ -1,0 +1,271 @@
+using System.Globalization;
+using System.Reflection;
+using System.Text;
+using System.Text.RegularExpressions;
+using Xunit;
+
+namespace Ses.Tests;
+
+/// <summary>What the README tells operators is what the program has and does.</summary>
+public sealed partial class ReadmeTests
+{
+    private const double Kib = 1024, Mib = 1024 * 1024;
+
+    private static readonly string _root = Root();
+    private static readonly string _readme = File.ReadAllText(Path.Combine(_root, "README.md"));
+    private static readonly string _program = File.ReadAllText(Path.Combine(_root, "Ses.cs"));
+
+    /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
+    private static readonly int[] _codes = [200, 204, 400, 401, 404, 405, 408, 411, 413, 503];
+
+    /// <summary>The constants that the table of limits names; it is filled by the table after it.</summary>
+    private static readonly HashSet<(Type, string)> _named = [];
+
+    /// <summary>
+    /// The table of limits: a row's name, the text that its value holds, and where the program has it, as a
+    /// constant or, where a limit stands in a line of the program, as that text.
+    /// </summary>
+    private static readonly (string Name, string Value, string? Text)[] _limits =
+    [
+        ("body of a webhook", "16 MiB; at most 256 MiB", "count * unit is >= 1024 and <= 256 * 1024 * 1024"),
+        Limit("time for the body", typeof(Web), "BodyTime"),
+        Limit("requests in flight", typeof(Web), "MaxInFlight"),
+        Limit("bodies in flight", typeof(Web), "MaxBytesInFlight", Mib),
+        Limit("bytes waiting for the disk", typeof(EventLog), "MaxPending", Mib),
+        ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(partition) > 1024"),
+        Limit("depth of the JSON", typeof(Mapping), "MaxDepth"),
+        Limit("service of an alert", typeof(Mapping), "MaxService"),
+        Limit("platform, facet, location, status of an alert", typeof(Mapping), "MaxField", Kib),
+        Limit("time of an alert, earliest", typeof(Mapping), "Earliest"),
+        Limit("time of an alert, ahead of the clock", typeof(Mapping), "MaxAhead"),
+        Limit("description", typeof(Mapping), "MaxDescription", Kib),
+        Limit("events kept in a service's window", typeof(Window), "Size"),
+        Limit("late firing copy of a resolved stock alert", typeof(Interpretation), "LateCopy"),
+        Limit("down after up, when an alert fires again", typeof(Interpretation), "JustAfter"),
+        Limit("quarantine", typeof(EventLog), "QuarantineLimit", Mib),
+        ("files deleted at a turn of the day", "2", "for (var count = 0; count < 2; count++)"),
+        Limit("pause before a new file when the clock was set back", typeof(EventLog), "ClockBackPause"),
+        Limit("longest sleep of the log's writer", typeof(EventLog), "Housekeeping"),
+        Limit("part of the log read at once", typeof(EventLog), "ReadSize", Mib),
+        Limit("warnings of one kind in the log", typeof(Log), "OftenEvery"),
+        Limit("key of an item in Onix", typeof(OnixNames), "MaxKey"),
+        Limit("key of an item in Onix, when cut", typeof(OnixNames), "CutKey"),
+        Limit("time for an answer of Onix", typeof(OnixClient), "Patience"),
+        ("time to connect to Onix", "10 s", "ConnectTimeout = TimeSpan.FromSeconds(10)"),
+        ("idle connection to Onix", "20 s", "PooledConnectionIdleTimeout = TimeSpan.FromSeconds(20)"),
+        Limit("items in a list of Onix", typeof(OnixClient), "ListLimit"),
+        Limit("events decided on at once", typeof(Recorder), "ChunkSize"),
+        Limit("changes in a request to Onix", typeof(Recorder), "BatchItems"),
+        Limit("size of a request to Onix, about", typeof(Recorder), "BatchBytes", Mib),
+        Limit("locked items read one by one", typeof(Recorder), "ReadSingly"),
+        Limit("locks of one change in a turn", typeof(Recorder), "MaxLocks"),
+        Limit("time between lists of Onix's items", typeof(Recorder), "ListPeriod"),
+        Limit("time between saves of the cursor", typeof(Recorder), "SavePeriod"),
+        Limit("first pause while Onix is away", typeof(Recorder), "FirstPause"),
+        Limit("longest pause while Onix is away", typeof(Recorder), "LongestPause"),
+        Limit("first pause of a barred service", typeof(Barred), "FirstDelay"),
+        Limit("longest pause of a barred service", typeof(Barred), "LongestDelay"),
+        Limit("barred service holds retention back", typeof(Recorder), "BarredHoldsRetention"),
+        Limit("time to finish requests when stopping", typeof(Program), "DrainTime"),
+        Limit("time for Onix when stopping", typeof(Program), "RecorderTime"),
+    ];
+
+    [Fact]
+    public void SettingsAreThoseOfTheProgramInItsOrder()
+    {
+        var rows = Table("Settings");
+        Assert.Equal(
+            Options.Settings.Select(s => $"{s.Flag} {s.Variable} {DefaultOf(s)}"),
+            rows.Select(r => $"{Plain(r[0])} {Plain(r[1])} {Plain(r[2])}"));
+        Assert.All(rows, r => Assert.NotEqual("", r[3]));
+    }
+
+    [Fact]
+    public async Task MetricsAreThoseOfTheProgramInItsOrder()
+    {
+        var meters = new Meters("1.0.0", "unknown");
+        var text = Encoding.UTF8.GetString(await meters.ExportAsync());
+        var labels = typeof(Meters).GetFields().Select(f => f.GetValue(meters)).OfType<Prometheus.Collector>()
+            .ToDictionary(c => c.Name, c => string.Join(", ", c.LabelNames));
+        labels["ses_build_info"] = "version, commit";
+        Assert.Contains(
+            """ses_build_info{version="1.0.0",commit="unknown"} 1""", text, StringComparison.Ordinal);
+        var rows = Table("Metrics");
+        Assert.Equal(
+            TypeLine().Matches(text).Select(m => (Name: m.Groups[1].Value, Type: m.Groups[2].Value))
+                .Select(m => (m.Name, m.Type, labels[m.Name])),
+            rows.Select(r => (Plain(r[0]), r[1], Plain(r[2]))));
+        Assert.All(rows, r => Assert.NotEqual("", r[3]));
+    }
+
+    [Fact]
+    public void AnswersAreThoseOfTheProgram()
+    {
+        var inProgram = AnswerCode().Matches(_program)
+            .Select(m => int.Parse(m.Groups[1].Value, Invariant));
+        Assert.Equal(_codes, inProgram.Distinct().Order());
+        Assert.Equal(_codes, Table("Answers").Select(r => int.Parse(r[0], Invariant)));
+        Assert.All(Table("Answers"), r => Assert.NotEqual("", r[1]));
+    }
+
+    [Fact]
+    public void ExitCodesAreThoseOfTheProgram()
+    {
+        var inProgram = new[] { "Success", "Failure", "Usage" }
+            .Select(n => Constant(typeof(Program), n).ToString());
+        Assert.Equal(inProgram, Table("Exit codes").Select(r => r[0]));
+    }
+
+    [Fact]
+    public void LimitsAreThoseOfTheProgramInThisOrder()
+    {
+        var rows = Table("Limits");
+        Assert.Equal(_limits.Select(l => l.Name), rows.Select(r => r[0]));
+        foreach (var (limit, row) in _limits.Zip(rows))
+        {
+            Assert.Matches($@"(^|, ){Regex.Escape(limit.Value)}( |$)", row[1]);
+            Assert.True(limit.Text == null || _program.Contains(limit.Text, StringComparison.Ordinal),
+                $"Ses.cs has no '{limit.Text}', where the limit '{limit.Name}' was");
+        }
+    }
+
+    [Fact]
+    public void EveryConstantOfTheProgramIsALimitOrNone()
+    {
+        // These are no limits: the format's version, exit codes, a flag of open(2), a version in Onix.
+        string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnlyDirectory"];
+        var missing = typeof(Web).Assembly.GetTypes()
+            .Where(t => t.Namespace == "Ses" && !t.IsEnum)
+            .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
+            .Where(f => f.FieldType == typeof(int) || f.FieldType == typeof(long)
+                || f.FieldType == typeof(TimeSpan))
+            .Where(f => char.IsAsciiLetterUpper(f.Name[0]) && !others.Contains(f.Name))
+            .Select(f => (f.DeclaringType!, f.Name))
+            .Except(_named).ToList();
+        Assert.Equal([], missing);
+    }
+
+    [Fact]
+    public void NamesInTheTextExist()
+    {
+        var variables = Options.Settings.Select(s => s.Variable).ToHashSet();
+        var metrics = Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
+        Assert.All(VariableName().Matches(_readme), m => Assert.Contains(m.Value, variables));
+        Assert.All(MetricName().Matches(_readme), m => Assert.Contains(m.Value, metrics));
+        string[] others = ["--help", "--version", "--line-buffered"];
+        var flags = Options.Settings.Select(s => s.Flag).Concat(others).ToHashSet();
+        Assert.All(FlagName().Matches(_readme), m => Assert.Contains(m.Value, flags));
+    }
+
+    [Fact]
+    public void ConfigurationsAreTheFilesInDeploy()
+    {
+        var files = YamlFile().Matches(_readme);
+        Assert.Equal(3, files.Count);
+        Assert.All(files, m =>
+            Assert.Equal(File.ReadAllText(Path.Combine(_root, m.Groups[1].Value)), m.Groups[2].Value));
+    }
+
+    [Fact]
+    public void ReasonsOfQuarantineAreThoseOfTheProgram()
+    {
+        var reasons = Section("**Quarantine.**", "\n## ");
+        string[] all =
+        [
+            "it is not an object", "is of the wrong type, or not usable as text",
+            "a text in it is not valid Unicode", "it has no ", "is no RFC 3339 time with a zone",
+            "is before the year 2000", "is more than 24 h ahead of the clock",
+            "status is neither firing nor resolved",
+        ];
+        foreach (var words in all)
+        {
+            Assert.Contains(words, reasons, StringComparison.Ordinal);
+            Assert.Contains(words, _program, StringComparison.Ordinal);
+        }
+    }
+
+    // ---- Where the program has its limits ----
+
+    private const BindingFlags AllStatic = BindingFlags.Static | BindingFlags.Public | BindingFlags.NonPublic;
+
+    private static CultureInfo Invariant => CultureInfo.InvariantCulture;
+
+    private static (string, string, string?) Limit(string name, Type type, string constant, double unit = 1)
+    {
+        _named.Add((type, constant));
+        return (name, Write(Constant(type, constant), unit), null);
+    }
+
+    private static object Constant(Type type, string name) => type.GetField(name, AllStatic)?.GetValue(null)
+        ?? throw new InvalidOperationException($"{type.Name} has no {name}");
+
+    /// <summary>As the README writes it: 1,024, 64 MiB, 1.5 s, 10 min.</summary>
+    private static string Write(object value, double unit) => value switch
+    {
+        DateTime time => time.ToString("yyyy-MM-dd", Invariant),
+        TimeSpan { TotalSeconds: < 0.1 } time => $"{time.TotalMilliseconds} ms",
+        TimeSpan { TotalDays: > 1 } time => $"{time.TotalDays} d",
+        TimeSpan { TotalHours: >= 1 } time => $"{time.TotalHours} h",
+        TimeSpan { TotalMinutes: >= 1 } time => $"{time.TotalMinutes} min",
+        TimeSpan time => string.Create(Invariant, $"{time.TotalSeconds} s"),
+        _ => (Convert.ToDouble(value, Invariant) / unit).ToString("#,0", Invariant)
+            + (unit == Mib ? " MiB" : unit == Kib ? " KiB" : ""),
+    };
+
+    // ---- The README's parts ----
+
+    /// <summary>The default as the user would write it, or as --help tells it in words.</summary>
+    private static string DefaultOf(Setting setting) =>
+        setting.Default ?? DefaultInWords().Match(setting.Help).Groups[1].Value;
+
+    /// <summary>The rows of the first table in a chapter, cut into cells.</summary>
+    private static List<string[]> Table(string chapter)
+    {
+        var lines = Section($"## {chapter}\n", "\n## ").Split('\n');
+        var table = lines.SkipWhile(l => !l.StartsWith('|')).TakeWhile(l => l.StartsWith('|')).ToList();
+        var rows = table.Skip(2).Select(l => l.Trim('|').Split('|').Select(c => c.Trim()).ToArray()).ToList();
+        Assert.NotEmpty(rows);
+        return rows;
+    }
+
+    private static string Section(string from, string to)
+    {
+        var start = _readme.IndexOf(from, StringComparison.Ordinal);
+        Assert.True(start >= 0, $"README.md has no '{from}'");
+        var end = _readme.IndexOf(to, start + from.Length, StringComparison.Ordinal);
+        return _readme[start..(end < 0 ? _readme.Length : end)];
+    }
+
+    private static string Plain(string cell) => cell.Replace("`", "", StringComparison.Ordinal);
+
+    private static string Root()
+    {
+        for (var dir = new DirectoryInfo(AppContext.BaseDirectory); dir != null; dir = dir.Parent)
+        {
+            if (File.Exists(Path.Combine(dir.FullName, "README.md")))
+                return dir.FullName;
+        }
+        throw new FileNotFoundException("there is no README.md above the tests");
+    }
+
+    [GeneratedRegex(@"# TYPE (ses_\w+) (\w+)")]
+    private static partial Regex TypeLine();
+
+    [GeneratedRegex(@"\b(?:Problem|Bad|Json|Reply)\(\s*(\d{3})\b")]
+    private static partial Regex AnswerCode();
+
+    [GeneratedRegex(@"\(default: ([^)]+)\)")]
+    private static partial Regex DefaultInWords();
+
+    [GeneratedRegex(@"\bOXSES_[A-Z_]*[A-Z]\b")]
+    private static partial Regex VariableName();
+
+    [GeneratedRegex(@"\bses_[a-z_]+[a-z]\b")]
+    private static partial Regex MetricName();
+
+    [GeneratedRegex(@"(?<![\w-])--[a-z][a-z-]*[a-z]\b")]
+    private static partial Regex FlagName();
+
+    [GeneratedRegex(@"`(deploy/[\w-]+\.yml)`:\n\n```yaml\n(.*?)```", RegexOptions.Singleline)]
+    private static partial Regex YamlFile();
+}
