@@ -134,7 +134,7 @@ internal sealed record Options
         UsernameSetting = new(Listening, "--username", "OXSES_USERNAME", "NAME", "admin",
             "User that Alertmanager signs in as, with --auth-mode basic"),
         PasswordSetting = new(Listening, "--password", "OXSES_PASSWORD", "SECRET", "0n1x",
-            "His password", Secret: true),
+            "Password of that user", Secret: true),
         MaxBodySetting = new(Listening, "--max-body", "OXSES_MAXBODY", "SIZE", "16MiB",
             "Largest body of a webhook, such as 512KiB or 16MiB; at most 256MiB"),
         MapSetting = new(Listening, "--map", "OXSES_MAP", "MAP", null,
@@ -146,7 +146,7 @@ internal sealed record Options
         OnixUsernameSetting = new(Onix, "--onix-username", "OXSES_ONIX_USERNAME", "NAME", "admin",
             "User in Onix; needs read on REF, read and create on the partitions written to"),
         OnixPasswordSetting = new(Onix, "--onix-password", "OXSES_ONIX_PASSWORD", "SECRET", "0n1x",
-            "His password", Secret: true),
+            "Password of that user", Secret: true),
         OnixClientIdSetting = new(Onix, "--onix-client-id", "OXSES_ONIX_CLIENTID", "ID", null,
             "OIDC client, with --onix-auth-mode oidc"),
         OnixAppSecretSetting = new(Onix, "--onix-app-secret", "OXSES_ONIX_APPSECRET", "SECRET", null,
@@ -345,7 +345,7 @@ internal sealed record Options
         public T Enum<T>(Setting setting) where T : struct, Enum =>
             System.Enum.Parse<T>(OneOf(setting, System.Enum.GetNames<T>()));
 
-        /// <summary>The secret itself, or the first line of the file that is named instead of it.</summary>
+        /// <summary>The secret itself, or what the file holds that is named instead, without line ends.</summary>
         public string? Secret(Setting setting)
         {
             foreach (var given in new[] { _flags, _variables })
@@ -570,7 +570,7 @@ internal sealed class Meters
             "New events by what became of them: recorded, unchanged (no change of status), "
             + "late (Onix held something later), barred (Onix refuses).", "outcome");
         OnixDropped = Count("ses_onix_dropped_total",
-            "Events of services barred for over 30 days that retention deleted.");
+            "Services barred for over 30 days of which retention deleted events.");
         Barred = Level("ses_onix_barred_services", "Services whose change Onix refuses.");
         ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
         Ready = Level("ses_ready", "1 while alerts can be made durable.");
@@ -1340,6 +1340,12 @@ internal sealed class EventLog
 
     private static readonly TimeSpan Housekeeping = TimeSpan.FromSeconds(30);
 
+    /// <summary>How soon a refusing disk is asked again, though no alert comes.</summary>
+    private static readonly TimeSpan ProbePeriod = TimeSpan.FromSeconds(1);
+
+    /// <summary>Room for a large payload.</summary>
+    private const int ProbeSize = 64 * 1024;
+
     // For life.
     private readonly string _dir;
     private readonly TimeSpan _retention;
@@ -1597,7 +1603,7 @@ internal sealed class EventLog
             lock (_gate)
             {
                 if (_current.Size == 0 && !_stopping)
-                    Monitor.Wait(_gate, Housekeeping);
+                    Monitor.Wait(_gate, _refusal == null ? Housekeeping : ProbePeriod);
                 stopping = _stopping;
                 if (_current.Size > 0)
                     (batch, _current, _spare) = (_current, _spare ?? new Batch(), null);
@@ -1606,7 +1612,10 @@ internal sealed class EventLog
             if (batch == null && stopping)
                 break;
             if (batch == null)
+            {
+                Probe();
                 continue;
+            }
             Write(batch);
             lock (_gate)
                 _spare = Batch.After(batch);
@@ -1648,7 +1657,8 @@ internal sealed class EventLog
         {
             RandomAccess.Write(file.SafeFileHandle, lines, length);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        // .NET tells EFBIG, a file size limit, as an argument out of range.
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
         {
             Undo(file, length);
             throw new LogRefusedException($"The disk refused: {e.Message}");
@@ -1690,9 +1700,7 @@ internal sealed class EventLog
         TaskCompletionSource news;
         lock (_gate)
         {
-            if (_refusal != null)
-                _log.Info("the disk takes events again");
-            _refusal = null;
+            Welcome();
             foreach (var (track, e) in batch.Events)
             {
                 track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
@@ -1726,6 +1734,42 @@ internal sealed class EventLog
                 _quarantined.Remove(id);
         }
         batch.Done.SetException(reason);
+    }
+
+    /// <summary>Asks a disk that refused whether it takes events again: /ready must not wait for an alert.</summary>
+    private void Probe()
+    {
+        lock (_gate)
+        {
+            if (_refusal == null)
+                return;
+        }
+        var path = Path.Combine(_dir, "probe.tmp");
+        try
+        {
+            using (var file = Create(path))
+            {
+                file.Write(new byte[ProbeSize]);
+                file.Flush(flushToDisk: true);
+            }
+            lock (_gate)
+                Welcome();
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
+        {
+            // It still refuses, as the log has said.
+        }
+        finally
+        {
+            File.Delete(path);
+        }
+    }
+
+    private void Welcome()
+    {
+        if (_refusal != null)
+            _log.Info("the disk takes events again");
+        _refusal = null;
     }
 
     private void WriteEnd()
@@ -2397,6 +2441,8 @@ internal sealed class OnixClient
     private readonly TimeProvider _clock;
     private readonly Meters _meters;
     private readonly string _base;
+    // Kept from request to request: a body is large, and there is one at a time.
+    private readonly ArrayBufferWriter<byte> _body = new();
     private string? _token;
     private long _tokenTaken;
     private TimeSpan _tokenLife;
@@ -2444,58 +2490,45 @@ internal sealed class OnixClient
     /// <param name="again">Write them even if the model can be read: an item type was missing.</param>
     public async Task EnsureModelAsync(bool again, CancellationToken stop)
     {
-        if (!again)
-        {
-            using var found = await SendAsync("model", HttpMethod.Get, "/model/" + OnixNames.Model, null, stop);
-            if (found.StatusCode == HttpStatusCode.OK)
-                return;
-            if (found.StatusCode != HttpStatusCode.NotFound)
-                throw Unexpected(found);
-        }
-        var body = JsonSerializer.SerializeToUtf8Bytes(OnixNames.ModelData(), OnixJson.Default.DataBody);
-        using var answer = await SendAsync("model", HttpMethod.Put, "/data", body, stop);
-        if (answer.StatusCode != HttpStatusCode.OK)
-            throw Unexpected(answer);
-        var result = await ReadAsync(answer, OnixJson.Default.DataResult, stop);
+        if (!again && await AskAsync("model", HttpMethod.Get, "/model/" + OnixNames.Model, null,
+            (answer, _) => Task.FromResult(answer.StatusCode switch
+            {
+                HttpStatusCode.OK => true,
+                HttpStatusCode.NotFound => false,
+                _ => throw Unexpected(answer),
+            }), stop))
+            return;
+        var result = await AskAsync("model", HttpMethod.Put, "/data", OnixNames.ModelData(),
+            (answer, limit) => ReadAsync(answer, OnixJson.Default.DataResult, limit), stop);
         if (result.Values?.Find(v => v.Error) is { } refused)
             throw new OnixException($"Onix refuses the model SES ({FirstLine(refused.Message)}); {LeastRights}");
     }
 
     /// <summary>All items of SeS that the user may read: truthful, unlike reading one.</summary>
-    public async Task<List<HeldItem>> ListAsync(CancellationToken stop)
+    public async Task<Dictionary<string, HeldItem>> ListAsync(CancellationToken stop)
     {
-        var path = $"/item?type={OnixNames.ItemType}&top={ListLimit}";
-        using var answer = await SendAsync("list", HttpMethod.Get, path, null, stop);
-        if (answer.StatusCode != HttpStatusCode.OK)
-            throw Unexpected(answer);
-        var list = await ReadAsync(answer, OnixJson.Default.ItemList, stop);
-        return [.. (list.Values ?? throw new OnixException("Onix's list has no values")).Select(OnixNames.Held)];
+        var list = await AskAsync("list", HttpMethod.Get, $"/item?type={OnixNames.ItemType}&top={ListLimit}", null,
+            (answer, limit) => ReadAsync(answer, OnixJson.Default.ItemList, limit), stop);
+        return (list.Values ?? throw new OnixException("Onix's list has no values"))
+            .Select(OnixNames.Held).DistinctBy(i => i.Key).ToDictionary(i => i.Key);
     }
 
     /// <summary>Null for 404, which proves nothing: the database may be away.</summary>
-    public async Task<HeldItem?> GetAsync(string key, CancellationToken stop)
-    {
-        using var answer = await SendAsync("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null, stop);
-        return answer.StatusCode switch
-        {
-            HttpStatusCode.OK => OnixNames.Held(await ReadAsync(answer, OnixJson.Default.ItemBody, stop)),
-            HttpStatusCode.NotFound => null,
-            _ => throw Unexpected(answer),
-        };
-    }
+    public Task<HeldItem?> GetAsync(string key, CancellationToken stop) =>
+        AskAsync<HeldItem?>("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null,
+            async (answer, limit) => answer.StatusCode == HttpStatusCode.NotFound ? null
+                : OnixNames.Held(await ReadAsync(answer, OnixJson.Default.ItemBody, limit)), stop);
 
     /// <summary>Writes changes, each guarded by its version; one answer for each, in order.</summary>
     /// <exception cref="OnixRequestRefusedException">The request as a whole was answered 400 or 413.</exception>
     public async Task<IReadOnlyList<ChangeResult>> PutAsync(IReadOnlyList<Change> changes, CancellationToken stop)
     {
         var data = new DataBody { Items = [.. changes.Select(OnixNames.Item)] };
-        var body = JsonSerializer.SerializeToUtf8Bytes(data, OnixJson.Default.DataBody);
-        using var answer = await SendAsync("data", HttpMethod.Put, "/data", body, stop);
-        if (answer.StatusCode is HttpStatusCode.BadRequest or HttpStatusCode.RequestEntityTooLarge)
-            throw new OnixRequestRefusedException($"Onix answered {(int)answer.StatusCode} to the whole request");
-        if (answer.StatusCode != HttpStatusCode.OK)
-            throw Unexpected(answer);
-        var values = (await ReadAsync(answer, OnixJson.Default.DataResult, stop)).Values ?? [];
+        var result = await AskAsync("data", HttpMethod.Put, "/data", data, (answer, limit) =>
+            answer.StatusCode is HttpStatusCode.BadRequest or HttpStatusCode.RequestEntityTooLarge
+            ? throw new OnixRequestRefusedException($"Onix answered {(int)answer.StatusCode} to the whole request")
+            : ReadAsync(answer, OnixJson.Default.DataResult, limit), stop);
+        var values = result.Values ?? [];
         if (values.Count != changes.Count)
             throw new OnixException($"Onix gave {values.Count} answers to {changes.Count} changes");
         return [.. values.Select(Result)];
@@ -2511,38 +2544,43 @@ internal sealed class OnixClient
         _ => throw new OnixException($"Onix answered with operation '{value.Operation}'"),
     }, FirstLine(value.Message));
 
-    private async Task<HttpResponseMessage> SendAsync(
-        string kind, HttpMethod method, string path, byte[]? body, CancellationToken stop)
-    {
-        var answer = await SendOnceAsync(kind, method, path, body, stop);
-        if (answer.StatusCode != HttpStatusCode.Unauthorized || _options.OnixAuthMode != AuthMode.Oidc)
-            return answer;
-        answer.Dispose();
-        _token = null;
-        return await SendOnceAsync(kind, method, path, body, stop);
-    }
+    /// <summary>Reads an answer, whose reading is part of the time that it may take.</summary>
+    private delegate Task<T> Reader<T>(HttpResponseMessage answer, CancellationToken limit);
 
-    private async Task<HttpResponseMessage> SendOnceAsync(
-        string kind, HttpMethod method, string path, byte[]? body, CancellationToken stop)
+    private async Task<T> AskAsync<T>(string kind, HttpMethod method, string path, DataBody? data,
+        Reader<T> read, CancellationToken stop)
     {
-        using var request = new HttpRequestMessage(method, _base + path);
-        if (body != null)
+        using var body = new Utf8JsonWriter(_body);
+        _body.ResetWrittenCount();
+        if (data != null)
+            JsonSerializer.Serialize(body, data, OnixJson.Default.DataBody);
+        for (var renewed = false; ; renewed = true)
         {
-            request.Content = new ByteArrayContent(body);
-            request.Content.Headers.ContentType = new MediaTypeHeaderValue("application/json");
+            using var request = new HttpRequestMessage(method, _base + path);
+            if (data != null)
+            {
+                request.Content = new ReadOnlyMemoryContent(_body.WrittenMemory);
+                request.Content.Headers.ContentType = new MediaTypeHeaderValue("application/json");
+            }
+            request.Headers.Authorization = _options.OnixAuthMode switch
+            {
+                AuthMode.Basic => Basic(_options.OnixUsername, _options.OnixPassword),
+                AuthMode.Oidc => new AuthenticationHeaderValue("Bearer", await TokenAsync(stop)),
+                _ => null,
+            };
+            var mayRenew = _options.OnixAuthMode == AuthMode.Oidc && !renewed;
+            var (done, result) = await ExchangeAsync<(bool, T?)>(kind, request, async (answer, limit) =>
+                mayRenew && answer.StatusCode == HttpStatusCode.Unauthorized ? (false, default)
+                : (true, await read(answer, limit)), stop);
+            if (done)
+                return result!;
+            _token = null;
         }
-        request.Headers.Authorization = _options.OnixAuthMode switch
-        {
-            AuthMode.Basic => Basic(_options.OnixUsername, _options.OnixPassword),
-            AuthMode.Oidc => new AuthenticationHeaderValue("Bearer", await TokenAsync(stop)),
-            _ => null,
-        };
-        return await ExchangeAsync(kind, request, stop);
     }
 
-    /// <summary>Sends and reads the whole answer within the patience; failures become one exception.</summary>
-    private async Task<HttpResponseMessage> ExchangeAsync(
-        string kind, HttpRequestMessage request, CancellationToken stop)
+    /// <summary>Sends a request and reads its answer within the patience; failures become one exception.</summary>
+    private async Task<T> ExchangeAsync<T>(
+        string kind, HttpRequestMessage request, Reader<T> read, CancellationToken stop)
     {
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop);
         using var timer = _clock.CreateTimer(_ => limit.Cancel(), null, Patience, Timeout.InfiniteTimeSpan);
@@ -2550,9 +2588,9 @@ internal sealed class OnixClient
         var outcome = "failed";
         try
         {
-            var answer = await _http.SendAsync(request, HttpCompletionOption.ResponseContentRead, limit.Token);
+            using var answer = await _http.SendAsync(request, HttpCompletionOption.ResponseHeadersRead, limit.Token);
             outcome = ((int)answer.StatusCode).ToString(CultureInfo.InvariantCulture);
-            return answer;
+            return await read(answer, limit.Token);
         }
         catch (HttpRequestException e)
         {
@@ -2571,16 +2609,19 @@ internal sealed class OnixClient
         }
     }
 
-    private static async Task<T> ReadAsync<T>(HttpResponseMessage answer,
-        System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type, CancellationToken stop) where T : class
+    /// <summary>Reads as it comes, so that a large answer is never held as a whole; only of a 200.</summary>
+    private async Task<T> ReadAsync<T>(HttpResponseMessage answer,
+        System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type, CancellationToken limit) where T : class
     {
+        if (answer.StatusCode != HttpStatusCode.OK)
+            throw Unexpected(answer);
         try
         {
-            using var body = await answer.Content.ReadAsStreamAsync(stop);
-            return await JsonSerializer.DeserializeAsync(body, type, stop)
+            using var body = await answer.Content.ReadAsStreamAsync(limit);
+            return await JsonSerializer.DeserializeAsync(body, type, limit)
                 ?? throw new OnixException("Onix's answer is empty");
         }
-        catch (Exception e) when (e is JsonException or HttpRequestException or IOException)
+        catch (Exception e) when (e is JsonException or IOException)
         {
             throw new OnixException($"Onix's answer cannot be read: {e.Message}");
         }
@@ -2619,10 +2660,9 @@ internal sealed class OnixClient
         request.Headers.Authorization = Basic(
             Uri.EscapeDataString(_options.OnixClientId!), Uri.EscapeDataString(_options.OnixAppSecret!));
         var asked = _clock.GetTimestamp();
-        using var answer = await ExchangeAsync("token", request, stop);
-        if (answer.StatusCode != HttpStatusCode.OK)
-            throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}");
-        var token = await ReadAsync(answer, OnixJson.Default.TokenBody, stop);
+        var token = await ExchangeAsync("token", request, (answer, limit) =>
+            answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenBody, limit)
+            : throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}"), stop);
         // A fifth of its life is left for clocks and the way; without a word on it, a minute is safe.
         (_tokenTaken, _tokenLife) = (asked, TimeSpan.FromSeconds((token.ExpiresIn ?? 60) * 0.8));
         return _token = token.AccessToken ?? throw new OnixException("the token endpoint gave no access_token");
@@ -2722,7 +2762,7 @@ internal sealed class Job
 internal sealed class Recorder
 {
     /// <summary>Events decided on at a time: memory must not grow with the backlog.</summary>
-    private const int ChunkSize = 4000;
+    private const int ChunkSize = 1000;
 
     /// <summary>Onix takes no more items a second in larger requests.</summary>
     private const int BatchItems = 500, BatchBytes = 1024 * 1024;
@@ -2898,17 +2938,20 @@ internal sealed class Recorder
     {
         if (body.First?.ToEvent() is not { } first)
             return;
-        var place = new Cursor(body.File, body.Offset);
-        if (!_eventLog.Holds(place))
-        {
-            place = _eventLog.Oldest;
-            _meters.OnixDropped.Inc();
-            _log.Warn("events of a barred service were deleted by retention before Onix took them",
-                ("service", first.Service));
-        }
+        var place = StillHeld(new Cursor(body.File, body.Offset), first.Service);
         var since = Rfc3339.TryParse(body.Since, out var time) ? time : _clock.GetUtcNow().UtcDateTime;
         _barred[first.Service] = new Barred(
             place, first, since, body.Reason ?? "", Barred.FirstDelay, _clock.GetUtcNow().UtcDateTime);
+    }
+
+    /// <summary>The place, or the oldest one when retention has deleted it after 30 days.</summary>
+    private Cursor StillHeld(Cursor place, ServiceKey barred)
+    {
+        if (_eventLog.Holds(place))
+            return place;
+        _meters.OnixDropped.Inc();
+        _log.Warn("events of a barred service were deleted by retention before Onix took them", ("service", barred));
+        return _eventLog.Oldest;
     }
 
     /// <summary>From the oldest event kept: Onix is new here, or went back, or the place was lost.</summary>
@@ -3006,7 +3049,7 @@ internal sealed class Recorder
         _modelMissing = false;
         var started = _clock.GetTimestamp();
         var known = _held;
-        _held = (await _onix.ListAsync(stop)).DistinctBy(i => i.Key).ToDictionary(i => i.Key);
+        _held = await _onix.ListAsync(stop);
         var cost = _clock.GetElapsedTime(started);
         var period = cost * 100 > ListPeriod ? cost * 100 : ListPeriod;
         _nextList = _clock.GetTimestamp() + (long)(period.TotalSeconds * _clock.TimestampFrequency);
@@ -3242,7 +3285,7 @@ internal sealed class Recorder
         }
         if (unseen.Count == 0)
             return unseen;
-        var list = (await _onix.ListAsync(stop)).DistinctBy(i => i.Key).ToDictionary(i => i.Key);
+        var list = await _onix.ListAsync(stop);
         foreach (var one in unseen.Where(u => list.ContainsKey(keyOf(u))))
             _held[keyOf(one)] = list[keyOf(one)];
         return [.. unseen.Where(u => !list.ContainsKey(keyOf(u)))];
@@ -3353,7 +3396,7 @@ internal sealed class Recorder
     /// <summary>One pass over the log, from the earliest place to the cursor, for the services given.</summary>
     private async Task CatchUpAsync(HashSet<ServiceKey> services, CancellationToken stop)
     {
-        var place = services.Select(s => _barred[s].Place).Min();
+        var place = services.Select(s => StillHeld(_barred[s].Place, s)).Min();
         var windows = _eventLog.WindowsAt(place, services.Contains);
         var left = new HashSet<ServiceKey>(services);
         for (var first = true; ; first = false)
@@ -3527,13 +3570,18 @@ internal sealed class Web
     private async Task HandleAsync(HttpListenerContext context)
     {
         await Task.Yield();
-        context.Response.StatusCode = 503;
         var started = _clock.GetTimestamp();
         var isWebhook = true;
         Reply reply;
         try
         {
+            context.Response.StatusCode = 503;
             (isWebhook, reply) = await AnswerAsync(context.Request);
+        }
+        catch (ObjectDisposedException)
+        {
+            // HttpListener has answered by itself: 411 to a POST without a length.
+            reply = Reply.Unavailable("");
         }
         catch (Exception e)
         {
