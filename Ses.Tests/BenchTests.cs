@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Net;
 using Ses.Tests.Support;
 using Xunit;
 using Xunit.Abstractions;
@@ -9,7 +10,12 @@ namespace Ses.Tests;
 [Trait("Category", "Bench")]
 public sealed class BenchTests(ITestOutputHelper output)
 {
+    /// <summary>What the real Onix takes for an item, one request at a time.</summary>
+    private static readonly TimeSpan RealPerItem = TimeSpan.FromMilliseconds(1.2);
+
     private void Row(string measure, string value) => output.WriteLine($"| {measure} | {value} |");
+
+    private static string MiB(long bytes) => $"{bytes / 1048576.0:N1} MiB";
 
     [Fact]
     public async Task Acknowledging()
@@ -17,9 +23,98 @@ public sealed class BenchTests(ITestOutputHelper output)
         await using var ses = await SesProcess.StartAsync("none");
         await new Load(ses.Port, 32, 10, 200).RunAsync(TimeSpan.FromSeconds(2));
         var result = await new Load(ses.Port, 32, 10, 199).RunAsync(TimeSpan.FromSeconds(8));
-        Row("events acknowledged a second, flushed, 32 senders x 10", $"{result.PerSecond:N0}");
+        Row("events acknowledged a second, flushed, 32 senders x 10 alerts", $"{result.PerSecond:N0}");
         Row("latency of these, p50 / p99", $"{result.Milliseconds(0.5):N1} / {result.Milliseconds(0.99):N1} ms");
-        Row("resident after it", $"{ses.Child.ResidentBytes() / 1048576.0:N1} MiB");
+        Row("resident after it, 6,400 services", MiB(ses.Child.ResidentBytes()));
         Assert.Equal(0, result.Refused);
+    }
+
+    [Fact]
+    public async Task RecordingAtTheRealOnixsSpeed()
+    {
+        await using var onix = new OnixStandIn { PerItem = RealPerItem };
+        onix.Start();
+        await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        await new Load(ses.Port, 4, 10, 500).RunAsync(TimeSpan.FromMinutes(1), requestsEach: 100);
+        var clock = Stopwatch.StartNew();
+        var (changes, requests) = (onix.Changes, onix.Requests);
+        // A backlog stands during all of it, as with senders that never pause.
+        var load = await new Load(ses.Port, 4, 10, 499).RunAsync(TimeSpan.FromMinutes(1), requestsEach: 1500);
+        await Wait.UntilAsync(() => clock.Elapsed > TimeSpan.FromSeconds(15), TimeSpan.FromSeconds(60), "15 s");
+        var took = clock.Elapsed;
+        (changes, requests) = (onix.Changes - changes, onix.Requests - requests);
+        Row("changes recorded a second, Onix at its real speed, 4 senders x 10 alerts",
+            $"{changes / took.TotalSeconds:N0} of {1 / RealPerItem.TotalSeconds:N0}");
+        Row("requests to Onix a change", $"{(double)requests / changes:N4}");
+        Row("latency of a POST meanwhile, p50 / p99",
+            $"{load.Milliseconds(0.5):N1} / {load.Milliseconds(0.99):N1} ms");
+        Row("resident meanwhile", MiB(ses.Child.ResidentBytes()));
+    }
+
+    [Fact]
+    public async Task DrainingAMillionEvents()
+    {
+        await using var onix = new OnixStandIn { KeepsHistory = false };
+        onix.Start();
+        onix.Stop();
+        await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        var load = await new Load(ses.Port, 10, 100, 100).RunAsync(TimeSpan.FromMinutes(5), requestsEach: 1000);
+        var resident = ses.Child.ResidentBytes();
+        onix.Start();
+        var clock = Stopwatch.StartNew();
+        await Wait.UntilAsync(async () =>
+        {
+            resident = Math.Max(resident, ses.Child.ResidentBytes());
+            return (await ses.Client.GetStringAsync("ready")).Contains("\"backlog_events\":0", StringComparison.Ordinal);
+        }, TimeSpan.FromMinutes(10), "a million events to be drained");
+        Row("backlog drained, 1,000 services", $"{load.Acknowledged:N0} events in {clock.Elapsed.TotalSeconds:N0} s");
+        Row("resident at most, with that backlog", MiB(resident));
+        Row("starting with a log of that size", await StartAsync(ses));
+    }
+
+    private static async Task<string> StartAsync(SesProcess ses)
+    {
+        ses.Kill(Signal.Terminate);
+        await ses.Child.ExitAsync(TimeSpan.FromSeconds(20));
+        var clock = Stopwatch.StartNew();
+        await ses.RestartAsync();
+        return $"{clock.Elapsed.TotalSeconds:N1} s";
+    }
+
+    [Fact]
+    public async Task Idling()
+    {
+        var starts = new List<double>();
+        for (var i = 0; i < 11; i++)
+            starts.Add(await StartToLiveAsync());
+        starts.Sort();
+        Row("start to first /live, median of 11", $"{starts[5]:N1} ms");
+        await using var onix = new OnixStandIn();
+        onix.Start();
+        await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        await Wait.UntilAsync(() => onix.Requests >= 3, TimeSpan.FromSeconds(20), "the first list");
+        Row("resident, idle", MiB(ses.Child.ResidentBytes()));
+        Row("binary", $"{new FileInfo(SesProcess.Binary).Length / 1e6:N1} MB");
+    }
+
+    private static async Task<double> StartToLiveAsync()
+    {
+        var port = FreePort.Next();
+        var clock = Stopwatch.StartNew();
+        await using var ses = SesProcess.Launch("none", null, port);
+        while (clock.Elapsed < TimeSpan.FromSeconds(5))
+        {
+            try
+            {
+                using var answer = await ses.Client.GetAsync("live");
+                if (answer.StatusCode == HttpStatusCode.OK)
+                    return clock.Elapsed.TotalMilliseconds;
+            }
+            catch (HttpRequestException)
+            {
+                await Task.Yield();
+            }
+        }
+        throw new TimeoutException("no /live within 5 s");
     }
 }

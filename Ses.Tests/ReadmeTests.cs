@@ -46,6 +46,8 @@ public sealed partial class ReadmeTests
         ("files deleted at a turn of the day", "2", "for (var count = 0; count < 2; count++)"),
         Limit("pause before a new file when the clock was set back", typeof(EventLog), "ClockBackPause"),
         Limit("longest sleep of the log's writer", typeof(EventLog), "Housekeeping"),
+        Limit("time between questions to a disk that refused", typeof(EventLog), "ProbePeriod"),
+        Limit("what such a question writes", typeof(EventLog), "ProbeSize", Kib),
         Limit("part of the log read at once", typeof(EventLog), "ReadSize", Mib),
         Limit("warnings of one kind in the log", typeof(Log), "OftenEvery"),
         Limit("key of an item in Onix", typeof(OnixNames), "MaxKey"),

@@ -85,6 +85,12 @@ internal sealed class OnixStandIn : IAsyncDisposable
 
     public int Requests { get; private set; }
 
+    /// <summary>Effective changes so far, kept or not.</summary>
+    public int Changes { get; private set; }
+
+    /// <summary>False for a bench that has no memory to spare.</summary>
+    public bool KeepsHistory { get; init; } = true;
+
     public int TokensSeen { get; private set; }
 
     public IReadOnlyList<ItemChange> History
@@ -457,8 +463,10 @@ internal sealed class OnixStandIn : IAsyncDisposable
     {
         string Of(string name) => item.Attribute.GetValueOrDefault(name) ?? "";
         _items[key] = item;
-        _history.Add(new ItemChange(key, item.Partition, Of("platform"), Of("service"), Of("facet"), Of("location"),
-            Of("status"), Of("time"), Of("description"), item.Version, DateTime.UtcNow));
+        Changes++;
+        if (KeepsHistory)
+            _history.Add(new ItemChange(key, item.Partition, Of("platform"), Of("service"), Of("facet"), Of("location"),
+                Of("status"), Of("time"), Of("description"), item.Version, DateTime.UtcNow));
     }
 
     private static string Result(List<(string Operation, bool Error, string? Message, string? Ref)> results) =>
