@@ -83,7 +83,8 @@ internal enum AuthMode { None, Basic, Oidc }
 /// <param name="Default">The default as the user would write it; null when there is none.</param>
 /// <param name="Secret">Never printed; has a <c>-file</c> and a <c>_FILE</c> form as well.</param>
 internal sealed record Setting(
-    string Group, string Flag, string Variable, string Value, string? Default, string Help, bool Secret = false)
+    string Group, string Flag, string Variable, string Value, string? Default, string Help,
+    bool Secret = false)
 {
     /// <summary>The form that names a file which holds the secret.</summary>
     public Setting File => new(Group, Flag + "-file", Variable + "_FILE", "FILE", null, "File with " + Flag);
@@ -197,8 +198,9 @@ internal sealed record Options
             LogLevel = source.Enum<LogLevel>(LogLevelSetting),
             LogJson = source.OneOf(LogFormatSetting, "text", "json") == "json",
             Metrics = source.Bool(MetricsSetting),
-            AuthMode = source.OneOf(AuthModeSetting, "none", "basic") == "basic" ? AuthMode.Basic : AuthMode.None,
-            Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, without ?, # or %"),
+            AuthMode = source.OneOf(AuthModeSetting, "none", "basic") == "none"
+                ? AuthMode.None : AuthMode.Basic,
+            Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %"),
             Port = source.Parse(PortSetting, ParsePort, "a number from 1 to 65535"),
             Address = source.Text(AddressSetting) is null or "" ? null
                 : source.Parse(AddressSetting, ParseAddress, "an IPv4 address such as 127.0.0.1"),
@@ -216,9 +218,9 @@ internal sealed record Options
             OnixInsecureSkipVerify = skipVerify && caFile == null,
             OnixCaFile = caFile,
             DataDir = source.Text(DataDirSetting) is { Length: > 0 } dir ? dir
-                : variables.GetValueOrDefault("STATE_DIRECTORY") is { Length: > 0 } state ? state.Split(':')[0]
-                : "ses-data",
-            Retention = source.Parse(RetentionSetting, ParseDays, "a time of at least 1d, such as 90d or 2400h"),
+                : variables.GetValueOrDefault("STATE_DIRECTORY") is { Length: > 0 } state
+                ? state.Split(':')[0] : "ses-data",
+            Retention = source.Parse(RetentionSetting, ParseDays, "at least 1d, such as 90d or 2400h"),
             MaxBody = source.Parse(MaxBodySetting, ParseSize, "a size from 1KiB to 256MiB"),
             Map = source.Text(MapSetting) is { Length: > 0 } map ? ParseMap(map) : FieldMap.Default,
             Warnings = source.Warnings,
@@ -252,8 +254,8 @@ internal sealed record Options
     }
 
     private static int? ParsePort(string text) =>
-        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var port) && port is > 0 and < 65536
-            ? port : null;
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var port)
+            && port is > 0 and < 65536 ? port : null;
 
     private static IPAddress? ParseAddress(string text) =>
         IPAddress.TryParse(text, out var address) && address.AddressFamily == AddressFamily.InterNetwork
@@ -328,7 +330,8 @@ internal sealed record Options
             ?? setting.Default;
 
         public string Required(Setting setting) =>
-            Text(setting) is { Length: > 0 } text ? text : throw Bad(setting, "", "a value that is not empty");
+            Text(setting) is { Length: > 0 } text ? text
+            : throw Bad(setting, "", "a value that is not empty");
 
         public T Parse<T>(Setting setting, Func<string, T?> parse, string allowed) where T : struct =>
             parse(Text(setting) ?? "") ?? throw Bad(setting, Text(setting) ?? "", allowed);
@@ -345,7 +348,9 @@ internal sealed record Options
         public T Enum<T>(Setting setting) where T : struct, Enum =>
             System.Enum.Parse<T>(OneOf(setting, System.Enum.GetNames<T>()));
 
-        /// <summary>The secret itself, or what the file holds that is named instead, without line ends.</summary>
+        /// <summary>
+        /// The secret itself, or what the file holds that is named instead, without line ends.
+        /// </summary>
         public string? Secret(Setting setting)
         {
             foreach (var given in new[] { _flags, _variables })
@@ -460,8 +465,8 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
 
     private string Text(LogLevel level, string message, (string Key, object? Value)[] fields)
     {
-        var line = new StringBuilder(Now()).Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5))
-            .Append(' ').Append(message);
+        var line = new StringBuilder(Now())
+            .Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ').Append(message);
         foreach (var (key, value) in fields)
         {
             var text = Convert.ToString(value, CultureInfo.InvariantCulture) ?? "";
@@ -527,7 +532,9 @@ internal static class Rfc3339
 
 internal sealed class Meters
 {
-    /// <summary>From 0.1 ms to 52 s, doubling: a flush is at the one end, Onix's timeout at the other.</summary>
+    /// <summary>
+    /// From 0.1 ms to 52 s, doubling: a flush is at the one end, Onix's timeout at the other.
+    /// </summary>
     private static readonly double[] Seconds = Histogram.ExponentialBuckets(0.0001, 2, 20);
 
     public CollectorRegistry Registry { get; } = Prometheus.Metrics.NewCustomRegistry();
@@ -542,14 +549,16 @@ internal sealed class Meters
     {
         var make = Prometheus.Metrics.WithCustomRegistry(Registry);
         DotNetStats.Register(Registry);
-        Counter Count(string name, string help, params string[] labels) => make.CreateCounter(name, help, labels);
+        Counter Count(string name, string help, params string[] labels) =>
+            make.CreateCounter(name, help, labels);
         Gauge Level(string name, string help) => make.CreateGauge(name, help);
         Histogram Time(string name, string help, params string[] labels) =>
             make.CreateHistogram(name, help, labels, new HistogramConfiguration { Buckets = Seconds });
 
         Alerts = Count("ses_alerts_total", "Alerts received: accepted, quarantined.", "outcome");
         Events = Count("ses_events_total",
-            "Status events heard: new, known (a copy), stale (older than its service's whole window).", "outcome");
+            "Status events heard: new, known (a copy), stale (older than its service's whole window).",
+            "outcome");
         Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
         BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
         Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
@@ -620,7 +629,8 @@ internal sealed record Reading(
 /// <summary>One alert that cannot be mapped, whole.</summary>
 /// <param name="Identity">Fingerprint, status, start, end and reason: copies of it are kept once.</param>
 /// <param name="Raw">The alert as it came, without line breaks.</param>
-internal sealed record Misfit(string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
+internal sealed record Misfit(
+    string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
 
 /// <summary>A payload, read.</summary>
 /// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
@@ -803,7 +813,8 @@ internal static class Mapping
             throw new PayloadException($"The body is not JSON: {e.Message}");
         }
         if (version != "4")
-            throw new PayloadException($"The version is {version ?? "missing"}; Alertmanager's webhooks have 4.");
+            throw new PayloadException(
+                $"The version is {version ?? "missing"}; Alertmanager's webhooks have 4.");
         return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
     }
 
@@ -828,8 +839,8 @@ internal static class Mapping
         }
         catch (JsonException e)
         {
-            reason = e.Path is { Length: > 1 } path ? $"{path[2..]} is of the wrong type, or not usable as text"
-                : reason;
+            reason = e.Path is { Length: > 1 } path
+                ? $"{path[2..]} is of the wrong type, or not usable as text" : reason;
             return null;
         }
         catch (InvalidOperationException)
@@ -907,7 +918,8 @@ internal static class Mapping
     private static string Rest(Dictionary<string, string?>? labels, HashSet<string> used)
     {
         var rest = (labels ?? []).Where(l => !string.IsNullOrEmpty(l.Value)
-            && !used.Contains(l.Key) && !SenderLabels.Contains(l.Key)).OrderBy(l => l.Key, StringComparer.Ordinal).ToList();
+            && !used.Contains(l.Key) && !SenderLabels.Contains(l.Key))
+            .OrderBy(l => l.Key, StringComparer.Ordinal).ToList();
         if (rest.Count == 0)
             return "";
         var text = new StringBuilder("{");
@@ -938,7 +950,8 @@ internal static class Mapping
         return null;
     }
 
-    private static bool ReadTime(string? text, string name, DateTime now, out DateTime time, out string reason)
+    private static bool ReadTime(
+        string? text, string name, DateTime now, out DateTime time, out string reason)
     {
         reason = "";
         if (string.IsNullOrEmpty(text))
@@ -1003,13 +1016,16 @@ internal static class Mapping
 /// <param name="Received">When SeS heard of it, UTC.</param>
 /// <param name="StartsAt">The start of the stock alert that said so; else <paramref name="Time"/>.</param>
 internal sealed record StatusEvent(
-    ServiceKey Service, string Status, DateTime Time, string Description, DateTime Received, DateTime StartsAt)
+    ServiceKey Service, string Status, DateTime Time, string Description, DateTime Received,
+    DateTime StartsAt)
 {
     public bool Same(StatusEvent other) => Time == other.Time && Status == other.Status;
 
     public int CompareTo(StatusEvent other) => Compare(Time, Status, other.Time, other.Status);
 
-    /// <summary>The order that is meant by older, later and last: by time, at equal times down last.</summary>
+    /// <summary>
+    /// The order that is meant by older, later and last: by time, at equal times down last.
+    /// </summary>
     public static int Compare(DateTime time, string status, DateTime otherTime, string otherStatus)
     {
         var byTime = time.CompareTo(otherTime);
@@ -1074,7 +1090,9 @@ internal static class Interpretation
 
     private static readonly TimeSpan JustAfter = TimeSpan.FromMilliseconds(1);
 
-    /// <summary>The events that a reading stands for, in order: one, or two for a resolved stock alert.</summary>
+    /// <summary>
+    /// The events that a reading stands for, in order: one, or two for a resolved stock alert.
+    /// </summary>
     /// <param name="last">The last word on the service so far.</param>
     public static IReadOnlyList<StatusEvent> Events(Reading reading, StatusEvent? last, DateTime now)
     {
@@ -1095,7 +1113,8 @@ internal static class Interpretation
         }
         if (own is { Status: "down" })
             return [Say("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
-        return endsAt > reading.StartsAt ? [Say("down", reading.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
+        return endsAt > reading.StartsAt
+            ? [Say("down", reading.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
     }
 }
 
@@ -1153,7 +1172,8 @@ internal sealed class LogLine
 
     public StatusEvent? ToEvent(ServiceKey service)
     {
-        if (Status == null || !Rfc3339.TryParse(Time, out var time) || !Rfc3339.TryParse(Received, out var received))
+        if (Status == null || !Rfc3339.TryParse(Time, out var time)
+            || !Rfc3339.TryParse(Received, out var received))
             return null;
         return new StatusEvent(service, Status, time, Description ?? "", received,
             Rfc3339.TryParse(StartsAt, out var startsAt) ? startsAt : time);
@@ -1312,7 +1332,8 @@ internal static partial class Folder
             throw new IOException($"cannot flush {path}: {error}");
     }
 
-    [LibraryImport("libc", EntryPoint = "open", StringMarshalling = StringMarshalling.Utf8, SetLastError = true)]
+    [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
+        StringMarshalling = StringMarshalling.Utf8)]
     private static partial int Open(string path, int flags);
 
     [LibraryImport("libc", EntryPoint = "fsync", SetLastError = true)]
@@ -1335,7 +1356,9 @@ internal sealed class EventLog
     /// <summary>How much is read at once; a line is at most a tenth of it.</summary>
     private const int ReadSize = 1024 * 1024;
 
-    /// <summary>The clock may have been set back: then a new file waits this long after the last one.</summary>
+    /// <summary>
+    /// The clock may have been set back: then a new file waits this long after the last one.
+    /// </summary>
     private static readonly TimeSpan ClockBackPause = TimeSpan.FromHours(1);
 
     private static readonly TimeSpan Housekeeping = TimeSpan.FromSeconds(30);
@@ -1353,7 +1376,8 @@ internal sealed class EventLog
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly Thread _writer;
-    private readonly TaskCompletionSource<string> _failed = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource<string> _failed =
+        new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     // Guarded by _gate.
     private readonly object _gate = new();
@@ -1396,7 +1420,9 @@ internal sealed class EventLog
             }
         }
 
-        /// <summary>The same reading, with the texts that are held already: windows are what memory is for.</summary>
+        /// <summary>
+        /// The same reading, with the texts that are held already: windows are what memory is for.
+        /// </summary>
         public Reading Share(Reading reading) => reading with
         {
             Service = service,
@@ -1427,7 +1453,9 @@ internal sealed class EventLog
 
         public int Size => Lines.WrittenCount + Misfits.WrittenCount;
 
-        /// <summary>An empty batch with the buffers of one that is done, unless they have grown too large.</summary>
+        /// <summary>
+        /// An empty batch with the buffers of one that is done, unless they have grown too large.
+        /// </summary>
         public static Batch After(Batch done)
         {
             if (done.Lines.Capacity + done.Misfits.Capacity > 2 * ReadSize)
@@ -1459,7 +1487,9 @@ internal sealed class EventLog
         _writer.Start();
     }
 
-    /// <summary>Completes, with the reason, when the disk can no longer be trusted: the process must end.</summary>
+    /// <summary>
+    /// Completes, with the reason, when the disk can no longer be trusted: the process must end.
+    /// </summary>
     public Task<string> Failed => _failed.Task;
 
     /// <summary>Why nothing can be made durable at the moment; null when all is well.</summary>
@@ -1577,7 +1607,8 @@ internal sealed class EventLog
         }
         _quarantined[id] = _current;
         _current.MisfitIds.Add(id);
-        _current.MisfitWriter.Misfit(misfit, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
+        _current.MisfitWriter.Misfit(
+            misfit, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
         waits.Add(_current);
         _log.Often("alert quarantined", ("partition", partition), ("alertname", misfit.Alertname),
             ("fingerprint", misfit.Fingerprint), ("reason", misfit.Reason));
@@ -1658,7 +1689,8 @@ internal sealed class EventLog
             RandomAccess.Write(file.SafeFileHandle, lines, length);
         }
         // .NET tells EFBIG, a file size limit, as an argument out of range.
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
+        catch (Exception e)
+            when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
         {
             Undo(file, length);
             throw new LogRefusedException($"The disk refused: {e.Message}");
@@ -1710,7 +1742,8 @@ internal sealed class EventLog
                 _quarantined[id] = null;
             _flushed = new Cursor(_flushed.File, _length);
             _appended += batch.Events.Count;
-            (news, _news) = (_news, new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously));
+            news = _news;
+            _news = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
             _meters.Services.Set(_services.Count);
         }
         _meters.LogEvents.Inc(batch.Events.Count);
@@ -1736,7 +1769,9 @@ internal sealed class EventLog
         batch.Done.SetException(reason);
     }
 
-    /// <summary>Asks a disk that refused whether it takes events again: /ready must not wait for an alert.</summary>
+    /// <summary>
+    /// Asks a disk that refused whether it takes events again: /ready must not wait for an alert.
+    /// </summary>
     private void Probe()
     {
         lock (_gate)
@@ -1755,7 +1790,8 @@ internal sealed class EventLog
             lock (_gate)
                 Welcome();
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
+        catch (Exception e)
+            when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
         {
             // It still refuses, as the log has said.
         }
@@ -1980,7 +2016,9 @@ internal sealed class EventLog
         }
     }
 
-    /// <summary>Replaces it as a whole. It is not flushed: the cursor may lag, and says when it is lost.</summary>
+    /// <summary>
+    /// Replaces it as a whole. It is not flushed: the cursor may lag, and says when it is lost.
+    /// </summary>
     /// <exception cref="IOException">The disk refused; what was saved before is still there.</exception>
     public void SaveCursor(byte[] content)
     {
@@ -2000,8 +2038,14 @@ internal sealed class EventLog
     {
         if (!File.Exists(QuarantinePath))
             Create(QuarantinePath).Dispose();
-        var length = ReadLines(QuarantinePath, 0, new FileInfo(QuarantinePath).Length, LogJson.Default.QuarantineLine)
-            .Select(l => (Remember(l.Line), l.Next)).Select(l => l.Next).LastOrDefault();
+        var length = 0L;
+        foreach (var (line, next) in ReadLines(
+            QuarantinePath, 0, new FileInfo(QuarantinePath).Length, LogJson.Default.QuarantineLine))
+        {
+            length = next;
+            if (IdOf(line) is { } id)
+                _quarantined[id] = null;
+        }
         _quarantine = OpenFile(QuarantinePath);
         _quarantineLength = length;
         RandomAccess.SetLength(_quarantine.SafeFileHandle, length);
@@ -2009,9 +2053,9 @@ internal sealed class EventLog
         Folder.Flush(_dir);
     }
 
-    private bool Remember(QuarantineLine? line) =>
+    private static UInt128? IdOf(QuarantineLine? line) =>
         UInt128.TryParse(line?.Id, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out var id)
-        && _quarantined.TryAdd(id, null);
+            ? id : null;
 
     /// <summary>Drops the older half of the quarantine, counted.</summary>
     private void HalveQuarantine()
@@ -2037,8 +2081,10 @@ internal sealed class EventLog
             lock (_gate)
             {
                 foreach (var (line, _) in dropped)
-                    if (UInt128.TryParse(line?.Id, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out var id))
+                {
+                    if (IdOf(line) is { } id)
                         _quarantined.Remove(id);
+                }
             }
             _meters.QuarantineDropped.Inc(dropped.Count);
             _log.Warn("the quarantine was full; its older half is dropped", ("alerts", dropped.Count));
@@ -2189,8 +2235,11 @@ internal sealed class EventLog
         }
     }
 
-    /// <summary>Whole lines, without their end; a torn tail is left out. Each is valid until the next.</summary>
-    private static IEnumerable<(ReadOnlyMemory<byte> Line, long Next)> RawLines(string path, long from, long to)
+    /// <summary>
+    /// Whole lines, without their end; a torn tail is left out. Each is valid until the next.
+    /// </summary>
+    private static IEnumerable<(ReadOnlyMemory<byte> Line, long Next)> RawLines(
+        string path, long from, long to)
     {
         using var handle = File.OpenHandle(path, share: FileShare.ReadWrite | FileShare.Delete);
         var buffer = ArrayPool<byte>.Shared.Rent(ReadSize);
@@ -2240,10 +2289,14 @@ internal sealed class EventLog
 // anything else is "L", -1 inserts only, and an absent item is inserted whatever the version says.
 // Here is only the talking; what an answer means for the history is the Recorder's business.
 
-/// <summary>Is thrown when Onix is away, slow or denies access: nothing was learnt, try again later.</summary>
+/// <summary>
+/// Is thrown when Onix is away, slow or denies access: nothing was learnt, try again later.
+/// </summary>
 internal sealed class OnixException(string message) : Exception(message);
 
-/// <summary>Is thrown when Onix refuses a request as a whole, with 400 or 413: a smaller one may do.</summary>
+/// <summary>
+/// Is thrown when Onix refuses a request as a whole, with 400 or 413: a smaller one may do.
+/// </summary>
 internal sealed class OnixRequestRefusedException(string message) : Exception(message);
 
 /// <summary>What Onix holds of a service.</summary>
@@ -2411,7 +2464,8 @@ internal static class OnixNames
         [
             Attribute("NAME", "service", "The name of the service for which events are recorded."),
             Attribute("STATUS", "status", "The status of the service."),
-            Attribute("LOCATION", "location", "The location of the service, typically a URI.", required: false),
+            Attribute("LOCATION", "location", "The location of the service, typically a URI.",
+                required: false),
             Attribute("DESCRIPTION", "description", "The description of the service status."),
             Attribute("TIME", "time", "The time of the event.", type: "date"),
             Attribute("PLATFORM", "platform", "The platform for the event."),
@@ -2454,7 +2508,9 @@ internal sealed class OnixClient
         _base = options.OnixUrl!.AbsoluteUri.TrimEnd('/');
     }
 
-    /// <summary>The connection that Onix deserves: one, kept for less than its own 30 s, no redirects.</summary>
+    /// <summary>
+    /// The connection that Onix deserves: one, kept for less than its own 30 s, no redirects.
+    /// </summary>
     /// <exception cref="CryptographicException">The CA file holds no certificate.</exception>
     public static SocketsHttpHandler Connection(Options options)
     {
@@ -2501,13 +2557,15 @@ internal sealed class OnixClient
         var result = await AskAsync("model", HttpMethod.Put, "/data", OnixNames.ModelData(),
             (answer, limit) => ReadAsync(answer, OnixJson.Default.DataResult, limit), stop);
         if (result.Values?.Find(v => v.Error) is { } refused)
-            throw new OnixException($"Onix refuses the model SES ({FirstLine(refused.Message)}); {LeastRights}");
+            throw new OnixException(
+                $"Onix refuses the model SES ({FirstLine(refused.Message)}); {LeastRights}");
     }
 
     /// <summary>All items of SeS that the user may read: truthful, unlike reading one.</summary>
     public async Task<Dictionary<string, HeldItem>> ListAsync(CancellationToken stop)
     {
-        var list = await AskAsync("list", HttpMethod.Get, $"/item?type={OnixNames.ItemType}&top={ListLimit}", null,
+        var path = $"/item?type={OnixNames.ItemType}&top={ListLimit}";
+        var list = await AskAsync("list", HttpMethod.Get, path, null,
             (answer, limit) => ReadAsync(answer, OnixJson.Default.ItemList, limit), stop);
         return (list.Values ?? throw new OnixException("Onix's list has no values"))
             .Select(OnixNames.Held).DistinctBy(i => i.Key).ToDictionary(i => i.Key);
@@ -2520,13 +2578,17 @@ internal sealed class OnixClient
                 : OnixNames.Held(await ReadAsync(answer, OnixJson.Default.ItemBody, limit)), stop);
 
     /// <summary>Writes changes, each guarded by its version; one answer for each, in order.</summary>
-    /// <exception cref="OnixRequestRefusedException">The request as a whole was answered 400 or 413.</exception>
-    public async Task<IReadOnlyList<ChangeResult>> PutAsync(IReadOnlyList<Change> changes, CancellationToken stop)
+    /// <exception cref="OnixRequestRefusedException">
+    /// The request as a whole was answered 400 or 413.
+    /// </exception>
+    public async Task<IReadOnlyList<ChangeResult>> PutAsync(
+        IReadOnlyList<Change> changes, CancellationToken stop)
     {
         var data = new DataBody { Items = [.. changes.Select(OnixNames.Item)] };
         var result = await AskAsync("data", HttpMethod.Put, "/data", data, (answer, limit) =>
             answer.StatusCode is HttpStatusCode.BadRequest or HttpStatusCode.RequestEntityTooLarge
-            ? throw new OnixRequestRefusedException($"Onix answered {(int)answer.StatusCode} to the whole request")
+            ? throw new OnixRequestRefusedException(
+                $"Onix answered {(int)answer.StatusCode} to the whole request")
             : ReadAsync(answer, OnixJson.Default.DataResult, limit), stop);
         var values = result.Values ?? [];
         if (values.Count != changes.Count)
@@ -2578,7 +2640,9 @@ internal sealed class OnixClient
         }
     }
 
-    /// <summary>Sends a request and reads its answer within the patience; failures become one exception.</summary>
+    /// <summary>
+    /// Sends a request and reads its answer within the patience; failures become one exception.
+    /// </summary>
     private async Task<T> ExchangeAsync<T>(
         string kind, HttpRequestMessage request, Reader<T> read, CancellationToken stop)
     {
@@ -2588,7 +2652,8 @@ internal sealed class OnixClient
         var outcome = "failed";
         try
         {
-            using var answer = await _http.SendAsync(request, HttpCompletionOption.ResponseHeadersRead, limit.Token);
+            using var answer = await _http.SendAsync(
+                request, HttpCompletionOption.ResponseHeadersRead, limit.Token);
             outcome = ((int)answer.StatusCode).ToString(CultureInfo.InvariantCulture);
             return await read(answer, limit.Token);
         }
@@ -2629,7 +2694,8 @@ internal sealed class OnixClient
 
     private OnixException Unexpected(HttpResponseMessage answer) => new(answer.StatusCode switch
     {
-        HttpStatusCode.Unauthorized => "Onix answered 401: the credentials are wrong, or its database is away",
+        HttpStatusCode.Unauthorized =>
+            "Onix answered 401: the credentials are wrong, or its database is away",
         HttpStatusCode.Redirect => "Onix answered 302: it wants OIDC, see --onix-auth-mode",
         HttpStatusCode.NotFound => $"Onix answered 404: {_base} may not be its web API",
         _ => $"Onix answered {(int)answer.StatusCode}",
@@ -2665,7 +2731,8 @@ internal sealed class OnixClient
             : throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}"), stop);
         // A fifth of its life is left for clocks and the way; without a word on it, a minute is safe.
         (_tokenTaken, _tokenLife) = (asked, TimeSpan.FromSeconds((token.ExpiresIn ?? 60) * 0.8));
-        return _token = token.AccessToken ?? throw new OnixException("the token endpoint gave no access_token");
+        return _token = token.AccessToken
+            ?? throw new OnixException("the token endpoint gave no access_token");
     }
 }
 
@@ -2686,7 +2753,8 @@ internal sealed class OnixClient
 internal sealed record Barred(
     Cursor Place, StatusEvent First, DateTime Since, string Reason, TimeSpan Delay, DateTime NextTry)
 {
-    public static readonly TimeSpan FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
+    public static readonly TimeSpan
+        FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
 
     public Barred Again(DateTime now, string reason)
     {
@@ -2805,7 +2873,8 @@ internal sealed class Recorder
 
     /// <summary>Finds the cursor. Only after this may the log be appended to.</summary>
     /// <exception cref="IOException">The log cannot be read.</exception>
-    public Recorder(EventLog eventLog, OnixClient onix, string url, TimeProvider clock, Log log, Meters meters)
+    public Recorder(
+        EventLog eventLog, OnixClient onix, string url, TimeProvider clock, Log log, Meters meters)
     {
         (_eventLog, _onix, _url, _clock, _log, _meters) = (eventLog, onix, url, clock, log, meters);
         if (!Load())
@@ -2950,7 +3019,8 @@ internal sealed class Recorder
         if (_eventLog.Holds(place))
             return place;
         _meters.OnixDropped.Inc();
-        _log.Warn("events of a barred service were deleted by retention before Onix took them", ("service", barred));
+        _log.Warn("events of a barred service were deleted by retention before Onix took them",
+            ("service", barred));
         return _eventLog.Oldest;
     }
 
@@ -3036,7 +3106,8 @@ internal sealed class Recorder
         var (flushed, appended) = _eventLog.Position;
         var backlog = Math.Max(0, Volatile.Read(ref _backlogBase) + appended - _appendedBase);
         var oldest = backlog == 0 || !_eventLog.Holds(state.Cursor) ? null
-            : _eventLog.Read(state.Cursor, flushed, 1).Events is [var first, ..] ? first.Received : (DateTime?)null;
+            : _eventLog.Read(state.Cursor, flushed, 1).Events is [var first, ..]
+            ? first.Received : (DateTime?)null;
         return state with { Backlog = backlog, Oldest = oldest };
     }
 
@@ -3114,12 +3185,15 @@ internal sealed class Recorder
         var read = chunk.Events.GroupBy(e => e.Service).ToDictionary(g => g.Key, g => g.ToList());
         var jobs = new Dictionary<ServiceKey, Job>();
         foreach (var service in read.Keys.Union(_again).Where(s => !_barred.ContainsKey(s)))
-            jobs[service] = new Job(service, _windows.GetValueOrDefault(service), read.GetValueOrDefault(service, []));
+            jobs[service] = new Job(
+                service, _windows.GetValueOrDefault(service), read.GetValueOrDefault(service, []));
         _again = [];
         return new Turn(_cursor, chunk, jobs);
     }
 
-    /// <summary>Sends the jobs' changes, the next of each in every round, until all are done or barred.</summary>
+    /// <summary>
+    /// Sends the jobs' changes, the next of each in every round, until all are done or barred.
+    /// </summary>
     private async Task SettleAsync(IReadOnlyList<Job> jobs, Cursor place, CancellationToken stop)
     {
         foreach (var job in jobs)
@@ -3291,7 +3365,9 @@ internal sealed class Recorder
         return [.. unseen.Where(u => !list.ContainsKey(keyOf(u)))];
     }
 
-    /// <summary>The turn is settled: windows take what was read, each event is counted, the cursor moves.</summary>
+    /// <summary>
+    /// The turn is settled: windows take what was read, each event is counted, the cursor moves.
+    /// </summary>
     private void Confirm(Turn turn)
     {
         foreach (var e in turn.Chunk.Events)
@@ -3393,7 +3469,9 @@ internal sealed class Recorder
         _barred[service] = _barred[service].Again(_clock.GetUtcNow().UtcDateTime, reason);
     }
 
-    /// <summary>One pass over the log, from the earliest place to the cursor, for the services given.</summary>
+    /// <summary>
+    /// One pass over the log, from the earliest place to the cursor, for the services given.
+    /// </summary>
     private async Task CatchUpAsync(HashSet<ServiceKey> services, CancellationToken stop)
     {
         var place = services.Select(s => StillHeld(_barred[s].Place, s)).Min();
@@ -3452,7 +3530,8 @@ internal sealed class Auth(Options options)
             return false;
         var credentials = new byte[given[1].Length];
         return Convert.TryFromBase64String(given[1].Trim(), credentials, out var length)
-            && CryptographicOperations.FixedTimeEquals(SHA256.HashData(credentials.AsSpan(0, length)), _expected);
+            && CryptographicOperations.FixedTimeEquals(
+                SHA256.HashData(credentials.AsSpan(0, length)), _expected);
     }
 }
 
@@ -3468,7 +3547,8 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
 {
     public (string Name, string Value)? Header { get; init; }
 
-    public static Reply Json(int code, Action<Utf8JsonWriter> content, string contentType = "application/json")
+    public static Reply Json(
+        int code, Action<Utf8JsonWriter> content, string contentType = "application/json")
     {
         var buffer = new ArrayBufferWriter<byte>();
         using (var json = new Utf8JsonWriter(buffer))
@@ -3480,7 +3560,9 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         return new Reply(code, contentType, [.. buffer.WrittenSpan, (byte)'\n']);
     }
 
-    /// <summary>Problem details (RFC 9457); Alertmanager logs the body, so the detail is for its reader.</summary>
+    /// <summary>
+    /// Problem details (RFC 9457); Alertmanager logs the body, so the detail is for its reader.
+    /// </summary>
     public static Reply Problem(int code, string title, string detail) => Json(code, json =>
     {
         json.WriteString("title", title);
@@ -3494,7 +3576,9 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
 /// <summary>Answers requests; the log and the Recorder are given once they are there.</summary>
 internal sealed class Web
 {
-    /// <summary>More at once get 503; Alertmanager sends one for each group and waits for its answer.</summary>
+    /// <summary>
+    /// More at once get 503; Alertmanager sends one for each group and waits for its answer.
+    /// </summary>
     public const int MaxInFlight = 1024;
 
     /// <summary>Bodies held at once, whatever --max-body says.</summary>
@@ -3526,7 +3610,9 @@ internal sealed class Web
     }
 
     /// <summary>Listens; only probes and metrics get more than 503 until <see cref="Serve"/>.</summary>
-    /// <exception cref="HttpListenerException">The port is in use, or the address is not this host's.</exception>
+    /// <exception cref="HttpListenerException">
+    /// The port is in use, or the address is not this host's.
+    /// </exception>
     public void Start()
     {
         // HttpListener serves one address only to requests whose Host names it; loopback has two names.
@@ -3623,7 +3709,9 @@ internal sealed class Web
         }
     }
 
-    /// <summary>The path of a request, cut at its slashes and decoded; routed on what was really sent.</summary>
+    /// <summary>
+    /// The path of a request, cut at its slashes and decoded; routed on what was really sent.
+    /// </summary>
     private static string[] Segments(HttpListenerRequest request)
     {
         var path = (request.RawUrl ?? "").Split('?', 2)[0];
@@ -3639,7 +3727,8 @@ internal sealed class Web
             ["live"] => Reply.Json(200, json => json.WriteBoolean("live", true)),
             ["ready"] => ReadyReply(),
             ["metrics"] when _options.Metrics => null,
-            _ => Reply.Problem(404, "Not Found", $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
+            _ => Reply.Problem(404, "Not Found",
+                $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
         };
         if (probe is null or { Code: not 404 })
         {
@@ -3676,11 +3765,13 @@ internal sealed class Web
         if (request.Headers["Transfer-Encoding"] != null || request.ContentLength64 < 0)
             return Bad(411, "Length Required", "Send the body with a Content-Length.");
         if (request.ContentLength64 > _options.MaxBody)
-            return Bad(413, "Content Too Large", $"The body is larger than --max-body, {_options.MaxBody} bytes.");
+            return Bad(413, "Content Too Large",
+                $"The body is larger than --max-body, {_options.MaxBody} bytes.");
         if (_eventLog is not { } eventLog)
             return Reply.Unavailable("SeS is starting: its log is being read.");
         if (_clock.GetUtcNow().UtcDateTime < _built)
-            return Reply.Unavailable("The clock of SeS's host is wrong: it is earlier than the program's making.");
+            return Reply.Unavailable(
+                "The clock of SeS's host is wrong: it is earlier than the program's making.");
         var length = (int)request.ContentLength64;
         try
         {
@@ -3820,14 +3911,16 @@ internal sealed class Web
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
     {
-        var onix = _recorder?.Look() is not { } state ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
+        var onix = _recorder?.Look() is not { } state
+            ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
             : state.Trouble != null ? $"Onix away, {state.Backlog} events waiting: {state.Trouble}"
             : $"Onix has all but {state.Backlog} events, {state.Barred.Count} services barred";
         return Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}";
     }
 
     private double Age(DateTime? since) =>
-        since is { } time ? Math.Max(0, Math.Round((_clock.GetUtcNow().UtcDateTime - time).TotalSeconds, 3)) : 0;
+        since is { } time
+            ? Math.Max(0, Math.Round((_clock.GetUtcNow().UtcDateTime - time).TotalSeconds, 3)) : 0;
 
     private void SetGauges()
     {
@@ -3879,14 +3972,16 @@ internal static class Program
     private const int Usage = 2, Failure = 1, Success = 0;
 
     /// <summary>Less than the 10 s that container engines wait before they kill.</summary>
-    private static readonly TimeSpan DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(2);
+    private static readonly TimeSpan
+        DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(2);
 
     private static readonly string Version = typeof(Program).Assembly
         .GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";
 
     /// <summary>When the program's commit was made; the year 1 when that is not known.</summary>
     private static readonly DateTime Built = typeof(Program).Assembly
-        .GetCustomAttributes<AssemblyMetadataAttribute>().FirstOrDefault(a => a.Key == "CommitTime")?.Value is { } text
+        .GetCustomAttributes<AssemblyMetadataAttribute>()
+        .FirstOrDefault(a => a.Key == "CommitTime")?.Value is { } text
         && long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
         ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
 
@@ -3916,7 +4011,9 @@ internal static class Program
 
     // ---- Command line ----
 
-    /// <summary>What the command line gave, by flag; or the code to exit with, after help or a word why.</summary>
+    /// <summary>
+    /// What the command line gave, by flag; or the code to exit with, after help or a word why.
+    /// </summary>
     internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(string[] args)
     {
         var root = new RootCommand("Keeps the history of service status that Alertmanager tells.");
@@ -3963,7 +4060,8 @@ internal static class Program
                 foreach (var setting in group)
                 {
                     output.WriteLine($"  {setting.Flag} {setting.Value}  ({setting.Variable})");
-                    var standard = setting.Default == null || setting.Secret ? "" : $" (default: {setting.Default})";
+                    var standard = setting.Default == null || setting.Secret ? ""
+                        : $" (default: {setting.Default})";
                     output.WriteLine($"        {setting.Help}{standard}");
                 }
             }
@@ -4003,7 +4101,8 @@ internal static class Program
         var web = new Web(options, Built, TimeProvider.System, log, meters);
         Listen(web, options);
         log.Info("SeS listens", ("version", Version),
-            ("url", $"http://{options.Address?.ToString() ?? "localhost"}:{options.Port}/{options.Path}/PARTITION"),
+            ("url", $"http://{options.Address?.ToString() ?? "localhost"}:{options.Port}"
+                + $"/{options.Path}/PARTITION"),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
 
         using var stop = new CancellationTokenSource();
@@ -4036,7 +4135,8 @@ internal static class Program
             log.Info("SeS has stopped: everything acknowledged is on disk");
             return Success;
         }
-        log.Error("SeS ends: the disk failed; nothing acknowledged is lost", ("reason", await eventLog.Failed));
+        log.Error("SeS ends: the disk failed; nothing acknowledged is lost",
+            ("reason", await eventLog.Failed));
         return Failure;
     }
 
@@ -4052,7 +4152,8 @@ internal static class Program
         }
         catch (IOException e) when (File.Exists(Path.Combine(dir, "lock")))
         {
-            throw new OptionsException($"--data-dir (OXSES_DATADIR): '{dir}' is in use by another SeS ({e.Message})");
+            throw new OptionsException(
+                $"--data-dir (OXSES_DATADIR): '{dir}' is in use by another SeS ({e.Message})");
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
@@ -4097,7 +4198,8 @@ internal static class Program
         try
         {
             var onix = new OnixClient(options, OnixClient.Connection(options), TimeProvider.System, meters);
-            return new Recorder(eventLog, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
+            return new Recorder(
+                eventLog, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
         }
         catch (CryptographicException e)
         {
@@ -4106,13 +4208,17 @@ internal static class Program
         }
     }
 
-    /// <summary>Half of what systemd allows, as sd_watchdog_enabled(3) advises; else for the status line.</summary>
+    /// <summary>
+    /// Half of what systemd allows, as sd_watchdog_enabled(3) advises; else for the status line.
+    /// </summary>
     private static TimeSpan WatchdogPeriod() =>
         long.TryParse(Environment.GetEnvironmentVariable("WATCHDOG_USEC"), NumberStyles.None,
             CultureInfo.InvariantCulture, out var microseconds) && microseconds > 0
             ? TimeSpan.FromMicroseconds(microseconds / 2.0) : TimeSpan.FromSeconds(10);
 
-    /// <summary>SIGTERM and SIGINT ask to stop; a file size limit is an error of a write, not the end.</summary>
+    /// <summary>
+    /// SIGTERM and SIGINT ask to stop; a file size limit is an error of a write, not the end.
+    /// </summary>
     private sealed class Signals : IDisposable
     {
         private const PosixSignal FileSizeExceeded = (PosixSignal)25;

@@ -1,0 +1,127 @@
+using System.Globalization;
+using System.Net;
+using System.Text.RegularExpressions;
+using Ses.Tests.Support;
+using Xunit;
+
+namespace Ses.Tests;
+
+/// <summary>The real bodies of a real outage, posted to the native binary, tell what really happened.</summary>
+[Trait("Category", "E2E")]
+public sealed partial class EtcdOutageEndToEndTests
+{
+    private static readonly string Folder = Path.Combine(AppContext.BaseDirectory, "Data", "etcd-outage");
+
+    private static readonly string[] Bodies =
+        [.. Directory.GetFiles(Folder, "*.json").Order(StringComparer.Ordinal).Select(File.ReadAllText)];
+
+    /// <summary>The table of the README beside the bodies: location or facet, and what happened.</summary>
+    private static readonly Dictionary<(string Platform, string Facet, string Location), List<string>> Truth =
+        Rows().ToDictionary();
+
+    private static IEnumerable<((string, string, string), List<string>)> Rows()
+    {
+        foreach (Match row in Row().Matches(File.ReadAllText(Path.Combine(Folder, "README.md"))))
+        {
+            var (facet, location) = (row.Groups[1].Value, row.Groups[2].Value.Trim('`'));
+            var changes = row.Groups[4].Value.Split(", ").Select(c => c.Split(' '))
+                .Select(c => $"{c[0]} {double.Parse(c[1], CultureInfo.InvariantCulture):F3}").ToList();
+            yield return ((row.Groups[3].Success ? "INS" : "p01-dev", facet, location == "(none)" ? "" : location), changes);
+        }
+    }
+
+    [GeneratedRegex(@"^\| etcd, (\w+), (`[^`]+`|[^ ]+)( \(platform `INS`\))? \| (.+) \|$", RegexOptions.Multiline)]
+    private static partial Regex Row();
+
+    private static string Told(string status, DateTime time) =>
+        $"{status} {(time - new DateTime(2026, 11, 22, 11, 34, 0, DateTimeKind.Utc)).TotalSeconds:F3}";
+
+    public static TheoryData<string, int> Orders()
+    {
+        var orders = new TheoryData<string, int> { { "in order", 0 }, { "refused", 0 } };
+        for (var seed = 1; seed <= 4; seed++)
+        {
+            orders.Add("shuffled", seed);
+            orders.Add("shuffled, doubled", seed);
+        }
+        return orders;
+    }
+
+    [Theory]
+    [MemberData(nameof(Orders))]
+    public async Task HistoryIsWhatReallyHappened(string order, int seed)
+    {
+        await using var onix = new OnixStandIn();
+        onix.Start();
+        await using var away = new OnixStandIn();
+        away.Start();
+        away.Stop();
+        await using var present = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        await using var alone = await SesProcess.StartAsync(away.Url.AbsoluteUri);
+        foreach (var ses in new[] { present, alone })
+            await PostAsync(ses, order, seed);
+        away.Start();
+        await Task.WhenAll(DrainedAsync(present), DrainedAsync(alone));
+        if (order == "refused")
+            Assert.Contains("code=\"503\"", await alone.Client.GetStringAsync("metrics"), StringComparison.Ordinal);
+        foreach (var ses in new[] { present, alone })
+            Check(LogFiles.History(ses.DataDir).ToDictionary(
+                h => (h.Key.Platform, h.Key.Facet, h.Key.Location),
+                h => h.Value.Select(e => Told(e.Status, e.Time)).ToList()));
+        Check(Recorded(away));
+        foreach (var (service, told) in Recorded(onix))
+        {
+            // It cannot take a change before one that it holds: an ordered part, with the same end.
+            Assert.Equal(told, Truth[service].Where(told.Contains));
+            Assert.Equal(Truth[service][^1], told[^1]);
+        }
+    }
+
+    private static void Check(Dictionary<(string, string, string), List<string>> told)
+    {
+        Assert.Equal(6, Truth.Count);
+        Assert.Equal(Truth.Keys.Order(), told.Keys.Order());
+        Assert.All(Truth, t => Assert.Equal(t.Value, told[t.Key]));
+    }
+
+    private static Dictionary<(string, string, string), List<string>> Recorded(OnixStandIn onix) =>
+        onix.History.GroupBy(c => (c.Platform, c.Facet, c.Location)).ToDictionary(g => g.Key, g => g.Select(c => Told(
+            c.Status, DateTime.Parse(c.Time, CultureInfo.InvariantCulture, DateTimeStyles.AdjustToUniversal))).ToList());
+
+    private static async Task PostAsync(SesProcess ses, string order, int seed)
+    {
+        var random = new Random(seed);
+        var bodies = order.Contains("doubled", StringComparison.Ordinal) ? [.. Bodies, .. Bodies] : Bodies;
+        if (seed > 0)
+            random.Shuffle(bodies = [.. bodies]);
+        for (var i = 0; i < bodies.Length; i++)
+        {
+            if (order == "refused" && i % 3 == 2)
+                await RefuseAsync(ses, bodies[i]);
+            using var answer = await ses.PostAsync("INS", bodies[i]);
+            Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
+        }
+    }
+
+    /// <summary>Lets the disk refuse: no file of SeS may grow, until it has answered 503 to something new.</summary>
+    private static async Task RefuseAsync(SesProcess ses, string body)
+    {
+        await LimitFilesAsync(ses, "0");
+        using var refused = await ses.PostAsync("INS", body);
+        // What is known already needs no disk.
+        Assert.Contains(refused.StatusCode, new[] { HttpStatusCode.ServiceUnavailable, HttpStatusCode.NoContent });
+        await LimitFilesAsync(ses, "unlimited");
+    }
+
+    private static async Task LimitFilesAsync(SesProcess ses, string bytes)
+    {
+        await using var prlimit = ChildProcess.Start("prlimit", [$"--pid={ses.Child.Id}", $"--fsize={bytes}:unlimited"]);
+        Assert.Equal(0, await prlimit.ExitAsync(TimeSpan.FromSeconds(10)));
+    }
+
+    private static Task DrainedAsync(SesProcess ses) => Wait.UntilAsync(async () =>
+    {
+        var ready = await ses.Client.GetStringAsync("ready");
+        return ready.Contains("\"state\":\"recorded\"", StringComparison.Ordinal);
+    }, TimeSpan.FromSeconds(60), "Onix to have all");
+}
