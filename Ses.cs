@@ -1212,8 +1212,12 @@ internal sealed class QuarantineLine
 
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
 [JsonSerializable(typeof(LogLine))]
-[JsonSerializable(typeof(QuarantineLine))]
 internal sealed partial class LogJson : JsonSerializerContext;
+
+/// <summary>A quarantined alert may be nested as deeply as a body; its line adds a level.</summary>
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, MaxDepth = 10_001)]
+[JsonSerializable(typeof(QuarantineLine))]
+internal sealed partial class QuarantineJson : JsonSerializerContext;
 
 /// <summary>Writes lines of the log; one for a thread.</summary>
 internal sealed class LineWriter(IBufferWriter<byte> output)
@@ -1314,23 +1318,41 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
     }
 }
 
-/// <summary>What .NET cannot do with files: flush a folder.</summary>
-internal static partial class Folder
+/// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
+internal sealed class FlushException(string message) : IOException(message);
+
+/// <summary>
+/// fsync(2), for files and folders. .NET's own flushes (Flush(true), FlushToDisk) say nothing when it
+/// fails with EIO, as of 10.0.12, and it has none for a folder.
+/// </summary>
+internal static partial class Disk
 {
     private const int ReadOnlyDirectory = 0x10000;
 
-    /// <exception cref="IOException">The disk refused.</exception>
-    public static void Flush(string path)
+    /// <exception cref="FlushException">The disk failed.</exception>
+    public static void Flush(FileStream file)
+    {
+        if (Fsync((int)file.SafeFileHandle.DangerousGetHandle()) != 0)
+            throw new FlushException($"cannot flush {file.Name}: {Marshal.GetLastPInvokeErrorMessage()}");
+        GC.KeepAlive(file);
+    }
+
+    /// <exception cref="FlushException">The disk failed.</exception>
+    public static void FlushFolder(string path)
     {
         var handle = Open(path, ReadOnlyDirectory);
         if (handle < 0)
-            throw new IOException($"cannot open {path}: {Marshal.GetLastPInvokeErrorMessage()}");
+            throw new FlushException($"cannot open {path}: {Marshal.GetLastPInvokeErrorMessage()}");
         var result = Fsync(handle);
         var error = Marshal.GetLastPInvokeErrorMessage();
         _ = Close(handle);
         if (result != 0)
-            throw new IOException($"cannot flush {path}: {error}");
+            throw new FlushException($"cannot flush {path}: {error}");
     }
+
+    /// <summary>Whether it says that the disk takes no more; .NET tells EFBIG as an argument.</summary>
+    public static bool Refused(Exception e) =>
+        e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException;
 
     [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
         StringMarshalling = StringMarshalling.Utf8)]
@@ -1640,7 +1662,9 @@ internal sealed class EventLog
                     (batch, _current, _spare) = (_current, _spare ?? new Batch(), null);
             }
             Rotate();
-            if (batch == null && stopping)
+            if (_failed.Task.IsCompleted && batch != null)
+                Refuse(batch, new LogRefusedException("The disk failed."));
+            if (_failed.Task.IsCompleted || (batch == null && stopping))
                 break;
             if (batch == null)
             {
@@ -1688,18 +1712,16 @@ internal sealed class EventLog
         {
             RandomAccess.Write(file.SafeFileHandle, lines, length);
         }
-        // .NET tells EFBIG, a file size limit, as an argument out of range.
-        catch (Exception e)
-            when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
+        catch (Exception e) when (Disk.Refused(e))
         {
             Undo(file, length);
             throw new LogRefusedException($"The disk refused: {e.Message}");
         }
         try
         {
-            RandomAccess.FlushToDisk(file.SafeFileHandle);
+            Disk.Flush(file);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        catch (FlushException e)
         {
             // The kernel may have dropped the pages and would call the next flush a success.
             Fail($"a flush failed, so what is on disk cannot be trusted: {e.Message}");
@@ -1714,7 +1736,7 @@ internal sealed class EventLog
         {
             RandomAccess.SetLength(file.SafeFileHandle, length);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        catch (Exception e) when (Disk.Refused(e))
         {
             Fail($"a refused write could not be undone: {e.Message}");
         }
@@ -1779,25 +1801,22 @@ internal sealed class EventLog
             if (_refusal == null)
                 return;
         }
-        var path = Path.Combine(_dir, "probe.tmp");
+        // The log's own file, since a limit may be on its size; spaces, that nobody has acknowledged.
+        var spaces = new byte[ProbeSize];
+        spaces.AsSpan().Fill((byte)' ');
         try
         {
-            using (var file = Create(path))
-            {
-                file.Write(new byte[ProbeSize]);
-                file.Flush(flushToDisk: true);
-            }
+            RandomAccess.Write(_file.SafeFileHandle, spaces, _length);
             lock (_gate)
                 Welcome();
         }
-        catch (Exception e)
-            when (e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException)
+        catch (Exception e) when (Disk.Refused(e))
         {
             // It still refuses, as the log has said.
         }
         finally
         {
-            File.Delete(path);
+            Undo(_file, _length);
         }
     }
 
@@ -1856,7 +1875,10 @@ internal sealed class EventLog
                 Apply(line);
         }
         if (!ended || end != new FileInfo(path).Length)
+        {
             Replace(path, end);
+            _log.Info("the log was not ended in order; its newest file was made safe", ("file", path));
+        }
         (_file, _length, _fileDate) = (OpenFile(path), end, date);
         _flushed = new Cursor(number, end);
     }
@@ -1882,11 +1904,10 @@ internal sealed class EventLog
         {
             from.CopyTo(to);
             to.SetLength(length);
-            to.Flush(flushToDisk: true);
+            Disk.Flush(to);
         }
         File.Move(copy, path, overwrite: true);
-        Folder.Flush(_dir);
-        _log.Info("the log was not ended in order; its newest file was made safe", ("file", path));
+        Disk.FlushFolder(_dir);
     }
 
     /// <summary>A file ends with the day.</summary>
@@ -1901,7 +1922,11 @@ internal sealed class EventLog
             _rotated = _clock.GetTimestamp();
             Retain(today);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        catch (FlushException e)
+        {
+            Fail(e.Message);
+        }
+        catch (Exception e) when (Disk.Refused(e))
         {
             _log.Often("the log's next file could not be made; going on in the last", ("reason", e.Message));
         }
@@ -1918,7 +1943,7 @@ internal sealed class EventLog
         try
         {
             WriteHead(file, now);
-            file.Flush(flushToDisk: true);
+            Disk.Flush(file);
             File.Move(path + ".tmp", path, overwrite: false);
         }
         catch
@@ -1927,7 +1952,7 @@ internal sealed class EventLog
             File.Delete(path + ".tmp");
             throw;
         }
-        Folder.Flush(_dir);
+        Disk.FlushFolder(_dir);
         _file?.Dispose();
         (_file, _length, _fileDate) = (file, file.Length, date);
         _meters.LogSize.Inc(_length);
@@ -2040,17 +2065,18 @@ internal sealed class EventLog
             Create(QuarantinePath).Dispose();
         var length = 0L;
         foreach (var (line, next) in ReadLines(
-            QuarantinePath, 0, new FileInfo(QuarantinePath).Length, LogJson.Default.QuarantineLine))
+            QuarantinePath, 0, new FileInfo(QuarantinePath).Length, QuarantineJson.Default.QuarantineLine))
         {
             length = next;
             if (IdOf(line) is { } id)
                 _quarantined[id] = null;
         }
-        _quarantine = OpenFile(QuarantinePath);
-        _quarantineLength = length;
+        // As with the log: what a dead process may have left unflushed is not trusted until it is.
+        if (length > 0)
+            Replace(QuarantinePath, length);
+        (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), length);
         RandomAccess.SetLength(_quarantine.SafeFileHandle, length);
-        RandomAccess.FlushToDisk(_quarantine.SafeFileHandle);
-        Folder.Flush(_dir);
+        Disk.FlushFolder(_dir);
     }
 
     private static UInt128? IdOf(QuarantineLine? line) =>
@@ -2063,18 +2089,18 @@ internal sealed class EventLog
         try
         {
             var (lines, kept) = (ReadLines(
-                QuarantinePath, 0, _quarantineLength, LogJson.Default.QuarantineLine).ToList(), 0L);
+                QuarantinePath, 0, _quarantineLength, QuarantineJson.Default.QuarantineLine).ToList(), 0L);
             var cut = lines.First(l => l.Next >= _quarantineLength / 2).Next;
             using (var from = File.OpenRead(QuarantinePath))
             using (var to = Create(QuarantinePath + ".tmp"))
             {
                 from.Position = cut;
                 from.CopyTo(to);
-                to.Flush(flushToDisk: true);
+                Disk.Flush(to);
                 kept = to.Length;
             }
             File.Move(QuarantinePath + ".tmp", QuarantinePath, overwrite: true);
-            Folder.Flush(_dir);
+            Disk.FlushFolder(_dir);
             _quarantine.Dispose();
             (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), kept);
             var dropped = lines.Where(l => l.Next <= cut).ToList();
@@ -2089,7 +2115,11 @@ internal sealed class EventLog
             _meters.QuarantineDropped.Inc(dropped.Count);
             _log.Warn("the quarantine was full; its older half is dropped", ("alerts", dropped.Count));
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        catch (FlushException e)
+        {
+            Fail(e.Message);
+        }
+        catch (Exception e) when (Disk.Refused(e))
         {
             _log.Often("the quarantine could not be cut", ("reason", e.Message));
         }
@@ -4002,6 +4032,11 @@ internal static class Program
             await Console.Error.WriteLineAsync($"ses: {e.Message}");
             return Usage;
         }
+        catch (Exception e) when (Disk.Refused(e))
+        {
+            await Console.Error.WriteLineAsync($"ses: the disk refuses: {e.Message}");
+            return Failure;
+        }
         catch (Exception e)
         {
             await Console.Error.WriteLineAsync($"ses: a defect in SeS: {e}");
@@ -4180,7 +4215,7 @@ internal static class Program
         {
             return new EventLog(options.DataDir, options.Retention, TimeProvider.System, log, meters);
         }
-        catch (Exception e) when (e is DataDirException or IOException or UnauthorizedAccessException)
+        catch (DataDirException e)
         {
             throw new OptionsException($"--data-dir (OXSES_DATADIR): {e.Message}");
         }

@@ -1,0 +1,567 @@
+using System.Collections.Concurrent;
+using System.Globalization;
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Sockets;
+using System.Text;
+using System.Text.Json;
+using Ses.Tests.Support;
+using Xunit;
+
+namespace Ses.Tests;
+
+/// <summary>The native program keeps its promise however it ends, and says clearly why it did.</summary>
+[Trait("Category", "E2E")]
+public sealed class ProcessTests : IDisposable
+{
+    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
+
+    /// <summary>Container engines kill after so long.</summary>
+    private static readonly TimeSpan _stopWithin = TimeSpan.FromSeconds(10);
+
+    private readonly string _dir = Directory.CreateTempSubdirectory("ses-process-").FullName;
+    private readonly int _port = FreePort.Next();
+
+    private string DataDir => Path.Combine(_dir, "data");
+
+    public void Dispose() => Directory.Delete(_dir, recursive: true);
+
+    // ---- Ends ----
+
+    [Fact]
+    public async Task KilledAtAnyMomentItLosesNothingAcknowledgedAndRecordsNothingTwice()
+    {
+        const int kills = 60;
+        var seed = Environment.TickCount;
+        var random = new Random(seed);
+        await using var load = new Load(_port, senders: 4);
+        for (var round = 0; round < kills; round++)
+        {
+            await using (var ses = Launch())
+            {
+                // Two rounds of three are killed while they serve, the third perhaps before it does.
+                if (round % 3 > 0)
+                    await load.MoreAsync(random.Next(1, 30));
+                // Not a wait: the random moment itself.
+                await Task.Delay(TimeSpan.FromMilliseconds(random.NextDouble() * 60));
+                ses.Kill(Signal.Kill);
+                Assert.Equal(137, await ses.ExitAsync(_soon));
+            }
+            AssertKept(load.Acknowledged, $"kill {round}, seed {seed}");
+        }
+        Assert.True(load.Acknowledged.Count > kills, $"only {load.Acknowledged.Count} were acknowledged");
+        await load.StopAsync();
+        await using var last = await ReadyAsync(Launch());
+        AssertKept(load.Acknowledged, "the last start");
+    }
+
+    [Fact]
+    public async Task AskedToStopUnderLoadItEndsWithCodeZeroAndAllThatItAcknowledged()
+    {
+        await using var load = new Load(_port, senders: 8);
+        for (var round = 0; round < 5; round++)
+        {
+            await using var ses = Launch();
+            await load.MoreAsync(100);
+            ses.Kill(Signal.Terminate);
+            Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+            AssertKept(load.Acknowledged, $"stop {round}");
+            Assert.StartsWith("{\"end\":\"", File.ReadLines(Newest()).Last(), StringComparison.Ordinal);
+        }
+        await load.StopAsync();
+    }
+
+    [Fact]
+    public async Task FailingFlushEndsItWithCodeOneAndNothingAcknowledgedIsLost()
+    {
+        var (shim, flag) = (await FailingFlushAsync(), Path.Combine(_dir, "flushes-fail"));
+        await using var load = new Load(_port, senders: 4);
+        await using (var ses = Launch(new() { ["LD_PRELOAD"] = shim, ["FLUSH_FAILS_IF"] = flag }))
+        {
+            await load.MoreAsync(50);
+            File.WriteAllText(flag, "");
+            Assert.Equal(1, await ses.ExitAsync(_soon));
+            Assert.Contains("a flush failed", ses.Output, StringComparison.Ordinal);
+        }
+        File.Delete(flag);
+        AssertKept(load.Acknowledged, "the failed flush");
+        await using var next = Launch();
+        await load.MoreAsync(50);
+        await load.StopAsync();
+        AssertKept(load.Acknowledged, "the restart");
+    }
+
+    /// <summary>A library that makes fsync fail and lose what it had to flush, while a file exists.</summary>
+    private async Task<string> FailingFlushAsync()
+    {
+        var (source, library) = (Path.Combine(_dir, "shim.c"), Path.Combine(_dir, "shim.so"));
+        File.WriteAllText(source, """
+            #define _GNU_SOURCE
+            #include <dlfcn.h>
+            #include <errno.h>
+            #include <stdlib.h>
+            #include <string.h>
+            #include <sys/stat.h>
+            #include <sys/syscall.h>
+            #include <unistd.h>
+            static off_t flushed[1024];
+            int fsync(int fd)
+            {
+                struct stat file;
+                if (access(getenv("FLUSH_FAILS_IF"), F_OK) != 0)
+                {
+                    if (fstat(fd, &file) == 0 && fd < 1024)
+                        flushed[fd] = file.st_size;
+                    return syscall(SYS_fsync, fd);
+                }
+                if (fd < 1024 && ftruncate(fd, flushed[fd]) != 0)
+                    abort();
+                errno = EIO;
+                return -1;
+            }
+            // .NET looks its imports up by name, past the order of libraries.
+            void *dlsym(void *handle, const char *name)
+            {
+                if (strcmp(name, "fsync") == 0)
+                    return (void *)fsync;
+                void *(*real)(void *, const char *) = dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.34");
+                return real(handle, name);
+            }
+            """);
+        await RunAsync("gcc", "-shared", "-fPIC", "-o", library, source, "-ldl");
+        return library;
+    }
+
+    // ---- Full disks ----
+
+    [Fact]
+    public async Task FullDiskIsAnsweredWith503UntilThereIsRoomAgain()
+    {
+        Directory.CreateDirectory(DataDir);
+        await RunAsync("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", DataDir);
+        try
+        {
+            await using var ses = await ReadyAsync(Launch());
+            var filler = Path.Combine(DataDir, "filler");
+            await RefusesAsync(ses, () => Fill(filler), () => File.Delete(filler));
+        }
+        finally
+        {
+            await RunAsync("umount", DataDir);
+        }
+    }
+
+    [Fact]
+    public async Task FileSizeLimitIsAnsweredWith503UntilItIsRaised()
+    {
+        await using var ses = await ReadyAsync(Launch());
+        Task LimitAsync(string size) => RunAsync("prlimit", $"--pid={ses.Id}", $"--fsize={size}:unlimited");
+        await RefusesAsync(ses, () => LimitAsync("100000"), () => LimitAsync("unlimited"));
+    }
+
+    private Task RefusesAsync(ChildProcess ses, Action refuse, Action allow) => RefusesAsync(ses,
+        () =>
+        {
+            refuse();
+            return Task.CompletedTask;
+        },
+        () =>
+        {
+            allow();
+            return Task.CompletedTask;
+        });
+
+    private async Task RefusesAsync(ChildProcess ses, Func<Task> refuse, Func<Task> allow)
+    {
+        var kept = new List<Event>();
+        async Task<HttpStatusCode> SayAsync(int number)
+        {
+            Event[] events = [.. Enumerable.Range(0, 8)
+                .Select(i => new Event($"s{i}", "down", Load.At(number)))];
+            var code = await Sender.PostAsync(_port, Load.Body(events, new string('x', 4000)));
+            if (code == HttpStatusCode.NoContent)
+                kept.AddRange(events);
+            return code;
+        }
+
+        Assert.Equal(HttpStatusCode.NoContent, await SayAsync(0));
+        await refuse();
+        var number = 1;
+        for (; await SayAsync(number) == HttpStatusCode.NoContent; number++)
+            Assert.True(number < 1000, "nothing is refused");
+        Assert.Equal(HttpStatusCode.ServiceUnavailable, await SayAsync(number));
+        Assert.Equal(HttpStatusCode.ServiceUnavailable, await Sender.GetAsync(_port, "ready"));
+        Assert.Equal(HttpStatusCode.OK, await Sender.GetAsync(_port, "live"));
+        Assert.False(ses.HasExited);
+        AssertKept(kept, "the refusal");
+        Assert.Equal(kept.Count, LogFiles.ReadEvents(DataDir).Count);
+
+        await allow();
+        await Wait.UntilAsync(async () => await Sender.GetAsync(_port, "ready") == HttpStatusCode.OK,
+            _soon, "/ready once there is room");
+        Assert.Equal(HttpStatusCode.NoContent, await SayAsync(number));
+        ses.Kill(Signal.Terminate);
+        Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+        AssertKept(kept, "room again");
+        await using var next = await ReadyAsync(Launch());
+        Assert.Equal(HttpStatusCode.NoContent, await SayAsync(number + 1));
+        AssertKept(kept, "the restart");
+        next.Kill(Signal.Terminate);
+        Assert.Equal(0, await next.ExitAsync(_stopWithin));
+    }
+
+    private static void Fill(string path)
+    {
+        using var file = new FileStream(path, FileMode.Create, FileAccess.Write, FileShare.None, 0);
+        foreach (var size in new[] { 65536, 4096, 1 })
+        {
+            try
+            {
+                while (true)
+                    file.Write(new byte[size]);
+            }
+            catch (IOException)
+            {
+                // Full, for pieces of this size.
+            }
+        }
+    }
+
+    // ---- Words at the start ----
+
+    [Fact]
+    public async Task SecondOneOnADataDirectorySaysSoAndExitsWithTwo()
+    {
+        await using var first = await ReadyAsync(Launch());
+        await using var second = Start(["--onix-url", "none", "--data-dir", DataDir,
+            "--port", $"{FreePort.Next()}", "--address", "127.0.0.1"]);
+        await AssertRefusedAsync(second, "in use by another SeS");
+        Assert.Equal(HttpStatusCode.OK, await Sender.GetAsync(_port, "ready"));
+    }
+
+    [Fact]
+    public async Task PortInUseIsSaidAndExitsWithTwo()
+    {
+        using var taken = new TcpListener(IPAddress.Loopback, _port);
+        taken.Start();
+        await using var ses = Launch();
+        await AssertRefusedAsync(ses, $"--port (OXSES_PORT): '{_port}'");
+    }
+
+    [Theory]
+    [InlineData("--port (OXSES_PORT): '70000' is not usable", "--port", "70000")]
+    [InlineData("--retention (OXSES_RETENTION): '1h'", "--retention", "1h")]
+    [InlineData("--log-level (OXSES_LOGLEVEL): 'loud'", "--log-level", "loud")]
+    [InlineData("--onix-url (OXSES_ONIX_URL)", "--onix-url", "ftp://onix")]
+    [InlineData("--password-file (OXSES_PASSWORD_FILE)", "--password-file", "/nowhere/secret")]
+    [InlineData("--prot", "--prot", "80")]
+    [InlineData("--port", "--port")]
+    public async Task BadSettingIsOneLineAndExitsWithTwo(string says, params string[] arguments)
+    {
+        await using var ses = Start(arguments);
+        await AssertRefusedAsync(ses, says);
+    }
+
+    [Fact]
+    public async Task DataDirectoryThatIsAFileIsOneLineAndExitsWithTwo()
+    {
+        File.WriteAllText(DataDir, "");
+        await using var ses = Launch();
+        await AssertRefusedAsync(ses, "--data-dir (OXSES_DATADIR)");
+    }
+
+    private static async Task AssertRefusedAsync(ChildProcess ses, string says)
+    {
+        Assert.Equal(2, await ses.ExitAsync(_soon));
+        var line = Assert.Single(ses.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries));
+        Assert.StartsWith("ses: ", line, StringComparison.Ordinal);
+        Assert.Contains(says, line, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("--version", "ses 0.")]
+    [InlineData("--help", "--data-dir DIR  (OXSES_DATADIR)")]
+    public async Task VersionAndHelpExitWithZero(string flag, string says)
+    {
+        await using var ses = Start([flag]);
+        Assert.Equal(0, await ses.ExitAsync(_soon));
+        Assert.Contains(says, ses.Output, StringComparison.Ordinal);
+    }
+
+    // ---- What others hear of it ----
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task SystemdIsToldOfReadinessLifeAndStop(bool isAbstract)
+    {
+        var name = isAbstract ? $"@ses-test-{Guid.NewGuid():N}" : Path.Combine(_dir, "notify");
+        using var socket = new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified);
+        socket.Bind(new UnixDomainSocketEndPoint(isAbstract ? '\0' + name[1..] : name));
+        await using var ses = Launch(new() { ["NOTIFY_SOCKET"] = name, ["WATCHDOG_USEC"] = "400000" });
+        var buffer = new byte[4096];
+        async Task<string> HearAsync()
+        {
+            using var deadline = new CancellationTokenSource(_soon);
+            return Encoding.UTF8.GetString(buffer, 0, await socket.ReceiveAsync(buffer, deadline.Token));
+        }
+
+        var ready = await HearAsync();
+        Assert.StartsWith("READY=1\nSTATUS=", ready, StringComparison.Ordinal);
+        Assert.Equal(HttpStatusCode.OK, await Sender.GetAsync(_port, "ready"));
+        for (var beat = 0; beat < 3; beat++)
+            Assert.StartsWith("WATCHDOG=1\nSTATUS=", await HearAsync(), StringComparison.Ordinal);
+        ses.Kill(Signal.Terminate);
+        string word;
+        while ((word = await HearAsync()).StartsWith("WATCHDOG=1", StringComparison.Ordinal))
+            Assert.False(word.Contains("STOPPING", StringComparison.Ordinal));
+        Assert.Equal("STOPPING=1", word);
+        Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+    }
+
+    [Fact]
+    public async Task PromtoolAcceptsTheMetrics()
+    {
+        await using var ses = await ReadyAsync(Launch());
+        await using (var load = new Load(_port, senders: 2))
+            await load.MoreAsync(50);
+        foreach (var body in new[] { "{}", "{\"version\":\"4\",\"alerts\":[{\"status\":\"firing\"}]}" })
+            await Sender.PostAsync(_port, body);
+        using var client = new HttpClient();
+        var metrics = Path.Combine(_dir, "metrics");
+        var text = await client.GetStringAsync(new Uri($"http://127.0.0.1:{_port}/metrics"));
+        Assert.Contains("ses_alerts_total{outcome=\"quarantined\"} 1\n", text, StringComparison.Ordinal);
+        Assert.Contains("ses_bad_requests_total 1\n", text, StringComparison.Ordinal);
+        Assert.Contains("ses_log_flush_duration_seconds_bucket{le=\"+Inf\"}", text, StringComparison.Ordinal);
+        File.WriteAllText(metrics, text);
+        Assert.Equal("", await RunAsync("sh", "-c", $"exec promtool check metrics < '{metrics}'"));
+    }
+
+    [Fact]
+    public async Task SecretsAreNeverTold()
+    {
+        string[] secrets = ["s3cret-own", "s3cret-onix", "s3cret-app"];
+        var file = Path.Combine(_dir, "secret");
+        File.WriteAllText(file, secrets[2] + "\n");
+        var nobody = $"http://127.0.0.1:{FreePort.Next()}";
+        var environment = new Dictionary<string, string?>
+        {
+            ["OXSES_ONIX_PASSWORD"] = secrets[1], ["OXSES_ONIX_APPSECRET_FILE"] = file,
+        };
+        foreach (var mode in new[] { "basic", "oidc" })
+        {
+            await using var ses = await ReadyAsync(Start(["--onix-url", nobody, "--onix-auth-mode", mode,
+                "--onix-client-id", "ses", "--onix-token-uri", nobody + "/token", "--data-dir", DataDir,
+                "--port", $"{_port}", "--address", "127.0.0.1", "--log-level", "Trace",
+                "--auth-mode", "basic", "--password", secrets[0]], environment));
+            var body = Load.Body([new Event("s", "down", Load.At(0))]);
+            Assert.Equal(HttpStatusCode.Unauthorized, await Sender.PostAsync(_port, body, "admin:wr0ng"));
+            Assert.Equal(HttpStatusCode.NoContent,
+                await Sender.PostAsync(_port, body, "admin:" + secrets[0]));
+            using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{_port}/") };
+            string state = "";
+            Task<string> GetAsync(string path) => client.GetStringAsync(new Uri(path, UriKind.Relative));
+            await Wait.UntilAsync(async () => (state = await GetAsync("ready"))
+                .Contains("\"away\"", StringComparison.Ordinal), _soon, "the missing Onix to be noticed");
+            var metrics = await GetAsync("metrics");
+            ses.Kill(Signal.Terminate);
+            Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+            foreach (var secret in secrets.Append("wr0ng").SelectMany(s => new[] { s, Base64("admin:" + s) }))
+                Assert.DoesNotContain(secret, ses.Output + state + metrics, StringComparison.Ordinal);
+            Assert.Contains("SeS has stopped", ses.Output, StringComparison.Ordinal);
+        }
+    }
+
+    private static string Base64(string text) => Convert.ToBase64String(Encoding.UTF8.GetBytes(text));
+
+    // ---- What the tests share ----
+
+    private sealed record Event(string Service, string Status, DateTime Time);
+
+    private ChildProcess Launch(Dictionary<string, string?>? environment = null) => Start([
+        "--onix-url", "none", "--data-dir", DataDir, "--port", $"{_port}", "--address", "127.0.0.1",
+    ], environment);
+
+    private ChildProcess Start(IEnumerable<string> arguments, Dictionary<string, string?>? environment = null)
+    {
+        var variables = Environment.GetEnvironmentVariables().Keys.Cast<string>()
+            .Where(name => name.StartsWith("OXSES_", StringComparison.Ordinal) || name == "STATE_DIRECTORY")
+            .ToDictionary(name => name, _ => (string?)null);
+        foreach (var (name, value) in environment ?? [])
+            variables[name] = value;
+        return ChildProcess.Start(SesProcess.Binary, arguments, variables, _dir);
+    }
+
+    private async Task<ChildProcess> ReadyAsync(ChildProcess ses)
+    {
+        await Wait.UntilAsync(async () => ses.HasExited
+            ? throw new InvalidOperationException("SeS ended: " + ses.Output)
+            : await Sender.GetAsync(_port, "ready") == HttpStatusCode.OK, _soon, "/ready");
+        return ses;
+    }
+
+    /// <summary>Runs a program to its end; it must end with 0.</summary>
+    /// <returns>Its output.</returns>
+    private static async Task<string> RunAsync(string program, params string[] arguments)
+    {
+        await using var child = ChildProcess.Start(program, arguments);
+        var code = await child.ExitAsync(_soon);
+        Assert.True(code == 0, $"{program} {string.Join(' ', arguments)} ended with {code}: {child.Output}");
+        return child.Output;
+    }
+
+    private string Newest() =>
+        Directory.GetFiles(DataDir, "events-*.jsonl").Order(StringComparer.Ordinal).Last();
+
+    /// <summary>Each whole line parses, no event is there twice, and all acknowledged ones are.</summary>
+    private void AssertKept(IEnumerable<Event> acknowledged, string when)
+    {
+        // Taken first: what is acknowledged later may be missing in what is read now.
+        var expected = acknowledged.ToHashSet();
+        var files = !Directory.Exists(DataDir) ? [] : Directory.GetFiles(DataDir, "events-*.jsonl");
+        var found = new HashSet<Event>();
+        foreach (var file in files)
+        {
+            var text = File.ReadAllText(file);
+            foreach (var line in text[..(text.LastIndexOf('\n') + 1)].Split('\n')[..^1])
+            {
+                using var document = Parse(line, when);
+                if (!document.RootElement.TryGetProperty("time", out var time))
+                    continue;
+                var e = new Event(document.RootElement.GetProperty("service").GetString()!,
+                    document.RootElement.GetProperty("status").GetString()!,
+                    time.GetDateTimeOffset().UtcDateTime);
+                Assert.True(found.Add(e), $"after {when}: recorded twice: {line}");
+            }
+        }
+        expected.ExceptWith(found);
+        Assert.True(expected.Count == 0,
+            $"after {when}: {expected.Count} acknowledged events are lost: {expected.FirstOrDefault()}");
+    }
+
+    private static JsonDocument Parse(string line, string when)
+    {
+        try
+        {
+            return JsonDocument.Parse(line);
+        }
+        catch (JsonException e)
+        {
+            throw new InvalidOperationException($"after {when}: a line of the log does not parse: {line}", e);
+        }
+    }
+
+    private static class Sender
+    {
+        private static readonly HttpClient _client = new() { Timeout = _soon };
+
+        /// <summary>The code of the answer; 0 when there was none.</summary>
+        public static async Task<HttpStatusCode> PostAsync(int port, string json, string? credentials = null)
+        {
+            using var request = new HttpRequestMessage(
+                HttpMethod.Post, $"http://127.0.0.1:{port}/alerts/INS");
+            request.Content = new ByteArrayContent(Encoding.UTF8.GetBytes(json));
+            if (credentials != null)
+                request.Headers.Authorization = new AuthenticationHeaderValue("Basic", Base64(credentials));
+            return await SendAsync(request);
+        }
+
+        public static async Task<HttpStatusCode> GetAsync(int port, string path)
+        {
+            using var request = new HttpRequestMessage(HttpMethod.Get, $"http://127.0.0.1:{port}/{path}");
+            return await SendAsync(request);
+        }
+
+        private static async Task<HttpStatusCode> SendAsync(HttpRequestMessage request)
+        {
+            try
+            {
+                using var answer = await _client.SendAsync(request);
+                return answer.StatusCode;
+            }
+            catch (HttpRequestException)
+            {
+                return 0;
+            }
+        }
+    }
+
+    /// <summary>
+    /// Senders that post changes of status without end, each payload again until it is acknowledged, as
+    /// Alertmanager does.
+    /// </summary>
+    private sealed class Load : IAsyncDisposable
+    {
+        private static readonly DateTime _start = DateTime.UtcNow.Date.AddDays(-1);
+        private static readonly TimeSpan _retryPause = TimeSpan.FromMilliseconds(5);
+
+        private readonly int _port;
+        private readonly CancellationTokenSource _stop = new();
+        private readonly List<Task> _senders;
+
+        public Load(int port, int senders)
+        {
+            _port = port;
+            _senders = [.. Enumerable.Range(0, senders).Select(s => Task.Run(() => SendAsync(s)))];
+        }
+
+        /// <summary>The events of all payloads that were answered 2xx so far.</summary>
+        public ConcurrentQueue<Event> Acknowledged { get; } = [];
+
+        public static DateTime At(int number) => _start.AddMilliseconds(number);
+
+        /// <summary>Waits until so many more events are acknowledged.</summary>
+        public Task MoreAsync(int count)
+        {
+            var goal = Acknowledged.Count + count;
+            return Wait.UntilAsync(() => _senders.Find(s => s.IsFaulted) is { } faulted
+                ? throw faulted.Exception!
+                : Acknowledged.Count >= goal, _soon, $"{count} acknowledged events");
+        }
+
+        public async Task StopAsync()
+        {
+            await _stop.CancelAsync();
+            await Task.WhenAll(_senders).WaitAsync(_soon);
+        }
+
+        public async ValueTask DisposeAsync()
+        {
+            await StopAsync();
+            _stop.Dispose();
+        }
+
+        public static string Body(IEnumerable<Event> events, string description = "generated")
+        {
+            var alerts = events.Select(e => $$$"""
+                {"status":"firing","startsAt":"{{{Text(e.Time)}}}",
+                "labels":{"platform":"p1","facet":"node",
+                "service":"{{{e.Service}}}","status":"{{{e.Status}}}"},
+                "annotations":{"description":"{{{description}}}"}}
+                """);
+            return "{\"version\":\"4\",\"alerts\":[" + string.Join(',', alerts) + "]}";
+        }
+
+        private static string Text(DateTime time) =>
+            time.ToString("yyyy-MM-dd'T'HH:mm:ss.fff'Z'", CultureInfo.InvariantCulture);
+
+        private async Task SendAsync(int sender)
+        {
+            for (var number = 0; !_stop.IsCancellationRequested; number++)
+            {
+                Event[] events = [.. Enumerable.Range(0, 1 + number % 4)
+                    .Select(i => new Event($"s{sender}-{i}", number % 8 < 4 ? "down" : "up", At(number)))];
+                var body = Body(events);
+                while (!_stop.IsCancellationRequested)
+                {
+                    if ((int)await Sender.PostAsync(_port, body) is >= 200 and < 300)
+                    {
+                        Array.ForEach(events, Acknowledged.Enqueue);
+                        break;
+                    }
+                    await Task.Delay(_retryPause);
+                }
+            }
+        }
+    }
+}
