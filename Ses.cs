@@ -259,7 +259,7 @@ internal sealed record Options
 
     private static IPAddress? ParseAddress(string text) =>
         IPAddress.TryParse(text, out var address) && address.AddressFamily == AddressFamily.InterNetwork
-            ? address : null;
+            && address.ToString() == text ? address : null;
 
     private static Uri? ParseUrl(string text) =>
         Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
@@ -299,8 +299,14 @@ internal sealed record Options
         }
     }
 
-    private static OptionsException Bad(Setting setting, string value, string allowed) =>
-        new($"{setting}: '{(setting.Secret ? "..." : value)}' is not usable; allowed: {allowed}");
+    private static OptionsException Bad(Setting setting, string value, string allowed)
+    {
+        // One line, and no secret: a URL may have credentials before its @.
+        var at = value.Contains("://", StringComparison.Ordinal) ? value.LastIndexOf('@') : -1;
+        var shown = setting.Secret ? "..." : at < 0 ? value : "..." + value[at..];
+        shown = string.Concat(shown.Select(c => char.IsControl(c) ? '\ufffd' : c));
+        return new OptionsException($"{setting}: '{shown}' is not usable; allowed: {allowed}");
+    }
 
     /// <summary>Where values come from: a flag before its variable before the default.</summary>
     private sealed class Source
@@ -466,7 +472,8 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
     private string Text(LogLevel level, string message, (string Key, object? Value)[] fields)
     {
         var line = new StringBuilder(Now())
-            .Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ').Append(message);
+            .Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ')
+            .Append(message.Any(char.IsControl) ? Escaped(message) : Whole(message));
         foreach (var (key, value) in fields)
         {
             var text = Convert.ToString(value, CultureInfo.InvariantCulture) ?? "";
@@ -474,10 +481,15 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
             if (text.Length > 0 && text.All(c => c is > ' ' and not '"' and < '\u007f'))
                 line.Append(text);
             else
-                line.Append('"').Append(JsonEncodedText.Encode(text)).Append('"');
+                line.Append('"').Append(Escaped(text)).Append('"');
         }
         return line.ToString();
     }
+
+    private static string Escaped(string text) => JsonEncodedText.Encode(Whole(text)).ToString();
+
+    /// <summary>Half a character, which no encoding can write, becomes U+FFFD.</summary>
+    private static string Whole(string text) => Encoding.UTF8.GetString(Encoding.UTF8.GetBytes(text));
 
     private string Json(LogLevel level, string message, (string Key, object? Value)[] fields)
     {
@@ -487,9 +499,9 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
             writer.WriteStartObject();
             writer.WriteString("time", Now());
             writer.WriteString("level", level.ToString().ToLowerInvariant());
-            writer.WriteString("msg", message);
+            writer.WriteString("msg", Whole(message));
             foreach (var (key, value) in fields)
-                writer.WriteString(key, Convert.ToString(value, CultureInfo.InvariantCulture));
+                writer.WriteString(key, Whole(Convert.ToString(value, CultureInfo.InvariantCulture) ?? ""));
             writer.WriteEndObject();
         }
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
@@ -839,7 +851,8 @@ internal static class Mapping
         }
         catch (JsonException e)
         {
-            reason = e.Path is { Length: > 1 } path
+            reason = e.Message.Contains("depth", StringComparison.Ordinal) ? "it is nested too deeply"
+                : e.Path is { Length: > 1 } path
                 ? $"{path[2..]} is of the wrong type, or not usable as text" : reason;
             return null;
         }
@@ -1108,6 +1121,7 @@ internal static class Interpretation
             {
                 { Status: "down" } => [own],
                 { Status: "up" } when now - own.Received > LateCopy => [Say("down", own.Time + JustAfter)],
+                { Status: "up" } when own.Time <= reading.StartsAt => [own],
                 _ => [Say("down", reading.StartsAt)],
             };
         }
@@ -3646,7 +3660,8 @@ internal sealed class Web
     public void Start()
     {
         // HttpListener serves one address only to requests whose Host names it; loopback has two names.
-        _listener.Prefixes.Add($"http://{_options.Address?.ToString() ?? "*"}:{_options.Port}/");
+        var all = _options.Address == null || _options.Address.Equals(IPAddress.Any);
+        _listener.Prefixes.Add($"http://{(all ? "*" : _options.Address)}:{_options.Port}/");
         if (_options.Address?.Equals(IPAddress.Loopback) == true)
             _listener.Prefixes.Add($"http://localhost:{_options.Port}/");
         _listener.Start();
@@ -4066,6 +4081,11 @@ internal static class Program
         var given = new Dictionary<string, string>();
         if (parsed.Action is HelpText or VersionText)
             return (given, parsed.Invoke());
+        // What follows a mistyped flag may be a secret, and is not repeated.
+        if (parsed.UnmatchedTokens is [var unknown, ..])
+            throw new OptionsException(unknown.StartsWith('-')
+                ? $"{unknown.Split('=')[0]} is no flag of SeS. Try ses --help."
+                : "An argument belongs to no flag; quote a value that has spaces. Try ses --help.");
         if (parsed.Errors is [var error, ..])
             throw new OptionsException($"{error.Message} Try ses --help.");
         foreach (var option in options)

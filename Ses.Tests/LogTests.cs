@@ -1,0 +1,150 @@
+using System.Globalization;
+using System.Text.Json;
+using Ses.Tests.Support;
+using Xunit;
+using static System.StringComparison;
+
+namespace Ses.Tests;
+
+/// <summary>One line an event, whatever strangers put into the values.</summary>
+public sealed class LogTests
+{
+    private readonly ManualClock _clock = new(new DateTime(2026, 11, 22, 11, 34, 34, 489, DateTimeKind.Utc));
+    private readonly StringWriter _output = new() { NewLine = "\n" };
+
+    private Log Text(LogLevel least = LogLevel.Trace) => new(least, json: false, _output, _clock);
+
+    private Log Json(LogLevel least = LogLevel.Trace) => new(least, json: true, _output, _clock);
+
+    private string[] Lines => _output.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries);
+
+    [Fact]
+    public void TextLineHasTimeLevelMessageAndFields()
+    {
+        Text().Info("SeS listens", ("port", 8888), ("share", 0.5), ("path", "alerts"), ("none", null));
+        Assert.Equal("2026-11-22T11:34:34.489Z INFO  SeS listens port=8888 share=0.5 path=alerts none=\"\"\n",
+            _output.ToString());
+    }
+
+    [Fact]
+    public void JsonLineHasTimeLevelMessageAndFields()
+    {
+        Json().Error("it \"broke\"\n", ("why", "a\tb"), ("count", 3));
+        using var line = JsonDocument.Parse(Assert.Single(Lines));
+        Assert.Equal(["time", "level", "msg", "why", "count"],
+            line.RootElement.EnumerateObject().Select(p => p.Name));
+        Assert.Equal(["2026-11-22T11:34:34.489Z", "error", "it \"broke\"\n", "a\tb", "3"],
+            line.RootElement.EnumerateObject().Select(p => p.Value.GetString()));
+    }
+
+    [Theory]
+    [InlineData("two\nlines")]
+    [InlineData("carriage\rreturn")]
+    [InlineData("a\" level=\"PANIC")]
+    [InlineData("\u001b[31mred")]
+    [InlineData("nul\0del\u007f")]
+    [InlineData("next\u0085line \u2028 \u2029")]
+    [InlineData("right\u202eto left")]
+    [InlineData("back\\slash \"quote\"")]
+    public void ControlCharactersAndQuotesInAValueAreEscaped(string value)
+    {
+        Text().Warn("m", ("key", value));
+        var text = Assert.Single(Lines);
+        Assert.All(text, c => Assert.InRange(c, ' ', '~'));
+        var quoted = text[(text.IndexOf("key=", Ordinal) + 4)..];
+        Assert.Equal(value, JsonSerializer.Deserialize<string>(quoted));
+
+        _output.GetStringBuilder().Clear();
+        Json().Warn("m", ("key", value));
+        var json = Assert.Single(Lines);
+        Assert.All(json, c => Assert.InRange(c, ' ', '~'));
+        using var line = JsonDocument.Parse(json);
+        Assert.Equal(value, line.RootElement.GetProperty("key").GetString());
+    }
+
+    [Fact]
+    public void ControlCharactersInAMessageAreEscaped()
+    {
+        // The name of an unknown variable is part of a warning.
+        Text().Warn("OXSES_A\n2026-11-22T11:34:34.489Z PANIC all is lost");
+        Assert.Single(Lines);
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void HalfACharacterDoesNotStopTheLog(bool json)
+    {
+        (json ? Json() : Text()).Warn("m", ("key", "a\ud800b"));
+        Assert.Single(Lines);
+    }
+
+    [Theory]
+    [InlineData(LogLevel.Panic, "")]
+    [InlineData(LogLevel.Fatal, "")]
+    [InlineData(LogLevel.Error, "ERROR")]
+    [InlineData(LogLevel.Warn, "ERROR WARN")]
+    [InlineData(LogLevel.Info, "ERROR WARN INFO")]
+    [InlineData(LogLevel.Debug, "ERROR WARN INFO DEBUG")]
+    [InlineData(LogLevel.Trace, "ERROR WARN INFO DEBUG")]
+    internal void LinesBelowTheLeastLevelAreNotWritten(LogLevel least, string written)
+    {
+        var log = Text(least);
+        log.Error("m");
+        log.Warn("m");
+        log.Info("m");
+        log.Debug("m");
+        Assert.Equal(written.Split(' ', StringSplitOptions.RemoveEmptyEntries),
+            Lines.Select(l => l.Split(' ')[1]));
+    }
+
+    [Fact]
+    public void OftenLetsOneLineOfAKindPassEachTenSecondsAndSaysHowManyItHeldBack()
+    {
+        var log = Text();
+        for (var i = 0; i < 5; i++)
+            log.Often("refused", ("n", i));
+        log.Often("another kind");
+        Assert.Equal(["refused n=0", "another kind"], Lines.Select(l => l[31..]));
+
+        _clock.Advance(TimeSpan.FromSeconds(9.99));
+        log.Often("refused", ("n", 5));
+        Assert.Equal(2, Lines.Length);
+
+        _clock.Advance(TimeSpan.FromSeconds(0.01));
+        log.Often("refused", ("n", 6));
+        log.Often("refused", ("n", 7));
+        Assert.Equal("refused n=6 held_back=5", Lines[^1][31..]);
+
+        _clock.Advance(TimeSpan.FromHours(1));
+        log.Often("refused", ("n", 8));
+        Assert.Equal("refused n=8 held_back=1", Lines[^1][31..]);
+        log.Often("another kind");
+        Assert.Equal("another kind", Lines[^1][31..]);
+    }
+
+    [Fact]
+    public void FieldsAreToldTheSameInEveryCulture()
+    {
+        var before = CultureInfo.CurrentCulture;
+        CultureInfo.CurrentCulture = new CultureInfo("") { NumberFormat = { NumberDecimalSeparator = "," } };
+        try
+        {
+            Text().Info("m", ("share", 1.5));
+        }
+        finally
+        {
+            CultureInfo.CurrentCulture = before;
+        }
+        Assert.EndsWith("share=1.5", Assert.Single(Lines), Ordinal);
+    }
+
+    [Fact]
+    public void LogThatNobodyReadsDoesNotStopTheService() =>
+        new Log(LogLevel.Trace, json: false, new BrokenPipe(), _clock).Info("m");
+
+    private sealed class BrokenPipe : StringWriter
+    {
+        public override void WriteLine(string? value) => throw new IOException("Broken pipe");
+    }
+}

@@ -1,0 +1,416 @@
+using System.Globalization;
+using Xunit;
+using static System.StringComparison;
+
+namespace Ses.Tests;
+
+/// <summary>A flag wins over its variable, that over the default; a wrong value is told in one line.</summary>
+public sealed class OptionsTests : IDisposable
+{
+    private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret"];
+
+    private readonly string _dir = Directory.CreateTempSubdirectory("ses-options-").FullName;
+
+    public void Dispose() => Directory.Delete(_dir, recursive: true);
+
+    /// <summary>Of each setting its default and two others, as <see cref="Show"/> tells them.</summary>
+    public static TheoryData<string, string, string, string> Values => new()
+    {
+        { "--path", "alerts", "hooks/ses", "a" },
+        { "--port", "8888", "1", "65535" },
+        { "--address", "", "127.0.0.1", "10.1.2.3" },
+        { "--auth-mode", "None", "Basic", "None" },
+        { "--username", "admin", "ann", "bob" },
+        { "--password", "0n1x", "pass 1", "pass 2" },
+        { "--max-body", "16384KiB", "512KiB", "1KiB" },
+        { "--map", "platform=platform", "platform=a,b", "platform=c" },
+        { "--onix-url", "http://localhost:8080/", "https://onix/base", "none" },
+        { "--onix-auth-mode", "Basic", "None", "Basic" },
+        { "--onix-username", "admin", "ann", "bob" },
+        { "--onix-password", "0n1x", "pass 1", "pass 2" },
+        { "--onix-client-id", "", "c1", "c2" },
+        { "--onix-app-secret", "", "s1", "s2" },
+        { "--onix-token-uri", "", "https://id/token", "http://id/t" },
+        { "--onix-insecure-skip-verify", "true", "false", "true" },
+        { "--onix-ca-file", "", "/dev/null", "/etc/passwd" },
+        { "--data-dir", "ses-data", "/var/a", "b" },
+        { "--retention", "9600h", "24h", "48h" },
+        { "--log-level", "Trace", "Panic", "Warn" },
+        { "--log-format", "text", "json", "text" },
+        { "--metrics", "true", "false", "true" },
+    };
+
+    private static string Show(Options o, string flag) => flag switch
+    {
+        "--path" => o.Path,
+        "--port" => o.Port.ToString(CultureInfo.InvariantCulture),
+        "--address" => o.Address?.ToString() ?? "",
+        "--auth-mode" => o.AuthMode.ToString(),
+        "--username" => o.Username,
+        "--password" => o.Password,
+        "--max-body" => $"{o.MaxBody / 1024}KiB",
+        "--map" => "platform=" + string.Join(',', o.Map.Of("platform", stock: false).Select(s => s.Name)),
+        "--onix-url" => o.OnixUrl?.AbsoluteUri ?? "none",
+        "--onix-auth-mode" => o.OnixAuthMode.ToString(),
+        "--onix-username" => o.OnixUsername,
+        "--onix-password" => o.OnixPassword,
+        "--onix-client-id" => o.OnixClientId ?? "",
+        "--onix-app-secret" => o.OnixAppSecret ?? "",
+        "--onix-token-uri" => o.OnixTokenUri?.AbsoluteUri ?? "",
+        "--onix-insecure-skip-verify" => o.OnixInsecureSkipVerify ? "true" : "false",
+        "--onix-ca-file" => o.OnixCaFile ?? "",
+        "--data-dir" => o.DataDir,
+        "--retention" => $"{o.Retention.TotalHours}h",
+        "--log-level" => o.LogLevel.ToString(),
+        "--log-format" => o.LogJson ? "json" : "text",
+        "--metrics" => o.Metrics ? "true" : "false",
+        _ => throw new ArgumentException(flag),
+    };
+
+    private static Setting SettingOf(string flag) => Options.Settings.Single(s => s.Flag == flag);
+
+    private static Dictionary<string, string> Given(params string[] pairs) =>
+        pairs.Chunk(2).ToDictionary(p => p[0], p => p[1]);
+
+    private static Options Read(
+        Dictionary<string, string> flags, Dictionary<string, string>? variables = null) =>
+        Options.Read(flags, variables ?? []);
+
+    private static string Refusal(
+        Dictionary<string, string> flags, Dictionary<string, string>? variables = null) =>
+        Assert.Throws<OptionsException>(() => Read(flags, variables)).Message;
+
+    private string FileWith(string text, string name = "secret")
+    {
+        var path = Path.Combine(_dir, name);
+        File.WriteAllText(path, text);
+        return path;
+    }
+
+    // ---- Where values come from ----
+
+    [Theory]
+    [MemberData(nameof(Values))]
+    public void FlagWinsOverVariableWhichWinsOverTheDefault(
+        string flag, string standard, string fromVariable, string fromFlag)
+    {
+        var variables = Given(SettingOf(flag).Variable, fromVariable);
+        Assert.Equal(standard, Show(Read([]), flag));
+        Assert.Equal(fromVariable, Show(Read([], variables), flag));
+        Assert.Equal(fromFlag, Show(Read(Given(flag, fromFlag)), flag));
+        Assert.Equal(fromFlag, Show(Read(Given(flag, fromFlag), variables), flag));
+    }
+
+    [Fact]
+    public void EverySettingIsInTheTableAbove()
+    {
+        var tested = Values.Select(row => (string)row[0]).Concat(Secrets.Select(s => s + "-file"));
+        Assert.Equal(Options.Settings.Select(s => s.Flag).Order(), tested.Order());
+    }
+
+    [Fact]
+    public void EverySettingHasItsOwnFlagAndVariable()
+    {
+        Assert.All(Options.Settings, s => Assert.StartsWith("--", s.Flag, Ordinal));
+        Assert.All(Options.Settings, s => Assert.StartsWith("OXSES_", s.Variable, Ordinal));
+        Assert.Distinct(Options.Settings.Select(s => s.Flag));
+        Assert.Distinct(Options.Settings.Select(s => s.Variable));
+    }
+
+    [Theory]
+    [InlineData("--log-level", "tRACE", "Trace")]
+    [InlineData("--log-format", "JSON", "json")]
+    [InlineData("--metrics", "False", "false")]
+    [InlineData("--auth-mode", "BASIC", "Basic")]
+    [InlineData("--onix-auth-mode", "none", "None")]
+    [InlineData("--path", "/hooks/ses/", "hooks/ses")]
+    [InlineData("--retention", "1d", "24h")]
+    [InlineData("--max-body", "2048", "2KiB")]
+    [InlineData("--max-body", "256MiB", "262144KiB")]
+    [InlineData("--address", "", "")]
+    public void CaseOfWordsIsFreeAndUnitsAreUnderstood(string flag, string value, string shown) =>
+        Assert.Equal(shown, Show(Read(Given(flag, value)), flag));
+
+    [Fact]
+    public void StateDirectoryIsTheDefaultDataDirectory()
+    {
+        Assert.Equal("/var/lib/ses", Read([], Given("STATE_DIRECTORY", "/var/lib/ses")).DataDir);
+        Assert.Equal("/var/lib/a", Read([], Given("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")).DataDir);
+        Assert.Equal("ses-data", Read([], Given("STATE_DIRECTORY", "")).DataDir);
+        Assert.Equal("d", Read([], Given("STATE_DIRECTORY", "/var/lib/ses", "OXSES_DATADIR", "d")).DataDir);
+        Assert.Equal("f", Read(Given("--data-dir", "f"), Given("STATE_DIRECTORY", "/s")).DataDir);
+    }
+
+    // ---- Bad values ----
+
+    public static TheoryData<string, string, string> BadValues => new()
+    {
+        { "--path", "", "alerts" },
+        { "--path", "/", "alerts" },
+        { "--path", "a b", "alerts" },
+        { "--path", "a?b", "alerts" },
+        { "--path", "a//b", "alerts" },
+        { "--path", "a%20b", "alerts" },
+        { "--port", "0", "1 to 65535" },
+        { "--port", "65536", "1 to 65535" },
+        { "--port", "-1", "1 to 65535" },
+        { "--port", "80a", "1 to 65535" },
+        { "--port", "", "1 to 65535" },
+        { "--port", "99999999999999999999", "1 to 65535" },
+        { "--address", "localhost", "127.0.0.1" },
+        { "--address", "::1", "127.0.0.1" },
+        { "--address", "256.1.1.1", "127.0.0.1" },
+        { "--auth-mode", "digest", "none, basic" },
+        { "--username", "", "not empty" },
+        { "--max-body", "1023", "1KiB to 256MiB" },
+        { "--max-body", "257MiB", "1KiB to 256MiB" },
+        { "--max-body", "16MB", "1KiB to 256MiB" },
+        { "--max-body", "-1", "1KiB to 256MiB" },
+        { "--max-body", "9223372036854775807KiB", "1KiB to 256MiB" },
+        { "--map", "plattform=a", "platform, service, facet, location, description" },
+        { "--map", "platform", "FIELD=SOURCE" },
+        { "--map", "platform=", "label or annotation" },
+        { "--map", "platform='a", "'text'" },
+        { "--map", "platform='a'b", "'text'" },
+        { "--onix-url", "", "not empty" },
+        { "--onix-url", "localhost:8080", "http" },
+        { "--onix-url", "ftp://onix", "http" },
+        { "--onix-url", "http://onix?a=b", "http" },
+        { "--onix-auth-mode", "kerberos", "none, basic, oidc" },
+        { "--onix-username", "", "not empty" },
+        { "--onix-token-uri", "id/token", "http" },
+        { "--onix-insecure-skip-verify", "yes", "true, false" },
+        { "--onix-ca-file", "/nowhere/ca.pem", "existing PEM file" },
+        { "--retention", "23h", "at least 1d" },
+        { "--retention", "0d", "at least 1d" },
+        { "--retention", "400", "at least 1d" },
+        { "--retention", "d", "at least 1d" },
+        { "--retention", "1.5d", "at least 1d" },
+        { "--retention", "99999999d", "at least 1d" },
+        { "--log-level", "verbose", "panic, fatal, error, warn, info, debug, trace" },
+        { "--log-level", "3", "panic, fatal, error, warn, info, debug, trace" },
+        { "--log-format", "xml", "text, json" },
+        { "--metrics", "1", "true, false" },
+    };
+
+    [Theory]
+    [MemberData(nameof(BadValues))]
+    public void BadValueIsRefusedNamingFlagVariableValueAndWhatIsAllowed(
+        string flag, string value, string allowed)
+    {
+        var setting = SettingOf(flag);
+        foreach (var message in new[]
+            { Refusal(Given(flag, value)), Refusal([], Given(setting.Variable, value)) })
+        {
+            Assert.Contains(flag + " ", message, Ordinal);
+            Assert.Contains(setting.Variable, message, Ordinal);
+            Assert.Contains($"'{value}'", message, Ordinal);
+            Assert.Contains(allowed, message, OrdinalIgnoreCase);
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(BadValues))]
+    public void NoMessageTellsASecret(string flag, string value, string allowed)
+    {
+        Assert.NotEqual("", allowed);
+        var flags = Given(flag, value);
+        foreach (var secret in Secrets)
+            flags[secret] = "hunter2";
+        Assert.DoesNotContain("hunter2", Refusal(flags), Ordinal);
+    }
+
+    [Theory]
+    [InlineData("--onix-url")]
+    [InlineData("--onix-token-uri")]
+    public void UrlWithCredentialsIsRefusedWithoutTellingThem(string flag)
+    {
+        var message = Refusal(Given(flag, "http://ann:hunter2@onix:8080"));
+        Assert.Contains(flag, message, Ordinal);
+        Assert.DoesNotContain("hunter2", message, Ordinal);
+    }
+
+    [Fact]
+    public void BadValueWithALineBreakIsToldInOneLine() =>
+        Assert.DoesNotContain("\n", Refusal(Given("--port", "80\n81")), Ordinal);
+
+    /// <summary>As a number it would be 0.0.34.184.</summary>
+    [Fact]
+    public void NumberIsNoAddress() =>
+        Assert.Contains("--address", Refusal(Given("--address", "8888")), Ordinal);
+
+    [Fact]
+    public void CaFileWithAnExplicitSkipVerifyIsRefused()
+    {
+        var pem = FileWith("", "ca.pem");
+        var message = Refusal(Given("--onix-ca-file", pem), Given("OXSES_ONIX_INSECURESKIPVERIFY", "true"));
+        Assert.Contains("--onix-ca-file", message, Ordinal);
+        Assert.Contains("--onix-insecure-skip-verify", message, Ordinal);
+        Refusal(Given("--onix-ca-file", pem, "--onix-insecure-skip-verify", "true"));
+
+        Assert.False(Read(Given("--onix-ca-file", pem)).OnixInsecureSkipVerify);
+        var both = Read(Given("--onix-ca-file", pem, "--onix-insecure-skip-verify", "false"));
+        Assert.False(both.OnixInsecureSkipVerify);
+    }
+
+    [Fact]
+    public void OidcTowardsOnixNeedsTokenUriClientAndSecret()
+    {
+        var flags = Given("--onix-auth-mode", "oidc");
+        (string, string)[] needed =
+            [("--onix-token-uri", "http://id/token"), ("--onix-client-id", "c"), ("--onix-app-secret", "s")];
+        foreach (var (flag, value) in needed)
+        {
+            Assert.StartsWith(SettingOf(flag).ToString(), Refusal(flags), Ordinal);
+            flags[flag] = value;
+        }
+        Assert.Equal(AuthMode.Oidc, Read(flags).OnixAuthMode);
+        var without = Read(Given("--onix-auth-mode", "oidc", "--onix-url", "none"));
+        Assert.Null(without.OnixUrl);
+    }
+
+    // ---- Secrets ----
+
+    [Theory]
+    [InlineData("--password")]
+    [InlineData("--onix-password")]
+    [InlineData("--onix-app-secret")]
+    public void SecretComesFromAFileWithoutItsLineEnd(string flag)
+    {
+        var (setting, path) = (SettingOf(flag), FileWith("pä ss\r\n"));
+        Assert.True(setting.Secret);
+        Assert.Equal("pä ss", Show(Read(Given(flag + "-file", path)), flag));
+        Assert.Equal("pä ss", Show(Read([], Given(setting.Variable + "_FILE", path)), flag));
+    }
+
+    [Theory]
+    [InlineData("--password")]
+    [InlineData("--onix-password")]
+    [InlineData("--onix-app-secret")]
+    public void AnyFlagOfASecretWinsOverItsVariables(string flag)
+    {
+        var (setting, path) = (SettingOf(flag), FileWith("from file"));
+        var direct = Given(setting.Variable, "direct");
+        var file = Given(setting.Variable + "_FILE", path);
+        Assert.Equal("from file", Show(Read(Given(flag + "-file", path), direct), flag));
+        Assert.Equal("flag", Show(Read(Given(flag, "flag"), file), flag));
+    }
+
+    [Theory]
+    [InlineData("--password")]
+    [InlineData("--onix-password")]
+    [InlineData("--onix-app-secret")]
+    public void SecretGivenTwiceInOnePlaceIsRefused(string flag)
+    {
+        var (variable, path) = (SettingOf(flag).Variable, FileWith("hunter2"));
+        var flags = Refusal(Given(flag, "hunter2", flag + "-file", path));
+        Assert.Contains($"{flag} and {flag}-file", flags, Ordinal);
+        var variables = Refusal([], Given(variable, "hunter2", variable + "_FILE", path));
+        Assert.Contains($"{variable} and {variable}_FILE", variables, Ordinal);
+        Assert.DoesNotContain("hunter2", flags + variables, Ordinal);
+    }
+
+    [Theory]
+    [InlineData("--password")]
+    [InlineData("--onix-password")]
+    [InlineData("--onix-app-secret")]
+    public void MissingSecretFileIsRefusedByName(string flag)
+    {
+        var missing = Path.Combine(_dir, "missing");
+        foreach (var path in new[] { missing, _dir, "" })
+        {
+            var message = Refusal([], Given(SettingOf(flag).Variable + "_FILE", path));
+            Assert.Contains($"{flag}-file ({SettingOf(flag).Variable}_FILE)", message, Ordinal);
+            Assert.Contains($"'{path}'", message, Ordinal);
+        }
+    }
+
+    // ---- Warnings ----
+
+    [Theory]
+    [InlineData("OXSES_PROT", "OXSES_PORT")]
+    [InlineData("OXSES_LOG_LEVEL", "OXSES_LOGLEVEL")]
+    [InlineData("OXSES_ONIX_PASSWORT", "OXSES_ONIX_PASSWORD")]
+    public void UnknownVariableIsWarnedOfWithTheNearestName(string name, string nearest)
+    {
+        var warning = Assert.Single(Read([], Given(name, "hunter2", "PATH", "/bin")).Warnings);
+        Assert.Contains(name + " ", warning, Ordinal);
+        Assert.EndsWith(nearest, warning, Ordinal);
+        Assert.DoesNotContain("hunter2", warning, Ordinal);
+    }
+
+    [Fact]
+    public void KnownVariablesAndThoseOfOthersAreNotWarnedOf() =>
+        Assert.Empty(Read([],
+            Given("OXSES_PORT", "1", "OXSES_PASSWORD_FILE", FileWith("x"), "XSES_A", "")).Warnings);
+
+    [Fact]
+    public void UnverifiedCertificateOfOnixIsWarnedOf()
+    {
+        var warning = Assert.Single(Read(Given("--onix-url", "https://onix")).Warnings);
+        Assert.Contains("--onix-ca-file", warning, Ordinal);
+        var verified = Read(Given("--onix-url", "https://onix", "--onix-insecure-skip-verify", "false"));
+        Assert.Empty(verified.Warnings);
+        Assert.Empty(Read(Given("--onix-url", "http://onix")).Warnings);
+    }
+
+    [Fact]
+    public void DefaultPasswordIsWarnedOfWithoutTellingIt()
+    {
+        var warning = Assert.Single(Read(Given("--auth-mode", "basic")).Warnings);
+        Assert.Contains("--password (OXSES_PASSWORD)", warning, Ordinal);
+        Assert.DoesNotContain("0n1x", warning, Ordinal);
+        Assert.Empty(Read(Given("--auth-mode", "basic", "--password", "x")).Warnings);
+    }
+
+    // ---- Command line ----
+
+    [Fact]
+    public void HelpListsEverySettingAndNoSecretsDefault()
+    {
+        var before = Console.Out;
+        using var output = new StringWriter();
+        Console.SetOut(TextWriter.Synchronized(output));
+        try
+        {
+            Assert.Equal(0, Program.ParseFlags(["--help"]).Exit);
+        }
+        finally
+        {
+            Console.SetOut(before);
+        }
+        var help = output.ToString();
+        Assert.All(Options.Settings, s => Assert.Contains($"  {s.Flag} {s.Value}  ({s.Variable})", help,
+            Ordinal));
+        Assert.All(Options.Settings.Where(s => s is { Default: not null, Secret: false }),
+            s => Assert.Contains($"(default: {s.Default})", help, Ordinal));
+        Assert.All(Options.Settings.Where(s => s is { Default: not null, Secret: true }),
+            s => Assert.DoesNotContain(s.Default!, help, Ordinal));
+    }
+
+    [Fact]
+    public void CommandLineGivesTheFlagsThatWereGiven()
+    {
+        var (flags, exit) = Program.ParseFlags(["--port", "1", "--path=a", "--metrics", "--password", ""]);
+        Assert.Null(exit);
+        Assert.Equal(Given("--port", "1", "--path", "a", "--metrics", "true", "--password", ""),
+            new Dictionary<string, string>(flags));
+    }
+
+    [Theory]
+    [InlineData("--prot", "1")]
+    [InlineData("--port")]
+    [InlineData("stray")]
+    [InlineData("--port", "1", "--port", "2")]
+    public void UnusableCommandLineIsRefused(params string[] args) =>
+        Assert.Contains("--help", Assert.Throws<OptionsException>(() => Program.ParseFlags(args)).Message,
+            Ordinal);
+
+    [Theory]
+    [InlineData("--password", "my", "hunter2")]
+    [InlineData("--password", "hunter2", "--password", "hunter2")]
+    [InlineData("--pasword=hunter2")]
+    public void UnusableCommandLineIsRefusedWithoutTellingASecret(params string[] args) =>
+        Assert.DoesNotContain("hunter2",
+            Assert.Throws<OptionsException>(() => Program.ParseFlags(args)).Message, Ordinal);
+}

@@ -1,0 +1,490 @@
+using System.Globalization;
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Sockets;
+using System.Text;
+using System.Text.Json;
+using Ses.Tests.Support;
+using Xunit;
+using static System.StringComparison;
+
+namespace Ses.Tests;
+
+/// <summary>Each answer of the table, from a real listener with a real event log.</summary>
+public sealed class WebTests
+{
+    private static readonly DateTime Now = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
+
+    private static readonly DateTime Built = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
+
+    private const string Alert = """
+        {"status":"firing","labels":{"alertname":"InstanceDown","job":"etcd","instance":"n1"},
+        "startsAt":"2026-11-22T11:34:34.489Z","endsAt":"0001-01-01T00:00:00Z","fingerprint":"f1"}
+        """;
+
+    private static string Body(params string[] alerts) =>
+        $$"""{"version":"4","alerts":[{{string.Join(',', alerts)}}]}""";
+
+    /// <summary>A SeS without a process: its listener on a free port, its log in a temp folder.</summary>
+    private sealed class Host : IAsyncDisposable
+    {
+        private readonly HttpClient _http = new();
+        private bool _stopped;
+
+        private Host(bool serve, string address, string[] flags)
+        {
+            var lines = new StringWriter();
+            var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(lines), Clock);
+            var meters = new Meters("test", "test");
+            EventLog = new EventLog(Dir, TimeSpan.FromDays(400), Clock, log, meters);
+            (Web, Port) = Listen(address, flags, log, meters);
+            if (serve)
+                Web.Serve(EventLog, null);
+            _http.BaseAddress = new Uri($"http://127.0.0.1:{Port}");
+        }
+
+        public static Host Serving(params string[] flags) => new(true, "127.0.0.1", flags);
+
+        public static Host Starting() => new(false, "127.0.0.1", []);
+
+        public static Host At(string address) => new(true, address, []);
+
+        public string Dir { get; } = Directory.CreateTempSubdirectory("ses-web-").FullName;
+
+        public ManualClock Clock { get; } = new(Now);
+
+        public EventLog EventLog { get; }
+
+        public Web Web { get; }
+
+        public int Port { get; }
+
+        public int Events => LogFiles.ReadEvents(Dir).Count;
+
+        /// <summary>A port that is free now may be taken before it is listened on: then another.</summary>
+        private (Web, int) Listen(string address, string[] flags, Log log, Meters meters)
+        {
+            for (var attempt = 1; ; attempt++)
+            {
+                using var probe = new TcpListener(IPAddress.Loopback, 0);
+                probe.Start();
+                var port = ((IPEndPoint)probe.LocalEndpoint).Port;
+                probe.Stop();
+                var given = new Dictionary<string, string>
+                {
+                    ["--onix-url"] = "none",
+                    ["--address"] = address,
+                    ["--port"] = port.ToString(CultureInfo.InvariantCulture),
+                };
+                for (var i = 0; i < flags.Length; i += 2)
+                    given[flags[i]] = flags[i + 1];
+                var options = Options.Read(given, new Dictionary<string, string>());
+                var web = new Web(options, Built, Clock, log, meters);
+                try
+                {
+                    web.Start();
+                    return (web, port);
+                }
+                catch (HttpListenerException) when (attempt < 5)
+                {
+                    // Another process was faster.
+                }
+            }
+        }
+
+        public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
+
+        public Task<Answer> PostAsync(
+            string body, string path = "/alerts/INS", string? authorization = null) =>
+            SendAsync(HttpMethod.Post, path, body, authorization);
+
+        public async Task<Answer> SendAsync(
+            HttpMethod method, string path, string? body = null, string? authorization = null)
+        {
+            using var request = new HttpRequestMessage(method, path);
+            if (body != null)
+                request.Content = new StringContent(body, Encoding.UTF8, "application/json");
+            if (authorization != null)
+                Assert.True(request.Headers.TryAddWithoutValidation("Authorization", authorization));
+            using var response = await _http.SendAsync(request);
+            return new Answer((int)response.StatusCode, response.Content.Headers.ContentType,
+                await response.Content.ReadAsStringAsync(), response.Headers, response.Content.Headers);
+        }
+
+        /// <summary>The status line of what is answered to these bytes.</summary>
+        public async Task<string> SendRawAsync(string request)
+        {
+            using var client = new TcpClient();
+            await client.ConnectAsync(IPAddress.Loopback, Port);
+            var stream = client.GetStream();
+            await stream.WriteAsync(Encoding.ASCII.GetBytes(request));
+            using var reader = new StreamReader(stream, Encoding.ASCII);
+            return await reader.ReadLineAsync().WaitAsync(TimeSpan.FromSeconds(30)) ?? "";
+        }
+
+        public void StopLog()
+        {
+            _stopped = true;
+            EventLog.Stop();
+        }
+
+        public async ValueTask DisposeAsync()
+        {
+            await Web.DrainAsync(TimeSpan.Zero);
+            if (!_stopped)
+                EventLog.Stop();
+            _http.Dispose();
+            Directory.Delete(Dir, recursive: true);
+        }
+    }
+
+    private sealed record Answer(int Code, MediaTypeHeaderValue? Type, string Body,
+        HttpResponseHeaders Headers, HttpContentHeaders ContentHeaders)
+    {
+        public JsonElement Json => JsonDocument.Parse(Body).RootElement;
+
+        /// <summary>Asserts problem details (RFC 9457) of this code, and returns the detail.</summary>
+        public string Problem(int code)
+        {
+            Assert.Equal(code, Code);
+            Assert.Equal("application/problem+json", Type?.MediaType);
+            Assert.Equal(code, Json.GetProperty("status").GetInt32());
+            Assert.NotEqual("", Json.GetProperty("title").GetString());
+            var detail = Json.GetProperty("detail").GetString()!;
+            Assert.InRange(detail.Length, 10, 300);
+            return detail;
+        }
+    }
+
+    private static string Basic(string userAndPassword, string scheme = "Basic") =>
+        $"{scheme} {Convert.ToBase64String(Encoding.UTF8.GetBytes(userAndPassword))}";
+
+    // ---- Webhooks that are taken ----
+
+    [Fact]
+    public async Task AlertsOnDiskAreAnswered204WithoutABody()
+    {
+        await using var host = Host.Serving();
+        var answer = await host.PostAsync(Body(Alert));
+        Assert.Equal((204, ""), (answer.Code, answer.Body));
+        var e = Assert.Single(LogFiles.ReadEvents(host.Dir));
+        Assert.Equal(new LoggedService("INS", "INS", "etcd", "InstanceDown", "n1"), e.Service);
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+        Assert.Equal(1, host.Events);
+    }
+
+    [Fact]
+    public async Task PayloadWithoutAlertsIsAnswered204()
+    {
+        await using var host = Host.Serving();
+        Assert.Equal(204, (await host.PostAsync(Body())).Code);
+    }
+
+    [Fact]
+    public async Task QuarantinedAlertsAreAnswered200WithTheReasons()
+    {
+        await using var host = Host.Serving();
+        var bad = """{"labels":{"alertname":"Bad \u0007"},"startsAt":"x","fingerprint":"f2"}""";
+        var answer = await host.PostAsync(Body(bad, Alert, "5"));
+        Assert.Equal((200, "application/json"), (answer.Code, answer.Type?.MediaType));
+        Assert.Equal(1, answer.Json.GetProperty("accepted").GetInt32());
+        var quarantined = answer.Json.GetProperty("quarantined").EnumerateArray().ToList();
+        Assert.Equal(2, quarantined.Count);
+        Assert.Equal("f2", quarantined[0].GetProperty("fingerprint").GetString());
+        Assert.Equal("Bad \u0007", quarantined[0].GetProperty("alertname").GetString());
+        Assert.Equal("it has no service", quarantined[0].GetProperty("reason").GetString());
+        Assert.Equal("it is not an object", quarantined[1].GetProperty("reason").GetString());
+        Assert.Equal(1, host.Events);
+        Assert.Equal(2, File.ReadAllLines(Path.Combine(host.Dir, "quarantine.jsonl")).Length);
+    }
+
+    [Theory]
+    [InlineData("/alerts/INS", "INS")]
+    [InlineData("/alerts/in%20s%2Fx", "in s/x")]
+    [InlineData("/alerts/%C3%A4", "ä")]
+    [InlineData("/alerts/INS?x=y", "INS")]
+    public async Task PartitionIsThePathsLastPartDecoded(string path, string partition)
+    {
+        await using var host = Host.Serving();
+        Assert.Equal(204, (await host.PostAsync(Body(Alert), path)).Code);
+        Assert.Equal(partition, Assert.Single(LogFiles.ReadEvents(host.Dir)).Service.Partition);
+    }
+
+    [Fact]
+    public async Task PathIsWhatTheSettingSays()
+    {
+        await using var host = Host.Serving("--path", "hooks/ses");
+        Assert.Equal(204, (await host.PostAsync(Body(Alert), "/hooks/ses/INS")).Code);
+        (await host.PostAsync(Body(Alert), "/alerts/INS")).Problem(404);
+        (await host.PostAsync(Body(Alert), "/hooks/INS")).Problem(404);
+    }
+
+    [Fact]
+    public async Task MapOfTheSettingsIsUsed()
+    {
+        await using var host = Host.Serving("--map", "platform='prod'");
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+        Assert.Equal("prod", Assert.Single(LogFiles.ReadEvents(host.Dir)).Service.Platform);
+    }
+
+    // ---- Refusals ----
+
+    [Theory]
+    [InlineData("", "empty")]
+    [InlineData("hello", "not JSON")]
+    [InlineData("{\"version\":\"4\"}", "no list of alerts")]
+    [InlineData("{\"version\":\"3\",\"alerts\":[]}", "version is 3")]
+    public async Task UnusableBodyIsAnswered400(string body, string word)
+    {
+        await using var host = Host.Serving();
+        Assert.Contains(word, (await host.PostAsync(body)).Problem(400), Ordinal);
+        Assert.Equal(0, host.Events);
+    }
+
+    [Theory]
+    [InlineData(null)]
+    [InlineData("Basic")]
+    [InlineData("Basic ")]
+    [InlineData("Basic !!!")]
+    [InlineData("Basic YW5uOnNlY3JldA")]
+    [InlineData("Bearer YW5uOnNlY3JldA==")]
+    [InlineData("YW5uOnNlY3JldA==")]
+    [InlineData("Basic YW5uOndyb25n")]
+    [InlineData("Basic Ym9iOnNlY3JldA==")]
+    [InlineData("Basic YW5uOnNlY3JldCA=")]
+    [InlineData("Basic Og==")]
+    public async Task MissingOrWrongCredentialsAreAnswered401(string? authorization)
+    {
+        await using var host = Host.Serving(
+            "--auth-mode", "basic", "--username", "ann", "--password", "secret");
+        var answer = await host.PostAsync(Body(Alert), authorization: authorization);
+        Assert.Equal("Credentials are missing or wrong.", answer.Problem(401));
+        var challenge = Assert.Single(answer.Headers.WwwAuthenticate);
+        Assert.Equal("Basic", challenge.Scheme);
+        Assert.Contains("realm=", challenge.Parameter, Ordinal);
+        Assert.Contains("charset=\"UTF-8\"", challenge.Parameter, Ordinal);
+        Assert.Equal(0, host.Events);
+    }
+
+    [Theory]
+    [InlineData("ann", "secret", "Basic")]
+    [InlineData("ann", "secret", "basic")]
+    [InlineData("änn", "p€ss:wörd 😀", "BASIC")]
+    [InlineData("ann", "", "Basic")]
+    public async Task RightCredentialsAreAdmitted(string user, string password, string scheme)
+    {
+        await using var host = Host.Serving(
+            "--auth-mode", "basic", "--username", user, "--password", password);
+        var answer = await host.PostAsync(Body(Alert), authorization: Basic($"{user}:{password}", scheme));
+        Assert.Equal(204, answer.Code);
+    }
+
+    [Theory]
+    [InlineData("/")]
+    [InlineData("/alert/INS")]
+    [InlineData("/alerts/INS/more/x")]
+    [InlineData("/Alerts/INS")]
+    [InlineData("/live/x")]
+    public async Task NoSuchPathIsAnswered404(string path)
+    {
+        await using var host = Host.Serving();
+        Assert.Contains("/alerts/PARTITION", (await host.PostAsync(Body(Alert), path)).Problem(404),
+            Ordinal);
+    }
+
+    [Theory]
+    [InlineData("/alerts")]
+    [InlineData("/alerts/")]
+    [InlineData("/alerts/a%0Ab")]
+    [InlineData("/alerts/%00")]
+    public async Task MissingOrUnusablePartitionIsNamedIn404(string path)
+    {
+        await using var host = Host.Serving();
+        Assert.Contains("partition", (await host.PostAsync(Body(Alert), path)).Problem(404),
+            OrdinalIgnoreCase);
+        Assert.Equal(0, host.Events);
+    }
+
+    [Theory]
+    [InlineData("PUT", "/alerts/INS", "POST")]
+    [InlineData("DELETE", "/alerts/INS", "POST")]
+    [InlineData("OPTIONS", "/alerts/INS", "POST")]
+    [InlineData("POST", "/live", "GET")]
+    [InlineData("POST", "/ready", "GET")]
+    [InlineData("DELETE", "/metrics", "GET")]
+    public async Task NoSuchMethodIsAnswered405WithAllow(string method, string path, string allowed)
+    {
+        await using var host = Host.Serving();
+        var body = method is "PUT" or "POST" ? "{}" : null;
+        var answer = await host.SendAsync(new HttpMethod(method), path, body);
+        answer.Problem(405);
+        Assert.Contains(allowed, answer.ContentHeaders.Allow);
+        Assert.DoesNotContain(method, answer.ContentHeaders.Allow);
+    }
+
+    [Theory]
+    [InlineData("\r\n")]
+    [InlineData("Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")]
+    public async Task BodyWithoutALengthIsAnswered411(string rest)
+    {
+        await using var host = Host.Serving();
+        var answer = await host.SendRawAsync("POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\n" + rest);
+        Assert.StartsWith("HTTP/1.1 411 ", answer, Ordinal);
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+    }
+
+    [Fact]
+    public async Task BodyOverTheLimitIsAnswered413()
+    {
+        await using var host = Host.Serving("--max-body", "1024");
+        Assert.Equal(204, (await host.PostAsync(Body(Alert).PadRight(1024))).Code);
+        Assert.Contains("1024", (await host.PostAsync(Body(Alert).PadRight(1025))).Problem(413),
+            Ordinal);
+        Assert.StartsWith("HTTP/1.1 413 ", await host.SendRawAsync(
+            "POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000000\r\n\r\n"),
+            Ordinal);
+    }
+
+    [Fact]
+    public async Task BodyThatDoesNotArriveInTimeIsAnswered408()
+    {
+        await using var host = Host.Serving();
+        var answer = host.SendRawAsync(
+            "POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{");
+        await Wait.UntilAsync(() =>
+        {
+            host.Clock.Advance(TimeSpan.FromSeconds(31));
+            return answer.IsCompleted;
+        }, TimeSpan.FromSeconds(30), "an answer");
+        Assert.StartsWith("HTTP/1.1 408 ", await answer, Ordinal);
+        Assert.Equal(0, host.Events);
+    }
+
+    [Fact]
+    public async Task WhileStartingWebhooksAreAnswered503()
+    {
+        await using var host = Host.Starting();
+        Assert.Contains("starting", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
+        Assert.Equal(0, host.Events);
+        host.Web.Serve(host.EventLog, null);
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+    }
+
+    [Fact]
+    public async Task ClockBeforeTheBuildIsAnswered503()
+    {
+        await using var host = Host.Serving();
+        host.Clock.UtcNow = Built.AddSeconds(-1);
+        Assert.Contains("clock", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
+        Assert.Equal(503, (await host.GetAsync("/ready")).Code);
+        Assert.Equal(0, host.Events);
+        host.Clock.UtcNow = Now;
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+    }
+
+    [Fact]
+    public async Task LogThatTakesNothingIsAnswered503()
+    {
+        await using var host = Host.Serving();
+        host.StopLog();
+        (await host.PostAsync(Body(Alert))).Problem(503);
+        Assert.Equal(503, (await host.GetAsync("/ready")).Code);
+        Assert.Equal(200, (await host.GetAsync("/live")).Code);
+        Assert.Equal(0, host.Events);
+    }
+
+    [Fact]
+    public async Task WhileShuttingDownWebhooksAreAnswered503()
+    {
+        await using var host = Host.Serving();
+        await host.Web.DrainAsync(TimeSpan.Zero);
+        Assert.Contains("shutting down", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
+        Assert.Equal(503, (await host.GetAsync("/ready")).Code);
+        Assert.Equal(0, host.Events);
+    }
+
+    // ---- Seeing inside ----
+
+    [Fact]
+    public async Task LiveAnswersBeforeTheLogIsReadAndReadyAfterIt()
+    {
+        await using var host = Host.Starting();
+        Assert.Equal(200, (await host.GetAsync("/live")).Code);
+        var starting = await host.GetAsync("/ready");
+        Assert.Equal((503, false), (starting.Code, starting.Json.GetProperty("ready").GetBoolean()));
+        Assert.Contains("starting", starting.Json.GetProperty("reason").GetString(), Ordinal);
+        host.Web.Serve(host.EventLog, null);
+        var ready = await host.GetAsync("/ready");
+        Assert.Equal((200, true), (ready.Code, ready.Json.GetProperty("ready").GetBoolean()));
+        Assert.Equal("none", ready.Json.GetProperty("onix").GetProperty("state").GetString());
+    }
+
+    [Fact]
+    public async Task ProbesAndMetricsNeedNoCredentials()
+    {
+        await using var host = Host.Serving("--auth-mode", "basic", "--password", "secret");
+        foreach (var path in new[] { "/live", "/ready", "/metrics" })
+            Assert.Equal(200, (await host.GetAsync(path)).Code);
+    }
+
+    [Fact]
+    public async Task HeadIsAnsweredAsGetWithoutABody()
+    {
+        await using var host = Host.Serving();
+        var answer = await host.SendAsync(HttpMethod.Head, "/live");
+        Assert.Equal((200, ""), (answer.Code, answer.Body));
+    }
+
+    [Fact]
+    public async Task MetricsCountWhatBecameOfTheAlerts()
+    {
+        await using var host = Host.Serving();
+        await host.PostAsync(Body(Alert));
+        await host.PostAsync(Body(Alert, "5"));
+        await host.PostAsync("hello");
+        await host.PostAsync("""{"version":"4","alerts":[],"truncatedAlerts":3}""");
+        var answer = await host.GetAsync("/metrics");
+        Assert.Equal((200, "text/plain"), (answer.Code, answer.Type?.MediaType));
+        foreach (var line in new[]
+        {
+            "ses_alerts_total{outcome=\"accepted\"} 2", "ses_alerts_total{outcome=\"quarantined\"} 1",
+            "ses_events_total{outcome=\"new\"} 1", "ses_events_total{outcome=\"known\"} 1",
+            "ses_events_total{outcome=\"stale\"} 0", "ses_bad_requests_total 1",
+            "ses_alerts_truncated_total 3",
+            "ses_webhook_requests_total{code=\"204\"} 2", "ses_webhook_requests_total{code=\"200\"} 1",
+            "ses_webhook_requests_total{code=\"400\"} 1", "ses_services 1", "ses_ready 1",
+            "ses_defects_total 0",
+        })
+            Assert.Contains(line, answer.Body.Split('\n'));
+    }
+
+    [Fact]
+    public async Task MetricsSwitchedOffAreNotFound()
+    {
+        await using var host = Host.Serving("--metrics", "false");
+        (await host.GetAsync("/metrics")).Problem(404);
+        Assert.Equal(200, (await host.GetAsync("/live")).Code);
+    }
+
+    [Theory]
+    [InlineData("")]
+    [InlineData("0.0.0.0")]
+    [InlineData("127.0.0.1")]
+    public async Task AddressIsListenedOn(string address)
+    {
+        await using var host = Host.At(address);
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+        var answer = await host.SendRawAsync("GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        Assert.StartsWith("HTTP/1.1 200 ", answer, Ordinal);
+    }
+
+    [Fact]
+    public async Task ManyAtOnceAreAllOnDisk()
+    {
+        await using var host = Host.Serving();
+        var answers = await Task.WhenAll(Enumerable.Range(0, 100).Select(i => host.PostAsync(
+            Body(Alert.Replace("\"n1\"", $"\"n{i}\"", Ordinal)))));
+        Assert.All(answers, a => Assert.Equal(204, a.Code));
+        Assert.Equal(100, host.Events);
+    }
+}
