@@ -2567,6 +2567,8 @@ internal sealed class OnixClient
                 RevocationMode = X509RevocationMode.NoCheck,
             };
             tls.CertificateChainPolicy.CustomTrustStore.ImportFromPemFile(options.OnixCaFile);
+            if (tls.CertificateChainPolicy.CustomTrustStore.Count == 0)
+                throw new CryptographicException("there is none in it");
         }
         else if (options.OnixInsecureSkipVerify)
         {

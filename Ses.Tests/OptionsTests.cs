@@ -240,6 +240,13 @@ public sealed class OptionsTests : IDisposable
         Assert.Contains("--address", Refusal(Given("--address", "8888")), Ordinal);
 
     [Fact]
+    public void CaFileWithoutACertificateIsRefused() =>
+        Assert.Throws<System.Security.Cryptography.CryptographicException>(
+        () => OnixClient.Connection(Options.Read(
+            new Dictionary<string, string> { ["--onix-ca-file"] = FileWith("no certificate", "ca.pem") },
+            new Dictionary<string, string>())));
+
+    [Fact]
     public void CaFileWithAnExplicitSkipVerifyIsRefused()
     {
         var pem = FileWith("", "ca.pem");
