@@ -77,6 +77,36 @@ public sealed partial class EtcdOutageEndToEndTests
         }
     }
 
+    [Fact]
+    public async Task TwoSeSOnOneOnixRecordEachChangeOnce()
+    {
+        await using var onix = new OnixStandIn();
+        onix.Start();
+        await using var one = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        await using var other = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        await Task.WhenAll(PostAsync(one, "in order", 0), PostAsync(other, "in order", 0));
+        await Task.WhenAll(DrainedAsync(one), DrainedAsync(other));
+        Check(Recorded(onix));
+    }
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(2)]
+    public async Task RequestsToOneOfTwoAtRandomEndRightWithinTwoMinutes(int seed)
+    {
+        await using var onix = new OnixStandIn();
+        onix.Start();
+        await using var one = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        await using var other = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
+        var random = new Random(seed);
+        foreach (var body in Bodies.OrderBy(_ => random.Next()))
+            (await (random.Next(2) == 0 ? one : other).PostAsync("INS", body)).Dispose();
+        await Wait.UntilAsync(
+            () => Recorded(onix) is { Count: 6 } told && Truth.All(t => told[t.Key][^1] == t.Value[^1]),
+            TimeSpan.FromMinutes(2), "the last status of each service to be in Onix");
+        Assert.All(Recorded(onix), told => Assert.Equal(told.Value, Truth[told.Key].Where(told.Value.Contains)));
+    }
+
     private static void Check(Dictionary<(string, string, string), List<string>> told)
     {
         Assert.Equal(6, Truth.Count);
