@@ -43,13 +43,13 @@ public sealed class OnixFaultTests
         Assert.Equal(0, site.Meters.Defects.Value);
     }
 
-    private static string StatusOf(int second) => second % 2 == 0 ? "down" : "up";
+    internal static string StatusOf(int second) => second % 2 == 0 ? "down" : "up";
 
     private static Task SayRoundAsync(Site site, int second) => site.SayAsync(
         [.. Enumerable.Range(0, 10).Select(i => (Site.Service(i), StatusOf(second), Site.At(second)))]);
 
     /// <summary>Brings a fault about, and returns what ends it.</summary>
-    private static Action Break(OnixStandIn onix, string fault)
+    internal static Action Break(OnixStandIn onix, string fault)
     {
         var hanging = new TaskCompletionSource();
         switch (fault)
