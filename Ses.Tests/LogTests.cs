@@ -39,6 +39,7 @@ public sealed class LogTests
 
     [Theory]
     [InlineData("two\nlines")]
+    [InlineData("a\"b")]
     [InlineData("carriage\rreturn")]
     [InlineData("a\" level=\"PANIC")]
     [InlineData("\u001b[31mred")]
