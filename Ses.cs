@@ -36,7 +36,7 @@
 // SECTIONS, each using only those above it
 //
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Event log   7 Onix   8 Recorder
-//     9 Auth     10 Web  11 Systemd  12 Main
+//     9 HTTP     10 Auth  11 Web  12 TLS  13 Gate  14 Linux  15 Main
 
 using System.Buffers;
 using System.Buffers.Text;
@@ -44,7 +44,9 @@ using System.Collections.Concurrent;
 using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
+using System.ComponentModel;
 using System.Diagnostics;
+using System.Diagnostics.CodeAnalysis;
 using System.Globalization;
 using System.Net;
 using System.Net.Http.Headers;
@@ -52,6 +54,7 @@ using System.Net.Security;
 using System.Net.Sockets;
 using System.Reflection;
 using System.Runtime.InteropServices;
+using System.Security.Authentication;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
 using System.Text;
@@ -105,6 +108,15 @@ internal sealed record Options
     public required IPAddress? Address { get; init; }
     public required string Username { get; init; }
     public required string Password { get; init; }
+    /// <summary>As the issuer names itself, to the letter.</summary>
+    public required string? OidcIssuer { get; init; }
+    public required string? OidcAudience { get; init; }
+    public required bool MetricsAuth { get; init; }
+    /// <summary>Null: plain HTTP.</summary>
+    public required string? TlsCert { get; init; }
+    public required string? TlsKey { get; init; }
+    /// <summary>Null: no certificate is asked of clients.</summary>
+    public required string? TlsClientCa { get; init; }
     /// <summary>Null: no Onix, the event log alone.</summary>
     public required Uri? OnixUrl { get; init; }
     public required AuthMode OnixAuthMode { get; init; }
@@ -127,11 +139,24 @@ internal sealed record Options
     private static readonly Setting
         PathSetting = new(Listening, "--path", "OXSES_PATH", "PATH", "alerts",
             "Path of the webhook: POST /PATH/PARTITION"),
-        PortSetting = new(Listening, "--port", "OXSES_PORT", "PORT", "8888", "TCP port, 1 to 65535"),
+        PortSetting = new(Listening, "--port", "OXSES_PORT", "PORT", "8888",
+            "TCP port, 1 to 65535; 0: a free one, which the log names"),
         AddressSetting = new(Listening, "--address", "OXSES_ADDRESS", "ADDRESS", null,
-            "IPv4 address to listen on (default: all)"),
+            "IPv4 or IPv6 address to listen on (default: all)"),
+        TlsCertSetting = new(Listening, "--tls-cert", "OXSES_TLS_CERT", "FILE", null,
+            "PEM file of the certificate, then its chain; with it only https is spoken"),
+        TlsKeySetting = new(Listening, "--tls-key", "OXSES_TLS_KEY", "FILE", null,
+            "PEM file of the certificate's key, not encrypted"),
+        TlsClientCaSetting = new(Listening, "--tls-client-ca", "OXSES_TLS_CLIENTCA", "FILE", null,
+            "PEM file of CAs: clients must have a certificate of one of them"),
         AuthModeSetting = new(Listening, "--auth-mode", "OXSES_AUTHMODE", "MODE", "none",
-            "Who may post alerts: none (anyone), basic (RFC 7617)"),
+            "Who may post alerts: none (anyone), basic (RFC 7617), oidc (RFC 6750)"),
+        OidcIssuerSetting = new(Listening, "--oidc-issuer", "OXSES_OIDC_ISSUER", "URL", null,
+            "Issuer of the bearer tokens, as it names itself, with --auth-mode oidc"),
+        OidcAudienceSetting = new(Listening, "--oidc-audience", "OXSES_OIDC_AUDIENCE", "NAME", null,
+            "Audience that the tokens must be for"),
+        MetricsAuthSetting = new(Listening, "--metrics-auth", "OXSES_METRICS_AUTH", "BOOL", "false",
+            "Ask for credentials at /metrics too"),
         UsernameSetting = new(Listening, "--username", "OXSES_USERNAME", "NAME", "admin",
             "User that Alertmanager signs in as, with --auth-mode basic"),
         PasswordSetting = new(Listening, "--password", "OXSES_PASSWORD", "SECRET", "0n1x",
@@ -170,8 +195,9 @@ internal sealed record Options
     /// <summary>Every setting, in the order of --help; the table in the README is held against it.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
     [
-        PathSetting, PortSetting, AddressSetting, AuthModeSetting, UsernameSetting, PasswordSetting,
-        PasswordSetting.File, MaxBodySetting, MapSetting,
+        PathSetting, PortSetting, AddressSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
+        AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
+        OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting, MapSetting,
         OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
         OnixTokenUriSetting, OnixSkipVerifySetting, OnixCaFileSetting,
@@ -188,24 +214,28 @@ internal sealed record Options
     {
         var source = new Source(flags, variables);
         var skipVerify = source.Bool(OnixSkipVerifySetting);
-        var caFile = source.Text(OnixCaFileSetting);
+        var caFile = source.Path(OnixCaFileSetting);
         if (caFile != null && skipVerify && source.IsGiven(OnixSkipVerifySetting))
             throw new OptionsException($"{OnixCaFileSetting} and {OnixSkipVerifySetting} exclude each other");
-        if (caFile != null && !File.Exists(caFile))
-            throw Bad(OnixCaFileSetting, caFile, "an existing PEM file");
         var options = new Options
         {
             LogLevel = source.Enum<LogLevel>(LogLevelSetting),
             LogJson = source.OneOf(LogFormatSetting, "text", "json") == "json",
             Metrics = source.Bool(MetricsSetting),
-            AuthMode = source.OneOf(AuthModeSetting, "none", "basic") == "none"
-                ? AuthMode.None : AuthMode.Basic,
+            AuthMode = source.Enum<AuthMode>(AuthModeSetting),
             Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %"),
-            Port = source.Parse(PortSetting, ParsePort, "a number from 1 to 65535"),
+            Port = source.Parse(PortSetting, ParsePort, "a number from 0 to 65535"),
             Address = source.Text(AddressSetting) is null or "" ? null
-                : source.Parse(AddressSetting, ParseAddress, "an IPv4 address such as 127.0.0.1"),
+                : source.Parse(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1"),
             Username = source.Required(UsernameSetting),
             Password = source.Secret(PasswordSetting) ?? "",
+            OidcIssuer = source.Text(OidcIssuerSetting) is null or "" ? null
+                : source.Parse(OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
+            OidcAudience = source.Text(OidcAudienceSetting),
+            MetricsAuth = source.Bool(MetricsAuthSetting),
+            TlsCert = source.Path(TlsCertSetting),
+            TlsKey = source.Path(TlsKeySetting),
+            TlsClientCa = source.Path(TlsClientCaSetting),
             OnixUrl = source.Required(OnixUrlSetting) == "none" ? null
                 : source.Parse(OnixUrlSetting, ParseUrl, "an http or https URL without credentials, or none"),
             OnixAuthMode = source.Enum<AuthMode>(OnixAuthModeSetting),
@@ -231,19 +261,34 @@ internal sealed record Options
 
     private void CheckTogether(List<string> warnings)
     {
-        if (OnixUrl != null && OnixAuthMode == AuthMode.Oidc)
-        {
-            Setting? missing = OnixTokenUri == null ? OnixTokenUriSetting
-                : string.IsNullOrEmpty(OnixClientId) ? OnixClientIdSetting
-                : string.IsNullOrEmpty(OnixAppSecret) ? OnixAppSecretSetting : null;
-            if (missing != null)
-                throw new OptionsException($"{missing} is needed with {OnixAuthModeSetting} oidc");
-        }
+        Need(OnixUrl != null && OnixAuthMode == AuthMode.Oidc, $"{OnixAuthModeSetting} oidc",
+            (OnixTokenUriSetting, OnixTokenUri?.AbsoluteUri), (OnixClientIdSetting, OnixClientId),
+            (OnixAppSecretSetting, OnixAppSecret));
+        Need(AuthMode == AuthMode.Oidc, $"{AuthModeSetting} oidc",
+            (OidcIssuerSetting, OidcIssuer), (OidcAudienceSetting, OidcAudience));
+        Need(TlsKey != null || TlsClientCa != null,
+            $"{(TlsKey != null ? TlsKeySetting : TlsClientCaSetting)}", (TlsCertSetting, TlsCert));
+        Need(TlsCert != null, $"{TlsCertSetting}", (TlsKeySetting, TlsKey));
+        if (OidcIssuer?.StartsWith("http:", StringComparison.OrdinalIgnoreCase) == true)
+            warnings.Add($"the keys that tokens are judged by are fetched in the clear: {OidcIssuerSetting} is http");
+        if (MetricsAuth && AuthMode == AuthMode.None)
+            warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
+        if (AuthMode == AuthMode.Basic && Password == "")
+            warnings.Add($"the password is empty: set {PasswordSetting}");
         if (OnixUrl?.Scheme == Uri.UriSchemeHttps && OnixInsecureSkipVerify)
             warnings.Add($"Onix's certificate is not verified: set {OnixCaFileSetting}, "
                 + $"or {OnixSkipVerifySetting} to false");
         if (AuthMode == AuthMode.Basic && Password == PasswordSetting.Default)
             warnings.Add($"the password is the documented default: set {PasswordSetting}");
+    }
+
+    private static void Need(bool applies, string with, params (Setting Setting, string? Value)[] needed)
+    {
+        foreach (var (setting, value) in needed)
+        {
+            if (applies && string.IsNullOrEmpty(value))
+                throw new OptionsException($"{setting} is needed with {with}");
+        }
     }
 
     private static string? ParsePath(string text)
@@ -255,11 +300,11 @@ internal sealed record Options
 
     private static int? ParsePort(string text) =>
         int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var port)
-            && port is > 0 and < 65536 ? port : null;
+            && port < 65536 ? port : null;
 
     private static IPAddress? ParseAddress(string text) =>
-        IPAddress.TryParse(text, out var address) && address.AddressFamily == AddressFamily.InterNetwork
-            && address.ToString() == text ? address : null;
+        IPAddress.TryParse(text, out var address) && (address.AddressFamily == AddressFamily.InterNetworkV6
+            || address.ToString() == text) ? address : null;
 
     private static Uri? ParseUrl(string text) =>
         Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
@@ -344,6 +389,10 @@ internal sealed record Options
 
         public T Parse<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
             parse(Text(setting) ?? "") ?? throw Bad(setting, Text(setting) ?? "", allowed);
+
+        /// <summary>The path of a file that must be there; null when none is named.</summary>
+        public string? Path(Setting setting) => Text(setting) is not { Length: > 0 } path ? null
+            : File.Exists(path) ? path : throw Bad(setting, path, "an existing PEM file");
 
         public bool Bool(Setting setting) => OneOf(setting, "true", "false") == "true";
 
@@ -549,13 +598,23 @@ internal sealed class Meters
     /// </summary>
     private static readonly double[] Seconds = Histogram.ExponentialBuckets(0.0001, 2, 20);
 
+    /// <summary>The gate's, in the order of a connection's life.</summary>
+    public static IReadOnlyList<string> RefusalReasons { get; } =
+    [
+        "accept", "connections", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
+        "malformed", "version", "transfer_encoding", "expectation", "body_timeout", "body_cut",
+        "bytes_in_flight", "in_flight", "listener", "answer_timeout",
+    ];
+
     public CollectorRegistry Registry { get; } = Prometheus.Metrics.NewCustomRegistry();
 
     public readonly Counter Alerts, Events, Truncated, BadRequests, Requests;
     public readonly Counter LogEvents, LogBytes, BrokenLines, QuarantineDropped;
     public readonly Counter OnixRequests, OnixEvents, OnixDropped, Defects;
+    public readonly Counter ConnectionsTotal, HttpRefused, AuthFailures, TlsReloads;
     public readonly Histogram WebhookDuration, FlushDuration, OnixDuration;
     public readonly Gauge LogSize, Services, Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
+    public readonly Gauge Connections, TlsExpiry;
 
     public Meters(string version, string commit)
     {
@@ -575,6 +634,15 @@ internal sealed class Meters
         BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
         Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
         WebhookDuration = Time("ses_webhook_duration_seconds", "From the request's head to the answer.");
+        Connections = Level("ses_connections", "Connections of clients that are open.");
+        ConnectionsTotal = Count("ses_connections_total", "Connections of clients that were taken.");
+        HttpRefused = Count("ses_http_refused_total",
+            "Requests and connections that the gate ended, by the reason.", "reason");
+        AuthFailures = Count("ses_auth_failures_total",
+            "Requests answered 401: missing, scheme (of another kind), wrong.", "reason");
+        TlsExpiry = Level("ses_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate in use expires, in Unix time; 0 without TLS.");
+        TlsReloads = Count("ses_tls_reloads_total", "Changed certificates: loaded, refused.", "outcome");
         LogEvents = Count("ses_log_events_total", "Events written to the event log.");
         LogBytes = Count("ses_log_bytes_total", "Bytes written to the event log.");
         LogSize = Level("ses_log_size_bytes", "Size of the event log's files.");
@@ -599,6 +667,9 @@ internal sealed class Meters
         make.CreateGauge("ses_build_info", "What runs here.", "version", "commit")
             .WithLabels(version, commit).Set(1);
         Preset(Alerts, "accepted", "quarantined");
+        Preset(HttpRefused, [.. RefusalReasons]);
+        Preset(AuthFailures, "missing", "scheme", "wrong");
+        Preset(TlsReloads, "loaded", "refused");
         Preset(Events, "new", "known", "stale");
         Preset(OnixEvents, "recorded", "unchanged", "late", "barred");
     }
@@ -3553,45 +3624,19 @@ internal sealed class Recorder
     }
 }
 
-// ================================== 9. Auth ==================================
+// ================================== 9. HTTP ==================================
 //
-// Basic authentication (RFC 7617), compared in constant time. A refused request learns nothing but that
-// it was refused.
-
-internal sealed class Auth(Options options)
-{
-    private readonly byte[] _expected =
-        SHA256.HashData(Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}"));
-
-    /// <summary>The challenge of a 401 (RFC 9110, 11.6.1).</summary>
-    public const string Challenge = "Basic realm=\"SeS\", charset=\"UTF-8\"";
-
-    /// <param name="authorization">The value of the request's Authorization field; null when absent.</param>
-    public bool Admits(string? authorization)
-    {
-        if (options.AuthMode == AuthMode.None)
-            return true;
-        var given = authorization?.Split(' ', 2, StringSplitOptions.RemoveEmptyEntries) ?? [];
-        if (given.Length != 2 || !given[0].Equals("Basic", StringComparison.OrdinalIgnoreCase))
-            return false;
-        var credentials = new byte[given[1].Length];
-        return Convert.TryFromBase64String(given[1].Trim(), credentials, out var length)
-            && CryptographicOperations.FixedTimeEquals(
-                SHA256.HashData(credentials.AsSpan(0, length)), _expected);
-    }
-}
-
-// ================================== 10. Web ==================================
-//
-// The HTTP side, on a bare HttpListener, whose traps shape this section: it answers 200 to whatever is
-// left unanswered when it is stopped, so it is never stopped, closed or disposed; a handler sets 503
-// first, and the 2xx is set in one place, after the flush. Each request is queued, none awaited by the
-// accept loop. Everything is bounded: body, requests in flight, bytes in flight, time for the body.
+// What a request may look like and what an answer looks like: HTTP/1.1 (RFC 9110, RFC 9112), read strictly
+// from bytes alone. What two readers could understand differently is refused, never mended, so that nothing
+// can be smuggled past this one. Only what SeS uses of a head is kept; the rest is checked and forgotten.
 
 /// <summary>What a request is answered with.</summary>
 internal sealed record Reply(int Code, string ContentType, byte[] Body)
 {
     public (string Name, string Value)? Header { get; init; }
+
+    /// <summary>How long the answer waits: it slows those down who guess.</summary>
+    public TimeSpan HeldBack { get; init; }
 
     public static Reply Json(
         int code, Action<Utf8JsonWriter> content, string contentType = "application/json")
@@ -3609,28 +3654,650 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     /// <summary>
     /// Problem details (RFC 9457); Alertmanager logs the body, so the detail is for its reader.
     /// </summary>
-    public static Reply Problem(int code, string title, string detail) => Json(code, json =>
+    public static Reply Problem(int code, string detail) => Json(code, json =>
     {
-        json.WriteString("title", title);
+        json.WriteString("title", Phrase(code));
         json.WriteNumber("status", code);
         json.WriteString("detail", detail);
     }, "application/problem+json");
 
-    public static Reply Unavailable(string detail) => Problem(503, "Service Unavailable", detail);
+    /// <summary>The reason phrase of a status line (RFC 9110, 15; RFC 6585, 5).</summary>
+    public static string Phrase(int code) => code switch
+    {
+        200 => "OK",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        417 => "Expectation Failed",
+        431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => throw new ArgumentOutOfRangeException(nameof(code), code, "it has no phrase here"),
+    };
 }
+
+/// <summary>Is thrown when a request is served no further; the connection ends with the answer.</summary>
+/// <param name="reason">The label of <c>ses_http_refused_total</c>.</param>
+internal sealed class RefusedException(string reason, Reply reply) : Exception(reason)
+{
+    public RefusedException(string reason, int code, string detail) : this(reason, Reply.Problem(code, detail))
+    {
+    }
+
+    public Reply Reply => reply;
+}
+
+/// <summary>The head of a request, as far as SeS looks at it.</summary>
+/// <param name="Target">In origin form (RFC 9112, 3.2.1), percent-encoded, as it was sent.</param>
+/// <param name="Length">Of the body in bytes; null when the request names none.</param>
+/// <param name="Closes">The client wants the connection closed after the answer.</param>
+/// <param name="Expects">The client waits for 100 Continue before it sends the body.</param>
+internal sealed record RequestHead(
+    string Method, string Target, string? Authorization, string? Accept, long? Length, bool Closes, bool Expects)
+{
+    /// <summary>In bytes, with the empty line at its end.</summary>
+    public const int MaxSize = 16 * 1024;
+
+    public const int MaxFields = 100;
+
+    private const string Letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+
+    private static readonly SearchValues<char>
+        Token = SearchValues.Create("!#$%&'*+-.^_`|~" + Letters),
+        TargetCharacters = SearchValues.Create("/?:@-._~!$&'()*+,;=%" + Letters),
+        HostCharacters = SearchValues.Create(":[]-._~!$&'()*+,;=%" + Letters);
+
+    private static readonly SearchValues<byte>
+        Controls = SearchValues.Create([.. Enumerable.Range(0, 32).Select(b => (byte)b).Where(b => b != '\t'), 127]),
+        TokenBytes = SearchValues.Create(Encoding.ASCII.GetBytes("!#$%&'*+-.^_`|~" + Letters));
+
+    public bool IsRead => Method is "GET" or "HEAD";
+
+    /// <summary>The length of the head that these bytes begin with; 0 while it is not all there.</summary>
+    /// <exception cref="RefusedException">It will never be one; or it is too large.</exception>
+    public static int Find(ReadOnlySpan<byte> bytes)
+    {
+        if (bytes.Length > 0 && !TokenBytes.Contains(bytes[0]))
+            throw Malformed(bytes[0] == 0x16 ? "This port does not speak TLS." : "The method is no token.");
+        for (var at = 0; ;)
+        {
+            var line = bytes[at..].IndexOf((byte)'\n');
+            if (line < 0)
+                break;
+            if (line == 0 || bytes[at + line - 1] != '\r')
+                throw Malformed("A line ends without a carriage return.");
+            if (line == 1)
+                return at + 2;
+            at += line + 1;
+        }
+        return bytes.Length < MaxSize ? 0
+            : throw new RefusedException("head_size", 431, $"The head is larger than {MaxSize} bytes.");
+    }
+
+    /// <param name="head">From the method to the empty line, as <see cref="Find"/> found it.</param>
+    /// <exception cref="RefusedException">It is not HTTP/1.1, or not of the kind that SeS takes.</exception>
+    public static RequestHead Parse(ReadOnlySpan<byte> head)
+    {
+        var end = head.IndexOf("\r\n"u8);
+        var (method, target) = ParseRequestLine(head[..end]);
+        var fields = new Fields();
+        for (var rest = head[(end + 2)..]; (end = rest.IndexOf("\r\n"u8)) > 0; rest = rest[(end + 2)..])
+            fields.Add(rest[..end]);
+        if (fields.Host == null)
+            throw Malformed("There is no Host.");
+        if (fields.IsEncoded)
+            throw new RefusedException("transfer_encoding", 411, "Send the body with a Content-Length.");
+        var request = new RequestHead(method, target, fields.Authorization, fields.Accept,
+            fields.Length, fields.Closes, fields.Expects);
+        if (request.IsRead && request.Length > 0)
+            throw Malformed($"A {method} takes no body.");
+        return request;
+    }
+
+    private static (string Method, string Target) ParseRequestLine(ReadOnlySpan<byte> line)
+    {
+        var parts = Encoding.Latin1.GetString(line).Split(' ');
+        if (parts.Length != 3 || parts[0].AsSpan().ContainsAnyExcept(Token))
+            throw Malformed("The request line is not 'METHOD TARGET HTTP/1.1'.");
+        if (parts[2] != "HTTP/1.1")
+            throw parts[2].StartsWith("HTTP/", StringComparison.Ordinal)
+                ? new RefusedException("version", 505, "SeS speaks HTTP/1.1 only.")
+                : Malformed("The request line does not end with HTTP/1.1.");
+        if (!parts[1].StartsWith('/'))
+            throw Malformed("The target does not begin with a slash.");
+        if (parts[1].AsSpan().ContainsAnyExcept(TargetCharacters) || !IsEncodedRightly(parts[1]))
+            throw Malformed("A character of the target must be percent-encoded, or is so wrongly.");
+        return (parts[0], parts[1]);
+    }
+
+    private static bool IsEncodedRightly(string target)
+    {
+        for (var at = target.IndexOf('%'); at >= 0; at = target.IndexOf('%', at + 1))
+        {
+            if (at + 2 >= target.Length || !char.IsAsciiHexDigit(target[at + 1])
+                || !char.IsAsciiHexDigit(target[at + 2]))
+                return false;
+        }
+        return true;
+    }
+
+    private static RefusedException Malformed(string detail) => new("malformed", 400, detail);
+
+    /// <summary>The header fields that matter; each of these may stand once.</summary>
+    private struct Fields
+    {
+        private int _count;
+
+        public string? Host, Authorization, Accept;
+        public long? Length;
+        public bool IsEncoded, Closes, Expects;
+
+        public void Add(ReadOnlySpan<byte> line)
+        {
+            if (++_count > MaxFields)
+                throw new RefusedException("head_size", 431, $"There are more than {MaxFields} header fields.");
+            var colon = line.IndexOf((byte)':');
+            if (colon < 1 || line[..colon].ContainsAnyExcept(TokenBytes))
+                throw Malformed("A header field's name is no token, or its line is folded.");
+            var value = line[(colon + 1)..].Trim(" \t"u8);
+            if (value.ContainsAny(Controls))
+                throw Malformed("A header field has a control character.");
+            Keep(Encoding.ASCII.GetString(line[..colon]).ToLowerInvariant(), Encoding.Latin1.GetString(value));
+        }
+
+        private void Keep(string name, string value)
+        {
+            switch (name)
+            {
+                case "host":
+                    if (value == "" || value.AsSpan().ContainsAnyExcept(HostCharacters))
+                        throw Malformed("The Host is not usable.");
+                    Once(ref Host, "Host", value);
+                    break;
+                case "authorization":
+                    Once(ref Authorization, "Authorization", value);
+                    break;
+                case "accept":
+                    Accept = Accept == null ? value : $"{Accept}, {value}";
+                    break;
+                case "content-length":
+                    if (Length != null || value.Length > 18
+                        || !long.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out var length))
+                        throw Malformed("The Content-Length is no number, or stands twice.");
+                    Length = length;
+                    break;
+                case "transfer-encoding":
+                    IsEncoded = true;
+                    break;
+                case "connection":
+                    Closes |= value.Split(',', StringSplitOptions.TrimEntries)
+                        .Contains("close", StringComparer.OrdinalIgnoreCase);
+                    break;
+                case "expect":
+                    Expects = value.Equals("100-continue", StringComparison.OrdinalIgnoreCase) ? true
+                        : throw new RefusedException("expectation", 417, "SeS knows of 100-continue only.");
+                    break;
+            }
+        }
+
+        private static void Once(ref string? field, string name, string value) =>
+            field = field == null ? value : throw Malformed($"{name} stands twice.");
+    }
+}
+
+// ================================== 10. Auth ==================================
+//
+// Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
+// OIDC issuer (bearer, RFC 6750). What is secret is compared in constant time. A wrong answer is told later
+// the more of them came from an address; a right one is never slowed, so nobody can lock others out.
+
+/// <summary>How often addresses gave wrong credentials lately.</summary>
+internal sealed class Failures(TimeProvider clock)
+{
+    /// <summary>More addresses at once are not told apart from those that never failed.</summary>
+    public const int MaxAddresses = 10_000;
+
+    public static readonly TimeSpan
+        FirstDelay = TimeSpan.FromSeconds(0.25), LongestDelay = TimeSpan.FromSeconds(5),
+        Forgotten = TimeSpan.FromMinutes(5);
+
+    private readonly Lock _gate = new();
+    private readonly Dictionary<IPAddress, (int Count, long Last)> _failed = [];
+
+    /// <summary>Counts a failure of this address, and tells how long its answer has to wait.</summary>
+    public TimeSpan Add(IPAddress client)
+    {
+        lock (_gate)
+        {
+            var key = Network(client);
+            var (count, last) = _failed.GetValueOrDefault(key);
+            if (count > 0 && clock.GetElapsedTime(last) > Forgotten)
+                count = 0;
+            if (count == 0 && _failed.Count >= MaxAddresses)
+                Forget();
+            if (count > 0 || _failed.Count < MaxAddresses)
+                _failed[key] = (count + 1, clock.GetTimestamp());
+            return TimeSpan.FromSeconds(Math.Min(
+                LongestDelay.TotalSeconds, FirstDelay.TotalSeconds * Math.Pow(2, Math.Min(count, 30))));
+        }
+    }
+
+    private void Forget()
+    {
+        foreach (var (address, _) in _failed.Where(f => clock.GetElapsedTime(f.Value.Last) > Forgotten).ToList())
+            _failed.Remove(address);
+    }
+
+    /// <summary>One host is given 2^64 addresses of IPv6 and can use them all.</summary>
+    private static IPAddress Network(IPAddress client)
+    {
+        if (client.AddressFamily != AddressFamily.InterNetworkV6)
+            return client;
+        var bytes = client.GetAddressBytes();
+        bytes.AsSpan(8).Clear();
+        return new IPAddress(bytes);
+    }
+}
+
+/// <summary>Is thrown when the issuer's keys cannot be had, so that no token can be judged.</summary>
+internal sealed class IssuerException(string message) : Exception(message);
+
+internal sealed class IssuerBody
+{
+    public string? Issuer { get; init; }
+    [JsonPropertyName("jwks_uri")]
+    public string? JwksUri { get; init; }
+}
+
+internal sealed class KeysBody
+{
+    public List<KeyBody?>? Keys { get; init; }
+}
+
+/// <summary>A JSON Web Key (RFC 7517; RFC 7518, 6).</summary>
+internal sealed class KeyBody
+{
+    public string? Kty { get; init; }
+    public string? Kid { get; init; }
+    public string? Use { get; init; }
+    public string? Alg { get; init; }
+    public string? Crv { get; init; }
+    public string? N { get; init; }
+    public string? E { get; init; }
+    public string? X { get; init; }
+    public string? Y { get; init; }
+}
+
+internal sealed class TokenHead
+{
+    public string? Alg { get; init; }
+    public string? Kid { get; init; }
+    public string? Typ { get; init; }
+    public JsonElement? Crit { get; init; }
+}
+
+internal sealed class TokenClaims
+{
+    public string? Iss { get; init; }
+    /// <summary>A text or a list of texts (RFC 7519, 4.1.3).</summary>
+    public JsonElement Aud { get; init; }
+    public double? Exp { get; init; }
+    public double? Nbf { get; init; }
+}
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, AllowDuplicateProperties = false)]
+[JsonSerializable(typeof(IssuerBody))]
+[JsonSerializable(typeof(KeysBody))]
+[JsonSerializable(typeof(TokenHead))]
+[JsonSerializable(typeof(TokenClaims))]
+internal sealed partial class OidcJson : JsonSerializerContext;
+
+/// <summary>A public key of the issuer; of RSA from 2,048 bits on, or of the curve P-256.</summary>
+internal sealed class IssuerKey
+{
+    private readonly Lock _gate = new();
+    private readonly RSA? _rsa;
+    private readonly ECDsa? _curve;
+    private readonly string? _algorithm;
+
+    public string? Id { get; }
+
+    private IssuerKey(KeyBody body)
+    {
+        (Id, _algorithm) = (body.Kid, body.Alg);
+        if (body is { Kty: "RSA", N: { } n, E: { } e })
+            _rsa = RSA.Create(new RSAParameters
+            {
+                Modulus = Base64Url.DecodeFromChars(n),
+                Exponent = Base64Url.DecodeFromChars(e),
+            });
+        else if (body is { Kty: "EC", Crv: "P-256", X: { } x, Y: { } y })
+            _curve = ECDsa.Create(new ECParameters
+            {
+                Curve = ECCurve.NamedCurves.nistP256,
+                Q = new ECPoint { X = Base64Url.DecodeFromChars(x), Y = Base64Url.DecodeFromChars(y) },
+            });
+    }
+
+    /// <summary>Null when SeS has no use for it: another kind, too short, for encryption, broken.</summary>
+    public static IssuerKey? From(KeyBody? body)
+    {
+        if (body is null or { Use: not (null or "sig") })
+            return null;
+        try
+        {
+            var key = new IssuerKey(body);
+            return key._rsa is { KeySize: >= 2048 } || key._curve != null ? key : null;
+        }
+        catch (Exception e) when (e is FormatException or CryptographicException)
+        {
+            return null;
+        }
+    }
+
+    /// <param name="algorithm">One of RS256, PS256, ES256 (RFC 7518, 3.1); no other verifies.</param>
+    public bool Verifies(string algorithm, ReadOnlySpan<byte> signed, ReadOnlySpan<byte> signature)
+    {
+        if (_algorithm != null && _algorithm != algorithm)
+            return false;
+        lock (_gate)
+        {
+            return algorithm switch
+            {
+                "RS256" => _rsa?.VerifyData(
+                    signed, signature, HashAlgorithmName.SHA256, RSASignaturePadding.Pkcs1) == true,
+                "PS256" => _rsa?.VerifyData(
+                    signed, signature, HashAlgorithmName.SHA256, RSASignaturePadding.Pss) == true,
+                "ES256" => signature.Length == 64 && _curve?.VerifyData(signed, signature,
+                    HashAlgorithmName.SHA256, DSASignatureFormat.IeeeP1363FixedFieldConcatenation) == true,
+                _ => false,
+            };
+        }
+    }
+}
+
+/// <summary>
+/// Judges bearer tokens (JWT, RFC 7519) by the keys that the issuer publishes (OpenID Connect Discovery).
+/// </summary>
+internal sealed class Issuer
+{
+    /// <summary>Clocks differ; by more than this, and the token is refused.</summary>
+    public static readonly TimeSpan Skew = TimeSpan.FromSeconds(60);
+
+    /// <summary>Keys are asked for again after so long, so that one that was withdrawn goes.</summary>
+    public static readonly TimeSpan KeysAge = TimeSpan.FromHours(1);
+
+    /// <summary>Between two questions to the issuer, whoever causes them.</summary>
+    public static readonly TimeSpan Pause = TimeSpan.FromSeconds(1);
+
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(10);
+
+    /// <summary>Of the issuer's answers, in bytes.</summary>
+    private const int MaxAnswer = 1024 * 1024;
+
+    private readonly string _issuer, _audience;
+    private readonly TimeProvider _clock;
+    private readonly HttpClient _http;
+    private readonly SemaphoreSlim _turn = new(1);
+    // Changed by whoever holds the turn.
+    private volatile IReadOnlyList<IssuerKey>? _keys;
+    private long _asked, _got;
+    private bool _everAsked;
+    private IssuerException? _failure;
+
+    public Issuer(string issuer, string audience, HttpMessageHandler handler, TimeProvider clock)
+    {
+        (_issuer, _audience, _clock) = (issuer, audience, clock);
+        _http = new HttpClient(handler) { Timeout = Patience, MaxResponseContentBufferSize = MaxAnswer };
+    }
+
+    /// <summary>Why the token is refused, in a few words for <c>error_description</c>; null: it is good.</summary>
+    /// <exception cref="IssuerException">The keys that it needs cannot be had now.</exception>
+    public async ValueTask<string?> RefusalAsync(string token)
+    {
+        var arrived = _clock.GetTimestamp();
+        var parts = token.Split('.');
+        if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.TokenHead, out var head)
+            || !Read(parts[1], OidcJson.Default.TokenClaims, out var claims)
+            || !Base64Url.IsValid(parts[2]))
+            return "the token is no signed JWT";
+        if (head.Alg is not ("RS256" or "PS256" or "ES256"))
+            return "the algorithm of the token is not RS256, PS256 or ES256";
+        if (head.Crit != null || head.Typ?.ToLowerInvariant() is not (null or "jwt" or "at+jwt"
+            or "application/at+jwt" or "application/jwt"))
+            return "the token is of a kind that SeS does not know";
+        var keys = await KeysAsync(head.Kid, arrived);
+        var signed = Encoding.ASCII.GetBytes($"{parts[0]}.{parts[1]}");
+        var signature = Base64Url.DecodeFromChars(parts[2]);
+        if (!keys.Any(k => k.Verifies(head.Alg, signed, signature)))
+            return keys.Count == 0 ? "the key of the token is not the issuer's" : "the signature is wrong";
+        return Refusal(claims);
+    }
+
+    /// <summary>Asks for the keys if that was not done for long; so that the first token need not wait.</summary>
+    /// <exception cref="IssuerException">They cannot be had.</exception>
+    public Task RefreshAsync() => AskAsync(() => _keys == null || _clock.GetElapsedTime(_got) > KeysAge);
+
+    private string? Refusal(TokenClaims claims)
+    {
+        var now = (_clock.GetUtcNow() - DateTimeOffset.UnixEpoch).TotalSeconds;
+        return claims.Iss != _issuer ? "the token is another issuer's"
+            : !IsFor(claims.Aud) ? "the token is for another audience"
+            : claims.Exp is not { } end ? "the token never expires"
+            : now >= end + Skew.TotalSeconds ? "the token has expired"
+            : claims.Nbf is { } start && now < start - Skew.TotalSeconds ? "the token is not valid yet" : null;
+    }
+
+    private bool IsFor(JsonElement audience) => audience.ValueKind switch
+    {
+        JsonValueKind.String => audience.ValueEquals(_audience),
+        JsonValueKind.Array => audience.EnumerateArray()
+            .Any(a => a.ValueKind == JsonValueKind.String && a.ValueEquals(_audience)),
+        _ => false,
+    };
+
+    private static bool Read<T>(
+        string part, System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type, [NotNullWhen(true)] out T? value)
+        where T : class
+    {
+        value = null;
+        try
+        {
+            value = JsonSerializer.Deserialize(Base64Url.DecodeFromChars(part), type);
+        }
+        catch (Exception e) when (e is JsonException or FormatException)
+        {
+            // Whatever it is, it is no token.
+        }
+        return value != null;
+    }
+
+    // ---- Keys ----
+
+    /// <summary>
+    /// The keys that the token may be signed with. One that is not known is asked for after the token
+    /// arrived, so that a token signed with a new key is never refused.
+    /// </summary>
+    private async ValueTask<IReadOnlyList<IssuerKey>> KeysAsync(string? id, long arrived)
+    {
+        IReadOnlyList<IssuerKey> Fitting() => [.. (_keys ?? []).Where(k => id == null || k.Id == id)];
+        if (Fitting() is { Count: > 0 } known && _clock.GetElapsedTime(_got) <= KeysAge)
+            return known;
+        try
+        {
+            await AskAsync(() => Fitting().Count == 0 ? !_everAsked || _asked < arrived
+                : _clock.GetElapsedTime(_got) > KeysAge && _clock.GetElapsedTime(_asked) > Patience);
+        }
+        catch (IssuerException) when (Fitting().Count > 0)
+        {
+            // The issuer is away: what it said before still holds.
+        }
+        var keys = Fitting();
+        return keys.Count > 0 || _failure == null ? keys : throw _failure;
+    }
+
+    private async Task AskAsync(Func<bool> isNeeded)
+    {
+        await _turn.WaitAsync();
+        try
+        {
+            if (!isNeeded())
+                return;
+            if (_everAsked && Pause - _clock.GetElapsedTime(_asked) is { Ticks: > 0 } early)
+                await Task.Delay(early, _clock);
+            (_everAsked, _asked) = (true, _clock.GetTimestamp());
+            _keys = await FetchAsync();
+            (_failure, _got) = (null, _clock.GetTimestamp());
+        }
+        catch (IssuerException e)
+        {
+            _failure = e;
+            throw;
+        }
+        finally
+        {
+            _turn.Release();
+        }
+    }
+
+    private async Task<IReadOnlyList<IssuerKey>> FetchAsync()
+    {
+        var discovery = await GetAsync(
+            _issuer.TrimEnd('/') + "/.well-known/openid-configuration", OidcJson.Default.IssuerBody);
+        if (discovery.Issuer != _issuer)
+            throw new IssuerException($"the issuer names itself '{discovery.Issuer}', not '{_issuer}'");
+        var keys = await GetAsync(discovery.JwksUri ?? "", OidcJson.Default.KeysBody);
+        return [.. (keys.Keys ?? []).Select(IssuerKey.From).OfType<IssuerKey>()];
+    }
+
+    private async Task<T> GetAsync<T>(
+        string url, System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type) where T : class
+    {
+        try
+        {
+            using var answer = await _http.GetAsync(url);
+            if (!answer.IsSuccessStatusCode)
+                throw new IssuerException($"{url} answered {(int)answer.StatusCode}");
+            return JsonSerializer.Deserialize(await answer.Content.ReadAsByteArrayAsync(), type)
+                ?? throw new IssuerException($"{url} answered null");
+        }
+        catch (Exception e) when (e is HttpRequestException or TaskCanceledException or JsonException
+            or InvalidOperationException or UriFormatException or NotSupportedException)
+        {
+            throw new IssuerException($"{url} cannot be read: {e.Message}");
+        }
+    }
+}
+
+/// <summary>Judges the credentials of requests.</summary>
+internal sealed class Auth
+{
+    private readonly Options _options;
+    private readonly Log _log;
+    private readonly Meters _meters;
+    private readonly byte[] _expected;
+    private readonly Failures _failures;
+    private readonly Issuer? _issuer;
+
+    /// <param name="handler">Dials the OIDC issuer; not used with another mode.</param>
+    public Auth(Options options, HttpMessageHandler handler, TimeProvider clock, Log log, Meters meters)
+    {
+        (_options, _log, _meters) = (options, log, meters);
+        _expected = SHA256.HashData(Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}"));
+        _failures = new Failures(clock);
+        if (options.AuthMode == AuthMode.Oidc)
+            _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
+    }
+
+    /// <summary>For asking the issuer: at the address that it names, with the system's CAs.</summary>
+    public static SocketsHttpHandler Connection() => new() { AllowAutoRedirect = false };
+
+    /// <summary>Fetches the issuer's keys before they are needed, and says so when it cannot.</summary>
+    public async Task PrepareAsync()
+    {
+        try
+        {
+            await (_issuer?.RefreshAsync() ?? Task.CompletedTask);
+        }
+        catch (IssuerException e)
+        {
+            Tell(e);
+        }
+    }
+
+    /// <summary>Null when the request is admitted, else the answer: 401, or 503 without the issuer.</summary>
+    /// <param name="authorization">The value of the request's Authorization field; null when absent.</param>
+    /// <param name="client">Its answers wait the longer the more it guesses.</param>
+    public async ValueTask<Reply?> RefusalAsync(string? authorization, IPAddress client)
+    {
+        if (_options.AuthMode == AuthMode.None)
+            return null;
+        if (authorization == null)
+            return Unauthorized("missing", null, TimeSpan.Zero);
+        var given = authorization.Split(' ', 2, StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries);
+        var scheme = _issuer == null ? "Basic" : "Bearer";
+        if (given.Length != 2 || !given[0].Equals(scheme, StringComparison.OrdinalIgnoreCase))
+            return Unauthorized("scheme", $"credentials of the scheme {scheme} are asked for", _failures.Add(client));
+        if (_issuer == null)
+            return IsPassword(given[1]) ? null : Unauthorized("wrong", "", _failures.Add(client));
+        try
+        {
+            return await _issuer.RefusalAsync(given[1]) is { } reason
+                ? Unauthorized("wrong", reason, _failures.Add(client)) : null;
+        }
+        catch (IssuerException e)
+        {
+            Tell(e);
+            return Reply.Problem(503, "The OIDC issuer's keys cannot be had; SeS's log says why.");
+        }
+    }
+
+    private bool IsPassword(string base64)
+    {
+        var credentials = new byte[base64.Length];
+        return Convert.TryFromBase64String(base64, credentials, out var length)
+            && CryptographicOperations.FixedTimeEquals(
+                SHA256.HashData(credentials.AsSpan(0, length)), _expected);
+    }
+
+    /// <summary>The challenge of RFC 9110, 11.6.1, with RFC 6750, 3 for tokens.</summary>
+    private Reply Unauthorized(string reason, string? description, TimeSpan heldBack)
+    {
+        _meters.AuthFailures.WithLabels(reason).Inc();
+        var challenge = _issuer == null ? "Basic realm=\"SeS\", charset=\"UTF-8\""
+            : "Bearer realm=\"SeS\""
+                + (description == null ? "" : $", error=\"invalid_token\", error_description=\"{description}\"");
+        var detail = _issuer == null || description == null ? "Credentials are missing or wrong."
+            : $"The bearer token is refused: {description}.";
+        return Reply.Problem(401, detail) with
+        {
+            Header = ("WWW-Authenticate", challenge),
+            HeldBack = heldBack,
+        };
+    }
+
+    private void Tell(IssuerException e) =>
+        _log.Often("no bearer token can be judged: the OIDC issuer cannot be used", ("reason", e.Message));
+}
+
+// ================================== 11. Web ==================================
+//
+// What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
+// answers those requests alone that carry this process's secret. Its traps shape this section: it answers
+// 200 to whatever is left unanswered when it is stopped, so it is never stopped, closed or disposed; a
+// handler sets 503 first, and the 2xx is set in one place, after the flush. Each request is queued, none
+// awaited by the accept loop.
 
 /// <summary>Answers requests; the log and the Recorder are given once they are there.</summary>
 internal sealed class Web
 {
-    /// <summary>
-    /// More at once get 503; Alertmanager sends one for each group and waits for its answer.
-    /// </summary>
-    public const int MaxInFlight = 1024;
-
-    /// <summary>Bodies held at once, whatever --max-body says.</summary>
-    public const long MaxBytesInFlight = 512L * 1024 * 1024;
-
-    private static readonly TimeSpan BodyTime = TimeSpan.FromSeconds(30);
+    /// <summary>Header fields that the gate sets: the process's secret, and the address of the client.</summary>
+    public const string SecretField = "Ses-Secret", ClientField = "Ses-Client";
 
     private readonly Options _options;
     private readonly TimeProvider _clock;
@@ -3640,46 +4307,137 @@ internal sealed class Web
     private readonly DateTime _built;
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
-    private readonly TaskCompletionSource _drained = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private volatile EventLog? _eventLog;
     private volatile Recorder? _recorder;
     private volatile bool _draining;
-    private int _inFlight;
-    private long _bytesInFlight;
 
     /// <param name="built">When the program's commit was made: an earlier clock is wrong.</param>
-    public Web(Options options, DateTime built, TimeProvider clock, Log log, Meters meters)
+    public Web(Options options, Auth auth, DateTime built, TimeProvider clock, Log log, Meters meters)
     {
-        (_options, _built, _clock, _log, _meters) = (options, built, clock, log, meters);
-        _auth = new Auth(options);
+        (_options, _auth, _built, _clock, _log, _meters) = (options, auth, built, clock, log, meters);
         meters.Registry.AddBeforeCollectCallback(SetGauges);
     }
 
-    /// <summary>Listens; only probes and metrics get more than 503 until <see cref="Serve"/>.</summary>
-    /// <exception cref="HttpListenerException">
-    /// The port is in use, or the address is not this host's.
-    /// </exception>
-    public void Start()
+    /// <summary>What a request must carry to be answered.</summary>
+    public string Secret { get; } = RandomNumberGenerator.GetHexString(32);
+
+    /// <summary>
+    /// Listens on a free port of 127.0.0.1; only probes and metrics get more than 503 until
+    /// <see cref="Serve"/>.
+    /// </summary>
+    /// <exception cref="HttpListenerException">There is no free port.</exception>
+    public IPEndPoint Start()
     {
-        // HttpListener serves one address only to requests whose Host names it; loopback has two names.
-        var all = _options.Address == null || _options.Address.Equals(IPAddress.Any);
-        _listener.Prefixes.Add($"http://{(all ? "*" : _options.Address)}:{_options.Port}/");
-        if (_options.Address?.Equals(IPAddress.Loopback) == true)
-            _listener.Prefixes.Add($"http://localhost:{_options.Port}/");
-        _listener.Start();
-        _ = AcceptAsync();
+        for (var attempt = 1; ; attempt++)
+        {
+            try
+            {
+                var place = FreePlace();
+                _listener.Prefixes.Clear();
+                _listener.Prefixes.Add($"http://{place}/");
+                _listener.Start();
+                _ = AcceptAsync();
+                return place;
+            }
+            catch (HttpListenerException) when (attempt < 10)
+            {
+                // Another process took the port in between.
+            }
+        }
+    }
+
+    /// <summary>HttpListener cannot choose a port itself.</summary>
+    private static IPEndPoint FreePlace()
+    {
+        using var probe = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp);
+        probe.Bind(new IPEndPoint(IPAddress.Loopback, 0));
+        return (IPEndPoint)probe.LocalEndPoint!;
     }
 
     /// <summary>From now on webhooks are taken.</summary>
     public void Serve(EventLog eventLog, Recorder? recorder) => (_recorder, _eventLog) = (recorder, eventLog);
 
-    /// <summary>Answers 503 to what comes, and waits for what is in flight.</summary>
-    public async Task DrainAsync(TimeSpan atMost)
+    /// <summary>From now on webhooks are answered 503, and /ready too.</summary>
+    public void Drain() => _draining = true;
+
+    // ---- Judging by the head alone ----
+
+    private enum Resource { None, Live, Ready, Metrics, Webhook }
+
+    /// <summary>
+    /// Judges a request before its body is read, so that a stranger cannot make SeS hold one. Null: it may
+    /// come; else its answer.
+    /// </summary>
+    public async ValueTask<Reply?> RefusalAsync(RequestHead head, IPAddress client)
     {
-        _draining = true;
-        if (Volatile.Read(ref _inFlight) > 0)
-            await Task.WhenAny(_drained.Task, Task.Delay(atMost, _clock));
+        var (resource, partition) = Route(head.Target);
+        var started = _clock.GetTimestamp();
+        var refusal = MethodRefusal(resource, partition, head) ?? (NeedsCredentials(resource)
+            ? await _auth.RefusalAsync(head.Authorization, client) : null);
+        if (resource != Resource.Webhook)
+            return refusal;
+        refusal ??= LengthRefusal(head.Length) ?? Unavailable();
+        if (refusal != null)
+            Count(refusal, started);
+        return refusal;
     }
+
+    private bool NeedsCredentials(Resource resource) =>
+        resource == Resource.Webhook || (resource == Resource.Metrics && _options.MetricsAuth);
+
+    private Reply? MethodRefusal(Resource resource, string partition, RequestHead head) => resource switch
+    {
+        Resource.None => Reply.Problem(
+            404, $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
+        Resource.Webhook when !IsPartition(partition) => Reply.Problem(404,
+            $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
+        Resource.Webhook => head.Method == "POST" ? null : NotAllowed("POST"),
+        _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
+    };
+
+    private static Reply NotAllowed(string allowed) =>
+        Reply.Problem(405, $"Allowed: {allowed}.") with { Header = ("Allow", allowed) };
+
+    private Reply? LengthRefusal(long? length) =>
+        length == null ? Bad(411, "Send the body with a Content-Length.")
+        : length > _options.MaxBody ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.")
+        : null;
+
+    /// <summary>Why no alert can be taken now, whatever it says.</summary>
+    private Reply? Unavailable() =>
+        _draining ? Reply.Problem(503, "SeS is shutting down.")
+        : _eventLog == null ? Reply.Problem(503, "SeS is starting: its log is being read.")
+        : _clock.GetUtcNow().UtcDateTime < _built ? Reply.Problem(
+            503, "The clock of SeS's host is wrong: it is earlier than the program's making.")
+        : null;
+
+    /// <summary>What a target names; the path is cut at its slashes, then decoded.</summary>
+    private (Resource Resource, string Partition) Route(string target)
+    {
+        var segments = target.Split('?', 2)[0].Split('/').Skip(1).Select(Uri.UnescapeDataString).ToArray();
+        var hook = _options.Path.Split('/');
+        return segments switch
+        {
+            ["live"] => (Resource.Live, ""),
+            ["ready"] => (Resource.Ready, ""),
+            ["metrics"] when _options.Metrics => (Resource.Metrics, ""),
+            _ when segments.Length == hook.Length && segments.SequenceEqual(hook) => (Resource.Webhook, ""),
+            [.., var last] when segments.Length == hook.Length + 1 && segments.Take(hook.Length).SequenceEqual(hook) =>
+                (Resource.Webhook, last),
+            _ => (Resource.None, ""),
+        };
+    }
+
+    private static bool IsPartition(string name) =>
+        name != "" && !name.Any(char.IsControl) && Encoding.UTF8.GetByteCount(name) <= 1024;
+
+    private void Count(Reply reply, long started)
+    {
+        _meters.WebhookDuration.Observe(_clock.GetElapsedTime(started).TotalSeconds);
+        _meters.Requests.WithLabels(reply.Code.ToString(CultureInfo.InvariantCulture)).Inc();
+    }
+
+    // ---- Answering ----
 
     private async Task AcceptAsync()
     {
@@ -3687,14 +4445,12 @@ internal sealed class Web
         {
             try
             {
-                var context = await _listener.GetContextAsync();
-                Interlocked.Increment(ref _inFlight);
-                // Owned by the count in flight, which DrainAsync waits for.
-                _ = HandleAsync(context);
+                // Owned by the gate, which waits for each answer.
+                _ = HandleAsync(await _listener.GetContextAsync());
             }
             catch (HttpListenerException e)
             {
-                _log.Often("a connection could not be accepted", ("reason", e.Message));
+                _log.Often("a request could not be accepted", ("reason", e.Message));
                 await Task.Delay(TimeSpan.FromMilliseconds(10), _clock);
             }
         }
@@ -3703,50 +4459,31 @@ internal sealed class Web
     private async Task HandleAsync(HttpListenerContext context)
     {
         await Task.Yield();
-        var started = _clock.GetTimestamp();
-        var isWebhook = true;
         Reply reply;
         try
         {
             context.Response.StatusCode = 503;
-            (isWebhook, reply) = await AnswerAsync(context.Request);
-        }
-        catch (ObjectDisposedException)
-        {
-            // HttpListener has answered by itself: 411 to a POST without a length.
-            reply = Reply.Unavailable("");
+            reply = await AnswerAsync(context.Request);
         }
         catch (Exception e)
         {
             _meters.Defects.Inc();
             _log.Error("a defect in SeS: a request could not be answered", ("exception", e));
-            reply = Reply.Unavailable("SeS could not process this; its log says why.");
+            reply = Reply.Problem(503, "SeS could not process this; its log says why.");
         }
-        if (isWebhook)
-        {
-            _meters.WebhookDuration.Observe(_clock.GetElapsedTime(started).TotalSeconds);
-            _meters.Requests.WithLabels(reply.Code.ToString(CultureInfo.InvariantCulture)).Inc();
-        }
-        Send(context, reply);
-        if (Interlocked.Decrement(ref _inFlight) == 0 && _draining)
-            _drained.TrySetResult();
+        Send(context.Response, reply);
     }
 
-    private void Send(HttpListenerContext context, Reply reply)
+    private void Send(HttpListenerResponse response, Reply reply)
     {
         try
         {
-            var response = context.Response;
-            // After these some of the body may be unread, and must not be taken for the next request.
-            response.KeepAlive = !_draining && reply.Code is < 400 or 404 or 405;
             response.StatusCode = reply.Code;
-            if (reply.Header is { } header)
-                response.Headers[header.Name] = header.Value;
+            response.KeepAlive = reply.Code != 403;
             if (reply.Body.Length > 0)
                 response.ContentType = reply.ContentType;
-            var body = context.Request.HttpMethod == "HEAD" ? [] : reply.Body;
-            response.ContentLength64 = body.Length;
-            response.OutputStream.Write(body);
+            response.ContentLength64 = reply.Body.Length;
+            response.OutputStream.Write(reply.Body);
             response.Close();
         }
         catch (Exception e) when (e is HttpListenerException or ObjectDisposedException or IOException
@@ -3756,107 +4493,44 @@ internal sealed class Web
         }
     }
 
-    /// <summary>
-    /// The path of a request, cut at its slashes and decoded; routed on what was really sent.
-    /// </summary>
-    private static string[] Segments(HttpListenerRequest request)
+    private async Task<Reply> AnswerAsync(HttpListenerRequest request)
     {
-        var path = (request.RawUrl ?? "").Split('?', 2)[0];
-        return [.. path.Split('/').Skip(1).Select(Uri.UnescapeDataString)];
-    }
-
-    private async Task<(bool IsWebhook, Reply Reply)> AnswerAsync(HttpListenerRequest request)
-    {
-        var segments = Segments(request);
-        var isRead = request.HttpMethod is "GET" or "HEAD";
-        Reply? probe = segments switch
+        if (!IsFromGate(request))
+            return new Reply(403, "", []);
+        var (resource, partition) = Route(request.RawUrl ?? "");
+        switch (resource)
         {
-            ["live"] => Reply.Json(200, json => json.WriteBoolean("live", true)),
-            ["ready"] => ReadyReply(),
-            ["metrics"] when _options.Metrics => null,
-            _ => Reply.Problem(404, "Not Found",
-                $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
-        };
-        if (probe is null or { Code: not 404 })
-        {
-            if (!isRead)
-                return (false, NotAllowed("GET, HEAD"));
-            return (false, probe ?? new Reply(
-                200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync()));
+            case Resource.Live:
+                return Reply.Json(200, json => json.WriteBoolean("live", true));
+            case Resource.Ready:
+                return ReadyReply();
+            case Resource.Metrics:
+                return new Reply(200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync());
+            default:
+                var started = _clock.GetTimestamp();
+                var reply = Unavailable() ?? await TakeAsync(_eventLog!, request, partition);
+                Count(reply, started);
+                return reply;
         }
-        var hook = _options.Path.Split('/');
-        if (segments.Length < hook.Length || !segments.Take(hook.Length).SequenceEqual(hook)
-            || segments.Length > hook.Length + 1)
-            return (false, probe);
-        var partition = segments.Length > hook.Length ? segments[^1] : "";
-        if (partition == "" || partition.Any(char.IsControl) || Encoding.UTF8.GetByteCount(partition) > 1024)
-            return (true, Reply.Problem(404, "Not Found",
-                $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."));
-        if (request.HttpMethod != "POST")
-            return (true, NotAllowed("POST"));
-        return (true, await WebhookAsync(request, partition));
     }
 
-    private static Reply NotAllowed(string allowed) =>
-        Reply.Problem(405, "Method Not Allowed", $"Allowed: {allowed}.") with { Header = ("Allow", allowed) };
+    private bool IsFromGate(HttpListenerRequest request) => CryptographicOperations.FixedTimeEquals(
+        Encoding.UTF8.GetBytes(request.Headers[SecretField] ?? ""), Encoding.UTF8.GetBytes(Secret));
 
-    private async Task<Reply> WebhookAsync(HttpListenerRequest request, string partition)
+    private async Task<Reply> TakeAsync(EventLog eventLog, HttpListenerRequest request, string partition)
     {
-        if (_draining)
-            return Reply.Unavailable("SeS is shutting down.");
-        if (Volatile.Read(ref _inFlight) > MaxInFlight)
-            return Reply.Unavailable("Too many requests are in flight.");
-        if (!_auth.Admits(request.Headers["Authorization"]))
-            return Reply.Problem(401, "Unauthorized", "Credentials are missing or wrong.")
-                with { Header = ("WWW-Authenticate", Auth.Challenge) };
-        if (request.Headers["Transfer-Encoding"] != null || request.ContentLength64 < 0)
-            return Bad(411, "Length Required", "Send the body with a Content-Length.");
-        if (request.ContentLength64 > _options.MaxBody)
-            return Bad(413, "Content Too Large",
-                $"The body is larger than --max-body, {_options.MaxBody} bytes.");
-        if (_eventLog is not { } eventLog)
-            return Reply.Unavailable("SeS is starting: its log is being read.");
-        if (_clock.GetUtcNow().UtcDateTime < _built)
-            return Reply.Unavailable(
-                "The clock of SeS's host is wrong: it is earlier than the program's making.");
         var length = (int)request.ContentLength64;
-        try
-        {
-            if (Interlocked.Add(ref _bytesInFlight, length) > MaxBytesInFlight)
-                return Reply.Unavailable("Too much is in flight.");
-            return await TakeAsync(eventLog, request.InputStream, length, partition);
-        }
-        finally
-        {
-            Interlocked.Add(ref _bytesInFlight, -length);
-        }
-    }
-
-    private async Task<Reply> TakeAsync(EventLog eventLog, Stream input, int length, string partition)
-    {
         var body = ArrayPool<byte>.Shared.Rent(length);
-        try
-        {
-            await input.ReadExactlyAsync(body, 0, length).AsTask().WaitAsync(BodyTime, _clock);
-        }
-        catch (TimeoutException)
-        {
-            // The read may still write to the buffer, so that it is not given back.
-            return Bad(408, "Request Timeout", $"The body did not arrive within {BodyTime.TotalSeconds} s.");
-        }
-        catch (Exception e) when (e is IOException or HttpListenerException or ObjectDisposedException)
-        {
-            return Bad(400, "Bad Request", "The body is shorter than its Content-Length.");
-        }
         Payload payload;
         try
         {
+            await request.InputStream.ReadExactlyAsync(body, 0, length);
             payload = Mapping.Read(
                 body.AsSpan(0, length), partition, _options.Map, _clock.GetUtcNow().UtcDateTime);
         }
         catch (PayloadException e)
         {
-            return Bad(400, "Bad Request", e.Message);
+            return Bad(400, e.Message, request.Headers[ClientField]);
         }
         finally
         {
@@ -3880,7 +4554,7 @@ internal sealed class Web
         }
         catch (LogRefusedException e)
         {
-            return Reply.Unavailable(e.Message);
+            return Reply.Problem(503, e.Message);
         }
         if (payload.Misfits.Count == 0)
             return new Reply(204, "", []);
@@ -3900,11 +4574,11 @@ internal sealed class Web
         });
     }
 
-    private Reply Bad(int code, string title, string detail)
+    private Reply Bad(int code, string detail, string? client = null)
     {
         _meters.BadRequests.Inc();
-        _log.Often("a payload could not be processed", ("code", code), ("reason", detail));
-        return Reply.Problem(code, title, detail);
+        _log.Often("a payload could not be processed", ("code", code), ("reason", detail), ("client", client));
+        return Reply.Problem(code, detail);
     }
 
     // ---- Seeing inside ----
@@ -3981,9 +4655,950 @@ internal sealed class Web
     }
 }
 
-// ================================ 11. Systemd =================================
+// ================================== 12. TLS ==================================
 //
-// sd_notify(3): one datagram a word to the socket that systemd names. Without one, nothing is sent.
+// The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
+// The files are read again every few seconds; what changed and is usable serves new connections, and what
+// is not leaves the old in place and is said once. Connections that stand keep what they began with.
+
+/// <summary>Is thrown when certificate, key or CA cannot be used; names the setting and why.</summary>
+internal sealed class CertificateException(string message) : Exception(message);
+
+internal sealed class Tls : IDisposable
+{
+    public static readonly TimeSpan RereadPeriod = TimeSpan.FromSeconds(10);
+
+    /// <summary>A certificate that ends sooner is warned of.</summary>
+    public static readonly TimeSpan EndsSoon = TimeSpan.FromDays(14);
+
+    private const string ServerAuthentication = "1.3.6.1.5.5.7.3.1", ClientAuthentication = "1.3.6.1.5.5.7.3.2";
+
+    private readonly string _certificatePath, _keyPath;
+    private readonly string? _clientCaPath;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Meters _meters;
+    private readonly System.Threading.ITimer _timer;
+    private Files _seen;
+    private volatile SslServerAuthenticationOptions _current;
+
+    /// <summary>What the files held, to see whether they have changed.</summary>
+    private sealed record Files(string Certificate, string Key, string? ClientCa);
+
+    /// <exception cref="CertificateException">The files cannot be used.</exception>
+    public Tls(string certificate, string key, string? clientCa, TimeProvider clock, Log log, Meters meters)
+    {
+        (_certificatePath, _keyPath, _clientCaPath) = (certificate, key, clientCa);
+        (_clock, _log, _meters) = (clock, log, meters);
+        _seen = ReadFiles();
+        _current = Load(_seen);
+        _timer = clock.CreateTimer(_ => Reread(), null, RereadPeriod, RereadPeriod);
+    }
+
+    /// <summary>What a new connection is to be served with.</summary>
+    public SslServerAuthenticationOptions Current => _current;
+
+    public void Dispose() => _timer.Dispose();
+
+    private void Reread()
+    {
+        try
+        {
+            var files = ReadFiles();
+            if (files == _seen)
+                return;
+            _seen = files;
+            _current = Load(files);
+            _meters.TlsReloads.WithLabels("loaded").Inc();
+            _log.Info("certificate read again", ("file", _certificatePath));
+        }
+        catch (CertificateException e)
+        {
+            _meters.TlsReloads.WithLabels("refused").Inc();
+            _log.Often("the changed certificate is not used, the one before it still is", ("reason", e.Message));
+        }
+    }
+
+    private Files ReadFiles() => new(
+        ReadFile("--tls-cert (OXSES_TLS_CERT)", _certificatePath), ReadFile("--tls-key (OXSES_TLS_KEY)", _keyPath),
+        _clientCaPath == null ? null : ReadFile("--tls-client-ca (OXSES_TLS_CLIENTCA)", _clientCaPath));
+
+    private static string ReadFile(string setting, string path)
+    {
+        try
+        {
+            return File.ReadAllText(path);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        {
+            throw new CertificateException($"{setting}: '{path}' cannot be read: {e.Message}");
+        }
+    }
+
+    private SslServerAuthenticationOptions Load(Files files)
+    {
+        var chain = Certificates("--tls-cert (OXSES_TLS_CERT)", _certificatePath, files.Certificate);
+        var certificate = WithKey(files);
+        Check(certificate);
+        var options = new SslServerAuthenticationOptions
+        {
+            ServerCertificateContext = SslStreamCertificateContext.Create(
+                certificate, [.. chain.Skip(1)], offline: true),
+            EnabledSslProtocols = SslProtocols.Tls12 | SslProtocols.Tls13,
+            ApplicationProtocols = [SslApplicationProtocol.Http11],
+            AllowRenegotiation = false,
+        };
+        if (files.ClientCa != null)
+            RequireClients(options,
+                Certificates("--tls-client-ca (OXSES_TLS_CLIENTCA)", _clientCaPath!, files.ClientCa));
+        _meters.TlsExpiry.Set((certificate.NotAfter.ToUniversalTime() - DateTime.UnixEpoch).TotalSeconds);
+        return options;
+    }
+
+    private static X509Certificate2Collection Certificates(string setting, string path, string text)
+    {
+        var found = new X509Certificate2Collection();
+        try
+        {
+            found.ImportFromPem(text);
+        }
+        catch (CryptographicException e)
+        {
+            throw new CertificateException($"{setting}: '{path}' holds a broken certificate: {e.Message}");
+        }
+        return found.Count > 0 ? found
+            : throw new CertificateException($"{setting}: '{path}' holds no certificate in PEM");
+    }
+
+    private X509Certificate2 WithKey(Files files)
+    {
+        const string Setting = "--tls-key (OXSES_TLS_KEY)";
+        if (files.Key.Contains("ENCRYPTED", StringComparison.Ordinal))
+            throw new CertificateException($"{Setting}: '{_keyPath}' is encrypted; SeS needs it without a passphrase");
+        try
+        {
+            return X509Certificate2.CreateFromPem(files.Certificate, files.Key);
+        }
+        catch (Exception e) when (e is CryptographicException or ArgumentException)
+        {
+            throw new CertificateException(files.Key.Contains("PRIVATE KEY-----", StringComparison.Ordinal)
+                ? $"{Setting}: '{_keyPath}' is not the key of the certificate in '{_certificatePath}': {e.Message}"
+                : $"{Setting}: '{_keyPath}' holds no private key in PEM");
+        }
+    }
+
+    private void Check(X509Certificate2 certificate)
+    {
+        var setting = $"--tls-cert (OXSES_TLS_CERT): the certificate in '{_certificatePath}'";
+        var now = _clock.GetUtcNow().UtcDateTime;
+        var (begins, ends) = (certificate.NotBefore.ToUniversalTime(), certificate.NotAfter.ToUniversalTime());
+        if (now > ends)
+            throw new CertificateException($"{setting} expired on {Rfc3339.Format(ends)}");
+        if (now < begins)
+            throw new CertificateException($"{setting} is not valid before {Rfc3339.Format(begins)}");
+        if (certificate.Extensions.OfType<X509EnhancedKeyUsageExtension>().FirstOrDefault() is { } usage
+            && !usage.EnhancedKeyUsages.Cast<Oid>().Any(o => o.Value == ServerAuthentication))
+            throw new CertificateException($"{setting} is not for servers");
+        if (now > ends - EndsSoon)
+            _log.Warn("the certificate expires soon", ("file", _certificatePath), ("at", Rfc3339.Format(ends)));
+        if (!certificate.Extensions.OfType<X509SubjectAlternativeNameExtension>().Any())
+            _log.Warn("the certificate names no host (no subjectAltName): most clients refuse it",
+                ("file", _certificatePath));
+    }
+
+    private static void RequireClients(SslServerAuthenticationOptions options, X509Certificate2Collection authorities)
+    {
+        var policy = new X509ChainPolicy
+        {
+            TrustMode = X509ChainTrustMode.CustomRootTrust,
+            RevocationMode = X509RevocationMode.NoCheck,
+            DisableCertificateDownloads = true,
+        };
+        policy.CustomTrustStore.AddRange(authorities);
+        policy.ApplicationPolicy.Add(new Oid(ClientAuthentication));
+        options.ClientCertificateRequired = true;
+        options.CertificateChainPolicy = policy;
+        options.RemoteCertificateValidationCallback = (_, _, _, problems) => problems == SslPolicyErrors.None;
+    }
+}
+
+// ================================= 13. Gate ==================================
+//
+// The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
+// of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
+// kept connections on loopback. A client that is slow, silent or hostile costs its own connection and
+// little memory, never a handler. Connections are capped: at the cap, the one that has waited longest
+// without a whole request gives way to the new one.
+
+/// <summary>What a connection is doing; all but Handled have a deadline.</summary>
+internal enum Stage { Handshake, Idle, Head, Body, Handled, Answer, Linger }
+
+/// <summary>A client's connection. One task serves it; the gate's timer and cap can end it.</summary>
+internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
+{
+    /// <summary>Holds most heads, and most alerts with them.</summary>
+    private const int FirstSize = 4 * 1024;
+
+    private byte[] _buffer = [];
+    private int _start, _end;
+
+    public IPAddress Client => client;
+
+    public Socket Socket => socket;
+
+    /// <summary>The plain connection, until TLS is put over it.</summary>
+    public Stream Stream { get; set; } = new NetworkStream(socket, ownsSocket: true);
+
+    public Stage Stage { get; set; }
+
+    /// <summary>A timestamp of the clock.</summary>
+    public long Deadline { get; set; }
+
+    /// <summary>Its deadline has passed: what it waits for ends as if the client had closed.</summary>
+    public volatile bool IsOverdue;
+
+    /// <summary>Its place among those without a whole request; null while one is handled.</summary>
+    public LinkedListNode<Connection>? Waiting { get; set; }
+
+    /// <summary>What was received beyond the last head, and not taken.</summary>
+    public ReadOnlySpan<byte> Received => _buffer.AsSpan(_start, _end - _start);
+
+    public void Take(int length) => _start += length;
+
+    /// <summary>Waits for bytes; holds no memory meanwhile, unless some were received before.</summary>
+    public async ValueTask WaitAsync()
+    {
+        if (_start < _end)
+            return;
+        Release();
+        _ = await Stream.ReadAsync(Memory<byte>.Empty);
+    }
+
+    /// <summary>Receives more of a head. False: the client closed.</summary>
+    public async ValueTask<bool> ReceiveAsync()
+    {
+        if (_start > 0 || _end == _buffer.Length)
+            MakeRoom();
+        var count = await Stream.ReadAsync(_buffer.AsMemory(_end));
+        _end += count;
+        return count > 0;
+    }
+
+    private void MakeRoom()
+    {
+        var size = _end - _start < FirstSize ? FirstSize : RequestHead.MaxSize;
+        var roomier = _buffer.Length >= size ? _buffer : ArrayPool<byte>.Shared.Rent(size);
+        var length = _end - _start;
+        Received.CopyTo(roomier);
+        if (roomier != _buffer)
+            Release();
+        (_buffer, _start, _end) = (roomier, 0, length);
+    }
+
+    /// <summary>Ends what it waits for, so that the task that serves it can still answer.</summary>
+    public void Expire()
+    {
+        IsOverdue = true;
+        if (Stage is Stage.Answer or Stage.Linger)
+            Abort();
+        else
+            Shutdown(SocketShutdown.Receive);
+    }
+
+    public void Shutdown(SocketShutdown how)
+    {
+        try
+        {
+            socket.Shutdown(how);
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        {
+            // It is closed already.
+        }
+    }
+
+    /// <summary>Closes it under whoever serves it.</summary>
+    public void Abort() => socket.Dispose();
+
+    public void Dispose()
+    {
+        Release();
+        Stream.Dispose();
+    }
+
+    private void Release()
+    {
+        if (_buffer.Length > 0)
+            ArrayPool<byte>.Shared.Return(_buffer);
+        (_buffer, _start, _end) = ([], 0, 0);
+    }
+}
+
+/// <summary>A connection to the HttpListener: it speaks for one request at a time.</summary>
+internal sealed class Upstream(Socket socket) : IDisposable
+{
+    private readonly byte[] _buffer = new byte[8 * 1024];
+    private int _end;
+
+    public long LastUsed { get; set; }
+
+    public static async Task<Upstream> ConnectAsync(IPEndPoint place)
+    {
+        var socket = new Socket(place.AddressFamily, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        try
+        {
+            await socket.ConnectAsync(place);
+            return new Upstream(socket);
+        }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
+    }
+
+    public void Dispose() => socket.Dispose();
+
+    public async ValueTask SendAsync(ReadOnlyMemory<byte> request)
+    {
+        while (request.Length > 0)
+            request = request[await socket.SendAsync(request, SocketFlags.None)..];
+    }
+
+    /// <summary>The head of the answer, and how many of the bytes after it are there already.</summary>
+    public async ValueTask<(string[] Lines, ReadOnlyMemory<byte> Part)> ReceiveHeadAsync()
+    {
+        _end = 0;
+        while (true)
+        {
+            var count = await socket.ReceiveAsync(_buffer.AsMemory(_end), SocketFlags.None);
+            if (count == 0)
+                throw new IOException("the HTTP listener closed without an answer");
+            _end += count;
+            var length = _buffer.AsSpan(0, _end).IndexOf("\r\n\r\n"u8);
+            if (length >= 0)
+                return (Encoding.Latin1.GetString(_buffer, 0, length).Split("\r\n"),
+                    _buffer.AsMemory(length + 4, _end - length - 4));
+        }
+    }
+
+    /// <summary>The next part of the answer's body.</summary>
+    public async ValueTask<ReadOnlyMemory<byte>> ReceiveAsync()
+    {
+        var count = await socket.ReceiveAsync(_buffer, SocketFlags.None);
+        return count > 0 ? _buffer.AsMemory(0, count) : throw new IOException("the HTTP listener cut an answer off");
+    }
+}
+
+/// <summary>The acceptor of the public port.</summary>
+internal sealed class Gate
+{
+    /// <summary>Half the process's descriptors, if those are fewer.</summary>
+    public const int MaxConnections = 4096;
+
+    /// <summary>Alertmanager sends one request for each group and waits for its answer.</summary>
+    public const int MaxInFlight = 1024;
+
+    /// <summary>Of bodies that are held at once, whatever --max-body says.</summary>
+    public const long MaxBytesInFlight = 256L * 1024 * 1024;
+
+    /// <summary>As much of a body is taken room for before any of it is there.</summary>
+    private const int FirstPart = 64 * 1024;
+
+    /// <summary>The longest wait for whatever a client has to do next.</summary>
+    private static readonly TimeSpan
+        HandshakeTime = TimeSpan.FromSeconds(5), HeadTime = TimeSpan.FromSeconds(10),
+        BodyTime = TimeSpan.FromSeconds(30), AnswerTime = TimeSpan.FromSeconds(30),
+        // Longer than Prometheus's usual scrape interval of a minute, so that its connection stands.
+        IdleTime = TimeSpan.FromSeconds(75),
+        // A close with bytes unread would take the answer away from a client that still sends.
+        LingerTime = TimeSpan.FromSeconds(2);
+
+    /// <summary>Less than the 15 s after which the HttpListener closes by itself.</summary>
+    private static readonly TimeSpan UpstreamIdleTime = TimeSpan.FromSeconds(5);
+
+    private static readonly TimeSpan SweepPeriod = TimeSpan.FromMilliseconds(250);
+
+    /// <summary>What clients send beyond the end goes here, and is never looked at.</summary>
+    private static readonly byte[] Waste = new byte[16 * 1024];
+
+    private readonly Options _options;
+    private readonly Web _web;
+    private readonly Tls? _tls;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Meters _meters;
+    private readonly int _maxConnections, _maxInFlight;
+    private readonly ConcurrentStack<Upstream> _upstreams = [];
+    private readonly TaskCompletionSource _drained = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    private readonly Lock _gate = new();
+    // Guarded by _gate.
+    private readonly HashSet<Connection> _connections = [];
+    // Guarded by _gate: those without a whole request, the one that waits longest first.
+    private readonly LinkedList<Connection> _waiting = [];
+
+    private Socket _listener = null!;
+    private IPEndPoint _inner = null!;
+    private System.Threading.ITimer? _sweeper;
+    private volatile bool _draining;
+    private int _inFlight, _unanswered;
+    private long _bytesInFlight;
+
+    /// <param name="tls">Null: plain HTTP.</param>
+    /// <param name="descriptors">How many the process may have open.</param>
+    public Gate(Options options, Web web, Tls? tls, long descriptors, TimeProvider clock, Log log, Meters meters)
+    {
+        (_options, _web, _tls, _clock, _log, _meters) = (options, web, tls, clock, log, meters);
+        _maxConnections = (int)Math.Min(MaxConnections, descriptors / 2);
+        // A request in flight takes two descriptors more: both ends of the connection on loopback.
+        _maxInFlight = (int)Math.Min(MaxInFlight, descriptors / 8);
+    }
+
+    /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
+    /// <exception cref="SocketException">The port is in use, or the address is not this host's.</exception>
+    public IPEndPoint Start()
+    {
+        _listener = Listen(_options.Address, _options.Port);
+        _inner = _web.Start();
+        _sweeper = _clock.CreateTimer(_ => Sweep(), null, SweepPeriod, SweepPeriod);
+        _ = AcceptAsync();
+        return (IPEndPoint)_listener.LocalEndPoint!;
+    }
+
+    /// <summary>Takes no more connections, answers 503 to what comes, and waits for what is in flight.</summary>
+    public async Task DrainAsync(TimeSpan atMost)
+    {
+        _draining = true;
+        _web.Drain();
+        _listener.Dispose();
+        if (Volatile.Read(ref _unanswered) > 0)
+            await Task.WhenAny(_drained.Task, Task.Delay(atMost, _clock));
+    }
+
+    /// <param name="address">Null or ::, all of both families, where the host has both.</param>
+    private static Socket Listen(IPAddress? address, int port)
+    {
+        var all = address == null || address.Equals(IPAddress.IPv6Any);
+        if (all)
+            address = Socket.OSSupportsIPv6 ? IPAddress.IPv6Any : IPAddress.Any;
+        var socket = new Socket(address!.AddressFamily, SocketType.Stream, ProtocolType.Tcp);
+        try
+        {
+            if (address.AddressFamily == AddressFamily.InterNetworkV6)
+                socket.DualMode = all;
+            socket.Bind(new IPEndPoint(address, port));
+            socket.Listen(MaxConnections);
+            return socket;
+        }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
+    }
+
+    // ---- Connections ----
+
+    private async Task AcceptAsync()
+    {
+        while (!_draining)
+        {
+            try
+            {
+                Admit(await _listener.AcceptAsync());
+            }
+            catch (Exception e) when (_draining && e is SocketException or ObjectDisposedException)
+            {
+                return;
+            }
+            catch (SocketException e)
+            {
+                // Descriptors have run out, or the client has gone already.
+                _log.Often("a connection could not be accepted", ("reason", e.Message));
+                Refused("accept");
+                lock (_gate)
+                    GiveWay();
+                await Task.Delay(TimeSpan.FromMilliseconds(10), _clock);
+            }
+        }
+    }
+
+    private void Admit(Socket socket)
+    {
+        if ((socket.RemoteEndPoint as IPEndPoint)?.Address is not { } client)
+        {
+            socket.Dispose();
+            return;
+        }
+        socket.NoDelay = true;
+        var connection = new Connection(socket, client.IsIPv4MappedToIPv6 ? client.MapToIPv4() : client);
+        lock (_gate)
+        {
+            if (_connections.Count >= _maxConnections)
+                GiveWay();
+            _connections.Add(connection);
+            connection.Waiting = _waiting.AddLast(connection);
+            _meters.Connections.Set(_connections.Count);
+        }
+        _meters.ConnectionsTotal.Inc();
+        Enter(connection, Stage.Idle, HeadTime);
+        // Owned by _connections, until it leaves.
+        _ = ServeAsync(connection);
+    }
+
+    /// <summary>Ends the connection that has waited longest without a whole request.</summary>
+    private void GiveWay()
+    {
+        if (_waiting.First is not { Value: var longest })
+            return;
+        Forget(longest);
+        Refused("connections");
+        longest.Abort();
+    }
+
+    private void Forget(Connection connection)
+    {
+        _connections.Remove(connection);
+        if (connection.Waiting is { List: not null } waiting)
+            _waiting.Remove(waiting);
+        _meters.Connections.Set(_connections.Count);
+    }
+
+    /// <summary>From now on the connection does this, and has so long for it.</summary>
+    private void Enter(Connection connection, Stage stage, TimeSpan time)
+    {
+        connection.Deadline = _clock.GetTimestamp() + (long)(time.TotalSeconds * _clock.TimestampFrequency);
+        connection.Stage = stage;
+    }
+
+    /// <summary>Puts it at the end of those that wait, or takes it from them.</summary>
+    private void Await(Connection connection, bool waits)
+    {
+        lock (_gate)
+        {
+            if (connection.Waiting is { List: not null } waiting)
+                _waiting.Remove(waiting);
+            if (waits && _connections.Contains(connection))
+                _waiting.AddLast(connection.Waiting!);
+        }
+    }
+
+    private void Sweep()
+    {
+        var now = _clock.GetTimestamp();
+        List<Connection> late;
+        lock (_gate)
+            late = [.. _connections.Where(c => now >= c.Deadline && c.Stage != Stage.Handled && !c.IsOverdue)];
+        late.ForEach(c => c.Expire());
+        var kept = new List<Upstream>();
+        while (_upstreams.TryPop(out var upstream))
+        {
+            if (_clock.GetElapsedTime(upstream.LastUsed, now) < UpstreamIdleTime)
+                kept.Add(upstream);
+            else
+                upstream.Dispose();
+        }
+        if (kept.Count > 0)
+            _upstreams.PushRange([.. kept]);
+    }
+
+    private void Refused(string reason) => _meters.HttpRefused.WithLabels(reason).Inc();
+
+    // ---- A connection's life ----
+
+    private async Task ServeAsync(Connection connection)
+    {
+        await Task.Yield();
+        try
+        {
+            await ConverseAsync(connection);
+        }
+        catch (Exception e) when (e is IOException or SocketException or ObjectDisposedException)
+        {
+            // The client has gone, or was ended by its deadline or by the cap, which were counted.
+        }
+        catch (Exception e)
+        {
+            _meters.Defects.Inc();
+            _log.Error("a defect in SeS: a connection could not be served", ("exception", e));
+        }
+        finally
+        {
+            lock (_gate)
+                Forget(connection);
+            connection.Dispose();
+        }
+    }
+
+    private async Task ConverseAsync(Connection connection)
+    {
+        try
+        {
+            if (_tls != null)
+                await HandshakeAsync(connection, _tls.Current);
+            while (await ServeOneAsync(connection))
+            {
+                Enter(connection, Stage.Idle, IdleTime);
+                Await(connection, waits: true);
+            }
+        }
+        catch (RefusedException e)
+        {
+            Refused(e.Message);
+            _log.Often("a request was refused: " + e.Message, ("client", connection.Client),
+                ("code", e.Reply.Code));
+            await AnswerAsync(connection, e.Reply, isHead: false, closes: true);
+        }
+    }
+
+    /// <exception cref="RefusedException">The client speaks HTTP where TLS is spoken.</exception>
+    /// <exception cref="IOException">The handshake failed, which was counted.</exception>
+    private async Task HandshakeAsync(Connection connection, SslServerAuthenticationOptions options)
+    {
+        Enter(connection, Stage.Handshake, HandshakeTime);
+        await connection.WaitAsync();
+        var first = new byte[1];
+        if (await connection.Socket.ReceiveAsync(first, SocketFlags.Peek) == 1 && char.IsAsciiLetter((char)first[0]))
+            throw new RefusedException("handshake", 400, "This port speaks TLS: ask with https.");
+        var tls = new SslStream(connection.Stream);
+        connection.Stream = tls;
+        try
+        {
+            await tls.AuthenticateAsServerAsync(options);
+        }
+        catch (Exception e) when (e is AuthenticationException or IOException or Win32Exception)
+        {
+            Refused(connection.IsOverdue ? "handshake_timeout" : "handshake");
+            _log.Often("a TLS handshake failed", ("client", connection.Client),
+                ("reason", (e.InnerException ?? e).Message));
+            throw new IOException("the TLS handshake failed", e);
+        }
+        Enter(connection, Stage.Idle, HeadTime);
+    }
+
+    /// <summary>Serves one request. False: the connection ends.</summary>
+    private async Task<bool> ServeOneAsync(Connection connection)
+    {
+        await connection.WaitAsync();
+        if (!connection.IsOverdue)
+            Enter(connection, Stage.Head, HeadTime);
+        if (await ReadHeadAsync(connection) is not { } head)
+            return false;
+        var hasBody = head.Length > 0;
+        if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
+            return await AnswerAsync(connection, refusal, head.Method == "HEAD", head.Closes || hasBody);
+        using var parcel = new Parcel(this);
+        parcel.Add(HeadFor(head, connection.Client));
+        if (hasBody)
+            await ReadBodyAsync(connection, head, parcel);
+        return await HandOverAsync(connection, head, parcel);
+    }
+
+    private async ValueTask<RequestHead?> ReadHeadAsync(Connection connection)
+    {
+        int length;
+        while ((length = RequestHead.Find(connection.Received)) == 0)
+        {
+            if (await connection.ReceiveAsync())
+                continue;
+            if (connection.Received.Length > 0 && connection.IsOverdue)
+                throw new RefusedException("head_timeout", 408,
+                    $"The head did not arrive within {HeadTime.TotalSeconds} s.");
+            if (connection.IsOverdue)
+                Refused("idle");
+            return null;
+        }
+        var head = RequestHead.Parse(connection.Received[..length]);
+        connection.Take(length);
+        return head;
+    }
+
+    /// <summary>The head that the HttpListener gets: nothing in it but what was checked.</summary>
+    private byte[] HeadFor(RequestHead head, IPAddress client) => Encoding.Latin1.GetBytes(
+        $"{(head.IsRead ? "GET" : head.Method)} {head.Target} HTTP/1.1\r\nHost: {_inner}\r\n"
+        + $"{Web.SecretField}: {_web.Secret}\r\n{Web.ClientField}: {client}\r\n"
+        + (head.Accept == null ? "" : $"Accept: {head.Accept}\r\n")
+        + (head.Length == null ? "\r\n" : $"Content-Length: {head.Length}\r\n\r\n"));
+
+    private async Task ReadBodyAsync(Connection connection, RequestHead head, Parcel parcel)
+    {
+        Enter(connection, Stage.Body, BodyTime);
+        var left = (int)head.Length!.Value;
+        var there = Math.Min(left, connection.Received.Length);
+        if (head.Expects && there == 0)
+            await connection.Stream.WriteAsync("HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
+        parcel.Add(connection.Received[..there]);
+        connection.Take(there);
+        for (left -= there; left > 0;)
+        {
+            var count = await connection.Stream.ReadAsync(parcel.Room(left));
+            if (count == 0)
+                throw connection.IsOverdue
+                    ? new RefusedException("body_timeout", 408,
+                        $"The body did not arrive within {BodyTime.TotalSeconds} s.")
+                    : new RefusedException("body_cut", 400, "The body is shorter than its Content-Length.");
+            parcel.Length += count;
+            left -= count;
+        }
+    }
+
+    /// <summary>A whole request on its way to the HttpListener; its memory is counted.</summary>
+    private sealed class Parcel(Gate gate) : IDisposable
+    {
+        private byte[] _buffer = [];
+
+        public int Length { get; set; }
+
+        public ReadOnlyMemory<byte> Bytes => _buffer.AsMemory(0, Length);
+
+        public void Add(ReadOnlySpan<byte> bytes)
+        {
+            while (bytes.Length > 0)
+            {
+                var room = Room(bytes.Length).Span;
+                bytes[..room.Length].CopyTo(room);
+                bytes = bytes[room.Length..];
+                Length += room.Length;
+            }
+        }
+
+        /// <summary>Where the next bytes go, as far as there is room; memory is taken as they come.</summary>
+        /// <exception cref="RefusedException">All requests together hold too much.</exception>
+        public Memory<byte> Room(int atMost)
+        {
+            if (Length == _buffer.Length)
+                Grow(Length == 0 ? FirstPart : 2 * Length);
+            return _buffer.AsMemory(Length, Math.Min(atMost, _buffer.Length - Length));
+        }
+
+        public void Dispose()
+        {
+            Interlocked.Add(ref gate._bytesInFlight, -_buffer.Length);
+            if (_buffer.Length > 0)
+                ArrayPool<byte>.Shared.Return(_buffer);
+            _buffer = [];
+        }
+
+        private void Grow(int size)
+        {
+            var larger = ArrayPool<byte>.Shared.Rent(size);
+            Bytes.CopyTo(larger);
+            var length = Length;
+            Dispose();
+            (_buffer, Length) = (larger, length);
+            if (Interlocked.Add(ref gate._bytesInFlight, larger.Length) > MaxBytesInFlight)
+                throw new RefusedException("bytes_in_flight", 503, "Too much is in flight.");
+        }
+    }
+
+    // ---- Handing over, and answering ----
+
+    /// <summary>Has the HttpListener answer, and sends that on. False: the connection ends.</summary>
+    private async Task<bool> HandOverAsync(Connection connection, RequestHead head, Parcel request)
+    {
+        Enter(connection, Stage.Handled, TimeSpan.Zero);
+        Await(connection, waits: false);
+        Interlocked.Increment(ref _unanswered);
+        try
+        {
+            var closes = head.Closes || _draining;
+            using var answer = new Parcel(this);
+            await ExchangeAsync(connection, head, closes, request, answer);
+            // From here on a slow reader holds nothing but its connection.
+            Await(connection, waits: true);
+            await WriteAsync(connection, answer.Bytes);
+            return !closes || await LingerAsync(connection);
+        }
+        finally
+        {
+            if (Interlocked.Decrement(ref _unanswered) == 0 && _draining)
+                _drained.TrySetResult();
+        }
+    }
+
+    private async Task ExchangeAsync(
+        Connection connection, RequestHead head, bool closes, Parcel request, Parcel answer)
+    {
+        Upstream? upstream = null;
+        var isKept = false;
+        try
+        {
+            if (Interlocked.Increment(ref _inFlight) > _maxInFlight)
+                throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
+            string[] lines;
+            ReadOnlyMemory<byte> part;
+            try
+            {
+                upstream = _upstreams.TryPop(out var kept) ? kept : await Upstream.ConnectAsync(_inner);
+                await upstream.SendAsync(request.Bytes);
+                request.Dispose();
+                (lines, part) = await upstream.ReceiveHeadAsync();
+            }
+            catch (Exception e) when (e is IOException or SocketException)
+            {
+                _meters.Defects.Inc();
+                _log.Error("a defect in SeS: its HTTP listener did not answer", ("exception", e));
+                throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
+            }
+            var (text, length, keepsAlive) = Rewrite(lines, closes);
+            answer.Add(Encoding.Latin1.GetBytes(text));
+            for (var left = length; left > 0; left -= part.Length, part = default)
+            {
+                if (part.Length == 0)
+                    part = await upstream.ReceiveAsync();
+                if (head.Method == "HEAD")
+                    continue;
+                if (answer.Length + part.Length > FirstPart)
+                {
+                    await WriteAsync(connection, answer.Bytes);
+                    answer.Length = 0;
+                }
+                answer.Add(part.Span);
+            }
+            isKept = keepsAlive;
+        }
+        finally
+        {
+            Interlocked.Decrement(ref _inFlight);
+            if (isKept)
+                Keep(upstream!);
+            else
+                upstream?.Dispose();
+        }
+    }
+
+    private void Keep(Upstream upstream)
+    {
+        upstream.LastUsed = _clock.GetTimestamp();
+        _upstreams.Push(upstream);
+    }
+
+    /// <summary>The head of the listener's answer as the client gets it.</summary>
+    private static (string Text, long Length, bool KeepsAlive) Rewrite(string[] lines, bool closes)
+    {
+        var text = new StringBuilder(lines[0]).Append("\r\n");
+        var (length, keepsAlive) = (0L, true);
+        foreach (var line in lines.AsSpan(1))
+        {
+            var colon = line.IndexOf(':', StringComparison.Ordinal);
+            var name = line.AsSpan(0, colon);
+            var value = line.AsSpan(colon + 1).Trim();
+            if (name.Equals("Connection", StringComparison.OrdinalIgnoreCase))
+                keepsAlive = !value.Equals("close", StringComparison.OrdinalIgnoreCase);
+            else if (name.Equals("Content-Length", StringComparison.OrdinalIgnoreCase))
+                length = long.Parse(value, NumberStyles.None, CultureInfo.InvariantCulture);
+            else if (!name.Equals("Server", StringComparison.OrdinalIgnoreCase)
+                && !name.Equals("Keep-Alive", StringComparison.OrdinalIgnoreCase))
+                text.Append(line).Append("\r\n");
+        }
+        // A 204 has no Content-Length (RFC 9110, 8.6).
+        if (!lines[0].AsSpan(9).StartsWith("204"))
+            text.Append(CultureInfo.InvariantCulture, $"Content-Length: {length}\r\n");
+        return (text.Append(closes ? "Connection: close\r\n\r\n" : "\r\n").ToString(), length, keepsAlive);
+    }
+
+    /// <summary>A slow reader has its time for each part.</summary>
+    private ValueTask WriteAsync(Connection connection, ReadOnlyMemory<byte> bytes)
+    {
+        Enter(connection, Stage.Answer, AnswerTime);
+        return connection.Stream.WriteAsync(bytes);
+    }
+
+    /// <summary>Answers for the gate itself. False: the connection ends.</summary>
+    private async Task<bool> AnswerAsync(Connection connection, Reply reply, bool isHead, bool closes)
+    {
+        if (reply.HeldBack > TimeSpan.Zero)
+        {
+            Enter(connection, Stage.Answer, reply.HeldBack + AnswerTime);
+            await Task.Delay(reply.HeldBack, _clock);
+        }
+        var head = $"HTTP/1.1 {reply.Code} {Reply.Phrase(reply.Code)}\r\nDate: {_clock.GetUtcNow():R}\r\n"
+            + (reply.Header is { } header ? $"{header.Name}: {header.Value}\r\n" : "")
+            + $"Content-Type: {reply.ContentType}\r\nContent-Length: {reply.Body.Length}\r\n"
+            + (closes ? "Connection: close\r\n\r\n" : "\r\n");
+        await WriteAsync(connection, (byte[])[.. Encoding.Latin1.GetBytes(head), .. isHead ? [] : reply.Body]);
+        return !closes || await LingerAsync(connection);
+    }
+
+    /// <summary>Closes without taking the answer away from a client that still sends.</summary>
+    private async Task<bool> LingerAsync(Connection connection)
+    {
+        Enter(connection, Stage.Linger, LingerTime);
+        if (connection.Stream is SslStream tls)
+            await tls.ShutdownAsync();
+        connection.Shutdown(SocketShutdown.Send);
+        while (await connection.Socket.ReceiveAsync(Waste, SocketFlags.None) > 0)
+        {
+            // Until the client closes, or its time is up.
+        }
+        return false;
+    }
+}
+
+// ================================= 14. Linux ==================================
+//
+// What the host is asked for: as many descriptors as the process may have, silence about its secrets, and
+// systemd's ear (sd_notify(3): one datagram a word to the socket that systemd names).
+
+internal static partial class Linux
+{
+    private const int DescriptorLimit = 7, SetDumpable = 4;
+
+    /// <summary>
+    /// Raises the soft limit of open files to the hard one, which .NET does not do for native programs.
+    /// </summary>
+    /// <returns>The limit from now on.</returns>
+    public static long RaiseDescriptors()
+    {
+        if (GetLimit(DescriptorLimit, out var limit) != 0)
+            return 1024;
+        var raised = limit with { Soft = limit.Hard };
+        return (long)Math.Min(SetLimit(DescriptorLimit, raised) == 0 ? raised.Soft : limit.Soft, int.MaxValue);
+    }
+
+    /// <summary>
+    /// Overwrites secrets where the kernel shows a process's arguments and environment, and keeps other
+    /// processes of the same user from its memory: no core dump, no debugger.
+    /// </summary>
+    /// <param name="names">Flags and variables whose values are secret.</param>
+    public static unsafe void Hide(IReadOnlySet<string> names)
+    {
+        _ = Control(SetDumpable, 0, 0, 0, 0);
+        // proc_pid_stat(5): fields 48 to 51 are where both lie; field 3 follows the name in parentheses.
+        var fields = File.ReadAllText("/proc/self/stat").Split(')')[^1].Trim().Split(' ');
+        var places = fields[45..49].Select(f => long.Parse(f, CultureInfo.InvariantCulture)).ToArray();
+        Overwrite(new Span<byte>((void*)places[0], (int)(places[1] - places[0])), names);
+        Overwrite(new Span<byte>((void*)places[2], (int)(places[3] - places[2])), names);
+    }
+
+    /// <param name="texts">Each ended by a NUL: <c>NAME=value</c>, or a flag and then its value.</param>
+    private static void Overwrite(Span<byte> texts, IReadOnlySet<string> names)
+    {
+        var isValue = false;
+        for (int length; (length = texts.IndexOf((byte)0)) >= 0; texts = texts[(length + 1)..])
+        {
+            var equals = texts[..length].IndexOf((byte)'=');
+            var isNamed = names.Contains(Encoding.UTF8.GetString(texts[..(equals < 0 ? length : equals)]));
+            if (isValue)
+                texts[..length].Fill((byte)'*');
+            else if (isNamed && equals >= 0)
+                texts[(equals + 1)..length].Fill((byte)'*');
+            isValue = !isValue && isNamed && equals < 0;
+        }
+    }
+
+    private record struct Limit(ulong Soft, ulong Hard);
+
+    [LibraryImport("libc", EntryPoint = "getrlimit")]
+    private static partial int GetLimit(int resource, out Limit limit);
+
+    [LibraryImport("libc", EntryPoint = "setrlimit")]
+    private static partial int SetLimit(int resource, in Limit limit);
+
+    [LibraryImport("libc", EntryPoint = "prctl")]
+    private static partial int Control(int option, nuint a, nuint b, nuint c, nuint d);
+}
 
 internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 {
@@ -4010,7 +5625,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// ================================== 12. Main =================================
+// ================================== 15. Main =================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 
@@ -4039,9 +5654,12 @@ internal static class Program
             var (flags, exit) = ParseFlags(args);
             if (exit is { } code)
                 return code;
-            var options = Options.Read(flags, Environment.GetEnvironmentVariables()
+            var variables = Environment.GetEnvironmentVariables()
                 .Cast<System.Collections.DictionaryEntry>()
-                .ToDictionary(e => (string)e.Key, e => (string?)e.Value ?? ""));
+                .ToDictionary(e => (string)e.Key, e => (string?)e.Value ?? "");
+            var options = Options.Read(flags, variables);
+            Linux.Hide(Options.Settings.Where(s => s.Secret)
+                .SelectMany(s => new[] { s.Flag, s.Variable }).ToHashSet());
             return await RunAsync(options);
         }
         catch (OptionsException e)
@@ -4155,16 +5773,17 @@ internal static class Program
         var version = Version.Split('+', 2);
         var meters = new Meters(version[0], version.Length > 1 ? version[1] : "unknown");
         using var claim = Claim(options.DataDir);
-        var web = new Web(options, Built, TimeProvider.System, log, meters);
-        Listen(web, options);
-        log.Info("SeS listens", ("version", Version),
-            ("url", $"http://{options.Address?.ToString() ?? "localhost"}:{options.Port}"
-                + $"/{options.Path}/PARTITION"),
+        var auth = new Auth(options, Auth.Connection(), TimeProvider.System, log, meters);
+        var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
+        using var tls = OpenTls(options, log, meters);
+        var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
+        log.Info("SeS listens", ("version", Version), ("url", Listen(gate, options)),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
 
         using var stop = new CancellationTokenSource();
         using var systemd = new Systemd(Environment.GetEnvironmentVariable("NOTIFY_SOCKET"), log);
         using var signals = new Signals(stop);
+        var preparing = auth.PrepareAsync();
         var eventLog = OpenLog(options, log, meters);
         var recorder = OpenRecorder(options, eventLog, log, meters);
         var recording = recorder?.RunAsync(stop.Token) ?? Task.CompletedTask;
@@ -4175,15 +5794,15 @@ internal static class Program
         using (new Timer(_ => systemd.Notify("WATCHDOG=1\nSTATUS=" + web.StatusLine()), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
             await Task.WhenAny(eventLog.Failed, Task.Delay(Timeout.Infinite, stop.Token));
-        return await EndAsync(web, eventLog, recording, stop, systemd, log);
+        return await EndAsync(gate, eventLog, recording, stop, systemd, log);
     }
 
-    private static async Task<int> EndAsync(Web web, EventLog eventLog, Task recording,
+    private static async Task<int> EndAsync(Gate gate, EventLog eventLog, Task recording,
         CancellationTokenSource stop, Systemd systemd, Log log)
     {
         systemd.Notify("STOPPING=1");
         log.Info("SeS stops: no more alerts are taken");
-        await web.DrainAsync(DrainTime);
+        await gate.DrainAsync(DrainTime);
         await stop.CancelAsync();
         await Task.WhenAny(recording, Task.Delay(RecorderTime));
         eventLog.Stop();
@@ -4218,16 +5837,33 @@ internal static class Program
         }
     }
 
-    private static void Listen(Web web, Options options)
+    /// <summary>Where alerts are to be posted.</summary>
+    private static string Listen(Gate gate, Options options)
     {
         try
         {
-            web.Start();
+            var place = gate.Start();
+            var host = options.Address is { } address && !address.Equals(IPAddress.Any)
+                && !address.Equals(IPAddress.IPv6Any) ? place.ToString() : $"localhost:{place.Port}";
+            return $"{(options.TlsCert == null ? "http" : "https")}://{host}/{options.Path}/PARTITION";
         }
-        catch (HttpListenerException e)
+        catch (SocketException e)
         {
             throw new OptionsException($"--port (OXSES_PORT): '{options.Port}' on "
                 + $"{options.Address?.ToString() ?? "all addresses"} cannot be listened on: {e.Message}");
+        }
+    }
+
+    private static Tls? OpenTls(Options options, Log log, Meters meters)
+    {
+        try
+        {
+            return options.TlsCert == null ? null : new Tls(options.TlsCert, options.TlsKey!,
+                options.TlsClientCa, TimeProvider.System, log, meters);
+        }
+        catch (CertificateException e)
+        {
+            throw new OptionsException(e.Message);
         }
     }
 

@@ -17,13 +17,19 @@ public sealed class OptionsTests : IDisposable
     public static TheoryData<string, string, string, string> Values => new()
     {
         { "--path", "alerts", "hooks/ses", "a" },
-        { "--port", "8888", "1", "65535" },
-        { "--address", "", "127.0.0.1", "10.1.2.3" },
+        { "--port", "8888", "0", "65535" },
+        { "--address", "", "127.0.0.1", "::1" },
         { "--auth-mode", "None", "Basic", "None" },
+        { "--metrics-auth", "false", "true", "false" },
         { "--username", "admin", "ann", "bob" },
         { "--password", "0n1x", "pass 1", "pass 2" },
         { "--max-body", "16384KiB", "512KiB", "1KiB" },
         { "--map", "platform=platform", "platform=a,b", "platform=c" },
+        { "--tls-cert", "", "/dev/null", "/etc/passwd" },
+        { "--tls-key", "", "/dev/null", "/etc/passwd" },
+        { "--tls-client-ca", "", "/dev/null", "/etc/passwd" },
+        { "--oidc-issuer", "", "https://id/realm", "http://id/r/" },
+        { "--oidc-audience", "", "ses", "urn:ses" },
         { "--onix-url", "http://localhost:8080/", "https://onix/base", "none" },
         { "--onix-auth-mode", "Basic", "None", "Basic" },
         { "--onix-username", "admin", "ann", "bob" },
@@ -63,6 +69,12 @@ public sealed class OptionsTests : IDisposable
         "--retention" => $"{o.Retention.TotalHours}h",
         "--log-level" => o.LogLevel.ToString(),
         "--log-format" => o.LogJson ? "json" : "text",
+        "--metrics-auth" => o.MetricsAuth ? "true" : "false",
+        "--oidc-issuer" => o.OidcIssuer ?? "",
+        "--oidc-audience" => o.OidcAudience ?? "",
+        "--tls-cert" => o.TlsCert ?? "",
+        "--tls-key" => o.TlsKey ?? "",
+        "--tls-client-ca" => o.TlsClientCa ?? "",
         "--metrics" => o.Metrics ? "true" : "false",
         _ => throw new ArgumentException(flag),
     };
@@ -96,9 +108,16 @@ public sealed class OptionsTests : IDisposable
     {
         var variables = Given(SettingOf(flag).Variable, fromVariable);
         Assert.Equal(standard, Show(Read([]), flag));
-        Assert.Equal(fromVariable, Show(Read([], variables), flag));
-        Assert.Equal(fromFlag, Show(Read(Given(flag, fromFlag)), flag));
-        Assert.Equal(fromFlag, Show(Read(Given(flag, fromFlag), variables), flag));
+        Assert.Equal(fromVariable, Show(Read(Companions(flag), variables), flag));
+        Assert.Equal(fromFlag, Show(Read(new(Companions(flag)) { [flag] = fromFlag }), flag));
+        Assert.Equal(fromFlag, Show(Read(new(Companions(flag)) { [flag] = fromFlag }, variables), flag));
+    }
+
+    /// <summary>What else must be given with a flag: certificate and key go together.</summary>
+    private static Dictionary<string, string> Companions(string flag)
+    {
+        string[] pair = flag.StartsWith("--tls-", Ordinal) ? ["--tls-cert", "--tls-key"] : [];
+        return pair.Where(f => f != flag).ToDictionary(f => f, _ => "/dev/zero");
     }
 
     [Fact]
@@ -151,14 +170,13 @@ public sealed class OptionsTests : IDisposable
         { "--path", "a?b", "alerts" },
         { "--path", "a//b", "alerts" },
         { "--path", "a%20b", "alerts" },
-        { "--port", "0", "1 to 65535" },
-        { "--port", "65536", "1 to 65535" },
-        { "--port", "-1", "1 to 65535" },
-        { "--port", "80a", "1 to 65535" },
-        { "--port", "", "1 to 65535" },
-        { "--port", "99999999999999999999", "1 to 65535" },
+        { "--port", "65536", "0 to 65535" },
+        { "--port", "-1", "0 to 65535" },
+        { "--port", "80a", "0 to 65535" },
+        { "--port", "", "0 to 65535" },
+        { "--port", "99999999999999999999", "0 to 65535" },
         { "--address", "localhost", "127.0.0.1" },
-        { "--address", "::1", "127.0.0.1" },
+        { "--address", "[::1]x", "127.0.0.1" },
         { "--address", "256.1.1.1", "127.0.0.1" },
         { "--auth-mode", "digest", "none, basic" },
         { "--username", "", "not empty" },
@@ -173,6 +191,11 @@ public sealed class OptionsTests : IDisposable
         { "--map", "platform='a", "'text'" },
         { "--map", "platform='a'b", "'text'" },
         { "--onix-url", "", "not empty" },
+        { "--metrics-auth", "1", "true, false" },
+        { "--oidc-issuer", "id/realm", "http" },
+        { "--tls-cert", "/nowhere/cert.pem", "existing PEM file" },
+        { "--tls-key", "/nowhere/key.pem", "existing PEM file" },
+        { "--tls-client-ca", "/nowhere/ca.pem", "existing PEM file" },
         { "--onix-url", "localhost:8080", "http" },
         { "--onix-url", "ftp://onix", "http" },
         { "--onix-url", "http://onix?a=b", "http" },

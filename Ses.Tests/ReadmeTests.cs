@@ -16,7 +16,8 @@ public sealed partial class ReadmeTests
     private static readonly string _program = File.ReadAllText(Path.Combine(_root, "Ses.cs"));
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
-    private static readonly int[] _codes = [200, 204, 400, 401, 404, 405, 408, 411, 413, 503];
+    private static readonly int[] _codes =
+        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 431, 503, 505];
 
     /// <summary>The constants that the table of limits names; it is filled by the table after it.</summary>
     private static readonly HashSet<(Type, string)> _named = [];
@@ -28,11 +29,34 @@ public sealed partial class ReadmeTests
     private static readonly (string Name, string Value, string? Text)[] _limits =
     [
         ("body of a webhook", "16 MiB; at most 256 MiB", "count * unit is >= 1024 and <= 256 * 1024 * 1024"),
-        Limit("time for the body", typeof(Web), "BodyTime"),
-        Limit("requests in flight", typeof(Web), "MaxInFlight"),
-        Limit("bodies in flight", typeof(Web), "MaxBytesInFlight", Mib),
+        Limit("head of a request", typeof(RequestHead), "MaxSize", Kib),
+        Limit("header fields of a request", typeof(RequestHead), "MaxFields"),
+        Limit("connections", typeof(Gate), "MaxConnections"),
+        Limit("requests in flight", typeof(Gate), "MaxInFlight"),
+        Limit("bodies in flight", typeof(Gate), "MaxBytesInFlight", Mib),
+        Limit("room for a body before any of it is there", typeof(Gate), "FirstPart", Kib),
+        Limit("time for a TLS handshake", typeof(Gate), "HandshakeTime"),
+        Limit("time for the head", typeof(Gate), "HeadTime"),
+        Limit("time for the body", typeof(Gate), "BodyTime"),
+        Limit("time between requests of a connection", typeof(Gate), "IdleTime"),
+        Limit("time to take a part of the answer", typeof(Gate), "AnswerTime"),
+        Limit("time to close, after a refusal", typeof(Gate), "LingerTime"),
+        Limit("time between looks at the deadlines", typeof(Gate), "SweepPeriod"),
+        Limit("idle connection to the inner listener", typeof(Gate), "UpstreamIdleTime"),
+        Limit("buffer for most heads", typeof(Connection), "FirstSize", Kib),
+        Limit("addresses remembered for wrong credentials", typeof(Failures), "MaxAddresses"),
+        Limit("first delay of an answer to wrong credentials", typeof(Failures), "FirstDelay"),
+        Limit("longest delay of such an answer", typeof(Failures), "LongestDelay"),
+        Limit("wrong credentials are forgotten after", typeof(Failures), "Forgotten"),
+        Limit("difference of clocks for tokens", typeof(Issuer), "Skew"),
+        Limit("age of the issuer's keys", typeof(Issuer), "KeysAge"),
+        Limit("time between questions to the issuer", typeof(Issuer), "Pause"),
+        Limit("time for an answer of the issuer", typeof(Issuer), "Patience"),
+        Limit("answer of the issuer", typeof(Issuer), "MaxAnswer", Mib),
+        Limit("time between looks at certificate files", typeof(Tls), "RereadPeriod"),
+        Limit("certificate that ends within", typeof(Tls), "EndsSoon"),
         Limit("bytes waiting for the disk", typeof(EventLog), "MaxPending", Mib),
-        ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(partition) > 1024"),
+        ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(name) <= 1024"),
         Limit("depth of the JSON", typeof(Mapping), "MaxDepth"),
         Limit("service of an alert", typeof(Mapping), "MaxService"),
         Limit("platform, facet, location, status of an alert", typeof(Mapping), "MaxField", Kib),
@@ -134,8 +158,9 @@ public sealed partial class ReadmeTests
     [Fact]
     public void EveryConstantOfTheProgramIsALimitOrNone()
     {
-        // These are no limits: the format's version, exit codes, a flag of open(2), a version in Onix.
-        string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnlyDirectory"];
+        // These are no limits: the format's version, exit codes, numbers of Linux, a version in Onix.
+        string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnlyDirectory",
+            "DescriptorLimit", "SetDumpable"];
         var missing = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -208,7 +233,7 @@ public sealed partial class ReadmeTests
         TimeSpan { TotalSeconds: < 0.1 } time => $"{time.TotalMilliseconds} ms",
         TimeSpan { TotalDays: > 1 } time => $"{time.TotalDays} d",
         TimeSpan { TotalHours: >= 1 } time => $"{time.TotalHours} h",
-        TimeSpan { TotalMinutes: >= 1 } time => $"{time.TotalMinutes} min",
+        TimeSpan { TotalMinutes: >= 1, Seconds: 0 } time => $"{time.TotalMinutes} min",
         TimeSpan time => string.Create(Invariant, $"{time.TotalSeconds} s"),
         _ => (Convert.ToDouble(value, Invariant) / unit).ToString("#,0", Invariant)
             + (unit == Mib ? " MiB" : unit == Kib ? " KiB" : ""),
@@ -253,7 +278,7 @@ public sealed partial class ReadmeTests
     [GeneratedRegex(@"# TYPE (ses_\w+) (\w+)")]
     private static partial Regex TypeLine();
 
-    [GeneratedRegex(@"\b(?:Problem|Bad|Json|Reply)\(\s*(\d{3})\b")]
+    [GeneratedRegex("""(?:\b(?:Problem|Bad|Json|Reply)\(\s*|RefusedException\("\w+", )(\d{3})\b""")]
     private static partial Regex AnswerCode();
 
     [GeneratedRegex(@"\(default: ([^)]+)\)")]

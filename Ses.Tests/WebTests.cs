@@ -37,7 +37,17 @@ public sealed class WebTests
             var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(lines), Clock);
             var meters = new Meters("test", "test");
             EventLog = new EventLog(Dir, TimeSpan.FromDays(400), Clock, log, meters);
-            (Web, Port) = Listen(address, flags, log, meters);
+            var given = new Dictionary<string, string>
+            {
+                ["--onix-url"] = "none", ["--address"] = address, ["--port"] = "0",
+            };
+            for (var i = 0; i < flags.Length; i += 2)
+                given[flags[i]] = flags[i + 1];
+            var options = Options.Read(given, new Dictionary<string, string>());
+            var auth = new Auth(options, new SocketsHttpHandler(), Clock, log, meters);
+            Web = new Web(options, auth, Built, Clock, log, meters);
+            Gate = new Gate(options, Web, null, 20_000, Clock, log, meters);
+            Port = Gate.Start().Port;
             if (serve)
                 Web.Serve(EventLog, null);
             _http.BaseAddress = new Uri($"http://127.0.0.1:{Port}");
@@ -57,40 +67,11 @@ public sealed class WebTests
 
         public Web Web { get; }
 
+        public Gate Gate { get; }
+
         public int Port { get; }
 
         public int Events => LogFiles.ReadEvents(Dir).Count;
-
-        /// <summary>A port that is free now may be taken before it is listened on: then another.</summary>
-        private (Web, int) Listen(string address, string[] flags, Log log, Meters meters)
-        {
-            for (var attempt = 1; ; attempt++)
-            {
-                using var probe = new TcpListener(IPAddress.Loopback, 0);
-                probe.Start();
-                var port = ((IPEndPoint)probe.LocalEndpoint).Port;
-                probe.Stop();
-                var given = new Dictionary<string, string>
-                {
-                    ["--onix-url"] = "none",
-                    ["--address"] = address,
-                    ["--port"] = port.ToString(CultureInfo.InvariantCulture),
-                };
-                for (var i = 0; i < flags.Length; i += 2)
-                    given[flags[i]] = flags[i + 1];
-                var options = Options.Read(given, new Dictionary<string, string>());
-                var web = new Web(options, Built, Clock, log, meters);
-                try
-                {
-                    web.Start();
-                    return (web, port);
-                }
-                catch (HttpListenerException) when (attempt < 5)
-                {
-                    // Another process was faster.
-                }
-            }
-        }
 
         public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
 
@@ -122,6 +103,17 @@ public sealed class WebTests
             return await reader.ReadLineAsync().WaitAsync(TimeSpan.FromSeconds(30)) ?? "";
         }
 
+        /// <summary>Lets the clock run until this is there.</summary>
+        public async Task<T> UnfreezeAsync<T>(Task<T> awaited)
+        {
+            await Wait.UntilAsync(() =>
+            {
+                Clock.Advance(TimeSpan.FromSeconds(1));
+                return awaited.IsCompleted;
+            }, TimeSpan.FromSeconds(30), "an answer");
+            return await awaited;
+        }
+
         public void StopLog()
         {
             _stopped = true;
@@ -130,7 +122,7 @@ public sealed class WebTests
 
         public async ValueTask DisposeAsync()
         {
-            await Web.DrainAsync(TimeSpan.Zero);
+            await Gate.DrainAsync(TimeSpan.Zero);
             if (!_stopped)
                 EventLog.Stop();
             _http.Dispose();
@@ -257,7 +249,7 @@ public sealed class WebTests
     {
         await using var host = Host.Serving(
             "--auth-mode", "basic", "--username", "ann", "--password", "secret");
-        var answer = await host.PostAsync(Body(Alert), authorization: authorization);
+        var answer = await host.UnfreezeAsync(host.PostAsync(Body(Alert), authorization: authorization));
         Assert.Equal("Credentials are missing or wrong.", answer.Problem(401));
         var challenge = Assert.Single(answer.Headers.WwwAuthenticate);
         Assert.Equal("Basic", challenge.Scheme);
@@ -351,12 +343,7 @@ public sealed class WebTests
         await using var host = Host.Serving();
         var answer = host.SendRawAsync(
             "POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{");
-        await Wait.UntilAsync(() =>
-        {
-            host.Clock.Advance(TimeSpan.FromSeconds(31));
-            return answer.IsCompleted;
-        }, TimeSpan.FromSeconds(30), "an answer");
-        Assert.StartsWith("HTTP/1.1 408 ", await answer, Ordinal);
+        Assert.StartsWith("HTTP/1.1 408 ", await host.UnfreezeAsync(answer), Ordinal);
         Assert.Equal(0, host.Events);
     }
 
@@ -394,12 +381,16 @@ public sealed class WebTests
     }
 
     [Fact]
-    public async Task WhileShuttingDownWebhooksAreAnswered503()
+    public async Task WhileShuttingDownStandingConnectionsAreAnswered503AndNewOnesAreNotTaken()
     {
         await using var host = Host.Serving();
-        await host.Web.DrainAsync(TimeSpan.Zero);
+        using var probe = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{host.Port}") };
+        foreach (var client in new[] { (await host.GetAsync("/live")).Code, (int)(await probe.GetAsync("/live")).StatusCode })
+            Assert.Equal(200, client);
+        await host.Gate.DrainAsync(TimeSpan.Zero);
         Assert.Contains("shutting down", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
-        Assert.Equal(503, (await host.GetAsync("/ready")).Code);
+        Assert.Equal(HttpStatusCode.ServiceUnavailable, (await probe.GetAsync("/ready")).StatusCode);
+        await Assert.ThrowsAsync<HttpRequestException>(() => host.GetAsync("/live"));
         Assert.Equal(0, host.Events);
     }
 
