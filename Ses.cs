@@ -10,9 +10,9 @@
 //
 // THE FLOW
 //
-//     Alertmanager --> Web --> Auth --> Alerts (map) --> EventLog.Append (flush) --> 2xx
-//                                                            |
-//     Onix <-- OnixClient <-- Recorder (decide, batch) <-- EventLog.Read (from the cursor)
+//     Alertmanager --> Gate (whole requests) --> Auth --> Web --> Alerts (map) --> EventLog (flush) --> 2xx
+//                                                                                     |
+//                 Onix <-- OnixClient <-- Recorder (decide, batch) <-- EventLog.Read (from the cursor)
 //
 // ENDPOINTS
 //
@@ -60,6 +60,7 @@ using System.Security.Cryptography.X509Certificates;
 using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization;
+using System.Text.Json.Serialization.Metadata;
 using Microsoft.Win32.SafeHandles;
 using Prometheus;
 
@@ -230,7 +231,8 @@ internal sealed record Options
             Username = source.Required(UsernameSetting),
             Password = source.Secret(PasswordSetting) ?? "",
             OidcIssuer = source.Text(OidcIssuerSetting) is null or "" ? null
-                : source.Parse(OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
+                : source.Parse(
+                    OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
             OidcAudience = source.Text(OidcAudienceSetting),
             MetricsAuth = source.Bool(MetricsAuthSetting),
             TlsCert = source.Path(TlsCertSetting),
@@ -270,7 +272,7 @@ internal sealed record Options
             $"{(TlsKey != null ? TlsKeySetting : TlsClientCaSetting)}", (TlsCertSetting, TlsCert));
         Need(TlsCert != null, $"{TlsCertSetting}", (TlsKeySetting, TlsKey));
         if (OidcIssuer?.StartsWith("http:", StringComparison.OrdinalIgnoreCase) == true)
-            warnings.Add($"the keys that tokens are judged by are fetched in the clear: {OidcIssuerSetting} is http");
+            warnings.Add($"the keys of tokens are fetched in the clear: {OidcIssuerSetting} is no https URL");
         if (MetricsAuth && AuthMode == AuthMode.None)
             warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
         if (AuthMode == AuthMode.Basic && Password == "")
@@ -2329,7 +2331,7 @@ internal sealed class EventLog
     }
 
     private static IEnumerable<(T? Line, long Next)> ReadLines<T>(string path, long from, long to,
-        System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type) where T : class
+        JsonTypeInfo<T> type) where T : class
     {
         foreach (var (line, next) in RawLines(path, from, to))
         {
@@ -2793,7 +2795,7 @@ internal sealed class OnixClient
 
     /// <summary>Reads as it comes, so that a large answer is never held as a whole; only of a 200.</summary>
     private async Task<T> ReadAsync<T>(HttpResponseMessage answer,
-        System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type, CancellationToken limit) where T : class
+        JsonTypeInfo<T> type, CancellationToken limit) where T : class
     {
         if (answer.StatusCode != HttpStatusCode.OK)
             throw Unexpected(answer);
@@ -3685,7 +3687,8 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
 /// <param name="reason">The label of <c>ses_http_refused_total</c>.</param>
 internal sealed class RefusedException(string reason, Reply reply) : Exception(reason)
 {
-    public RefusedException(string reason, int code, string detail) : this(reason, Reply.Problem(code, detail))
+    public RefusedException(string reason, int code, string detail)
+        : this(reason, Reply.Problem(code, detail))
     {
     }
 
@@ -3698,7 +3701,8 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
 /// <param name="Closes">The client wants the connection closed after the answer.</param>
 /// <param name="Expects">The client waits for 100 Continue before it sends the body.</param>
 internal sealed record RequestHead(
-    string Method, string Target, string? Authorization, string? Accept, long? Length, bool Closes, bool Expects)
+    string Method, string Target, string? Authorization, string? Accept, long? Length, bool Closes,
+    bool Expects)
 {
     /// <summary>In bytes, with the empty line at its end.</summary>
     public const int MaxSize = 16 * 1024;
@@ -3713,7 +3717,8 @@ internal sealed record RequestHead(
         HostCharacters = SearchValues.Create(":[]-._~!$&'()*+,;=%" + Letters);
 
     private static readonly SearchValues<byte>
-        Controls = SearchValues.Create([.. Enumerable.Range(0, 32).Select(b => (byte)b).Where(b => b != '\t'), 127]),
+        Controls = SearchValues.Create(
+            [.. Enumerable.Range(0, 128).Where(b => b < 32 && b != '\t' || b == 127).Select(b => (byte)b)]),
         TokenBytes = SearchValues.Create(Encoding.ASCII.GetBytes("!#$%&'*+-.^_`|~" + Letters));
 
     public bool IsRead => Method is "GET" or "HEAD";
@@ -3791,6 +3796,9 @@ internal sealed record RequestHead(
     /// <summary>The header fields that matter; each of these may stand once.</summary>
     private struct Fields
     {
+        private static readonly string[] Names =
+            ["Host", "Authorization", "Accept", "Content-Length", "Transfer-Encoding", "Connection", "Expect"];
+
         private int _count;
 
         public string? Host, Authorization, Accept;
@@ -3800,45 +3808,49 @@ internal sealed record RequestHead(
         public void Add(ReadOnlySpan<byte> line)
         {
             if (++_count > MaxFields)
-                throw new RefusedException("head_size", 431, $"There are more than {MaxFields} header fields.");
+                throw new RefusedException("head_size", 431, $"There are over {MaxFields} header fields.");
             var colon = line.IndexOf((byte)':');
             if (colon < 1 || line[..colon].ContainsAnyExcept(TokenBytes))
                 throw Malformed("A header field's name is no token, or its line is folded.");
             var value = line[(colon + 1)..].Trim(" \t"u8);
             if (value.ContainsAny(Controls))
                 throw Malformed("A header field has a control character.");
-            Keep(Encoding.ASCII.GetString(line[..colon]).ToLowerInvariant(), Encoding.Latin1.GetString(value));
+            foreach (var name in Names)
+            {
+                if (Ascii.EqualsIgnoreCase(line[..colon], name))
+                    Keep(name, Encoding.Latin1.GetString(value));
+            }
         }
 
         private void Keep(string name, string value)
         {
             switch (name)
             {
-                case "host":
+                case "Host":
                     if (value == "" || value.AsSpan().ContainsAnyExcept(HostCharacters))
                         throw Malformed("The Host is not usable.");
-                    Once(ref Host, "Host", value);
+                    Once(ref Host, name, value);
                     break;
-                case "authorization":
-                    Once(ref Authorization, "Authorization", value);
+                case "Authorization":
+                    Once(ref Authorization, name, value);
                     break;
-                case "accept":
+                case "Accept":
                     Accept = Accept == null ? value : $"{Accept}, {value}";
                     break;
-                case "content-length":
-                    if (Length != null || value.Length > 18
-                        || !long.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out var length))
+                case "Content-Length":
+                    if (Length != null || value.Length > 18 || !long.TryParse(
+                        value, NumberStyles.None, CultureInfo.InvariantCulture, out var length))
                         throw Malformed("The Content-Length is no number, or stands twice.");
                     Length = length;
                     break;
-                case "transfer-encoding":
+                case "Transfer-Encoding":
                     IsEncoded = true;
                     break;
-                case "connection":
+                case "Connection":
                     Closes |= value.Split(',', StringSplitOptions.TrimEntries)
                         .Contains("close", StringComparer.OrdinalIgnoreCase);
                     break;
-                case "expect":
+                case "Expect":
                     Expects = value.Equals("100-continue", StringComparison.OrdinalIgnoreCase) ? true
                         : throw new RefusedException("expectation", 417, "SeS knows of 100-continue only.");
                     break;
@@ -3889,8 +3901,8 @@ internal sealed class Failures(TimeProvider clock)
 
     private void Forget()
     {
-        foreach (var (address, _) in _failed.Where(f => clock.GetElapsedTime(f.Value.Last) > Forgotten).ToList())
-            _failed.Remove(address);
+        var old = _failed.Where(f => clock.GetElapsedTime(f.Value.Last) > Forgotten).ToList();
+        old.ForEach(f => _failed.Remove(f.Key));
     }
 
     /// <summary>One host is given 2^64 addresses of IPv6 and can use them all.</summary>
@@ -3950,7 +3962,8 @@ internal sealed class TokenClaims
     public double? Nbf { get; init; }
 }
 
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, AllowDuplicateProperties = false)]
+[JsonSourceGenerationOptions(
+    PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, AllowDuplicateProperties = false)]
 [JsonSerializable(typeof(IssuerBody))]
 [JsonSerializable(typeof(KeysBody))]
 [JsonSerializable(typeof(TokenHead))]
@@ -4056,7 +4069,7 @@ internal sealed class Issuer
         _http = new HttpClient(handler) { Timeout = Patience, MaxResponseContentBufferSize = MaxAnswer };
     }
 
-    /// <summary>Why the token is refused, in a few words for <c>error_description</c>; null: it is good.</summary>
+    /// <summary>Why the token is refused, in words for <c>error_description</c>; null: it is good.</summary>
     /// <exception cref="IssuerException">The keys that it needs cannot be had now.</exception>
     public async ValueTask<string?> RefusalAsync(string token)
     {
@@ -4079,7 +4092,7 @@ internal sealed class Issuer
         return Refusal(claims);
     }
 
-    /// <summary>Asks for the keys if that was not done for long; so that the first token need not wait.</summary>
+    /// <summary>Asks for the keys if that was not done for long; then no token has to wait.</summary>
     /// <exception cref="IssuerException">They cannot be had.</exception>
     public Task RefreshAsync() => AskAsync(() => _keys == null || _clock.GetElapsedTime(_got) > KeysAge);
 
@@ -4090,7 +4103,8 @@ internal sealed class Issuer
             : !IsFor(claims.Aud) ? "the token is for another audience"
             : claims.Exp is not { } end ? "the token never expires"
             : now >= end + Skew.TotalSeconds ? "the token has expired"
-            : claims.Nbf is { } start && now < start - Skew.TotalSeconds ? "the token is not valid yet" : null;
+            : claims.Nbf is { } start && now < start - Skew.TotalSeconds ? "the token is not valid yet"
+            : null;
     }
 
     private bool IsFor(JsonElement audience) => audience.ValueKind switch
@@ -4101,8 +4115,7 @@ internal sealed class Issuer
         _ => false,
     };
 
-    private static bool Read<T>(
-        string part, System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type, [NotNullWhen(true)] out T? value)
+    private static bool Read<T>(string part, JsonTypeInfo<T> type, [NotNullWhen(true)] out T? value)
         where T : class
     {
         value = null;
@@ -4175,8 +4188,7 @@ internal sealed class Issuer
         return [.. (keys.Keys ?? []).Select(IssuerKey.From).OfType<IssuerKey>()];
     }
 
-    private async Task<T> GetAsync<T>(
-        string url, System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type) where T : class
+    private async Task<T> GetAsync<T>(string url, JsonTypeInfo<T> type) where T : class
     {
         try
         {
@@ -4239,10 +4251,11 @@ internal sealed class Auth
             return null;
         if (authorization == null)
             return Unauthorized("missing", null, TimeSpan.Zero);
-        var given = authorization.Split(' ', 2, StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries);
+        var given = authorization.Split(' ', 2, StringSplitOptions.TrimEntries);
         var scheme = _issuer == null ? "Basic" : "Bearer";
         if (given.Length != 2 || !given[0].Equals(scheme, StringComparison.OrdinalIgnoreCase))
-            return Unauthorized("scheme", $"credentials of the scheme {scheme} are asked for", _failures.Add(client));
+            return Unauthorized(
+                "scheme", $"credentials of the scheme {scheme} are asked for", _failures.Add(client));
         if (_issuer == null)
             return IsPassword(given[1]) ? null : Unauthorized("wrong", "", _failures.Add(client));
         try
@@ -4271,7 +4284,8 @@ internal sealed class Auth
         _meters.AuthFailures.WithLabels(reason).Inc();
         var challenge = _issuer == null ? "Basic realm=\"SeS\", charset=\"UTF-8\""
             : "Bearer realm=\"SeS\""
-                + (description == null ? "" : $", error=\"invalid_token\", error_description=\"{description}\"");
+                + (description == null ? ""
+                    : $", error=\"invalid_token\", error_description=\"{description}\"");
         var detail = _issuer == null || description == null ? "Credentials are missing or wrong."
             : $"The bearer token is refused: {description}.";
         return Reply.Problem(401, detail) with
@@ -4296,7 +4310,7 @@ internal sealed class Auth
 /// <summary>Answers requests; the log and the Recorder are given once they are there.</summary>
 internal sealed class Web
 {
-    /// <summary>Header fields that the gate sets: the process's secret, and the address of the client.</summary>
+    /// <summary>Fields that the gate sets: the process's secret, and the address of the client.</summary>
     public const string SecretField = "Ses-Secret", ClientField = "Ses-Client";
 
     private readonly Options _options;
@@ -4400,7 +4414,8 @@ internal sealed class Web
 
     private Reply? LengthRefusal(long? length) =>
         length == null ? Bad(411, "Send the body with a Content-Length.")
-        : length > _options.MaxBody ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.")
+        : length > _options.MaxBody
+            ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.")
         : null;
 
     /// <summary>Why no alert can be taken now, whatever it says.</summary>
@@ -4421,9 +4436,9 @@ internal sealed class Web
             ["live"] => (Resource.Live, ""),
             ["ready"] => (Resource.Ready, ""),
             ["metrics"] when _options.Metrics => (Resource.Metrics, ""),
-            _ when segments.Length == hook.Length && segments.SequenceEqual(hook) => (Resource.Webhook, ""),
-            [.., var last] when segments.Length == hook.Length + 1 && segments.Take(hook.Length).SequenceEqual(hook) =>
-                (Resource.Webhook, last),
+            _ when !segments.Take(hook.Length).SequenceEqual(hook) => (Resource.None, ""),
+            _ when segments.Length <= hook.Length + 1 =>
+                (Resource.Webhook, segments.ElementAtOrDefault(hook.Length) ?? ""),
             _ => (Resource.None, ""),
         };
     }
@@ -4505,7 +4520,8 @@ internal sealed class Web
             case Resource.Ready:
                 return ReadyReply();
             case Resource.Metrics:
-                return new Reply(200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync());
+                return new Reply(
+                    200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync());
             default:
                 var started = _clock.GetTimestamp();
                 var reply = Unavailable() ?? await TakeAsync(_eventLog!, request, partition);
@@ -4577,7 +4593,8 @@ internal sealed class Web
     private Reply Bad(int code, string detail, string? client = null)
     {
         _meters.BadRequests.Inc();
-        _log.Often("a payload could not be processed", ("code", code), ("reason", detail), ("client", client));
+        _log.Often("a payload could not be processed",
+            ("code", code), ("reason", detail), ("client", client));
         return Reply.Problem(code, detail);
     }
 
@@ -4671,7 +4688,11 @@ internal sealed class Tls : IDisposable
     /// <summary>A certificate that ends sooner is warned of.</summary>
     public static readonly TimeSpan EndsSoon = TimeSpan.FromDays(14);
 
-    private const string ServerAuthentication = "1.3.6.1.5.5.7.3.1", ClientAuthentication = "1.3.6.1.5.5.7.3.2";
+    private const string
+        ServerAuthentication = "1.3.6.1.5.5.7.3.1", ClientAuthentication = "1.3.6.1.5.5.7.3.2";
+
+    private const string CertificateSetting = "--tls-cert (OXSES_TLS_CERT)",
+        KeySetting = "--tls-key (OXSES_TLS_KEY)", ClientCaSetting = "--tls-client-ca (OXSES_TLS_CLIENTCA)";
 
     private readonly string _certificatePath, _keyPath;
     private readonly string? _clientCaPath;
@@ -4715,13 +4736,14 @@ internal sealed class Tls : IDisposable
         catch (CertificateException e)
         {
             _meters.TlsReloads.WithLabels("refused").Inc();
-            _log.Often("the changed certificate is not used, the one before it still is", ("reason", e.Message));
+            _log.Often("the changed certificate is not used, the one before it still is",
+                ("reason", e.Message));
         }
     }
 
     private Files ReadFiles() => new(
-        ReadFile("--tls-cert (OXSES_TLS_CERT)", _certificatePath), ReadFile("--tls-key (OXSES_TLS_KEY)", _keyPath),
-        _clientCaPath == null ? null : ReadFile("--tls-client-ca (OXSES_TLS_CLIENTCA)", _clientCaPath));
+        ReadFile(CertificateSetting, _certificatePath), ReadFile(KeySetting, _keyPath),
+        _clientCaPath == null ? null : ReadFile(ClientCaSetting, _clientCaPath));
 
     private static string ReadFile(string setting, string path)
     {
@@ -4737,7 +4759,7 @@ internal sealed class Tls : IDisposable
 
     private SslServerAuthenticationOptions Load(Files files)
     {
-        var chain = Certificates("--tls-cert (OXSES_TLS_CERT)", _certificatePath, files.Certificate);
+        var chain = Certificates(CertificateSetting, _certificatePath, files.Certificate);
         var certificate = WithKey(files);
         Check(certificate);
         var options = new SslServerAuthenticationOptions
@@ -4749,8 +4771,7 @@ internal sealed class Tls : IDisposable
             AllowRenegotiation = false,
         };
         if (files.ClientCa != null)
-            RequireClients(options,
-                Certificates("--tls-client-ca (OXSES_TLS_CLIENTCA)", _clientCaPath!, files.ClientCa));
+            RequireClients(options, Certificates(ClientCaSetting, _clientCaPath!, files.ClientCa));
         _meters.TlsExpiry.Set((certificate.NotAfter.ToUniversalTime() - DateTime.UnixEpoch).TotalSeconds);
         return options;
     }
@@ -4772,9 +4793,9 @@ internal sealed class Tls : IDisposable
 
     private X509Certificate2 WithKey(Files files)
     {
-        const string Setting = "--tls-key (OXSES_TLS_KEY)";
         if (files.Key.Contains("ENCRYPTED", StringComparison.Ordinal))
-            throw new CertificateException($"{Setting}: '{_keyPath}' is encrypted; SeS needs it without a passphrase");
+            throw new CertificateException(
+                $"{KeySetting}: '{_keyPath}' is encrypted; SeS needs it without a passphrase");
         try
         {
             return X509Certificate2.CreateFromPem(files.Certificate, files.Key);
@@ -4782,16 +4803,17 @@ internal sealed class Tls : IDisposable
         catch (Exception e) when (e is CryptographicException or ArgumentException)
         {
             throw new CertificateException(files.Key.Contains("PRIVATE KEY-----", StringComparison.Ordinal)
-                ? $"{Setting}: '{_keyPath}' is not the key of the certificate in '{_certificatePath}': {e.Message}"
-                : $"{Setting}: '{_keyPath}' holds no private key in PEM");
+                ? $"{KeySetting}: '{_keyPath}' is not the key of the certificate in '{_certificatePath}'"
+                : $"{KeySetting}: '{_keyPath}' holds no private key in PEM");
         }
     }
 
     private void Check(X509Certificate2 certificate)
     {
-        var setting = $"--tls-cert (OXSES_TLS_CERT): the certificate in '{_certificatePath}'";
+        var setting = $"{CertificateSetting}: the certificate in '{_certificatePath}'";
         var now = _clock.GetUtcNow().UtcDateTime;
-        var (begins, ends) = (certificate.NotBefore.ToUniversalTime(), certificate.NotAfter.ToUniversalTime());
+        var begins = certificate.NotBefore.ToUniversalTime();
+        var ends = certificate.NotAfter.ToUniversalTime();
         if (now > ends)
             throw new CertificateException($"{setting} expired on {Rfc3339.Format(ends)}");
         if (now < begins)
@@ -4800,13 +4822,15 @@ internal sealed class Tls : IDisposable
             && !usage.EnhancedKeyUsages.Cast<Oid>().Any(o => o.Value == ServerAuthentication))
             throw new CertificateException($"{setting} is not for servers");
         if (now > ends - EndsSoon)
-            _log.Warn("the certificate expires soon", ("file", _certificatePath), ("at", Rfc3339.Format(ends)));
+            _log.Warn("the certificate expires soon",
+                ("file", _certificatePath), ("at", Rfc3339.Format(ends)));
         if (!certificate.Extensions.OfType<X509SubjectAlternativeNameExtension>().Any())
             _log.Warn("the certificate names no host (no subjectAltName): most clients refuse it",
                 ("file", _certificatePath));
     }
 
-    private static void RequireClients(SslServerAuthenticationOptions options, X509Certificate2Collection authorities)
+    private static void RequireClients(
+        SslServerAuthenticationOptions options, X509Certificate2Collection authorities)
     {
         var policy = new X509ChainPolicy
         {
@@ -4966,7 +4990,7 @@ internal sealed class Upstream(Socket socket) : IDisposable
     }
 
     /// <summary>The head of the answer, and how many of the bytes after it are there already.</summary>
-    public async ValueTask<(string[] Lines, ReadOnlyMemory<byte> Part)> ReceiveHeadAsync()
+    public async ValueTask<(ReadOnlyMemory<byte> Head, ReadOnlyMemory<byte> Part)> ReceiveHeadAsync()
     {
         _end = 0;
         while (true)
@@ -4977,8 +5001,7 @@ internal sealed class Upstream(Socket socket) : IDisposable
             _end += count;
             var length = _buffer.AsSpan(0, _end).IndexOf("\r\n\r\n"u8);
             if (length >= 0)
-                return (Encoding.Latin1.GetString(_buffer, 0, length).Split("\r\n"),
-                    _buffer.AsMemory(length + 4, _end - length - 4));
+                return (_buffer.AsMemory(0, length), _buffer.AsMemory(length + 4, _end - length - 4));
         }
     }
 
@@ -4986,7 +5009,8 @@ internal sealed class Upstream(Socket socket) : IDisposable
     public async ValueTask<ReadOnlyMemory<byte>> ReceiveAsync()
     {
         var count = await socket.ReceiveAsync(_buffer, SocketFlags.None);
-        return count > 0 ? _buffer.AsMemory(0, count) : throw new IOException("the HTTP listener cut an answer off");
+        return count > 0 ? _buffer.AsMemory(0, count)
+            : throw new IOException("the HTTP listener cut an answer off");
     }
 }
 
@@ -5004,6 +5028,9 @@ internal sealed class Gate
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
     private const int FirstPart = 64 * 1024;
+
+    /// <summary>Holds most answers with their heads; a larger one takes more.</summary>
+    private const int SmallAnswer = 1024;
 
     /// <summary>The longest wait for whatever a client has to do next.</summary>
     private static readonly TimeSpan
@@ -5047,7 +5074,8 @@ internal sealed class Gate
 
     /// <param name="tls">Null: plain HTTP.</param>
     /// <param name="descriptors">How many the process may have open.</param>
-    public Gate(Options options, Web web, Tls? tls, long descriptors, TimeProvider clock, Log log, Meters meters)
+    public Gate(
+        Options options, Web web, Tls? tls, long descriptors, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _web, _tls, _clock, _log, _meters) = (options, web, tls, clock, log, meters);
         _maxConnections = (int)Math.Min(MaxConnections, descriptors / 2);
@@ -5066,7 +5094,7 @@ internal sealed class Gate
         return (IPEndPoint)_listener.LocalEndPoint!;
     }
 
-    /// <summary>Takes no more connections, answers 503 to what comes, and waits for what is in flight.</summary>
+    /// <summary>Takes no more connections, answers 503 to what comes, waits for what is in flight.</summary>
     public async Task DrainAsync(TimeSpan atMost)
     {
         _draining = true;
@@ -5189,8 +5217,14 @@ internal sealed class Gate
         var now = _clock.GetTimestamp();
         List<Connection> late;
         lock (_gate)
-            late = [.. _connections.Where(c => now >= c.Deadline && c.Stage != Stage.Handled && !c.IsOverdue)];
-        late.ForEach(c => c.Expire());
+            late = [.. _connections.Where(
+                c => c.Stage != Stage.Handled && now >= c.Deadline && !c.IsOverdue)];
+        foreach (var connection in late)
+        {
+            if (connection.Stage == Stage.Answer)
+                Refused("answer_timeout");
+            connection.Expire();
+        }
         var kept = new List<Upstream>();
         while (_upstreams.TryPop(out var upstream))
         {
@@ -5259,7 +5293,8 @@ internal sealed class Gate
         Enter(connection, Stage.Handshake, HandshakeTime);
         await connection.WaitAsync();
         var first = new byte[1];
-        if (await connection.Socket.ReceiveAsync(first, SocketFlags.Peek) == 1 && char.IsAsciiLetter((char)first[0]))
+        if (await connection.Socket.ReceiveAsync(first, SocketFlags.Peek) == 1
+            && char.IsAsciiLetter((char)first[0]))
             throw new RefusedException("handshake", 400, "This port speaks TLS: ask with https.");
         var tls = new SslStream(connection.Stream);
         connection.Stream = tls;
@@ -5288,8 +5323,9 @@ internal sealed class Gate
         var hasBody = head.Length > 0;
         if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
             return await AnswerAsync(connection, refusal, head.Method == "HEAD", head.Closes || hasBody);
-        using var parcel = new Parcel(this);
-        parcel.Add(HeadFor(head, connection.Client));
+        var innerHead = HeadFor(head, connection.Client);
+        using var parcel = new Parcel(this, innerHead.Length + (head.Length ?? 0));
+        parcel.Add(innerHead);
         if (hasBody)
             await ReadBodyAsync(connection, head, parcel);
         return await HandOverAsync(connection, head, parcel);
@@ -5344,7 +5380,8 @@ internal sealed class Gate
     }
 
     /// <summary>A whole request on its way to the HttpListener; its memory is counted.</summary>
-    private sealed class Parcel(Gate gate) : IDisposable
+    /// <param name="expected">How many bytes it will hold, as far as that is known.</param>
+    private sealed class Parcel(Gate gate, long expected) : IDisposable
     {
         private byte[] _buffer = [];
 
@@ -5368,7 +5405,7 @@ internal sealed class Gate
         public Memory<byte> Room(int atMost)
         {
             if (Length == _buffer.Length)
-                Grow(Length == 0 ? FirstPart : 2 * Length);
+                Grow(Length == 0 ? (int)Math.Min(expected, FirstPart) : 2 * Length);
             return _buffer.AsMemory(Length, Math.Min(atMost, _buffer.Length - Length));
         }
 
@@ -5403,7 +5440,7 @@ internal sealed class Gate
         try
         {
             var closes = head.Closes || _draining;
-            using var answer = new Parcel(this);
+            using var answer = new Parcel(this, SmallAnswer);
             await ExchangeAsync(connection, head, closes, request, answer);
             // From here on a slow reader holds nothing but its connection.
             Await(connection, waits: true);
@@ -5426,14 +5463,13 @@ internal sealed class Gate
         {
             if (Interlocked.Increment(ref _inFlight) > _maxInFlight)
                 throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
-            string[] lines;
-            ReadOnlyMemory<byte> part;
+            ReadOnlyMemory<byte> answerHead, part;
             try
             {
                 upstream = _upstreams.TryPop(out var kept) ? kept : await Upstream.ConnectAsync(_inner);
                 await upstream.SendAsync(request.Bytes);
                 request.Dispose();
-                (lines, part) = await upstream.ReceiveHeadAsync();
+                (answerHead, part) = await upstream.ReceiveHeadAsync();
             }
             catch (Exception e) when (e is IOException or SocketException)
             {
@@ -5441,8 +5477,7 @@ internal sealed class Gate
                 _log.Error("a defect in SeS: its HTTP listener did not answer", ("exception", e));
                 throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
             }
-            var (text, length, keepsAlive) = Rewrite(lines, closes);
-            answer.Add(Encoding.Latin1.GetBytes(text));
+            var (length, keepsAlive) = Rewrite(answerHead.Span, closes, answer);
             for (var left = length; left > 0; left -= part.Length, part = default)
             {
                 if (part.Length == 0)
@@ -5474,28 +5509,28 @@ internal sealed class Gate
         _upstreams.Push(upstream);
     }
 
-    /// <summary>The head of the listener's answer as the client gets it.</summary>
-    private static (string Text, long Length, bool KeepsAlive) Rewrite(string[] lines, bool closes)
+    /// <summary>Adds the head of the listener's answer as the client gets it.</summary>
+    private static (long Length, bool KeepsAlive) Rewrite(ReadOnlySpan<byte> head, bool closes, Parcel answer)
     {
-        var text = new StringBuilder(lines[0]).Append("\r\n");
         var (length, keepsAlive) = (0L, true);
-        foreach (var line in lines.AsSpan(1))
-        {
-            var colon = line.IndexOf(':', StringComparison.Ordinal);
-            var name = line.AsSpan(0, colon);
-            var value = line.AsSpan(colon + 1).Trim();
-            if (name.Equals("Connection", StringComparison.OrdinalIgnoreCase))
-                keepsAlive = !value.Equals("close", StringComparison.OrdinalIgnoreCase);
-            else if (name.Equals("Content-Length", StringComparison.OrdinalIgnoreCase))
-                length = long.Parse(value, NumberStyles.None, CultureInfo.InvariantCulture);
-            else if (!name.Equals("Server", StringComparison.OrdinalIgnoreCase)
-                && !name.Equals("Keep-Alive", StringComparison.OrdinalIgnoreCase))
-                text.Append(line).Append("\r\n");
-        }
         // A 204 has no Content-Length (RFC 9110, 8.6).
-        if (!lines[0].AsSpan(9).StartsWith("204"))
-            text.Append(CultureInfo.InvariantCulture, $"Content-Length: {length}\r\n");
-        return (text.Append(closes ? "Connection: close\r\n\r\n" : "\r\n").ToString(), length, keepsAlive);
+        var isEmpty = head.StartsWith("HTTP/1.1 204"u8);
+        foreach (var range in head.Split("\r\n"u8))
+        {
+            var line = head[range];
+            if (line.StartsWith("Connection: "u8))
+                keepsAlive = !line.EndsWith("close"u8);
+            else if (line.StartsWith("Content-Length: "u8))
+                length = long.Parse(line["Content-Length: ".Length..], CultureInfo.InvariantCulture);
+            if (!line.StartsWith("Connection: "u8) && !line.StartsWith("Keep-Alive: "u8)
+                && !line.StartsWith("Server: "u8) && !(isEmpty && line.StartsWith("Content-Length: "u8)))
+            {
+                answer.Add(line);
+                answer.Add("\r\n"u8);
+            }
+        }
+        answer.Add(closes ? "Connection: close\r\n\r\n"u8 : "\r\n"u8);
+        return (length, keepsAlive);
     }
 
     /// <summary>A slow reader has its time for each part.</summary>
@@ -5517,7 +5552,8 @@ internal sealed class Gate
             + (reply.Header is { } header ? $"{header.Name}: {header.Value}\r\n" : "")
             + $"Content-Type: {reply.ContentType}\r\nContent-Length: {reply.Body.Length}\r\n"
             + (closes ? "Connection: close\r\n\r\n" : "\r\n");
-        await WriteAsync(connection, (byte[])[.. Encoding.Latin1.GetBytes(head), .. isHead ? [] : reply.Body]);
+        byte[] body = isHead ? [] : reply.Body;
+        await WriteAsync(connection, (byte[])[.. Encoding.Latin1.GetBytes(head), .. body]);
         return !closes || await LingerAsync(connection);
     }
 
@@ -5554,7 +5590,8 @@ internal static partial class Linux
         if (GetLimit(DescriptorLimit, out var limit) != 0)
             return 1024;
         var raised = limit with { Soft = limit.Hard };
-        return (long)Math.Min(SetLimit(DescriptorLimit, raised) == 0 ? raised.Soft : limit.Soft, int.MaxValue);
+        var now = SetLimit(DescriptorLimit, raised) == 0 ? raised.Soft : limit.Soft;
+        return (long)Math.Min(now, int.MaxValue);
     }
 
     /// <summary>

@@ -29,6 +29,46 @@ public sealed class BenchTests(ITestOutputHelper output)
         Assert.Equal(0, result.Refused);
     }
 
+    /// <summary>
+    /// What the gate costs: the same requests to the bare listener behind it, to the gate, and over TLS, in
+    /// turn, three times each.
+    /// </summary>
+    [Theory]
+    [InlineData(true, "requests a second, 3.8 KB of known alerts, 32 connections")]
+    [InlineData(false, "requests a second, 3.8 KB of new alerts, flushed, 32 connections")]
+    public async Task PassingTheGate(bool repeats, string measure)
+    {
+        using var files = new CertificateFiles();
+        await using var plain = await SesProcess.StartAsync("none");
+        await using var tls = await SesProcess.StartAsync("none", null, null,
+            "--tls-cert", files.Certificate, "--tls-key", files.Key);
+        var (port, secret) = InnerListener.Of(plain.Child.Id);
+        Load[] loads =
+        [
+            // The bare listener closes a connection after its hundredth request.
+            new(port, 32, 10, 200) { Fields = $"Ses-Secret: {secret}\r\n", RequestsPerConnection = 90, Repeats = repeats },
+            new(plain.Port, 32, 10, 200) { Repeats = repeats },
+            new(tls.Port, 32, 10, 200) { IsTls = true, Repeats = repeats },
+        ];
+        var rates = new List<double>[] { [], [], [] };
+        for (var round = 0; round < 4; round++)
+        {
+            for (var i = 0; i < loads.Length; i++)
+            {
+                var result = await loads[i].RunAsync(TimeSpan.FromSeconds(4));
+                Assert.Equal(0, result.Refused);
+                if (round > 0)
+                    rates[i].Add(result.PerSecond / 10);
+            }
+        }
+        double Median(int i) => rates[i].Order().ElementAt(1);
+        Row(measure + ": bare listener / gate / gate with TLS",
+            $"{Median(0):N0} / {Median(1):N0} / {Median(2):N0} "
+            + $"({Median(1) / Median(0):P0} / {Median(2) / Median(0):P0})");
+        Row("resident after it, plain / TLS",
+            $"{MiB(plain.Child.ResidentBytes())} / {MiB(tls.Child.ResidentBytes())}");
+    }
+
     [Fact]
     public async Task RecordingAtTheRealOnixsSpeed()
     {

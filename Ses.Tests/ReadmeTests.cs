@@ -35,6 +35,7 @@ public sealed partial class ReadmeTests
         Limit("requests in flight", typeof(Gate), "MaxInFlight"),
         Limit("bodies in flight", typeof(Gate), "MaxBytesInFlight", Mib),
         Limit("room for a body before any of it is there", typeof(Gate), "FirstPart", Kib),
+        Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("time for a TLS handshake", typeof(Gate), "HandshakeTime"),
         Limit("time for the head", typeof(Gate), "HeadTime"),
         Limit("time for the body", typeof(Gate), "BodyTime"),

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Net;
+using System.Net.Security;
 using System.Net.Sockets;
 using System.Text;
 
@@ -24,8 +25,17 @@ internal sealed record LoadResult(long Acknowledged, long Refused, TimeSpan Took
 /// </summary>
 internal sealed class Load(int port, int senders, int alerts, int servicesPerSender)
 {
-    /// <summary>The bare HttpListener closes a connection after its hundredth request.</summary>
-    private const int RequestsPerConnection = 90;
+    /// <summary>After so many requests a connection is closed and another opened.</summary>
+    public long RequestsPerConnection { get; init; } = long.MaxValue;
+
+    /// <summary>Header fields to add, each with its CR LF.</summary>
+    public string Fields { get; init; } = "";
+
+    /// <summary>Speak TLS, whatever the certificate is.</summary>
+    public bool IsTls { get; init; }
+
+    /// <summary>Send the same payload over and over, as Alertmanager repeats alerts.</summary>
+    public bool Repeats { get; init; }
 
     private static readonly DateTime Epoch = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
 
@@ -45,36 +55,48 @@ internal sealed class Load(int port, int senders, int alerts, int servicesPerSen
     private (long Acknowledged, long Refused, List<TimeSpan> Latencies) Send(
         int sender, Stopwatch clock, TimeSpan duration, long most)
     {
-        var socket = Connect();
+        var connection = Connect();
         var (acknowledged, refused, latencies) = (0L, 0L, new List<TimeSpan>());
         var answer = new byte[64 * 1024];
         var left = RequestsPerConnection;
+        byte[] bytes = [];
         for (long request = 0; request < most && clock.Elapsed < duration; request++)
         {
             if (left-- == 0)
             {
-                socket.Dispose();
-                (socket, left) = (Connect(), RequestsPerConnection - 1);
+                connection.Dispose();
+                (connection, left) = (Connect(), RequestsPerConnection - 1);
             }
-            var bytes = Request(sender, request);
+            if (request == 0 || !Repeats)
+                bytes = Request(sender, request);
             var started = clock.Elapsed;
-            for (var sent = 0; sent < bytes.Length;)
-                sent += socket.Send(bytes.AsSpan(sent));
-            var code = ReadCode(socket, answer);
+            connection.Write(bytes);
+            var code = ReadCode(connection, answer);
             latencies.Add(clock.Elapsed - started);
             acknowledged += code == 204 ? alerts : 0;
             refused += code == 204 ? 0 : 1;
             left = code < 400 ? left : 0;
         }
-        socket.Dispose();
+        connection.Dispose();
         return (acknowledged, refused, latencies);
     }
 
-    private Socket Connect()
+    private Stream Connect()
     {
         var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         socket.Connect(new IPEndPoint(IPAddress.Loopback, port));
-        return socket;
+        var plain = new NetworkStream(socket, ownsSocket: true);
+        if (!IsTls)
+            return plain;
+        var tls = new SslStream(plain);
+#pragma warning disable CA5359 // What is measured is SeS, not the certificate.
+        tls.AuthenticateAsClient(new SslClientAuthenticationOptions
+        {
+            TargetHost = "localhost",
+            RemoteCertificateValidationCallback = (_, _, _, _) => true,
+        });
+#pragma warning restore CA5359
+        return tls;
     }
 
     private byte[] Request(int sender, long request)
@@ -99,15 +121,15 @@ internal sealed class Load(int port, int senders, int alerts, int servicesPerSen
         }
         body.Append("]}");
         return Encoding.UTF8.GetBytes($"POST /alerts/INS HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-            + $"Content-Type: application/json\r\nContent-Length: {body.Length}\r\n\r\n{body}");
+            + $"{Fields}Content-Type: application/json\r\nContent-Length: {body.Length}\r\n\r\n{body}");
     }
 
-    private static int ReadCode(Socket socket, byte[] answer)
+    private static int ReadCode(Stream connection, byte[] answer)
     {
         var held = 0;
         while (true)
         {
-            var read = socket.Receive(answer.AsSpan(held));
+            var read = connection.Read(answer.AsSpan(held));
             if (read == 0)
                 throw new IOException("the connection was closed before the answer");
             held += read;
