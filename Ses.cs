@@ -4842,7 +4842,6 @@ internal sealed class Tls : IDisposable
         policy.ApplicationPolicy.Add(new Oid(ClientAuthentication));
         options.ClientCertificateRequired = true;
         options.CertificateChainPolicy = policy;
-        options.RemoteCertificateValidationCallback = (_, _, _, problems) => problems == SslPolicyErrors.None;
     }
 }
 
@@ -5306,7 +5305,7 @@ internal sealed class Gate
         {
             Refused(connection.IsOverdue ? "handshake_timeout" : "handshake");
             _log.Often("a TLS handshake failed", ("client", connection.Client),
-                ("reason", (e.InnerException ?? e).Message));
+                ("reason", e.GetBaseException().Message));
             throw new IOException("the TLS handshake failed", e);
         }
         Enter(connection, Stage.Idle, HeadTime);

@@ -38,10 +38,11 @@ public sealed class BenchTests(ITestOutputHelper output)
     [InlineData(false, "requests a second, 3.8 KB of new alerts, flushed, 32 connections")]
     public async Task PassingTheGate(bool repeats, string measure)
     {
-        using var files = new CertificateFiles();
+        using var certificates = new Certificates();
+        var pair = certificates.Issue("server");
         await using var plain = await SesProcess.StartAsync("none");
         await using var tls = await SesProcess.StartAsync("none", null, null,
-            "--tls-cert", files.Certificate, "--tls-key", files.Key);
+            "--tls-cert", pair.Certificate, "--tls-key", pair.Key);
         var (port, secret) = InnerListener.Of(plain.Child.Id);
         Load[] loads =
         [

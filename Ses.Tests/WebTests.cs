@@ -13,10 +13,6 @@ namespace Ses.Tests;
 /// <summary>Each answer of the table, from a real listener with a real event log.</summary>
 public sealed class WebTests
 {
-    private static readonly DateTime Now = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
-
-    private static readonly DateTime Built = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
-
     private const string Alert = """
         {"status":"firing","labels":{"alertname":"InstanceDown","job":"etcd","instance":"n1"},
         "startsAt":"2026-11-22T11:34:34.489Z","endsAt":"0001-01-01T00:00:00Z","fingerprint":"f1"}
@@ -24,129 +20,6 @@ public sealed class WebTests
 
     private static string Body(params string[] alerts) =>
         $$"""{"version":"4","alerts":[{{string.Join(',', alerts)}}]}""";
-
-    /// <summary>A SeS without a process: its listener on a free port, its log in a temp folder.</summary>
-    private sealed class Host : IAsyncDisposable
-    {
-        private readonly HttpClient _http = new();
-        private bool _stopped;
-
-        private Host(bool serve, string address, string[] flags)
-        {
-            var lines = new StringWriter();
-            var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(lines), Clock);
-            var meters = new Meters("test", "test");
-            EventLog = new EventLog(Dir, TimeSpan.FromDays(400), Clock, log, meters);
-            var given = new Dictionary<string, string>
-            {
-                ["--onix-url"] = "none", ["--address"] = address, ["--port"] = "0",
-            };
-            for (var i = 0; i < flags.Length; i += 2)
-                given[flags[i]] = flags[i + 1];
-            var options = Options.Read(given, new Dictionary<string, string>());
-            var auth = new Auth(options, new SocketsHttpHandler(), Clock, log, meters);
-            Web = new Web(options, auth, Built, Clock, log, meters);
-            Gate = new Gate(options, Web, null, 20_000, Clock, log, meters);
-            Port = Gate.Start().Port;
-            if (serve)
-                Web.Serve(EventLog, null);
-            _http.BaseAddress = new Uri($"http://127.0.0.1:{Port}");
-        }
-
-        public static Host Serving(params string[] flags) => new(true, "127.0.0.1", flags);
-
-        public static Host Starting() => new(false, "127.0.0.1", []);
-
-        public static Host At(string address) => new(true, address, []);
-
-        public string Dir { get; } = Directory.CreateTempSubdirectory("ses-web-").FullName;
-
-        public ManualClock Clock { get; } = new(Now);
-
-        public EventLog EventLog { get; }
-
-        public Web Web { get; }
-
-        public Gate Gate { get; }
-
-        public int Port { get; }
-
-        public int Events => LogFiles.ReadEvents(Dir).Count;
-
-        public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
-
-        public Task<Answer> PostAsync(
-            string body, string path = "/alerts/INS", string? authorization = null) =>
-            SendAsync(HttpMethod.Post, path, body, authorization);
-
-        public async Task<Answer> SendAsync(
-            HttpMethod method, string path, string? body = null, string? authorization = null)
-        {
-            using var request = new HttpRequestMessage(method, path);
-            if (body != null)
-                request.Content = new StringContent(body, Encoding.UTF8, "application/json");
-            if (authorization != null)
-                Assert.True(request.Headers.TryAddWithoutValidation("Authorization", authorization));
-            using var response = await _http.SendAsync(request);
-            return new Answer((int)response.StatusCode, response.Content.Headers.ContentType,
-                await response.Content.ReadAsStringAsync(), response.Headers, response.Content.Headers);
-        }
-
-        /// <summary>The status line of what is answered to these bytes.</summary>
-        public async Task<string> SendRawAsync(string request)
-        {
-            using var client = new TcpClient();
-            await client.ConnectAsync(IPAddress.Loopback, Port);
-            var stream = client.GetStream();
-            await stream.WriteAsync(Encoding.ASCII.GetBytes(request));
-            using var reader = new StreamReader(stream, Encoding.ASCII);
-            return await reader.ReadLineAsync().WaitAsync(TimeSpan.FromSeconds(30)) ?? "";
-        }
-
-        /// <summary>Lets the clock run until this is there.</summary>
-        public async Task<T> UnfreezeAsync<T>(Task<T> awaited)
-        {
-            await Wait.UntilAsync(() =>
-            {
-                Clock.Advance(TimeSpan.FromSeconds(1));
-                return awaited.IsCompleted;
-            }, TimeSpan.FromSeconds(30), "an answer");
-            return await awaited;
-        }
-
-        public void StopLog()
-        {
-            _stopped = true;
-            EventLog.Stop();
-        }
-
-        public async ValueTask DisposeAsync()
-        {
-            await Gate.DrainAsync(TimeSpan.Zero);
-            if (!_stopped)
-                EventLog.Stop();
-            _http.Dispose();
-            Directory.Delete(Dir, recursive: true);
-        }
-    }
-
-    private sealed record Answer(int Code, MediaTypeHeaderValue? Type, string Body,
-        HttpResponseHeaders Headers, HttpContentHeaders ContentHeaders)
-    {
-        public JsonElement Json => JsonDocument.Parse(Body).RootElement;
-
-        /// <summary>Asserts problem details (RFC 9457) of this code, and returns the detail.</summary>
-        public string Problem(int code)
-        {
-            Assert.Equal(code, Code);
-            Assert.Equal("application/problem+json", Type?.MediaType);
-            Assert.Equal(code, Json.GetProperty("status").GetInt32());
-            Assert.NotEqual("", Json.GetProperty("title").GetString());
-            var detail = Json.GetProperty("detail").GetString()!;
-            Assert.InRange(detail.Length, 10, 300);
-            return detail;
-        }
-    }
 
     private static string Basic(string userAndPassword, string scheme = "Basic") =>
         $"{scheme} {Convert.ToBase64String(Encoding.UTF8.GetBytes(userAndPassword))}";
@@ -361,11 +234,11 @@ public sealed class WebTests
     public async Task ClockBeforeTheBuildIsAnswered503()
     {
         await using var host = Host.Serving();
-        host.Clock.UtcNow = Built.AddSeconds(-1);
+        host.Clock.UtcNow = Host.Built.AddSeconds(-1);
         Assert.Contains("clock", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
         Assert.Equal(503, (await host.GetAsync("/ready")).Code);
         Assert.Equal(0, host.Events);
-        host.Clock.UtcNow = Now;
+        host.Clock.UtcNow = Host.Now;
         Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
     }
 

@@ -59,9 +59,10 @@ internal sealed class SesProcess : IAsyncDisposable
             "--data-dir", DataDir, "--onix-url", onixUrl, .. extra,
         ];
         _child = Run();
-        Client = new HttpClient
+        var scheme = extra.Contains("--tls-cert") ? "https" : "http";
+        Client = new HttpClient(Connection())
         {
-            BaseAddress = new Uri($"http://127.0.0.1:{port}/"),
+            BaseAddress = new Uri($"{scheme}://localhost:{port}/"),
             Timeout = TimeSpan.FromSeconds(30),
         };
     }
@@ -155,6 +156,27 @@ internal sealed class SesProcess : IAsyncDisposable
         await _child.DisposeAsync();
         if (_ownsDataDir)
             Directory.Delete(DataDir, recursive: true);
+    }
+
+    /// <summary>To 127.0.0.1, whatever SeS's certificate is: the tests of TLS look at that.</summary>
+    private static SocketsHttpHandler Connection()
+    {
+        var handler = new SocketsHttpHandler
+        {
+            ConnectCallback = async (context, stop) =>
+            {
+                var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp)
+                {
+                    NoDelay = true,
+                };
+                await socket.ConnectAsync(IPAddress.Loopback, context.DnsEndPoint.Port, stop);
+                return new NetworkStream(socket, ownsSocket: true);
+            },
+        };
+#pragma warning disable CA5359
+        handler.SslOptions.RemoteCertificateValidationCallback = (_, _, _, _) => true;
+#pragma warning restore CA5359
+        return handler;
     }
 
     private ChildProcess Run()

@@ -1,0 +1,169 @@
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Sockets;
+using System.Text;
+using System.Text.Json;
+using Xunit;
+
+namespace Ses.Tests.Support;
+
+/// <summary>What a request was answered with.</summary>
+internal sealed record Answer(int Code, MediaTypeHeaderValue? Type, string Body,
+    HttpResponseHeaders Headers, HttpContentHeaders ContentHeaders)
+{
+    public JsonElement Json => JsonDocument.Parse(Body).RootElement;
+
+    /// <summary>Asserts problem details (RFC 9457) of this code, and returns the detail.</summary>
+    public string Problem(int code)
+    {
+        Assert.Equal(code, Code);
+        Assert.Equal("application/problem+json", Type?.MediaType);
+        Assert.Equal(code, Json.GetProperty("status").GetInt32());
+        Assert.NotEqual("", Json.GetProperty("title").GetString());
+        var detail = Json.GetProperty("detail").GetString()!;
+        Assert.InRange(detail.Length, 10, 300);
+        return detail;
+    }
+}
+
+/// <summary>A SeS without a process: gate and listener on free ports, its log in a temp folder.</summary>
+internal sealed class Host : IAsyncDisposable
+{
+    public static readonly DateTime Now = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
+
+    public static readonly DateTime Built = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
+
+    private readonly StringWriter _lines = new();
+    private readonly HttpClient _http = new();
+    private readonly Tls? _tls;
+    private bool _stopped;
+
+    /// <param name="flags">Settings; without <c>--address</c>, 127.0.0.1.</param>
+    /// <param name="serve">Take webhooks from the start.</param>
+    /// <param name="descriptors">Of which the gate takes half for connections.</param>
+    /// <param name="issuer">Stands for the OIDC issuer.</param>
+    /// <param name="clock">Null: one that stands still at <see cref="Now"/>.</param>
+    public Host(string[] flags, bool serve = true, long descriptors = 20_000, HttpMessageHandler? issuer = null,
+        ManualClock? clock = null)
+    {
+        var given = new Dictionary<string, string>
+        {
+            ["--onix-url"] = "none", ["--address"] = "127.0.0.1", ["--port"] = "0",
+        };
+        for (var i = 0; i < flags.Length; i += 2)
+            given[flags[i]] = flags[i + 1];
+        var options = Options.Read(given, new Dictionary<string, string>());
+        Clock = clock ?? new ManualClock(Now);
+        var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(_lines), Clock);
+        Meters = new Meters("test", "test");
+        EventLog = new EventLog(Dir, TimeSpan.FromDays(400), Clock, log, Meters);
+        Auth = new Auth(options, issuer ?? new SocketsHttpHandler(), Clock, log, Meters);
+        Web = new Web(options, Auth, Built, Clock, log, Meters);
+        _tls = options.TlsCert == null ? null
+            : new Tls(options.TlsCert, options.TlsKey!, options.TlsClientCa, Clock, log, Meters);
+        Gate = new Gate(options, Web, _tls, descriptors, Clock, log, Meters);
+        Port = Gate.Start().Port;
+        if (serve)
+            Web.Serve(EventLog, null);
+        _http.BaseAddress = new Uri($"http://127.0.0.1:{Port}");
+    }
+
+    public static Host Serving(params string[] flags) => new(flags);
+
+    public static Host Starting() => new([], serve: false);
+
+    public static Host At(string address) => new(["--address", address]);
+
+    public string Dir { get; } = Directory.CreateTempSubdirectory("ses-host-").FullName;
+
+    public ManualClock Clock { get; }
+
+    public Meters Meters { get; }
+
+    public EventLog EventLog { get; }
+
+    public Auth Auth { get; }
+
+    public Web Web { get; }
+
+    public Gate Gate { get; }
+
+    public int Port { get; }
+
+    public string LogText => _lines.ToString();
+
+    public int Events => LogFiles.ReadEvents(Dir).Count;
+
+    /// <summary>The value of a series, as it stands in the text of /metrics.</summary>
+    public async Task<double> MetricAsync(string series)
+    {
+        var text = Encoding.UTF8.GetString(await Meters.ExportAsync());
+        var line = text.Split('\n').FirstOrDefault(l => l.StartsWith(series + " ", StringComparison.Ordinal))
+            ?? throw new InvalidOperationException($"there is no {series}");
+        return double.Parse(line[(series.Length + 1)..], System.Globalization.CultureInfo.InvariantCulture);
+    }
+
+    public async Task<Socket> ConnectAsync()
+    {
+        var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        await socket.ConnectAsync(IPAddress.Loopback, Port);
+        return socket;
+    }
+
+    public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
+
+    public Task<Answer> PostAsync(
+        string body, string path = "/alerts/INS", string? authorization = null) =>
+        SendAsync(HttpMethod.Post, path, body, authorization);
+
+    public async Task<Answer> SendAsync(
+        HttpMethod method, string path, string? body = null, string? authorization = null)
+    {
+        using var request = new HttpRequestMessage(method, path);
+        if (body != null)
+            request.Content = new StringContent(body, Encoding.UTF8, "application/json");
+        if (authorization != null)
+            Assert.True(request.Headers.TryAddWithoutValidation("Authorization", authorization));
+        using var response = await _http.SendAsync(request);
+        return new Answer((int)response.StatusCode, response.Content.Headers.ContentType,
+            await response.Content.ReadAsStringAsync(), response.Headers, response.Content.Headers);
+    }
+
+    /// <summary>The status line of what is answered to these bytes.</summary>
+    public async Task<string> SendRawAsync(string request)
+    {
+        using var client = new TcpClient();
+        await client.ConnectAsync(IPAddress.Loopback, Port);
+        var stream = client.GetStream();
+        await stream.WriteAsync(Encoding.ASCII.GetBytes(request));
+        using var reader = new StreamReader(stream, Encoding.ASCII);
+        return await reader.ReadLineAsync().WaitAsync(TimeSpan.FromSeconds(30)) ?? "";
+    }
+
+    /// <summary>Lets the clock run until this is there.</summary>
+    public async Task<T> UnfreezeAsync<T>(Task<T> awaited)
+    {
+        await Wait.UntilAsync(() =>
+        {
+            Clock.Advance(TimeSpan.FromSeconds(1));
+            return awaited.IsCompleted;
+        }, TimeSpan.FromSeconds(30), "an answer");
+        return await awaited;
+    }
+
+    public void StopLog()
+    {
+        _stopped = true;
+        EventLog.Stop();
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        await Gate.DrainAsync(TimeSpan.Zero);
+        _tls?.Dispose();
+        _http.Dispose();
+        if (!_stopped)
+            EventLog.Stop();
+        Directory.Delete(Dir, recursive: true);
+    }
+}
