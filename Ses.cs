@@ -4059,8 +4059,8 @@ internal sealed class Issuer
     private readonly SemaphoreSlim _turn = new(1);
     // Changed by whoever holds the turn.
     private volatile IReadOnlyList<IssuerKey>? _keys;
-    private long _asked, _got;
-    private bool _everAsked;
+    private int _asked;
+    private long _lastAsked, _got;
     private IssuerException? _failure;
 
     public Issuer(string issuer, string audience, HttpMessageHandler handler, TimeProvider clock)
@@ -4073,7 +4073,7 @@ internal sealed class Issuer
     /// <exception cref="IssuerException">The keys that it needs cannot be had now.</exception>
     public async ValueTask<string?> RefusalAsync(string token)
     {
-        var arrived = _clock.GetTimestamp();
+        var asked = Volatile.Read(ref _asked);
         var parts = token.Split('.');
         if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.TokenHead, out var head)
             || !Read(parts[1], OidcJson.Default.TokenClaims, out var claims)
@@ -4084,7 +4084,7 @@ internal sealed class Issuer
         if (head.Crit != null || head.Typ?.ToLowerInvariant() is not (null or "jwt" or "at+jwt"
             or "application/at+jwt" or "application/jwt"))
             return "the token is of a kind that SeS does not know";
-        var keys = await KeysAsync(head.Kid, arrived);
+        var keys = await KeysAsync(head.Kid, asked);
         var signed = Encoding.ASCII.GetBytes($"{parts[0]}.{parts[1]}");
         var signature = Base64Url.DecodeFromChars(parts[2]);
         if (!keys.Any(k => k.Verifies(head.Alg, signed, signature)))
@@ -4136,15 +4136,16 @@ internal sealed class Issuer
     /// The keys that the token may be signed with. One that is not known is asked for after the token
     /// arrived, so that a token signed with a new key is never refused.
     /// </summary>
-    private async ValueTask<IReadOnlyList<IssuerKey>> KeysAsync(string? id, long arrived)
+    /// <param name="asked">How often the issuer had been asked when the token arrived.</param>
+    private async ValueTask<IReadOnlyList<IssuerKey>> KeysAsync(string? id, int asked)
     {
         IReadOnlyList<IssuerKey> Fitting() => [.. (_keys ?? []).Where(k => id == null || k.Id == id)];
         if (Fitting() is { Count: > 0 } known && _clock.GetElapsedTime(_got) <= KeysAge)
             return known;
         try
         {
-            await AskAsync(() => Fitting().Count == 0 ? !_everAsked || _asked < arrived
-                : _clock.GetElapsedTime(_got) > KeysAge && _clock.GetElapsedTime(_asked) > Patience);
+            await AskAsync(() => Fitting().Count == 0 ? _asked == asked
+                : _clock.GetElapsedTime(_got) > KeysAge && _clock.GetElapsedTime(_lastAsked) > Patience);
         }
         catch (IssuerException) when (Fitting().Count > 0)
         {
@@ -4161,9 +4162,10 @@ internal sealed class Issuer
         {
             if (!isNeeded())
                 return;
-            if (_everAsked && Pause - _clock.GetElapsedTime(_asked) is { Ticks: > 0 } early)
+            if (_asked > 0 && Pause - _clock.GetElapsedTime(_lastAsked) is { Ticks: > 0 } early)
                 await Task.Delay(early, _clock);
-            (_everAsked, _asked) = (true, _clock.GetTimestamp());
+            Volatile.Write(ref _asked, _asked + 1);
+            _lastAsked = _clock.GetTimestamp();
             _keys = await FetchAsync();
             (_failure, _got) = (null, _clock.GetTimestamp());
         }
@@ -5069,6 +5071,7 @@ internal sealed class Gate
     private System.Threading.ITimer? _sweeper;
     private volatile bool _draining;
     private int _inFlight, _unanswered;
+    private long _work;
     private long _bytesInFlight;
 
     /// <param name="tls">Null: plain HTTP.</param>
@@ -5092,6 +5095,9 @@ internal sealed class Gate
         _ = AcceptAsync();
         return (IPEndPoint)_listener.LocalEndPoint!;
     }
+
+    /// <summary>How many connections and requests there were so far.</summary>
+    public long Work => Volatile.Read(ref _work);
 
     /// <summary>Takes no more connections, answers 503 to what comes, waits for what is in flight.</summary>
     public async Task DrainAsync(TimeSpan atMost)
@@ -5169,6 +5175,7 @@ internal sealed class Gate
             _meters.Connections.Set(_connections.Count);
         }
         _meters.ConnectionsTotal.Inc();
+        Interlocked.Increment(ref _work);
         Enter(connection, Stage.Idle, HeadTime);
         // Owned by _connections, until it leaves.
         _ = ServeAsync(connection);
@@ -5319,13 +5326,17 @@ internal sealed class Gate
             Enter(connection, Stage.Head, HeadTime);
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
-        var hasBody = head.Length > 0;
+        Enter(connection, Stage.Handled, TimeSpan.Zero);
         if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
-            return await AnswerAsync(connection, refusal, head.Method == "HEAD", head.Closes || hasBody);
+        {
+            // What follows may be a body, if only in the eyes of another reader.
+            var isAlone = head.IsRead || head.Length == 0;
+            return await AnswerAsync(connection, refusal, head.Method == "HEAD", head.Closes || !isAlone);
+        }
         var innerHead = HeadFor(head, connection.Client);
         using var parcel = new Parcel(this, innerHead.Length + (head.Length ?? 0));
         parcel.Add(innerHead);
-        if (hasBody)
+        if (head.Length > 0)
             await ReadBodyAsync(connection, head, parcel);
         return await HandOverAsync(connection, head, parcel);
     }
@@ -5436,6 +5447,7 @@ internal sealed class Gate
         Enter(connection, Stage.Handled, TimeSpan.Zero);
         Await(connection, waits: false);
         Interlocked.Increment(ref _unanswered);
+        Interlocked.Increment(ref _work);
         try
         {
             var closes = head.Closes || _draining;
@@ -5636,6 +5648,29 @@ internal static partial class Linux
     private static partial int Control(int option, nuint a, nuint b, nuint c, nuint d);
 }
 
+/// <summary>Gives memory back to the system when it is quiet again after work.</summary>
+internal sealed class Tidying(Func<long> work)
+{
+    /// <summary>Less than this between two looks is quiet: probes and scrapes.</summary>
+    public const int Quiet = 100;
+
+    public static readonly TimeSpan Period = TimeSpan.FromSeconds(10);
+
+    private long _seen, _tidied;
+
+    /// <summary>To be called every <see cref="Period"/>.</summary>
+    public void Look()
+    {
+        var now = work();
+        if (now - _seen < Quiet && now - _tidied >= Quiet)
+        {
+            GC.Collect(2, GCCollectionMode.Aggressive, blocking: true, compacting: true);
+            _tidied = now;
+        }
+        _seen = now;
+    }
+}
+
 internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 {
     private readonly Socket? _socket = string.IsNullOrEmpty(socketPath) ? null
@@ -5827,6 +5862,8 @@ internal static class Program
         log.Info("SeS is ready");
         systemd.Notify("READY=1\nSTATUS=" + web.StatusLine());
 
+        var tidying = new Tidying(() => gate.Work);
+        using (new Timer(_ => tidying.Look(), null, Tidying.Period, Tidying.Period))
         using (new Timer(_ => systemd.Notify("WATCHDOG=1\nSTATUS=" + web.StatusLine()), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
             await Task.WhenAny(eventLog.Failed, Task.Delay(Timeout.Infinite, stop.Token));

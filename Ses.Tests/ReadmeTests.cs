@@ -93,6 +93,8 @@ public sealed partial class ReadmeTests
         Limit("first pause of a barred service", typeof(Barred), "FirstDelay"),
         Limit("longest pause of a barred service", typeof(Barred), "LongestDelay"),
         Limit("barred service holds retention back", typeof(Recorder), "BarredHoldsRetention"),
+        Limit("connections and requests in 10 s that count as quiet", typeof(Tidying), "Quiet"),
+        Limit("time between looks whether it is quiet", typeof(Tidying), "Period"),
         Limit("time to finish requests when stopping", typeof(Program), "DrainTime"),
         Limit("time for Onix when stopping", typeof(Program), "RecorderTime"),
     ];
