@@ -1,4 +1,5 @@
 using System.Buffers.Text;
+using System.Net.Http.Headers;
 using System.Net.Http.Json;
 using System.Security.Cryptography;
 using System.Text;
@@ -29,6 +30,25 @@ internal sealed class OidcServer : IAsyncDisposable
 
     public string Issuer { get; }
 
+    public int Port => new Uri(Issuer).Port;
+
+    /// <summary>A token by client credentials, as Alertmanager's oauth2 gets one.</summary>
+    public async Task<string> TokenAsync(string audience)
+    {
+        using var client = new HttpClient { Timeout = TimeSpan.FromSeconds(10) };
+        // RFC 6749, 2.3.1: both parts are form-encoded before they are joined.
+        var credentials = $"{Uri.EscapeDataString(ClientId)}:{Uri.EscapeDataString(ClientSecret)}";
+        client.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue(
+            "Basic", Convert.ToBase64String(Encoding.UTF8.GetBytes(credentials)));
+        using var form = new FormUrlEncodedContent(new Dictionary<string, string>
+        {
+            ["grant_type"] = "client_credentials", ["resource"] = audience,
+        });
+        using var answer = await client.PostAsync(TokenUri, form);
+        var body = await answer.Content.ReadFromJsonAsync<JsonElement>();
+        return body.GetProperty("access_token").GetString()!;
+    }
+
     public Uri TokenUri => new($"{Issuer}/token");
 
     /// <summary>How many access tokens were granted so far.</summary>
@@ -37,13 +57,15 @@ internal sealed class OidcServer : IAsyncDisposable
     /// <summary>Starts the provider and waits for its signing key.</summary>
     /// <param name="lifetime">Of the access tokens; whole seconds.</param>
     /// <exception cref="DirectoryNotFoundException">Its packages are missing; the message tells.</exception>
-    public static async Task<OidcServer> StartAsync(TimeSpan lifetime)
+    /// <param name="port">Null: a free one. The same again with another key is a rotation.</param>
+    public static async Task<OidcServer> StartAsync(TimeSpan lifetime, int? port = null, string key = "test")
     {
-        var port = FreePort.Next();
+        port ??= FreePort.Next();
         var node = ChildProcess.Start("node",
-            ["server.mjs", $"{port}", $"{lifetime.TotalSeconds:F0}", ClientId, ClientSecret, User, Password],
+            ["server.mjs", $"{port}", $"{lifetime.TotalSeconds:F0}", ClientId, ClientSecret, User, Password,
+                key],
             folder: Folder());
-        var server = new OidcServer(node, port);
+        var server = new OidcServer(node, port.Value);
         try
         {
             await Wait.UntilAsync(() => node.Output.Split('\n').Contains("ready")

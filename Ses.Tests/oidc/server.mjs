@@ -1,21 +1,22 @@
 // An OpenID Connect provider for SeS's tests, on 127.0.0.1.
 //
-//     node server.mjs PORT LIFETIME CLIENT SECRET USER PASSWORD
+//     node server.mjs PORT LIFETIME CLIENT SECRET USER PASSWORD KEY
 //
 // It is oidc-provider, which is certified, with the one thing added that it lacks and that Onix's
 // installations use: the grant "password" (RFC 6749, 4.3). Access tokens are JWTs (RFC 9068) of
-// LIFETIME seconds, signed with RS256 by the key at /jwks, for the audience "urn:onix", with Onix's
-// claim "roles". Prints "ready" once it listens, and "granted" for each token.
+// LIFETIME seconds, signed with RS256 by the key at /jwks, whose id is KEY, for the audience "urn:onix",
+// with Onix's claim "roles"; or, by client_credentials, for the "resource" that is asked for. Prints "ready"
+// once it listens, and "granted" for each token.
 
 import { generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
 import Provider, { errors } from 'oidc-provider';
 
-const [port, lifetime, clientId, clientSecret, username, password] = process.argv.slice(2);
+const [port, lifetime, clientId, clientSecret, username, password, keyId] = process.argv.slice(2);
 const audience = 'urn:onix';
 
 const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
-const key = { ...privateKey.export({ format: 'jwk' }), use: 'sig', alg: 'RS256', kid: 'test' };
+const key = { ...privateKey.export({ format: 'jwk' }), use: 'sig', alg: 'RS256', kid: keyId };
 
 const onix = {
     audience,
@@ -28,7 +29,7 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
     clients: [{
         client_id: clientId,
         client_secret: clientSecret,
-        grant_types: ['password'],
+        grant_types: ['password', 'client_credentials'],
         response_types: [],
         redirect_uris: [],
         token_endpoint_auth_method: 'client_secret_basic',
@@ -41,7 +42,11 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
     extraTokenClaims: () => ({ roles: ['ADMIN'] }),
     features: {
         devInteractions: { enabled: false },
-        resourceIndicators: { enabled: true, getResourceServerInfo: () => onix },
+        clientCredentials: { enabled: true },
+        resourceIndicators: {
+            enabled: true,
+            getResourceServerInfo: (_ctx, resource) => ({ ...onix, audience: resource }),
+        },
     },
 });
 
