@@ -37,7 +37,7 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
     jwks: { keys: [key] },
     cookies: { keys: ['no browser comes here'] },
     scopes: ['openid', 'onix'],
-    ttl: { AccessToken: Number(lifetime) },
+    ttl: { AccessToken: Number(lifetime), ClientCredentials: Number(lifetime) },
     findAccount: (_ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
     extraTokenClaims: () => ({ roles: ['ADMIN'] }),
     features: {
