@@ -618,6 +618,11 @@ internal sealed class Meters
     public readonly Gauge LogSize, Services, Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
     public readonly Gauge Connections, TlsExpiry;
 
+    private readonly Lock _gate = new();
+    // Guarded by _gate.
+    private Task _last = Task.CompletedTask;
+    private Task<byte[]>? _next;
+
     public Meters(string version, string commit)
     {
         var make = Prometheus.Metrics.WithCustomRegistry(Registry);
@@ -683,8 +688,22 @@ internal sealed class Meters
             counter.WithLabels(outcome);
     }
 
-    public async Task<byte[]> ExportAsync()
+    /// <summary>
+    /// The text of /metrics. It is dear to write, so all who ask while one is written share the next.
+    /// </summary>
+    public Task<byte[]> ExportAsync()
     {
+        lock (_gate)
+            return _next ??= ExportAfterAsync(_last);
+    }
+
+    private async Task<byte[]> ExportAfterAsync(Task before)
+    {
+        await Task.Yield();
+        // If that failed, those who asked for it hear of it.
+        await Task.WhenAny(before);
+        lock (_gate)
+            (_last, _next) = (_next!, null);
         using var text = new MemoryStream();
         await Registry.CollectAndExportAsTextAsync(text);
         return text.ToArray();
@@ -5030,6 +5049,9 @@ internal sealed class Gate
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
     private const int FirstPart = 64 * 1024;
 
+    /// <summary>Of a connection in the kernel, where answers wait for a client that does not read.</summary>
+    private const int SendBuffer = 128 * 1024;
+
     /// <summary>Holds most answers with their heads; a larger one takes more.</summary>
     private const int SmallAnswer = 1024;
 
@@ -5040,7 +5062,7 @@ internal sealed class Gate
         // Longer than Prometheus's usual scrape interval of a minute, so that its connection stands.
         IdleTime = TimeSpan.FromSeconds(75),
         // A close with bytes unread would take the answer away from a client that still sends.
-        LingerTime = TimeSpan.FromSeconds(2);
+        LingerTime = TimeSpan.FromSeconds(2), QueueTime = TimeSpan.FromSeconds(5), LingerPause = TimeSpan.FromMilliseconds(10);
 
     /// <summary>Less than the 15 s after which the HttpListener closes by itself.</summary>
     private static readonly TimeSpan UpstreamIdleTime = TimeSpan.FromSeconds(5);
@@ -5048,7 +5070,7 @@ internal sealed class Gate
     private static readonly TimeSpan SweepPeriod = TimeSpan.FromMilliseconds(250);
 
     /// <summary>What clients send beyond the end goes here, and is never looked at.</summary>
-    private static readonly byte[] Waste = new byte[16 * 1024];
+    private static readonly byte[] Waste = new byte[64 * 1024];
 
     private readonly Options _options;
     private readonly Web _web;
@@ -5056,7 +5078,8 @@ internal sealed class Gate
     private readonly TimeProvider _clock;
     private readonly Log _log;
     private readonly Meters _meters;
-    private readonly int _maxConnections, _maxInFlight;
+    private readonly int _maxConnections;
+    private readonly SemaphoreSlim _slots;
     private readonly ConcurrentStack<Upstream> _upstreams = [];
     private readonly TaskCompletionSource _drained = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
@@ -5070,7 +5093,7 @@ internal sealed class Gate
     private IPEndPoint _inner = null!;
     private System.Threading.ITimer? _sweeper;
     private volatile bool _draining;
-    private int _inFlight, _unanswered;
+    private int _unanswered;
     private long _work;
     private long _bytesInFlight;
 
@@ -5082,7 +5105,7 @@ internal sealed class Gate
         (_options, _web, _tls, _clock, _log, _meters) = (options, web, tls, clock, log, meters);
         _maxConnections = (int)Math.Min(MaxConnections, descriptors / 2);
         // A request in flight takes two descriptors more: both ends of the connection on loopback.
-        _maxInFlight = (int)Math.Min(MaxInFlight, descriptors / 8);
+        _slots = new SemaphoreSlim((int)Math.Min(MaxInFlight, descriptors / 8));
     }
 
     /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
@@ -5165,6 +5188,7 @@ internal sealed class Gate
             return;
         }
         socket.NoDelay = true;
+        socket.SendBufferSize = SendBuffer;
         var connection = new Connection(socket, client.IsIPv4MappedToIPv6 ? client.MapToIPv4() : client);
         lock (_gate)
         {
@@ -5331,7 +5355,11 @@ internal sealed class Gate
         {
             // What follows may be a body, if only in the eyes of another reader.
             var isAlone = head.IsRead || head.Length == 0;
-            return await AnswerAsync(connection, refusal, head.Method == "HEAD", head.Closes || !isAlone);
+            var goesOn = await AnswerAsync(
+                connection, refusal, head.Method == "HEAD", head.Closes || !isAlone);
+            // All of it may have gone without a wait: others have their turn before the next request.
+            await Task.Yield();
+            return goesOn;
         }
         var innerHead = HeadFor(head, connection.Client);
         using var parcel = new Parcel(this, innerHead.Length + (head.Length ?? 0));
@@ -5468,12 +5496,11 @@ internal sealed class Gate
     private async Task ExchangeAsync(
         Connection connection, RequestHead head, bool closes, Parcel request, Parcel answer)
     {
+        await TakeSlotAsync(connection);
         Upstream? upstream = null;
         var isKept = false;
         try
         {
-            if (Interlocked.Increment(ref _inFlight) > _maxInFlight)
-                throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
             ReadOnlyMemory<byte> answerHead, part;
             try
             {
@@ -5506,12 +5533,27 @@ internal sealed class Gate
         }
         finally
         {
-            Interlocked.Decrement(ref _inFlight);
+            _slots.Release();
             if (isKept)
                 Keep(upstream!);
             else
                 upstream?.Dispose();
         }
+    }
+
+    /// <summary>Waits its turn among the requests in flight.</summary>
+    /// <exception cref="RefusedException">Its turn did not come.</exception>
+    /// <exception cref="IOException">The client has gone meanwhile: nobody waits for the answer.</exception>
+    private async ValueTask TakeSlotAsync(Connection connection)
+    {
+        if (_slots.Wait(0))
+            return;
+        if (!await _slots.WaitAsync(QueueTime))
+            throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
+        if (!connection.Socket.Poll(0, SelectMode.SelectError))
+            return;
+        _slots.Release();
+        throw new IOException("the client has gone");
     }
 
     private void Keep(Upstream upstream)
@@ -5575,10 +5617,9 @@ internal sealed class Gate
         if (connection.Stream is SslStream tls)
             await tls.ShutdownAsync();
         connection.Shutdown(SocketShutdown.Send);
+        // Until the client closes, or its time is up; slowly, so that a flood costs nothing.
         while (await connection.Socket.ReceiveAsync(Waste, SocketFlags.None) > 0)
-        {
-            // Until the client closes, or its time is up.
-        }
+            await Task.Delay(LingerPause, _clock);
         return false;
     }
 }
