@@ -3816,7 +3816,9 @@ internal sealed record RequestHead(
     private struct Fields
     {
         private static readonly string[] Names =
-            ["Host", "Authorization", "Accept", "Content-Length", "Transfer-Encoding", "Connection", "Expect"];
+        [
+            "Host", "Authorization", "Accept", "Content-Length", "Transfer-Encoding", "Connection", "Expect",
+        ];
 
         private int _count;
 
@@ -3899,6 +3901,7 @@ internal sealed class Failures(TimeProvider clock)
 
     private readonly Lock _gate = new();
     private readonly Dictionary<IPAddress, (int Count, long Last)> _failed = [];
+    private long _tidied;
 
     /// <summary>Counts a failure of this address, and tells how long its answer has to wait.</summary>
     public TimeSpan Add(IPAddress client)
@@ -3909,7 +3912,7 @@ internal sealed class Failures(TimeProvider clock)
             var (count, last) = _failed.GetValueOrDefault(key);
             if (count > 0 && clock.GetElapsedTime(last) > Forgotten)
                 count = 0;
-            if (count == 0 && _failed.Count >= MaxAddresses)
+            if (count == 0 && _failed.Count >= MaxAddresses && clock.GetElapsedTime(_tidied) > Forgotten / 10)
                 Forget();
             if (count > 0 || _failed.Count < MaxAddresses)
                 _failed[key] = (count + 1, clock.GetTimestamp());
@@ -3920,6 +3923,7 @@ internal sealed class Failures(TimeProvider clock)
 
     private void Forget()
     {
+        _tidied = clock.GetTimestamp();
         var old = _failed.Where(f => clock.GetElapsedTime(f.Value.Last) > Forgotten).ToList();
         old.ForEach(f => _failed.Remove(f.Key));
     }
@@ -3947,7 +3951,8 @@ internal sealed class IssuerBody
 
 internal sealed class KeysBody
 {
-    public List<KeyBody?>? Keys { get; init; }
+    /// <summary>Each is read by itself: one that is not understood is ignored (RFC 7517, 5).</summary>
+    public List<JsonElement>? Keys { get; init; }
 }
 
 /// <summary>A JSON Web Key (RFC 7517; RFC 7518, 6).</summary>
@@ -3985,6 +3990,7 @@ internal sealed class TokenClaims
     PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, AllowDuplicateProperties = false)]
 [JsonSerializable(typeof(IssuerBody))]
 [JsonSerializable(typeof(KeysBody))]
+[JsonSerializable(typeof(KeyBody))]
 [JsonSerializable(typeof(TokenHead))]
 [JsonSerializable(typeof(TokenClaims))]
 internal sealed partial class OidcJson : JsonSerializerContext;
@@ -4002,7 +4008,7 @@ internal sealed class IssuerKey
     private IssuerKey(KeyBody body)
     {
         (Id, _algorithm) = (body.Kid, body.Alg);
-        if (body is { Kty: "RSA", N: { } n, E: { } e })
+        if (body is { Kty: "RSA", N: { Length: > 0 } n, E: { Length: > 0 } e })
             _rsa = RSA.Create(new RSAParameters
             {
                 Modulus = Base64Url.DecodeFromChars(n),
@@ -4017,16 +4023,16 @@ internal sealed class IssuerKey
     }
 
     /// <summary>Null when SeS has no use for it: another kind, too short, for encryption, broken.</summary>
-    public static IssuerKey? From(KeyBody? body)
+    public static IssuerKey? From(JsonElement json)
     {
-        if (body is null or { Use: not (null or "sig") })
-            return null;
         try
         {
+            if (json.Deserialize(OidcJson.Default.KeyBody) is not { Use: null or "sig" } body)
+                return null;
             var key = new IssuerKey(body);
             return key._rsa is { KeySize: >= 2048 } || key._curve != null ? key : null;
         }
-        catch (Exception e) when (e is FormatException or CryptographicException)
+        catch (Exception e) when (e is JsonException or FormatException or CryptographicException)
         {
             return null;
         }
@@ -4069,6 +4075,9 @@ internal sealed class Issuer
 
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(10);
 
+    private static readonly SearchValues<char> Alphabet =
+        SearchValues.Create("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
+
     /// <summary>Of the issuer's answers, in bytes.</summary>
     private const int MaxAnswer = 1024 * 1024;
 
@@ -4078,8 +4087,9 @@ internal sealed class Issuer
     private readonly SemaphoreSlim _turn = new(1);
     // Changed by whoever holds the turn.
     private volatile IReadOnlyList<IssuerKey>? _keys;
-    private int _asked;
-    private long _lastAsked, _got;
+    private bool _everAsked;
+    // When the last question began, when it ended, and when the keys were had.
+    private long _began, _ended, _got;
     private IssuerException? _failure;
 
     public Issuer(string issuer, string audience, HttpMessageHandler handler, TimeProvider clock)
@@ -4092,21 +4102,24 @@ internal sealed class Issuer
     /// <exception cref="IssuerException">The keys that it needs cannot be had now.</exception>
     public async ValueTask<string?> RefusalAsync(string token)
     {
-        var asked = Volatile.Read(ref _asked);
+        var arrived = _clock.GetTimestamp();
         var parts = token.Split('.');
         if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.TokenHead, out var head)
             || !Read(parts[1], OidcJson.Default.TokenClaims, out var claims)
-            || !Base64Url.IsValid(parts[2]))
+            || !IsEncoded(parts[2]))
             return "the token is no signed JWT";
         if (head.Alg is not ("RS256" or "PS256" or "ES256"))
             return "the algorithm of the token is not RS256, PS256 or ES256";
         if (head.Crit != null || head.Typ?.ToLowerInvariant() is not (null or "jwt" or "at+jwt"
             or "application/at+jwt" or "application/jwt"))
             return "the token is of a kind that SeS does not know";
-        var keys = await KeysAsync(head.Kid, asked);
         var signed = Encoding.ASCII.GetBytes($"{parts[0]}.{parts[1]}");
         var signature = Base64Url.DecodeFromChars(parts[2]);
-        if (!keys.Any(k => k.Verifies(head.Alg, signed, signature)))
+        bool IsSigned(IReadOnlyList<IssuerKey> keys) =>
+            keys.Any(k => k.Verifies(head.Alg, signed, signature));
+        var keys = await KeysAsync(head.Kid, arrived, anew: false);
+        // Not every issuer names its keys, or gives a new one a new name.
+        if (!IsSigned(keys) && !IsSigned(keys = await KeysAsync(head.Kid, arrived, anew: true)))
             return keys.Count == 0 ? "the key of the token is not the issuer's" : "the signature is wrong";
         return Refusal(claims);
     }
@@ -4126,23 +4139,40 @@ internal sealed class Issuer
             : null;
     }
 
-    private bool IsFor(JsonElement audience) => audience.ValueKind switch
+    private bool IsFor(JsonElement audience)
     {
-        JsonValueKind.String => audience.ValueEquals(_audience),
-        JsonValueKind.Array => audience.EnumerateArray()
-            .Any(a => a.ValueKind == JsonValueKind.String && a.ValueEquals(_audience)),
-        _ => false,
-    };
+        try
+        {
+            return audience.ValueKind switch
+            {
+                JsonValueKind.String => audience.ValueEquals(_audience),
+                JsonValueKind.Array => audience.EnumerateArray()
+                    .Any(a => a.ValueKind == JsonValueKind.String && a.ValueEquals(_audience)),
+                _ => false,
+            };
+        }
+        catch (InvalidOperationException)
+        {
+            // Half a character, escaped, is no text.
+            return false;
+        }
+    }
+
+    /// <summary>As RFC 7515, 2 has it; .NET's decoder takes padding and white space as well.</summary>
+    private static bool IsEncoded(string part) =>
+        Base64Url.IsValid(part) && !part.AsSpan().ContainsAnyExcept(Alphabet);
 
     private static bool Read<T>(string part, JsonTypeInfo<T> type, [NotNullWhen(true)] out T? value)
         where T : class
     {
         value = null;
+        if (!IsEncoded(part))
+            return false;
         try
         {
             value = JsonSerializer.Deserialize(Base64Url.DecodeFromChars(part), type);
         }
-        catch (Exception e) when (e is JsonException or FormatException)
+        catch (JsonException)
         {
             // Whatever it is, it is no token.
         }
@@ -4155,16 +4185,16 @@ internal sealed class Issuer
     /// The keys that the token may be signed with. One that is not known is asked for after the token
     /// arrived, so that a token signed with a new key is never refused.
     /// </summary>
-    /// <param name="asked">How often the issuer had been asked when the token arrived.</param>
-    private async ValueTask<IReadOnlyList<IssuerKey>> KeysAsync(string? id, int asked)
+    /// <param name="anew">Those that are known do not fit.</param>
+    private async ValueTask<IReadOnlyList<IssuerKey>> KeysAsync(string? id, long arrived, bool anew)
     {
         IReadOnlyList<IssuerKey> Fitting() => [.. (_keys ?? []).Where(k => id == null || k.Id == id)];
-        if (Fitting() is { Count: > 0 } known && _clock.GetElapsedTime(_got) <= KeysAge)
+        // While somebody asks, known keys serve the others: an issuer that hangs holds up one token.
+        if (!anew && Fitting() is { Count: > 0 } known && (!AreOld() || _turn.CurrentCount == 0))
             return known;
         try
         {
-            await AskAsync(() => Fitting().Count == 0 ? _asked == asked
-                : _clock.GetElapsedTime(_got) > KeysAge && _clock.GetElapsedTime(_lastAsked) > Patience);
+            await AskAsync(() => anew || Fitting().Count == 0 ? !_everAsked || _began < arrived : AreOld());
         }
         catch (IssuerException) when (Fitting().Count > 0)
         {
@@ -4174,6 +4204,9 @@ internal sealed class Issuer
         return keys.Count > 0 || _failure == null ? keys : throw _failure;
     }
 
+    private bool AreOld() =>
+        _clock.GetElapsedTime(_got) > KeysAge && _clock.GetElapsedTime(_ended) > Patience;
+
     private async Task AskAsync(Func<bool> isNeeded)
     {
         await _turn.WaitAsync();
@@ -4181,16 +4214,15 @@ internal sealed class Issuer
         {
             if (!isNeeded())
                 return;
-            if (_asked > 0 && Pause - _clock.GetElapsedTime(_lastAsked) is { Ticks: > 0 } early)
+            if (_everAsked && Pause - _clock.GetElapsedTime(_began) is { Ticks: > 0 } early)
                 await Task.Delay(early, _clock);
-            Volatile.Write(ref _asked, _asked + 1);
-            _lastAsked = _clock.GetTimestamp();
+            (_everAsked, _began) = (true, _clock.GetTimestamp());
             _keys = await FetchAsync();
             (_failure, _got) = (null, _clock.GetTimestamp());
         }
         catch (IssuerException e)
         {
-            _failure = e;
+            (_failure, _ended) = (e, _clock.GetTimestamp());
             throw;
         }
         finally
@@ -4205,7 +4237,10 @@ internal sealed class Issuer
             _issuer.TrimEnd('/') + "/.well-known/openid-configuration", OidcJson.Default.IssuerBody);
         if (discovery.Issuer != _issuer)
             throw new IssuerException($"the issuer names itself '{discovery.Issuer}', not '{_issuer}'");
-        var keys = await GetAsync(discovery.JwksUri ?? "", OidcJson.Default.KeysBody);
+        if (!Uri.TryCreate(discovery.JwksUri, UriKind.Absolute, out var place)
+            || (place.Scheme != Uri.UriSchemeHttps && place.Scheme != new Uri(_issuer).Scheme))
+            throw new IssuerException($"the issuer's jwks_uri is not usable: '{discovery.JwksUri}'");
+        var keys = await GetAsync(discovery.JwksUri, OidcJson.Default.KeysBody);
         return [.. (keys.Keys ?? []).Select(IssuerKey.From).OfType<IssuerKey>()];
     }
 
@@ -4271,18 +4306,17 @@ internal sealed class Auth
         if (_options.AuthMode == AuthMode.None)
             return null;
         if (authorization == null)
-            return Unauthorized("missing", null, TimeSpan.Zero);
+            return Unauthorized("missing", null, client);
         var given = authorization.Split(' ', 2, StringSplitOptions.TrimEntries);
         var scheme = _issuer == null ? "Basic" : "Bearer";
         if (given.Length != 2 || !given[0].Equals(scheme, StringComparison.OrdinalIgnoreCase))
-            return Unauthorized(
-                "scheme", $"credentials of the scheme {scheme} are asked for", _failures.Add(client));
+            return Unauthorized("scheme", null, client);
         if (_issuer == null)
-            return IsPassword(given[1]) ? null : Unauthorized("wrong", "", _failures.Add(client));
+            return IsPassword(given[1]) ? null : Unauthorized("wrong", null, client);
         try
         {
             return await _issuer.RefusalAsync(given[1]) is { } reason
-                ? Unauthorized("wrong", reason, _failures.Add(client)) : null;
+                ? Unauthorized("wrong", reason, client) : null;
         }
         catch (IssuerException e)
         {
@@ -4300,9 +4334,12 @@ internal sealed class Auth
     }
 
     /// <summary>The challenge of RFC 9110, 11.6.1, with RFC 6750, 3 for tokens.</summary>
-    private Reply Unauthorized(string reason, string? description, TimeSpan heldBack)
+    private Reply Unauthorized(string reason, string? description, IPAddress client)
     {
+        var heldBack = reason == "missing" ? TimeSpan.Zero : _failures.Add(client);
         _meters.AuthFailures.WithLabels(reason).Inc();
+        if (heldBack > TimeSpan.Zero)
+            _log.Often("credentials were refused", ("client", client), ("reason", description ?? reason));
         var challenge = _issuer == null ? "Basic realm=\"SeS\", charset=\"UTF-8\""
             : "Bearer realm=\"SeS\""
                 + (description == null ? ""
@@ -4317,7 +4354,8 @@ internal sealed class Auth
     }
 
     private void Tell(IssuerException e) =>
-        _log.Often("no bearer token can be judged: the OIDC issuer cannot be used", ("reason", e.Message));
+        _log.Often("no bearer token can be judged: the OIDC issuer cannot be used",
+            ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
 // ================================== 11. Web ==================================
@@ -5061,8 +5099,9 @@ internal sealed class Gate
         BodyTime = TimeSpan.FromSeconds(30), AnswerTime = TimeSpan.FromSeconds(30),
         // Longer than Prometheus's usual scrape interval of a minute, so that its connection stands.
         IdleTime = TimeSpan.FromSeconds(75),
+        QueueTime = TimeSpan.FromSeconds(5),
         // A close with bytes unread would take the answer away from a client that still sends.
-        LingerTime = TimeSpan.FromSeconds(2), QueueTime = TimeSpan.FromSeconds(5), LingerPause = TimeSpan.FromMilliseconds(10);
+        LingerTime = TimeSpan.FromSeconds(2), LingerPause = TimeSpan.FromMilliseconds(10);
 
     /// <summary>Less than the 15 s after which the HttpListener closes by itself.</summary>
     private static readonly TimeSpan UpstreamIdleTime = TimeSpan.FromSeconds(5);

@@ -1,5 +1,7 @@
 using System.Buffers.Text;
+using System.Globalization;
 using System.Net;
+using System.Net.Sockets;
 using System.Security.Cryptography;
 using System.Text;
 using System.Text.Json;
@@ -9,422 +11,991 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>Credentials: who is admitted, what the others are told, and how soon.</summary>
-public sealed class AuthTests : IDisposable
+/// <summary>Who is admitted, who is not and what they are told; the OIDC issuer is a stub.</summary>
+public sealed class AuthTests
 {
-    private const string Name = "https://id.example.org/realm", Audience = "ses";
+    private const string IssuerName = "https://id.example.org/realm", Audience = "ses";
 
-    private static readonly DateTime Now = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
+    private const string NoToken = "the token is no signed JWT",
+        Algorithm = "the algorithm of the token is not RS256, PS256 or ES256",
+        Kind = "the token is of a kind that SeS does not know",
+        UnknownKey = "the key of the token is not the issuer's",
+        Signature = "the signature is wrong",
+        OtherIssuer = "the token is another issuer's",
+        OtherAudience = "the token is for another audience",
+        Endless = "the token never expires", Expired = "the token has expired",
+        Early = "the token is not valid yet";
 
-    private static readonly IPAddress Client = IPAddress.Parse("192.0.2.7");
+    private static readonly DateTime _start = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
 
-    private readonly ManualClock _clock = new(Now);
-    private readonly StringWriter _log = new();
-    private readonly Meters _meters = new("test", "test");
-    private readonly IssuerStub _issuer = new();
+    private static readonly long _now = new DateTimeOffset(_start).ToUnixTimeSeconds();
 
-    // Made once: each takes its time.
-    private static readonly RSA _rsa = RSA.Create(2048);
-    private static readonly ECDsa _curve = ECDsa.Create(ECCurve.NamedCurves.nistP256);
+    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
 
-    public AuthTests() => _issuer.Keys = [RsaKey("r", _rsa), CurveKey("e", _curve)];
+    private static readonly IPAddress _client = IPAddress.Parse("192.0.2.1");
 
-    public void Dispose() => _issuer.Dispose();
+    // Made once: an RSA key takes its time.
+    private static readonly RSA
+        _rsa = RSA.Create(2048), _otherRsa = RSA.Create(2048), _weakRsa = RSA.Create(1024);
 
-    /// <summary>Answers discovery and keys, as the test says; counts the questions.</summary>
-    private sealed class IssuerStub : HttpMessageHandler
-    {
-        public List<object> Keys { get; set; } = [];
+    private static readonly ECDsa
+        _curve = ECDsa.Create(ECCurve.NamedCurves.nistP256),
+        _otherCurve = ECDsa.Create(ECCurve.NamedCurves.nistP256),
+        _largeCurve = ECDsa.Create(ECCurve.NamedCurves.nistP384);
 
-        public string Discovery { get; set; } =
-            $$"""{"issuer":"{{Name}}","jwks_uri":"https://id.example.org/keys","extra":[1]}""";
+    // ---- Making tokens and keys ----
 
-        public HttpStatusCode Code { get; set; } = HttpStatusCode.OK;
+    private delegate byte[] Signer(byte[] signed);
 
-        public string? KeysText { get; set; }
+    private static Signer Rs256(RSA key) => signed =>
+        key.SignData(signed, HashAlgorithmName.SHA256, RSASignaturePadding.Pkcs1);
 
-        public Exception? Failure { get; set; }
+    private static Signer Ps256(RSA key) => signed =>
+        key.SignData(signed, HashAlgorithmName.SHA256, RSASignaturePadding.Pss);
 
-        public int Fetches;
+    private static Signer Es256(ECDsa key) => signed => key.SignData(
+        signed, HashAlgorithmName.SHA256, DSASignatureFormat.IeeeP1363FixedFieldConcatenation);
 
-        protected override Task<HttpResponseMessage> SendAsync(
-            HttpRequestMessage request, CancellationToken cancellationToken)
-        {
-            if (Failure != null)
-                throw Failure;
-            var isDiscovery = request.RequestUri!.AbsoluteUri == Name + "/.well-known/openid-configuration";
-            if (!isDiscovery)
-            {
-                Assert.Equal("https://id.example.org/keys", request.RequestUri.AbsoluteUri);
-                Interlocked.Increment(ref Fetches);
-            }
-            var text = isDiscovery ? Discovery : KeysText ?? JsonSerializer.Serialize(new { keys = Keys });
-            return Task.FromResult(new HttpResponseMessage(Code) { Content = new StringContent(text) });
-        }
-    }
+    private static Signer Hs256(byte[] secret) => signed => HMACSHA256.HashData(secret, signed);
 
-    private static string Encode(ReadOnlySpan<byte> bytes) => Base64Url.EncodeToString(bytes);
+    private static Signer Fixed(int length, byte value) => _ => [.. Enumerable.Repeat(value, length)];
+
+    private static string Encode(byte[] bytes) => Base64Url.EncodeToString(bytes);
 
     private static string Encode(string text) => Encode(Encoding.UTF8.GetBytes(text));
 
-    private static Dictionary<string, object> RsaKey(string? id, RSA key, string? use = "sig", string? alg = null)
+    private static string Join(string head, string claims, Signer signer)
     {
-        var parameters = key.ExportParameters(false);
-        return Key(id, use, alg, ("kty", "RSA"), ("n", Encode(parameters.Modulus)),
-            ("e", Encode(parameters.Exponent)));
+        var signed = $"{head}.{claims}";
+        return $"{signed}.{Encode(signer(Encoding.UTF8.GetBytes(signed)))}";
     }
 
-    private static Dictionary<string, object> CurveKey(string? id, ECDsa key, string name = "P-256")
+    private static string Claims(string? extra = null, string? iss = $"\"{IssuerName}\"",
+        string? aud = $"\"{Audience}\"", string? exp = "4102444800")
     {
-        var point = key.ExportParameters(false).Q;
-        return Key(id, "sig", null, ("kty", "EC"), ("crv", name), ("x", Encode(point.X)), ("y", Encode(point.Y)));
-    }
-
-    private static Dictionary<string, object> Key(
-        string? id, string? use, string? alg, params (string, string)[] members)
-    {
-        var key = members.ToDictionary(m => m.Item1, m => (object)m.Item2);
-        foreach (var (name, value) in new[] { ("kid", id), ("use", use), ("alg", alg) })
+        var claims = new List<string> { "\"sub\":\"alertmanager\"" };
+        foreach (var (name, value) in new[] { ("iss", iss), ("aud", aud), ("exp", exp) })
         {
             if (value != null)
-                key[name] = value;
+                claims.Add($"\"{name}\":{value}");
         }
-        return key;
+        if (extra != null)
+            claims.Add(extra);
+        return $"{{{string.Join(',', claims)}}}";
     }
 
-    private static long Seconds(DateTime time) => new DateTimeOffset(time).ToUnixTimeSeconds();
+    /// <summary>A token of JSON texts; by default a good one by the RSA key.</summary>
+    private static string Token(
+        string head = """{"alg":"RS256","kid":"r","typ":"JWT"}""", string? claims = null,
+        Signer? by = null) =>
+        Join(Encode(head), Encode(claims ?? Claims()), by ?? Rs256(_rsa));
 
-    private static string Claims(string? change = null, string? value = null)
+    private static string Good { get; } = Token();
+
+    private static string Rsa(RSA key, string? kid, string extra = "")
     {
-        var claims = new Dictionary<string, string>
+        var p = key.ExportParameters(false);
+        return $$"""
+            {"kty":"RSA","n":"{{Encode(p.Modulus!)}}","e":"{{Encode(p.Exponent!)}}"{{Kid(kid)}}{{extra}}}
+            """;
+    }
+
+    private static string Curve(ECDsa key, string? kid, string name = "P-256")
+    {
+        var q = key.ExportParameters(false).Q;
+        return $$"""
+            {"kty":"EC","crv":"{{name}}","x":"{{Encode(q.X!)}}","y":"{{Encode(q.Y!)}}"{{Kid(kid)}}}
+            """;
+    }
+
+    private static string Kid(string? kid) => kid == null ? "" : $",\"kid\":\"{kid}\"";
+
+    private static string Keys(params string[] keys) => $$"""{"keys":[{{string.Join(',', keys)}}]}""";
+
+    private static string Standard { get; } = Keys(
+        Rsa(_rsa, "r", ""","use":"sig" """), Curve(_curve, "e"), Rsa(_rsa, "only-rs", ""","alg":"RS256" """),
+        Rsa(_weakRsa, "weak"), Curve(_largeCurve, "p384", "P-384"), Curve(_largeCurve, "lying"),
+        Rsa(_rsa, "enc", ""","use":"enc" """), Rsa(_otherRsa, "twin"), Rsa(_rsa, "twin"),
+        """{"kty":"oct","kid":"oct","k":"c2VjcmV0"}""",
+        """{"kty":"OKP","crv":"Ed25519","kid":"o","x":"AAAA"}""",
+        "null");
+
+    /// <summary>The issuer's two documents, and what is wrong with it.</summary>
+    private sealed class StubIssuer : HttpMessageHandler
+    {
+        private readonly Lock _gate = new();
+        private readonly List<string> _asked = [];
+
+        public string Discovery { get; set; } =
+            $$"""{"issuer":"{{IssuerName}}","jwks_uri":"https://keys.example.org/jwks","other":[1]}""";
+
+        public string Jwks { get; set; } = Standard;
+
+        /// <summary>What happens instead of an answer; null: it answers.</summary>
+        public Func<string, Task<HttpResponseMessage?>>? Instead { get; set; }
+
+        public IReadOnlyList<string> Asked
         {
-            ["iss"] = $"\"{Name}\"", ["aud"] = $"\"{Audience}\"", ["exp"] = $"{Seconds(Now) + 300}", ["sub"] = "\"am\"",
-        };
-        if (change != null && value == null)
-            claims.Remove(change);
-        else if (change != null)
-            claims[change] = value!;
-        return "{" + string.Join(',', claims.Select(c => $"\"{c.Key}\":{c.Value}")) + "}";
-    }
+            get
+            {
+                lock (_gate)
+                    return [.. _asked];
+            }
+        }
 
-    private static string Head(string algorithm, string? id, string more = "") =>
-        $"{{\"alg\":\"{algorithm}\"{(id == null ? "" : $",\"kid\":\"{id}\"")}{more}}}";
+        /// <summary>How often it was asked for the first of the documents.</summary>
+        public int Fetches => Asked.Count(url => url.EndsWith("/openid-configuration", Ordinal));
 
-    private static string Sign(string head, string claims, string? algorithm = null, RSA? rsa = null, ECDsa? curve = null)
-    {
-        algorithm ??= JsonDocument.Parse(head).RootElement.GetProperty("alg").GetString()!;
-        var signed = $"{Encode(head)}.{Encode(claims)}";
-        var bytes = Encoding.ASCII.GetBytes(signed);
-        var signature = algorithm switch
+        protected override async Task<HttpResponseMessage> SendAsync(
+            HttpRequestMessage request, CancellationToken cancellationToken)
         {
-            "RS256" => (rsa ?? _rsa).SignData(bytes, HashAlgorithmName.SHA256, RSASignaturePadding.Pkcs1),
-            "RS384" => (rsa ?? _rsa).SignData(bytes, HashAlgorithmName.SHA384, RSASignaturePadding.Pkcs1),
-            "PS256" => (rsa ?? _rsa).SignData(bytes, HashAlgorithmName.SHA256, RSASignaturePadding.Pss),
-            "ES256" => (curve ?? _curve).SignData(bytes, HashAlgorithmName.SHA256),
-            "DER" => (curve ?? _curve).SignData(
-                bytes, HashAlgorithmName.SHA256, DSASignatureFormat.Rfc3279DerSequence),
-            "HS256" => HMACSHA256.HashData(Encoding.UTF8.GetBytes(_rsa.ExportSubjectPublicKeyInfoPem()), bytes),
-            "zero" => new byte[64],
-            _ => [],
-        };
-        return $"{signed}.{Encode(signature)}";
+            var url = request.RequestUri!.AbsoluteUri;
+            lock (_gate)
+                _asked.Add(url);
+            var text = url.EndsWith("/jwks", Ordinal) ? Jwks : Discovery;
+            if (Instead != null && await Instead(url) is { } instead)
+                return instead;
+            return new HttpResponseMessage(HttpStatusCode.OK) { Content = new StringContent(text) };
+        }
     }
 
-    private static string Good(string id = "r", string algorithm = "RS256") => Sign(Head(algorithm, id), Claims());
-
-    private Auth Make(params string[] flags)
+    /// <summary>Auth with its clock, its issuer, its log and its counters.</summary>
+    private sealed class Door
     {
-        var given = new Dictionary<string, string> { ["--onix-url"] = "none" };
-        string[] all = flags.Length > 0 ? flags
-            : ["--auth-mode", "oidc", "--oidc-issuer", Name, "--oidc-audience", Audience];
-        for (var i = 0; i < all.Length; i += 2)
-            given[all[i]] = all[i + 1];
-        var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(_log), _clock);
-        return new Auth(Options.Read(given, new Dictionary<string, string>()), _issuer, _clock, log, _meters);
-    }
-
-    private async Task<string?> JudgeAsync(Auth auth, string token)
-    {
-        var judged = auth.RefusalAsync("Bearer " + token, Client).AsTask();
-        await Wait.UntilAsync(() =>
+        public Door(params string[] flags)
         {
-            if (!judged.IsCompleted)
-                _clock.Advance(TimeSpan.FromSeconds(0.1));
-            return judged.IsCompleted;
-        }, TimeSpan.FromSeconds(30), "a judgement");
-        return await judged is not { } reply ? null
-            : reply.Code == 401 ? reply.Header!.Value.Value : reply.Code.ToString(null, null);
+            var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(Lines), Clock);
+            var given = new Dictionary<string, string> { ["--onix-url"] = "none" };
+            for (var i = 0; i < flags.Length; i += 2)
+                given[flags[i]] = flags[i + 1];
+            Options = Options.Read(given, new Dictionary<string, string>());
+            Log = log;
+            Auth = new Auth(Options, Issuer, Clock, log, Meters);
+        }
+
+        public static Door Oidc() => new(
+            "--auth-mode", "oidc", "--oidc-issuer", IssuerName, "--oidc-audience", Audience);
+
+        public static Door Basic(string user, string password) => new(
+            "--auth-mode", "basic", "--username", user, "--password", password);
+
+        public StringWriter Lines { get; } = new();
+
+        public ManualClock Clock { get; } = new(_start);
+
+        public StubIssuer Issuer { get; } = new();
+
+        public Meters Meters { get; } = new("test", "test");
+
+        public Options Options { get; }
+
+        public Log Log { get; }
+
+        public Auth Auth { get; }
+
+        public Task<Reply?> AskAsync(string? authorization, IPAddress? client = null) =>
+            Auth.RefusalAsync(authorization, client ?? _client).AsTask();
+
+        public Task<Reply?> ShowAsync(string token) => AskAsync($"Bearer {token}");
+
+        /// <summary>Why a token is refused; null when it is admitted.</summary>
+        public async Task<string?> ReasonAsync(string token) =>
+            Reason(await ShowAsync(token).WaitAsync(_soon));
+
+        public double Failed(string reason) => Meters.AuthFailures.WithLabels(reason).Value;
+    }
+
+    /// <summary>Asserts a challenge of RFC 6750 that can stand in a header, and returns its reason.</summary>
+    private static string? Reason(Reply? reply)
+    {
+        if (reply == null)
+            return null;
+        Assert.Equal(401, reply.Code);
+        var (name, value) = Assert.NotNull(reply.Header);
+        Assert.Equal("WWW-Authenticate", name);
+        const string before = "Bearer realm=\"SeS\", error=\"invalid_token\", error_description=\"";
+        Assert.StartsWith(before, value, Ordinal);
+        Assert.EndsWith("\"", value, Ordinal);
+        var reason = value[before.Length..^1];
+        // The characters of RFC 6750, 3.
+        Assert.All(reason, c => Assert.True(c is >= ' ' and <= '~' and not '"' and not '\\', $"{c}"));
+        Assert.InRange(reason.Length, 10, 100);
+        return reason;
+    }
+
+    private static void IsUnavailable(Reply? reply)
+    {
+        Assert.NotNull(reply);
+        Assert.Equal((503, null), (reply.Code, reply.Header));
+        Assert.Equal(TimeSpan.Zero, reply.HeldBack);
     }
 
     // ---- Tokens ----
 
-    [Theory]
-    [InlineData("RS256", "r", "")]
-    [InlineData("PS256", "r", "")]
-    [InlineData("ES256", "e", "")]
-    [InlineData("RS256", null, "")]
-    [InlineData("ES256", null, "")]
-    [InlineData("RS256", "r", ",\"typ\":\"JWT\"")]
-    [InlineData("RS256", "r", ",\"typ\":\"at+jwt\"")]
-    [InlineData("RS256", "r", ",\"jwk\":{},\"jku\":\"https://evil\",\"x5c\":[\"AAAA\"],\"x5u\":\"https://evil\"")]
-    public async Task RightTokenIsAdmitted(string algorithm, string? id, string more) =>
-        Assert.Null(await JudgeAsync(Make(), Sign(Head(algorithm, id, more), Claims())));
+    private static string At(long seconds) => (_now + seconds).ToString(CultureInfo.InvariantCulture);
+
+    private static byte[] Pem => Encoding.ASCII.GetBytes(_rsa.ExportSubjectPublicKeyInfoPem());
+
+    private static string[] Parts => Good.Split('.');
+
+    private static Dictionary<string, (string Token, string? Reason)> Tokens { get; } = new()
+    {
+        ["RS256"] = (Good, null),
+        ["PS256"] = (Token("""{"alg":"PS256","kid":"r"}""", by: Ps256(_rsa)), null),
+        ["ES256"] = (Token("""{"alg":"ES256","kid":"e"}""", by: Es256(_curve)), null),
+        ["RS256 by a key for it alone"] = (Token("""{"alg":"RS256","kid":"only-rs"}"""), null),
+        ["no kid"] = (Token("""{"alg":"ES256"}""", by: Es256(_curve)), null),
+        ["kid null"] = (Token("""{"alg":"RS256","kid":null}"""), null),
+        ["the second of two keys of a name"] = (Token("""{"alg":"RS256","kid":"twin"}"""), null),
+        ["the first of two keys of a name"] = (
+            Token("""{"alg":"RS256","kid":"twin"}""", by: Rs256(_otherRsa)), null),
+        ["typ at+jwt"] = (Token("""{"alg":"RS256","kid":"r","typ":"at+JWT"}"""), null),
+        ["typ application/at+jwt"] = (
+            Token("""{"alg":"RS256","kid":"r","typ":"application/at+jwt"}"""), null),
+
+        ["alg none"] = (Token("""{"alg":"none","kid":"r"}"""), Algorithm),
+        ["alg none, not signed"] = (Token("""{"alg":"none"}""", by: Fixed(0, 0)), Algorithm),
+        ["alg None"] = (Token("""{"alg":"None"}""", by: Fixed(0, 0)), Algorithm),
+        ["alg nOnE"] = (Token("""{"alg":"nOnE"}""", by: Fixed(0, 0)), Algorithm),
+        ["alg empty"] = (Token("""{"alg":"","kid":"r"}"""), Algorithm),
+        ["alg null"] = (Token("""{"alg":null,"kid":"r"}"""), Algorithm),
+        ["no alg"] = (Token("""{"kid":"r"}"""), Algorithm),
+        ["alg rs256"] = (Token("""{"alg":"rs256","kid":"r"}"""), Algorithm),
+        ["alg of other case"] = (Token("""{"Alg":"RS256","kid":"r"}"""), Algorithm),
+        ["RS384"] = (Token("""{"alg":"RS384","kid":"r"}""", by: signed =>
+            _rsa.SignData(signed, HashAlgorithmName.SHA384, RSASignaturePadding.Pkcs1)), Algorithm),
+        ["HS256 by the key's PEM"] = (Token("""{"alg":"HS256","kid":"r"}""", by: Hs256(Pem)), Algorithm),
+        ["HS256 by the key's modulus"] = (Token("""{"alg":"HS256","kid":"r"}""",
+            by: Hs256(_rsa.ExportParameters(false).Modulus!)), Algorithm),
+        ["HS256 by the symmetric key"] = (
+            Token("""{"alg":"HS256","kid":"oct"}""", by: Hs256("secret"u8.ToArray())), Algorithm),
+        ["RS256 with a mac by the PEM"] = (Token(by: Hs256(Pem)), Signature),
+        ["ES256 with a mac by the modulus"] = (Token("""{"alg":"ES256","kid":"r"}""",
+            by: Hs256(_rsa.ExportParameters(false).Modulus!)), Signature),
+
+        ["not signed"] = (Token(by: Fixed(0, 0)), Signature),
+        ["RSA signature of zeros"] = (Token(by: Fixed(256, 0)), Signature),
+        ["RSA signature over the modulus"] = (Token(by: Fixed(256, 255)), Signature),
+        ["RSA signature that is short"] = (Token(by: Fixed(255, 1)), Signature),
+        ["RSA signature that is long"] = (Token(by: Fixed(4000, 1)), Signature),
+        ["ES256 in DER"] = (Token("""{"alg":"ES256","kid":"e"}""", by: signed => _curve.SignData(
+            signed, HashAlgorithmName.SHA256, DSASignatureFormat.Rfc3279DerSequence)), Signature),
+        ["ES256 of zeros"] = (Token("""{"alg":"ES256","kid":"e"}""", by: Fixed(64, 0)), Signature),
+        ["ES256 over the order"] = (Token("""{"alg":"ES256","kid":"e"}""", by: Fixed(64, 255)), Signature),
+        ["ES256 by another key"] = (
+            Token("""{"alg":"ES256","kid":"e"}""", by: Es256(_otherCurve)), Signature),
+        ["RS256 by another key"] = (Token(by: Rs256(_otherRsa)), Signature),
+        ["PS256 under RS256"] = (Token(by: Ps256(_rsa)), Signature),
+        ["RS256 under PS256"] = (Token("""{"alg":"PS256","kid":"r"}"""), Signature),
+        ["PS256 by a key for RS256"] = (
+            Token("""{"alg":"PS256","kid":"only-rs"}""", by: Ps256(_rsa)), Signature),
+        ["ES256 under RS256 by a curve"] = (
+            Token("""{"alg":"RS256","kid":"e"}""", by: Es256(_curve)), Signature),
+        ["RS256 under ES256 by RSA"] = (Token("""{"alg":"ES256","kid":"r"}"""), Signature),
+        ["RSA key of 1,024 bits"] = (
+            Token("""{"alg":"RS256","kid":"weak"}""", by: Rs256(_weakRsa)), UnknownKey),
+        ["P-384"] = (Token("""{"alg":"ES256","kid":"p384"}""", by: Es256(_largeCurve)), UnknownKey),
+        ["P-384 said to be P-256"] = (
+            Token("""{"alg":"ES256","kid":"lying"}""", by: Es256(_largeCurve)), UnknownKey),
+        ["key for encryption"] = (Token("""{"alg":"RS256","kid":"enc"}"""), UnknownKey),
+        ["unknown kid"] = (Token("""{"alg":"RS256","kid":"R"}"""), UnknownKey),
+        ["empty kid"] = (Token("""{"alg":"RS256","kid":""}"""), UnknownKey),
+        ["kid as a path"] = (Token("""{"alg":"RS256","kid":"../r\u0000\r\nX: y"}"""), UnknownKey),
+        ["no kid, by another key"] = (Token("""{"alg":"RS256"}""", by: Rs256(_weakRsa)), Signature),
+
+        ["key in the token"] = (Token($$"""{"alg":"RS256","kid":"r","jwk":{{Rsa(_weakRsa, "r")}}}""",
+            by: Rs256(_weakRsa)), Signature),
+        ["key in the token, unknown kid"] = (
+            Token($$"""{"alg":"RS256","kid":"mine","jwk":{{Rsa(_otherRsa, "mine")}}}""",
+            by: Rs256(_otherRsa)), UnknownKey),
+        ["jku"] = (Token("""{"alg":"RS256","kid":"mine","jku":"https://evil.example/jwks"}""",
+            by: Rs256(_otherRsa)), UnknownKey),
+        ["x5c and x5u"] = (
+            Token("""{"alg":"RS256","kid":"mine","x5u":"https://evil.example/","x5c":["AAAA"]}""",
+            by: Rs256(_otherRsa)), UnknownKey),
+        ["jwk that is not used"] = (
+            Token($$"""{"alg":"RS256","kid":"r","jwk":{{Rsa(_weakRsa, "r")}}}"""), null),
+        ["crit"] = (Token("""{"alg":"RS256","kid":"r","crit":["exp"]}"""), Kind),
+        ["crit empty"] = (Token("""{"alg":"RS256","kid":"r","crit":[]}"""), Kind),
+        ["crit with b64"] = (Token("""{"alg":"RS256","kid":"r","crit":["b64"],"b64":false}"""), Kind),
+        ["typ dpop+jwt"] = (Token("""{"alg":"RS256","kid":"r","typ":"dpop+jwt"}"""), Kind),
+        ["typ empty"] = (Token("""{"alg":"RS256","kid":"r","typ":""}"""), Kind),
+
+        ["signature of another token"] = (
+            $"{Parts[0]}.{Parts[1]}.{Token(claims: Claims("\"jti\":\"2\"")).Split('.')[2]}", Signature),
+        ["claims changed"] = ($"{Parts[0]}.{Encode(Claims("\"roles\":[\"ADMIN\"]"))}.{Parts[2]}", Signature),
+        ["head changed"] = ($"{Encode("""{"alg":"RS256","kid":"r"}""")}.{Parts[1]}.{Parts[2]}", Signature),
+
+        ["one part"] = (Parts[0], NoToken),
+        ["two parts"] = ($"{Parts[0]}.{Parts[1]}", NoToken),
+        ["four parts"] = (Good + ".", NoToken),
+        ["five parts"] = (Good + ".AA.AA", NoToken),
+        ["dots"] = ("..", NoToken),
+        ["many dots"] = (new string('.', 16_000), NoToken),
+        ["no head"] = ($".{Parts[1]}.{Parts[2]}", NoToken),
+        ["no claims"] = ($"{Parts[0]}..{Parts[2]}", NoToken),
+        ["padded signature"] = (Good + "==", NoToken),
+        ["signature padded with %"] = (Good + "%", NoToken),
+        ["padded head"] = (
+            Join(Encode("""{"alg":"RS256" }""") + "=", Encode(Claims()), Rs256(_rsa)), NoToken),
+        ["space in the signature"] = (Good.Insert(Good.Length - 3, " "), NoToken),
+        ["tab in the claims"] = ($"{Parts[0]}.{Parts[1].Insert(4, "\t")}.{Parts[2]}", NoToken),
+        ["space in the claims, signed"] = (Join(Parts[0], Parts[1].Insert(4, " "), Rs256(_rsa)), NoToken),
+        ["plain base64"] = ($"{Parts[0]}.{Parts[1]}.+/+/", NoToken),
+        ["bits left over"] = ($"{Parts[0]}.{Parts[1]}.AB", NoToken),
+        ["length that none has"] = ($"{Parts[0]}.{Parts[1]}.AAAAA", NoToken),
+        ["not ASCII"] = ($"{Parts[0]}.{Parts[1]}.\u00e9\u00e9\u00e9\u00e9", NoToken),
+        ["control characters"] = ($"{Parts[0]}.{Parts[1]}.\r\n\0", NoToken),
+        ["head is no JSON"] = (Token("hello"), NoToken),
+        ["head is null"] = (Token("null"), NoToken),
+        ["head is a list"] = (Token("[]"), NoToken),
+        ["head and more"] = (Token("""{"alg":"RS256","kid":"r"}{}"""), NoToken),
+        ["head is empty"] = (Token(""), NoToken),
+        ["head with half a character"] = (Token("""{"alg":"RS256","kid":"\ud800"}"""), NoToken),
+        ["head with half a character as a name"] = (
+            Token("""{"crit":{"\ud800":1},"alg":"RS256"}"""), NoToken),
+        ["head that is not UTF-8"] = (
+            Join(Encode([.. "{\"alg\":\""u8, 0xff, .. "\"}"u8]), Encode(Claims()), Rs256(_rsa)), NoToken),
+        ["kid is a number"] = (Token("""{"alg":"RS256","kid":1}"""), NoToken),
+        ["alg twice"] = (Token("""{"alg":"none","alg":"RS256","kid":"r"}"""), NoToken),
+        ["alg twice, escaped"] = (Token("""{"alg":"none","\u0061lg":"RS256","kid":"r"}"""), NoToken),
+        ["head that is deep"] = (
+            Token($$"""{"alg":"RS256","x":{{new string('[', 5000)}}{{new string(']', 5000)}}}"""), NoToken),
+        ["claims are no JSON"] = (Token(claims: "{"), NoToken),
+        ["claims are null"] = (Token(claims: "null"), NoToken),
+
+        ["iss twice"] = (Token(claims: Claims($"\"iss\":\"{IssuerName}\"")), NoToken),
+        ["aud twice"] = (Token(claims: Claims("\"aud\":\"other\"")), NoToken),
+        ["exp twice"] = (Token(claims: Claims("\"exp\":1")), NoToken),
+        ["iss is a list"] = (Token(claims: Claims(iss: $"[\"{IssuerName}\"]")), NoToken),
+        ["iss other"] = (Token(claims: Claims(iss: "\"https://id.example.org/other\"")), OtherIssuer),
+        ["iss of other case"] = (Token(claims: Claims(iss: "\"https://ID.example.org/realm\"")), OtherIssuer),
+        ["iss with a slash"] = (Token(claims: Claims(iss: $"\"{IssuerName}/\"")), OtherIssuer),
+        ["iss absent"] = (Token(claims: Claims(iss: null)), OtherIssuer),
+        ["iss null"] = (Token(claims: Claims(iss: "null")), OtherIssuer),
+        ["aud in a list"] = (Token(claims: Claims(aud: """["other","ses"]""")), null),
+        ["aud escaped"] = (Token(claims: Claims(aud: """["s\u0065s"]""")), null),
+        ["aud among others"] = (Token(claims: Claims(aud: """[1,null,["x"],{"ses":1},"ses"]""")), null),
+        ["aud other"] = (Token(claims: Claims(aud: "\"other\"")), OtherAudience),
+        ["aud of other case"] = (Token(claims: Claims(aud: "\"SES\"")), OtherAudience),
+        ["aud longer"] = (Token(claims: Claims(aud: "\"ses2\"")), OtherAudience),
+        ["aud with a space"] = (Token(claims: Claims(aud: "\"other ses\"")), OtherAudience),
+        ["aud empty list"] = (Token(claims: Claims(aud: "[]")), OtherAudience),
+        ["aud nested list"] = (Token(claims: Claims(aud: """[["ses"]]""")), OtherAudience),
+        ["aud object"] = (Token(claims: Claims(aud: """{"ses":"ses"}""")), OtherAudience),
+        ["aud number"] = (Token(claims: Claims(aud: "1")), OtherAudience),
+        ["aud null"] = (Token(claims: Claims(aud: "null")), OtherAudience),
+        ["aud absent"] = (Token(claims: Claims(aud: null)), OtherAudience),
+        ["aud with half a character"] = (Token(claims: Claims(aud: """ "\ud800" """)), OtherAudience),
+        ["aud list with half a character"] = (Token(claims: Claims(aud: """["ses\udc00"]""")), OtherAudience),
+
+        ["exp absent"] = (Token(claims: Claims(exp: null)), Endless),
+        ["exp null"] = (Token(claims: Claims(exp: "null")), Endless),
+        ["exp is a text"] = (Token(claims: Claims(exp: "\"4102444800\"")), NoToken),
+        ["exp is a truth"] = (Token(claims: Claims(exp: "true")), NoToken),
+        ["exp is NaN"] = (Token(claims: Claims(exp: "NaN")), NoToken),
+        ["exp huge"] = (Token(claims: Claims(exp: "1e300")), null),
+        ["exp of many digits"] = (Token(claims: Claims(exp: new string('9', 5000))), null),
+        ["exp hugely long ago"] = (Token(claims: Claims(exp: "-1e300")), Expired),
+        ["exp 0"] = (Token(claims: Claims(exp: "0")), Expired),
+        ["exp with a fraction"] = (Token(claims: Claims(exp: At(-60) + ".5")), null),
+        ["exp just within the skew"] = (Token(claims: Claims(exp: At(-59))), null),
+        ["exp at the skew"] = (Token(claims: Claims(exp: At(-60))), Expired),
+        ["nbf long ago"] = (Token(claims: Claims("\"nbf\":-1e300")), null),
+        ["nbf null"] = (Token(claims: Claims("\"nbf\":null")), null),
+        ["nbf at the skew"] = (Token(claims: Claims($"\"nbf\":{At(60)}")), null),
+        ["nbf just beyond the skew"] = (Token(claims: Claims($"\"nbf\":{At(61)}")), Early),
+        ["nbf huge"] = (Token(claims: Claims("\"nbf\":1e300")), Early),
+        ["nbf is a text"] = (Token(claims: Claims("\"nbf\":\"1\"")), NoToken),
+    };
+
+    public static TheoryData<string> TokenNames => [.. Tokens.Keys];
 
     [Theory]
-    [InlineData("none", "r", "", "none", "algorithm")]
-    [InlineData("None", "r", "", "none", "algorithm")]
-    [InlineData("", "r", "", "none", "algorithm")]
-    [InlineData("HS256", "r", "", "HS256", "algorithm")]
-    [InlineData("RS384", "r", "", "RS384", "algorithm")]
-    [InlineData("rs256", "r", "", "RS256", "algorithm")]
-    [InlineData("RS256", "r", "", "none", "signature")]
-    [InlineData("RS256", "r", "", "HS256", "signature")]
-    [InlineData("RS256", "r", "", "PS256", "signature")]
-    [InlineData("PS256", "r", "", "RS256", "signature")]
-    [InlineData("ES256", "e", "", "DER", "signature")]
-    [InlineData("ES256", "e", "", "zero", "signature")]
-    [InlineData("ES256", "r", "", "ES256", "signature")]
-    [InlineData("RS256", "e", "", "RS256", "signature")]
-    [InlineData("RS256", "unknown", "", "RS256", "not the issuer's")]
-    [InlineData("RS256", "r", ",\"crit\":[\"exp\"]", "RS256", "kind")]
-    [InlineData("RS256", "r", ",\"typ\":\"logout+jwt\"", "RS256", "kind")]
-    [InlineData("RS256", "r", ",\"alg\":\"RS256\"", "RS256", "no signed JWT")]
-    public async Task TokenThatIsNotSignedRightlyIsRefused(
-        string algorithm, string id, string more, string signature, string word)
+    [MemberData(nameof(TokenNames))]
+    public async Task TokenIsJudged(string name)
     {
-        var head = Head(algorithm, id, more);
-        AssertInvalid(word, await JudgeAsync(Make(), Sign(head, Claims(), signature)));
+        var (token, reason) = Tokens[name];
+        var door = Door.Oidc();
+        await door.Auth.PrepareAsync();
+        Assert.Equal(reason, await door.ReasonAsync(token));
+        Assert.Equal(reason == null ? 0 : 1, door.Failed("wrong"));
+        Assert.DoesNotContain(door.Issuer.Asked, url => !url.Contains(".example.org/", Ordinal));
+        Assert.DoesNotContain(token, door.Lines.ToString(), Ordinal);
     }
 
-    [Fact]
-    public async Task TokenThatWasChangedIsRefused()
+    [Theory]
+    [InlineData("bearer", true)]
+    [InlineData("BEARER", true)]
+    [InlineData("Bearer  ", true)]
+    [InlineData("Basic", false)]
+    [InlineData("Bearers", false)]
+    [InlineData("Bearer,", false)]
+    public async Task SchemeIsBearerInAnyCase(string scheme, bool admitted)
     {
-        var parts = Good().Split('.');
-        var other = Claims("sub", "\"admin\"");
-        AssertInvalid("signature", await JudgeAsync(Make(), $"{parts[0]}.{Encode(other)}.{parts[2]}"));
-        using var strange = RSA.Create(2048);
-        AssertInvalid("signature", await JudgeAsync(Make(), Sign(Head("RS256", "r"), Claims(), rsa: strange)));
+        var door = Door.Oidc();
+        var reply = await door.AskAsync($"{scheme} {Good}");
+        Assert.Equal(admitted, reply == null);
+        Assert.Equal(admitted ? 0 : 1, door.Failed("scheme"));
     }
 
     [Theory]
-    [InlineData("")]
+    [InlineData("Basic YTpi")]
+    [InlineData("Bearer")]
     [InlineData("x")]
-    [InlineData("..")]
-    [InlineData("{0}.{1}")]
-    [InlineData("{0}.{1}.")]
-    [InlineData("{0}.{1}.{2}.")]
-    [InlineData(".{1}.{2}")]
-    [InlineData("{0}=.{1}.{2}")]
-    [InlineData("{0}.{1}.{2}+")]
-    [InlineData("{1}.{0}.{2}")]
-    [InlineData("bnVsbA.bnVsbA.")]
-    [InlineData("W10.W10.AAAA")]
-    public async Task WhatIsNoTokenIsRefused(string form)
+    public async Task CredentialsOfAnotherKindGetTheChallengeAndNoErrorCode(string authorization)
     {
-        var parts = Good().Split('.');
-        var refusal = await JudgeAsync(Make(), string.Format(null, form, parts[0], parts[1], parts[2]));
-        Assert.StartsWith("Bearer realm=\"SeS\"", refusal, Ordinal);
+        // RFC 6750, 3.1: a client that used another method is told no error.
+        var door = Door.Oidc();
+        var reply = await door.AskAsync(authorization);
+        Assert.Equal((401, ("WWW-Authenticate", "Bearer realm=\"SeS\"")), (reply!.Code, reply.Header!.Value));
+        Assert.Equal(Failures.FirstDelay, reply.HeldBack);
+        Assert.Empty(door.Issuer.Asked);
     }
+
+    [Fact]
+    public async Task MissingCredentialsAreNoGuess()
+    {
+        foreach (var door in new[] { Door.Oidc(), Door.Basic("ann", "secret") })
+        {
+            for (var i = 1; i <= 10; i++)
+            {
+                var reply = await door.AskAsync(null);
+                Assert.Equal((401, TimeSpan.Zero), (reply!.Code, reply.HeldBack));
+                Assert.DoesNotContain("error", reply.Header!.Value.Value, Ordinal);
+                Assert.Equal(i, door.Failed("missing"));
+            }
+            Assert.Equal(Failures.FirstDelay, (await door.AskAsync("Other x"))!.HeldBack);
+            Assert.Equal((1, 0), (door.Failed("scheme"), door.Failed("wrong")));
+        }
+    }
+
+    [Fact]
+    public async Task ModeNoneAdmitsAnything()
+    {
+        var door = new Door("--auth-mode", "none");
+        foreach (var authorization in new[] { null, "", "Basic x", "Bearer x" })
+            Assert.Null(await door.AskAsync(authorization));
+    }
+
+    // ---- The issuer's documents ----
+
+    [Fact]
+    public async Task IssuerIsAskedOnceForBothDocuments()
+    {
+        var door = Door.Oidc();
+        await door.Auth.PrepareAsync();
+        for (var i = 0; i < 20; i++)
+        {
+            door.Clock.Advance(TimeSpan.FromMinutes(2));
+            Assert.Null(await door.ReasonAsync(Good));
+        }
+        Assert.Equal([IssuerName + "/.well-known/openid-configuration", "https://keys.example.org/jwks"],
+            door.Issuer.Asked);
+    }
+
+    [Fact]
+    public async Task IssuerWithASlashAtItsEndIsAskedWithoutASecondSlash()
+    {
+        const string name = "https://id.example.org/";
+        var door = new Door("--auth-mode", "oidc", "--oidc-issuer", name, "--oidc-audience", Audience);
+        door.Issuer.Discovery = $$"""{"issuer":"{{name}}","jwks_uri":"https://keys.example.org/jwks"}""";
+        Assert.Null(await door.ReasonAsync(Token(claims: Claims(iss: $"\"{name}\""))));
+        Assert.Equal("https://id.example.org/.well-known/openid-configuration", door.Issuer.Asked[0]);
+        Assert.Equal(OtherIssuer, await door.ReasonAsync(Good));
+    }
+
+    private static Task<HttpResponseMessage?> Answer(HttpStatusCode code, string text = "{}") =>
+        Task.FromResult<HttpResponseMessage?>(new(code) { Content = new StringContent(text) });
+
+    private static Dictionary<string, Action<StubIssuer>> Troubles { get; } = new()
+    {
+        ["500"] = i => i.Instead = _ => Answer(HttpStatusCode.InternalServerError),
+        ["404"] = i => i.Instead = _ => Answer(HttpStatusCode.NotFound),
+        ["redirect"] = i => i.Instead = _ => Answer(HttpStatusCode.Found),
+        ["500 of the keys"] = i => i.Instead = url => url.EndsWith("/jwks", Ordinal)
+            ? Answer(HttpStatusCode.InternalServerError) : Task.FromResult<HttpResponseMessage?>(null),
+        ["away"] = i => i.Instead = _ => throw new HttpRequestException("Connection refused"),
+        ["timeout"] = i => i.Instead = _ =>
+            throw new TaskCanceledException("timed out", new TimeoutException()),
+        ["not JSON"] = i => i.Discovery = "<html>",
+        ["keys not JSON"] = i => i.Jwks = "<html>",
+        ["null"] = i => i.Discovery = "null",
+        ["keys null"] = i => i.Jwks = "null",
+        ["a list"] = i => i.Discovery = "[]",
+        ["empty"] = i => i.Discovery = "",
+        ["over 1 MiB"] = i => i.Discovery = i.Discovery.PadRight(1024 * 1024 + 1),
+        ["keys over 1 MiB"] = i => i.Jwks = i.Jwks.PadRight(1024 * 1024 + 1),
+        ["another issuer"] = i => i.Discovery = i.Discovery.Replace("/realm", "/other", Ordinal),
+        ["issuer with a slash"] = i => i.Discovery = i.Discovery.Replace("/realm", "/realm/", Ordinal),
+        ["no issuer"] = i => i.Discovery = i.Discovery.Replace("\"issuer\"", "\"name\"", Ordinal),
+        ["issuer twice"] = i => i.Discovery =
+            i.Discovery.Replace("\"other\"", $"\"issuer\":\"{IssuerName}\",\"other\"", Ordinal),
+        ["control characters"] = i => i.Discovery = i.Discovery.Replace("/realm", "\\r\\nX: y", Ordinal),
+        ["no jwks_uri"] = i => i.Discovery = i.Discovery.Replace("jwks_uri", "jwks", Ordinal),
+        ["jwks_uri empty"] = i => Keys(i, ""),
+        ["jwks_uri relative"] = i => Keys(i, "/jwks"),
+        ["jwks_uri a file"] = i => Keys(i, "file:///etc/passwd"),
+        ["jwks_uri no URL"] = i => Keys(i, "http://[::1/jwks"),
+        ["jwks_uri without a host"] = i => Keys(i, "http:///jwks"),
+        ["jwks_uri a number"] = i => i.Discovery =
+            i.Discovery.Replace("\"https://keys.example.org/jwks\"", "5", Ordinal),
+        ["keys no list"] = i => i.Jwks = """{"keys":{}}""",
+    };
+
+    private static void Keys(StubIssuer issuer, string uri) => issuer.Discovery =
+        issuer.Discovery.Replace("https://keys.example.org/jwks", uri, Ordinal);
+
+    public static TheoryData<string> TroubleNames => [.. Troubles.Keys];
 
     [Theory]
-    [InlineData("iss", null, "another issuer")]
-    [InlineData("iss", "\"https://id.example.org/realm/\"", "another issuer")]
-    [InlineData("iss", "7", "no signed JWT")]
-    [InlineData("aud", null, "another audience")]
-    [InlineData("aud", "\"SES\"", "another audience")]
-    [InlineData("aud", "[]", "another audience")]
-    [InlineData("aud", "[\"a\",7,null]", "another audience")]
-    [InlineData("aud", "{\"ses\":\"ses\"}", "another audience")]
-    [InlineData("exp", null, "never expires")]
-    [InlineData("exp", "null", "never expires")]
-    [InlineData("exp", "\"9999999999\"", "no signed JWT")]
-    [InlineData("exp", "1e400", "")]
-    [InlineData("exp", "-1", "expired")]
-    [InlineData("nbf", "\"x\"", "no signed JWT")]
-    public async Task TokenWithOtherClaimsIsRefused(string claim, string? value, string word)
+    [MemberData(nameof(TroubleNames))]
+    public async Task WithoutKeysTheAnswerIs503UntilTheIssuerIsRight(string name)
     {
-        var refusal = await JudgeAsync(Make(), Sign(Head("RS256", "r"), Claims(claim, value)));
-        if (word != "")
-            AssertInvalid(word, refusal);
+        var door = Door.Oidc();
+        var (discovery, jwks) = (door.Issuer.Discovery, door.Issuer.Jwks);
+        Troubles[name](door.Issuer);
+        await door.Auth.PrepareAsync();
+        door.Clock.Advance(TimeSpan.FromSeconds(1));
+        IsUnavailable(await door.ShowAsync(Good).WaitAsync(_soon));
+        IsUnavailable(await door.ShowAsync(Good).WaitAsync(_soon));
+        Assert.Equal(0, door.Failed("wrong"));
+        // What cannot be good with any keys is refused all the same.
+        Assert.Equal(Algorithm, await door.ReasonAsync(Tokens["alg none"].Token));
+        Assert.Contains("the OIDC issuer cannot be used", door.Lines.ToString(), Ordinal);
+        Assert.All(door.Lines.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries),
+            line => Assert.All(line, c => Assert.InRange(c, ' ', '~')));
+
+        (door.Issuer.Discovery, door.Issuer.Jwks, door.Issuer.Instead) = (discovery, jwks, null);
+        door.Clock.Advance(TimeSpan.FromSeconds(1));
+        Assert.Null(await door.ReasonAsync(Good));
+        Assert.Equal(Signature, await door.ReasonAsync(Tokens["RSA signature of zeros"].Token));
     }
+
+    [Fact]
+    public async Task LongNameOfAStrangeIssuerDoesNotFloodTheLog()
+    {
+        var door = Door.Oidc();
+        door.Issuer.Discovery = $$"""{"issuer":"{{new string('x', 500_000)}}"}""";
+        await door.Auth.PrepareAsync();
+        Assert.InRange(door.Lines.ToString().Length, 10, 2_000);
+    }
+
+    private static Dictionary<string, string> StrangeKeys { get; } = new()
+    {
+        ["number"] = "5",
+        ["list"] = "[]",
+        ["text"] = "\"key\"",
+        ["empty"] = "{}",
+        ["kid a number"] = """{"kty":"RSA","kid":5}""",
+        ["n a list"] = """{"kty":"RSA","n":[1],"e":"AQAB"}""",
+        ["n missing"] = """{"kty":"RSA","kid":"r","e":"AQAB"}""",
+        ["n empty"] = """{"kty":"RSA","kid":"r","n":"","e":"AQAB"}""",
+        ["e empty"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"\"", Ordinal),
+        ["e zero"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"AA\"", Ordinal),
+        ["e one"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"AQ\"", Ordinal),
+        ["e even"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"Ag\"", Ordinal),
+        ["e huge"] = Rsa(_rsa, "r").Replace("\"AQAB\"", $"\"{new string('_', 400)}\"", Ordinal),
+        ["n zero"] = $$"""{"kty":"RSA","kid":"r","n":"{{new string('A', 344)}}","e":"AQAB"}""",
+        ["n even"] = $$"""
+            {"kty":"RSA","kid":"r","e":"AQAB","n":"{{Encode([.. Enumerable.Repeat((byte)254, 256)])}}"}
+            """,
+        ["n huge"] = $$"""{"kty":"RSA","kid":"r","n":"{{new string('_', 40_000)}}","e":"AQAB"}""",
+        ["n no base64url"] = """{"kty":"RSA","kid":"r","n":"+++","e":"AQAB"}""",
+        ["n weak with zeros before it"] = $$"""
+            {"kty":"RSA","kid":"r","e":"AQAB",
+            "n":"{{Encode([.. new byte[128], .. _weakRsa.ExportParameters(false).Modulus!])}}"}
+            """,
+        ["point at infinity"] = """{"kty":"EC","kid":"r","crv":"P-256","x":"","y":""}""",
+        ["point of zeros"] = Point(new byte[32], new byte[32]),
+        ["point that is large"] = Point([.. Enumerable.Repeat((byte)255, 32)], new byte[32]),
+        ["point off the curve"] = Point(
+            _curve.ExportParameters(false).Q.X!, _otherCurve.ExportParameters(false).Q.Y!),
+        ["point with a short x"] = Point(new byte[31], new byte[32]),
+        ["point that is huge"] = Point(new byte[50_000], new byte[50_000]),
+        ["point without y"] = """{"kty":"EC","kid":"r","crv":"P-256","x":"AAAA"}""",
+        ["point no base64url"] = """{"kty":"EC","kid":"r","crv":"P-256","x":"%","y":"!"}""",
+        ["crv unknown"] = """{"kty":"EC","kid":"r","crv":"secp256k1","x":"AAAA","y":"AAAA"}""",
+        ["kid with half a character"] = """{"kty":"RSA","kid":"\ud800","n":"AAAA","e":"AQAB"}""",
+    };
+
+    private static string Point(byte[] x, byte[] y) =>
+        $$"""{"kty":"EC","kid":"r","crv":"P-256","x":"{{Encode(x)}}","y":"{{Encode(y)}}"}""";
+
+    public static TheoryData<string> StrangeKeyNames => [.. StrangeKeys.Keys];
 
     [Theory]
-    [InlineData("aud", "[\"a\",\"ses\"]")]
-    [InlineData("nbf", "1")]
-    [InlineData("exp", "99999999999.5")]
-    [InlineData("scope", "\"x\"")]
-    public async Task TokenWithThoseClaimsIsAdmitted(string claim, string value) =>
-        Assert.Null(await JudgeAsync(Make(), Sign(Head("RS256", "r"), Claims(claim, value))));
+    [MemberData(nameof(StrangeKeyNames))]
+    public async Task KeyThatSesCannotUseSpoilsNoOther(string name)
+    {
+        // RFC 7517, 5: such keys are to be ignored.
+        var door = Door.Oidc();
+        door.Issuer.Jwks = Keys(StrangeKeys[name], Rsa(_rsa, "r"), Curve(_curve, "e"));
+        Assert.Null(await door.ReasonAsync(Good));
+        Assert.Null(await door.ReasonAsync(Tokens["ES256"].Token));
+        Assert.Equal(Signature, await door.ReasonAsync(Tokens["RS256 by another key"].Token));
+    }
+
+    [Fact]
+    public async Task IssuerWithoutKeysRefusesAll()
+    {
+        var door = Door.Oidc();
+        door.Issuer.Jwks = "{}";
+        Assert.Equal(UnknownKey, await door.ReasonAsync(Good));
+    }
+
+    // ---- Rotation ----
+
+    private static string New(string head = """{"alg":"RS256","kid":"new"}""") =>
+        Token(head, by: Rs256(_otherRsa));
 
     [Theory]
-    [InlineData("exp", -59, true)]
-    [InlineData("exp", -60, false)]
-    [InlineData("nbf", 60, true)]
-    [InlineData("nbf", 61, false)]
-    public async Task ClocksMayDifferByAMinute(string claim, int seconds, bool admitted)
+    [InlineData("""{"alg":"RS256","kid":"new"}""", "new")]
+    [InlineData("""{"alg":"RS256"}""", null)]
+    [InlineData("""{"alg":"RS256","kid":"r"}""", "r")]
+    public async Task TokenSignedByANewKeyIsNotRefused(string head, string? kid)
     {
-        var token = Sign(Head("RS256", "r"), Claims(claim, $"{Seconds(Now) + seconds}"));
-        Assert.Equal(admitted, await JudgeAsync(Make(), token) == null);
-    }
-
-    private static void AssertInvalid(string word, string? challenge)
-    {
-        Assert.StartsWith("Bearer realm=\"SeS\", error=\"invalid_token\", error_description=\"", challenge, Ordinal);
-        Assert.Contains(word, challenge, Ordinal);
-        Assert.All(challenge!, c => Assert.InRange(c, ' ', '~'));
-    }
-
-    // ---- Keys ----
-
-    [Fact]
-    public async Task KeysThatAreNotForThisAreNotUsed()
-    {
-        using var small = RSA.Create(1024);
-        using var large = ECDsa.Create(ECCurve.NamedCurves.nistP384);
-        _issuer.Keys =
-        [
-            RsaKey("small", small), RsaKey("enc", _rsa, use: "enc"), RsaKey("alg", _rsa, alg: "PS256"),
-            CurveKey("p384", large, "P-384"), Key("point", "sig", null, ("kty", "EC"), ("crv", "P-256"), ("x", "AA"),
-                ("y", "AA")), Key("text", "sig", null, ("kty", "RSA"), ("n", "!"), ("e", "!")), RsaKey("r", _rsa),
-        ];
-        var auth = Make();
-        Assert.NotNull(await JudgeAsync(auth, Sign(Head("RS256", "small"), Claims(), rsa: small)));
-        Assert.NotNull(await JudgeAsync(auth, Good("enc")));
-        Assert.NotNull(await JudgeAsync(auth, Good("alg")));
-        Assert.Null(await JudgeAsync(auth, Good("alg", "PS256")));
-        Assert.NotNull(await JudgeAsync(auth, Sign(Head("ES256", "p384"), Claims(), curve: large)));
-        Assert.NotNull(await JudgeAsync(auth, Good("point", "ES256")));
-        Assert.NotNull(await JudgeAsync(auth, Good("text")));
-        Assert.Null(await JudgeAsync(auth, Good()));
+        var door = Door.Oidc();
+        door.Issuer.Jwks = Keys(Rsa(_rsa, kid == "new" ? "r" : kid));
+        await door.Auth.PrepareAsync();
+        door.Clock.Advance(TimeSpan.FromSeconds(5));
+        door.Issuer.Jwks = Keys(Rsa(_otherRsa, kid));
+        Assert.Null(await door.ReasonAsync(New(head)));
+        Assert.Equal(2, door.Issuer.Fetches);
+        door.Clock.Advance(TimeSpan.FromSeconds(5));
+        Assert.NotNull(await door.ReasonAsync(Token(head)));
     }
 
     [Fact]
-    public async Task KeysAreFetchedOnceAndKept()
+    public async Task TokensWithUnknownKeysShareOneFetchASecond()
     {
-        var auth = Make();
-        await auth.PrepareAsync();
-        for (var i = 0; i < 5; i++)
-            Assert.Null(await JudgeAsync(auth, Good()));
-        Assert.Equal(1, _issuer.Fetches);
-        _clock.Advance(Issuer.KeysAge + TimeSpan.FromMinutes(1));
-        Assert.NotNull(await JudgeAsync(auth, Good()));
-        Assert.Equal(2, _issuer.Fetches);
+        var door = Door.Oidc();
+        await door.Auth.PrepareAsync();
+        door.Clock.Advance(TimeSpan.FromSeconds(0.1));
+        door.Issuer.Jwks = Keys(Rsa(_rsa, "r"), Rsa(_otherRsa, "new"));
+        var strangers = Enumerable.Range(0, 100)
+            .Select(n => door.ShowAsync(Token($$"""{"alg":"RS256","kid":"x{{n}}"}"""))).ToList();
+        var entitled = door.ShowAsync(New());
+        Assert.All(strangers.Append(entitled), s => Assert.False(s.IsCompleted));
+        // A key that is known waits for nobody.
+        Assert.Null(await door.ReasonAsync(Good));
+        door.Clock.Advance(TimeSpan.FromSeconds(0.8));
+        Assert.Null(await door.ReasonAsync(Good));
+        Assert.Equal(1, door.Issuer.Fetches);
+        door.Clock.Advance(TimeSpan.FromSeconds(0.1));
+        Assert.All(await Task.WhenAll(strangers).WaitAsync(_soon), r => Assert.Equal(UnknownKey, Reason(r)));
+        Assert.Null(Reason(await entitled.WaitAsync(_soon)));
+        Assert.Equal(2, door.Issuer.Fetches);
     }
 
     [Fact]
-    public async Task RotatedKeyIsTakenAtOnceAndTheOldOneGoes()
+    public async Task FetchesAreASecondApartForAsLongAsStrangersCome()
     {
-        var auth = Make();
-        Assert.Null(await JudgeAsync(auth, Good()));
-        using var next = RSA.Create(2048);
-        _issuer.Keys = [RsaKey("next", next)];
-        Assert.Null(await JudgeAsync(auth, Good()));
-        Assert.Null(await JudgeAsync(auth, Sign(Head("RS256", "next"), Claims(), rsa: next)));
-        AssertInvalid("not the issuer's", await JudgeAsync(auth, Good()));
-    }
-
-    [Fact]
-    public async Task StrangersCannotMakeItAskMoreThanOnceASecond()
-    {
-        var auth = Make();
-        await auth.PrepareAsync();
-        var judged = Enumerable.Range(0, 50)
-            .Select(i => auth.RefusalAsync("Bearer " + Good($"k{i}"), Client).AsTask()).ToList();
+        var door = Door.Oidc();
+        var shown = new List<Task<Reply?>>();
+        for (var tenth = 0; tenth < 100; tenth++)
+        {
+            shown.Add(door.ShowAsync(Token($$"""{"alg":"RS256","kid":"x{{tenth}}"}""")));
+            door.Clock.Advance(TimeSpan.FromSeconds(0.1));
+        }
         await Wait.UntilAsync(() =>
         {
-            _clock.Advance(TimeSpan.FromSeconds(0.1));
-            return judged.All(j => j.IsCompleted);
-        }, TimeSpan.FromSeconds(30), "all to be judged");
-        Assert.All(judged, j => Assert.Equal(401, j.Result!.Code));
-        Assert.InRange(_issuer.Fetches, 2, 3);
+            door.Clock.Advance(TimeSpan.FromSeconds(0.1));
+            return shown.All(s => s.IsCompleted);
+        }, _soon, "the answers");
+        foreach (var reply in shown)
+            Assert.Equal(UnknownKey, Reason(await reply));
+        Assert.InRange(door.Issuer.Fetches, 2, 12);
     }
 
     [Fact]
-    public async Task IssuerAwayIsAnswered503AndKnownKeysGoOn()
+    public async Task TokenThatComesDuringAFetchIsJudgedByTheNextOne()
     {
-        var auth = Make();
-        _issuer.Failure = new HttpRequestException("connection refused");
-        Assert.Equal("503", await JudgeAsync(auth, Good()));
-        Assert.Contains("connection refused", _log.ToString(), Ordinal);
-        _issuer.Failure = null;
-        Assert.Null(await JudgeAsync(auth, Good()));
-        _issuer.Failure = new HttpRequestException("connection refused");
-        _clock.Advance(Issuer.KeysAge + TimeSpan.FromMinutes(1));
-        var late = Sign(Head("RS256", "r"), Claims("exp", $"{Seconds(_clock.UtcNow) + 300}"));
-        Assert.Null(await JudgeAsync(auth, late));
-        Assert.Equal("503", await JudgeAsync(auth, Good("unknown")));
+        var door = Door.Oidc();
+        var held = new TaskCompletionSource();
+        door.Issuer.Instead = async url =>
+        {
+            if (url.EndsWith("/jwks", Ordinal))
+                await held.Task;
+            return null;
+        };
+        var preparing = door.Auth.PrepareAsync();
+        door.Clock.Advance(TimeSpan.FromSeconds(0.5));
+        door.Issuer.Jwks = Keys(Rsa(_otherRsa, "new"));
+        var shown = door.ShowAsync(New());
+        Assert.Equal(1, door.Issuer.Fetches);
+        held.SetResult();
+        await preparing.WaitAsync(_soon);
+        await Wait.UntilAsync(() =>
+        {
+            door.Clock.Advance(TimeSpan.FromSeconds(0.1));
+            return shown.IsCompleted;
+        }, _soon, "the answer");
+        Assert.Null(Reason(await shown));
+        Assert.Equal(2, door.Issuer.Fetches);
+    }
+
+    [Fact]
+    public async Task KeysAreFetchedAgainAfterAnHourAndWithdrawnOnesGo()
+    {
+        var door = Door.Oidc();
+        Assert.Null(await door.ReasonAsync(Good));
+        door.Issuer.Jwks = Keys(Rsa(_otherRsa, "new"));
+        door.Clock.Advance(TimeSpan.FromHours(1));
+        Assert.Null(await door.ReasonAsync(Good));
+        Assert.Equal(1, door.Issuer.Fetches);
+        door.Clock.Advance(TimeSpan.FromSeconds(1));
+        Assert.Equal(UnknownKey, await door.ReasonAsync(Good));
+        Assert.Null(await door.ReasonAsync(New()));
+        Assert.Equal(2, door.Issuer.Fetches);
+    }
+
+    [Fact]
+    public async Task WhileTheIssuerIsAwayKnownKeysServeForAsLongAsItTakes()
+    {
+        var door = Door.Oidc();
+        await door.Auth.PrepareAsync();
+        door.Issuer.Instead = _ => throw new HttpRequestException("Connection refused");
+        for (var hour = 0; hour < 48; hour++)
+        {
+            door.Clock.Advance(TimeSpan.FromHours(1.1));
+            Assert.Null(await door.ReasonAsync(Good));
+            Assert.Equal(Signature, await door.ReasonAsync(Tokens["RSA signature of zeros"].Token));
+        }
+        door.Clock.Advance(TimeSpan.FromSeconds(2));
+        IsUnavailable(await door.ShowAsync(New()).WaitAsync(_soon));
+        door.Issuer.Instead = null;
+        door.Issuer.Jwks = Keys(Rsa(_otherRsa, "new"));
+        door.Clock.Advance(TimeSpan.FromSeconds(11));
+        Assert.Null(await door.ReasonAsync(New()));
+        Assert.Equal(UnknownKey, await door.ReasonAsync(Good));
+    }
+
+    [Fact]
+    public async Task IssuerThatHangsHoldsUpNoTokenOfAKnownKeyBehindAnother()
+    {
+        var door = Door.Oidc();
+        await door.Auth.PrepareAsync();
+        var (held, first) = (new TaskCompletionSource(), true);
+        door.Issuer.Instead = async _ =>
+        {
+            if (first)
+                await held.Task;
+            first = false;
+            // As long as HttpClient waits, and a little longer.
+            door.Clock.Advance(TimeSpan.FromSeconds(10.01));
+            throw new TaskCanceledException("timed out");
+        };
+        door.Clock.Advance(TimeSpan.FromHours(2));
+        var shown = Enumerable.Range(0, 20).Select(_ => door.ShowAsync(Good)).ToList();
+        held.SetResult();
+        Assert.All(await Task.WhenAll(shown).WaitAsync(_soon), Assert.Null);
+        Assert.Equal(2, door.Issuer.Fetches);
+    }
+
+    [Fact]
+    public async Task SlowIssuerCostsNoBodyThatComesMeanwhile()
+    {
+        var dir = Directory.CreateTempSubdirectory("ses-auth-").FullName;
+        var door = new Door("--auth-mode", "oidc", "--oidc-issuer", IssuerName, "--oidc-audience", Audience,
+            "--address", "127.0.0.1", "--port", "0", "--data-dir", dir);
+        var held = new TaskCompletionSource();
+        door.Issuer.Instead = async _ =>
+        {
+            await held.Task;
+            return null;
+        };
+        var eventLog = new EventLog(dir, TimeSpan.FromDays(400), door.Clock, door.Log, door.Meters);
+        var web = new Web(door.Options, door.Auth, DateTime.MinValue, door.Clock, door.Log, door.Meters);
+        var gate = new Gate(door.Options, web, null, 20_000, door.Clock, door.Log, door.Meters);
+        using var client = new TcpClient();
+        await client.ConnectAsync(gate.Start());
+        web.Serve(eventLog, null);
+        const string body = """{"version":"4","alerts":[]}""";
+        var stream = client.GetStream();
+        await stream.WriteAsync(Encoding.ASCII.GetBytes("POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\n"
+            + $"Authorization: Bearer {Good}\r\nContent-Length: {body.Length}\r\n\r\n"));
+        await Wait.UntilAsync(() => door.Issuer.Fetches == 1, _soon, "the question to the issuer");
+        for (var second = 0; second < 18; second++)
+            door.Clock.Advance(TimeSpan.FromSeconds(1));
+        held.SetResult();
+        await stream.WriteAsync(Encoding.ASCII.GetBytes(body));
+        using var reader = new StreamReader(stream, Encoding.ASCII);
+        Assert.Equal("HTTP/1.1 204 No Content", await reader.ReadLineAsync().WaitAsync(_soon));
+        await gate.DrainAsync(TimeSpan.Zero);
+        eventLog.Stop();
+        Directory.Delete(dir, recursive: true);
+    }
+
+    // ---- Basic ----
+
+    private static string Basic(string userAndPassword) => Basic(Encoding.UTF8.GetBytes(userAndPassword));
+
+    private static string Basic(byte[] credentials) => "Basic " + Convert.ToBase64String(credentials);
+
+    [Theory]
+    [InlineData("ann", "secret")]
+    [InlineData("ann", "")]
+    [InlineData("ann", "a:b::c:")]
+    [InlineData("änn", "p€ss wörd 😀 \u0000\t")]
+    [InlineData("ann", " \" \\ % + / ")]
+    public async Task RightPasswordIsAdmittedAndOnlyItself(string user, string password)
+    {
+        var door = Door.Basic(user, password);
+        Assert.Null(await door.AskAsync(Basic($"{user}:{password}")));
+        foreach (var other in new[]
+        {
+            $"{user}:{password} ", $"{user}: {password}", $"{user}:{password}\n", $" {user}:{password}",
+            $"{user}:{password}\0", user, $"{user}{password}", $":{user}:{password}", $"{user}::{password}",
+            $"{user.ToUpperInvariant()}:{password}", ":", "",
+        })
+            Assert.Equal(401, (await door.AskAsync(Basic(other)))?.Code);
+        Assert.Equal(12, door.Failed("wrong") + door.Failed("scheme"));
+    }
+
+    [Fact]
+    public async Task PasswordInLatin1IsAnotherOne()
+    {
+        var door = Door.Basic("ann", "wörd");
+        Assert.Null(await door.AskAsync(Basic("ann:wörd")));
+        Assert.Equal(401, (await door.AskAsync(Basic(Encoding.Latin1.GetBytes("ann:wörd"))))!.Code);
+        // The same letters, composed of others.
+        Assert.Equal(401, (await door.AskAsync(Basic("ann:wo\u0308rd")))!.Code);
     }
 
     [Theory]
-    [InlineData("{\"issuer\":\"https://other\",\"jwks_uri\":\"https://id.example.org/keys\"}", null, 200)]
-    [InlineData("{\"issuer\":\"https://id.example.org/realm\"}", null, 200)]
-    [InlineData("{\"issuer\":\"https://id.example.org/realm\",\"jwks_uri\":\"/keys\"}", null, 200)]
-    [InlineData("null", null, 200)]
-    [InlineData("hello", null, 200)]
-    [InlineData(null, "{\"keys\":", 200)]
-    [InlineData(null, "[]", 200)]
-    [InlineData(null, null, 500)]
-    [InlineData(null, null, 404)]
-    [InlineData(null, null, 302)]
-    public async Task IssuerThatAnswersNonsenseIsAnswered503AndSaidWhy(string? discovery, string? keys, int code)
+    [InlineData("Basic !!!")]
+    [InlineData("Basic YW5uOnNlY3JldA")]
+    [InlineData("Basic YW5uOnNlY3JldA===")]
+    [InlineData("Basic YW5uOnNlY3JldA==, Basic x")]
+    [InlineData("Basic \u00e9")]
+    [InlineData("Basic ann:secret")]
+    public async Task CredentialsThatAreNoBase64AreWrong(string authorization)
     {
-        _issuer.Discovery = discovery ?? _issuer.Discovery;
-        _issuer.KeysText = keys;
-        _issuer.Code = (HttpStatusCode)code;
-        Assert.Equal("503", await JudgeAsync(Make(), Good()));
-        Assert.Contains("the OIDC issuer cannot be used", _log.ToString(), Ordinal);
+        var door = Door.Basic("ann", "secret");
+        var reply = await door.AskAsync(authorization);
+        Assert.Equal((401, ("WWW-Authenticate", "Basic realm=\"SeS\", charset=\"UTF-8\"")),
+            (reply!.Code, reply.Header!.Value));
+        Assert.Equal((1, Failures.FirstDelay), (door.Failed("wrong"), reply.HeldBack));
     }
 
-    // ---- Slowing those who guess ----
-
-    [Fact]
-    public void WrongAnswersWaitLongerAndLongerAndAreForgotten()
+    [Theory]
+    [InlineData("Bearer YW5uOnNlY3JldA==")]
+    [InlineData("Digest username=\"ann\"")]
+    [InlineData("YW5uOnNlY3JldA==")]
+    [InlineData("BasicYW5uOnNlY3JldA==")]
+    [InlineData("Basic")]
+    public async Task OtherSchemesThanBasicAreCountedSo(string authorization)
     {
-        var failures = new Failures(_clock);
-        double[] expected = [0.25, 0.5, 1, 2, 4, 5, 5, 5];
-        Assert.Equal(expected, expected.Select(_ => failures.Add(Client).TotalSeconds));
-        Assert.Equal(0.25, failures.Add(IPAddress.Loopback).TotalSeconds);
-        _clock.Advance(Failures.Forgotten + TimeSpan.FromSeconds(1));
-        Assert.Equal(0.25, failures.Add(Client).TotalSeconds);
+        var door = Door.Basic("ann", "secret");
+        Assert.Equal(401, (await door.AskAsync(authorization))!.Code);
+        Assert.Equal((1, 0), (door.Failed("scheme"), door.Failed("wrong")));
     }
 
     [Fact]
-    public void NetworkOfAnIPv6HostCountsAsOneAddress()
+    public async Task VeryLongCredentialsAreJudgedAsOthers()
     {
-        var failures = new Failures(_clock);
-        Assert.Equal(0.25, failures.Add(IPAddress.Parse("2001:db8::1")).TotalSeconds);
-        Assert.Equal(0.5, failures.Add(IPAddress.Parse("2001:db8::ffff:2")).TotalSeconds);
-        Assert.Equal(0.25, failures.Add(IPAddress.Parse("2001:db8:0:1::1")).TotalSeconds);
+        var password = new string('ü', 4_000);
+        var door = Door.Basic("ann", password);
+        Assert.Null(await door.AskAsync(Basic("ann:" + password)));
+        Assert.Equal(401, (await door.AskAsync(Basic("ann:" + password + "u")))!.Code);
+        Assert.Equal(401, (await door.AskAsync("Basic " + new string('A', 16_000)))!.Code);
+        Assert.Equal(401, (await door.AskAsync("Basic " + new string(' ', 16_000)))!.Code);
+        Assert.Equal(401, (await door.AskAsync(new string('x', 16_000)))!.Code);
     }
 
     [Fact]
-    public void AddressesThatAreRememberedAreBounded()
+    public async Task WrongCredentialsAreToldLaterAndRightOnesNever()
     {
-        var failures = new Failures(_clock);
-        for (var i = 0; i < Failures.MaxAddresses; i++)
-            failures.Add(new IPAddress(i + 1L));
-        foreach (var _ in Enumerable.Range(0, 3))
-            Assert.Equal(0.25, failures.Add(IPAddress.Parse("255.1.1.1")).TotalSeconds);
-        Assert.Equal(0.5, failures.Add(new IPAddress(1L)).TotalSeconds);
-        _clock.Advance(Failures.Forgotten + TimeSpan.FromSeconds(1));
-        failures.Add(IPAddress.Parse("255.1.1.1"));
-        Assert.Equal(0.5, failures.Add(IPAddress.Parse("255.1.1.1")).TotalSeconds);
-    }
-
-    [Fact]
-    public async Task OnlyGuessesAreHeldBack()
-    {
-        var auth = Make("--auth-mode", "basic", "--username", "ann", "--password", "secret");
-        static string Basic(string text) => "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes(text));
-        for (var i = 0; i < 3; i++)
+        foreach (var (door, right, wrong) in new[]
         {
-            Assert.Equal(TimeSpan.Zero, (await auth.RefusalAsync(null, Client))!.HeldBack);
-            var wrong = await auth.RefusalAsync(Basic("ann:wrong"), Client);
-            Assert.Equal(0.25 * (1 << i), wrong!.HeldBack.TotalSeconds);
-            Assert.Null(await auth.RefusalAsync(Basic("ann:secret"), Client));
+            (Door.Basic("ann", "secret"), Basic("ann:secret"), Basic("ann:wrong")),
+            (Door.Oidc(), $"Bearer {Good}", $"Bearer {Tokens["exp 0"].Token}"),
+        })
+        {
+            var delays = new List<double>();
+            for (var i = 0; i < 8; i++)
+            {
+                delays.Add((await door.AskAsync(wrong))!.HeldBack.TotalSeconds);
+                Assert.Null(await door.AskAsync(right));
+            }
+            Assert.Equal([0.25, 0.5, 1, 2, 4, 5, 5, 5], delays);
+            Assert.Equal(8, door.Failed("wrong"));
+            Assert.Equal(Failures.FirstDelay,
+                (await door.AskAsync(wrong, IPAddress.Parse("192.0.2.2")))!.HeldBack);
         }
-        var text = Encoding.UTF8.GetString(await _meters.ExportAsync());
-        Assert.Contains("ses_auth_failures_total{reason=\"missing\"} 3\n", text, Ordinal);
-        Assert.Contains("ses_auth_failures_total{reason=\"wrong\"} 3\n", text, Ordinal);
+    }
+
+    // ---- Failures ----
+
+    private readonly ManualClock _clock = new(_start);
+
+    private static double Delay(Failures failures, string address) =>
+        failures.Add(IPAddress.Parse(address)).TotalSeconds;
+
+    [Fact]
+    public void DelayDoublesUpToFiveSecondsAndNoFurther()
+    {
+        var failures = new Failures(_clock);
+        var delays = Enumerable.Range(0, 1_000).Select(_ => Delay(failures, "192.0.2.1")).ToList();
+        Assert.Equal([0.25, 0.5, 1, 2, 4, 5], delays.Take(6));
+        Assert.All(delays.Skip(5), d => Assert.Equal(5, d));
+    }
+
+    [Fact]
+    public void FailuresAreForgottenFiveMinutesAfterTheLast()
+    {
+        var failures = new Failures(_clock);
+        for (var i = 0; i < 4; i++)
+        {
+            Delay(failures, "192.0.2.1");
+            _clock.Advance(Failures.Forgotten);
+        }
+        Assert.Equal(4, Delay(failures, "192.0.2.1"));
+        _clock.Advance(Failures.Forgotten + TimeSpan.FromMilliseconds(1));
+        Assert.Equal(0.25, Delay(failures, "192.0.2.1"));
+        Assert.Equal(0.5, Delay(failures, "192.0.2.1"));
+    }
+
+    [Theory]
+    [InlineData("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", true)]
+    [InlineData("2001:db8:1:2::1", "2001:db8:1:3::1", false)]
+    [InlineData("fe80::1%1", "fe80::2%2", true)]
+    [InlineData("192.0.2.1", "192.0.2.2", false)]
+    [InlineData("127.0.0.1", "::1", false)]
+    public void AddressesOfIPv6AreOneByTheirFirst64Bits(string one, string other, bool same)
+    {
+        var failures = new Failures(_clock);
+        Assert.Equal(0.25, Delay(failures, one));
+        Assert.Equal(same ? 0.5 : 0.25, Delay(failures, other));
+    }
+
+    [Fact]
+    public void NoMoreThanTenThousandAddressesAreRememberedAndOldOnesGiveWay()
+    {
+        var failures = new Failures(_clock);
+        static IPAddress Address(int n) => new([10, (byte)(n >> 16), (byte)(n >> 8), (byte)n]);
+        for (var n = 0; n < Failures.MaxAddresses; n++)
+            failures.Add(Address(n));
+        // No room: slowed, not remembered, and nobody else is forgotten for them.
+        for (var i = 0; i < 3; i++)
+            Assert.Equal(Failures.FirstDelay, failures.Add(Address(20_000)));
+        Assert.Equal(0.5, failures.Add(Address(0)).TotalSeconds);
+        Assert.Equal(0.5, failures.Add(Address(9_999)).TotalSeconds);
+        _clock.Advance(Failures.Forgotten + TimeSpan.FromSeconds(1));
+        Assert.Equal(0.25, failures.Add(Address(20_000)).TotalSeconds);
+        Assert.Equal(0.5, failures.Add(Address(20_000)).TotalSeconds);
+    }
+
+    [Fact]
+    public async Task ManyAtOnceAreAllCounted()
+    {
+        var door = Door.Basic("ann", "secret");
+        await Task.WhenAll(Enumerable.Range(0, 8).Select(_ => Task.Run(async () =>
+        {
+            for (var i = 0; i < 500; i++)
+                await door.AskAsync("Basic x");
+        })));
+        Assert.Equal(4_000, door.Failed("wrong"));
     }
 }
