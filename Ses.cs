@@ -4747,6 +4747,9 @@ internal sealed class Tls : IDisposable
     /// <summary>A certificate that ends sooner is warned of.</summary>
     public static readonly TimeSpan EndsSoon = TimeSpan.FromDays(14);
 
+    /// <summary>P-256, P-384 and P-521: those that TLS 1.3 signs with (RFC 8446, 4.2.3).</summary>
+    private static readonly string[] Curves = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
+
     private const string
         ServerAuthentication = "1.3.6.1.5.5.7.3.1", ClientAuthentication = "1.3.6.1.5.5.7.3.2";
 
@@ -4760,6 +4763,10 @@ internal sealed class Tls : IDisposable
     private readonly Meters _meters;
     private readonly System.Threading.ITimer _timer;
     private Files _seen;
+    // Told already, so that what goes on is not told at each look.
+    private string? _unreadable;
+    private DateTime _ends;
+    private bool _endIsTold;
     private volatile SslServerAuthenticationOptions _current;
 
     /// <summary>What the files held, to see whether they have changed.</summary>
@@ -4782,9 +4789,11 @@ internal sealed class Tls : IDisposable
 
     private void Reread()
     {
+        WarnOfEnd();
         try
         {
             var files = ReadFiles();
+            _unreadable = null;
             if (files == _seen)
                 return;
             _seen = files;
@@ -4792,12 +4801,27 @@ internal sealed class Tls : IDisposable
             _meters.TlsReloads.WithLabels("loaded").Inc();
             _log.Info("certificate read again", ("file", _certificatePath));
         }
+        catch (CertificateException e) when (e.Message == _unreadable)
+        {
+            // It was told and counted.
+        }
         catch (CertificateException e)
         {
+            _unreadable = e.Message;
             _meters.TlsReloads.WithLabels("refused").Inc();
-            _log.Often("the changed certificate is not used, the one before it still is",
+            _log.Warn("the changed certificate is not used, the one before it still is",
                 ("reason", e.Message));
         }
+    }
+
+    /// <summary>Once for each certificate, at the start or when its end comes near.</summary>
+    private void WarnOfEnd()
+    {
+        if (_endIsTold || _clock.GetUtcNow().UtcDateTime <= _ends - EndsSoon)
+            return;
+        _endIsTold = true;
+        _log.Warn("the certificate expires soon",
+            ("file", _certificatePath), ("at", Rfc3339.Format(_ends)));
     }
 
     private Files ReadFiles() => new(
@@ -4820,19 +4844,34 @@ internal sealed class Tls : IDisposable
     {
         var chain = Certificates(CertificateSetting, _certificatePath, files.Certificate);
         var certificate = WithKey(files);
-        Check(certificate);
         var options = new SslServerAuthenticationOptions
         {
-            ServerCertificateContext = SslStreamCertificateContext.Create(
-                certificate, [.. chain.Skip(1)], offline: true),
+            ServerCertificateContext = Context(certificate, chain),
             EnabledSslProtocols = SslProtocols.Tls12 | SslProtocols.Tls13,
             ApplicationProtocols = [SslApplicationProtocol.Http11],
             AllowRenegotiation = false,
         };
         if (files.ClientCa != null)
             RequireClients(options, Certificates(ClientCaSetting, _clientCaPath!, files.ClientCa));
-        _meters.TlsExpiry.Set((certificate.NotAfter.ToUniversalTime() - DateTime.UnixEpoch).TotalSeconds);
+        (_ends, _endIsTold) = (certificate.NotAfter.ToUniversalTime(), false);
+        _meters.TlsExpiry.Set((_ends - DateTime.UnixEpoch).TotalSeconds);
+        WarnOfEnd();
         return options;
+    }
+
+    private SslStreamCertificateContext Context(
+        X509Certificate2 certificate, X509Certificate2Collection chain)
+    {
+        try
+        {
+            Check(certificate);
+            return SslStreamCertificateContext.Create(certificate, [.. chain.Skip(1)], offline: true);
+        }
+        catch (Exception e) when (e is CryptographicException or NotSupportedException or ArgumentException)
+        {
+            throw new CertificateException(
+                $"{CertificateSetting}: the certificate in '{_certificatePath}' cannot be used: {e.Message}");
+        }
     }
 
     private static X509Certificate2Collection Certificates(string setting, string path, string text)
@@ -4880,9 +4919,13 @@ internal sealed class Tls : IDisposable
         if (certificate.Extensions.OfType<X509EnhancedKeyUsageExtension>().FirstOrDefault() is { } usage
             && !usage.EnhancedKeyUsages.Cast<Oid>().Any(o => o.Value == ServerAuthentication))
             throw new CertificateException($"{setting} is not for servers");
-        if (now > ends - EndsSoon)
-            _log.Warn("the certificate expires soon",
-                ("file", _certificatePath), ("at", Rfc3339.Format(ends)));
+        using var rsa = certificate.GetRSAPublicKey();
+        using var curve = certificate.GetECDsaPublicKey();
+        if (rsa?.KeySize < 2048
+            || (curve != null && !Curves.Contains(curve.ExportParameters(false).Curve.Oid.Value)))
+            throw new CertificateException(
+                $"{setting} has a key that clients refuse; "
+                + "use RSA of 2048 bits or more, P-256, P-384 or P-521");
         if (!certificate.Extensions.OfType<X509SubjectAlternativeNameExtension>().Any())
             _log.Warn("the certificate names no host (no subjectAltName): most clients refuse it",
                 ("file", _certificatePath));
@@ -5085,7 +5128,10 @@ internal sealed class Gate
     public const long MaxBytesInFlight = 256L * 1024 * 1024;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
-    private const int FirstPart = 64 * 1024;
+    private const int FirstPart = 8 * 1024;
+
+    /// <summary>As much of an answer is held before a part of it is sent.</summary>
+    private const int AnswerPart = 64 * 1024;
 
     /// <summary>Of a connection in the kernel, where answers wait for a client that does not read.</summary>
     private const int SendBuffer = 128 * 1024;
@@ -5105,6 +5151,9 @@ internal sealed class Gate
 
     /// <summary>Less than the 15 s after which the HttpListener closes by itself.</summary>
     private static readonly TimeSpan UpstreamIdleTime = TimeSpan.FromSeconds(5);
+
+    /// <summary>A handled request has the time that it takes: the client is not waited for.</summary>
+    private static readonly TimeSpan Timeless = TimeSpan.FromDays(365);
 
     private static readonly TimeSpan SweepPeriod = TimeSpan.FromMilliseconds(250);
 
@@ -5229,6 +5278,7 @@ internal sealed class Gate
         socket.NoDelay = true;
         socket.SendBufferSize = SendBuffer;
         var connection = new Connection(socket, client.IsIPv4MappedToIPv6 ? client.MapToIPv4() : client);
+        Enter(connection, Stage.Idle, HeadTime);
         lock (_gate)
         {
             if (_connections.Count >= _maxConnections)
@@ -5239,7 +5289,6 @@ internal sealed class Gate
         }
         _meters.ConnectionsTotal.Inc();
         Interlocked.Increment(ref _work);
-        Enter(connection, Stage.Idle, HeadTime);
         // Owned by _connections, until it leaves.
         _ = ServeAsync(connection);
     }
@@ -5348,6 +5397,7 @@ internal sealed class Gate
         }
         catch (RefusedException e)
         {
+            Await(connection, waits: true);
             Refused(e.Message);
             _log.Often("a request was refused: " + e.Message, ("client", connection.Client),
                 ("code", e.Reply.Code));
@@ -5362,8 +5412,10 @@ internal sealed class Gate
         Enter(connection, Stage.Handshake, HandshakeTime);
         await connection.WaitAsync();
         var first = new byte[1];
-        if (await connection.Socket.ReceiveAsync(first, SocketFlags.Peek) == 1
-            && char.IsAsciiLetter((char)first[0]))
+        var count = await connection.Socket.ReceiveAsync(first, SocketFlags.Peek);
+        if (count == 0 && !connection.IsOverdue)
+            throw new IOException("the client closed without a byte");
+        if (count == 1 && char.IsAsciiLetter((char)first[0]))
             throw new RefusedException("handshake", 400, "This port speaks TLS: ask with https.");
         var tls = new SslStream(connection.Stream);
         connection.Stream = tls;
@@ -5389,7 +5441,7 @@ internal sealed class Gate
             Enter(connection, Stage.Head, HeadTime);
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
-        Enter(connection, Stage.Handled, TimeSpan.Zero);
+        Enter(connection, Stage.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
         {
             // What follows may be a body, if only in the eyes of another reader.
@@ -5511,7 +5563,7 @@ internal sealed class Gate
     /// <summary>Has the HttpListener answer, and sends that on. False: the connection ends.</summary>
     private async Task<bool> HandOverAsync(Connection connection, RequestHead head, Parcel request)
     {
-        Enter(connection, Stage.Handled, TimeSpan.Zero);
+        Enter(connection, Stage.Handled, Timeless);
         Await(connection, waits: false);
         Interlocked.Increment(ref _unanswered);
         Interlocked.Increment(ref _work);
@@ -5543,7 +5595,7 @@ internal sealed class Gate
             ReadOnlyMemory<byte> answerHead, part;
             try
             {
-                upstream = _upstreams.TryPop(out var kept) ? kept : await Upstream.ConnectAsync(_inner);
+                upstream = KeptUpstream() ?? await Upstream.ConnectAsync(_inner);
                 await upstream.SendAsync(request.Bytes);
                 request.Dispose();
                 (answerHead, part) = await upstream.ReceiveHeadAsync();
@@ -5561,7 +5613,7 @@ internal sealed class Gate
                     part = await upstream.ReceiveAsync();
                 if (head.Method == "HEAD")
                     continue;
-                if (answer.Length + part.Length > FirstPart)
+                if (answer.Length + part.Length > AnswerPart)
                 {
                     await WriteAsync(connection, answer.Bytes);
                     answer.Length = 0;
@@ -5593,6 +5645,18 @@ internal sealed class Gate
             return;
         _slots.Release();
         throw new IOException("the client has gone");
+    }
+
+    /// <summary>Null when none is young enough: the listener may have closed an older one.</summary>
+    private Upstream? KeptUpstream()
+    {
+        while (_upstreams.TryPop(out var kept))
+        {
+            if (_clock.GetElapsedTime(kept.LastUsed) < UpstreamIdleTime)
+                return kept;
+            kept.Dispose();
+        }
+        return null;
     }
 
     private void Keep(Upstream upstream)
@@ -5706,7 +5770,8 @@ internal static partial class Linux
         var isValue = false;
         for (int length; (length = texts.IndexOf((byte)0)) >= 0; texts = texts[(length + 1)..])
         {
-            var equals = texts[..length].IndexOf((byte)'=');
+            // The command line takes a colon for the equals sign, too.
+            var equals = texts[..length].IndexOfAny((byte)'=', (byte)':');
             var isNamed = names.Contains(Encoding.UTF8.GetString(texts[..(equals < 0 ? length : equals)]));
             if (isValue)
                 texts[..length].Fill((byte)'*');
@@ -5848,14 +5913,15 @@ internal static class Program
             root.Add(option);
         root.Options.OfType<HelpOption>().Single().Action = new HelpText();
         root.Options.OfType<VersionOption>().Single().Action = new VersionText();
-        var parsed = root.Parse(args);
+        // A secret may begin with an @; it names no file of arguments.
+        var parsed = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
         var given = new Dictionary<string, string>();
         if (parsed.Action is HelpText or VersionText)
             return (given, parsed.Invoke());
         // What follows a mistyped flag may be a secret, and is not repeated.
         if (parsed.UnmatchedTokens is [var unknown, ..])
             throw new OptionsException(unknown.StartsWith('-')
-                ? $"{unknown.Split('=')[0]} is no flag of SeS. Try ses --help."
+                ? $"{unknown.Split('=', ':')[0]} is no flag of SeS. Try ses --help."
                 : "An argument belongs to no flag; quote a value that has spaces. Try ses --help.");
         if (parsed.Errors is [var error, ..])
             throw new OptionsException($"{error.Message} Try ses --help.");
@@ -5976,8 +6042,13 @@ internal static class Program
         {
             Directory.CreateDirectory(
                 dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-            return new FileStream(Path.Combine(dir, "lock"), FileMode.OpenOrCreate, FileAccess.ReadWrite,
-                FileShare.None);
+            return new FileStream(Path.Combine(dir, "lock"), new FileStreamOptions
+            {
+                Mode = FileMode.OpenOrCreate,
+                Access = FileAccess.ReadWrite,
+                Share = FileShare.None,
+                UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
+            });
         }
         catch (IOException e) when (File.Exists(Path.Combine(dir, "lock")))
         {

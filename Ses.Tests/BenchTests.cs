@@ -38,11 +38,11 @@ public sealed class BenchTests(ITestOutputHelper output)
     [InlineData(false, "requests a second, 3.8 KB of new alerts, flushed, 32 connections")]
     public async Task PassingTheGate(bool repeats, string measure)
     {
-        using var certificates = new Certificates();
-        var pair = certificates.Issue("server");
+        var dir = Directory.CreateTempSubdirectory("ses-bench-").FullName;
+        var (certificate, key) = Authority.Root().Issue().Write(dir, "server");
         await using var plain = await SesProcess.StartAsync("none");
         await using var tls = await SesProcess.StartAsync("none", null, null,
-            "--tls-cert", pair.Certificate, "--tls-key", pair.Key);
+            "--tls-cert", certificate, "--tls-key", key);
         var (port, secret) = InnerListener.Of(plain.Child.Id);
         Load[] loads =
         [
@@ -68,6 +68,7 @@ public sealed class BenchTests(ITestOutputHelper output)
             + $"({Median(1) / Median(0):P0} / {Median(2) / Median(0):P0})");
         Row("resident after it, plain / TLS",
             $"{MiB(plain.Child.ResidentBytes())} / {MiB(tls.Child.ResidentBytes())}");
+        Directory.Delete(dir, recursive: true);
     }
 
     [Fact]

@@ -36,6 +36,7 @@ public sealed partial class ReadmeTests
         Limit("time to wait for one's turn", typeof(Gate), "QueueTime"),
         Limit("bodies in flight", typeof(Gate), "MaxBytesInFlight", Mib),
         Limit("room for a body before any of it is there", typeof(Gate), "FirstPart", Kib),
+        Limit("part of an answer held at once", typeof(Gate), "AnswerPart", Kib),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
         Limit("time for a TLS handshake", typeof(Gate), "HandshakeTime"),
@@ -164,9 +165,9 @@ public sealed partial class ReadmeTests
     [Fact]
     public void EveryConstantOfTheProgramIsALimitOrNone()
     {
-        // These are no limits: the format's version, exit codes, numbers of Linux, a version in Onix.
+        // These are no limits: the format's version, exit codes, numbers of Linux, no time at all.
         string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnlyDirectory",
-            "DescriptorLimit", "SetDumpable"];
+            "DescriptorLimit", "SetDumpable", "Timeless"];
         var missing = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))

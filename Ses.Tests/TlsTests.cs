@@ -2,8 +2,6 @@ using System.Net;
 using System.Net.Security;
 using System.Net.Sockets;
 using System.Security.Authentication;
-using System.Security.Cryptography;
-using System.Security.Cryptography.X509Certificates;
 using System.Text;
 using Ses.Tests.Support;
 using Xunit;
@@ -11,256 +9,690 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>Certificates: what is refused at the start, reread later, and asked of clients.</summary>
+/// <summary>Which certificates are taken, how they are changed, and who gets through a handshake.</summary>
 public sealed class TlsTests : IDisposable
 {
-    private const string Live = "GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    private const string
+        CertSetting = "--tls-cert (OXSES_TLS_CERT)", KeySetting = "--tls-key (OXSES_TLS_KEY)",
+        CaSetting = "--tls-client-ca (OXSES_TLS_CLIENTCA)";
 
-    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
 
-    private readonly Certificates _certificates = new();
+    private static readonly Authority _root = Authority.Root();
+    private static readonly Authority _other = Authority.Root("Other Root");
+    private static readonly Identity _server = _root.Issue();
+    private static readonly Identity _client = _root.Issue("alertmanager", Purpose.Client);
 
-    // Certificates are judged by the clock that SeS is given, so it begins with today.
+    private readonly string _dir = Directory.CreateTempSubdirectory("ses-tls-").FullName;
     private readonly ManualClock _clock = new(DateTime.UtcNow);
+    private readonly StringWriter _lines = new();
+    private readonly Meters _meters = new("test", "test");
+    private readonly Log _log;
 
-    public void Dispose() => _certificates.Dispose();
+    public TlsTests()
+    {
+        _log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(_lines), _clock);
+        Write(_server);
+        File.WriteAllText(CaPath, _root.Pem);
+    }
 
-    private Host Start(PemPair pair, string? clientCa = null) => new(
-        ["--tls-cert", pair.Certificate, "--tls-key", pair.Key,
-            .. clientCa == null ? Array.Empty<string>() : ["--tls-client-ca", clientCa]], clock: _clock);
+    public void Dispose() => Directory.Delete(_dir, recursive: true);
 
-    // ---- At the start ----
+    private string CertPath => Path.Combine(_dir, "server.pem");
+
+    private string KeyPath => Path.Combine(_dir, "server.key");
+
+    private string CaPath => Path.Combine(_dir, "ca.pem");
+
+    private static DateTimeOffset Now => DateTimeOffset.UtcNow;
+
+    private string[] Lines => _lines.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries);
+
+    private double Loaded => _meters.TlsReloads.WithLabels("loaded").Value;
+
+    private double Refused => _meters.TlsReloads.WithLabels("refused").Value;
+
+    private void Write(Identity identity) => identity.Write(_dir, "server");
+
+    private Tls Open(bool asksClients = false) =>
+        new(CertPath, KeyPath, asksClients ? CaPath : null, _clock, _log, _meters);
+
+    private int LinesOf(string message) => Lines.Count(l => l.Contains(message, Ordinal));
+
+    // ---- What is refused at the start ----
+
+    public static TheoryData<string, string, string> Unusable => new()
+    {
+        { "certificate missing", CertSetting, "cannot be read" },
+        { "certificate a directory", CertSetting, "cannot be read" },
+        { "certificate empty", CertSetting, "holds no certificate in PEM" },
+        { "certificate is the key", CertSetting, "holds no certificate in PEM" },
+        { "certificate cut off", CertSetting, "holds no certificate in PEM" },
+        { "certificate garbled", CertSetting, "holds a broken certificate" },
+        { "certificate expired", CertSetting, "expired on 20" },
+        { "certificate not yet valid", CertSetting, "is not valid before 20" },
+        { "certificate for clients", CertSetting, "is not for servers" },
+        { "certificate with a broken extension", CertSetting, "cannot be used" },
+        { "certificate with a short key", CertSetting, "has a key that clients refuse" },
+        { "certificate with an odd curve", CertSetting, "has a key that clients refuse" },
+        { "key missing", KeySetting, "cannot be read" },
+        { "key a directory", KeySetting, "cannot be read" },
+        { "key empty", KeySetting, "holds no private key in PEM" },
+        { "key of another certificate", KeySetting, "is not the key of the certificate in" },
+        { "key is the certificate", KeySetting, "holds no private key in PEM" },
+        { "key encrypted", KeySetting, "is encrypted" },
+        { "CA missing", CaSetting, "cannot be read" },
+        { "CA empty", CaSetting, "holds no certificate in PEM" },
+        { "CA a directory", CaSetting, "cannot be read" },
+    };
 
     [Theory]
-    [InlineData("key of another", "--tls-key", "is not the key of the certificate")]
-    [InlineData("key as certificate", "--tls-cert", "holds no certificate in PEM")]
-    [InlineData("certificate as key", "--tls-key", "holds no private key in PEM")]
-    [InlineData("broken certificate", "--tls-cert", "certificate")]
-    [InlineData("encrypted key", "--tls-key", "is encrypted")]
-    [InlineData("expired", "--tls-cert", "expired on")]
-    [InlineData("not yet valid", "--tls-cert", "is not valid before")]
-    [InlineData("not for servers", "--tls-cert", "is not for servers")]
-    [InlineData("empty CA", "--tls-client-ca", "holds no certificate in PEM")]
-    [InlineData("CA is a folder", "--tls-client-ca", "cannot be read")]
-    public void UnusableFilesAreRefusedInOneLineThatNamesTheSetting(string what, string flag, string word)
+    [MemberData(nameof(Unusable))]
+    public void WhatCannotBeUsedIsRefusedInOneLineThatNamesSettingFileAndReason(
+        string what, string setting, string reason)
     {
-        var (good, other) = (_certificates.Issue("good"), _certificates.Issue("other"));
-        using var key = RSA.Create(2048);
-        var encrypted = key.ExportEncryptedPkcs8PrivateKeyPem(
-            "secret", new PbeParameters(PbeEncryptionAlgorithm.Aes256Cbc, HashAlgorithmName.SHA256, 1000));
-        var (certificate, keyFile, clientCa) = what switch
-        {
-            "key of another" => (good.Certificate, other.Key, null),
-            "key as certificate" => (good.Key, good.Key, null),
-            "certificate as key" => (good.Certificate, good.Certificate, null),
-            "broken certificate" => (_certificates.Write("broken.pem",
-                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"), good.Key, null),
-            "encrypted key" => (good.Certificate, _certificates.Write("encrypted.key", encrypted), null),
-            "expired" => Of(_certificates.Issue("expired", fromDays: -20, toDays: -1)),
-            "not yet valid" => Of(_certificates.Issue("early", fromDays: 2)),
-            "not for servers" => Of(_certificates.Issue("client", Certificates.ForClients)),
-            "empty CA" => (good.Certificate, good.Key, _certificates.Write("empty.pem", "")),
-            _ => (good.Certificate, good.Key, (string?)Path.GetTempPath()),
-        };
-        var log = new Log(LogLevel.Trace, json: false, TextWriter.Null, _clock);
-        var message = Assert.Throws<CertificateException>(() => new Tls(
-            certificate, keyFile, clientCa, _clock, log, new Meters("test", "test"))).Message;
-        Assert.StartsWith(flag + " (OXSES_TLS_", message, Ordinal);
-        Assert.Contains(word, message, Ordinal);
-        Assert.DoesNotContain('\n', message);
+        Spoil(what);
+        var message = Assert.Throws<CertificateException>(() => Open(asksClients: true)).Message;
+        Assert.StartsWith(setting + ": ", message, Ordinal);
+        Assert.Contains($"'{(setting == CertSetting ? CertPath : setting == KeySetting ? KeyPath : CaPath)}'",
+            message, Ordinal);
+        Assert.Contains(reason, message, Ordinal);
+        Assert.DoesNotContain(message, char.IsControl);
+        Assert.DoesNotContain("PRIVATE", message, Ordinal);
+    }
 
-        static (string, string, string?) Of(PemPair pair) => (pair.Certificate, pair.Key, null);
+    private void Spoil(string what)
+    {
+        switch (what)
+        {
+            case "certificate missing":
+                File.Delete(CertPath);
+                break;
+            case "key missing":
+                File.Delete(KeyPath);
+                break;
+            case "CA missing":
+                File.Delete(CaPath);
+                break;
+            case "certificate a directory":
+                Replace(CertPath);
+                break;
+            case "key a directory":
+                Replace(KeyPath);
+                break;
+            case "CA a directory":
+                Replace(CaPath);
+                break;
+            case "certificate empty":
+                File.WriteAllText(CertPath, "");
+                break;
+            case "key empty":
+                File.WriteAllText(KeyPath, "");
+                break;
+            case "CA empty":
+                File.WriteAllText(CaPath, "\n");
+                break;
+            case "certificate is the key":
+                File.WriteAllText(CertPath, _server.Key);
+                break;
+            case "key is the certificate":
+                File.WriteAllText(KeyPath, _server.Certificate);
+                break;
+            case "certificate cut off":
+                File.WriteAllText(CertPath, _server.Certificate[..200]);
+                break;
+            case "certificate garbled":
+                File.WriteAllText(CertPath, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+                break;
+            case "certificate expired":
+                Write(_root.Issue(begins: Now.AddDays(-9), ends: Now.AddDays(-1)));
+                break;
+            case "certificate not yet valid":
+                Write(_root.Issue(begins: Now.AddDays(1)));
+                break;
+            case "certificate for clients":
+                Write(_client);
+                break;
+            case "certificate with a broken extension":
+                Write(_root.Issue(purpose: Purpose.Broken));
+                break;
+            case "certificate with a short key":
+                Write(_root.Issue(kind: KeyKind.ShortRsa));
+                break;
+            case "certificate with an odd curve":
+                Write(_root.Issue(kind: KeyKind.OddCurve));
+                break;
+            case "key of another certificate":
+                File.WriteAllText(KeyPath, _root.Issue().Key);
+                break;
+            case "key encrypted":
+                File.WriteAllText(KeyPath, _server.EncryptedKey());
+                break;
+            default:
+                throw new ArgumentOutOfRangeException(nameof(what), what, "no such case");
+        }
+    }
+
+    private static void Replace(string path)
+    {
+        File.Delete(path);
+        Directory.CreateDirectory(path);
     }
 
     [Theory]
-    [InlineData(13, true, "the certificate expires soon")]
-    [InlineData(15, true, null)]
-    [InlineData(90, false, "names no host")]
-    public async Task DoubtfulCertificateIsWarnedOf(int days, bool namesHosts, string? words)
+    [InlineData("server")]
+    [InlineData("any")]
+    [InlineData("rsa")]
+    public void UsablePairIsTakenWithoutAWord(string kind)
     {
-        await using var host = Start(_certificates.Issue("server", toDays: days, namesHosts: namesHosts));
-        if (words == null)
-            Assert.DoesNotContain("WARN", host.LogText, Ordinal);
-        else
-            Assert.Contains(words, host.LogText, Ordinal);
+        Write(kind switch
+        {
+            "server" => _server,
+            "any" => _root.Issue(purpose: Purpose.Any),
+            _ => _root.Issue(kind: KeyKind.Rsa),
+        });
+        using var tls = Open(asksClients: true);
+        Assert.Empty(Lines);
+        Assert.Equal((0, 0), (Loaded, Refused));
     }
 
     [Fact]
-    public async Task ExpiryIsAMetric()
+    public void CertificateWithoutAHostIsWarnedOf()
     {
-        await using var host = Start(_certificates.Issue("server", toDays: 30));
-        var at = await host.MetricAsync("ses_tls_certificate_expiry_timestamp_seconds");
-        Assert.InRange(at - DateTimeOffset.UtcNow.ToUnixTimeSeconds(), 29.9 * 86400, 30.1 * 86400);
+        Write(_root.Issue(hasHosts: false));
+        using var tls = Open();
+        Assert.Contains("no subjectAltName", Assert.Single(Lines), Ordinal);
+    }
+
+    // ---- Expiry ----
+
+    [Fact]
+    public void GaugeSaysWhenTheCertificateInUseEnds()
+    {
+        Assert.Equal(0, _meters.TlsExpiry.Value);
+        Write(_root.Issue(ends: DateTimeOffset.FromUnixTimeSeconds(4_000_000_000)));
+        using var tls = Open();
+        Assert.Equal(4_000_000_000, _meters.TlsExpiry.Value);
+        Write(_root.Issue(ends: DateTimeOffset.FromUnixTimeSeconds(4_000_000_123)));
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(4_000_000_123, _meters.TlsExpiry.Value);
+        Write(_root.Issue(begins: Now.AddDays(-9), ends: Now.AddDays(-1)));
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(4_000_000_123, _meters.TlsExpiry.Value);
+    }
+
+    [Theory]
+    [InlineData(13.9, 1)]
+    [InlineData(14.1, 0)]
+    public void CertificateThatEndsWithin14DaysIsWarnedOf(double days, int warnings)
+    {
+        Write(_root.Issue(ends: Now.AddDays(days)));
+        using var tls = Open();
+        Assert.Equal(warnings, LinesOf("WARN  the certificate expires soon"));
+    }
+
+    [Fact]
+    public void CertificateThatComesToItsEndWhileSeSRunsIsWarnedOf()
+    {
+        Write(_root.Issue(ends: Now.AddDays(15)));
+        using var tls = Open();
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(0, LinesOf("expires soon"));
+        _clock.Advance(TimeSpan.FromDays(1.5));
+        Assert.Equal(1, LinesOf("expires soon"));
+        for (var i = 0; i < 5; i++)
+            _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(1, LinesOf("expires soon"));
+    }
+
+    // ---- Reading again ----
+
+    [Fact]
+    public void ChangedPairIsUsedFromTheNextRereadOn()
+    {
+        using var tls = Open();
+        var before = tls.Current;
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Same(before, tls.Current);
+        Assert.Equal((0, 0), (Loaded, Refused));
+        var next = _root.Issue();
+        Write(next);
+        Assert.Same(before, tls.Current);
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(next.Thumbprint, tls.Current.ServerCertificateContext!.TargetCertificate.Thumbprint);
+        Assert.Equal((1, 0), (Loaded, Refused));
+        Assert.Contains("certificate read again", Assert.Single(Lines), Ordinal);
+    }
+
+    [Theory]
+    [MemberData(nameof(Unusable))]
+    public void WhatIsSpoiledLaterIsSaidOnceAndTheOldPairStaysUntilItIsMended(
+        string what, string setting, string reason)
+    {
+        using var tls = Open(asksClients: true);
+        var before = tls.Current;
+        Spoil(what);
+        for (var i = 0; i < 6; i++)
+            _clock.Advance(Tls.RereadPeriod);
+        Assert.Same(before, tls.Current);
+        var line = Assert.Single(Lines);
+        Assert.Contains("WARN", line, Ordinal);
+        Assert.Contains(setting, line, Ordinal);
+        Assert.Contains(reason, line, Ordinal);
+        Assert.Equal((0, 1), (Loaded, Refused));
+
+        foreach (var path in new[] { CertPath, KeyPath, CaPath }.Where(Directory.Exists))
+            Directory.Delete(path);
+        var next = _root.Issue();
+        Write(next);
+        File.WriteAllText(CaPath, _root.Pem);
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(next.Thumbprint, tls.Current.ServerCertificateContext!.TargetCertificate.Thumbprint);
+        Assert.Equal((1, 1), (Loaded, Refused));
+    }
+
+    [Fact]
+    public void EachOtherBadPairIsSaidHoweverSoonItFollows()
+    {
+        // The log's own clock stands still: what strangers cause would be held back.
+        var log = new Log(LogLevel.Trace, json: false, _lines, new ManualClock(DateTime.UtcNow));
+        using var tls = new Tls(CertPath, KeyPath, null, _clock, log, _meters);
+        Spoil("key encrypted");
+        _clock.Advance(Tls.RereadPeriod);
+        Spoil("key empty");
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal((1, 1), (LinesOf("is encrypted"), LinesOf("holds no private key")));
+        Assert.Equal(2, Refused);
+    }
+
+    [Fact]
+    public void SymbolicLinksAreFollowedAnewAtEachReread()
+    {
+        // As Kubernetes does: the files link into ..data, which links to a folder that changes.
+        var next = _root.Issue();
+        foreach (var (folder, identity) in new[] { ("..1", _server), ("..2", next) })
+            identity.Write(Directory.CreateDirectory(Path.Combine(_dir, folder)).FullName, "server");
+        foreach (var path in new[] { CertPath, KeyPath })
+        {
+            File.Delete(path);
+            File.CreateSymbolicLink(path, Path.Combine("..data", Path.GetFileName(path)));
+        }
+        Directory.CreateSymbolicLink(Path.Combine(_dir, "..data"), "..1");
+        using var tls = Open();
+        Directory.Delete(Path.Combine(_dir, "..data"));
+        Directory.CreateSymbolicLink(Path.Combine(_dir, "..data"), "..2");
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(next.Thumbprint, tls.Current.ServerCertificateContext!.TargetCertificate.Thumbprint);
+        Assert.Equal((1, 0), (Loaded, Refused));
+    }
+
+    [Fact]
+    public void NothingIsReadAfterItsEnd()
+    {
+        var tls = Open();
+        tls.Dispose();
+        Write(_root.Issue());
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal((0, 0), (Loaded, Refused));
     }
 
     // ---- Handshakes ----
 
-    [Theory]
-    [InlineData(SslProtocols.Tls12, false)]
-    [InlineData(SslProtocols.Tls13, false)]
-    [InlineData(SslProtocols.Tls12, true)]
-    [InlineData(SslProtocols.Tls13, true)]
-    public async Task NewProtocolsAreSpokenAndHttp11IsChosen(SslProtocols protocol, bool isRsa)
+    /// <summary>A SeS without a process, behind TLS.</summary>
+    private sealed class Host : IAsyncDisposable
     {
-        await using var host = Start(_certificates.Issue("server", isRsa: isRsa));
-        await using var tls = await ConnectAsync(host, protocol: protocol);
-        Assert.Equal(protocol, tls.SslProtocol);
-        Assert.Equal(SslApplicationProtocol.Http11, tls.NegotiatedApplicationProtocol);
-        Assert.StartsWith("HTTP/1.1 200 ", await AskAsync(tls), Ordinal);
+        private readonly TlsTests _test;
+        private readonly EventLog _eventLog;
+        private readonly Gate _gate;
+        private readonly Tls _tls;
+
+        public Host(TlsTests test, bool asksClients = false)
+        {
+            _test = test;
+            var data = Path.Combine(test._dir, "data");
+            Directory.CreateDirectory(data);
+            _eventLog = new EventLog(data, TimeSpan.FromDays(400), test._clock, test._log, test._meters);
+            var options = Options.Read(new Dictionary<string, string>
+            {
+                ["--onix-url"] = "none", ["--address"] = "127.0.0.1", ["--port"] = "0",
+                ["--tls-cert"] = test.CertPath, ["--tls-key"] = test.KeyPath,
+            }, new Dictionary<string, string>());
+            var auth = new Auth(options, new SocketsHttpHandler(), test._clock, test._log, test._meters);
+            var web = new Web(options, auth, DateTime.MinValue, test._clock, test._log, test._meters);
+            _tls = test.Open(asksClients);
+            _gate = new Gate(options, web, _tls, 20_000, test._clock, test._log, test._meters);
+            Port = _gate.Start().Port;
+            web.Serve(_eventLog, null);
+        }
+
+        public int Port { get; }
+
+        public Task<TlsClient> ConnectAsync(
+            SslProtocols protocol = SslProtocols.None, Identity? identity = null,
+            params SslApplicationProtocol[] applications) =>
+            TlsClient.ConnectAsync(Port, _root.Pem, protocol, identity, applications);
+
+        public Task<bool> ServesAsync(SslProtocols protocol = SslProtocols.None, Identity? identity = null) =>
+            TlsClient.IsServedAsync(Port, _root.Pem, protocol, identity);
+
+        public double Count(string reason) => _test._meters.HttpRefused.WithLabels(reason).Value;
+
+        public Task CountedAsync(string reason, double count) =>
+            Wait.UntilAsync(() => Count(reason) >= count, _soon, $"{reason} to be counted {count} times");
+
+        public async Task<TcpClient> PlainAsync()
+        {
+            var client = new TcpClient();
+            await client.ConnectAsync(IPAddress.Loopback, Port);
+            return client;
+        }
+
+        public Task GoneAsync() =>
+            Wait.UntilAsync(() => _test._meters.Connections.Value == 0, _soon, "all connections to be gone");
+
+        public async ValueTask DisposeAsync()
+        {
+            await _gate.DrainAsync(TimeSpan.Zero);
+            _tls.Dispose();
+            _eventLog.Stop();
+        }
+    }
+
+    [Theory]
+    [InlineData(SslProtocols.Tls12, KeyKind.P256)]
+    [InlineData(SslProtocols.Tls13, KeyKind.P256)]
+    [InlineData(SslProtocols.Tls12, KeyKind.Rsa)]
+    [InlineData(SslProtocols.Tls13, KeyKind.Rsa)]
+    public async Task Tls12And13AreServed(SslProtocols protocol, KeyKind kind)
+    {
+        Write(_root.Issue(kind: kind));
+        await using var host = new Host(this);
+        using var client = await host.ConnectAsync(protocol);
+        Assert.Equal(protocol, client.Protocol);
+        for (var i = 0; i < 3; i++)
+            Assert.Equal((200, "{\"live\":true}\n"), await client.AskAsync("GET", "/live"));
+        var alert = "{\"labels\":{\"alertname\":\"A\",\"job\":\"j\"},\"startsAt\":\"2026-11-01T10:00:00Z\","
+            + $"\"status\":\"firing\",\"annotations\":{{\"description\":\"{new string('x', 100_000)}\"}}}}";
+        var body = $"{{\"version\":\"4\",\"alerts\":[{alert}]}}";
+        Assert.Equal(204, (await client.AskAsync("POST", "/alerts/INS", body)).Code);
+        Assert.Single(LogFiles.ReadEvents(Path.Combine(_dir, "data")));
+        Assert.Equal((0, 0), (host.Count("handshake"), host.Count("handshake_timeout")));
+    }
+
+    [Theory]
+    [InlineData(1, 0x15, 70)]
+    [InlineData(2, 0x15, 70)]
+    [InlineData(3, 0x16, null)]
+    public async Task Tls10And11AreRefusedByTheirVersion(int minor, int type, int? alert)
+    {
+        Write(_root.Issue(kind: KeyKind.Rsa));
+        await using var host = new Host(this);
+        using var client = await host.PlainAsync();
+        await client.GetStream().WriteAsync(ClientHello((byte)minor));
+        var answer = new byte[7];
+        await client.GetStream().ReadExactlyAsync(answer).AsTask().WaitAsync(_soon);
+        Assert.Equal(type, answer[0]);
+        if (alert == null)
+            return;
+        // Fatal, protocol_version (RFC 5246, 7.2).
+        Assert.Equal((2, alert), (answer[5], answer[6]));
+        await host.CountedAsync("handshake", 1);
+    }
+
+    /// <summary>A ClientHello (RFC 5246, 7.4.1.2) of TLS 1.<paramref name="minor"/> minus one.</summary>
+    private static byte[] ClientHello(byte minor)
+    {
+        byte[] extensions =
+        [
+            0, 10, 0, 4, 0, 2, 0, 23, 0, 11, 0, 2, 1, 0,
+            0, 13, 0, 8, 0, 6, 4, 1, 8, 4, 4, 3,
+        ];
+        byte[] ciphers = [0xc0, 0x2b, 0xc0, 0x2f, 0xc0, 0x13, 0xc0, 0x14, 0, 0x2f, 0, 0x35];
+        byte[] hello =
+        [
+            3, minor, .. new byte[32], 0, 0, (byte)ciphers.Length, .. ciphers, 1, 0,
+            0, (byte)extensions.Length, .. extensions,
+        ];
+        return [0x16, 3, 1, 0, (byte)(hello.Length + 4), 1, 0, 0, (byte)hello.Length, .. hello];
     }
 
     [Fact]
-    public async Task OldProtocolIsRefusedAndCounted()
+    public async Task Http11IsChosenFromWhatAClientOffers()
     {
-        await using var host = Start(_certificates.Issue("server"));
-#pragma warning disable CA5397, CS0618, SYSLIB0039 // An old protocol on purpose.
-        await Assert.ThrowsAnyAsync<Exception>(() => ConnectAsync(host, protocol: SslProtocols.Tls11));
-#pragma warning restore CA5397, CS0618, SYSLIB0039
-        await CountedAsync(host, "handshake", 1);
+        await using var host = new Host(this);
+        using (var both = await host.ConnectAsync(
+            SslProtocols.None, null, SslApplicationProtocol.Http2, SslApplicationProtocol.Http11))
+        {
+            Assert.Equal("http/1.1", both.Application);
+            Assert.Equal(200, (await both.AskAsync("GET", "/live")).Code);
+        }
+        using (var none = await host.ConnectAsync())
+            Assert.Equal("", none.Application);
+        await Assert.ThrowsAsync<AuthenticationException>(
+            () => host.ConnectAsync(SslProtocols.None, null, SslApplicationProtocol.Http2));
+        await host.CountedAsync("handshake", 1);
     }
 
     [Fact]
-    public async Task PlainHttpIsToldToSpeakTls()
+    public async Task IntermediateCertificatesAreSent()
     {
-        await using var host = Start(_certificates.Issue("server"));
-        Assert.Equal("HTTP/1.1 400 Bad Request", await host.SendRawAsync(Live));
-        await CountedAsync(host, "handshake", 1);
+        Write(_root.Intermediate().Issue());
+        await using var host = new Host(this);
+        using var client = await host.ConnectAsync();
+        Assert.Equal(["CN=localhost", "CN=Test Intermediate", "CN=Test Root"], client.Subjects);
+        Assert.Equal(200, (await client.AskAsync("GET", "/live")).Code);
+    }
+
+    [Fact]
+    public async Task StandingConnectionGoesOnOverAReloadAndANewOneGetsTheNewCertificate()
+    {
+        await using var host = new Host(this);
+        using var standing = await host.ConnectAsync();
+        Assert.Equal(200, (await standing.AskAsync("GET", "/live")).Code);
+        var next = _root.Issue();
+        Write(next);
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(200, (await standing.AskAsync("GET", "/live")).Code);
+        Assert.Equal(_server.Thumbprint, standing.Thumbprint);
+        using var fresh = await host.ConnectAsync();
+        Assert.Equal(next.Thumbprint, fresh.Thumbprint);
+        Assert.Equal(200, (await fresh.AskAsync("GET", "/live")).Code);
     }
 
     [Theory]
-    [InlineData(new byte[0])]
-    [InlineData(new byte[] { 22 })]
-    [InlineData(new byte[] { 22, 3, 1, 2, 0, 1 })]
-    public async Task SilentHandshakeIsClosedInTime(byte[] sent)
+    [InlineData("GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")]
+    [InlineData("POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")]
+    public async Task PlainHttpIsAnswered400WithAClearWord(string request)
     {
-        await using var host = Start(_certificates.Issue("server"));
-        using var socket = await host.ConnectAsync();
-        await socket.SendAsync(sent);
-        var closed = ReadToEndAsync(new NetworkStream(socket));
-        await host.UnfreezeAsync(closed);
-        await CountedAsync(host, "handshake_timeout", 1);
+        await using var host = new Host(this);
+        using var client = await host.PlainAsync();
+        await client.GetStream().WriteAsync(Encoding.ASCII.GetBytes(request));
+        using var reader = new StreamReader(client.GetStream(), Encoding.ASCII);
+        client.Client.Shutdown(SocketShutdown.Send);
+        var answer = await reader.ReadToEndAsync().WaitAsync(_soon);
+        Assert.StartsWith("HTTP/1.1 400 Bad Request\r\n", answer, Ordinal);
+        Assert.Contains("https", answer, Ordinal);
+        Assert.Contains("\r\nConnection: close\r\n", answer, Ordinal);
+        await host.CountedAsync("handshake", 1);
+        Assert.Equal(1, LinesOf("a request was refused: handshake"));
     }
 
     // ---- Clients' certificates ----
 
-    [Theory]
-    [InlineData("none", false)]
-    [InlineData("another CA's", false)]
-    [InlineData("expired", false)]
-    [InlineData("for servers", false)]
-    [InlineData("right", true)]
-    [InlineData("for any purpose", true)]
-    public async Task ClientsAreAdmittedByTheirCertificate(string kind, bool admitted)
+    public static TheoryData<string, SslProtocols> Strangers()
     {
-        using var strangers = new Certificates();
-        var client = kind switch
+        var data = new TheoryData<string, SslProtocols>();
+        string[] strangers = ["nobody", "of another CA", "expired", "not yet valid", "a server", "forged"];
+        foreach (var who in strangers)
         {
-            "none" => null,
-            "another CA's" => strangers.Issue("client", Certificates.ForClients),
-            "expired" => _certificates.Issue("client", Certificates.ForClients, fromDays: -9, toDays: -1),
-            "for servers" => _certificates.Issue("client", Certificates.ForServers),
-            "right" => _certificates.Issue("client", Certificates.ForClients),
-            _ => _certificates.Issue("client", purpose: null),
+            data.Add(who, SslProtocols.Tls12);
+            data.Add(who, SslProtocols.Tls13);
+        }
+        return data;
+    }
+
+    [Theory]
+    [MemberData(nameof(Strangers))]
+    public async Task ClientWithoutARightCertificateIsRefusedAndCounted(string who, SslProtocols protocol)
+    {
+        await using var host = new Host(this, asksClients: true);
+        var identity = who switch
+        {
+            "of another CA" => _other.Issue("alertmanager", Purpose.Client),
+            "expired" => _root.Issue(
+                "alertmanager", Purpose.Client, begins: Now.AddDays(-9), ends: Now.AddMinutes(-1)),
+            "not yet valid" => _root.Issue("alertmanager", Purpose.Client, begins: Now.AddHours(1)),
+            "a server" => _root.Issue("alertmanager"),
+            // It names the right issuer, but another key has signed it.
+            "forged" => Authority.Root().Issue("alertmanager", Purpose.Client),
+            _ => null,
         };
-        await using var host = Start(_certificates.Issue("server"), _certificates.Authority);
-        // With TLS 1.3 a client hears of its refusal only when it reads.
-        var answer = "";
+        Assert.False(await host.ServesAsync(protocol, identity));
+        await host.CountedAsync("handshake", 1);
+        await host.GoneAsync();
+        Assert.Equal((1, 0), (host.Count("handshake"), _meters.Defects.Value));
+        var line = Assert.Single(Lines);
+        Assert.Contains("WARN  a TLS handshake failed client=127.0.0.1 reason=", line, Ordinal);
+    }
+
+    [Theory]
+    [InlineData(SslProtocols.Tls12)]
+    [InlineData(SslProtocols.Tls13)]
+    public async Task ClientWithARightCertificateIsServed(SslProtocols protocol)
+    {
+        await using var host = new Host(this, asksClients: true);
+        Assert.True(await host.ServesAsync(protocol, _client));
+        Assert.True(await host.ServesAsync(protocol, _root.Issue("a", Purpose.Any)));
+        Assert.True(await host.ServesAsync(protocol, _root.Issue("a", Purpose.Client, KeyKind.Rsa)));
+        Assert.Equal(0, host.Count("handshake"));
+    }
+
+    [Fact]
+    public async Task ClientOfARemovedCaIsRefusedAfterTheReload()
+    {
+        await using var host = new Host(this, asksClients: true);
+        // Each connection may resume the one before it.
+        for (var i = 0; i < 3; i++)
+            Assert.True(await host.ServesAsync(identity: _client));
+        File.WriteAllText(CaPath, _other.Pem);
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.Equal(1, Loaded);
+        Assert.False(await host.ServesAsync(identity: _client));
+        Assert.True(await host.ServesAsync(identity: _other.Issue("alertmanager", Purpose.Client)));
+        File.WriteAllText(CaPath, _other.Pem + "\n" + _root.Pem);
+        _clock.Advance(Tls.RereadPeriod);
+        Assert.True(await host.ServesAsync(identity: _client));
+    }
+
+    [Fact]
+    public async Task ClientsAreJudgedByTheTimeOfTheirHandshakeNotOfTheLoad()
+    {
+        await using var host = new Host(this, asksClients: true);
+        var begins = DateTimeOffset.FromUnixTimeSeconds(Now.ToUnixTimeSeconds() + 2);
+        var (late, early) = (_root.Issue("a", Purpose.Client, begins: begins),
+            _root.Issue("b", Purpose.Client, ends: begins));
+        Assert.True(await host.ServesAsync(identity: early));
+        await Wait.UntilAsync(() => Now > begins.AddSeconds(1), _soon, "the certificate's time");
+        Assert.True(await host.ServesAsync(identity: late));
+        Assert.False(await host.ServesAsync(identity: early));
+    }
+
+    // ---- Handshakes that fail ----
+
+    [Theory]
+    [InlineData("nothing")]
+    [InlineData("half a hello")]
+    [InlineData("a hello, and no more")]
+    public async Task HandshakeThatDoesNotEndIsClosedAfterItsTime(string sent)
+    {
+        await using var host = new Host(this);
+        using var client = await host.PlainAsync();
+        var hello = ClientHello(3);
+        await client.GetStream().WriteAsync(
+            hello.AsMemory(0, sent == "nothing" ? 0 : sent == "half a hello" ? 40 : hello.Length));
+        var closed = DrainAsync(client);
+        await Wait.UntilAsync(() =>
+        {
+            _clock.Advance(TimeSpan.FromSeconds(1));
+            return closed.IsCompleted;
+        }, _soon, "the connection to be closed");
+        await host.CountedAsync("handshake_timeout", 1);
+        await host.GoneAsync();
+        Assert.Equal((1, 0), (host.Count("handshake_timeout"), host.Count("handshake")));
+        Assert.Equal(0, _meters.Defects.Value);
+    }
+
+    [Fact]
+    public async Task HandshakeHasItsTimeAndNoMore()
+    {
+        await using var host = new Host(this);
+        using var client = await host.PlainAsync();
+        await client.GetStream().WriteAsync(ClientHello(3));
+        // Its answer tells that the handshake is on its way.
+        await client.GetStream().ReadExactlyAsync(new byte[5]).AsTask().WaitAsync(_soon);
+        var closed = DrainAsync(client);
+        _clock.Advance(TimeSpan.FromSeconds(4.5));
+        Assert.Equal(1, _meters.Connections.Value);
+        Assert.Equal(0, host.Count("handshake_timeout"));
+        _clock.Advance(TimeSpan.FromSeconds(0.75));
+        await closed.WaitAsync(_soon);
+        await host.CountedAsync("handshake_timeout", 1);
+    }
+
+    [Theory]
+    [InlineData(new byte[] { 0x16, 3, 1, 0, 5, 9, 9, 9, 9, 9 })]
+    [InlineData(new byte[] { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 })]
+    [InlineData(new byte[] { 0x16, 3, 1, 0xff, 0xff })]
+    [InlineData(new byte[] { 0x80, 0x2e, 1, 3, 1 })]
+    public async Task GarbageIsAFailedHandshake(byte[] garbage)
+    {
+        await using var host = new Host(this);
+        using var client = await host.PlainAsync();
+        await client.GetStream().WriteAsync(garbage);
+        client.Client.Shutdown(SocketShutdown.Send);
+        await DrainAsync(client).WaitAsync(_soon);
+        await host.CountedAsync("handshake", 1);
+        await host.GoneAsync();
+        Assert.Equal((1, 0), (host.Count("handshake"), _meters.Defects.Value));
+        Assert.All(Assert.Single(Lines), c => Assert.InRange(c, ' ', '~'));
+    }
+
+    [Fact]
+    public async Task ConnectionThatClosesWithoutAByteIsNoFailedHandshake()
+    {
+        await using var host = new Host(this);
+        for (var i = 0; i < 3; i++)
+            (await host.PlainAsync()).Dispose();
+        await Wait.UntilAsync(() => _meters.ConnectionsTotal.Value == 3, _soon, "three connections");
+        await host.GoneAsync();
+        Assert.Equal((0, 0), (host.Count("handshake"), host.Count("handshake_timeout")));
+        Assert.Empty(Lines);
+    }
+
+    [Fact]
+    public async Task ManyFailedHandshakesAreCountedAndLoggedOnce()
+    {
+        await using var host = new Host(this, asksClients: true);
+        for (var i = 0; i < 20; i++)
+            Assert.False(await host.ServesAsync());
+        await host.CountedAsync("handshake", 20);
+        Assert.Single(Lines);
+    }
+
+    /// <summary>Reads until the other side has closed, in whatever way.</summary>
+    private static async Task DrainAsync(TcpClient client)
+    {
+        var waste = new byte[4096];
         try
         {
-            await using var tls = await ConnectAsync(host, client);
-            answer = await AskAsync(tls);
-        }
-        catch (Exception e) when (!admitted && e is IOException or AuthenticationException)
-        {
-            // Told by an alert, or by the close.
-        }
-        Assert.Equal(admitted, answer.StartsWith("HTTP/1.1 200 ", Ordinal));
-        await CountedAsync(host, "handshake", admitted ? 0 : 1);
-        if (!admitted)
-            Assert.Contains("a TLS handshake failed", host.LogText, Ordinal);
-    }
-
-    // ---- Files that change ----
-
-    [Fact]
-    public async Task ChangedPairServesNewConnectionsAndStandingOnesGoOn()
-    {
-        var (first, second) = (_certificates.Issue("first"), _certificates.Issue("second"));
-        await using var host = Start(first);
-        await using var standing = await ConnectAsync(host);
-        Assert.StartsWith("HTTP/1.1 200 ", await AskAsync(standing), Ordinal);
-        await using (var before = await ConnectAsync(host))
-            Assert.Equal("CN=first", before.RemoteCertificate!.Subject);
-        File.Copy(second.Certificate, first.Certificate, overwrite: true);
-        File.Copy(second.Key, first.Key, overwrite: true);
-        _clock.Advance(Tls.RereadPeriod);
-        await using (var after = await ConnectAsync(host))
-            Assert.Equal("CN=second", after.RemoteCertificate!.Subject);
-        Assert.StartsWith("HTTP/1.1 200 ", await AskAsync(standing), Ordinal);
-        Assert.Equal(1, await host.MetricAsync("ses_tls_reloads_total{outcome=\"loaded\"}"));
-    }
-
-    [Fact]
-    public async Task BadPairLaterKeepsTheOldOneAndIsToldOnce()
-    {
-        var (first, second) = (_certificates.Issue("first"), _certificates.Issue("second"));
-        await using var host = Start(first);
-        File.Copy(second.Certificate, first.Certificate, overwrite: true);
-        for (var i = 0; i < 5; i++)
-            _clock.Advance(Tls.RereadPeriod);
-        await using (var tls = await ConnectAsync(host))
-            Assert.Equal("CN=first", tls.RemoteCertificate!.Subject);
-        Assert.Equal(1, await host.MetricAsync("ses_tls_reloads_total{outcome=\"refused\"}"));
-        Assert.Single(host.LogText.Split('\n'), l => l.Contains("the changed certificate is not used", Ordinal));
-        File.Delete(first.Key);
-        _clock.Advance(Tls.RereadPeriod);
-        File.Copy(second.Key, first.Key, overwrite: true);
-        _clock.Advance(Tls.RereadPeriod);
-        await using var after = await ConnectAsync(host);
-        Assert.Equal("CN=second", after.RemoteCertificate!.Subject);
-    }
-
-    // ---- What they share ----
-
-    private async Task<SslStream> ConnectAsync(
-        Host host, PemPair? client = null, SslProtocols protocol = SslProtocols.None)
-    {
-        var tls = new SslStream(new NetworkStream(await host.ConnectAsync(), ownsSocket: true));
-        var options = new SslClientAuthenticationOptions
-        {
-            TargetHost = "localhost",
-            EnabledSslProtocols = protocol,
-            ApplicationProtocols = [SslApplicationProtocol.Http2, SslApplicationProtocol.Http11],
-            CertificateChainPolicy = new X509ChainPolicy
+            while (await client.Client.ReceiveAsync(waste) > 0)
             {
-                TrustMode = X509ChainTrustMode.CustomRootTrust,
-                RevocationMode = X509RevocationMode.NoCheck,
-            },
-        };
-        options.CertificateChainPolicy.CustomTrustStore.Add(_certificates.Root);
-        if (client != null)
-            options.ClientCertificateContext = SslStreamCertificateContext.Create(
-                X509Certificate2.CreateFromPemFile(client.Certificate, client.Key), null, offline: true);
-        await tls.AuthenticateAsClientAsync(options).WaitAsync(Soon);
-        return tls;
+                // Until it closes.
+            }
+        }
+        catch (SocketException)
+        {
+            // It has reset the connection.
+        }
     }
-
-    private static async Task<string> AskAsync(Stream stream)
-    {
-        await stream.WriteAsync(Encoding.ASCII.GetBytes(Live));
-        var buffer = new byte[4096];
-        var count = await stream.ReadAsync(buffer).AsTask().WaitAsync(Soon);
-        return Encoding.ASCII.GetString(buffer, 0, count);
-    }
-
-    private static async Task<int> ReadToEndAsync(Stream stream)
-    {
-        using var sink = new MemoryStream();
-        await stream.CopyToAsync(sink);
-        return (int)sink.Length;
-    }
-
-    private static Task CountedAsync(Host host, string reason, int count) => Wait.UntilAsync(
-        async () => await host.MetricAsync($"ses_http_refused_total{{reason=\"{reason}\"}}") == count,
-        Soon, $"{count} counted as {reason}");
 }

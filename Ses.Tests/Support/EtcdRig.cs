@@ -182,7 +182,7 @@ internal sealed class EtcdRig : IAsyncDisposable
         string.Join(", ", texts.Select(t => $"\"{t}\""));
 
     /// <summary>Debian calls it prometheus-alertmanager, everybody else alertmanager.</summary>
-    private static string AlertmanagerProgram() =>
+    internal static string AlertmanagerProgram() =>
         (Environment.GetEnvironmentVariable("PATH") ?? "").Split(':')
             .Any(dir => File.Exists(Path.Combine(dir, "prometheus-alertmanager")))
         ? "prometheus-alertmanager" : "alertmanager";

@@ -33,18 +33,12 @@ internal sealed class Host : IAsyncDisposable
 
     public static readonly DateTime Built = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
 
-    private readonly StringWriter _lines = new();
     private readonly HttpClient _http = new();
-    private readonly Tls? _tls;
     private bool _stopped;
 
     /// <param name="flags">Settings; without <c>--address</c>, 127.0.0.1.</param>
     /// <param name="serve">Take webhooks from the start.</param>
-    /// <param name="descriptors">Of which the gate takes half for connections.</param>
-    /// <param name="issuer">Stands for the OIDC issuer.</param>
-    /// <param name="clock">Null: one that stands still at <see cref="Now"/>.</param>
-    public Host(string[] flags, bool serve = true, long descriptors = 20_000, HttpMessageHandler? issuer = null,
-        ManualClock? clock = null)
+    private Host(string[] flags, bool serve = true)
     {
         var given = new Dictionary<string, string>
         {
@@ -53,15 +47,12 @@ internal sealed class Host : IAsyncDisposable
         for (var i = 0; i < flags.Length; i += 2)
             given[flags[i]] = flags[i + 1];
         var options = Options.Read(given, new Dictionary<string, string>());
-        Clock = clock ?? new ManualClock(Now);
-        var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(_lines), Clock);
-        Meters = new Meters("test", "test");
-        EventLog = new EventLog(Dir, TimeSpan.FromDays(400), Clock, log, Meters);
-        Auth = new Auth(options, issuer ?? new SocketsHttpHandler(), Clock, log, Meters);
-        Web = new Web(options, Auth, Built, Clock, log, Meters);
-        _tls = options.TlsCert == null ? null
-            : new Tls(options.TlsCert, options.TlsKey!, options.TlsClientCa, Clock, log, Meters);
-        Gate = new Gate(options, Web, _tls, descriptors, Clock, log, Meters);
+        var log = new Log(LogLevel.Trace, json: false, TextWriter.Null, Clock);
+        var meters = new Meters("test", "test");
+        EventLog = new EventLog(Dir, TimeSpan.FromDays(400), Clock, log, meters);
+        var auth = new Auth(options, new SocketsHttpHandler(), Clock, log, meters);
+        Web = new Web(options, auth, Built, Clock, log, meters);
+        Gate = new Gate(options, Web, null, 20_000, Clock, log, meters);
         Port = Gate.Start().Port;
         if (serve)
             Web.Serve(EventLog, null);
@@ -76,13 +67,9 @@ internal sealed class Host : IAsyncDisposable
 
     public string Dir { get; } = Directory.CreateTempSubdirectory("ses-host-").FullName;
 
-    public ManualClock Clock { get; }
-
-    public Meters Meters { get; }
+    public ManualClock Clock { get; } = new(Now);
 
     public EventLog EventLog { get; }
-
-    public Auth Auth { get; }
 
     public Web Web { get; }
 
@@ -90,25 +77,7 @@ internal sealed class Host : IAsyncDisposable
 
     public int Port { get; }
 
-    public string LogText => _lines.ToString();
-
     public int Events => LogFiles.ReadEvents(Dir).Count;
-
-    /// <summary>The value of a series, as it stands in the text of /metrics.</summary>
-    public async Task<double> MetricAsync(string series)
-    {
-        var text = Encoding.UTF8.GetString(await Meters.ExportAsync());
-        var line = text.Split('\n').FirstOrDefault(l => l.StartsWith(series + " ", StringComparison.Ordinal))
-            ?? throw new InvalidOperationException($"there is no {series}");
-        return double.Parse(line[(series.Length + 1)..], System.Globalization.CultureInfo.InvariantCulture);
-    }
-
-    public async Task<Socket> ConnectAsync()
-    {
-        var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
-        await socket.ConnectAsync(IPAddress.Loopback, Port);
-        return socket;
-    }
 
     public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
 
@@ -160,7 +129,6 @@ internal sealed class Host : IAsyncDisposable
     public async ValueTask DisposeAsync()
     {
         await Gate.DrainAsync(TimeSpan.Zero);
-        _tls?.Dispose();
         _http.Dispose();
         if (!_stopped)
             EventLog.Stop();

@@ -59,12 +59,32 @@ internal sealed class SesProcess : IAsyncDisposable
             "--data-dir", DataDir, "--onix-url", onixUrl, .. extra,
         ];
         _child = Run();
-        var scheme = extra.Contains("--tls-cert") ? "https" : "http";
-        Client = new HttpClient(Connection())
+        var isSecure = extra.Contains("--tls-cert");
+        Client = new HttpClient(isSecure ? Secure(extra) : new SocketsHttpHandler())
         {
-            BaseAddress = new Uri($"{scheme}://localhost:{port}/"),
+            BaseAddress = new Uri($"{(isSecure ? "https" : "http")}://127.0.0.1:{port}/"),
             Timeout = TimeSpan.FromSeconds(30),
         };
+    }
+
+    /// <summary>
+    /// Takes any certificate of the server; that is not what these requests are for. Where clients need one,
+    /// it is <c>client.pem</c> with <c>client.key</c> beside the file of the CA.
+    /// </summary>
+    private static HttpClientHandler Secure(string[] extra)
+    {
+        var handler = new HttpClientHandler
+        {
+            ServerCertificateCustomValidationCallback =
+                HttpClientHandler.DangerousAcceptAnyServerCertificateValidator,
+        };
+        if (Array.IndexOf(extra, "--tls-client-ca") is var at and >= 0)
+        {
+            var dir = Path.GetDirectoryName(extra[at + 1])!;
+            handler.ClientCertificates.Add(new Identity(File.ReadAllText(Path.Combine(dir, "client.pem")),
+                File.ReadAllText(Path.Combine(dir, "client.key"))).Load());
+        }
+        return handler;
     }
 
     /// <summary>The native program: <c>SES_BINARY</c>, else <c>out/ses</c> above the tests.</summary>
@@ -156,27 +176,6 @@ internal sealed class SesProcess : IAsyncDisposable
         await _child.DisposeAsync();
         if (_ownsDataDir)
             Directory.Delete(DataDir, recursive: true);
-    }
-
-    /// <summary>To 127.0.0.1, whatever SeS's certificate is: the tests of TLS look at that.</summary>
-    private static SocketsHttpHandler Connection()
-    {
-        var handler = new SocketsHttpHandler
-        {
-            ConnectCallback = async (context, stop) =>
-            {
-                var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp)
-                {
-                    NoDelay = true,
-                };
-                await socket.ConnectAsync(IPAddress.Loopback, context.DnsEndPoint.Port, stop);
-                return new NetworkStream(socket, ownsSocket: true);
-            },
-        };
-#pragma warning disable CA5359
-        handler.SslOptions.RemoteCertificateValidationCallback = (_, _, _, _) => true;
-#pragma warning restore CA5359
-        return handler;
     }
 
     private ChildProcess Run()
