@@ -4953,7 +4953,7 @@ internal sealed class Tls : IDisposable
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
 // kept connections on loopback. A client that is slow, silent or hostile costs its own connection and
 // little memory, never a handler. Connections are capped: at the cap, the one that has waited longest
-// without a whole request gives way to the new one.
+// for a whole request, or for its turn, gives way to the new one.
 
 /// <summary>What a connection is doing; all but Handled have a deadline.</summary>
 internal enum Stage { Handshake, Idle, Head, Body, Handled, Answer, Linger }
@@ -4982,7 +4982,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     /// <summary>Its deadline has passed: what it waits for ends as if the client had closed.</summary>
     public volatile bool IsOverdue;
 
-    /// <summary>Its place among those without a whole request; null while one is handled.</summary>
+    /// <summary>Its place among those that wait, and may be ended for a new one.</summary>
     public LinkedListNode<Connection>? Waiting { get; set; }
 
     /// <summary>What was received beyond the last head, and not taken.</summary>
@@ -5174,7 +5174,7 @@ internal sealed class Gate
     private readonly Lock _gate = new();
     // Guarded by _gate.
     private readonly HashSet<Connection> _connections = [];
-    // Guarded by _gate: those without a whole request, the one that waits longest first.
+    // Guarded by _gate: all but those being answered, the one that waits longest first.
     private readonly LinkedList<Connection> _waiting = [];
 
     private Socket _listener = null!;
@@ -5281,8 +5281,13 @@ internal sealed class Gate
         Enter(connection, Stage.Idle, HeadTime);
         lock (_gate)
         {
-            if (_connections.Count >= _maxConnections)
-                GiveWay();
+            if (_connections.Count >= _maxConnections && !GiveWay())
+            {
+                // All are being answered: the new one has to come again.
+                Refused("connections");
+                connection.Dispose();
+                return;
+            }
             _connections.Add(connection);
             connection.Waiting = _waiting.AddLast(connection);
             _meters.Connections.Set(_connections.Count);
@@ -5293,14 +5298,15 @@ internal sealed class Gate
         _ = ServeAsync(connection);
     }
 
-    /// <summary>Ends the connection that has waited longest without a whole request.</summary>
-    private void GiveWay()
+    /// <summary>Ends the connection that has waited longest. False: none waits.</summary>
+    private bool GiveWay()
     {
         if (_waiting.First is not { Value: var longest })
-            return;
+            return false;
         Forget(longest);
         Refused("connections");
         longest.Abort();
+        return true;
     }
 
     private void Forget(Connection connection)
@@ -5564,14 +5570,24 @@ internal sealed class Gate
     private async Task<bool> HandOverAsync(Connection connection, RequestHead head, Parcel request)
     {
         Enter(connection, Stage.Handled, Timeless);
-        Await(connection, waits: false);
         Interlocked.Increment(ref _unanswered);
         Interlocked.Increment(ref _work);
         try
         {
             var closes = head.Closes || _draining;
             using var answer = new Parcel(this, SmallAnswer);
-            await ExchangeAsync(connection, head, closes, request, answer);
+            var isLate = await TakeSlotAsync();
+            try
+            {
+                if (isLate && connection.Socket.Poll(0, SelectMode.SelectError))
+                    throw new IOException("the client has gone meanwhile: nobody waits for the answer");
+                Await(connection, waits: false);
+                await ExchangeAsync(connection, head, closes, request, answer);
+            }
+            finally
+            {
+                _slots.Release();
+            }
             // From here on a slow reader holds nothing but its connection.
             Await(connection, waits: true);
             await WriteAsync(connection, answer.Bytes);
@@ -5587,7 +5603,6 @@ internal sealed class Gate
     private async Task ExchangeAsync(
         Connection connection, RequestHead head, bool closes, Parcel request, Parcel answer)
     {
-        await TakeSlotAsync(connection);
         Upstream? upstream = null;
         var isKept = false;
         try
@@ -5624,7 +5639,6 @@ internal sealed class Gate
         }
         finally
         {
-            _slots.Release();
             if (isKept)
                 Keep(upstream!);
             else
@@ -5632,19 +5646,14 @@ internal sealed class Gate
         }
     }
 
-    /// <summary>Waits its turn among the requests in flight.</summary>
+    /// <summary>Takes one of the places of requests in flight. True: it had to wait for its turn.</summary>
     /// <exception cref="RefusedException">Its turn did not come.</exception>
-    /// <exception cref="IOException">The client has gone meanwhile: nobody waits for the answer.</exception>
-    private async ValueTask TakeSlotAsync(Connection connection)
+    private async ValueTask<bool> TakeSlotAsync()
     {
         if (_slots.Wait(0))
-            return;
-        if (!await _slots.WaitAsync(QueueTime))
-            throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
-        if (!connection.Socket.Poll(0, SelectMode.SelectError))
-            return;
-        _slots.Release();
-        throw new IOException("the client has gone");
+            return false;
+        return await _slots.WaitAsync(QueueTime)
+            ? true : throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
     }
 
     /// <summary>Null when none is young enough: the listener may have closed an older one.</summary>

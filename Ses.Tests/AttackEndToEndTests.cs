@@ -11,6 +11,7 @@ namespace Ses.Tests;
 
 /// <summary>What kills a bare HttpListener does nothing to the native SeS, nor to those whom it serves.</summary>
 [Trait("Category", "E2E")]
+[Collection(Alone.Name)]
 public sealed class AttackEndToEndTests(ITestOutputHelper output)
 {
     private const long MiB = 1 << 20;

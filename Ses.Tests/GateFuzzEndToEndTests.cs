@@ -7,6 +7,7 @@ namespace Ses.Tests;
 
 /// <summary>The native binary under 200,000 hostile connections: it lives, stays small, and serves.</summary>
 [Trait("Category", "E2E")]
+[Collection(Alone.Name)]
 public sealed class GateFuzzEndToEndTests(ITestOutputHelper output)
 {
     /// <summary>More threads make it no faster; half a thousand connections stand open meanwhile.</summary>

@@ -218,6 +218,16 @@ public sealed partial class ReadmeTests
         }
     }
 
+    [Fact]
+    public void ReasonsOfRefusalAreThoseOfTheProgramInItsOrder()
+    {
+        var rows = Table("Who may reach it");
+        Assert.Equal(Meters.RefusalReasons, rows.SelectMany(r => Plain(r[0]).Split(", ")));
+        foreach (var reason in Meters.RefusalReasons)
+            Assert.Contains($"\"{reason}\"", _program[_program.IndexOf("9. HTTP =", StringComparison.Ordinal)..],
+                StringComparison.Ordinal);
+    }
+
     // ---- Where the program has its limits ----
 
     private const BindingFlags AllStatic = BindingFlags.Static | BindingFlags.Public | BindingFlags.NonPublic;

@@ -72,8 +72,9 @@ internal sealed class Alertmanagers : IAsyncDisposable
             return count == 1 || (cluster.GetProperty("status").GetString() == "ready"
                 && cluster.GetProperty("peers").GetArrayLength() == count);
         }
-        catch (HttpRequestException)
+        catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
         {
+            // Not yet there, or too busy to answer in time.
             return false;
         }
     }

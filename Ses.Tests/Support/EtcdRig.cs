@@ -199,8 +199,9 @@ internal sealed class EtcdRig : IAsyncDisposable
             {
                 return ready(await _client.GetFromJsonAsync<JsonElement>(url));
             }
-            catch (HttpRequestException)
+            catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
             {
+                // Not yet there, or too busy to answer in time.
                 return false;
             }
         }
