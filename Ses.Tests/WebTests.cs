@@ -342,6 +342,23 @@ public sealed class WebTests
         Assert.StartsWith("HTTP/1.1 200 ", answer, Ordinal);
     }
 
+    [Theory]
+    [InlineData("::1", "::1")]
+    [InlineData("::", "::1")]
+    [InlineData("::", "127.0.0.1")]
+    [InlineData("", "::1")]
+    public async Task BothFamiliesOfAddressesAreListenedOn(string address, string from)
+    {
+        await using var host = Host.At(address);
+        var client = IPAddress.Parse(from);
+        using var socket = new Socket(client.AddressFamily, SocketType.Stream, ProtocolType.Tcp);
+        await socket.ConnectAsync(client, host.Port);
+        await socket.SendAsync(Encoding.ASCII.GetBytes("GET /live HTTP/1.1\r\nHost: [::1]\r\n\r\n"));
+        var answer = new byte[64];
+        var count = await socket.ReceiveAsync(answer).WaitAsync(TimeSpan.FromSeconds(30));
+        Assert.StartsWith("HTTP/1.1 200 ", Encoding.ASCII.GetString(answer, 0, count), Ordinal);
+    }
+
     [Fact]
     public async Task ManyAtOnceAreAllOnDisk()
     {
