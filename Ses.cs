@@ -137,7 +137,7 @@ internal sealed record Options
 
     private const string Listening = "Listening", Onix = "Onix", Keeping = "Keeping", Telling = "Telling";
 
-    private static readonly Setting
+    public static readonly Setting
         PathSetting = new(Listening, "--path", "OXSES_PATH", "PATH", "alerts",
             "Path of the webhook: POST /PATH/PARTITION"),
         PortSetting = new(Listening, "--port", "OXSES_PORT", "PORT", "8888",
@@ -3731,14 +3731,13 @@ internal sealed record RequestHead(
     private const string Letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
     private static readonly SearchValues<char>
-        Token = SearchValues.Create("!#$%&'*+-.^_`|~" + Letters),
         TargetCharacters = SearchValues.Create("/?:@-._~!$&'()*+,;=%" + Letters),
         HostCharacters = SearchValues.Create(":[]-._~!$&'()*+,;=%" + Letters);
 
     private static readonly SearchValues<byte>
         Controls = SearchValues.Create(
             [.. Enumerable.Range(0, 128).Where(b => b < 32 && b != '\t' || b == 127).Select(b => (byte)b)]),
-        TokenBytes = SearchValues.Create(Encoding.ASCII.GetBytes("!#$%&'*+-.^_`|~" + Letters));
+        Token = SearchValues.Create(Encoding.ASCII.GetBytes("!#$%&'*+-.^_`|~" + Letters));
 
     public bool IsRead => Method is "GET" or "HEAD";
 
@@ -3746,7 +3745,7 @@ internal sealed record RequestHead(
     /// <exception cref="RefusedException">It will never be one; or it is too large.</exception>
     public static int Find(ReadOnlySpan<byte> bytes)
     {
-        if (bytes.Length > 0 && !TokenBytes.Contains(bytes[0]))
+        if (bytes.Length > 0 && !Token.Contains(bytes[0]))
             throw Malformed(bytes[0] == 0x16 ? "This port does not speak TLS." : "The method is no token.");
         for (var at = 0; ;)
         {
@@ -3786,7 +3785,7 @@ internal sealed record RequestHead(
     private static (string Method, string Target) ParseRequestLine(ReadOnlySpan<byte> line)
     {
         var parts = Encoding.Latin1.GetString(line).Split(' ');
-        if (parts.Length != 3 || parts[0].AsSpan().ContainsAnyExcept(Token))
+        if (parts.Length != 3 || line[..parts[0].Length].ContainsAnyExcept(Token))
             throw Malformed("The request line is not 'METHOD TARGET HTTP/1.1'.");
         if (parts[2] != "HTTP/1.1")
             throw parts[2].StartsWith("HTTP/", StringComparison.Ordinal)
@@ -3831,7 +3830,7 @@ internal sealed record RequestHead(
             if (++_count > MaxFields)
                 throw new RefusedException("head_size", 431, $"There are over {MaxFields} header fields.");
             var colon = line.IndexOf((byte)':');
-            if (colon < 1 || line[..colon].ContainsAnyExcept(TokenBytes))
+            if (colon < 1 || line[..colon].ContainsAnyExcept(Token))
                 throw Malformed("A header field's name is no token, or its line is folded.");
             var value = line[(colon + 1)..].Trim(" \t"u8);
             if (value.ContainsAny(Controls))
@@ -4378,6 +4377,8 @@ internal sealed class Web
     private readonly Meters _meters;
     private readonly Auth _auth;
     private readonly DateTime _built;
+    private readonly string[] _hook;
+    private readonly byte[] _secret;
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
     private volatile EventLog? _eventLog;
@@ -4388,6 +4389,7 @@ internal sealed class Web
     public Web(Options options, Auth auth, DateTime built, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _auth, _built, _clock, _log, _meters) = (options, auth, built, clock, log, meters);
+        (_hook, _secret) = (options.Path.Split('/'), Encoding.UTF8.GetBytes(Secret));
         meters.Registry.AddBeforeCollectCallback(SetGauges);
     }
 
@@ -4489,15 +4491,14 @@ internal sealed class Web
     private (Resource Resource, string Partition) Route(string target)
     {
         var segments = target.Split('?', 2)[0].Split('/').Skip(1).Select(Uri.UnescapeDataString).ToArray();
-        var hook = _options.Path.Split('/');
         return segments switch
         {
             ["live"] => (Resource.Live, ""),
             ["ready"] => (Resource.Ready, ""),
             ["metrics"] when _options.Metrics => (Resource.Metrics, ""),
-            _ when !segments.Take(hook.Length).SequenceEqual(hook) => (Resource.None, ""),
-            _ when segments.Length <= hook.Length + 1 =>
-                (Resource.Webhook, segments.ElementAtOrDefault(hook.Length) ?? ""),
+            _ when !segments.Take(_hook.Length).SequenceEqual(_hook) => (Resource.None, ""),
+            _ when segments.Length <= _hook.Length + 1 =>
+                (Resource.Webhook, segments.ElementAtOrDefault(_hook.Length) ?? ""),
             _ => (Resource.None, ""),
         };
     }
@@ -4590,7 +4591,7 @@ internal sealed class Web
     }
 
     private bool IsFromGate(HttpListenerRequest request) => CryptographicOperations.FixedTimeEquals(
-        Encoding.UTF8.GetBytes(request.Headers[SecretField] ?? ""), Encoding.UTF8.GetBytes(Secret));
+        Encoding.UTF8.GetBytes(request.Headers[SecretField] ?? ""), _secret);
 
     private async Task<Reply> TakeAsync(EventLog eventLog, HttpListenerRequest request, string partition)
     {
@@ -4753,9 +4754,6 @@ internal sealed class Tls : IDisposable
     private const string
         ServerAuthentication = "1.3.6.1.5.5.7.3.1", ClientAuthentication = "1.3.6.1.5.5.7.3.2";
 
-    private const string CertificateSetting = "--tls-cert (OXSES_TLS_CERT)",
-        KeySetting = "--tls-key (OXSES_TLS_KEY)", ClientCaSetting = "--tls-client-ca (OXSES_TLS_CLIENTCA)";
-
     private readonly string _certificatePath, _keyPath;
     private readonly string? _clientCaPath;
     private readonly TimeProvider _clock;
@@ -4781,6 +4779,9 @@ internal sealed class Tls : IDisposable
         _current = Load(_seen);
         _timer = clock.CreateTimer(_ => Reread(), null, RereadPeriod, RereadPeriod);
     }
+
+    /// <summary>How a complaint about the certificate begins.</summary>
+    private string Certificate => $"{Options.TlsCertSetting}: the certificate in '{_certificatePath}'";
 
     /// <summary>What a new connection is to be served with.</summary>
     public SslServerAuthenticationOptions Current => _current;
@@ -4825,10 +4826,10 @@ internal sealed class Tls : IDisposable
     }
 
     private Files ReadFiles() => new(
-        ReadFile(CertificateSetting, _certificatePath), ReadFile(KeySetting, _keyPath),
-        _clientCaPath == null ? null : ReadFile(ClientCaSetting, _clientCaPath));
+        ReadFile(Options.TlsCertSetting, _certificatePath), ReadFile(Options.TlsKeySetting, _keyPath),
+        _clientCaPath == null ? null : ReadFile(Options.TlsClientCaSetting, _clientCaPath));
 
-    private static string ReadFile(string setting, string path)
+    private static string ReadFile(Setting setting, string path)
     {
         try
         {
@@ -4842,7 +4843,7 @@ internal sealed class Tls : IDisposable
 
     private SslServerAuthenticationOptions Load(Files files)
     {
-        var chain = Certificates(CertificateSetting, _certificatePath, files.Certificate);
+        var chain = Certificates(Options.TlsCertSetting, _certificatePath, files.Certificate);
         var certificate = WithKey(files);
         var options = new SslServerAuthenticationOptions
         {
@@ -4852,7 +4853,8 @@ internal sealed class Tls : IDisposable
             AllowRenegotiation = false,
         };
         if (files.ClientCa != null)
-            RequireClients(options, Certificates(ClientCaSetting, _clientCaPath!, files.ClientCa));
+            RequireClients(
+                options, Certificates(Options.TlsClientCaSetting, _clientCaPath!, files.ClientCa));
         (_ends, _endIsTold) = (certificate.NotAfter.ToUniversalTime(), false);
         _meters.TlsExpiry.Set((_ends - DateTime.UnixEpoch).TotalSeconds);
         WarnOfEnd();
@@ -4870,11 +4872,11 @@ internal sealed class Tls : IDisposable
         catch (Exception e) when (e is CryptographicException or NotSupportedException or ArgumentException)
         {
             throw new CertificateException(
-                $"{CertificateSetting}: the certificate in '{_certificatePath}' cannot be used: {e.Message}");
+                $"{Certificate} cannot be used: {e.Message}");
         }
     }
 
-    private static X509Certificate2Collection Certificates(string setting, string path, string text)
+    private static X509Certificate2Collection Certificates(Setting setting, string path, string text)
     {
         var found = new X509Certificate2Collection();
         try
@@ -4893,7 +4895,7 @@ internal sealed class Tls : IDisposable
     {
         if (files.Key.Contains("ENCRYPTED", StringComparison.Ordinal))
             throw new CertificateException(
-                $"{KeySetting}: '{_keyPath}' is encrypted; SeS needs it without a passphrase");
+                $"{Options.TlsKeySetting}: '{_keyPath}' is encrypted; SeS needs it without a passphrase");
         try
         {
             return X509Certificate2.CreateFromPem(files.Certificate, files.Key);
@@ -4901,30 +4903,30 @@ internal sealed class Tls : IDisposable
         catch (Exception e) when (e is CryptographicException or ArgumentException)
         {
             throw new CertificateException(files.Key.Contains("PRIVATE KEY-----", StringComparison.Ordinal)
-                ? $"{KeySetting}: '{_keyPath}' is not the key of the certificate in '{_certificatePath}'"
-                : $"{KeySetting}: '{_keyPath}' holds no private key in PEM");
+                ? $"{Options.TlsKeySetting}: '{_keyPath}' is not the key of the certificate "
+                    + $"in '{_certificatePath}'"
+                : $"{Options.TlsKeySetting}: '{_keyPath}' holds no private key in PEM");
         }
     }
 
     private void Check(X509Certificate2 certificate)
     {
-        var setting = $"{CertificateSetting}: the certificate in '{_certificatePath}'";
         var now = _clock.GetUtcNow().UtcDateTime;
         var begins = certificate.NotBefore.ToUniversalTime();
         var ends = certificate.NotAfter.ToUniversalTime();
         if (now > ends)
-            throw new CertificateException($"{setting} expired on {Rfc3339.Format(ends)}");
+            throw new CertificateException($"{Certificate} expired on {Rfc3339.Format(ends)}");
         if (now < begins)
-            throw new CertificateException($"{setting} is not valid before {Rfc3339.Format(begins)}");
+            throw new CertificateException($"{Certificate} is not valid before {Rfc3339.Format(begins)}");
         if (certificate.Extensions.OfType<X509EnhancedKeyUsageExtension>().FirstOrDefault() is { } usage
             && !usage.EnhancedKeyUsages.Cast<Oid>().Any(o => o.Value == ServerAuthentication))
-            throw new CertificateException($"{setting} is not for servers");
+            throw new CertificateException($"{Certificate} is not for servers");
         using var rsa = certificate.GetRSAPublicKey();
         using var curve = certificate.GetECDsaPublicKey();
         if (rsa?.KeySize < 2048
             || (curve != null && !Curves.Contains(curve.ExportParameters(false).Curve.Oid.Value)))
             throw new CertificateException(
-                $"{setting} has a key that clients refuse; "
+                $"{Certificate} has a key that clients refuse; "
                 + "use RSA of 2048 bits or more, P-256, P-384 or P-521");
         if (!certificate.Extensions.OfType<X509SubjectAlternativeNameExtension>().Any())
             _log.Warn("the certificate names no host (no subjectAltName): most clients refuse it",
@@ -5349,16 +5351,11 @@ internal sealed class Gate
                 Refused("answer_timeout");
             connection.Expire();
         }
-        var kept = new List<Upstream>();
-        while (_upstreams.TryPop(out var upstream))
-        {
-            if (_clock.GetElapsedTime(upstream.LastUsed, now) < UpstreamIdleTime)
-                kept.Add(upstream);
-            else
-                upstream.Dispose();
-        }
-        if (kept.Count > 0)
-            _upstreams.PushRange([.. kept]);
+        var young = new List<Upstream>();
+        while (KeptUpstream() is { } kept)
+            young.Add(kept);
+        if (young.Count > 0)
+            _upstreams.PushRange([.. young]);
     }
 
     private void Refused(string reason) => _meters.HttpRefused.WithLabels(reason).Inc();
@@ -5656,7 +5653,7 @@ internal sealed class Gate
             ? true : throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
     }
 
-    /// <summary>Null when none is young enough: the listener may have closed an older one.</summary>
+    /// <summary>Takes one that is young enough, closing those that are not; null: there is none.</summary>
     private Upstream? KeptUpstream()
     {
         while (_upstreams.TryPop(out var kept))
@@ -6009,7 +6006,8 @@ internal static class Program
         using var stop = new CancellationTokenSource();
         using var systemd = new Systemd(Environment.GetEnvironmentVariable("NOTIFY_SOCKET"), log);
         using var signals = new Signals(stop);
-        var preparing = auth.PrepareAsync();
+        // Nobody waits for it: it says what is wrong, and the first token asks again.
+        _ = auth.PrepareAsync();
         var eventLog = OpenLog(options, log, meters);
         var recorder = OpenRecorder(options, eventLog, log, meters);
         var recording = recorder?.RunAsync(stop.Token) ?? Task.CompletedTask;
@@ -6062,11 +6060,11 @@ internal static class Program
         catch (IOException e) when (File.Exists(Path.Combine(dir, "lock")))
         {
             throw new OptionsException(
-                $"--data-dir (OXSES_DATADIR): '{dir}' is in use by another SeS ({e.Message})");
+                $"{Options.DataDirSetting}: '{dir}' is in use by another SeS ({e.Message})");
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            throw new OptionsException($"--data-dir (OXSES_DATADIR): '{dir}' cannot be used: {e.Message}");
+            throw new OptionsException($"{Options.DataDirSetting}: '{dir}' cannot be used: {e.Message}");
         }
     }
 
@@ -6082,7 +6080,7 @@ internal static class Program
         }
         catch (SocketException e)
         {
-            throw new OptionsException($"--port (OXSES_PORT): '{options.Port}' on "
+            throw new OptionsException($"{Options.PortSetting}: '{options.Port}' on "
                 + $"{options.Address?.ToString() ?? "all addresses"} cannot be listened on: {e.Message}");
         }
     }
@@ -6108,7 +6106,7 @@ internal static class Program
         }
         catch (DataDirException e)
         {
-            throw new OptionsException($"--data-dir (OXSES_DATADIR): {e.Message}");
+            throw new OptionsException($"{Options.DataDirSetting}: {e.Message}");
         }
     }
 
@@ -6129,7 +6127,7 @@ internal static class Program
         }
         catch (CryptographicException e)
         {
-            throw new OptionsException($"--onix-ca-file (OXSES_ONIX_CAFILE): '{options.OnixCaFile}' "
+            throw new OptionsException($"{Options.OnixCaFileSetting}: '{options.OnixCaFile}' "
                 + $"holds no certificate in PEM: {e.Message}");
         }
     }

@@ -165,10 +165,7 @@ public sealed class AuthTests
         public Door(params string[] flags)
         {
             var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(Lines), Clock);
-            var given = new Dictionary<string, string> { ["--onix-url"] = "none" };
-            for (var i = 0; i < flags.Length; i += 2)
-                given[flags[i]] = flags[i + 1];
-            Options = Options.Read(given, new Dictionary<string, string>());
+            Options = Front.OptionsOf(flags);
             Log = log;
             Auth = new Auth(Options, Issuer, Clock, log, Meters);
         }
@@ -796,21 +793,16 @@ public sealed class AuthTests
     [Fact]
     public async Task SlowIssuerCostsNoBodyThatComesMeanwhile()
     {
-        var dir = Directory.CreateTempSubdirectory("ses-auth-").FullName;
-        var door = new Door("--auth-mode", "oidc", "--oidc-issuer", IssuerName, "--oidc-audience", Audience,
-            "--address", "127.0.0.1", "--port", "0", "--data-dir", dir);
+        var door = Door.Oidc();
         var held = new TaskCompletionSource();
         door.Issuer.Instead = async _ =>
         {
             await held.Task;
             return null;
         };
-        var eventLog = new EventLog(dir, TimeSpan.FromDays(400), door.Clock, door.Log, door.Meters);
-        var web = new Web(door.Options, door.Auth, DateTime.MinValue, door.Clock, door.Log, door.Meters);
-        var gate = new Gate(door.Options, web, null, 20_000, door.Clock, door.Log, door.Meters);
+        await using var front = new Front(door.Options, door.Clock, door.Log, door.Meters, door.Auth);
         using var client = new TcpClient();
-        await client.ConnectAsync(gate.Start());
-        web.Serve(eventLog, null);
+        await client.ConnectAsync(IPAddress.Loopback, front.Port);
         const string body = """{"version":"4","alerts":[]}""";
         var stream = client.GetStream();
         await stream.WriteAsync(Encoding.ASCII.GetBytes("POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\n"
@@ -822,9 +814,6 @@ public sealed class AuthTests
         await stream.WriteAsync(Encoding.ASCII.GetBytes(body));
         using var reader = new StreamReader(stream, Encoding.ASCII);
         Assert.Equal("HTTP/1.1 204 No Content", await reader.ReadLineAsync().WaitAsync(_soon));
-        await gate.DrainAsync(TimeSpan.Zero);
-        eventLog.Stop();
-        Directory.Delete(dir, recursive: true);
     }
 
     // ---- Basic ----

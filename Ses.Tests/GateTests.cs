@@ -28,11 +28,10 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         public void Dispose() => Site.DisposeAsync().AsTask().Wait(Soon);
     }
 
-    /// <summary>Gate and Web without a process: a free port, a log in a temporary folder.</summary>
+    /// <summary>A <see cref="Front"/>, what it counts, and whether its metrics are held back.</summary>
     internal sealed class Site : IAsyncDisposable
     {
-        private readonly Gate _gate;
-        private readonly EventLog _eventLog;
+        private readonly Front _front;
         private readonly TaskCompletionSource _release = new();
         private int _scrapes, _disposed;
 
@@ -45,25 +44,16 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
                 Interlocked.Increment(ref _scrapes);
                 return holdsMetrics ? _release.Task : Task.CompletedTask;
             });
-            _eventLog = new EventLog(Dir, TimeSpan.FromDays(400), clock, log, Meters);
-            var options = Options.Read(new Dictionary<string, string>
-            {
-                ["--onix-url"] = "none", ["--address"] = "127.0.0.1", ["--port"] = "0",
-            }, new Dictionary<string, string>());
-            var auth = new Auth(options, new SocketsHttpHandler(), clock, log, Meters);
-            var web = new Web(options, auth, DateTime.MinValue, clock, log, Meters);
-            _gate = new Gate(options, web, null, descriptors, clock, log, Meters);
-            Port = _gate.Start().Port;
-            web.Serve(_eventLog, null);
+            _front = new Front(Front.OptionsOf(), clock, log, Meters, descriptors: descriptors);
         }
 
-        public string Dir { get; } = Directory.CreateTempSubdirectory("ses-gate-").FullName;
+        public string Dir => _front.Dir;
+
+        public int Port => _front.Port;
 
         public StringWriter Lines { get; } = new();
 
         public Meters Meters { get; }
-
-        public int Port { get; }
 
         /// <summary>Requests for /metrics that have reached their handler.</summary>
         public int Scrapes => Volatile.Read(ref _scrapes);
@@ -90,9 +80,7 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
             if (Interlocked.Exchange(ref _disposed, 1) != 0)
                 return;
             Release();
-            await _gate.DrainAsync(TimeSpan.Zero);
-            _eventLog.Stop();
-            Directory.Delete(Dir, recursive: true);
+            await _front.DisposeAsync();
         }
     }
 

@@ -105,93 +105,15 @@ public sealed class TlsEndToEndTests : IDisposable
 
     // ---- Alertmanager ----
 
-    /// <summary>An Alertmanager that delivers each alert by itself, at once.</summary>
-    private sealed class Alertmanager : IAsyncDisposable
-    {
-        private readonly HttpClient _http;
-        private readonly ChildProcess _child;
-
-        private Alertmanager(ChildProcess child, int port)
-        {
-            _child = child;
-            _http = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{port}/") };
-        }
-
-        /// <param name="config">The content of <c>http_config</c>, two spaces deep.</param>
-        public static async Task<Alertmanager> StartAsync(string dir, Uri webhook, string config)
-        {
-            var port = FreePort.Next();
-            var file = Path.Combine(dir, $"alertmanager-{port}.yml");
-            await File.WriteAllTextAsync(file, $$"""
-                route:
-                  receiver: ses
-                  group_by: ["..."]
-                  group_wait: 10ms
-                  group_interval: 1s
-                receivers:
-                - name: ses
-                  webhook_configs:
-                  - url: {{webhook}}
-                    http_config: {{config}}
-
-                """);
-            var child = ChildProcess.Start(EtcdRig.AlertmanagerProgram(),
-            [
-                $"--config.file={file}", $"--storage.path={Path.Combine(dir, $"alertmanager-{port}")}",
-                $"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=", "--log.level=warn",
-            ], folder: dir);
-            var made = new Alertmanager(child, port);
-            await Wait.UntilAsync(made.IsReadyAsync, _soon, $"{child}");
-            return made;
-        }
-
-        public string Output => _child.Output;
-
-        public async Task TellAsync(string instance)
-        {
-            using var answer = await _http.PostAsJsonAsync("api/v2/alerts", new[]
-            {
-                new { labels = new { alertname = "Down", job = "j", instance } },
-            });
-            answer.EnsureSuccessStatusCode();
-        }
-
-        /// <summary>Requests that failed, each of which it repeats.</summary>
-        public async Task<double> FailedAsync()
-        {
-            const string Name = "alertmanager_notification_requests_failed_total{integration=\"webhook\"} ";
-            var text = await _http.GetStringAsync("metrics");
-            return double.Parse(text.Split('\n').First(l => l.StartsWith(Name, Ordinal))[Name.Length..],
-                CultureInfo.InvariantCulture);
-        }
-
-        public async ValueTask DisposeAsync()
-        {
-            _http.Dispose();
-            await _child.DisposeAsync();
-        }
-
-        private async Task<bool> IsReadyAsync()
-        {
-            if (_child.HasExited)
-                throw new InvalidOperationException($"{_child} ended:\n{_child.Output}");
-            try
-            {
-                using var answer = await _http.GetAsync("-/ready");
-                return answer.IsSuccessStatusCode;
-            }
-            catch (HttpRequestException)
-            {
-                return false;
-            }
-        }
-    }
+    /// <summary>Requests that failed, each of which it repeats.</summary>
+    private static Task<double> FailedAsync(Alertmanagers alertmanager) =>
+        alertmanager.SumAsync("alertmanager_notification_requests_failed_total");
 
     private string TlsConfig(bool hasClient = true) =>
         $"{{ca_file: {_ca}, server_name: localhost"
         + (hasClient ? $", cert_file: {_clientCert}, key_file: {_clientKey}}}" : "}");
 
-    private static Task HeardAsync(SesProcess ses, int count, Alertmanager alertmanager) => Wait.UntilAsync(
+    private static Task HeardAsync(SesProcess ses, int count, Alertmanagers alertmanager) => Wait.UntilAsync(
         () => LogFiles.ReadEvents(ses.DataDir).Count >= count, _soon,
         $"{count} events; Alertmanager said: {alertmanager.Output}; SeS said: {ses.Child.Output}");
 
@@ -200,16 +122,16 @@ public sealed class TlsEndToEndTests : IDisposable
     {
         await using var ses = await SesProcess.StartAsync("none",
             extra: [.. SecureForClients, "--auth-mode", "basic", "--username", "am", "--password", "s3cret"]);
-        await using var right = await Alertmanager.StartAsync(_dir, ses.Webhook("INS"),
+        await using var right = await Alertmanagers.StartAsync(1, ses.Webhook("INS"),
             $"{{tls_config: {TlsConfig()}, basic_auth: {{username: am, password: s3cret}}}}");
-        await using var wrong = await Alertmanager.StartAsync(_dir, ses.Webhook("INS"),
+        await using var wrong = await Alertmanagers.StartAsync(1, ses.Webhook("INS"),
             $"{{tls_config: {TlsConfig(hasClient: false)}, basic_auth: {{username: am, password: s3cret}}}}");
         await wrong.TellAsync("wrong");
-        await Wait.UntilAsync(async () => await wrong.FailedAsync() > 0, _soon, "a delivery to fail");
+        await Wait.UntilAsync(async () => await FailedAsync(wrong) > 0, _soon, "a delivery to fail");
         for (var i = 0; i < 10; i++)
             await right.TellAsync($"n{i}");
         await HeardAsync(ses, 10, right);
-        Assert.Equal(0, await right.FailedAsync());
+        Assert.Equal(0, await FailedAsync(right));
         Assert.DoesNotContain(LogFiles.ReadEvents(ses.DataDir),
             e => e.Service.Location.Contains("wrong", Ordinal));
     }
@@ -222,8 +144,8 @@ public sealed class TlsEndToEndTests : IDisposable
         if (how == "linked")
             await LinkAsync(_server, "1");
         await using var ses = await SesProcess.StartAsync("none", extra: SecureForClients);
-        await using var alertmanager = await Alertmanager.StartAsync(
-            _dir, ses.Webhook("INS"), $"{{tls_config: {TlsConfig()}}}");
+        await using var alertmanager = await Alertmanagers.StartAsync(
+            1, ses.Webhook("INS"), $"{{tls_config: {TlsConfig()}}}");
         await using var steady = new Steady(ses.Port, _root.Pem, ClientIdentity);
         var told = 0;
         async Task DeliverUntilAsync(Func<bool> condition, string what)
@@ -250,7 +172,7 @@ public sealed class TlsEndToEndTests : IDisposable
         await ChangeAsync(how, last, "4");
         await DeliverUntilAsync(() => steady.Last == last.Thumbprint, "the last certificate");
 
-        Assert.Equal(0, await alertmanager.FailedAsync());
+        Assert.Equal(0, await FailedAsync(alertmanager));
         Assert.Equal(Enumerable.Range(0, told).Select(i => $"n{i}").Order(StringComparer.Ordinal),
             LogFiles.ReadEvents(ses.DataDir).Select(e => e.Service.Location).Order(StringComparer.Ordinal));
         Assert.Equal(2, await MetricAsync(ses, "ses_tls_reloads_total{outcome=\"loaded\"}"));

@@ -342,30 +342,19 @@ public sealed class TlsTests : IDisposable
     private sealed class Host : IAsyncDisposable
     {
         private readonly TlsTests _test;
-        private readonly EventLog _eventLog;
-        private readonly Gate _gate;
         private readonly Tls _tls;
+        private readonly Front _front;
 
         public Host(TlsTests test, bool asksClients = false)
         {
-            _test = test;
-            var data = Path.Combine(test._dir, "data");
-            Directory.CreateDirectory(data);
-            _eventLog = new EventLog(data, TimeSpan.FromDays(400), test._clock, test._log, test._meters);
-            var options = Options.Read(new Dictionary<string, string>
-            {
-                ["--onix-url"] = "none", ["--address"] = "127.0.0.1", ["--port"] = "0",
-                ["--tls-cert"] = test.CertPath, ["--tls-key"] = test.KeyPath,
-            }, new Dictionary<string, string>());
-            var auth = new Auth(options, new SocketsHttpHandler(), test._clock, test._log, test._meters);
-            var web = new Web(options, auth, DateTime.MinValue, test._clock, test._log, test._meters);
-            _tls = test.Open(asksClients);
-            _gate = new Gate(options, web, _tls, 20_000, test._clock, test._log, test._meters);
-            Port = _gate.Start().Port;
-            web.Serve(_eventLog, null);
+            (_test, _tls) = (test, test.Open(asksClients));
+            var options = Front.OptionsOf("--tls-cert", test.CertPath, "--tls-key", test.KeyPath);
+            _front = new Front(options, test._clock, test._log, test._meters, tls: _tls);
         }
 
-        public int Port { get; }
+        public int Port => _front.Port;
+
+        public string Dir => _front.Dir;
 
         public Task<TlsClient> ConnectAsync(
             SslProtocols protocol = SslProtocols.None, Identity? identity = null,
@@ -392,9 +381,8 @@ public sealed class TlsTests : IDisposable
 
         public async ValueTask DisposeAsync()
         {
-            await _gate.DrainAsync(TimeSpan.Zero);
+            await _front.DisposeAsync();
             _tls.Dispose();
-            _eventLog.Stop();
         }
     }
 
@@ -415,7 +403,7 @@ public sealed class TlsTests : IDisposable
             + $"\"status\":\"firing\",\"annotations\":{{\"description\":\"{new string('x', 100_000)}\"}}}}";
         var body = $"{{\"version\":\"4\",\"alerts\":[{alert}]}}";
         Assert.Equal(204, (await client.AskAsync("POST", "/alerts/INS", body)).Code);
-        Assert.Single(LogFiles.ReadEvents(Path.Combine(_dir, "data")));
+        Assert.Single(LogFiles.ReadEvents(host.Dir));
         Assert.Equal((0, 0), (host.Count("handshake"), host.Count("handshake_timeout")));
     }
 

@@ -226,7 +226,7 @@ public sealed class WebTests
         await using var host = Host.Starting();
         Assert.Contains("starting", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
         Assert.Equal(0, host.Events);
-        host.Web.Serve(host.EventLog, null);
+        host.Serve();
         Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
     }
 
@@ -277,7 +277,7 @@ public sealed class WebTests
         var starting = await host.GetAsync("/ready");
         Assert.Equal((503, false), (starting.Code, starting.Json.GetProperty("ready").GetBoolean()));
         Assert.Contains("starting", starting.Json.GetProperty("reason").GetString(), Ordinal);
-        host.Web.Serve(host.EventLog, null);
+        host.Serve();
         var ready = await host.GetAsync("/ready");
         Assert.Equal((200, true), (ready.Code, ready.Json.GetProperty("ready").GetBoolean()));
         Assert.Equal("none", ready.Json.GetProperty("onix").GetProperty("state").GetString());

@@ -46,7 +46,7 @@ internal sealed class Alertmanagers : IAsyncDisposable
                 $"--cluster.peer=127.0.0.1:{gossip[count - 1 - i]}", "--cluster.peer-timeout=1s",
                 "--cluster.settle-timeout=5s",
             ];
-            _children.Add(ChildProcess.Start(Program(),
+            _children.Add(ChildProcess.Start(EtcdRig.AlertmanagerProgram(),
             [
                 $"--config.file={Config}", $"--storage.path={Path.Combine(_dir, $"data-{i}")}",
                 $"--web.listen-address=127.0.0.1:{_ports[i]}", "--log.level=debug", .. cluster,
@@ -54,6 +54,8 @@ internal sealed class Alertmanagers : IAsyncDisposable
         }
         await Wait.UntilAsync(async () =>
         {
+            if (_children.Find(c => c.HasExited) is { } ended)
+                throw new InvalidOperationException($"{ended} ended:\n{ended.Output}");
             foreach (var port in _ports)
             {
                 if (!await IsReadyAsync(port, count))
@@ -146,10 +148,4 @@ internal sealed class Alertmanagers : IAsyncDisposable
         _client.Dispose();
         Directory.Delete(_dir, recursive: true);
     }
-
-    /// <summary>Debian calls it prometheus-alertmanager, everybody else alertmanager.</summary>
-    private static string Program() =>
-        (Environment.GetEnvironmentVariable("PATH") ?? "").Split(':')
-            .Any(dir => File.Exists(Path.Combine(dir, "prometheus-alertmanager")))
-        ? "prometheus-alertmanager" : "alertmanager";
 }

@@ -26,7 +26,7 @@ internal sealed record Answer(int Code, MediaTypeHeaderValue? Type, string Body,
     }
 }
 
-/// <summary>A SeS without a process: gate and listener on free ports, its log in a temp folder.</summary>
+/// <summary>A <see cref="Front"/> whose clock stands still, and a client that asks it.</summary>
 internal sealed class Host : IAsyncDisposable
 {
     public static readonly DateTime Now = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
@@ -34,28 +34,13 @@ internal sealed class Host : IAsyncDisposable
     public static readonly DateTime Built = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
 
     private readonly HttpClient _http = new();
-    private bool _stopped;
+    private readonly Front _front;
 
-    /// <param name="flags">Settings; without <c>--address</c>, 127.0.0.1.</param>
-    /// <param name="serve">Take webhooks from the start.</param>
     private Host(string[] flags, bool serve = true)
     {
-        var given = new Dictionary<string, string>
-        {
-            ["--onix-url"] = "none", ["--address"] = "127.0.0.1", ["--port"] = "0",
-        };
-        for (var i = 0; i < flags.Length; i += 2)
-            given[flags[i]] = flags[i + 1];
-        var options = Options.Read(given, new Dictionary<string, string>());
         var log = new Log(LogLevel.Trace, json: false, TextWriter.Null, Clock);
-        var meters = new Meters("test", "test");
-        EventLog = new EventLog(Dir, TimeSpan.FromDays(400), Clock, log, meters);
-        var auth = new Auth(options, new SocketsHttpHandler(), Clock, log, meters);
-        Web = new Web(options, auth, Built, Clock, log, meters);
-        Gate = new Gate(options, Web, null, 20_000, Clock, log, meters);
-        Port = Gate.Start().Port;
-        if (serve)
-            Web.Serve(EventLog, null);
+        _front = new Front(
+            Front.OptionsOf(flags), Clock, log, new Meters("test", "test"), built: Built, serve: serve);
         _http.BaseAddress = new Uri($"http://127.0.0.1:{Port}");
     }
 
@@ -65,19 +50,19 @@ internal sealed class Host : IAsyncDisposable
 
     public static Host At(string address) => new(["--address", address]);
 
-    public string Dir { get; } = Directory.CreateTempSubdirectory("ses-host-").FullName;
-
     public ManualClock Clock { get; } = new(Now);
 
-    public EventLog EventLog { get; }
+    public string Dir => _front.Dir;
 
-    public Web Web { get; }
+    public Gate Gate => _front.Gate;
 
-    public Gate Gate { get; }
-
-    public int Port { get; }
+    public int Port => _front.Port;
 
     public int Events => LogFiles.ReadEvents(Dir).Count;
+
+    public void Serve() => _front.Serve();
+
+    public void StopLog() => _front.EndLog();
 
     public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
 
@@ -120,18 +105,9 @@ internal sealed class Host : IAsyncDisposable
         return await awaited;
     }
 
-    public void StopLog()
-    {
-        _stopped = true;
-        EventLog.Stop();
-    }
-
     public async ValueTask DisposeAsync()
     {
-        await Gate.DrainAsync(TimeSpan.Zero);
+        await _front.DisposeAsync();
         _http.Dispose();
-        if (!_stopped)
-            EventLog.Stop();
-        Directory.Delete(Dir, recursive: true);
     }
 }
