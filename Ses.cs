@@ -35,8 +35,8 @@
 //
 // SECTIONS, each using only those above it
 //
-//     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Event log   7 Onix   8 Recorder
-//     9 HTTP     10 Auth  11 Web  12 TLS  13 Gate  14 Linux  15 Main
+//     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Archive   7 Event log   8 History   9 Asking
+//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Web  15 TLS  16 Gate  17 Linux  18 Main
 
 using System.Buffers;
 using System.Buffers.Text;
@@ -53,6 +53,7 @@ using System.Net.Http.Headers;
 using System.Net.Security;
 using System.Net.Sockets;
 using System.Reflection;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Security.Authentication;
 using System.Security.Cryptography;
@@ -613,8 +614,8 @@ internal sealed class Meters
     public readonly Counter Alerts, Events, Truncated, BadRequests, Requests;
     public readonly Counter LogEvents, LogBytes, BrokenLines, QuarantineDropped;
     public readonly Counter OnixRequests, OnixEvents, OnixDropped, Defects;
-    public readonly Counter ConnectionsTotal, HttpRefused, AuthFailures, TlsReloads;
-    public readonly Histogram WebhookDuration, FlushDuration, OnixDuration;
+    public readonly Counter ConnectionsTotal, HttpRefused, AuthFailures, TlsReloads, Questions;
+    public readonly Histogram WebhookDuration, FlushDuration, OnixDuration, QuestionDuration;
     public readonly Gauge LogSize, Services, Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
     public readonly Gauge Connections, TlsExpiry;
 
@@ -641,6 +642,10 @@ internal sealed class Meters
         BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
         Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
         WebhookDuration = Time("ses_webhook_duration_seconds", "From the request's head to the answer.");
+        Questions = Count("ses_questions_total",
+            "Answers to questions about the past, by what was asked and status code.", "subject", "code");
+        QuestionDuration = Time("ses_question_duration_seconds",
+            "From a question's head to the end of its answer's first part.", "subject");
         Connections = Level("ses_connections", "Connections of clients that are open.");
         ConnectionsTotal = Count("ses_connections_total", "Connections of clients that were taken.");
         HttpRefused = Count("ses_http_refused_total",
@@ -1110,7 +1115,7 @@ internal static class Mapping
     }
 }
 
-// ================================== 5. Order =================================
+// ================================= 5. Order ==================================
 //
 // Order is by time, not by arrival: Alertmanager flushes each group by its own clock, so an "up" can
 // arrive minutes before the "down" that came first. For each service there is a window of its last
@@ -1184,6 +1189,66 @@ internal sealed class Window
     }
 }
 
+/// <summary>A place in the log: just before the byte at an offset of a file.</summary>
+internal readonly record struct Cursor(int File, long Offset) : IComparable<Cursor>
+{
+    public int CompareTo(Cursor other) => (File, Offset).CompareTo((other.File, other.Offset));
+}
+
+/// <summary>As much of an event as a history needs, and where the rest of it stands.</summary>
+/// <param name="Ticks">Its time, UTC, in 100 ns from the year 1.</param>
+/// <param name="Place">Of its line, or of the line with the window that has it.</param>
+internal readonly record struct Mark(long Ticks, string Status, Cursor Place) : IComparable<Mark>
+{
+    public DateTime Time => new(Ticks, DateTimeKind.Utc);
+
+    public int CompareTo(Mark other) => Ticks != other.Ticks ? Ticks.CompareTo(other.Ticks)
+        : StatusEvent.Compare(Time, Status, other.Time, other.Status);
+}
+
+/// <summary>A mark of one of several services, which go by number.</summary>
+internal readonly record struct ServiceMark(int Service, Mark Mark) : IComparable<ServiceMark>
+{
+    public int CompareTo(ServiceMark other) => Mark.CompareTo(other.Mark) is var byMark and not 0
+        ? byMark : Service.CompareTo(other.Service);
+}
+
+/// <summary>
+/// Puts one service's marks in order of time, in little memory: since none comes that is older than a full
+/// window, what falls out of it is settled.
+/// </summary>
+internal struct Course
+{
+    private Mark[]? _window;
+    private int _count;
+
+    /// <summary>Takes the next mark in the order of the log; true when that has settled one.</summary>
+    public bool Add(in Mark mark, out Mark settled)
+    {
+        var window = _window ??= new Mark[Window.Size];
+        settled = default;
+        var at = _count;
+        while (at > 0 && mark.CompareTo(window[at - 1]) < 0)
+            at--;
+        var isKnown = at > 0 && window[at - 1].CompareTo(mark) == 0;
+        if (isKnown || (at == 0 && _count == Window.Size))
+            return false;
+        if (_count < Window.Size)
+        {
+            Array.Copy(window, at, window, at + 1, _count++ - at);
+            window[at] = mark;
+            return false;
+        }
+        settled = window[0];
+        Array.Copy(window, 1, window, 0, at - 1);
+        window[at - 1] = mark;
+        return true;
+    }
+
+    /// <summary>What the end of the log has settled.</summary>
+    public readonly ReadOnlySpan<Mark> Rest => _window.AsSpan(0, _count);
+}
+
 /// <summary>What a reading means, given what was said before.</summary>
 internal static class Interpretation
 {
@@ -1224,39 +1289,109 @@ internal static class Interpretation
     }
 }
 
-// ================================ 6. Event log ================================
+// ================================ 6. Archive =================================
 //
-// The promise that SeS makes to Alertmanager: a 2xx means the events are on disk. Append-only files of
-// JSON lines, numbered upwards, a day each. A file begins with every service's window, so that whoever
-// begins in any file has the windows as they were there, and a start reads the newest file only. One
-// thread owns the files; all requests that arrive while it flushes share its next flush.
+// The files of the event log as they are read: JSON lines, numbered upwards, a day each. A file begins with
+// every service's window, so that whoever begins in any file has the windows as they were there.
 //
 //     {"ses":1,"created":"..."}                                        the format's version
 //     {"window":{"partition":...,"heard":"...","events":[...]}}        one for each service
 //     {"time":"...","partition":...,"status":"down",...}               an event
 //     {"end":"..."}                                                    the process ended in order
 //
-// A crash can tear only the last line, which is cut. What a dead process left may never have been
-// flushed, so after any disorderly end the file is copied, flushed and renamed over before it is trusted.
+// Beside a file that is closed lies its index, made when first it is asked for, and made again when it is
+// missing or does not fit. A service's last eight events being known at any place, what falls out of that
+// window is settled: so a history is put in the order of time while it is read, in little memory.
 
-/// <summary>Is thrown when events cannot be made durable now; the sender is answered 503.</summary>
-internal sealed class LogRefusedException(string message) : Exception(message);
+/// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
+internal sealed class FlushException(string message) : IOException(message);
 
-/// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
-internal sealed class DataDirException(string message) : Exception(message);
-
-/// <summary>A place in the log: just before the byte at an offset of a file.</summary>
-internal readonly record struct Cursor(int File, long Offset) : IComparable<Cursor>
+/// <summary>
+/// fsync(2), for files and folders. .NET's own flushes (Flush(true), FlushToDisk) say nothing when it
+/// fails with EIO, as of 10.0.12, and it has none for a folder.
+/// </summary>
+internal static partial class Disk
 {
-    public int CompareTo(Cursor other) => (File, Offset).CompareTo((other.File, other.Offset));
+    private const int ReadOnlyDirectory = 0x10000;
+
+    /// <exception cref="FlushException">The disk failed.</exception>
+    public static void Flush(FileStream file)
+    {
+        if (Fsync((int)file.SafeFileHandle.DangerousGetHandle()) != 0)
+            throw new FlushException($"cannot flush {file.Name}: {Marshal.GetLastPInvokeErrorMessage()}");
+        GC.KeepAlive(file);
+    }
+
+    /// <exception cref="FlushException">The disk failed.</exception>
+    public static void FlushFolder(string path)
+    {
+        var handle = Open(path, ReadOnlyDirectory);
+        if (handle < 0)
+            throw new FlushException($"cannot open {path}: {Marshal.GetLastPInvokeErrorMessage()}");
+        var result = Fsync(handle);
+        var error = Marshal.GetLastPInvokeErrorMessage();
+        _ = Close(handle);
+        if (result != 0)
+            throw new FlushException($"cannot flush {path}: {error}");
+    }
+
+    /// <summary>Whether it says that the disk takes no more; .NET tells EFBIG as an argument.</summary>
+    public static bool Refused(Exception e) =>
+        e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException;
+
+    /// <summary>A file that only its owner can read and write, empty.</summary>
+    public static FileStream Create(string path) => new(path, new FileStreamOptions
+    {
+        Mode = FileMode.Create,
+        Access = FileAccess.Write,
+        Share = FileShare.ReadWrite | FileShare.Delete,
+        BufferSize = 0,
+        UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
+    });
+
+    [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
+        StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int Open(string path, int flags);
+
+    [LibraryImport("libc", EntryPoint = "fsync", SetLastError = true)]
+    private static partial int Fsync(int handle);
+
+    [LibraryImport("libc", EntryPoint = "close")]
+    private static partial int Close(int handle);
 }
 
 /// <summary>Events read from a place on, and the place after them.</summary>
 internal sealed record Chunk(IReadOnlyList<StatusEvent> Events, Cursor Next);
 
+/// <summary>A file of the log; nothing at or after its end is to be read.</summary>
+internal sealed record LogFile(int Number, string Path, DateOnly Date, long End)
+{
+    /// <summary>The files of a folder, in order, each with all that it holds.</summary>
+    /// <exception cref="IOException">The folder is not there, or cannot be read.</exception>
+    public static IReadOnlyList<LogFile> Find(string dir)
+    {
+        var files = new SortedDictionary<int, LogFile>();
+        foreach (var path in Directory.GetFiles(dir, "events-*.jsonl"))
+        {
+            var parts = System.IO.Path.GetFileNameWithoutExtension(path).Split('-', 3);
+            if (parts.Length == 3
+                && int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var number)
+                && DateOnly.TryParseExact(parts[2], "yyyy-MM-dd", CultureInfo.InvariantCulture,
+                    DateTimeStyles.None, out var date))
+                files[number] = new LogFile(number, path, date, new FileInfo(path).Length);
+        }
+        return [.. files.Values];
+    }
+
+    public string IndexPath => System.IO.Path.ChangeExtension(Path, "index");
+}
+
 /// <summary>Any line of the log; which fields are there tells its kind.</summary>
 internal sealed class LogLine
 {
+    /// <summary>How much is read at once; a line is at most a tenth of it.</summary>
+    public const int ReadSize = 1024 * 1024;
+
     public int? Ses { get; init; }
     public string? Deleted { get; init; }
     public string? End { get; init; }
@@ -1283,6 +1418,77 @@ internal sealed class LogLine
             return null;
         return new StatusEvent(service, Status, time, Description ?? "", received,
             Rfc3339.TryParse(StartsAt, out var startsAt) ? startsAt : time);
+    }
+
+    /// <summary>A file's lines with the offset after each; null for one that does not parse.</summary>
+    public static IEnumerable<(T? Line, long Next)> Parsed<T>(
+        string path, long from, long to, JsonTypeInfo<T> type) where T : class
+    {
+        foreach (var (line, next) in Raw(path, from, to))
+            yield return (Parse(line.Span, type), next);
+    }
+
+    /// <summary>Null when it does not parse.</summary>
+    public static T? Parse<T>(ReadOnlySpan<byte> line, JsonTypeInfo<T> type) where T : class
+    {
+        try
+        {
+            return JsonSerializer.Deserialize(line, type);
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException)
+        {
+            // The latter for text that is not valid Unicode.
+            return null;
+        }
+    }
+
+    /// <summary>
+    /// Whole lines, without their end; a torn tail is left out. Each is valid until the next.
+    /// </summary>
+    public static IEnumerable<(ReadOnlyMemory<byte> Line, long Next)> Raw(string path, long from, long to)
+    {
+        using var handle = Open(path);
+        var buffer = ArrayPool<byte>.Shared.Rent(ReadSize);
+        try
+        {
+            var held = 0;
+            var position = from;
+            while (position < to)
+            {
+                if (held == buffer.Length)
+                    buffer = Grow(buffer);
+                var want = (int)Math.Min(buffer.Length - held, to - position);
+                var read = RandomAccess.Read(handle, buffer.AsSpan(held, want), position);
+                if (read == 0)
+                    break;
+                position += read;
+                var (start, end) = (0, held + read);
+                for (int length; (length = buffer.AsSpan(start, end - start).IndexOf((byte)'\n')) >= 0;)
+                {
+                    var line = buffer.AsMemory(start, length);
+                    start += length + 1;
+                    yield return (line, position - (end - start));
+                }
+                held = end - start;
+                buffer.AsSpan(start, held).CopyTo(buffer);
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
+    }
+
+    /// <summary>For reading, whoever writes it or deletes it meanwhile.</summary>
+    public static SafeFileHandle Open(string path) =>
+        File.OpenHandle(path, share: FileShare.ReadWrite | FileShare.Delete);
+
+    private static byte[] Grow(byte[] buffer)
+    {
+        var larger = ArrayPool<byte>.Shared.Rent(buffer.Length * 2);
+        buffer.CopyTo(larger, 0);
+        ArrayPool<byte>.Shared.Return(buffer);
+        return larger;
     }
 }
 
@@ -1311,14 +1517,587 @@ internal sealed class WindowLine
     }
 }
 
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(LogLine))]
+internal sealed partial class LogJson : JsonSerializerContext;
+
+/// <summary>
+/// Where each service's events stand in a file. In bytes, little-endian, as it lies beside the file: a head;
+/// for each service its hash (in order of these), its first mark, how many marks it has, and how many of them
+/// are in its window at the head of the file; for each mark its ticks, and 40 bits of the line's offset with
+/// 24 bits of the status's number; the statuses, each as a length and UTF-8.
+/// </summary>
+internal sealed class FileIndex : IDisposable
+{
+    private const uint Magic = 0x69536553, Version = 1;
+
+    private const int StatusBits = 24;
+
+    private readonly byte[] _bytes;
+    private readonly int _file;
+    private readonly List<string> _statuses = [];
+
+    /// <param name="LogLength">Of the log's file, and when that was changed last: it fits no other.</param>
+    /// <param name="Least">Ticks of the earliest event; greater than the latest's when there is none.</param>
+    private readonly record struct Head(
+        uint Magic, uint Version, long LogLength, long LogChanged, long Least, long Greatest, int Services,
+        int Marks, int Length);
+
+    private readonly record struct Entry(UInt128 Hash, int First, int Count, int InWindow);
+
+    private readonly record struct Place(long Ticks, long Where);
+
+    private FileIndex(byte[] bytes, int file)
+    {
+        (_bytes, _file) = (bytes, file);
+        for (var rest = bytes.AsSpan(StatusesAt(At), At.Length - StatusesAt(At)); rest.Length > 0;)
+        {
+            var length = MemoryMarshal.Read<int>(rest);
+            _statuses.Add(Encoding.UTF8.GetString(rest.Slice(sizeof(int), length)));
+            rest = rest[(sizeof(int) + length)..];
+        }
+    }
+
+    public void Dispose() => ArrayPool<byte>.Shared.Return(_bytes);
+
+    /// <summary>Of the earliest of the file's events; greater than the latest's when there is none.</summary>
+    public long Least => At.Least;
+
+    private Head At => MemoryMarshal.Read<Head>(_bytes);
+
+    private static int StatusesAt(Head head) => Unsafe.SizeOf<Head>()
+        + (head.Services * Unsafe.SizeOf<Entry>()) + (head.Marks * Unsafe.SizeOf<Place>());
+
+    /// <summary>
+    /// The marks of the services that are wanted, in the order of the log, and which of them only stood in
+    /// the window at the head of the file.
+    /// </summary>
+    /// <param name="wanted">Numbers of services by their hash.</param>
+    public IEnumerable<(int Service, bool InWindow, Mark Mark)> Marks(IReadOnlyDictionary<UInt128, int> wanted)
+    {
+        var head = At;
+        for (var i = 0; i < head.Services; i++)
+        {
+            var entry = Read<Entry>(Unsafe.SizeOf<Head>(), i);
+            if (!wanted.TryGetValue(entry.Hash, out var service))
+                continue;
+            for (var j = 0; j < entry.Count; j++)
+            {
+                var place = Read<Place>(
+                    Unsafe.SizeOf<Head>() + (head.Services * Unsafe.SizeOf<Entry>()), entry.First + j);
+                var status = _statuses[(int)(place.Where & ((1 << StatusBits) - 1))];
+                yield return (service, j < entry.InWindow,
+                    new Mark(place.Ticks, status, new Cursor(_file, place.Where >> StatusBits)));
+            }
+        }
+    }
+
+    private T Read<T>(int start, int number) where T : struct =>
+        MemoryMarshal.Read<T>(_bytes.AsSpan(start + (number * Unsafe.SizeOf<T>())));
+
+    /// <summary>What a service is found by; nobody can make up two services with the same.</summary>
+    public static UInt128 Hash(ServiceKey service) => Hash(Encoding.UTF8.GetBytes(string.Join(
+        '\0', service.Partition, service.Platform, service.Service, service.Facet, service.Location)));
+
+    private static UInt128 Hash(ReadOnlySpan<byte> key)
+    {
+        Span<byte> hash = stackalloc byte[SHA256.HashSizeInBytes];
+        SHA256.HashData(key, hash);
+        return MemoryMarshal.Read<UInt128>(hash);
+    }
+
+    // ---- Beside its file ----
+
+    /// <summary>The index of a file: as it lies there, or made from the lines.</summary>
+    /// <param name="isClosed">Nothing will be written to the file: the index is worth keeping.</param>
+    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
+    public static FileIndex Of(LogFile file, bool isClosed)
+    {
+        var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
+        if (isClosed && Load(file, changed) is { } kept)
+            return kept;
+        var bytes = new Making(file).Bytes(changed, out var length);
+        if (isClosed)
+            Save(file.IndexPath, bytes.AsSpan(0, length));
+        return new FileIndex(bytes, file.Number);
+    }
+
+    /// <summary>The time of a file's latest event, in ticks; an index that is not there is made.</summary>
+    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
+    public static long Greatest(LogFile file, bool isClosed)
+    {
+        if (isClosed && LoadHead(file, File.GetLastWriteTimeUtc(file.Path).Ticks) is { } head)
+            return head.Greatest;
+        using var index = Of(file, isClosed);
+        return index.At.Greatest;
+    }
+
+    private static Head? LoadHead(LogFile file, long changed)
+    {
+        try
+        {
+            using var handle = LogLine.Open(file.IndexPath);
+            Head head = default;
+            var size = RandomAccess.Read(handle, MemoryMarshal.AsBytes(new Span<Head>(ref head)), 0);
+            var isWhole = size == Unsafe.SizeOf<Head>() && head.Magic == Magic && head.Version == Version
+                && head.LogLength == file.End && head.LogChanged == changed
+                && head.Length == RandomAccess.GetLength(handle) && StatusesAt(head) <= head.Length;
+            return isWhole ? head : null;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            return null;
+        }
+    }
+
+    private static FileIndex? Load(LogFile file, long changed)
+    {
+        if (LoadHead(file, changed) is not { } head)
+            return null;
+        var bytes = ArrayPool<byte>.Shared.Rent(head.Length);
+        try
+        {
+            using var handle = LogLine.Open(file.IndexPath);
+            if (RandomAccess.Read(handle, bytes.AsSpan(0, head.Length), 0) == head.Length)
+                return new FileIndex(bytes, file.Number);
+        }
+        catch (IOException)
+        {
+            // Retention has just deleted it: so it will be said of the log's file itself.
+        }
+        ArrayPool<byte>.Shared.Return(bytes);
+        return null;
+    }
+
+    /// <summary>Flushed before it has its name. Whoever may not write, or has no room, goes without.</summary>
+    private static void Save(string path, ReadOnlySpan<byte> bytes)
+    {
+        var copy = $"{path}.{Environment.ProcessId}.{Environment.CurrentManagedThreadId}.tmp";
+        try
+        {
+            try
+            {
+                using (var file = Disk.Create(copy))
+                {
+                    file.Write(bytes);
+                    Disk.Flush(file);
+                }
+                File.Move(copy, path, overwrite: true);
+            }
+            catch (Exception e) when (Disk.Refused(e))
+            {
+                File.Delete(copy);
+            }
+        }
+        catch (Exception e) when (Disk.Refused(e))
+        {
+            // The folder may not be written to, so nothing is left there.
+        }
+    }
+
+    // ---- Making ----
+
+    /// <summary>Reads a file's lines once and puts their places in order of service.</summary>
+    private sealed class Making
+    {
+        private readonly Dictionary<UInt128, int> _numbers = [];
+        private readonly List<(UInt128 Hash, int Count, int InWindow)> _services = [];
+        private readonly List<(int Service, Place Place)> _marks = [];
+        private readonly Dictionary<string, int> _statuses = [];
+        private readonly LogFile _file;
+        private long _least = long.MaxValue, _greatest = long.MinValue;
+
+        public Making(LogFile file)
+        {
+            _file = file;
+            var scan = new LineScan();
+            var offset = 0L;
+            foreach (var (line, next) in LogLine.Raw(file.Path, 0, file.End))
+            {
+                if (line.Span.StartsWith("{\"window\":"u8))
+                    AddWindow(line.Span, offset);
+                else if (line.Span.StartsWith(LineScan.Start) && scan.Read(line.Span))
+                    AddEvent(scan, offset);
+                offset = next;
+            }
+        }
+
+        private void AddEvent(LineScan scan, long offset)
+        {
+            _least = Math.Min(_least, scan.Ticks);
+            _greatest = Math.Max(_greatest, scan.Ticks);
+            Add(Hash(scan.Key), scan.Ticks, scan.Status, offset, isEvent: true);
+        }
+
+        private void AddWindow(ReadOnlySpan<byte> line, long offset)
+        {
+            if (LogLine.Parse(line, LogJson.Default.LogLine)?.Window is not { } window)
+                return;
+            var hash = Hash(window.Key);
+            foreach (var e in window.ToWindow().Events)
+                Add(hash, e.Time.Ticks, e.Status, offset, isEvent: false);
+        }
+
+        private void Add(UInt128 hash, long ticks, string status, long offset, bool isEvent)
+        {
+            if (!_numbers.TryGetValue(hash, out var service))
+            {
+                _numbers[hash] = service = _services.Count;
+                _services.Add((hash, 0, 0));
+            }
+            if (!_statuses.TryGetValue(status, out var number))
+                _statuses[status] = number = _statuses.Count;
+            var (_, count, inWindow) = _services[service];
+            _services[service] = (hash, count + 1, isEvent ? inWindow : inWindow + 1);
+            _marks.Add((service, new Place(ticks, (offset << StatusBits) | (uint)number)));
+        }
+
+        public byte[] Bytes(long changed, out int length)
+        {
+            var texts = _statuses.OrderBy(s => s.Value).Select(s => Encoding.UTF8.GetBytes(s.Key)).ToList();
+            var head = new Head(Magic, Version, _file.End, changed, _least, _greatest, _services.Count,
+                _marks.Count, 0);
+            head = head with { Length = length = StatusesAt(head) + texts.Sum(t => sizeof(int) + t.Length) };
+            var bytes = ArrayPool<byte>.Shared.Rent(length);
+            MemoryMarshal.Write(bytes, head);
+            var entries = MemoryMarshal.Cast<byte, Entry>(bytes.AsSpan(Unsafe.SizeOf<Head>()))[.._services.Count];
+            var places = MemoryMarshal.Cast<byte, Place>(
+                bytes.AsSpan(Unsafe.SizeOf<Head>() + (_services.Count * Unsafe.SizeOf<Entry>())));
+            Arrange(entries, places);
+            var rest = bytes.AsSpan(StatusesAt(head));
+            foreach (var text in texts)
+            {
+                MemoryMarshal.Write(rest, text.Length);
+                text.CopyTo(rest[sizeof(int)..]);
+                rest = rest[(sizeof(int) + text.Length)..];
+            }
+            return bytes;
+        }
+
+        private void Arrange(Span<Entry> entries, Span<Place> places)
+        {
+            var next = new int[_services.Count];
+            var (first, number) = (0, 0);
+            foreach (var service in Enumerable.Range(0, _services.Count).OrderBy(s => _services[s].Hash))
+            {
+                var (hash, count, inWindow) = _services[service];
+                entries[number++] = new Entry(hash, first, count, inWindow);
+                next[service] = first;
+                first += count;
+            }
+            foreach (var (service, place) in _marks)
+                places[next[service]++] = place;
+        }
+    }
+}
+
+/// <summary>Reads what an index needs of an event's line, without making objects of it.</summary>
+internal sealed class LineScan
+{
+    /// <summary>What the line of an event begins with.</summary>
+    public static ReadOnlySpan<byte> Start => "{\"time\":"u8;
+
+    private static readonly byte[][] Fields =
+        [.. new[] { "partition", "platform", "service", "facet", "location", "status", "time", "received" }
+            .Select(Encoding.ASCII.GetBytes)];
+
+    private const int StatusField = 5, TimeField = 6;
+
+    // Five fields of at most 1 KiB each in UTF-16, and a status, which is longer only in a made-up line.
+    private readonly byte[] _text = new byte[64 * 1024], _key = new byte[64 * 1024];
+    private readonly Range[] _ranges = new Range[TimeField];
+    private readonly Dictionary<int, string> _known = [];
+    private int _keyLength;
+
+    public long Ticks { get; private set; }
+
+    public string Status { get; private set; } = "";
+
+    /// <summary>As <see cref="FileIndex.Hash(ServiceKey)"/> has it.</summary>
+    public ReadOnlySpan<byte> Key => _key.AsSpan(0, _keyLength);
+
+    /// <summary>False: it is no line of an event.</summary>
+    public bool Read(ReadOnlySpan<byte> line)
+    {
+        try
+        {
+            return ReadFields(line);
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException or ArgumentException)
+        {
+            // The second for text that is not valid Unicode, the third for text that is too long.
+            return false;
+        }
+    }
+
+    private bool ReadFields(ReadOnlySpan<byte> line)
+    {
+        var (used, found) = (0, 0);
+        Array.Clear(_ranges);
+        var json = new Utf8JsonReader(line);
+        json.Read();
+        while (json.Read() && json.TokenType == JsonTokenType.PropertyName)
+        {
+            var field = FieldOf(ref json);
+            json.Read();
+            if (field < 0)
+                json.Skip();
+            else if (json.TokenType != JsonTokenType.String)
+                return false;
+            else if (field >= TimeField)
+            {
+                if (!json.TryGetDateTimeOffset(out var time))
+                    return false;
+                if (field == TimeField)
+                    Ticks = time.UtcTicks;
+                found |= 1 << field;
+            }
+            else
+            {
+                var length = json.CopyString(_text.AsSpan(used));
+                (_ranges[field], found) = (used..(used + length), found | (1 << field));
+                used += length;
+            }
+        }
+        // All but the location, which a line may lack.
+        if ((found | (1 << 4)) != (1 << Fields.Length) - 1)
+            return false;
+        MakeKey();
+        Status = StatusOf(_text.AsSpan(_ranges[StatusField]));
+        return true;
+    }
+
+    private static int FieldOf(ref Utf8JsonReader json)
+    {
+        for (var i = 0; i < Fields.Length; i++)
+        {
+            if (json.ValueTextEquals(Fields[i]))
+                return i;
+        }
+        return -1;
+    }
+
+    private void MakeKey()
+    {
+        _keyLength = 0;
+        for (var field = 0; field < StatusField; field++)
+        {
+            if (field > 0)
+                _key[_keyLength++] = 0;
+            var text = _text.AsSpan(_ranges[field]);
+            text.CopyTo(_key.AsSpan(_keyLength));
+            _keyLength += text.Length;
+        }
+    }
+
+    private static string StatusOf(ReadOnlySpan<byte> text) =>
+        text.SequenceEqual("up"u8) ? "up" : text.SequenceEqual("down"u8) ? "down"
+        : Encoding.UTF8.GetString(text);
+}
+
+/// <summary>The files of the log as they stood at one moment. Safe for concurrent use.</summary>
+internal sealed class Archive(IReadOnlyList<LogFile> files)
+{
+    public IReadOnlyList<LogFile> Files => files;
+
+    /// <summary>
+    /// What was said of services: the marks of each in order of time, whatever comes of others in between.
+    /// At least all from a time on, and of each service the last before it.
+    /// </summary>
+    /// <param name="from">In ticks; marks before it may be left out, but for the last one.</param>
+    /// <param name="to">In ticks; marks after it may be left out. It is asked again and again.</param>
+    /// <exception cref="IOException">A file cannot be read.</exception>
+    public IEnumerable<(int Service, Mark Mark)> Marks(
+        IReadOnlyList<ServiceKey> services, long from, Func<long> to)
+    {
+        var wanted = new Dictionary<UInt128, int>();
+        for (var i = 0; i < services.Count; i++)
+            wanted[FileIndex.Hash(services[i])] = i;
+        var courses = new Course[services.Count];
+        var isFirst = true;
+        foreach (var file in files.Skip(FirstFor(from)))
+        {
+            if (TryOpen(file) is not { } index)
+                continue;
+            using (index)
+            {
+                // What comes too late settles nothing; what comes before it, in later files, still counts.
+                var isTooLate = index.Least > to();
+                if (isTooLate && !isFirst)
+                    continue;
+                foreach (var (service, inWindow, mark) in index.Marks(wanted))
+                {
+                    if ((inWindow ? isFirst : !isTooLate) && courses[service].Add(mark, out var settled))
+                        yield return (service, settled);
+                }
+            }
+            isFirst = false;
+        }
+        for (var i = 0; i < courses.Length; i++)
+        {
+            for (var j = 0; j < courses[i].Rest.Length; j++)
+                yield return (i, courses[i].Rest[j]);
+        }
+    }
+
+    /// <summary>The first file with an event at or after a time; else the newest.</summary>
+    private int FirstFor(long from)
+    {
+        if (from <= 0)
+            return 0;
+        for (var i = 0; i < files.Count - 1; i++)
+        {
+            try
+            {
+                if (FileIndex.Greatest(files[i], isClosed: true) >= from)
+                    return i;
+            }
+            catch (Exception e) when (e is FileNotFoundException)
+            {
+                // Retention has deleted it since.
+            }
+        }
+        return files.Count - 1;
+    }
+
+    /// <summary>Null: retention has deleted it since.</summary>
+    private FileIndex? TryOpen(LogFile file)
+    {
+        try
+        {
+            return FileIndex.Of(file, isClosed: file != files[^1]);
+        }
+        catch (FileNotFoundException)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>
+    /// The changes of status of some services, in order of time and then of service: the first so many that
+    /// come after a place in that order. What repeats the status before it is no change.
+    /// </summary>
+    /// <param name="after">Null: from the beginning.</param>
+    /// <param name="to">In ticks; what is at it or later is left out.</param>
+    public IReadOnlyList<ServiceMark> Changes(
+        IReadOnlyList<ServiceKey> services, long from, long to, ServiceMark? after, int most)
+    {
+        var page = new PriorityQueue<ServiceMark, ServiceMark>(Comparer<ServiceMark>.Create((a, b) => b.CompareTo(a)));
+        var last = new string?[services.Count];
+        long Bound() => page.Count < most ? to : page.Peek().Mark.Ticks;
+        foreach (var (service, mark) in Marks(services, Math.Max(from, after?.Mark.Ticks ?? 0), Bound))
+        {
+            if (last[service] == mark.Status)
+                continue;
+            last[service] = mark.Status;
+            var change = new ServiceMark(service, mark);
+            if (mark.Ticks < from || mark.Ticks >= to || (after is { } before && change.CompareTo(before) <= 0))
+                continue;
+            if (page.Count < most)
+                page.Enqueue(change, change);
+            else if (change.CompareTo(page.Peek()) < 0)
+                page.EnqueueDequeue(change, change);
+        }
+        return [.. page.UnorderedItems.Select(i => i.Element).Order()];
+    }
+
+    /// <summary>The events of marks; one whose line is gone, or does not parse any more, is left out.</summary>
+    public IEnumerable<(ServiceMark ServiceMark, StatusEvent Event)> Events(
+        IEnumerable<ServiceMark> changes, IReadOnlyList<ServiceKey> services)
+    {
+        var paths = files.ToDictionary(f => f.Number, f => f.Path);
+        var (number, handle) = (0, (SafeFileHandle?)null);
+        try
+        {
+            foreach (var change in changes)
+            {
+                if (number != change.Mark.Place.File)
+                {
+                    handle?.Dispose();
+                    handle = null;
+                    number = change.Mark.Place.File;
+                    handle = TryOpenLines(paths[number]);
+                }
+                if (handle != null && Read(handle, services[change.Service], change.Mark) is { } e)
+                    yield return (change, e);
+            }
+        }
+        finally
+        {
+            handle?.Dispose();
+        }
+    }
+
+    private static SafeFileHandle? TryOpenLines(string path)
+    {
+        try
+        {
+            return LogLine.Open(path);
+        }
+        catch (FileNotFoundException)
+        {
+            return null;
+        }
+    }
+
+    private static StatusEvent? Read(SafeFileHandle handle, ServiceKey service, Mark mark)
+    {
+        var buffer = ArrayPool<byte>.Shared.Rent(1024);
+        try
+        {
+            while (true)
+            {
+                var size = RandomAccess.Read(handle, buffer, mark.Place.Offset);
+                var length = buffer.AsSpan(0, size).IndexOf((byte)'\n');
+                if (length >= 0)
+                    return EventOf(buffer.AsSpan(0, length), service, mark);
+                if (size < buffer.Length || size >= LogLine.ReadSize)
+                    return null;
+                var larger = ArrayPool<byte>.Shared.Rent(2 * buffer.Length);
+                ArrayPool<byte>.Shared.Return(buffer);
+                buffer = larger;
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
+    }
+
+    private static StatusEvent? EventOf(ReadOnlySpan<byte> text, ServiceKey service, Mark mark)
+    {
+        var line = LogLine.Parse(text, LogJson.Default.LogLine);
+        var events = line?.Window is { } window ? window.Events : line == null ? [] : [line];
+        return events.Select(l => l.ToEvent(service))
+            .FirstOrDefault(e => e?.Time.Ticks == mark.Ticks && e.Status == mark.Status);
+    }
+}
+
+// =============================== 7. Event log ================================
+//
+// The promise that SeS makes to Alertmanager: a 2xx means the events are on disk. Append-only files of
+// JSON lines, numbered upwards, a day each. A file begins with every service's window, so that whoever
+// begins in any file has the windows as they were there, and a start reads the newest file only. One
+// thread owns the files; all requests that arrive while it flushes share its next flush.
+//
+//     {"ses":1,"created":"..."}                                        the format's version
+//     {"window":{"partition":...,"heard":"...","events":[...]}}        one for each service
+//     {"time":"...","partition":...,"status":"down",...}               an event
+//     {"end":"..."}                                                    the process ended in order
+//
+// A crash can tear only the last line, which is cut. What a dead process left may never have been
+// flushed, so after any disorderly end the file is copied, flushed and renamed over before it is trusted.
+
+/// <summary>Is thrown when events cannot be made durable now; the sender is answered 503.</summary>
+internal sealed class LogRefusedException(string message) : Exception(message);
+
+/// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
+internal sealed class DataDirException(string message) : Exception(message);
+
 internal sealed class QuarantineLine
 {
     public string? Id { get; init; }
 }
-
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
-[JsonSerializable(typeof(LogLine))]
-internal sealed partial class LogJson : JsonSerializerContext;
 
 /// <summary>A quarantined alert may be nested as deeply as a body; its line adds a level.</summary>
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, MaxDepth = 10_001)]
@@ -1424,53 +2203,6 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
     }
 }
 
-/// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
-internal sealed class FlushException(string message) : IOException(message);
-
-/// <summary>
-/// fsync(2), for files and folders. .NET's own flushes (Flush(true), FlushToDisk) say nothing when it
-/// fails with EIO, as of 10.0.12, and it has none for a folder.
-/// </summary>
-internal static partial class Disk
-{
-    private const int ReadOnlyDirectory = 0x10000;
-
-    /// <exception cref="FlushException">The disk failed.</exception>
-    public static void Flush(FileStream file)
-    {
-        if (Fsync((int)file.SafeFileHandle.DangerousGetHandle()) != 0)
-            throw new FlushException($"cannot flush {file.Name}: {Marshal.GetLastPInvokeErrorMessage()}");
-        GC.KeepAlive(file);
-    }
-
-    /// <exception cref="FlushException">The disk failed.</exception>
-    public static void FlushFolder(string path)
-    {
-        var handle = Open(path, ReadOnlyDirectory);
-        if (handle < 0)
-            throw new FlushException($"cannot open {path}: {Marshal.GetLastPInvokeErrorMessage()}");
-        var result = Fsync(handle);
-        var error = Marshal.GetLastPInvokeErrorMessage();
-        _ = Close(handle);
-        if (result != 0)
-            throw new FlushException($"cannot flush {path}: {error}");
-    }
-
-    /// <summary>Whether it says that the disk takes no more; .NET tells EFBIG as an argument.</summary>
-    public static bool Refused(Exception e) =>
-        e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException;
-
-    [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
-        StringMarshalling = StringMarshalling.Utf8)]
-    private static partial int Open(string path, int flags);
-
-    [LibraryImport("libc", EntryPoint = "fsync", SetLastError = true)]
-    private static partial int Fsync(int handle);
-
-    [LibraryImport("libc", EntryPoint = "close")]
-    private static partial int Close(int handle);
-}
-
 /// <summary>Makes events and misfits durable, and reads events back. Safe for concurrent use.</summary>
 internal sealed class EventLog
 {
@@ -1481,8 +2213,8 @@ internal sealed class EventLog
 
     private const int QuarantineLimit = 64 * 1024 * 1024;
 
-    /// <summary>How much is read at once; a line is at most a tenth of it.</summary>
-    private const int ReadSize = 1024 * 1024;
+    /// <summary>A start reads the newest file, and so does each question about the past.</summary>
+    private const int LargeFile = 32 * 1024 * 1024;
 
     /// <summary>
     /// The clock may have been set back: then a new file waits this long after the last one.
@@ -1523,12 +2255,10 @@ internal sealed class EventLog
     // Owned by the writer thread, once it runs.
     private FileStream _file = null!;
     private FileStream _quarantine = null!;
-    private long _length, _quarantineLength;
+    private long _length, _headLength, _quarantineLength;
     private DateOnly _fileDate;
     private DateTime? _deleted;
     private long _rotated, _retained;
-
-    private sealed record LogFile(string Path, DateOnly Date);
 
     /// <summary>A service's window, and its events on their way to the disk.</summary>
     private sealed class Track(ServiceKey service)
@@ -1586,7 +2316,7 @@ internal sealed class EventLog
         /// </summary>
         public static Batch After(Batch done)
         {
-            if (done.Lines.Capacity + done.Misfits.Capacity > 2 * ReadSize)
+            if (done.Lines.Capacity + done.Misfits.Capacity > 2 * LogLine.ReadSize)
                 return new Batch();
             done.Lines.ResetWrittenCount();
             done.Misfits.ResetWrittenCount();
@@ -1602,13 +2332,14 @@ internal sealed class EventLog
         (_dir, _retention, _clock, _log, _meters) = (dir, retention, clock, log, meters);
         foreach (var leftover in Directory.GetFiles(dir, "*.tmp"))
             File.Delete(leftover);
-        FindFiles();
+        foreach (var file in LogFile.Find(dir))
+            _files[file.Number] = file;
         if (_files.Count == 0)
             StartFile(1);
         else
             Resume(_files.Keys.Last());
         OpenQuarantine();
-        _meters.LogSize.Set(_files.Values.Sum(f => new FileInfo(f.Path).Length));
+        _meters.LogSize.Set(_files.Values.Sum(f => f.End));
         _meters.Services.Set(_services.Count);
         _rotated = clock.GetTimestamp();
         _writer = new Thread(WriteLoop) { Name = "event log", IsBackground = true };
@@ -1950,26 +2681,13 @@ internal sealed class EventLog
 
     // ---- Files ----
 
-    private void FindFiles()
-    {
-        foreach (var path in Directory.GetFiles(_dir, "events-*.jsonl"))
-        {
-            var parts = Path.GetFileNameWithoutExtension(path).Split('-', 3);
-            if (parts.Length == 3
-                && int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var number)
-                && DateOnly.TryParseExact(parts[2], "yyyy-MM-dd", CultureInfo.InvariantCulture,
-                    DateTimeStyles.None, out var date))
-                _files[number] = new LogFile(path, date);
-        }
-    }
-
     /// <summary>Goes on in the newest file, after making sure that what it holds is on disk.</summary>
     private void Resume(int number)
     {
-        var (path, date) = _files[number];
+        var (_, path, date, length) = _files[number];
         long end = 0;
         var ended = false;
-        foreach (var (line, next) in Lines(number, 0, new FileInfo(path).Length, whole: true))
+        foreach (var (line, next) in Lines(number, 0, length, whole: true))
         {
             end = next;
             ended = line?.End != null;
@@ -1980,7 +2698,7 @@ internal sealed class EventLog
             if (line != null)
                 Apply(line);
         }
-        if (!ended || end != new FileInfo(path).Length)
+        if (!ended || end != length)
         {
             Replace(path, end);
             _log.Info("the log was not ended in order; its newest file was made safe", ("file", path));
@@ -2006,7 +2724,7 @@ internal sealed class EventLog
     {
         var copy = path + ".tmp";
         using (var from = File.OpenRead(path))
-        using (var to = Create(copy))
+        using (var to = Disk.Create(copy))
         {
             from.CopyTo(to);
             to.SetLength(length);
@@ -2016,11 +2734,14 @@ internal sealed class EventLog
         Disk.FlushFolder(_dir);
     }
 
-    /// <summary>A file ends with the day.</summary>
+    /// <summary>A file ends with the day, or when it is large.</summary>
     private void Rotate()
     {
         var today = DateOnly.FromDateTime(_clock.GetUtcNow().UtcDateTime);
-        if (today == _fileDate || (today < _fileDate && _clock.GetElapsedTime(_rotated) < ClockBackPause))
+        var isOver = today > _fileDate
+            || (today < _fileDate && _clock.GetElapsedTime(_rotated) >= ClockBackPause);
+        // Where there are very many services, most of a file shall still be events.
+        if (!isOver && (_length < LargeFile || _length < 4 * _headLength))
             return;
         try
         {
@@ -2045,7 +2766,7 @@ internal sealed class EventLog
         var date = DateOnly.FromDateTime(now);
         var name = string.Create(CultureInfo.InvariantCulture, $"events-{number:D6}-{date:yyyy-MM-dd}.jsonl");
         var path = Path.Combine(_dir, name);
-        FileStream file = Create(path + ".tmp");
+        FileStream file = Disk.Create(path + ".tmp");
         try
         {
             WriteHead(file, now);
@@ -2060,11 +2781,13 @@ internal sealed class EventLog
         }
         Disk.FlushFolder(_dir);
         _file?.Dispose();
-        (_file, _length, _fileDate) = (file, file.Length, date);
+        (_file, _length, _headLength, _fileDate) = (file, file.Length, file.Length, date);
         _meters.LogSize.Inc(_length);
         lock (_gate)
         {
-            _files[number] = new LogFile(path, date);
+            if (_files.TryGetValue(_flushed.File, out var last))
+                _files[last.Number] = last with { End = _flushed.Offset };
+            _files[number] = new LogFile(number, path, date, _length);
             _flushed = new Cursor(number, _length);
         }
     }
@@ -2083,7 +2806,7 @@ internal sealed class EventLog
             foreach (var (key, track) in _services.Where(s => s.Value.Window.Events.Count > 0))
             {
                 writer.Window(key, track.Window);
-                if (buffer.WrittenCount < ReadSize)
+                if (buffer.WrittenCount < LogLine.ReadSize)
                     continue;
                 file.Write(buffer.WrittenSpan);
                 buffer.ResetWrittenCount();
@@ -2092,35 +2815,29 @@ internal sealed class EventLog
         file.Write(buffer.WrittenSpan);
     }
 
-    /// <summary>Deletes at most two files a day that are old enough and that Onix does not lack.</summary>
+    /// <summary>Deletes the files of at most two days that are old enough and that Onix does not lack.</summary>
     private void Retain(DateOnly today)
     {
         if (_retained != 0 && _clock.GetElapsedTime(_retained) < TimeSpan.FromHours(20))
             return;
         _retained = _clock.GetTimestamp();
         var keep = today.AddDays(-(int)_retention.TotalDays);
-        for (var count = 0; count < 2; count++)
+        var days = new HashSet<DateOnly>();
+        while (true)
         {
             var (number, file) = _files.First();
-            if (file.Date >= keep || number >= KeepFrom || number == _flushed.File)
+            days.Add(file.Date);
+            if (days.Count > 2 || file.Date >= keep || number >= KeepFrom || number == _flushed.File)
                 return;
-            _meters.LogSize.Dec(new FileInfo(file.Path).Length);
+            _meters.LogSize.Dec(file.End);
             File.Delete(file.Path);
+            File.Delete(file.IndexPath);
             _deleted = file.Date.ToDateTime(TimeOnly.MinValue, DateTimeKind.Utc);
             lock (_gate)
                 _files.Remove(number);
             _log.Info("a file of the log has reached its retention and is deleted", ("file", file.Path));
         }
     }
-
-    private static FileStream Create(string path) => new(path, new FileStreamOptions
-    {
-        Mode = FileMode.Create,
-        Access = FileAccess.Write,
-        Share = FileShare.ReadWrite | FileShare.Delete,
-        BufferSize = 0,
-        UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
-    });
 
     private static FileStream OpenFile(string path) => new(path, new FileStreamOptions
     {
@@ -2153,7 +2870,7 @@ internal sealed class EventLog
     /// <exception cref="IOException">The disk refused; what was saved before is still there.</exception>
     public void SaveCursor(byte[] content)
     {
-        using (var file = Create(CursorPath + ".tmp"))
+        using (var file = Disk.Create(CursorPath + ".tmp"))
             file.Write(content);
         File.Move(CursorPath + ".tmp", CursorPath, overwrite: true);
     }
@@ -2168,9 +2885,9 @@ internal sealed class EventLog
     private void OpenQuarantine()
     {
         if (!File.Exists(QuarantinePath))
-            Create(QuarantinePath).Dispose();
+            Disk.Create(QuarantinePath).Dispose();
         var length = 0L;
-        foreach (var (line, next) in ReadLines(
+        foreach (var (line, next) in LogLine.Parsed(
             QuarantinePath, 0, new FileInfo(QuarantinePath).Length, QuarantineJson.Default.QuarantineLine))
         {
             length = next;
@@ -2194,11 +2911,11 @@ internal sealed class EventLog
     {
         try
         {
-            var (lines, kept) = (ReadLines(
+            var (lines, kept) = (LogLine.Parsed(
                 QuarantinePath, 0, _quarantineLength, QuarantineJson.Default.QuarantineLine).ToList(), 0L);
             var cut = lines.First(l => l.Next >= _quarantineLength / 2).Next;
             using (var from = File.OpenRead(QuarantinePath))
-            using (var to = Create(QuarantinePath + ".tmp"))
+            using (var to = Disk.Create(QuarantinePath + ".tmp"))
             {
                 from.Position = cut;
                 from.CopyTo(to);
@@ -2232,6 +2949,21 @@ internal sealed class EventLog
     }
 
     // ---- Reading ----
+
+    /// <summary>All that is flushed now, for questions about the past.</summary>
+    public Archive Archive()
+    {
+        lock (_gate)
+            return new Archive([.. _files.Values.Select(f => f with { End = EndOf(f.Number) })]);
+    }
+
+    /// <summary>The services of which anything is on disk, each with its last events in order of time.</summary>
+    public IReadOnlyList<(ServiceKey Service, IReadOnlyList<StatusEvent> Last)> Known()
+    {
+        lock (_gate)
+            return [.. _services.Values.Where(t => t.Window.Events.Count > 0)
+                .Select(t => (t.Service, (IReadOnlyList<StatusEvent>)[.. t.Window.Events]))];
+    }
 
     /// <summary>Completes when there is something flushed after a place.</summary>
     public Task WaitAsync(Cursor after, CancellationToken stop)
@@ -2309,7 +3041,7 @@ internal sealed class EventLog
         {
             var start = number == from.File ? from.Offset : 0;
             var end = number == to.File ? to.Offset : EndOf(number);
-            count += RawLines(PathOf(number), start, end).Count(l => l.Line.Span.StartsWith("{\"time\":"u8));
+            count += LogLine.Raw(PathOf(number), start, end).Count(l => l.Line.Span.StartsWith("{\"time\":"u8));
         }
         return count;
     }
@@ -2323,7 +3055,7 @@ internal sealed class EventLog
     private long EndOf(int file)
     {
         lock (_gate)
-            return file == _flushed.File ? _flushed.Offset : new FileInfo(_files[file].Path).Length;
+            return file == _flushed.File ? _flushed.Offset : _files[file].End;
     }
 
     private int? NextFile(int file)
@@ -2336,7 +3068,7 @@ internal sealed class EventLog
     private IEnumerable<(LogLine? Line, long Next)> Lines(int file, long from, long to, bool whole)
     {
         var path = PathOf(file);
-        foreach (var (line, next) in ReadLines(path, from, to, LogJson.Default.LogLine))
+        foreach (var (line, next) in LogLine.Parsed(path, from, to, LogJson.Default.LogLine))
         {
             if (line == null || (line.Time != null && line.ToEvent() == null))
             {
@@ -2349,76 +3081,597 @@ internal sealed class EventLog
         }
     }
 
-    private static IEnumerable<(T? Line, long Next)> ReadLines<T>(string path, long from, long to,
-        JsonTypeInfo<T> type) where T : class
+}
+
+// ================================ 8. History =================================
+//
+// What a service's marks, in order of time, say of a range of time. "up" and "down" are what counts; any
+// other status leaves its service as it was. Before the first of them nothing is known, which is neither up
+// nor down. Ranges take in their beginning and not their end, so that those side by side share nothing.
+
+/// <summary>What is known of one service over a range.</summary>
+/// <param name="Availability">In percent of the time that is known; null when nothing is.</param>
+/// <param name="Longest">Of the outages, as far as they lie in the range.</param>
+/// <param name="IsOpen">It is down at the end of the range.</param>
+internal readonly record struct Figures(
+    double? Availability, TimeSpan Up, TimeSpan Down, int Outages, TimeSpan Longest, bool IsOpen)
+{
+    /// <summary>Null: there is no outage.</summary>
+    public TimeSpan? Mean => Outages == 0 ? null : Down / Outages;
+
+    /// <summary>Time up for each outage, which is the mean time between failures.</summary>
+    public TimeSpan? MeanBetween => Outages == 0 ? null : Up / Outages;
+}
+
+/// <summary>A time that a service was down; an open one has no end.</summary>
+internal readonly record struct Outage(int Service, Mark Start, DateTime? End);
+
+/// <summary>How a service fared in an interval; of several the greatest, which is the worst.</summary>
+internal enum Condition { Nothing, Up, Unknown, Other, Down }
+
+/// <summary>Adds up one service over a range.</summary>
+/// <param name="from">In ticks.</param>
+/// <param name="to">In ticks, not in the future: nobody knows yet what will have been.</param>
+/// <param name="intervals">How many equal parts of the range are looked at by themselves; 0: none.</param>
+internal sealed class Tally(long from, long to, int intervals = 0)
+{
+    private readonly Condition[] _strip = new Condition[intervals];
+    private Condition _shown = Condition.Unknown;
+    private bool? _isUp;
+    private long _since, _shownSince;
+    private TimeSpan _up, _down, _longest;
+    private int _outages;
+    private Mark _outage;
+
+    /// <summary>The worst of each interval.</summary>
+    public IReadOnlyList<Condition> Strip => _strip;
+
+    /// <summary>Takes the next mark; returns the outage that it ends, if it touches the range.</summary>
+    public Outage? Add(int service, in Mark mark)
     {
-        foreach (var (line, next) in RawLines(path, from, to))
-        {
-            T? parsed = null;
-            try
-            {
-                parsed = JsonSerializer.Deserialize(line.Span, type);
-            }
-            catch (JsonException)
-            {
-                // Told by null.
-            }
-            catch (InvalidOperationException)
-            {
-                // Told by null: text that is not valid Unicode.
-            }
-            yield return (parsed, next);
-        }
+        if (mark.Ticks >= to)
+            return null;
+        Show(mark.Status switch { "up" => Condition.Up, "down" => Condition.Down, _ => Condition.Other },
+            mark.Ticks);
+        if (mark.Status is not ("up" or "down") || _isUp == (mark.Status == "up"))
+            return null;
+        var ended = _isUp == false && mark.Ticks > from
+            ? new Outage(service, _outage, mark.Time) : (Outage?)null;
+        Count(mark.Ticks);
+        _isUp = mark.Status == "up";
+        if (_isUp == false)
+            _outage = mark;
+        return ended;
     }
 
-    /// <summary>
-    /// Whole lines, without their end; a torn tail is left out. Each is valid until the next.
-    /// </summary>
-    private static IEnumerable<(ReadOnlyMemory<byte> Line, long Next)> RawLines(
-        string path, long from, long to)
+    /// <summary>After the last mark: what it all comes to, and the outage that has not ended.</summary>
+    public (Figures Figures, Outage? Open) Finish(int service)
     {
-        using var handle = File.OpenHandle(path, share: FileShare.ReadWrite | FileShare.Delete);
-        var buffer = ArrayPool<byte>.Shared.Rent(ReadSize);
-        try
-        {
-            var held = 0;
-            var position = from;
-            while (position < to)
-            {
-                if (held == buffer.Length)
-                    buffer = Grow(buffer);
-                var want = (int)Math.Min(buffer.Length - held, to - position);
-                var read = RandomAccess.Read(handle, buffer.AsSpan(held, want), position);
-                if (read == 0)
-                    break;
-                position += read;
-                var (start, end) = (0, held + read);
-                for (int length; (length = buffer.AsSpan(start, end - start).IndexOf((byte)'\n')) >= 0;)
-                {
-                    var line = buffer.AsMemory(start, length);
-                    start += length + 1;
-                    yield return (line, position - (end - start));
-                }
-                held = end - start;
-                buffer.AsSpan(start, held).CopyTo(buffer);
-            }
-        }
-        finally
-        {
-            ArrayPool<byte>.Shared.Return(buffer);
-        }
+        Show(_shown, to);
+        Count(to);
+        var isOpen = _isUp == false && to > from;
+        var known = _up + _down;
+        return (new Figures(known > TimeSpan.Zero ? 100.0 * _up.Ticks / known.Ticks : null,
+            _up, _down, _outages, _longest, isOpen), isOpen ? new Outage(service, _outage, null) : null);
     }
 
-    private static byte[] Grow(byte[] buffer)
+    /// <summary>Adds what has passed since the last change between up and down.</summary>
+    private void Count(long ticks)
     {
-        var larger = ArrayPool<byte>.Shared.Rent(buffer.Length * 2);
-        buffer.CopyTo(larger, 0);
-        ArrayPool<byte>.Shared.Return(buffer);
-        return larger;
+        var passed = new TimeSpan(Math.Max(0, ticks - Math.Max(_since, from)));
+        _since = ticks;
+        if (_isUp == true)
+            _up += passed;
+        if (_isUp != false || passed == TimeSpan.Zero)
+            return;
+        _down += passed;
+        _outages++;
+        _longest = passed > _longest ? passed : _longest;
+    }
+
+    /// <summary>Marks the intervals that the condition until now has touched.</summary>
+    private void Show(Condition next, long ticks)
+    {
+        var since = Math.Max(_shownSince, from);
+        if (ticks > since && intervals > 0)
+        {
+            var last = IntervalOf(ticks - 1);
+            for (var i = IntervalOf(since); i <= last; i++)
+                _strip[i] = _strip[i] > _shown ? _strip[i] : _shown;
+        }
+        (_shown, _shownSince) = (next, ticks);
+    }
+
+    private int IntervalOf(long ticks) => (int)((Int128)(ticks - from) * intervals / (to - from));
+}
+
+/// <summary>
+/// Follows how many locations are up, and for how long fewer than a threshold were, as Onix's report
+/// ox_ses_events_threshold does where it is right.
+/// </summary>
+internal sealed class Threshold(int threshold)
+{
+    private readonly HashSet<int> _up = [];
+    private long? _under;
+
+    /// <summary>Takes the next change of all services together, in order of time.</summary>
+    /// <returns>
+    /// How many are up after it; and, when it makes them enough again, how long they had been too few: from
+    /// the first "down" after which they were.
+    /// </returns>
+    public (int Up, TimeSpan Under) Add(in ServiceMark change)
+    {
+        var under = TimeSpan.Zero;
+        if (change.Mark.Status == "up")
+            _up.Add(change.Service);
+        if (change.Mark.Status == "down")
+        {
+            _up.Remove(change.Service);
+            if (_up.Count < threshold)
+                _under ??= change.Mark.Ticks;
+        }
+        if (_up.Count >= threshold && _under is { } since)
+            (under, _under) = (new TimeSpan(change.Mark.Ticks - since), null);
+        return (_up.Count, under);
     }
 }
 
-// ================================== 7. Onix ==================================
+// ================================= 9. Asking =================================
+//
+// Questions about the past and their answers, to programs by HTTP and on the command line alike. A question
+// is parsed from parameters, each of which may stand once; an answer is rows, told as JSON, CSV (RFC 4180)
+// or, on a terminal, a table. It is written a part at a time: memory does not grow with the answer.
+
+/// <summary>Is thrown when a question cannot be understood; the message names the parameter.</summary>
+internal sealed class QuestionException(string message) : Exception(message);
+
+internal enum Subject { Status, History, Report }
+
+internal enum Format { Json, Csv, Table }
+
+/// <summary>Which services are meant; null: whatever it is.</summary>
+internal sealed record Filter(
+    string? Partition, string? Platform, string? Service, string? Facet, string? Location)
+{
+    public bool Takes(ServiceKey service) =>
+        (Partition ?? service.Partition) == service.Partition
+        && (Platform ?? service.Platform) == service.Platform
+        && (Service ?? service.Service) == service.Service
+        && (Facet ?? service.Facet) == service.Facet
+        && (Location ?? service.Location) == service.Location;
+}
+
+/// <summary>A question, understood.</summary>
+/// <param name="From">Null: from the first word on.</param>
+/// <param name="To">Null: up to the last word; a report, up to now.</param>
+/// <param name="Threshold">Only of a report.</param>
+/// <param name="Limit">Of a history's events; null: all.</param>
+/// <param name="After">Where in a history the last answer ended.</param>
+internal sealed record Question(
+    Subject Subject, Filter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
+    (ServiceKey Service, Mark Mark)? After, Format? Format)
+{
+    private static readonly string[]
+        Common = ["platform", "service", "facet", "location", "format"],
+        OfHistory = [.. Common, "from", "to", "limit", "cursor"],
+        OfReport = [.. Common, "from", "to", "threshold"];
+
+    /// <summary>Understands parameters; one that is empty is as if it were not there.</summary>
+    /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
+    public static Question Parse(Subject subject, string? partition,
+        IEnumerable<KeyValuePair<string, string>> parameters, DateTime now)
+    {
+        var known = subject switch
+        {
+            Subject.Status => Common, Subject.History => OfHistory, _ => OfReport,
+        };
+        var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
+        var question = new Question(subject,
+            new Filter(partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
+                given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
+            Parse(given, "from", v => ParseTime(v, now), TimeAllowed),
+            Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
+            Parse(given, "threshold", ParseCount, "a whole number from 1"),
+            Parse(given, "limit", ParseCount, "a whole number from 1"),
+            Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
+            Parse(given, "format", v => v switch
+            {
+                "json" => Ses.Format.Json, "csv" => Ses.Format.Csv, "table" => Ses.Format.Table,
+                _ => (Format?)null,
+            }, "json, csv"));
+        if (question.From >= question.To)
+            throw new QuestionException("from: it is not before to");
+        return question;
+    }
+
+    /// <summary>The parameters that are given, by name.</summary>
+    /// <param name="of">What is asked, with its article.</param>
+    /// <exception cref="QuestionException">One is unknown, or stands twice.</exception>
+    public static Dictionary<string, string> Once(
+        IEnumerable<KeyValuePair<string, string>> parameters, IReadOnlyCollection<string> known, string of)
+    {
+        var given = new Dictionary<string, string>();
+        foreach (var (name, value) in parameters)
+        {
+            if (!known.Contains(name))
+                throw new QuestionException(
+                    $"{Shown(name)}: it is no parameter of {of}; there are {string.Join(", ", known)}");
+            if (value != "" && !given.TryAdd(name, value))
+                throw new QuestionException($"{name}: it stands twice");
+        }
+        return given;
+    }
+
+    private const string TimeAllowed =
+        "RFC 3339 such as 2026-11-22T11:34:00Z, or so long ago, such as -24h, -7d or -90m";
+
+    private static T? Parse<T>(
+        Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed) where T : struct =>
+        !given.TryGetValue(name, out var value) ? null
+        : parse(value) ?? throw new QuestionException($"{name}: '{Shown(value)}' is not usable; allowed: {allowed}");
+
+    /// <summary>One line of it, and not all.</summary>
+    private static string Shown(string value) =>
+        string.Concat((value.Length > 100 ? value[..100] + "..." : value)
+            .Select(c => char.IsControl(c) || char.IsSurrogate(c) ? '\ufffd' : c));
+
+    /// <summary>In UTC; a plus that a query lost to a space is taken for one.</summary>
+    public static DateTime? ParseTime(string text, DateTime now)
+    {
+        if (Rfc3339.TryParse(text.Replace(' ', '+'), out var time))
+            return time;
+        if (text == "now")
+            return now;
+        var unit = text[^1] switch
+        {
+            's' => TimeSpan.TicksPerSecond,
+            'm' => TimeSpan.TicksPerMinute,
+            'h' => TimeSpan.TicksPerHour,
+            'd' => TimeSpan.TicksPerDay,
+            'w' => 7 * TimeSpan.TicksPerDay,
+            _ => 0,
+        };
+        return unit > 0 && text[0] == '-' && text.Length > 2
+            && int.TryParse(text.AsSpan(1..^1), NumberStyles.None, CultureInfo.InvariantCulture, out var count)
+            && count < now.Ticks / unit ? now.AddTicks(-count * unit) : null;
+    }
+
+    private static int? ParseCount(string text) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0
+            ? count : null;
+
+    /// <summary>What <see cref="ParseCursor"/> takes.</summary>
+    public static string Cursor(ServiceKey service, Mark mark) => Base64Url.EncodeToString(
+        Encoding.UTF8.GetBytes(string.Join('\0', mark.Ticks.ToString(CultureInfo.InvariantCulture), mark.Status,
+            service.Partition, service.Platform, service.Service, service.Facet, service.Location)));
+
+    private static (ServiceKey, Mark)? ParseCursor(string text)
+    {
+        if (!Base64Url.IsValid(text))
+            return null;
+        var parts = Encoding.UTF8.GetString(Base64Url.DecodeFromChars(text)).Split('\0');
+        return parts.Length == 7
+            && long.TryParse(parts[0], NumberStyles.None, CultureInfo.InvariantCulture, out var ticks)
+            && ticks <= DateTime.MaxValue.Ticks
+            ? (new ServiceKey(parts[2], parts[3], parts[4], parts[5], parts[6]),
+                new Mark(ticks, parts[1], default)) : null;
+    }
+}
+
+/// <summary>Writes rows in a format, a part at a time.</summary>
+internal sealed class RowWriter
+{
+    /// <summary>As much of an answer is held as it grows.</summary>
+    public const int PartSize = 64 * 1024;
+
+    // Answers are read by people too: only what JSON demands is escaped.
+    private static readonly JsonWriterOptions Relaxed =
+        new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+
+    private readonly ArrayBufferWriter<byte> _buffer = new(PartSize + (8 * 1024));
+    private readonly Utf8JsonWriter? _json;
+
+    public RowWriter(Format format)
+    {
+        if (format == Format.Json)
+            _json = new Utf8JsonWriter(_buffer, Relaxed);
+        _json?.WriteStartObject();
+    }
+
+    public bool IsFull => _buffer.WrittenCount >= PartSize;
+
+    /// <summary>What was written so far; valid until the next is written.</summary>
+    public ReadOnlyMemory<byte> Take()
+    {
+        var part = _buffer.WrittenMemory;
+        _buffer.ResetWrittenCount();
+        return part;
+    }
+
+    public void BeginList(string name, IReadOnlyList<string> columns)
+    {
+        _json?.WriteStartArray(name);
+        if (_json == null)
+            Row(columns, columns);
+    }
+
+    /// <summary>Texts, numbers (double or int), yes or no (bool), times (DateTime), or nothing.</summary>
+    public void Row(IReadOnlyList<string> columns, IReadOnlyList<object?> cells)
+    {
+        if (_json == null)
+        {
+            for (var i = 0; i < cells.Count; i++)
+                Put((i == 0 ? "" : ",") + Csv(cells[i]) + (i == cells.Count - 1 ? "\r\n" : ""));
+            return;
+        }
+        _json.WriteStartObject();
+        for (var i = 0; i < cells.Count; i++)
+            Property(columns[i], cells[i]);
+        _json.WriteEndObject();
+        _json.Flush();
+    }
+
+    public void EndList() => _json?.WriteEndArray();
+
+    /// <summary>Only in JSON: CSV has no place for it.</summary>
+    public void Property(string name, object? value)
+    {
+        _json?.WritePropertyName(name);
+        switch (value)
+        {
+            case null:
+                _json?.WriteNullValue();
+                break;
+            case double number:
+                _json?.WriteNumberValue(number);
+                break;
+            case int number:
+                _json?.WriteNumberValue(number);
+                break;
+            case bool flag:
+                _json?.WriteBooleanValue(flag);
+                break;
+            default:
+                _json?.WriteStringValue(Text(value));
+                break;
+        }
+    }
+
+    public ReadOnlyMemory<byte> End()
+    {
+        if (_json != null)
+        {
+            _json.WriteEndObject();
+            _json.Flush();
+            Put("\n");
+        }
+        return Take();
+    }
+
+    public static string Text(object? value) => value switch
+    {
+        DateTime time => Rfc3339.Format(time),
+        bool flag => flag ? "true" : "false",
+        _ => Convert.ToString(value, CultureInfo.InvariantCulture) ?? "",
+    };
+
+    /// <summary>RFC 4180: quoted where it must be.</summary>
+    private static string Csv(object? value)
+    {
+        var text = Text(value);
+        return text.AsSpan().ContainsAny("\",\r\n")
+            ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text;
+    }
+
+    private void Put(string text) => Encoding.UTF8.GetBytes(text, _buffer);
+}
+
+/// <summary>Answers questions from the log as it was when it was made.</summary>
+/// <param name="known">All services, with their last events in order of time.</param>
+internal sealed class Answers(
+    Archive archive, IReadOnlyList<(ServiceKey Service, IReadOnlyList<StatusEvent> Last)> known, DateTime now)
+{
+    /// <summary>Events that are looked for at a time.</summary>
+    private const int PageSize = 8 * 1024;
+
+    private static readonly string[]
+        Names = ["platform", "service", "facet", "location"],
+        StatusColumns = [.. Names, "status", "since", "time", "description"],
+        EventColumns = [.. Names, "status", "time", "description", "received"],
+        ReportColumns = [.. Names, "availability", "up_seconds", "down_seconds", "outages", "longest_seconds",
+            "mean_seconds", "mean_between_seconds", "open"],
+        ThresholdColumns = [.. Names, "status", "time", "up", "under_threshold_seconds"];
+
+    /// <summary>The order of services in answers.</summary>
+    public static readonly Comparer<ServiceKey> ByName = Comparer<ServiceKey>.Create((a, b) =>
+        string.CompareOrdinal(a.Partition, b.Partition) is var p and not 0 ? p
+        : string.CompareOrdinal(a.Platform, b.Platform) is var f and not 0 ? f
+        : string.CompareOrdinal(a.Service, b.Service) is var s and not 0 ? s
+        : string.CompareOrdinal(a.Facet, b.Facet) is var c and not 0 ? c
+        : string.CompareOrdinal(a.Location, b.Location));
+
+    public Archive Archive => archive;
+
+    public DateTime Now => now;
+
+    /// <summary>The services that a filter takes, in the order of their names.</summary>
+    public List<ServiceKey> Services(Filter filter) =>
+        [.. known.Select(k => k.Service).Where(filter.Takes).Order(ByName)];
+
+    /// <summary>The answer in parts, each valid until the next is asked for.</summary>
+    /// <exception cref="IOException">The log cannot be read.</exception>
+    public IEnumerable<ReadOnlyMemory<byte>> Tell(Question question, Format format)
+    {
+        var writer = new RowWriter(format);
+        var lists = question.Subject switch
+        {
+            Subject.Status => List(writer, "services", Columns(question, StatusColumns), Status(question)),
+            Subject.History => History(writer, question),
+            _ when question.Threshold == null || format == Format.Json =>
+                List(writer, "services", Columns(question, ReportColumns), Report(question)),
+            _ => [],
+        };
+        foreach (var part in lists)
+            yield return part;
+        if (question.Threshold is { } threshold)
+        {
+            foreach (var part in List(writer, "events", Columns(question, ThresholdColumns),
+                Under(question, new Threshold(threshold))))
+                yield return part;
+        }
+        yield return writer.End();
+    }
+
+    private static IEnumerable<ReadOnlyMemory<byte>> List(
+        RowWriter writer, string name, IReadOnlyList<string> columns, IEnumerable<object?[]> rows)
+    {
+        writer.BeginList(name, columns);
+        foreach (var row in rows)
+        {
+            writer.Row(columns, row);
+            if (writer.IsFull)
+                yield return writer.Take();
+        }
+        writer.EndList();
+    }
+
+    /// <summary>The partition is told where the question does not name it.</summary>
+    private static string[] Columns(Question question, string[] columns) =>
+        question.Filter.Partition == null ? ["partition", .. columns] : columns;
+
+    private static object?[] Row(Question question, ServiceKey service, params object?[] cells) =>
+        question.Filter.Partition == null
+            ? [service.Partition, service.Platform, service.Service, service.Facet, service.Location, .. cells]
+            : [service.Platform, service.Service, service.Facet, service.Location, .. cells];
+
+    private IEnumerable<object?[]> Status(Question question)
+    {
+        foreach (var (service, last) in known.Where(k => question.Filter.Takes(k.Service))
+            .OrderBy(k => k.Service, ByName))
+        {
+            var e = last[^1];
+            yield return Row(question, service, e.Status, Since(service, last), e.Time, e.Description);
+        }
+    }
+
+    /// <summary>When the last run of one status began.</summary>
+    public DateTime Since(ServiceKey service, IReadOnlyList<StatusEvent> last)
+    {
+        var first = last.Count - 1;
+        while (first > 0 && last[first - 1].Status == last[^1].Status)
+            first--;
+        if (first > 0 || last.Count < Window.Size)
+            return last[first].Time;
+        // It began before all that is in memory.
+        Mark? since = null;
+        foreach (var (_, mark) in archive.Marks([service], 0, () => long.MaxValue))
+            since = since?.Status == mark.Status ? since : mark;
+        return since?.Time ?? last[first].Time;
+    }
+
+    private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
+    {
+        var columns = Columns(question, EventColumns);
+        var services = Services(question.Filter);
+        var left = question.Limit ?? int.MaxValue;
+        (ServiceKey Service, Mark Mark)? next = null;
+        writer.BeginList("events", columns);
+        var pageSize = Math.Min(PageSize, left < int.MaxValue ? left + 1 : left);
+        foreach (var (change, e) in Events(
+            services, question.From, question.To, After(services, question.After), pageSize))
+        {
+            if (left-- == 0)
+                break;
+            next = left == 0 ? (services[change.Service], change.Mark) : null;
+            writer.Row(columns, Row(question, e.Service, e.Status, e.Time, e.Description, e.Received));
+            if (writer.IsFull)
+                yield return writer.Take();
+        }
+        writer.EndList();
+        writer.Property("next", left < 0 && next is { } place ? Question.Cursor(place.Service, place.Mark) : null);
+    }
+
+    /// <summary>A cursor's place among the services there are now: new ones may have come between.</summary>
+    private static ServiceMark? After(List<ServiceKey> services, (ServiceKey Service, Mark Mark)? after) =>
+        after is not { } place ? null
+        : new ServiceMark(services.BinarySearch(place.Service, ByName) is var at && at >= 0 ? at : ~at - 1,
+            place.Mark);
+
+    /// <summary>All changes of status of services, with their events, in order of time.</summary>
+    public IEnumerable<(ServiceMark Change, StatusEvent Event)> Events(
+        IReadOnlyList<ServiceKey> services, DateTime? from, DateTime? to, ServiceMark? after, int pageSize)
+    {
+        while (true)
+        {
+            var page = archive.Changes(
+                services, from?.Ticks ?? 0, to?.Ticks ?? long.MaxValue, after, pageSize);
+            foreach (var row in archive.Events(page, services))
+                yield return row;
+            if (page.Count < pageSize)
+                break;
+            after = page[^1];
+        }
+    }
+
+    private IEnumerable<object?[]> Report(Question question)
+    {
+        var services = Services(question.Filter);
+        var (tallies, _) = Tallies(services, question.From, question.To, 0, 0);
+        for (var i = 0; i < services.Count; i++)
+        {
+            var (f, _) = tallies[i].Finish(i);
+            yield return Row(question, services[i],
+                f.Availability is { } share ? Math.Round(share, 6) : null, f.Up.TotalSeconds,
+                f.Down.TotalSeconds, f.Outages, f.Longest.TotalSeconds, f.Mean?.TotalSeconds,
+                f.MeanBetween?.TotalSeconds, f.IsOpen);
+        }
+    }
+
+    /// <summary>Adds up services over a range, up to now at most.</summary>
+    /// <param name="most">The latest so many outages that ended are told.</param>
+    public (IReadOnlyList<Tally> Tallies, IReadOnlyList<Outage> Outages) Tallies(
+        IReadOnlyList<ServiceKey> services, DateTime? from, DateTime? to, int intervals, int most)
+    {
+        var end = to is { } given && given < now ? given : now;
+        var start = from ?? DateTime.UnixEpoch;
+        var tallies = services.Select(_ => new Tally(start.Ticks, end.Ticks, intervals)).ToList();
+        var outages = new PriorityQueue<Outage, long>();
+        foreach (var (service, mark) in archive.Marks(services, start.Ticks, () => end.Ticks))
+        {
+            if (tallies[service].Add(service, mark) is not { } outage || most == 0)
+                continue;
+            if (outages.Count < most)
+                outages.Enqueue(outage, outage.Start.Ticks);
+            else
+                outages.EnqueueDequeue(outage, outage.Start.Ticks);
+        }
+        return (tallies, [.. outages.UnorderedItems.Select(o => o.Element).OrderByDescending(o => o.Start)]);
+    }
+
+    private IEnumerable<object?[]> Under(Question question, Threshold threshold)
+    {
+        var services = Services(question.Filter);
+        var (from, to) = (question.From?.Ticks ?? 0, question.To?.Ticks ?? long.MaxValue);
+        ServiceMark? after = null;
+        while (true)
+        {
+            // From the first word on, whatever the range: how many are up follows from all that was.
+            var page = archive.Changes(services, 0, to, after, PageSize);
+            foreach (var change in page)
+            {
+                var (up, under) = threshold.Add(change);
+                if (change.Mark.Ticks >= from)
+                    yield return Row(question, services[change.Service], change.Mark.Status, change.Mark.Time, up,
+                        under.TotalSeconds);
+            }
+            if (page.Count < PageSize)
+                break;
+            after = page[^1];
+        }
+    }
+}
+
+// ================================= 10. Onix ==================================
 //
 // Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
 // it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
@@ -2874,7 +4127,7 @@ internal sealed class OnixClient
     }
 }
 
-// ================================ 8. Recorder =================================
+// =============================== 11. Recorder ================================
 //
 // Brings what is in the log to Onix, in order and once in effect. It reads from its cursor on, decides
 // for each service, from what Onix holds and what it read, which change is next, and sends these guarded
@@ -3645,7 +4898,7 @@ internal sealed class Recorder
     }
 }
 
-// ================================== 9. HTTP ==================================
+// ================================= 12. HTTP ==================================
 //
 // What a request may look like and what an answer looks like: HTTP/1.1 (RFC 9110, RFC 9112), read strictly
 // from bytes alone. What two readers could understand differently is refused, never mended, so that nothing
@@ -3654,7 +4907,7 @@ internal sealed class Recorder
 /// <summary>What a request is answered with.</summary>
 internal sealed record Reply(int Code, string ContentType, byte[] Body)
 {
-    public (string Name, string Value)? Header { get; init; }
+    public IReadOnlyList<(string Name, string Value)> Headers { get; init; } = [];
 
     /// <summary>How long the answer waits: it slows those down who guess.</summary>
     public TimeSpan HeldBack { get; init; }
@@ -3700,6 +4953,17 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         505 => "HTTP Version Not Supported",
         _ => throw new ArgumentOutOfRangeException(nameof(code), code, "it has no phrase here"),
     };
+}
+
+/// <summary>What follows the first part of an answer that is too long to be held.</summary>
+/// <param name="next">
+/// Makes the next part, valid until the one after it; nothing when the answer has ended.
+/// </param>
+internal sealed class Rest(Func<Task<ReadOnlyMemory<byte>?>> next, Action end) : IDisposable
+{
+    public Task<ReadOnlyMemory<byte>?> NextAsync() => next();
+
+    public void Dispose() => end();
 }
 
 /// <summary>Is thrown when a request is served no further; the connection ends with the answer.</summary>
@@ -3882,7 +5146,7 @@ internal sealed record RequestHead(
     }
 }
 
-// ================================== 10. Auth ==================================
+// ================================= 13. Auth ==================================
 //
 // Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
 // OIDC issuer (bearer, RFC 6750). What is secret is compared in constant time. A wrong answer is told later
@@ -4347,7 +5611,7 @@ internal sealed class Auth
             : $"The bearer token is refused: {description}.";
         return Reply.Problem(401, detail) with
         {
-            Header = ("WWW-Authenticate", challenge),
+            Headers = [("WWW-Authenticate", challenge)],
             HeldBack = heldBack,
         };
     }
@@ -4357,7 +5621,7 @@ internal sealed class Auth
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
-// ================================== 11. Web ==================================
+// ================================== 14. Web ==================================
 //
 // What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
 // answers those requests alone that carry this process's secret. Its traps shape this section: it answers
@@ -4371,6 +5635,18 @@ internal sealed class Web
     /// <summary>Fields that the gate sets: the process's secret, and the address of the client.</summary>
     public const string SecretField = "Ses-Secret", ClientField = "Ses-Client";
 
+    /// <summary>A field for the gate: what <see cref="TakeRest"/> knows the rest of the answer by.</summary>
+    public const string RestField = "Ses-Rest";
+
+    /// <summary>Answers too long to be held that are being read at once; each holds up to 1 MiB.</summary>
+    public const int MaxUnfinished = 32;
+
+    /// <summary>Questions that are thought about at once: one, and webhooks have the other core.</summary>
+    public const int MaxThoughts = 2;
+
+    /// <summary>How long a question waits for its turn.</summary>
+    private static readonly TimeSpan TurnTime = TimeSpan.FromSeconds(10);
+
     private readonly Options _options;
     private readonly TimeProvider _clock;
     private readonly Log _log;
@@ -4381,6 +5657,9 @@ internal sealed class Web
     private readonly byte[] _secret;
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
+    private readonly SemaphoreSlim _turns = new(MaxThoughts);
+    private readonly ConcurrentDictionary<string, Rest> _rests = [];
+    private int _unfinished;
     private volatile EventLog? _eventLog;
     private volatile Recorder? _recorder;
     private volatile bool _draining;
@@ -4437,7 +5716,7 @@ internal sealed class Web
 
     // ---- Judging by the head alone ----
 
-    private enum Resource { None, Live, Ready, Metrics, Webhook }
+    private enum Resource { None, Live, Ready, Metrics, Webhook, History, Report }
 
     /// <summary>
     /// Judges a request before its body is read, so that a stranger cannot make SeS hold one. Null: it may
@@ -4449,7 +5728,7 @@ internal sealed class Web
         var started = _clock.GetTimestamp();
         var refusal = MethodRefusal(resource, partition, head) ?? (NeedsCredentials(resource)
             ? await _auth.RefusalAsync(head.Authorization, client) : null);
-        if (resource != Resource.Webhook)
+        if (resource != Resource.Webhook || head.IsRead)
             return refusal;
         refusal ??= LengthRefusal(head.Length) ?? Unavailable();
         if (refusal != null)
@@ -4458,20 +5737,20 @@ internal sealed class Web
     }
 
     private bool NeedsCredentials(Resource resource) =>
-        resource == Resource.Webhook || (resource == Resource.Metrics && _options.MetricsAuth);
+        resource >= Resource.Webhook || (resource == Resource.Metrics && _options.MetricsAuth);
 
     private Reply? MethodRefusal(Resource resource, string partition, RequestHead head) => resource switch
     {
         Resource.None => Reply.Problem(
             404, $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
-        Resource.Webhook when !IsPartition(partition) => Reply.Problem(404,
+        >= Resource.Webhook when !IsPartition(partition) => Reply.Problem(404,
             $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
-        Resource.Webhook => head.Method == "POST" ? null : NotAllowed("POST"),
+        Resource.Webhook => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
         _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
     };
 
     private static Reply NotAllowed(string allowed) =>
-        Reply.Problem(405, $"Allowed: {allowed}.") with { Header = ("Allow", allowed) };
+        Reply.Problem(405, $"Allowed: {allowed}.") with { Headers = [("Allow", allowed)] };
 
     private Reply? LengthRefusal(long? length) =>
         length == null ? Bad(411, "Send the body with a Content-Length.")
@@ -4499,8 +5778,24 @@ internal sealed class Web
             _ when !segments.Take(_hook.Length).SequenceEqual(_hook) => (Resource.None, ""),
             _ when segments.Length <= _hook.Length + 1 =>
                 (Resource.Webhook, segments.ElementAtOrDefault(_hook.Length) ?? ""),
+            _ when segments.Length == _hook.Length + 2 && segments[^1] == "history" =>
+                (Resource.History, segments[^2]),
+            _ when segments.Length == _hook.Length + 2 && segments[^1] == "report" =>
+                (Resource.Report, segments[^2]),
             _ => (Resource.None, ""),
         };
+    }
+
+    /// <summary>The parameters of a target's query, as a form writes them.</summary>
+    private static IEnumerable<KeyValuePair<string, string>> Parameters(string target)
+    {
+        var query = target.Split('?', 2).ElementAtOrDefault(1) ?? "";
+        foreach (var parameter in query.Split('&', StringSplitOptions.RemoveEmptyEntries))
+        {
+            var parts = parameter.Replace('+', ' ').Split('=', 2);
+            yield return new(Uri.UnescapeDataString(parts[0]),
+                Uri.UnescapeDataString(parts.ElementAtOrDefault(1) ?? ""));
+        }
     }
 
     private static bool IsPartition(string name) =>
@@ -4557,6 +5852,8 @@ internal sealed class Web
             response.KeepAlive = reply.Code != 403;
             if (reply.Body.Length > 0)
                 response.ContentType = reply.ContentType;
+            foreach (var (name, value) in reply.Headers)
+                response.Headers[name] = value;
             response.ContentLength64 = reply.Body.Length;
             response.OutputStream.Write(reply.Body);
             response.Close();
@@ -4565,6 +5862,8 @@ internal sealed class Web
             or InvalidOperationException)
         {
             _log.Debug("an answer could not be sent", ("code", reply.Code), ("reason", e.Message));
+            if (reply.Headers.FirstOrDefault(h => h.Name == RestField).Value is { } id)
+                TakeRest(id)?.Dispose();
         }
     }
 
@@ -4582,6 +5881,12 @@ internal sealed class Web
             case Resource.Metrics:
                 return new Reply(
                     200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync());
+            case Resource.Webhook when request.HttpMethod == "GET":
+                return await AskAsync(Subject.Status, request, partition);
+            case Resource.History:
+                return await AskAsync(Subject.History, request, partition);
+            case Resource.Report:
+                return await AskAsync(Subject.Report, request, partition);
             default:
                 var started = _clock.GetTimestamp();
                 var reply = Unavailable() ?? await TakeAsync(_eventLog!, request, partition);
@@ -4658,6 +5963,129 @@ internal sealed class Web
         return Reply.Problem(code, detail);
     }
 
+    // ---- Questions ----
+
+    private async Task<Reply> AskAsync(Subject subject, HttpListenerRequest request, string partition)
+    {
+        var started = _clock.GetTimestamp();
+        var reply = Starting() ?? await AnswerAsync(subject, request, partition);
+        var name = subject.ToString().ToLowerInvariant();
+        _meters.QuestionDuration.WithLabels(name).Observe(_clock.GetElapsedTime(started).TotalSeconds);
+        _meters.Questions.WithLabels(name, reply.Code.ToString(CultureInfo.InvariantCulture)).Inc();
+        return reply;
+    }
+
+    private Reply? Starting() =>
+        _eventLog == null ? Reply.Problem(503, "SeS is starting: its log is being read.") : null;
+
+    private async Task<Reply> AnswerAsync(Subject subject, HttpListenerRequest request, string partition)
+    {
+        Question question;
+        try
+        {
+            question = Question.Parse(subject, partition, Parameters(request.RawUrl ?? ""),
+                _clock.GetUtcNow().UtcDateTime);
+        }
+        catch (QuestionException e)
+        {
+            return Reply.Problem(400, e.Message + ".");
+        }
+        var format = question.Format ?? (IsForCsv(request.Headers["Accept"]) ? Format.Csv : Format.Json);
+        var type = format == Format.Csv ? "text/csv; charset=utf-8" : "application/json";
+        return await TellAsync(Look().Tell(question, format), type, [("Vary", "Accept")]);
+    }
+
+    /// <summary>Whether CSV is named, and JSON is not before it (RFC 9110, 12.5.1, without weights).</summary>
+    private static bool IsForCsv(string? accept)
+    {
+        var csv = accept?.IndexOf("text/csv", StringComparison.OrdinalIgnoreCase) ?? -1;
+        var json = accept?.IndexOf("application/json", StringComparison.OrdinalIgnoreCase) ?? -1;
+        return csv >= 0 && (json < 0 || csv < json);
+    }
+
+    private Answers Look() =>
+        new(_eventLog!.Archive(), _eventLog.Known(), _clock.GetUtcNow().UtcDateTime);
+
+    /// <summary>An answer that is made a part at a time: whole when it is short, else with its rest.</summary>
+    private async Task<Reply> TellAsync(
+        IEnumerable<ReadOnlyMemory<byte>> answer, string type, (string, string)[] headers)
+    {
+        var parts = answer.GetEnumerator();
+        try
+        {
+            var first = (await NextAsync(parts))!.Value.ToArray();
+            var second = await NextAsync(parts);
+            var reply = new Reply(200, type, first) { Headers = [.. headers, .. Guards] };
+            if (second == null)
+                return reply;
+            var id = RandomNumberGenerator.GetHexString(32);
+            if (Interlocked.Increment(ref _unfinished) > MaxUnfinished)
+            {
+                Interlocked.Decrement(ref _unfinished);
+                return Reply.Problem(503, "Too many long answers are being read; ask again.");
+            }
+            _rests[id] = RestOf(parts, second.Value);
+            parts = null;
+            return reply with { Headers = [.. reply.Headers, (RestField, id)] };
+        }
+        catch (TimeoutException)
+        {
+            return Reply.Problem(503, "Too much is being asked at once; ask again.");
+        }
+        catch (IOException e)
+        {
+            _log.Error("the log could not be read", ("reason", e.Message));
+            return Reply.Problem(503, "The log could not be read; the log of SeS says why.");
+        }
+        finally
+        {
+            parts?.Dispose();
+        }
+    }
+
+    /// <summary>What keeps a browser from making more of an answer than it is.</summary>
+    private static readonly (string, string)[] Guards =
+        [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
+
+    private Rest RestOf(IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> second)
+    {
+        ReadOnlyMemory<byte>? ready = second;
+        async Task<ReadOnlyMemory<byte>?> NextPartAsync()
+        {
+            var part = ready ?? await NextAsync(parts);
+            ready = null;
+            return part;
+        }
+
+        void End()
+        {
+            Interlocked.Decrement(ref _unfinished);
+            parts.Dispose();
+        }
+
+        return new Rest(NextPartAsync, End);
+    }
+
+    /// <summary>Makes the next part when it is its turn, on a thread of its own: webhooks shall not wait.</summary>
+    /// <exception cref="TimeoutException">Its turn did not come.</exception>
+    private async Task<ReadOnlyMemory<byte>?> NextAsync(IEnumerator<ReadOnlyMemory<byte>> parts)
+    {
+        if (!await _turns.WaitAsync(TurnTime))
+            throw new TimeoutException("too much is being asked at once");
+        try
+        {
+            return await Task.Factory.StartNew(() => parts.MoveNext() ? parts.Current : (ReadOnlyMemory<byte>?)null,
+                CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+        }
+        finally
+        {
+            _turns.Release();
+        }
+    }
+
+    /// <summary>The rest of an answer, which whoever takes it disposes of.</summary>
+    public Rest? TakeRest(string id) => _rests.TryRemove(id, out var rest) ? rest : null;
+
     // ---- Seeing inside ----
 
     /// <summary>Why alerts cannot be made durable now; null when they can.</summary>
@@ -4732,7 +6160,7 @@ internal sealed class Web
     }
 }
 
-// ================================== 12. TLS ==================================
+// ================================== 15. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
 // The files are read again every few seconds; what changed and is usable serves new connections, and what
@@ -4949,7 +6377,7 @@ internal sealed class Tls : IDisposable
     }
 }
 
-// ================================= 13. Gate ==================================
+// ================================= 16. Gate ==================================
 //
 // The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
@@ -5158,6 +6586,8 @@ internal sealed class Gate
     private static readonly TimeSpan Timeless = TimeSpan.FromDays(365);
 
     private static readonly TimeSpan SweepPeriod = TimeSpan.FromMilliseconds(250);
+
+    private static readonly byte[] RestStart = Encoding.ASCII.GetBytes(Web.RestField + ": ");
 
     /// <summary>What clients send beyond the end goes here, and is never looked at.</summary>
     private static readonly byte[] Waste = new byte[64 * 1024];
@@ -5573,13 +7003,14 @@ internal sealed class Gate
         {
             var closes = head.Closes || _draining;
             using var answer = new Parcel(this, SmallAnswer);
+            Rest? rest;
             var isLate = await TakeSlotAsync();
             try
             {
                 if (isLate && connection.Socket.Poll(0, SelectMode.SelectError))
                     throw new IOException("the client has gone meanwhile: nobody waits for the answer");
                 Await(connection, waits: false);
-                await ExchangeAsync(connection, head, closes, request, answer);
+                rest = await ExchangeAsync(connection, head, closes, request, answer);
             }
             finally
             {
@@ -5587,7 +7018,12 @@ internal sealed class Gate
             }
             // From here on a slow reader holds nothing but its connection.
             Await(connection, waits: true);
-            await WriteAsync(connection, answer.Bytes);
+            using (rest)
+            {
+                await WriteAsync(connection, answer.Bytes);
+                if (rest != null && head.Method != "HEAD")
+                    await RelayAsync(connection, rest, answer);
+            }
             return !closes || await LingerAsync(connection);
         }
         finally
@@ -5597,10 +7033,35 @@ internal sealed class Gate
         }
     }
 
-    private async Task ExchangeAsync(
+    /// <summary>Sends on what follows the first part of a long answer, each part as a chunk.</summary>
+    private async Task RelayAsync(Connection connection, Rest rest, Parcel answer)
+    {
+        while (true)
+        {
+            Enter(connection, Stage.Handled, Timeless);
+            var part = await rest.NextAsync();
+            answer.Length = 0;
+            AddChunk(answer, (part ?? default).Span);
+            await WriteAsync(connection, answer.Bytes);
+            if (part == null)
+                return;
+        }
+    }
+
+    /// <summary>RFC 9112, 7.1; an empty one ends the body.</summary>
+    private static void AddChunk(Parcel answer, ReadOnlySpan<byte> part)
+    {
+        answer.Add(Encoding.ASCII.GetBytes($"{part.Length:x}\r\n"));
+        answer.Add(part);
+        answer.Add("\r\n"u8);
+    }
+
+    /// <summary>What the listener answers; of a long answer, the first part, and where the rest is.</summary>
+    private async Task<Rest?> ExchangeAsync(
         Connection connection, RequestHead head, bool closes, Parcel request, Parcel answer)
     {
         Upstream? upstream = null;
+        Rest? rest = null;
         var isKept = false;
         try
         {
@@ -5618,7 +7079,10 @@ internal sealed class Gate
                 _log.Error("a defect in SeS: its HTTP listener did not answer", ("exception", e));
                 throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
             }
-            var (length, keepsAlive) = Rewrite(answerHead.Span, closes, answer);
+            var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, answer);
+            rest = id == null ? null : _web.TakeRest(id);
+            if (rest != null && head.Method != "HEAD")
+                answer.Add(Encoding.ASCII.GetBytes($"{length:x}\r\n"));
             for (var left = length; left > 0; left -= part.Length, part = default)
             {
                 if (part.Length == 0)
@@ -5632,7 +7096,15 @@ internal sealed class Gate
                 }
                 answer.Add(part.Span);
             }
+            if (rest != null && head.Method != "HEAD")
+                answer.Add("\r\n"u8);
             isKept = keepsAlive;
+            return rest;
+        }
+        catch
+        {
+            rest?.Dispose();
+            throw;
         }
         finally
         {
@@ -5672,11 +7144,10 @@ internal sealed class Gate
     }
 
     /// <summary>Adds the head of the listener's answer as the client gets it.</summary>
-    private static (long Length, bool KeepsAlive) Rewrite(ReadOnlySpan<byte> head, bool closes, Parcel answer)
+    private static (long Length, bool KeepsAlive, string? RestId) Rewrite(
+        ReadOnlySpan<byte> head, bool closes, Parcel answer)
     {
-        var (length, keepsAlive) = (0L, true);
-        // A 204 has no Content-Length (RFC 9110, 8.6).
-        var isEmpty = head.StartsWith("HTTP/1.1 204"u8);
+        var (length, keepsAlive, rest) = (0L, true, (string?)null);
         foreach (var range in head.Split("\r\n"u8))
         {
             var line = head[range];
@@ -5684,15 +7155,21 @@ internal sealed class Gate
                 keepsAlive = !line.EndsWith("close"u8);
             else if (line.StartsWith("Content-Length: "u8))
                 length = long.Parse(line["Content-Length: ".Length..], CultureInfo.InvariantCulture);
-            if (!line.StartsWith("Connection: "u8) && !line.StartsWith("Keep-Alive: "u8)
-                && !line.StartsWith("Server: "u8) && !(isEmpty && line.StartsWith("Content-Length: "u8)))
+            else if (line.StartsWith(RestStart))
+                rest = Encoding.ASCII.GetString(line[RestStart.Length..]);
+            else if (!line.StartsWith("Keep-Alive: "u8) && !line.StartsWith("Server: "u8))
             {
                 answer.Add(line);
                 answer.Add("\r\n"u8);
             }
         }
+        if (rest != null)
+            answer.Add("Transfer-Encoding: chunked\r\n"u8);
+        // A 204 has no Content-Length (RFC 9110, 8.6).
+        else if (!head.StartsWith("HTTP/1.1 204"u8))
+            answer.Add(Encoding.ASCII.GetBytes($"Content-Length: {length}\r\n"));
         answer.Add(closes ? "Connection: close\r\n\r\n"u8 : "\r\n"u8);
-        return (length, keepsAlive);
+        return (length, keepsAlive, rest);
     }
 
     /// <summary>A slow reader has its time for each part.</summary>
@@ -5711,7 +7188,7 @@ internal sealed class Gate
             await Task.Delay(reply.HeldBack, _clock);
         }
         var head = $"HTTP/1.1 {reply.Code} {Reply.Phrase(reply.Code)}\r\nDate: {_clock.GetUtcNow():R}\r\n"
-            + (reply.Header is { } header ? $"{header.Name}: {header.Value}\r\n" : "")
+            + string.Concat(reply.Headers.Select(h => $"{h.Name}: {h.Value}\r\n"))
             + $"Content-Type: {reply.ContentType}\r\nContent-Length: {reply.Body.Length}\r\n"
             + (closes ? "Connection: close\r\n\r\n" : "\r\n");
         byte[] body = isHead ? [] : reply.Body;
@@ -5733,7 +7210,7 @@ internal sealed class Gate
     }
 }
 
-// ================================= 14. Linux ==================================
+// ================================= 17. Linux =================================
 //
 // What the host is asked for: as many descriptors as the process may have, silence about its secrets, and
 // systemd's ear (sd_notify(3): one datagram a word to the socket that systemd names).
@@ -5847,7 +7324,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// ================================== 15. Main =================================
+// ================================= 18. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 

@@ -36,6 +36,11 @@ public sealed partial class ReadmeTests
         Limit("time to wait for one's turn", typeof(Gate), "QueueTime"),
         Limit("bodies in flight", typeof(Gate), "MaxBytesInFlight", Mib),
         Limit("room for a body before any of it is there", typeof(Gate), "FirstPart", Kib),
+        Limit("questions thought about at once", typeof(Web), "MaxThoughts"),
+        Limit("time for a question to wait for its turn", typeof(Web), "TurnTime"),
+        Limit("long answers that are being read at once", typeof(Web), "MaxUnfinished"),
+        Limit("part of a long answer", typeof(RowWriter), "PartSize", Kib),
+        Limit("events looked for at once", typeof(Answers), "PageSize"),
         Limit("part of an answer held at once", typeof(Gate), "AnswerPart", Kib),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
@@ -72,12 +77,13 @@ public sealed partial class ReadmeTests
         Limit("late firing copy of a resolved stock alert", typeof(Interpretation), "LateCopy"),
         Limit("down after up, when an alert fires again", typeof(Interpretation), "JustAfter"),
         Limit("quarantine", typeof(EventLog), "QuarantineLimit", Mib),
-        ("files deleted at a turn of the day", "2", "for (var count = 0; count < 2; count++)"),
+        ("days whose files are deleted at a turn of the day", "2", "days.Count > 2"),
+        Limit("size of a file of the log", typeof(EventLog), "LargeFile", Mib),
         Limit("pause before a new file when the clock was set back", typeof(EventLog), "ClockBackPause"),
         Limit("longest sleep of the log's writer", typeof(EventLog), "Housekeeping"),
         Limit("time between questions to a disk that refused", typeof(EventLog), "ProbePeriod"),
         Limit("what such a question writes", typeof(EventLog), "ProbeSize", Kib),
-        Limit("part of the log read at once", typeof(EventLog), "ReadSize", Mib),
+        Limit("part of the log read at once", typeof(LogLine), "ReadSize", Mib),
         Limit("warnings of one kind in the log", typeof(Log), "OftenEvery"),
         Limit("key of an item in Onix", typeof(OnixNames), "MaxKey"),
         Limit("key of an item in Onix, when cut", typeof(OnixNames), "CutKey"),
@@ -167,7 +173,7 @@ public sealed partial class ReadmeTests
     {
         // These are no limits: the format's version, exit codes, numbers of Linux, no time at all.
         string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnlyDirectory",
-            "DescriptorLimit", "SetDumpable", "Timeless"];
+            "DescriptorLimit", "SetDumpable", "Timeless", "StatusBits", "StatusField", "TimeField", "ReceivedField"];
         var missing = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -224,7 +230,7 @@ public sealed partial class ReadmeTests
         var rows = Table("Who may reach it");
         Assert.Equal(Meters.RefusalReasons, rows.SelectMany(r => Plain(r[0]).Split(", ")));
         foreach (var reason in Meters.RefusalReasons)
-            Assert.Contains($"\"{reason}\"", _program[_program.IndexOf("9. HTTP =", StringComparison.Ordinal)..],
+            Assert.Contains($"\"{reason}\"", _program[_program.IndexOf("12. HTTP =", StringComparison.Ordinal)..],
                 StringComparison.Ordinal);
     }
 

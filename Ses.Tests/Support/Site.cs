@@ -45,8 +45,17 @@ internal sealed class Site : IAsyncDisposable
         SayAsync((service, status, At(seconds)));
 
     /// <summary>Waits until Onix has confirmed all, and nothing is barred.</summary>
-    public Task DrainedAsync() => Wait.UntilAsync(() => IsSettled() && Recorder.Look().Barred.Count == 0,
-        Deadline, $"all of {Dir} to be in Onix; the log: {Lines}");
+    public async Task DrainedAsync()
+    {
+        try
+        {
+            await Wait.UntilAsync(() => IsSettled() && Recorder.Look().Barred.Count == 0, Deadline, "all in Onix");
+        }
+        catch (TimeoutException e)
+        {
+            throw new TimeoutException($"{Recorder.Look()}, running: {_running.Status}; the log: {Lines}", e);
+        }
+    }
 
     /// <summary>Waits until all is read, whether Onix took it or refuses it.</summary>
     public Task SettledAsync() => Wait.UntilAsync(IsSettled, Deadline, $"all of {Dir} to be settled");
