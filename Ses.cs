@@ -36,7 +36,7 @@
 // SECTIONS, each using only those above it
 //
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Archive   7 Event log   8 History   9 Asking
-//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Web  15 TLS  16 Gate  17 Linux  18 Main
+//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux  19 Main
 
 using System.Buffers;
 using System.Buffers.Text;
@@ -1895,6 +1895,12 @@ internal sealed class LineScan
         : Encoding.UTF8.GetString(text);
 }
 
+/// <summary>A service of which there is a word, and its last events in order of time.</summary>
+internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEvent> Last)
+{
+    public StatusEvent Word => Last[^1];
+}
+
 /// <summary>The files of the log as they stood at one moment. Safe for concurrent use.</summary>
 internal sealed class Archive(IReadOnlyList<LogFile> files)
 {
@@ -2002,7 +2008,7 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
     }
 
     /// <summary>The events of marks; one whose line is gone, or does not parse any more, is left out.</summary>
-    public IEnumerable<(ServiceMark ServiceMark, StatusEvent Event)> Events(
+    public IEnumerable<(ServiceMark Change, StatusEvent Event)> Events(
         IEnumerable<ServiceMark> changes, IReadOnlyList<ServiceKey> services)
     {
         var paths = files.ToDictionary(f => f.Number, f => f.Path);
@@ -2094,14 +2100,35 @@ internal sealed class LogRefusedException(string message) : Exception(message);
 /// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
 internal sealed class DataDirException(string message) : Exception(message);
 
+/// <summary>As much of a quarantined alert as a start needs.</summary>
 internal sealed class QuarantineLine
 {
     public string? Id { get; init; }
 }
 
+/// <summary>A quarantined alert.</summary>
+internal sealed class SetAside
+{
+    public string? Id { get; init; }
+    public string? Received { get; init; }
+    public string? Partition { get; init; }
+    public string? Reason { get; init; }
+    public string? Fingerprint { get; init; }
+    /// <summary>As it came; not there when its bytes are no text.</summary>
+    public JsonElement? Alert { get; init; }
+
+    /// <summary>Null when it has none.</summary>
+    [JsonIgnore]
+    public string? Alertname => Alert is { ValueKind: JsonValueKind.Object } alert
+        && alert.TryGetProperty("labels", out var labels) && labels.ValueKind == JsonValueKind.Object
+        && labels.TryGetProperty("alertname", out var name) && name.ValueKind == JsonValueKind.String
+        ? name.GetString() : null;
+}
+
 /// <summary>A quarantined alert may be nested as deeply as a body; its line adds a level.</summary>
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, MaxDepth = 10_001)]
 [JsonSerializable(typeof(QuarantineLine))]
+[JsonSerializable(typeof(SetAside))]
 internal sealed partial class QuarantineJson : JsonSerializerContext;
 
 /// <summary>Writes lines of the log; one for a thread.</summary>
@@ -2212,6 +2239,9 @@ internal sealed class EventLog
     public const int MaxPending = 64 * 1024 * 1024;
 
     private const int QuarantineLimit = 64 * 1024 * 1024;
+
+    /// <summary>As much of the quarantine's end is read for the status page.</summary>
+    private const int LatestQuarantined = 128 * 1024;
 
     /// <summary>A start reads the newest file, and so does each question about the past.</summary>
     private const int LargeFile = 32 * 1024 * 1024;
@@ -2902,6 +2932,20 @@ internal sealed class EventLog
         Disk.FlushFolder(_dir);
     }
 
+    /// <summary>How many alerts are quarantined, and the latest of them, the last one last.</summary>
+    public (int Count, IReadOnlyList<SetAside> Latest) Quarantine()
+    {
+        int count;
+        lock (_gate)
+            count = _quarantined.Count;
+        if (count == 0)
+            return (0, []);
+        var length = new FileInfo(QuarantinePath).Length;
+        return (count, [.. LogLine.Parsed(
+            QuarantinePath, Math.Max(0, length - LatestQuarantined), length, QuarantineJson.Default.SetAside)
+            .Select(l => l.Line).OfType<SetAside>()]);
+    }
+
     private static UInt128? IdOf(QuarantineLine? line) =>
         UInt128.TryParse(line?.Id, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out var id)
             ? id : null;
@@ -2958,11 +3002,11 @@ internal sealed class EventLog
     }
 
     /// <summary>The services of which anything is on disk, each with its last events in order of time.</summary>
-    public IReadOnlyList<(ServiceKey Service, IReadOnlyList<StatusEvent> Last)> Known()
+    public IReadOnlyList<KnownService> Known()
     {
         lock (_gate)
             return [.. _services.Values.Where(t => t.Window.Events.Count > 0)
-                .Select(t => (t.Service, (IReadOnlyList<StatusEvent>)[.. t.Window.Events]))];
+                .Select(t => new KnownService(t.Service, [.. t.Window.Events]))];
     }
 
     /// <summary>Completes when there is something flushed after a place.</summary>
@@ -3469,7 +3513,7 @@ internal sealed class RowWriter
 /// <summary>Answers questions from the log as it was when it was made.</summary>
 /// <param name="known">All services, with their last events in order of time.</param>
 internal sealed class Answers(
-    Archive archive, IReadOnlyList<(ServiceKey Service, IReadOnlyList<StatusEvent> Last)> known, DateTime now)
+    Archive archive, IReadOnlyList<KnownService> known, DateTime now)
 {
     /// <summary>Events that are looked for at a time.</summary>
     private const int PageSize = 8 * 1024;
@@ -3491,6 +3535,8 @@ internal sealed class Answers(
         : string.CompareOrdinal(a.Location, b.Location));
 
     public Archive Archive => archive;
+
+    public IReadOnlyList<KnownService> Known => known;
 
     public DateTime Now => now;
 
@@ -3546,17 +3592,17 @@ internal sealed class Answers(
 
     private IEnumerable<object?[]> Status(Question question)
     {
-        foreach (var (service, last) in known.Where(k => question.Filter.Takes(k.Service))
-            .OrderBy(k => k.Service, ByName))
+        foreach (var one in known.Where(k => question.Filter.Takes(k.Service)).OrderBy(k => k.Service, ByName))
         {
-            var e = last[^1];
-            yield return Row(question, service, e.Status, Since(service, last), e.Time, e.Description);
+            var e = one.Word;
+            yield return Row(question, one.Service, e.Status, Since(one), e.Time, e.Description);
         }
     }
 
     /// <summary>When the last run of one status began.</summary>
-    public DateTime Since(ServiceKey service, IReadOnlyList<StatusEvent> last)
+    public DateTime Since(KnownService one)
     {
+        var last = one.Last;
         var first = last.Count - 1;
         while (first > 0 && last[first - 1].Status == last[^1].Status)
             first--;
@@ -3564,7 +3610,7 @@ internal sealed class Answers(
             return last[first].Time;
         // It began before all that is in memory.
         Mark? since = null;
-        foreach (var (_, mark) in archive.Marks([service], 0, () => long.MaxValue))
+        foreach (var (_, mark) in archive.Marks([one.Service], 0, () => long.MaxValue))
             since = since?.Status == mark.Status ? since : mark;
         return since?.Time ?? last[first].Time;
     }
@@ -4955,7 +5001,7 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     };
 }
 
-/// <summary>What follows the first part of an answer that is too long to be held.</summary>
+/// <summary>An answer that is too long for the listener, or to be held.</summary>
 /// <param name="next">
 /// Makes the next part, valid until the one after it; nothing when the answer has ended.
 /// </param>
@@ -5621,7 +5667,530 @@ internal sealed class Auth
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
-// ================================== 14. Web ==================================
+// ============================== 14. Status page ==============================
+//
+// What people see: HTML and CSS without a script. First one sentence for the whole, then what is down now,
+// then all services by partition and platform, then past outages, and what SeS could not take or pass on.
+// Labels come from strangers, so all text is escaped. Links are relative: the page works under any path.
+
+/// <summary>What the page tells of Onix, and of alerts that were set aside.</summary>
+/// <param name="Onix">Null: SeS runs without one.</param>
+/// <param name="Quarantined">How many alerts there are, and the latest of them.</param>
+internal sealed record Standing(
+    RecorderState? Onix, int QuarantinedCount, IReadOnlyList<SetAside> Quarantined, string Path);
+
+/// <summary>Writes HTML, a part at a time.</summary>
+internal sealed class Html
+{
+    private readonly ArrayBufferWriter<byte> _buffer = new(RowWriter.PartSize + (8 * 1024));
+
+    public bool IsFull => _buffer.WrittenCount >= RowWriter.PartSize;
+
+    /// <summary>What was written so far; valid until the next is written.</summary>
+    public ReadOnlyMemory<byte> Take()
+    {
+        var part = _buffer.WrittenMemory;
+        _buffer.ResetWrittenCount();
+        return part;
+    }
+
+    /// <summary>Adds markup; what is put into it is escaped, unless it is <see cref="Markup"/>.</summary>
+    public void Add(ref Interpolation markup) => Encoding.UTF8.GetBytes(markup.ToString(), _buffer);
+
+    /// <summary>Text for an element or a quoted attribute. Control characters have no place in HTML.</summary>
+    public static string Escape(string text)
+    {
+        if (!text.AsSpan().ContainsAny(Special) && !text.Any(char.IsSurrogate))
+            return text;
+        var escaped = new StringBuilder(text.Length + 16);
+        foreach (var rune in text.EnumerateRunes())
+            escaped.Append(rune.Value switch
+            {
+                '<' => "&lt;", '>' => "&gt;", '&' => "&amp;", '"' => "&quot;", '\'' => "&#39;",
+                '\n' or '\t' or '\r' => " ",
+                _ => Rune.IsControl(rune) ? "\ufffd" : rune.ToString(),
+            });
+        return escaped.ToString();
+    }
+
+    private static readonly SearchValues<char> Special = SearchValues.Create(
+        [.. "<>&\"'", .. Enumerable.Range(0, 32).Select(c => (char)c), .. Enumerable.Range(127, 33).Select(c => (char)c)]);
+}
+
+/// <summary>Text that is HTML already.</summary>
+internal readonly record struct Markup(string Text)
+{
+    public static Markup Of(ref Interpolation markup) => new(markup.ToString());
+}
+
+/// <summary>An interpolated string whose holes are escaped, unless they are <see cref="Markup"/>.</summary>
+[InterpolatedStringHandler]
+internal readonly ref struct Interpolation(int literalLength, int formattedCount)
+{
+    private readonly StringBuilder _text = new(literalLength + (16 * formattedCount));
+
+    public void AppendLiteral(string literal) => _text.Append(literal);
+
+    public void AppendFormatted(string? text) => _text.Append(Html.Escape(text ?? ""));
+
+    public void AppendFormatted(int number) => _text.Append(CultureInfo.InvariantCulture, $"{number}");
+
+    public void AppendFormatted(Markup markup) => _text.Append(markup.Text);
+
+    public override string ToString() => _text.ToString();
+}
+
+/// <summary>What a visitor wants to see; it stands in the page's address.</summary>
+/// <param name="Search">Only services with this text in one of their names; null: all.</param>
+internal sealed record View(string Range, string? Search)
+{
+    /// <summary>The ranges to choose from, each with the intervals that its strips have.</summary>
+    public static readonly IReadOnlyDictionary<string, (TimeSpan Length, int Intervals)> Ranges =
+        new Dictionary<string, (TimeSpan, int)>
+        {
+            ["24h"] = (TimeSpan.FromHours(24), 48), ["7d"] = (TimeSpan.FromDays(7), 56),
+            ["30d"] = (TimeSpan.FromDays(30), 60), ["90d"] = (TimeSpan.FromDays(90), 90),
+        };
+
+    public TimeSpan Length => Ranges[Range].Length;
+
+    public int Intervals => Ranges[Range].Intervals;
+
+    /// <param name="more">Parameters that the page has besides these.</param>
+    /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
+    public static (View View, Dictionary<string, string> Given) Parse(
+        IEnumerable<KeyValuePair<string, string>> parameters, params string[] more)
+    {
+        var given = Question.Once(parameters, ["range", .. more], "this page");
+        var range = given.GetValueOrDefault("range", "24h");
+        if (!Ranges.ContainsKey(range))
+            throw new QuestionException($"range: it is none of {string.Join(", ", Ranges.Keys)}");
+        return (new View(range, given.GetValueOrDefault("search")), given);
+    }
+
+    public bool Takes(ServiceKey service) => Search == null
+        || service.ToString().Contains(Search, StringComparison.OrdinalIgnoreCase);
+}
+
+/// <summary>The pages, as HTML in parts.</summary>
+internal sealed class StatusPage(Answers answers, Standing standing, View view)
+{
+    /// <summary>Past outages, changes of a service, quarantined alerts and barred services: no more of each.</summary>
+    private const int MostOutages = 50, MostChanges = 200, MostSetAside = 20;
+
+    /// <summary>Of a strip's bad times, so many are read out.</summary>
+    private const int MostTold = 12;
+
+    private const int RefreshSeconds = 30;
+
+    private const string Style = """
+        :root{color-scheme:light dark;--back:#fff;--fore:#1b1f24;--soft:#57606a;--line:#d0d7de;--panel:#f6f8fa;
+        --link:#0a53be;--up:#1a7f37;--down:#b3121d;--other:#8a5a00;--unknown:#8c959f;--downback:#ffebe9}
+        @media (prefers-color-scheme:dark){:root{--back:#0d1117;--fore:#e6edf3;--soft:#9aa4af;--line:#30363d;
+        --panel:#161b22;--link:#79b8ff;--up:#3fb950;--down:#ff7b72;--other:#e3b341;--unknown:#6e7681;
+        --downback:#3c1618}}
+        *{box-sizing:border-box}
+        body{margin:0 auto;max-width:75rem;padding:1rem;background:var(--back);color:var(--fore);
+        font:16px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
+        h1{font-size:1.6rem;margin:.3em 0;line-height:1.25}h2{font-size:1.15rem;margin:1.6em 0 .5em}
+        a{color:var(--link)}a:focus-visible,summary:focus-visible,svg:focus-visible,input:focus-visible,
+        button:focus-visible{outline:2px solid var(--link);outline-offset:2px}
+        .soft,small{color:var(--soft);font-size:.875rem}
+        .up{color:var(--up)}.down{color:var(--down)}.other{color:var(--other)}.word{font-weight:600}
+        ul{list-style:none;margin:0;padding:0}
+        li{padding:.5rem 0;border-top:1px solid var(--line)}
+        .alarm li{background:var(--downback);padding:.5rem .6rem;border:0;border-left:4px solid var(--down);
+        margin:.3rem 0}
+        .row{display:grid;grid-template-columns:minmax(0,2fr) 7.5rem minmax(0,3fr) 5.5rem;gap:.2rem 1rem;
+        align-items:center}.row .strip{grid-column:3}
+        .row .share{text-align:right;font-variant-numeric:tabular-nums}
+        details{border:1px solid var(--line);border-radius:6px;margin:.5rem 0;padding:0 .8rem}
+        summary{cursor:pointer;padding:.6rem 0;font-weight:600}
+        svg{display:block;width:100%;height:1.75rem;background:var(--panel)}
+        svg .up{fill:var(--up)}svg .down{fill:var(--down)}svg .other{fill:var(--other)}
+        svg .unknown{fill:var(--unknown)}
+        .ends{display:flex;justify-content:space-between;gap:1rem}
+        form{display:flex;flex-wrap:wrap;gap:.6rem;align-items:center;margin:1rem 0}
+        input,button{font:inherit;color:inherit;background:var(--back);border:1px solid var(--soft);
+        border-radius:6px;padding:.35rem .6rem;max-width:100%}
+        nav a,.chosen{display:inline-block;padding:.35rem .5rem}.chosen{font-weight:600}
+        dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem;margin:.5rem 0}dd{margin:0}
+        pre{background:var(--panel);padding:.8rem;white-space:pre-wrap;border-radius:6px}
+        footer{margin-top:2rem;border-top:1px solid var(--line);padding-top:.8rem}
+        @media (max-width:45rem){.row{grid-template-columns:minmax(0,1fr) auto}.row .strip{grid-column:1/-1;
+        grid-row:2}.row .share{grid-column:2;grid-row:3}}
+        @media print{form,nav,footer{display:none}body{max-width:none}li,details{break-inside:avoid}
+        svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+        """;
+
+    /// <summary>Nothing but this style, and requests to where the page came from.</summary>
+    public static string Policy { get; } = "default-src 'none'; style-src 'sha256-"
+        + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)))
+        + "'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+    private readonly Html _html = new();
+    private readonly DateTime _from = answers.Now - view.Length;
+
+    // ---- The page of all ----
+
+    /// <summary>The page of all services.</summary>
+    /// <exception cref="IOException">The log cannot be read.</exception>
+    public IEnumerable<ReadOnlyMemory<byte>> All()
+    {
+        var all = answers.Known.OrderBy(k => k.Service, Answers.ByName).ToList();
+        var shown = all.Where(k => view.Takes(k.Service)).ToList();
+        var down = shown.Where(k => k.Word.Status == "down").ToList();
+        Begin(Title(all), Sentence(all));
+        if (all.Count == 0)
+            AddFirstStep();
+        if (down.Count > 0)
+            AddDown(down);
+        if (all.Count > 0)
+        {
+            _html.Add($"<h2>Services</h2>");
+            AddForm();
+        }
+        if (all.Count > 0 && shown.Count == 0)
+            _html.Add($"<p>No service has “{view.Search}” in its names.</p>");
+        var services = shown.Select(k => k.Service).ToList();
+        var (tallies, outages) = answers.Tallies(services, _from, null, view.Intervals, MostOutages);
+        var at = 0;
+        foreach (var group in shown.GroupBy(k => (k.Service.Partition, k.Service.Platform)))
+        {
+            var members = group.ToList();
+            BeginGroup(group.Key.Partition, group.Key.Platform, members);
+            foreach (var known in members)
+            {
+                AddService(known, tallies[at], at++);
+                if (_html.IsFull)
+                    yield return _html.Take();
+            }
+            _html.Add($"</ul></details>");
+        }
+        if (services.Count > 0)
+            AddOutages(services, outages);
+        AddSetAside();
+        yield return End(all.Select(k => k.Service.Partition).Distinct());
+    }
+
+    private static string Title(List<KnownService> all)
+    {
+        var down = all.Count(k => k.Word.Status == "down");
+        return down > 0 ? $"{down} down" : all.Count == 0 ? "no service yet" : "all is well";
+    }
+
+    private static Markup Sentence(List<KnownService> all)
+    {
+        var down = all.Count(k => k.Word.Status == "down");
+        var other = all.Count(k => k.Word.Status is not ("up" or "down"));
+        var rest = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
+        return all.Count == 0 ? Markup.Of($"SeS knows of no service yet.")
+            : down > 0 ? Markup.Of(
+                $"<span class=\"down\">✖ {down} of {all.Count} services {(down == 1 ? "is" : "are")} down.</span>{rest}")
+            : other > 0 ? Markup.Of($"No service is down.{rest}")
+            : Markup.Of($"<span class=\"up\">✔ {(all.Count == 1 ? "The one service is" : $"All {all.Count} services are")} up.</span>");
+    }
+
+    private void AddFirstStep() => _html.Add($$"""
+        <p>Send it an alert, and this page will show the service:</p>
+        <pre>curl -i http://HOST:PORT/{{standing.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
+        "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},"startsAt":"{{Rfc3339.Format(answers.Now)}}"}]}'</pre>
+        <p>Then have Alertmanager send all alerts, by a receiver with</p>
+        <pre>webhook_configs:
+        - url: http://HOST:PORT/{{standing.Path}}/INS
+          send_resolved: true</pre>
+        <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
+        """);
+
+    private void AddDown(List<KnownService> down)
+    {
+        _html.Add($"<section class=\"alarm\"><h2>Down now</h2><ul>");
+        foreach (var known in down)
+        {
+            var (service, since) = (known.Service, answers.Since(known));
+            _html.Add($"""
+                <li>{Link(service)} <span class="soft">{service.Partition} / {service.Platform}</span><br>
+                <span class="word down">down</span> since {Time(since)}, for {Lasted(answers.Now - since)}.
+                <bdi>{known.Word.Description}</bdi></li>
+                """);
+        }
+        _html.Add($"</ul></section>");
+    }
+
+    private void AddForm()
+    {
+        _html.Add($"""
+            <form method="get" action="./"><input type="hidden" name="range" value="{view.Range}">
+            <label for="search">Name contains</label>
+            <input id="search" name="search" type="search" maxlength="200" value="{view.Search}"><button>Show</button>
+            <nav aria-label="Range">
+            """);
+        foreach (var range in View.Ranges.Keys)
+            AddRange(range, "./?" + Query(("range", range), ("search", view.Search)));
+        _html.Add($"</nav></form>");
+    }
+
+    private void AddRange(string range, string target)
+    {
+        if (range == view.Range)
+            _html.Add($"<span class=\"chosen\" aria-current=\"true\">{range}</span>");
+        else
+            _html.Add($"<a href=\"{target}\">{range}</a>");
+    }
+
+    private void BeginGroup(string partition, string platform, List<KnownService> members)
+    {
+        var bad = members.Count(m => m.Word.Status != "up");
+        var open = bad > 0 || view.Search != null;
+        _html.Add($"""
+            <details{(open ? " open" : "")}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>: {members.Count}
+            {(members.Count == 1 ? "service" : "services")}, {(bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
+                : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>"))}</summary>
+            <ul><li class="row soft"><span class="strip ends"><span>{Time(_from)}</span><span>{Time(answers.Now)}</span></span></li>
+            """);
+    }
+
+    private void AddService(KnownService known, Tally tally, int number)
+    {
+        var service = known.Service;
+        var (figures, _) = tally.Finish(number);
+        _html.Add($"""
+            <li class="row"><span>{Link(service)}</span>{Word(known.Word.Status)}
+            <span class="strip">{Strip(tally.Strip, Name(service))}</span>
+            <span class="share">{Share(figures.Availability)}</span></li>
+            """);
+    }
+
+    private void AddOutages(List<ServiceKey> services, IReadOnlyList<Outage> outages)
+    {
+        _html.Add($"<section><h2>Past outages</h2>");
+        if (outages.Count == 0)
+            _html.Add($"<p>None ended in this time.</p>");
+        _html.Add($"<ul>");
+        var starts = outages.Select(o => new ServiceMark(o.Service, o.Start)).ToList();
+        var said = answers.Archive.Events(starts, services).ToDictionary(e => e.Change, e => e.Event.Description);
+        foreach (var outage in outages)
+        {
+            var service = services[outage.Service];
+            _html.Add($"""
+                <li>{Link(service)} <span class="soft">{service.Partition} / {service.Platform}</span><br>
+                {Time(outage.Start.Time)} to {Time(outage.End!.Value)}, {Lasted(outage.End.Value - outage.Start.Time)}.
+                <bdi>{said.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
+                """);
+        }
+        _html.Add($"</ul>{(outages.Count < MostOutages ? default
+            : Markup.Of($"<p class=\"soft\">These are the latest {MostOutages}.</p>"))}</section>");
+    }
+
+    /// <summary>What SeS could not map, and what Onix does not take.</summary>
+    private void AddSetAside()
+    {
+        if (standing.Onix?.Barred is { Count: > 0 } barred)
+        {
+            _html.Add($"<section><h2>Refused by Onix</h2><p>{barred.Count} of the services; SeS tries again.</p><ul>");
+            foreach (var (service, refusal) in barred.Take(MostSetAside))
+                _html.Add($"<li>{Link(service)} since {Time(refusal.Since)}: <bdi>{refusal.Reason}</bdi></li>");
+            _html.Add($"</ul></section>");
+        }
+        if (standing.QuarantinedCount == 0)
+            return;
+        _html.Add($"""
+            <section><h2>Quarantined alerts</h2>
+            <p>{standing.QuarantinedCount} could not be mapped to a service. They are kept in quarantine.jsonl; the latest:</p><ul>
+            """);
+        foreach (var alert in standing.Quarantined.Reverse().Take(MostSetAside))
+            _html.Add($"""
+                <li><bdi>{alert.Alertname ?? "(no name)"}</bdi> <span class="soft">{alert.Partition}</span>:
+                <bdi>{alert.Reason}</bdi>{(Rfc3339.TryParse(alert.Received, out var time) ? Markup.Of($", {Time(time)}") : default)}</li>
+                """);
+        _html.Add($"</ul></section>");
+    }
+
+    // ---- The page of one ----
+
+    /// <summary>The page of one service, which is known.</summary>
+    /// <exception cref="IOException">The log cannot be read.</exception>
+    public IEnumerable<ReadOnlyMemory<byte>> One(ServiceKey service)
+    {
+        var known = answers.Known.First(k => k.Service == service);
+        var (tallies, _) = answers.Tallies([service], _from, null, view.Intervals, 0);
+        var (figures, _) = tallies[0].Finish(0);
+        var since = answers.Since(known);
+        Begin(Name(service), Names(service));
+        _html.Add($"""
+            <p><a href="./?{Query(("range", view.Range))}">All services</a></p>
+            <p>{Word(known.Word.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
+            <bdi>{known.Word.Description}</bdi></p>
+            <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd><dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
+            <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd><dt>Facet</dt><dd><bdi>{service.Facet}</bdi></dd>
+            <dt>Location</dt><dd><bdi>{(service.Location == "" ? "(none)" : service.Location)}</bdi></dd></dl>
+            <nav aria-label="Range">
+            """);
+        foreach (var range in View.Ranges.Keys)
+            AddRange(range, Target(service, range));
+        _html.Add($"</nav>{Strip(tallies[0].Strip, Name(service))}");
+        _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(answers.Now)}</span></p>");
+        AddFigures(figures);
+        AddChanges(service);
+        yield return End([]);
+    }
+
+    private void AddFigures(Figures f) => _html.Add($"""
+        <h2>Figures of these {view.Range}</h2><dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
+        <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Down</dt><dd>{Lasted(f.Down)}</dd>
+        <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
+        <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Lasted(f.Longest))}</dd>
+        <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Lasted(mean) : "none")}</dd>
+        <dt>Mean time between</dt><dd>{(f.MeanBetween is { } between ? Lasted(between) : "no outage")}</dd></dl>
+        """);
+
+    private void AddChanges(ServiceKey service)
+    {
+        var changes = new Queue<StatusEvent>();
+        foreach (var (_, e) in answers.Events([service], _from, null, null, MostChanges))
+        {
+            changes.Enqueue(e);
+            if (changes.Count > MostChanges)
+                changes.Dequeue();
+        }
+        _html.Add($"<h2>Changes</h2>");
+        if (changes.Count == 0)
+            _html.Add($"<p>There was none in this time.</p>");
+        _html.Add($"<ul>");
+        foreach (var e in changes.Reverse())
+            _html.Add($"<li>{Time(e.Time)} {Word(e.Status)} <bdi>{e.Description}</bdi></li>");
+        var of = Query(("platform", service.Platform), ("service", service.Service), ("facet", service.Facet),
+            ("location", service.Location), ("from", "-" + view.Range));
+        var target = $"{standing.Path}/{Uri.EscapeDataString(service.Partition)}";
+        _html.Add($"""
+            </ul>{(changes.Count < MostChanges ? default : Markup.Of($"<p class=\"soft\">These are the latest {MostChanges}.</p>"))}
+            <p>All changes as <a href="{target}/history?{of}&amp;format=json">JSON</a> or
+            <a href="{target}/history?{of}&amp;format=csv">CSV</a>, figures as
+            <a href="{target}/report?{of}&amp;format=json">JSON</a> or <a href="{target}/report?{of}&amp;format=csv">CSV</a>.</p>
+            """);
+    }
+
+    // ---- What all pages have ----
+
+    private void Begin(string title, Markup sentence)
+    {
+        _html.Add($"""
+            <!DOCTYPE html>
+            <html lang="en"><head><meta charset="utf-8"><title>{title} – SeS</title>
+            <meta name="viewport" content="width=device-width, initial-scale=1">
+            <meta http-equiv="refresh" content="{RefreshSeconds}"><link rel="icon" href="data:,">
+            <style>{new Markup(Style)}</style></head><body><main><h1>{sentence}</h1>
+            <p class="soft">As of {Time(answers.Now)}. All times are in UTC. The page renews itself every {RefreshSeconds} s.
+            {Onix()}</p>
+            """);
+    }
+
+    private Markup Onix()
+    {
+        if (standing.Onix is not { } onix)
+            return default;
+        var behind = onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
+            : Markup.Of($"<strong>Onix is behind by {(int)Math.Min(onix.Backlog, int.MaxValue)} events{(onix.Oldest is { } oldest
+                ? $", the oldest received {Lasted(answers.Now - oldest)} ago" : "")}.</strong>");
+        return onix.Trouble == null ? behind
+            : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
+    }
+
+    private ReadOnlyMemory<byte> End(IEnumerable<string> partitions)
+    {
+        _html.Add($"</main><footer class=\"soft\">");
+        foreach (var partition in partitions)
+        {
+            var target = $"{standing.Path}/{Uri.EscapeDataString(partition)}";
+            _html.Add($"""
+                <p><bdi>{partition}</bdi>: <a href="{target}">status</a>,
+                <a href="{target}/history?from=-{view.Range}">history</a> (<a href="{target}/history?from=-{view.Range}&amp;format=csv">CSV</a>),
+                <a href="{target}/report?from=-{view.Range}">report</a> (<a href="{target}/report?from=-{view.Range}&amp;format=csv">CSV</a>)</p>
+                """);
+        }
+        _html.Add($"<p>SeS, Service Status</p></footer></body></html>\n");
+        return _html.Take();
+    }
+
+    private static string Name(ServiceKey service) =>
+        $"{service.Service} {service.Facet}{(service.Location == "" ? "" : " " + service.Location)}";
+
+    private Markup Link(ServiceKey service) =>
+        Markup.Of($"<a href=\"{Target(service, view.Range)}\">{Names(service)}</a>");
+
+    /// <summary>Each by itself, whichever way it is written.</summary>
+    private static Markup Names(ServiceKey service) => Markup.Of(
+        $"<bdi>{service.Service}</bdi> <bdi>{service.Facet}</bdi> <bdi>{service.Location}</bdi>");
+
+    private static string Target(ServiceKey service, string range) => "service?" + Query(
+        ("partition", service.Partition), ("platform", service.Platform), ("service", service.Service),
+        ("facet", service.Facet), ("location", service.Location), ("range", range));
+
+    private static string Query(params (string Name, string? Value)[] parameters) => string.Join('&',
+        parameters.Where(p => !string.IsNullOrEmpty(p.Value)).Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value!)}"));
+
+    private static Markup Word(string status) => status switch
+    {
+        "up" => Markup.Of($"<span class=\"word up\">✔ up</span>"),
+        "down" => Markup.Of($"<span class=\"word down\">✖ down</span>"),
+        _ => Markup.Of($"<span class=\"word other\">◆ <bdi>{status}</bdi></span>"),
+    };
+
+    private static Markup Time(DateTime time) =>
+        Markup.Of($"<time datetime=\"{Rfc3339.Format(time)}\">{Written(time)}</time>");
+
+    private static string Written(DateTime time) =>
+        time.ToString("yyyy-MM-dd HH:mm:ss", CultureInfo.InvariantCulture);
+
+    /// <summary>Rounded down, so that only what was never down is at 100 %.</summary>
+    private static string Share(double? availability) => availability is { } share
+        ? (Math.Floor(share * 1000) / 1000).ToString("0.###", CultureInfo.InvariantCulture) + " %" : "unknown";
+
+    /// <summary>In its two largest units.</summary>
+    private static string Lasted(TimeSpan time) => time switch
+    {
+        { TotalSeconds: < 0 } => "0 s",
+        { TotalSeconds: < 10 } => time.TotalSeconds.ToString("0.###", CultureInfo.InvariantCulture) + " s",
+        { TotalMinutes: < 1 } => $"{time.Seconds} s",
+        { TotalHours: < 1 } => $"{time.Minutes} min {time.Seconds} s",
+        { TotalDays: < 1 } => $"{time.Hours} h {time.Minutes} min",
+        _ => $"{time.Days} d {time.Hours} h",
+    };
+
+    /// <summary>
+    /// Equal intervals are drawn as one. Height tells what colour tells: down is tall, unknown is low.
+    /// </summary>
+    private Markup Strip(IReadOnlyList<Condition> strip, string name)
+    {
+        var (bars, bad) = (new StringBuilder(), new List<string>());
+        for (int i = 0, next; i < strip.Count; i = next)
+        {
+            for (next = i + 1; next < strip.Count && strip[next] == strip[i];)
+                next++;
+            var (word, top) = strip[i] switch
+            {
+                Condition.Up => ("up", 40), Condition.Down => ("down", 0), Condition.Other => ("other", 20),
+                _ => ("unknown", 80),
+            };
+            var told = $"{(word == "other" ? "neither up nor down" : word)}, {Written(Edge(i))} to {Written(Edge(next))}";
+            if (word != "up")
+                bad.Add(told);
+            bars.Append(Markup.Of($"""
+                <rect class="{word}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}"><title>{told}</title></rect>
+                """).Text);
+        }
+        var spoken = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MostTold))
+            + (bad.Count > MostTold ? $"; and {bad.Count - MostTold} more" : "") + "; else up";
+        return Markup.Of($"""
+            <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
+            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {spoken}">{new Markup(bars.ToString())}</svg>
+            """);
+    }
+
+    private DateTime Edge(int interval) => _from + (view.Length * interval / view.Intervals);
+}
+
+// ================================== 15. Web ==================================
 //
 // What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
 // answers those requests alone that carry this process's secret. Its traps shape this section: it answers
@@ -5637,6 +6206,12 @@ internal sealed class Web
 
     /// <summary>A field for the gate: what <see cref="TakeRest"/> knows the rest of the answer by.</summary>
     public const string RestField = "Ses-Rest";
+
+    /// <summary>
+    /// The listener writes as much at once, with the head. A second write would wait for an acknowledgement,
+    /// which is delayed by 40 ms, so a longer answer goes past the listener.
+    /// </summary>
+    private const int OneWrite = 15 * 1024;
 
     /// <summary>Answers too long to be held that are being read at once; each holds up to 1 MiB.</summary>
     public const int MaxUnfinished = 32;
@@ -5716,7 +6291,7 @@ internal sealed class Web
 
     // ---- Judging by the head alone ----
 
-    private enum Resource { None, Live, Ready, Metrics, Webhook, History, Report }
+    private enum Resource { None, Live, Ready, Metrics, Webhook, History, Report, Page, Service }
 
     /// <summary>
     /// Judges a request before its body is read, so that a stranger cannot make SeS hold one. Null: it may
@@ -5743,7 +6318,7 @@ internal sealed class Web
     {
         Resource.None => Reply.Problem(
             404, $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
-        >= Resource.Webhook when !IsPartition(partition) => Reply.Problem(404,
+        Resource.Webhook or Resource.History or Resource.Report when !IsPartition(partition) => Reply.Problem(404,
             $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
         Resource.Webhook => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
         _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
@@ -5772,6 +6347,8 @@ internal sealed class Web
         var segments = target.Split('?', 2)[0].Split('/').Skip(1).Select(Uri.UnescapeDataString).ToArray();
         return segments switch
         {
+            [""] => (Resource.Page, ""),
+            ["service"] => (Resource.Service, ""),
             ["live"] => (Resource.Live, ""),
             ["ready"] => (Resource.Ready, ""),
             ["metrics"] when _options.Metrics => (Resource.Metrics, ""),
@@ -5850,7 +6427,7 @@ internal sealed class Web
         {
             response.StatusCode = reply.Code;
             response.KeepAlive = reply.Code != 403;
-            if (reply.Body.Length > 0)
+            if (reply.ContentType != "")
                 response.ContentType = reply.ContentType;
             foreach (var (name, value) in reply.Headers)
                 response.Headers[name] = value;
@@ -5887,6 +6464,8 @@ internal sealed class Web
                 return await AskAsync(Subject.History, request, partition);
             case Resource.Report:
                 return await AskAsync(Subject.Report, request, partition);
+            case Resource.Page or Resource.Service:
+                return await AskAsync(null, request, partition);
             default:
                 var started = _clock.GetTimestamp();
                 var reply = Unavailable() ?? await TakeAsync(_eventLog!, request, partition);
@@ -5965,11 +6544,21 @@ internal sealed class Web
 
     // ---- Questions ----
 
-    private async Task<Reply> AskAsync(Subject subject, HttpListenerRequest request, string partition)
+    /// <param name="subject">Null: a page is asked for.</param>
+    private async Task<Reply> AskAsync(Subject? subject, HttpListenerRequest request, string partition)
     {
         var started = _clock.GetTimestamp();
-        var reply = Starting() ?? await AnswerAsync(subject, request, partition);
-        var name = subject.ToString().ToLowerInvariant();
+        Reply reply;
+        try
+        {
+            reply = Starting() ?? (subject is { } asked
+                ? await AnswerAsync(asked, request, partition) : await ShowAsync(request.RawUrl ?? ""));
+        }
+        catch (QuestionException e)
+        {
+            reply = Reply.Problem(400, e.Message + ".");
+        }
+        var name = subject?.ToString().ToLowerInvariant() ?? "page";
         _meters.QuestionDuration.WithLabels(name).Observe(_clock.GetElapsedTime(started).TotalSeconds);
         _meters.Questions.WithLabels(name, reply.Code.ToString(CultureInfo.InvariantCulture)).Inc();
         return reply;
@@ -5980,19 +6569,28 @@ internal sealed class Web
 
     private async Task<Reply> AnswerAsync(Subject subject, HttpListenerRequest request, string partition)
     {
-        Question question;
-        try
-        {
-            question = Question.Parse(subject, partition, Parameters(request.RawUrl ?? ""),
-                _clock.GetUtcNow().UtcDateTime);
-        }
-        catch (QuestionException e)
-        {
-            return Reply.Problem(400, e.Message + ".");
-        }
+        var question = Question.Parse(
+            subject, partition, Parameters(request.RawUrl ?? ""), _clock.GetUtcNow().UtcDateTime);
         var format = question.Format ?? (IsForCsv(request.Headers["Accept"]) ? Format.Csv : Format.Json);
         var type = format == Format.Csv ? "text/csv; charset=utf-8" : "application/json";
         return await TellAsync(Look().Tell(question, format), type, [("Vary", "Accept")]);
+    }
+
+    private async Task<Reply> ShowAsync(string target)
+    {
+        var isOne = Route(target).Resource == Resource.Service;
+        var (view, given) = View.Parse(Parameters(target), isOne
+            ? ["partition", "platform", "service", "facet", "location"] : ["search"]);
+        var answers = Look();
+        var (count, latest) = _eventLog!.Quarantine();
+        var page = new StatusPage(answers, new Standing(_recorder?.Look(), count, latest, _options.Path), view);
+        var service = new ServiceKey(given.GetValueOrDefault("partition", ""),
+            given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
+            given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""));
+        if (isOne && !answers.Known.Any(k => k.Service == service))
+            return Reply.Problem(404, "SeS knows of no such service.");
+        return await TellAsync(isOne ? page.One(service) : page.All(), "text/html; charset=utf-8",
+            [("Content-Security-Policy", StatusPage.Policy), ("Referrer-Policy", "no-referrer")]);
     }
 
     /// <summary>Whether CSV is named, and JSON is not before it (RFC 9110, 12.5.1, without weights).</summary>
@@ -6016,7 +6614,7 @@ internal sealed class Web
             var first = (await NextAsync(parts))!.Value.ToArray();
             var second = await NextAsync(parts);
             var reply = new Reply(200, type, first) { Headers = [.. headers, .. Guards] };
-            if (second == null)
+            if (second == null && first.Length <= OneWrite)
                 return reply;
             var id = RandomNumberGenerator.GetHexString(32);
             if (Interlocked.Increment(ref _unfinished) > MaxUnfinished)
@@ -6024,9 +6622,9 @@ internal sealed class Web
                 Interlocked.Decrement(ref _unfinished);
                 return Reply.Problem(503, "Too many long answers are being read; ask again.");
             }
-            _rests[id] = RestOf(parts, second.Value);
+            _rests[id] = RestOf(parts, first, second);
             parts = null;
-            return reply with { Headers = [.. reply.Headers, (RestField, id)] };
+            return reply with { Body = [], Headers = [.. reply.Headers, (RestField, id)] };
         }
         catch (TimeoutException)
         {
@@ -6047,15 +6645,12 @@ internal sealed class Web
     private static readonly (string, string)[] Guards =
         [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
 
-    private Rest RestOf(IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> second)
+    private Rest RestOf(
+        IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
     {
-        ReadOnlyMemory<byte>? ready = second;
-        async Task<ReadOnlyMemory<byte>?> NextPartAsync()
-        {
-            var part = ready ?? await NextAsync(parts);
-            ready = null;
-            return part;
-        }
+        var made = new Queue<ReadOnlyMemory<byte>?>([first, second]);
+        async Task<ReadOnlyMemory<byte>?> NextPartAsync() =>
+            made.TryDequeue(out var part) ? part : await NextAsync(parts);
 
         void End()
         {
@@ -6160,7 +6755,7 @@ internal sealed class Web
     }
 }
 
-// ================================== 15. TLS ==================================
+// ================================== 16. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
 // The files are read again every few seconds; what changed and is usable serves new connections, and what
@@ -6377,7 +6972,7 @@ internal sealed class Tls : IDisposable
     }
 }
 
-// ================================= 16. Gate ==================================
+// ================================= 17. Gate ==================================
 //
 // The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
@@ -7033,7 +7628,7 @@ internal sealed class Gate
         }
     }
 
-    /// <summary>Sends on what follows the first part of a long answer, each part as a chunk.</summary>
+    /// <summary>Sends a long answer, each part as a chunk.</summary>
     private async Task RelayAsync(Connection connection, Rest rest, Parcel answer)
     {
         while (true)
@@ -7056,7 +7651,7 @@ internal sealed class Gate
         answer.Add("\r\n"u8);
     }
 
-    /// <summary>What the listener answers; of a long answer, the first part, and where the rest is.</summary>
+    /// <summary>What the listener answers; of a long answer only the head, and returns the rest.</summary>
     private async Task<Rest?> ExchangeAsync(
         Connection connection, RequestHead head, bool closes, Parcel request, Parcel answer)
     {
@@ -7081,8 +7676,6 @@ internal sealed class Gate
             }
             var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, answer);
             rest = id == null ? null : _web.TakeRest(id);
-            if (rest != null && head.Method != "HEAD")
-                answer.Add(Encoding.ASCII.GetBytes($"{length:x}\r\n"));
             for (var left = length; left > 0; left -= part.Length, part = default)
             {
                 if (part.Length == 0)
@@ -7096,8 +7689,6 @@ internal sealed class Gate
                 }
                 answer.Add(part.Span);
             }
-            if (rest != null && head.Method != "HEAD")
-                answer.Add("\r\n"u8);
             isKept = keepsAlive;
             return rest;
         }
@@ -7210,7 +7801,7 @@ internal sealed class Gate
     }
 }
 
-// ================================= 17. Linux =================================
+// ================================= 18. Linux =================================
 //
 // What the host is asked for: as many descriptors as the process may have, silence about its secrets, and
 // systemd's ear (sd_notify(3): one datagram a word to the socket that systemd names).
@@ -7324,7 +7915,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// ================================= 18. Main ==================================
+// ================================= 19. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 

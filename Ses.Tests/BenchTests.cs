@@ -114,6 +114,75 @@ public sealed class BenchTests(ITestOutputHelper output)
         Row("starting with a log of that size", await StartAsync(ses));
     }
 
+    /// <summary>A million events over 90 days of 1,000 services, asked for while alerts come.</summary>
+    [Fact]
+    public async Task AskingAboutAMillionEvents()
+    {
+        var dir = Directory.CreateTempSubdirectory("ses-past-").FullName;
+        await Past.WriteAsync(dir, 1_000_000, 1000, 90);
+        await using var ses = await SesProcess.StartAsync("none", dir);
+        var one = Past.Service(7);
+        var ofOne = $"platform={one.Platform}&service={one.Service}&location={one.Location}";
+        (string What, string Target)[] questions =
+        [
+            ("history of one service, 1,000 events", $"alerts/INS/history?{ofOne}"),
+            ("report of all services", "alerts/INS/report"),
+            ("report of one service with a threshold", $"alerts/INS/report?{ofOne}&threshold=1"),
+            ("status of all services", "alerts/INS"),
+            ("history of a day, all services", "alerts/INS/history?from=-24h"),
+            //("page of all services, 90 days", "?range=90d"),
+            //("page of all services, 24 hours", "?range=24h"),
+            //("page of one service, 90 days",
+                //$"service?partition=INS&{ofOne}&facet=node&range=90d"),
+            ("history of all services, 1,000,000 events", "alerts/INS/history?format=csv"),
+        ];
+        Row("first report of all services, indexes to be made", await TimeAsync(ses, "alerts/INS/report"));
+        using var stop = new CancellationTokenSource();
+        var posting = PostAsync(ses, stop.Token);
+        foreach (var (what, target) in questions)
+        {
+            List<string> times = [];
+            for (var i = 0; i < 5; i++)
+                times.Add(await TimeAsync(ses, target));
+            Row(what, string.Join(", ", times));
+        }
+        await stop.CancelAsync();
+        Row("slowest webhook meanwhile", $"{await posting:N1} ms");
+        Row("resident at most", MiB(ses.Child.PeakBytes()));
+        Directory.Delete(dir, recursive: true);
+    }
+
+    private static async Task<string> TimeAsync(SesProcess ses, string target)
+    {
+        var clock = Stopwatch.StartNew();
+        using var answer = await ses.Client.GetAsync(target, HttpCompletionOption.ResponseHeadersRead);
+        answer.EnsureSuccessStatusCode();
+        await using var body = await answer.Content.ReadAsStreamAsync();
+        var length = 0L;
+        var buffer = new byte[64 * 1024];
+        for (int count; (count = await body.ReadAsync(buffer)) > 0;)
+            length += count;
+        return $"{clock.Elapsed.TotalMilliseconds:N0} ms ({length / 1024:N0} KiB)";
+    }
+
+    /// <summary>Posts a new alert every 5 ms; tells the longest answer.</summary>
+    private static async Task<double> PostAsync(SesProcess ses, CancellationToken stop)
+    {
+        var worst = 0.0;
+        for (var i = 0; !stop.IsCancellationRequested; i++)
+        {
+            var clock = Stopwatch.StartNew();
+            using var answer = await ses.PostAsync("INS", $$"""
+                {"version":"4","alerts":[{"status":"firing","labels":{"alertname":"Down","job":"load",
+                "instance":"n{{i % 100}}"},"startsAt":"{{DateTime.UtcNow:O}}"}]}
+                """);
+            answer.EnsureSuccessStatusCode();
+            worst = Math.Max(worst, clock.Elapsed.TotalMilliseconds);
+            await Task.Delay(5, CancellationToken.None);
+        }
+        return worst;
+    }
+
     private static async Task<string> StartAsync(SesProcess ses)
     {
         ses.Kill(Signal.Terminate);

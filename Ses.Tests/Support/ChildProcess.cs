@@ -95,11 +95,16 @@ internal sealed partial class ChildProcess : IAsyncDisposable
     }
 
     /// <summary>The memory that it occupies in RAM, in bytes (VmRSS of proc(5)).</summary>
-    public long ResidentBytes()
+    public long ResidentBytes() => StatusBytes("VmRSS:");
+
+    /// <summary>The most that it has ever occupied (VmHWM).</summary>
+    public long PeakBytes() => StatusBytes("VmHWM:");
+
+    private long StatusBytes(string field)
     {
         var line = File.ReadLines($"/proc/{Id}/status")
-            .First(l => l.StartsWith("VmRSS:", StringComparison.Ordinal));
-        var kibibytes = line["VmRSS:".Length..].Replace("kB", "", StringComparison.Ordinal).Trim();
+            .First(l => l.StartsWith(field, StringComparison.Ordinal));
+        var kibibytes = line[field.Length..].Replace("kB", "", StringComparison.Ordinal).Trim();
         return long.Parse(kibibytes, CultureInfo.InvariantCulture) * 1024;
     }
 
