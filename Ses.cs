@@ -36,7 +36,8 @@
 // SECTIONS, each using only those above it
 //
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Archive   7 Event log   8 History   9 Asking
-//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux  19 Main
+//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux  19 Commands
+//    20 Main
 
 using System.Buffers;
 using System.Buffers.Text;
@@ -84,6 +85,7 @@ internal enum LogLevel { Panic, Fatal, Error, Warn, Info, Debug, Trace }
 internal enum AuthMode { None, Basic, Oidc }
 
 /// <summary>One row of the table of settings.</summary>
+/// <param name="Variable">Empty: a flag of a command, which has none.</param>
 /// <param name="Value">How --help names the value, such as <c>PORT</c>.</param>
 /// <param name="Default">The default as the user would write it; null when there is none.</param>
 /// <param name="Secret">Never printed; has a <c>-file</c> and a <c>_FILE</c> form as well.</param>
@@ -94,7 +96,7 @@ internal sealed record Setting(
     /// <summary>The form that names a file which holds the secret.</summary>
     public Setting File => new(Group, Flag + "-file", Variable + "_FILE", "FILE", null, "File with " + Flag);
 
-    public override string ToString() => $"{Flag} ({Variable})";
+    public override string ToString() => Variable == "" ? Flag : $"{Flag} ({Variable})";
 }
 
 /// <summary>All settings of a run, checked; made by <see cref="Read"/>.</summary>
@@ -250,9 +252,7 @@ internal sealed record Options
                 : source.Parse(OnixTokenUriSetting, ParseUrl, "an http or https URL"),
             OnixInsecureSkipVerify = skipVerify && caFile == null,
             OnixCaFile = caFile,
-            DataDir = source.Text(DataDirSetting) is { Length: > 0 } dir ? dir
-                : variables.GetValueOrDefault("STATE_DIRECTORY") is { Length: > 0 } state
-                ? state.Split(':')[0] : "ses-data",
+            DataDir = DataDirOf(flags, variables),
             Retention = source.Parse(RetentionSetting, ParseDays, "at least 1d, such as 90d or 2400h"),
             MaxBody = source.Parse(MaxBodySetting, ParseSize, "a size from 1KiB to 256MiB"),
             Map = source.Text(MapSetting) is { Length: > 0 } map ? ParseMap(map) : FieldMap.Default,
@@ -261,6 +261,14 @@ internal sealed record Options
         options.CheckTogether(source.Warnings);
         return options;
     }
+
+    /// <summary>The data directory alone, for commands that need nothing else.</summary>
+    public static string DataDirOf(
+        IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables) =>
+        flags.GetValueOrDefault(DataDirSetting.Flag) is { Length: > 0 } flag ? flag
+        : variables.GetValueOrDefault(DataDirSetting.Variable) is { Length: > 0 } variable ? variable
+        : variables.GetValueOrDefault("STATE_DIRECTORY") is { Length: > 0 } state ? state.Split(':')[0]
+        : "ses-data";
 
     private void CheckTogether(List<string> warnings)
     {
@@ -1360,6 +1368,9 @@ internal static partial class Disk
     private static partial int Close(int handle);
 }
 
+/// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
+internal sealed class DataDirException(string message) : Exception(message);
+
 /// <summary>Events read from a place on, and the place after them.</summary>
 internal sealed record Chunk(IReadOnlyList<StatusEvent> Events, Cursor Next);
 
@@ -1392,6 +1403,8 @@ internal sealed class LogLine
     /// <summary>How much is read at once; a line is at most a tenth of it.</summary>
     public const int ReadSize = 1024 * 1024;
 
+    public const int FormatVersion = 1;
+
     public int? Ses { get; init; }
     public string? Deleted { get; init; }
     public string? End { get; init; }
@@ -1418,6 +1431,18 @@ internal sealed class LogLine
             return null;
         return new StatusEvent(service, Status, time, Description ?? "", received,
             Rfc3339.TryParse(StartsAt, out var startsAt) ? startsAt : time);
+    }
+
+    /// <summary>Lets windows be as they are after this line.</summary>
+    public void AddTo(Dictionary<ServiceKey, Window> windows)
+    {
+        if (Window != null)
+            windows[Window.Key] = Window.ToWindow();
+        if (Time == null || ToEvent() is not { } e)
+            return;
+        if (!windows.TryGetValue(e.Service, out var window))
+            windows[e.Service] = window = new Window();
+        window.Add(e);
     }
 
     /// <summary>A file's lines with the offset after each; null for one that does not parse.</summary>
@@ -1620,6 +1645,16 @@ internal sealed class FileIndex : IDisposable
         if (isClosed)
             Save(file.IndexPath, bytes.AsSpan(0, length));
         return new FileIndex(bytes, file.Number);
+    }
+
+    /// <summary>Whether the index beside a file is the one that would be made now.</summary>
+    /// <exception cref="IOException">A file is gone, or cannot be read.</exception>
+    public static bool IsRight(LogFile file)
+    {
+        var made = new Making(file).Bytes(File.GetLastWriteTimeUtc(file.Path).Ticks, out var length);
+        var isRight = File.ReadAllBytes(file.IndexPath).AsSpan().SequenceEqual(made.AsSpan(0, length));
+        ArrayPool<byte>.Shared.Return(made);
+        return isRight;
     }
 
     /// <summary>The time of a file's latest event, in ticks; an index that is not there is made.</summary>
@@ -1904,7 +1939,39 @@ internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEven
 /// <summary>The files of the log as they stood at one moment. Safe for concurrent use.</summary>
 internal sealed class Archive(IReadOnlyList<LogFile> files)
 {
+    /// <summary>The log of a folder, whether a SeS is using it or not.</summary>
+    /// <exception cref="DataDirException">There is no log in it, or a newer SeS wrote it.</exception>
+    public static Archive Open(string dir)
+    {
+        try
+        {
+            if (LogFile.Find(dir) is { Count: > 0 } files)
+                return new Archive(files);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new DataDirException($"'{dir}' cannot be read: {e.Message}");
+        }
+        throw new DataDirException($"'{dir}' has no event log in it");
+    }
+
     public IReadOnlyList<LogFile> Files => files;
+
+    /// <summary>All services, as the newest file has them.</summary>
+    /// <exception cref="DataDirException">A newer SeS wrote it.</exception>
+    /// <exception cref="IOException">It cannot be read.</exception>
+    public IReadOnlyList<KnownService> Known()
+    {
+        var windows = new Dictionary<ServiceKey, Window>();
+        foreach (var (line, _) in LogLine.Parsed(files[^1].Path, 0, files[^1].End, LogJson.Default.LogLine))
+        {
+            if (line?.Ses > LogLine.FormatVersion)
+                throw new DataDirException($"{files[^1].Path} has format {line.Ses}, which a newer SeS wrote");
+            line?.AddTo(windows);
+        }
+        return [.. windows.Where(w => w.Value.Events.Count > 0)
+            .Select(w => new KnownService(w.Key, w.Value.Events))];
+    }
 
     /// <summary>
     /// What was said of services: the marks of each in order of time, whatever comes of others in between.
@@ -2097,19 +2164,19 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
 /// <summary>Is thrown when events cannot be made durable now; the sender is answered 503.</summary>
 internal sealed class LogRefusedException(string message) : Exception(message);
 
-/// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
-internal sealed class DataDirException(string message) : Exception(message);
-
 /// <summary>As much of a quarantined alert as a start needs.</summary>
 internal sealed class QuarantineLine
 {
     public string? Id { get; init; }
+    /// <summary>Only in a line that says so of an alert of an earlier line: it was mapped since.</summary>
+    public string? Cured { get; init; }
 }
 
 /// <summary>A quarantined alert.</summary>
-internal sealed class SetAside
+internal sealed class QuarantinedAlert
 {
     public string? Id { get; init; }
+    public string? Cured { get; init; }
     public string? Received { get; init; }
     public string? Partition { get; init; }
     public string? Reason { get; init; }
@@ -2123,12 +2190,27 @@ internal sealed class SetAside
         && alert.TryGetProperty("labels", out var labels) && labels.ValueKind == JsonValueKind.Object
         && labels.TryGetProperty("alertname", out var name) && name.ValueKind == JsonValueKind.String
         ? name.GetString() : null;
+
+    /// <summary>The alerts of a quarantine file, from an offset on, but for those that were cured.</summary>
+    public static IReadOnlyList<QuarantinedAlert> Read(string path, long from)
+    {
+        var alerts = new OrderedDictionary<string, QuarantinedAlert>();
+        var lines = LogLine.Parsed(path, from, new FileInfo(path).Length, QuarantineJson.Default.QuarantinedAlert);
+        foreach (var (line, _) in lines)
+        {
+            if (line?.Cured is { } cured)
+                alerts.Remove(cured);
+            else if (line?.Id is { } id)
+                alerts[id] = line;
+        }
+        return [.. alerts.Values];
+    }
 }
 
 /// <summary>A quarantined alert may be nested as deeply as a body; its line adds a level.</summary>
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, MaxDepth = 10_001)]
 [JsonSerializable(typeof(QuarantineLine))]
-[JsonSerializable(typeof(SetAside))]
+[JsonSerializable(typeof(QuarantinedAlert))]
 internal sealed partial class QuarantineJson : JsonSerializerContext;
 
 /// <summary>Writes lines of the log; one for a thread.</summary>
@@ -2142,7 +2224,7 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
 
     public void Head(DateTime created, DateTime? deleted) => Line(json =>
     {
-        json.WriteNumber("ses", EventLog.FormatVersion);
+        json.WriteNumber("ses", LogLine.FormatVersion);
         json.WriteString("created", Rfc3339.Format(created));
         if (deleted is { } date)
             json.WriteString("deleted", Rfc3339.Format(date));
@@ -2177,6 +2259,12 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         _json.WriteEndObject();
         Finish();
     }
+
+    public void Cured(string id, DateTime received) => Line(json =>
+    {
+        json.WriteString("received", Rfc3339.Format(received));
+        json.WriteString("cured", id);
+    });
 
     public void Misfit(Misfit misfit, string partition, string id, DateTime received) => Line(json =>
     {
@@ -2233,8 +2321,6 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
 /// <summary>Makes events and misfits durable, and reads events back. Safe for concurrent use.</summary>
 internal sealed class EventLog
 {
-    public const int FormatVersion = 1;
-
     /// <summary>What may wait for the disk; more is answered 503.</summary>
     public const int MaxPending = 64 * 1024 * 1024;
 
@@ -2326,6 +2412,7 @@ internal sealed class EventLog
         public ArrayBufferWriter<byte> Misfits { get; }
         public List<(Track Track, StatusEvent Event)> Events { get; } = [];
         public List<UInt128> MisfitIds { get; } = [];
+        public List<UInt128> CuredIds { get; } = [];
         public LineWriter LineWriter { get; }
         public LineWriter MisfitWriter { get; }
         public TaskCompletionSource Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -2420,8 +2507,9 @@ internal sealed class EventLog
     /// Makes a payload durable: completes when all its events, and the misfits, are flushed. First hands
     /// over all that is new, and only then waits for copies that another request is having flushed.
     /// </summary>
+    /// <param name="cures">The quarantined alert that this is, when it could be mapped.</param>
     /// <exception cref="LogRefusedException">Not all of it is durable; send it again.</exception>
-    public async Task AppendAsync(Payload payload, string partition)
+    public async Task AppendAsync(Payload payload, string partition, UInt128? cures = null)
     {
         var counts = new int[3];
         var waits = new HashSet<Batch>();
@@ -2436,6 +2524,8 @@ internal sealed class EventLog
                 Hear(reading, now, counts, waits);
             foreach (var misfit in payload.Misfits)
                 SetAside(misfit, partition, now, waits);
+            if (cures is { } cured && payload is { Readings.Count: > 0, Misfits.Count: 0 })
+                Cure(cured, now, waits);
             if (_current.Size > 0)
                 Monitor.Pulse(_gate);
         }
@@ -2501,6 +2591,16 @@ internal sealed class EventLog
         waits.Add(_current);
         _log.Often("alert quarantined", ("partition", partition), ("alertname", misfit.Alertname),
             ("fingerprint", misfit.Fingerprint), ("reason", misfit.Reason));
+    }
+
+    private void Cure(UInt128 id, DateTime now, HashSet<Batch> waits)
+    {
+        // One that another request is having flushed is looked at by the next retry.
+        if (!_quarantined.TryGetValue(id, out var batch) || batch != null)
+            return;
+        _current.MisfitWriter.Cured(id.ToString("x32", CultureInfo.InvariantCulture), now);
+        _current.CuredIds.Add(id);
+        waits.Add(_current);
     }
 
     /// <summary>Flushes what is waiting, ends the file in order and stops the writer.</summary>
@@ -2629,6 +2729,8 @@ internal sealed class EventLog
             }
             foreach (var id in batch.MisfitIds)
                 _quarantined[id] = null;
+            foreach (var id in batch.CuredIds)
+                _quarantined.Remove(id);
             _flushed = new Cursor(_flushed.File, _length);
             _appended += batch.Events.Count;
             news = _news;
@@ -2721,7 +2823,7 @@ internal sealed class EventLog
         {
             end = next;
             ended = line?.End != null;
-            if (line?.Ses > FormatVersion)
+            if (line?.Ses > LogLine.FormatVersion)
                 throw new DataDirException($"{path} has format {line.Ses}, which a newer SeS wrote");
             if (Rfc3339.TryParse(line?.Deleted, out var deleted))
                 _deleted = deleted;
@@ -2910,7 +3012,9 @@ internal sealed class EventLog
 
     // ---- Quarantine ----
 
-    private string QuarantinePath => Path.Combine(_dir, "quarantine.jsonl");
+    public const string QuarantineFile = "quarantine.jsonl";
+
+    private string QuarantinePath => Path.Combine(_dir, QuarantineFile);
 
     private void OpenQuarantine()
     {
@@ -2921,8 +3025,10 @@ internal sealed class EventLog
             QuarantinePath, 0, new FileInfo(QuarantinePath).Length, QuarantineJson.Default.QuarantineLine))
         {
             length = next;
-            if (IdOf(line) is { } id)
+            if (IdOf(line?.Id) is { } id)
                 _quarantined[id] = null;
+            if (IdOf(line?.Cured) is { } cured)
+                _quarantined.Remove(cured);
         }
         // As with the log: what a dead process may have left unflushed is not trusted until it is.
         if (length > 0)
@@ -2933,7 +3039,7 @@ internal sealed class EventLog
     }
 
     /// <summary>How many alerts are quarantined, and the latest of them, the last one last.</summary>
-    public (int Count, IReadOnlyList<SetAside> Latest) Quarantine()
+    public (int Count, IReadOnlyList<QuarantinedAlert> Latest) Quarantine()
     {
         int count;
         lock (_gate)
@@ -2941,13 +3047,12 @@ internal sealed class EventLog
         if (count == 0)
             return (0, []);
         var length = new FileInfo(QuarantinePath).Length;
-        return (count, [.. LogLine.Parsed(
-            QuarantinePath, Math.Max(0, length - LatestQuarantined), length, QuarantineJson.Default.SetAside)
-            .Select(l => l.Line).OfType<SetAside>()]);
+        return (count, QuarantinedAlert.Read(QuarantinePath, Math.Max(0, length - LatestQuarantined)));
     }
 
-    private static UInt128? IdOf(QuarantineLine? line) =>
-        UInt128.TryParse(line?.Id, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out var id)
+    /// <summary>Null when it is none.</summary>
+    public static UInt128? IdOf(string? text) =>
+        UInt128.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var id)
             ? id : null;
 
     /// <summary>Drops the older half of the quarantine, counted.</summary>
@@ -2975,7 +3080,7 @@ internal sealed class EventLog
             {
                 foreach (var (line, _) in dropped)
                 {
-                    if (IdOf(line) is { } id)
+                    if (IdOf(line?.Id) is { } id)
                         _quarantined.Remove(id);
                 }
             }
@@ -3125,6 +3230,102 @@ internal sealed class EventLog
         }
     }
 
+}
+
+/// <summary>Looks through a data directory for what is wrong, whether a SeS is using it or not.</summary>
+internal sealed class Inspection(Archive archive, string dir)
+{
+    /// <summary>Of a file's faults, so many are told.</summary>
+    private const int MostFaults = 20;
+
+    private readonly Dictionary<ServiceKey, Window> _windows = [];
+    private List<string> _faults = [];
+    private DateTime? _deleted;
+
+    public long Events { get; private set; }
+
+    public int Services => _windows.Count;
+
+    /// <summary>Each file, what it holds, and what is wrong with it.</summary>
+    public IEnumerable<(string Name, string Told, IReadOnlyList<string> Faults)> Look()
+    {
+        foreach (var file in archive.Files)
+        {
+            _faults = [];
+            var told = Look(file);
+            yield return (Path.GetFileName(file.Path), told, _faults);
+        }
+        foreach (var name in new[] { "cursor.json", EventLog.QuarantineFile })
+        {
+            _faults = [];
+            if (File.Exists(Path.Combine(dir, name)))
+                yield return (name, LookAtLines(Path.Combine(dir, name)), _faults);
+        }
+    }
+
+    private string Look(LogFile file)
+    {
+        var (events, number, end) = (0L, 0, 0L);
+        foreach (var (line, next) in LogLine.Parsed(file.Path, 0, file.End, LogJson.Default.LogLine))
+        {
+            number++;
+            var isEvent = line?.Time != null;
+            if (line == null || (isEvent && line.ToEvent() == null))
+                Fault($"line {number} does not parse");
+            else if (number == 1 ? line.Ses == null : line.Ses != null)
+                Fault($"line {number}: the format's version stands in the first line, and only there");
+            else if (line.Ses > LogLine.FormatVersion)
+                Fault($"it has format {line.Ses}, which a newer SeS wrote");
+            else if (line.Window != null)
+                Compare(file, line.Window, number);
+            _deleted = Rfc3339.TryParse(line?.Deleted, out var deleted) ? deleted : _deleted;
+            events += isEvent ? 1 : 0;
+            line?.AddTo(_windows);
+            end = next;
+        }
+        // A SeS that runs may be about to end the newest file's last line.
+        if (end != file.End && file != archive.Files[^1])
+            Fault("its last line is cut off");
+        Events += events;
+        LookAtIndex(file);
+        return $"{events} events, {file.End} bytes";
+    }
+
+    private void Fault(string text)
+    {
+        if (_faults.Count < MostFaults)
+            _faults.Add(text);
+    }
+
+    /// <summary>A file begins with the windows as the one before it left them.</summary>
+    private void Compare(LogFile file, WindowLine line, int number)
+    {
+        if (file == archive.Files[0])
+            return;
+        var before = _windows.GetValueOrDefault(line.Key)?.Events ?? [];
+        if (!before.Select(e => (e.Time, e.Status)).SequenceEqual(
+            line.ToWindow().Events.Select(e => (e.Time, e.Status))))
+            Fault($"line {number}: the window of {line.Key} is not as the file before left it");
+    }
+
+    private void LookAtIndex(LogFile file)
+    {
+        if (File.Exists(file.IndexPath) && !FileIndex.IsRight(file))
+            Fault($"{Path.GetFileName(file.IndexPath)} does not fit the file; it is made again when needed");
+    }
+
+    private string LookAtLines(string path)
+    {
+        var number = 0;
+        foreach (var (line, _) in LogLine.Parsed(
+            path, 0, new FileInfo(path).Length, QuarantineJson.Default.QuarantineLine))
+        {
+            number++;
+            if (line == null)
+                Fault($"line {number} does not parse");
+        }
+        return $"{number} lines";
+    }
 }
 
 // ================================ 8. History =================================
@@ -3408,17 +3609,25 @@ internal sealed class RowWriter
     /// <summary>As much of an answer is held as it grows.</summary>
     public const int PartSize = 64 * 1024;
 
+    /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
+    private const int TableRows = 1000;
+
     // Answers are read by people too: only what JSON demands is escaped.
     private static readonly JsonWriterOptions Relaxed =
         new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 
     private readonly ArrayBufferWriter<byte> _buffer = new(PartSize + (8 * 1024));
     private readonly Utf8JsonWriter? _json;
+    private readonly List<string[]>? _table;
+    private int[]? _widths;
+    private int _lists;
 
     public RowWriter(Format format)
     {
         if (format == Format.Json)
             _json = new Utf8JsonWriter(_buffer, Relaxed);
+        if (format == Format.Table)
+            _table = [];
         _json?.WriteStartObject();
     }
 
@@ -3435,17 +3644,26 @@ internal sealed class RowWriter
     public void BeginList(string name, IReadOnlyList<string> columns)
     {
         _json?.WriteStartArray(name);
-        if (_json == null)
-            Row(columns, columns);
+        if (_json != null)
+            return;
+        if (_lists++ > 0)
+            Put("\n");
+        Row(columns, columns);
     }
 
     /// <summary>Texts, numbers (double or int), yes or no (bool), times (DateTime), or nothing.</summary>
     public void Row(IReadOnlyList<string> columns, IReadOnlyList<object?> cells)
     {
+        if (_table != null)
+        {
+            _table.Add([.. cells.Select(c => Plain(Text(c)))]);
+            if (_table.Count == TableRows)
+                PutTable();
+            return;
+        }
         if (_json == null)
         {
-            for (var i = 0; i < cells.Count; i++)
-                Put((i == 0 ? "" : ",") + Csv(cells[i]) + (i == cells.Count - 1 ? "\r\n" : ""));
+            Put(string.Join(',', cells.Select(Csv)) + "\r\n");
             return;
         }
         _json.WriteStartObject();
@@ -3455,7 +3673,12 @@ internal sealed class RowWriter
         _json.Flush();
     }
 
-    public void EndList() => _json?.WriteEndArray();
+    public void EndList()
+    {
+        _json?.WriteEndArray();
+        PutTable();
+        _widths = null;
+    }
 
     /// <summary>Only in JSON: CSV has no place for it.</summary>
     public void Property(string name, object? value)
@@ -3507,6 +3730,21 @@ internal sealed class RowWriter
             ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text;
     }
 
+    /// <summary>Labels come from strangers, and a terminal obeys control characters.</summary>
+    private static string Plain(string text) =>
+        string.Concat(text.Select(c => char.IsControl(c) ? '\ufffd' : c));
+
+    /// <summary>Columns are as wide as their first rows are.</summary>
+    private void PutTable()
+    {
+        if (_table is not { Count: > 0 } rows)
+            return;
+        _widths ??= [.. Enumerable.Range(0, rows[0].Length).Select(i => rows.Max(r => r[i].Length))];
+        foreach (var row in rows)
+            Put(string.Join("  ", row.Select((c, i) => c.PadRight(_widths[i]))).TrimEnd() + "\n");
+        rows.Clear();
+    }
+
     private void Put(string text) => Encoding.UTF8.GetBytes(text, _buffer);
 }
 
@@ -3553,7 +3791,7 @@ internal sealed class Answers(
         {
             Subject.Status => List(writer, "services", Columns(question, StatusColumns), Status(question)),
             Subject.History => History(writer, question),
-            _ when question.Threshold == null || format == Format.Json =>
+            _ when question.Threshold == null || format != Format.Csv =>
                 List(writer, "services", Columns(question, ReportColumns), Report(question)),
             _ => [],
         };
@@ -5677,7 +5915,7 @@ internal sealed class Auth
 /// <param name="Onix">Null: SeS runs without one.</param>
 /// <param name="Quarantined">How many alerts there are, and the latest of them.</param>
 internal sealed record Standing(
-    RecorderState? Onix, int QuarantinedCount, IReadOnlyList<SetAside> Quarantined, string Path);
+    RecorderState? Onix, int QuarantinedCount, IReadOnlyList<QuarantinedAlert> Quarantined, string Path);
 
 /// <summary>Writes HTML, a part at a time.</summary>
 internal sealed class Html
@@ -6204,6 +6442,9 @@ internal sealed class Web
     /// <summary>Fields that the gate sets: the process's secret, and the address of the client.</summary>
     public const string SecretField = "Ses-Secret", ClientField = "Ses-Client";
 
+    /// <summary>Of the webhook: the id of the quarantined alert that is sent again.</summary>
+    public const string CuresParameter = "cures";
+
     /// <summary>A field for the gate: what <see cref="TakeRest"/> knows the rest of the answer by.</summary>
     public const string RestField = "Ses-Rest";
 
@@ -6496,11 +6737,13 @@ internal sealed class Web
         {
             ArrayPool<byte>.Shared.Return(body);
         }
-        return await KeepAsync(eventLog, payload, partition);
+        var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
+        return await KeepAsync(eventLog, payload, partition, EventLog.IdOf(cures));
     }
 
     /// <summary>The one place from which a webhook is answered 2xx: after the flush.</summary>
-    private async Task<Reply> KeepAsync(EventLog eventLog, Payload payload, string partition)
+    private async Task<Reply> KeepAsync(
+        EventLog eventLog, Payload payload, string partition, UInt128? cures)
     {
         if (payload.Truncated > 0)
         {
@@ -6510,7 +6753,7 @@ internal sealed class Web
         }
         try
         {
-            await eventLog.AppendAsync(payload, partition);
+            await eventLog.AppendAsync(payload, partition, cures);
         }
         catch (LogRefusedException e)
         {
@@ -7915,7 +8158,202 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// ================================= 19. Main ==================================
+// =============================== 19. Commands ================================
+//
+// What the program does besides serving: it answers questions from a data directory, checks one, and shows
+// the quarantine, whether a SeS is using the directory or not. Nothing here writes to it but the indexes.
+
+/// <summary>One thing to do, other than to serve.</summary>
+internal sealed record Command(string Name, string Help, string Example, IReadOnlyList<Setting> Settings)
+{
+    private static readonly Setting
+        Partition = Flag("--partition", "NAME", "Only services of this partition"),
+        From = Flag("--from", "TIME", "From this time on, such as 2026-11-22T11:34:00Z or -24h"),
+        To = Flag("--to", "TIME", "Up to this time"),
+        Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)");
+
+    private static readonly Setting[] Filters =
+    [
+        Options.DataDirSetting, Partition, Flag("--platform", "NAME", "Only services of this platform"),
+        Flag("--service", "NAME", "Only services of this name"), Flag("--facet", "NAME", "Only this facet"),
+        Flag("--location", "NAME", "Only this location"),
+    ];
+
+    public static readonly Setting
+        RetrySetting = Flag("--retry", "BOOL", "Send the alerts to a running SeS again, after a cure"),
+        UrlSetting = Flag("--url", "URL", "Its webhook, without the partition (default: http://localhost:8888/alerts)"),
+        TokenFileSetting = Flag("--token-file", "FILE", "File with a bearer token for it, with --auth-mode oidc");
+
+    public static IReadOnlyList<Command> All { get; } =
+    [
+        new("status", "Tells the current status of each service.", "ses status", [.. Filters, Format]),
+        new("history", "Tells each change of status, in order of time.",
+            "ses history --service etcd --from -24h",
+            [.. Filters, From, To, Flag("--limit", "COUNT", "At most so many events"),
+                Flag("--cursor", "CURSOR", "Go on after an answer's next"), Format]),
+        new("report", "Tells availability and outages of each service.",
+            "ses report --service etcd --facet node --from -7d --threshold 2",
+            [.. Filters, From, To,
+                Flag("--threshold", "COUNT", "Also for how long fewer than so many of these were up"), Format]),
+        new("check", "Looks through a data directory and tells what is wrong in it.",
+            "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
+        new("quarantine", "Lists the alerts that could not be mapped.", "ses quarantine --retry",
+            [Options.DataDirSetting, Partition, Format, RetrySetting, UrlSetting, TokenFileSetting,
+                Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File]),
+    ];
+
+    private static Setting Flag(string flag, string value, string help) => new("Flags", flag, "", value, null, help);
+}
+
+/// <summary>Carries commands out.</summary>
+/// <param name="isTerminal">Tables are for people.</param>
+internal sealed class Commands(
+    IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
+    bool isTerminal, TimeProvider clock)
+{
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
+
+    private readonly string _dir = Options.DataDirOf(flags, variables);
+
+    private DateTime Now => clock.GetUtcNow().UtcDateTime;
+
+    /// <returns>Whether all is well.</returns>
+    /// <exception cref="OptionsException">A flag cannot be used.</exception>
+    /// <exception cref="DataDirException">The data directory cannot be used.</exception>
+    public Task<bool> RunAsync(string name) => name switch
+    {
+        "check" => Task.FromResult(Check()),
+        "quarantine" => flags.GetValueOrDefault(Command.RetrySetting.Flag) is "true"
+            ? RetryAsync() : Task.FromResult(List()),
+        _ => Task.FromResult(Ask(Enum.Parse<Subject>(name, ignoreCase: true))),
+    };
+
+    private bool Ask(Subject subject)
+    {
+        var parameters = flags.Where(f => f.Key is not ("--data-dir" or "--partition"))
+            .Select(f => KeyValuePair.Create(f.Key[2..], f.Value));
+        Question question;
+        try
+        {
+            question = Question.Parse(subject, flags.GetValueOrDefault("--partition"), parameters, Now);
+        }
+        catch (QuestionException e)
+        {
+            throw new OptionsException("--" + e.Message);
+        }
+        var archive = Archive.Open(_dir);
+        return Write(new Answers(archive, archive.Known(), Now).Tell(question, Choose(question.Format)));
+    }
+
+    private Format Choose(Format? asked) => asked ?? (isTerminal ? Format.Table : Format.Json);
+
+    private bool Write(IEnumerable<ReadOnlyMemory<byte>> parts)
+    {
+        foreach (var part in parts)
+            output.Write(part.Span);
+        return true;
+    }
+
+    // ---- Check ----
+
+    private bool Check()
+    {
+        var inspection = new Inspection(Archive.Open(_dir), _dir);
+        var faults = 0;
+        foreach (var (name, told, found) in inspection.Look())
+        {
+            Say(found.Count == 0 ? $"{name}: {told}" : $"{name}: {told}; {found.Count} faults");
+            foreach (var fault in found)
+                Say("  " + fault);
+            faults += found.Count;
+        }
+        Say(faults == 0 ? $"Nothing is wrong: {inspection.Events} events of {inspection.Services} services."
+            : $"{faults} faults. What does not parse is passed over; the rest of the log is used.");
+        return faults == 0;
+    }
+
+    private void Say(string line) => output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+
+    // ---- Quarantine ----
+
+    private IEnumerable<QuarantinedAlert> Quarantined()
+    {
+        var path = Path.Combine(_dir, EventLog.QuarantineFile);
+        if (!File.Exists(path))
+            throw new DataDirException($"'{_dir}' has no {EventLog.QuarantineFile} in it");
+        return QuarantinedAlert.Read(path, 0)
+            .Where(a => (flags.GetValueOrDefault("--partition") ?? a.Partition) == a.Partition);
+    }
+
+    private bool List()
+    {
+        string[] columns = ["received", "partition", "alertname", "reason", "fingerprint", "id"];
+        var writer = new RowWriter(Choose(flags.GetValueOrDefault("--format") switch
+        {
+            null => null, "json" => Format.Json, "csv" => Format.Csv, "table" => Format.Table,
+            var other => throw new OptionsException($"--format: '{other}' is not usable; allowed: table, json, csv"),
+        }));
+        writer.BeginList("alerts", columns);
+        foreach (var alert in Quarantined())
+        {
+            writer.Row(columns, [alert.Received, alert.Partition, alert.Alertname, alert.Reason,
+                alert.Fingerprint, alert.Id]);
+            if (writer.IsFull)
+                output.Write(writer.Take().Span);
+        }
+        writer.EndList();
+        output.Write(writer.End().Span);
+        return true;
+    }
+
+    /// <summary>Sends each alert to a running SeS, which strikes those off that it can map now.</summary>
+    private async Task<bool> RetryAsync()
+    {
+        using var client = new HttpClient { Timeout = Patience };
+        client.DefaultRequestHeaders.Authorization = Credentials();
+        var url = (flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? "http://localhost:8888/alerts").TrimEnd('/');
+        var (sent, cured) = (0, 0);
+        foreach (var alert in Quarantined().Where(a => a.Alert != null))
+        {
+            var target = $"{url}/{Uri.EscapeDataString(alert.Partition ?? "")}?{Web.CuresParameter}={alert.Id}";
+            using var body = new StringContent($"{{\"version\":\"4\",\"alerts\":[{alert.Alert!.Value.GetRawText()}]}}",
+                Encoding.UTF8, "application/json");
+            sent++;
+            if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
+                cured++;
+        }
+        Say($"{sent} alerts sent: {cured} accepted, {sent - cured} still cannot be mapped.");
+        return true;
+    }
+
+    private static async Task<HttpStatusCode> PostAsync(HttpClient client, string target, HttpContent body)
+    {
+        try
+        {
+            using var answer = await client.PostAsync(new Uri(target), body);
+            return answer.IsSuccessStatusCode ? answer.StatusCode : throw new OptionsException(
+                $"{Command.UrlSetting}: {target} answered {(int)answer.StatusCode}: "
+                + (await answer.Content.ReadAsStringAsync()).Trim());
+        }
+        catch (Exception e) when (e is HttpRequestException or UriFormatException or TaskCanceledException)
+        {
+            throw new OptionsException($"{Command.UrlSetting}: {target} cannot be reached: {e.Message}");
+        }
+    }
+
+    private AuthenticationHeaderValue? Credentials()
+    {
+        if (flags.GetValueOrDefault(Command.TokenFileSetting.Flag) is { } path)
+            return File.Exists(path) ? new AuthenticationHeaderValue("Bearer", File.ReadAllText(path).Trim())
+                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' is not there");
+        var options = Options.Read(
+            flags.Where(f => Options.Settings.Any(s => s.Flag == f.Key)).ToDictionary(), variables);
+        return new AuthenticationHeaderValue("Basic", Convert.ToBase64String(
+            Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}")));
+    }
+}
+
+// ================================= 20. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 
@@ -7941,12 +8379,15 @@ internal static class Program
     {
         try
         {
-            var (flags, exit) = ParseFlags(args);
+            var command = Command.All.FirstOrDefault(c => c.Name == args.FirstOrDefault());
+            var (flags, exit) = ParseFlags(command == null ? args : args[1..], command);
             if (exit is { } code)
                 return code;
             var variables = Environment.GetEnvironmentVariables()
                 .Cast<System.Collections.DictionaryEntry>()
                 .ToDictionary(e => (string)e.Key, e => (string?)e.Value ?? "");
+            if (command != null)
+                return await RunAsync(command, flags, variables);
             var options = Options.Read(flags, variables);
             Linux.Hide(Options.Settings.Where(s => s.Secret)
                 .SelectMany(s => new[] { s.Flag, s.Variable }).ToHashSet());
@@ -7955,6 +8396,11 @@ internal static class Program
         catch (OptionsException e)
         {
             await Console.Error.WriteLineAsync($"ses: {e.Message}");
+            return Usage;
+        }
+        catch (DataDirException e)
+        {
+            await Console.Error.WriteLineAsync($"ses: {Options.DataDirSetting}: {e.Message}");
             return Usage;
         }
         catch (Exception e) when (Disk.Refused(e))
@@ -7974,10 +8420,12 @@ internal static class Program
     /// <summary>
     /// What the command line gave, by flag; or the code to exit with, after help or a word why.
     /// </summary>
-    internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(string[] args)
+    /// <param name="command">Null: to serve.</param>
+    internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(
+        string[] args, Command? command = null)
     {
         var root = new RootCommand("Keeps the history of service status that Alertmanager tells.");
-        var options = Options.Settings.Select(s => new Option<string?>(s.Flag)
+        var options = (command?.Settings ?? Options.Settings).Select(s => new Option<string?>(s.Flag)
         {
             Description = s.Help,
             HelpName = s.Value,
@@ -7985,7 +8433,7 @@ internal static class Program
         }).ToList();
         foreach (var option in options)
             root.Add(option);
-        root.Options.OfType<HelpOption>().Single().Action = new HelpText();
+        root.Options.OfType<HelpOption>().Single().Action = new HelpText(command);
         root.Options.OfType<VersionOption>().Single().Action = new VersionText();
         // A secret may begin with an @; it names no file of arguments.
         var parsed = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
@@ -8007,16 +8455,48 @@ internal static class Program
         return (given, null);
     }
 
-    private sealed class HelpText : SynchronousCommandLineAction
+    private sealed class HelpText(Command? command) : SynchronousCommandLineAction
     {
         public override int Invoke(ParseResult parseResult)
         {
             var output = parseResult.InvocationConfiguration.Output;
+            if (command == null)
+                WriteServing(output);
+            else
+                WriteCommand(output, command);
+            return Success;
+        }
+
+        private static void WriteCommand(TextWriter output, Command command)
+        {
+            output.WriteLine($"{command.Help}\n\nUsage: ses {command.Name} [--flag VALUE]...\n");
+            foreach (var setting in command.Settings)
+                WriteSetting(output, setting);
+            output.WriteLine($"""
+
+                Example:
+                  {command.Example}
+
+                Exit codes: 0 all is well, 1 something is wrong, 2 a flag or the data directory is not usable.
+                """);
+        }
+
+        private static void WriteSetting(TextWriter output, Setting setting)
+        {
+            var variable = setting.Variable == "" ? "" : $"  ({setting.Variable})";
+            output.WriteLine($"  {setting.Flag} {setting.Value}{variable}");
+            var standard = setting.Default == null || setting.Secret ? "" : $" (default: {setting.Default})";
+            output.WriteLine($"        {setting.Help}{standard}");
+        }
+
+        private static void WriteServing(TextWriter output)
+        {
             output.WriteLine("""
                 SeS keeps the history of service status: it receives Alertmanager's webhooks, puts
                 status events on disk, and brings each change to the Onix CMDB.
 
-                Usage: ses [--flag VALUE]...
+                Usage: ses [--flag VALUE]...            serve
+                       ses COMMAND [--flag VALUE]...    see ses COMMAND --help
 
                 Each setting has a flag and an environment variable; the flag wins.
                 """);
@@ -8024,13 +8504,11 @@ internal static class Program
             {
                 output.WriteLine($"\n{group.Key}:");
                 foreach (var setting in group)
-                {
-                    output.WriteLine($"  {setting.Flag} {setting.Value}  ({setting.Variable})");
-                    var standard = setting.Default == null || setting.Secret ? ""
-                        : $" (default: {setting.Default})";
-                    output.WriteLine($"        {setting.Help}{standard}");
-                }
+                    WriteSetting(output, setting);
             }
+            output.WriteLine("\nCommands:");
+            foreach (var command in Command.All)
+                output.WriteLine($"  {command.Name,-12}{command.Help}");
             output.WriteLine("""
 
                 Other:
@@ -8041,7 +8519,6 @@ internal static class Program
 
                 Exit codes: 0 asked to stop, 1 the disk or SeS failed, 2 a setting is wrong.
                 """);
-            return Success;
         }
     }
 
@@ -8052,6 +8529,16 @@ internal static class Program
             parseResult.InvocationConfiguration.Output.WriteLine($"ses {Version}");
             return Success;
         }
+    }
+
+    private static async Task<int> RunAsync(Command command, IReadOnlyDictionary<string, string> flags,
+        IReadOnlyDictionary<string, string> variables)
+    {
+        using var output = new BufferedStream(Console.OpenStandardOutput(), RowWriter.PartSize);
+        var isWell = await new Commands(flags, variables, output, !Console.IsOutputRedirected,
+            TimeProvider.System).RunAsync(command.Name);
+        await output.FlushAsync();
+        return isWell ? Success : Failure;
     }
 
     // ---- A run ----

@@ -130,10 +130,10 @@ public sealed class BenchTests(ITestOutputHelper output)
             ("report of one service with a threshold", $"alerts/INS/report?{ofOne}&threshold=1"),
             ("status of all services", "alerts/INS"),
             ("history of a day, all services", "alerts/INS/history?from=-24h"),
-            //("page of all services, 90 days", "?range=90d"),
-            //("page of all services, 24 hours", "?range=24h"),
-            //("page of one service, 90 days",
-                //$"service?partition=INS&{ofOne}&facet=node&range=90d"),
+            ("page of all services, 90 days", "?range=90d"),
+            ("page of all services, 24 hours", "?range=24h"),
+            ("page of one service, 90 days",
+                $"service?partition=INS&{ofOne}&facet=node&range=90d"),
             ("history of all services, 1,000,000 events", "alerts/INS/history?format=csv"),
         ];
         Row("first report of all services, indexes to be made", await TimeAsync(ses, "alerts/INS/report"));

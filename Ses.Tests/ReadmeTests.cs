@@ -39,7 +39,17 @@ public sealed partial class ReadmeTests
         Limit("questions thought about at once", typeof(Web), "MaxThoughts"),
         Limit("time for a question to wait for its turn", typeof(Web), "TurnTime"),
         Limit("long answers that are being read at once", typeof(Web), "MaxUnfinished"),
+        Limit("answer that goes through the inner listener", typeof(Web), "OneWrite", Kib),
         Limit("part of a long answer", typeof(RowWriter), "PartSize", Kib),
+        Limit("rows that give a table its widths", typeof(RowWriter), "TableRows"),
+        Limit("past outages on the page", typeof(StatusPage), "MostOutages"),
+        Limit("changes on a service's page", typeof(StatusPage), "MostChanges"),
+        Limit("quarantined alerts, and barred services, on the page", typeof(StatusPage), "MostSetAside"),
+        Limit("bad times of a strip that are read out", typeof(StatusPage), "MostTold"),
+        Limit("time between renewals of the page, in seconds", typeof(StatusPage), "RefreshSeconds"),
+        Limit("end of the quarantine that is read for the page", typeof(EventLog), "LatestQuarantined", Kib),
+        Limit("faults told of a file by a check", typeof(Inspection), "MostFaults"),
+        Limit("time for an answer to a retry", typeof(Commands), "Patience"),
         Limit("events looked for at once", typeof(Answers), "PageSize"),
         Limit("part of an answer held at once", typeof(Gate), "AnswerPart", Kib),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
@@ -193,7 +203,8 @@ public sealed partial class ReadmeTests
         Assert.All(VariableName().Matches(_readme), m => Assert.Contains(m.Value, variables));
         Assert.All(MetricName().Matches(_readme), m => Assert.Contains(m.Value, metrics));
         string[] others = ["--help", "--version", "--line-buffered"];
-        var flags = Options.Settings.Select(s => s.Flag).Concat(others).ToHashSet();
+        var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
+            .Concat(others).ToHashSet();
         Assert.All(FlagName().Matches(_readme), m => Assert.Contains(m.Value, flags));
     }
 

@@ -145,7 +145,6 @@ public sealed class WebTests
     }
 
     [Theory]
-    [InlineData("/")]
     [InlineData("/alert/INS")]
     [InlineData("/alerts/INS/more/x")]
     [InlineData("/Alerts/INS")]
