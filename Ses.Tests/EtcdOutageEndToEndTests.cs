@@ -12,11 +12,11 @@ public sealed partial class EtcdOutageEndToEndTests
 {
     private static readonly string Folder = Path.Combine(AppContext.BaseDirectory, "Data", "etcd-outage");
 
-    private static readonly string[] Bodies =
+    internal static readonly string[] Bodies =
         [.. Directory.GetFiles(Folder, "*.json").Order(StringComparer.Ordinal).Select(File.ReadAllText)];
 
     /// <summary>The table of the README beside the bodies: location or facet, and what happened.</summary>
-    private static readonly Dictionary<(string Platform, string Facet, string Location), List<string>> Truth =
+    internal static readonly Dictionary<(string Platform, string Facet, string Location), List<string>> Truth =
         Rows().ToDictionary();
 
     private static IEnumerable<((string, string, string), List<string>)> Rows()
@@ -33,7 +33,7 @@ public sealed partial class EtcdOutageEndToEndTests
     [GeneratedRegex(@"^\| etcd, (\w+), (`[^`]+`|[^ ]+)( \(platform `INS`\))? \| (.+) \|$", RegexOptions.Multiline)]
     private static partial Regex Row();
 
-    private static string Told(string status, DateTime time) =>
+    internal static string Told(string status, DateTime time) =>
         $"{status} {(time - new DateTime(2026, 11, 22, 11, 34, 0, DateTimeKind.Utc)).TotalSeconds:F3}";
 
     public static TheoryData<string, int> Orders()
