@@ -1,7 +1,7 @@
 // SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
 //
-// It receives Alertmanager's webhooks, turns each alert into status events, puts them on disk, and
-// brings every change of status to the Onix CMDB, whose history people query.
+// It receives Alertmanager's webhooks, turns each alert into status events, puts them on disk, brings
+// every change of status to the Onix CMDB, and tells people and programs what happened when.
 //
 // THE PROMISE. A 2xx answer means: every event of the payload is on disk, flushed (or so old that its
 // place in the history is long past, which is counted), and every unusable alert is on disk too, in
@@ -13,16 +13,25 @@
 //     Alertmanager --> Gate (whole requests) --> Auth --> Web --> Alerts (map) --> EventLog (flush) --> 2xx
 //                                                                                     |
 //                 Onix <-- OnixClient <-- Recorder (decide, batch) <-- EventLog.Read (from the cursor)
+//                                                                                     |
+//     people, programs <-- Gate <-- Web <-- StatusPage, Answers <-- History <-- Archive (the log's files)
 //
 // ENDPOINTS
 //
-//     POST /{path}/{partition}    Alertmanager's webhook; {path} is "alerts" unless --path says otherwise
-//     GET  /live, /ready          probes; /ready tells of Onix in its body, but depends on the disk alone
-//     GET  /metrics               Prometheus's text format
+//     POST /{path}/{partition}            Alertmanager's webhook; {path} is "alerts" unless --path differs
+//     GET  /{path}/{partition}            the current status of each service; JSON or CSV
+//     GET  /{path}/{partition}/history    each change of status, in order of time
+//     GET  /{path}/{partition}/report     availability and outages
+//     GET  /, /service                    the status page, and that of one service
+//     GET  /live, /ready                  probes; /ready tells of Onix, but depends on the disk alone
+//     GET  /metrics                       Prometheus's text format
+//
+// COMMANDS, beside the daemon: ses status, history, report, check, quarantine
 //
 // FILES in the data directory
 //
 //     events-000001-2026-11-23.jsonl   the event log, one JSON object a line, files numbered upwards
+//     events-000001-2026-11-23.index   where each service's events stand in it; may be deleted
 //     cursor.json                      how far Onix has confirmed the log, and the barred services
 //     quarantine.jsonl                 alerts that could not be mapped, whole, with reason and time
 //     lock                             held while a process uses the directory
@@ -36,8 +45,8 @@
 // SECTIONS, each using only those above it
 //
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Archive   7 Event log   8 History   9 Asking
-//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux  19 Commands
-//    20 Main
+//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux
+//    19 Commands  20 Main
 
 using System.Buffers;
 using System.Buffers.Text;
@@ -1598,7 +1607,8 @@ internal sealed class FileIndex : IDisposable
     /// the window at the head of the file.
     /// </summary>
     /// <param name="wanted">Numbers of services by their hash.</param>
-    public IEnumerable<(int Service, bool InWindow, Mark Mark)> Marks(IReadOnlyDictionary<UInt128, int> wanted)
+    public IEnumerable<(int Service, bool InWindow, Mark Mark)> Marks(
+        IReadOnlyDictionary<UInt128, int> wanted)
     {
         var head = At;
         for (var i = 0; i < head.Services; i++)
@@ -1704,7 +1714,9 @@ internal sealed class FileIndex : IDisposable
         return null;
     }
 
-    /// <summary>Flushed before it has its name. Whoever may not write, or has no room, goes without.</summary>
+    /// <summary>
+    /// Flushed before it has its name. Whoever may not write, or has no room, goes without.
+    /// </summary>
     private static void Save(string path, ReadOnlySpan<byte> bytes)
     {
         var copy = $"{path}.{Environment.ProcessId}.{Environment.CurrentManagedThreadId}.tmp";
@@ -1795,7 +1807,8 @@ internal sealed class FileIndex : IDisposable
             head = head with { Length = length = StatusesAt(head) + texts.Sum(t => sizeof(int) + t.Length) };
             var bytes = ArrayPool<byte>.Shared.Rent(length);
             MemoryMarshal.Write(bytes, head);
-            var entries = MemoryMarshal.Cast<byte, Entry>(bytes.AsSpan(Unsafe.SizeOf<Head>()))[.._services.Count];
+            var entries = MemoryMarshal.Cast<byte, Entry>(
+                bytes.AsSpan(Unsafe.SizeOf<Head>()))[.._services.Count];
             var places = MemoryMarshal.Cast<byte, Place>(
                 bytes.AsSpan(Unsafe.SizeOf<Head>() + (_services.Count * Unsafe.SizeOf<Entry>())));
             Arrange(entries, places);
@@ -1966,7 +1979,8 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         foreach (var (line, _) in LogLine.Parsed(files[^1].Path, 0, files[^1].End, LogJson.Default.LogLine))
         {
             if (line?.Ses > LogLine.FormatVersion)
-                throw new DataDirException($"{files[^1].Path} has format {line.Ses}, which a newer SeS wrote");
+                throw new DataDirException(
+                    $"{files[^1].Path} has format {line.Ses}, which a newer SeS wrote");
             line?.AddTo(windows);
         }
         return [.. windows.Where(w => w.Value.Events.Count > 0)
@@ -2055,7 +2069,8 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
     public IReadOnlyList<ServiceMark> Changes(
         IReadOnlyList<ServiceKey> services, long from, long to, ServiceMark? after, int most)
     {
-        var page = new PriorityQueue<ServiceMark, ServiceMark>(Comparer<ServiceMark>.Create((a, b) => b.CompareTo(a)));
+        var page = new PriorityQueue<ServiceMark, ServiceMark>(
+            Comparer<ServiceMark>.Create((a, b) => b.CompareTo(a)));
         var last = new string?[services.Count];
         long Bound() => page.Count < most ? to : page.Peek().Mark.Ticks;
         foreach (var (service, mark) in Marks(services, Math.Max(from, after?.Mark.Ticks ?? 0), Bound))
@@ -2064,7 +2079,8 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
                 continue;
             last[service] = mark.Status;
             var change = new ServiceMark(service, mark);
-            if (mark.Ticks < from || mark.Ticks >= to || (after is { } before && change.CompareTo(before) <= 0))
+            if (mark.Ticks < from || mark.Ticks >= to
+                || (after is { } before && change.CompareTo(before) <= 0))
                 continue;
             if (page.Count < most)
                 page.Enqueue(change, change);
@@ -2074,7 +2090,7 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         return [.. page.UnorderedItems.Select(i => i.Element).Order()];
     }
 
-    /// <summary>The events of marks; one whose line is gone, or does not parse any more, is left out.</summary>
+    /// <summary>The events of marks, but for those whose line is gone, or does not parse any more.</summary>
     public IEnumerable<(ServiceMark Change, StatusEvent Event)> Events(
         IEnumerable<ServiceMark> changes, IReadOnlyList<ServiceKey> services)
     {
@@ -2195,7 +2211,8 @@ internal sealed class QuarantinedAlert
     public static IReadOnlyList<QuarantinedAlert> Read(string path, long from)
     {
         var alerts = new OrderedDictionary<string, QuarantinedAlert>();
-        var lines = LogLine.Parsed(path, from, new FileInfo(path).Length, QuarantineJson.Default.QuarantinedAlert);
+        var lines = LogLine.Parsed(
+            path, from, new FileInfo(path).Length, QuarantineJson.Default.QuarantinedAlert);
         foreach (var (line, _) in lines)
         {
             if (line?.Cured is { } cured)
@@ -2947,7 +2964,7 @@ internal sealed class EventLog
         file.Write(buffer.WrittenSpan);
     }
 
-    /// <summary>Deletes the files of at most two days that are old enough and that Onix does not lack.</summary>
+    /// <summary>Deletes the files of at most two days, if they are old enough and Onix has them.</summary>
     private void Retain(DateOnly today)
     {
         if (_retained != 0 && _clock.GetElapsedTime(_retained) < TimeSpan.FromHours(20))
@@ -3106,7 +3123,7 @@ internal sealed class EventLog
             return new Archive([.. _files.Values.Select(f => f with { End = EndOf(f.Number) })]);
     }
 
-    /// <summary>The services of which anything is on disk, each with its last events in order of time.</summary>
+    /// <summary>The services of which anything is on disk.</summary>
     public IReadOnlyList<KnownService> Known()
     {
         lock (_gate)
@@ -3190,7 +3207,8 @@ internal sealed class EventLog
         {
             var start = number == from.File ? from.Offset : 0;
             var end = number == to.File ? to.Offset : EndOf(number);
-            count += LogLine.Raw(PathOf(number), start, end).Count(l => l.Line.Span.StartsWith("{\"time\":"u8));
+            count += LogLine.Raw(PathOf(number), start, end)
+                .Count(l => l.Line.Span.StartsWith(LineScan.Start));
         }
         return count;
     }
@@ -3551,9 +3569,10 @@ internal sealed record Question(
         "RFC 3339 such as 2026-11-22T11:34:00Z, or so long ago, such as -24h, -7d or -90m";
 
     private static T? Parse<T>(
-        Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed) where T : struct =>
-        !given.TryGetValue(name, out var value) ? null
-        : parse(value) ?? throw new QuestionException($"{name}: '{Shown(value)}' is not usable; allowed: {allowed}");
+        Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed)
+        where T : struct => !given.TryGetValue(name, out var value) ? null
+            : parse(value) ?? throw new QuestionException(
+                $"{name}: '{Shown(value)}' is not usable; allowed: {allowed}");
 
     /// <summary>One line of it, and not all.</summary>
     private static string Shown(string value) =>
@@ -3577,7 +3596,8 @@ internal sealed record Question(
             _ => 0,
         };
         return unit > 0 && text[0] == '-' && text.Length > 2
-            && int.TryParse(text.AsSpan(1..^1), NumberStyles.None, CultureInfo.InvariantCulture, out var count)
+            && int.TryParse(
+                text.AsSpan(1..^1), NumberStyles.None, CultureInfo.InvariantCulture, out var count)
             && count < now.Ticks / unit ? now.AddTicks(-count * unit) : null;
     }
 
@@ -3587,7 +3607,8 @@ internal sealed record Question(
 
     /// <summary>What <see cref="ParseCursor"/> takes.</summary>
     public static string Cursor(ServiceKey service, Mark mark) => Base64Url.EncodeToString(
-        Encoding.UTF8.GetBytes(string.Join('\0', mark.Ticks.ToString(CultureInfo.InvariantCulture), mark.Status,
+        Encoding.UTF8.GetBytes(string.Join('\0',
+            mark.Ticks.ToString(CultureInfo.InvariantCulture), mark.Status,
             service.Partition, service.Platform, service.Service, service.Facet, service.Location)));
 
     private static (ServiceKey, Mark)? ParseCursor(string text)
@@ -3823,34 +3844,47 @@ internal sealed class Answers(
     private static string[] Columns(Question question, string[] columns) =>
         question.Filter.Partition == null ? ["partition", .. columns] : columns;
 
-    private static object?[] Row(Question question, ServiceKey service, params object?[] cells) =>
-        question.Filter.Partition == null
-            ? [service.Partition, service.Platform, service.Service, service.Facet, service.Location, .. cells]
-            : [service.Platform, service.Service, service.Facet, service.Location, .. cells];
+    private static object?[] Row(Question question, ServiceKey service, params object?[] cells)
+    {
+        object?[] row = [service.Platform, service.Service, service.Facet, service.Location, .. cells];
+        return question.Filter.Partition == null ? [service.Partition, .. row] : row;
+    }
 
     private IEnumerable<object?[]> Status(Question question)
     {
-        foreach (var one in known.Where(k => question.Filter.Takes(k.Service)).OrderBy(k => k.Service, ByName))
+        var wanted = known.Where(k => question.Filter.Takes(k.Service))
+            .OrderBy(k => k.Service, ByName).ToList();
+        foreach (var (one, since) in wanted.Zip(Since(wanted)))
         {
             var e = one.Word;
-            yield return Row(question, one.Service, e.Status, Since(one), e.Time, e.Description);
+            yield return Row(question, one.Service, e.Status, since, e.Time, e.Description);
         }
     }
 
-    /// <summary>When the last run of one status began.</summary>
-    public DateTime Since(KnownService one)
+    /// <summary>When each service's last run of one status began.</summary>
+    public IReadOnlyList<DateTime> Since(IReadOnlyList<KnownService> of)
     {
-        var last = one.Last;
-        var first = last.Count - 1;
-        while (first > 0 && last[first - 1].Status == last[^1].Status)
-            first--;
-        if (first > 0 || last.Count < Window.Size)
-            return last[first].Time;
-        // It began before all that is in memory.
-        Mark? since = null;
-        foreach (var (_, mark) in archive.Marks([one.Service], 0, () => long.MaxValue))
-            since = since?.Status == mark.Status ? since : mark;
-        return since?.Time ?? last[first].Time;
+        var since = new DateTime[of.Count];
+        var older = new List<int>();
+        for (var i = 0; i < of.Count; i++)
+        {
+            var (last, first) = (of[i].Last, of[i].Last.Count - 1);
+            while (first > 0 && last[first - 1].Status == last[^1].Status)
+                first--;
+            since[i] = last[first].Time;
+            if (first == 0 && last.Count == Window.Size)
+                older.Add(i);
+        }
+        // The others' began before all that is in memory.
+        var status = new string?[older.Count];
+        var services = older.Select(i => of[i].Service).ToList();
+        foreach (var (number, mark) in archive.Marks(services, 0, () => long.MaxValue))
+        {
+            if (status[number] != mark.Status)
+                since[older[number]] = mark.Time;
+            status[number] = mark.Status;
+        }
+        return since;
     }
 
     private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
@@ -3872,7 +3906,8 @@ internal sealed class Answers(
                 yield return writer.Take();
         }
         writer.EndList();
-        writer.Property("next", left < 0 && next is { } place ? Question.Cursor(place.Service, place.Mark) : null);
+        writer.Property("next",
+            left < 0 && next is { } place ? Question.Cursor(place.Service, place.Mark) : null);
     }
 
     /// <summary>A cursor's place among the services there are now: new ones may have come between.</summary>
@@ -3882,7 +3917,7 @@ internal sealed class Answers(
             place.Mark);
 
     /// <summary>All changes of status of services, with their events, in order of time.</summary>
-    public IEnumerable<(ServiceMark Change, StatusEvent Event)> Events(
+    private IEnumerable<(ServiceMark Change, StatusEvent Event)> Events(
         IReadOnlyList<ServiceKey> services, DateTime? from, DateTime? to, ServiceMark? after, int pageSize)
     {
         while (true)
@@ -3895,6 +3930,26 @@ internal sealed class Answers(
                 break;
             after = page[^1];
         }
+    }
+
+    /// <summary>The latest changes of a service, from a time on, the last one last.</summary>
+    public IEnumerable<StatusEvent> Latest(ServiceKey service, DateTime from, int most)
+    {
+        var latest = new Queue<ServiceMark>();
+        IReadOnlyList<ServiceMark> page = [];
+        do
+        {
+            page = archive.Changes(
+                [service], from.Ticks, long.MaxValue, page.Count == 0 ? null : page[^1], PageSize);
+            foreach (var change in page)
+            {
+                latest.Enqueue(change);
+                if (latest.Count > most)
+                    latest.Dequeue();
+            }
+        }
+        while (page.Count == PageSize);
+        return archive.Events(latest, [service]).Select(e => e.Event);
     }
 
     private IEnumerable<object?[]> Report(Question question)
@@ -3945,8 +4000,8 @@ internal sealed class Answers(
             {
                 var (up, under) = threshold.Add(change);
                 if (change.Mark.Ticks >= from)
-                    yield return Row(question, services[change.Service], change.Mark.Status, change.Mark.Time, up,
-                        under.TotalSeconds);
+                    yield return Row(question, services[change.Service], change.Mark.Status,
+                        change.Mark.Time, up, under.TotalSeconds);
             }
             if (page.Count < PageSize)
                 break;
@@ -5935,7 +5990,7 @@ internal sealed class Html
     /// <summary>Adds markup; what is put into it is escaped, unless it is <see cref="Markup"/>.</summary>
     public void Add(ref Interpolation markup) => Encoding.UTF8.GetBytes(markup.ToString(), _buffer);
 
-    /// <summary>Text for an element or a quoted attribute. Control characters have no place in HTML.</summary>
+    /// <summary>Text for an element or a quoted attribute; control characters are not for HTML.</summary>
     public static string Escape(string text)
     {
         if (!text.AsSpan().ContainsAny(Special) && !text.Any(char.IsSurrogate))
@@ -5952,13 +6007,15 @@ internal sealed class Html
     }
 
     private static readonly SearchValues<char> Special = SearchValues.Create(
-        [.. "<>&\"'", .. Enumerable.Range(0, 32).Select(c => (char)c), .. Enumerable.Range(127, 33).Select(c => (char)c)]);
+        [.. "<>&\"'", .. Enumerable.Range(0, 160).Select(c => (char)c).Where(char.IsControl)]);
 }
 
 /// <summary>Text that is HTML already.</summary>
 internal readonly record struct Markup(string Text)
 {
     public static Markup Of(ref Interpolation markup) => new(markup.ToString());
+
+    public static Markup operator +(Markup one, Markup other) => new(one.Text + other.Text);
 }
 
 /// <summary>An interpolated string whose holes are escaped, unless they are <see cref="Markup"/>.</summary>
@@ -5971,7 +6028,7 @@ internal readonly ref struct Interpolation(int literalLength, int formattedCount
 
     public void AppendFormatted(string? text) => _text.Append(Html.Escape(text ?? ""));
 
-    public void AppendFormatted(int number) => _text.Append(CultureInfo.InvariantCulture, $"{number}");
+    public void AppendFormatted(long number) => _text.Append(CultureInfo.InvariantCulture, $"{number}");
 
     public void AppendFormatted(Markup markup) => _text.Append(markup.Text);
 
@@ -6013,7 +6070,7 @@ internal sealed record View(string Range, string? Search)
 /// <summary>The pages, as HTML in parts.</summary>
 internal sealed class StatusPage(Answers answers, Standing standing, View view)
 {
-    /// <summary>Past outages, changes of a service, quarantined alerts and barred services: no more of each.</summary>
+    /// <summary>Of past outages, of a service's changes, of what was set aside: no more of each.</summary>
     private const int MostOutages = 50, MostChanges = 200, MostSetAside = 20;
 
     /// <summary>Of a strip's bad times, so many are read out.</summary>
@@ -6022,8 +6079,9 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private const int RefreshSeconds = 30;
 
     private const string Style = """
-        :root{color-scheme:light dark;--back:#fff;--fore:#1b1f24;--soft:#57606a;--line:#d0d7de;--panel:#f6f8fa;
-        --link:#0a53be;--up:#1a7f37;--down:#b3121d;--other:#8a5a00;--unknown:#8c959f;--downback:#ffebe9}
+        :root{color-scheme:light dark;--back:#fff;--fore:#1b1f24;--soft:#57606a;--line:#d0d7de;
+        --panel:#f6f8fa;--link:#0a53be;
+        --up:#1a7f37;--down:#b3121d;--other:#8a5a00;--unknown:#8c959f;--downback:#ffebe9}
         @media (prefers-color-scheme:dark){:root{--back:#0d1117;--fore:#e6edf3;--soft:#9aa4af;--line:#30363d;
         --panel:#161b22;--link:#79b8ff;--up:#3fb950;--down:#ff7b72;--other:#e3b341;--unknown:#6e7681;
         --downback:#3c1618}}
@@ -6052,7 +6110,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         input,button{font:inherit;color:inherit;background:var(--back);border:1px solid var(--soft);
         border-radius:6px;padding:.35rem .6rem;max-width:100%}
         nav a,.chosen{display:inline-block;padding:.35rem .5rem}.chosen{font-weight:600}
-        dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem;margin:.5rem 0}dd{margin:0}
+        dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem;margin:.5rem 0}
+        dd{margin:0}
         pre{background:var(--panel);padding:.8rem;white-space:pre-wrap;border-radius:6px}
         footer{margin-top:2rem;border-top:1px solid var(--line);padding-top:.8rem}
         @media (max-width:45rem){.row{grid-template-columns:minmax(0,1fr) auto}.row .strip{grid-column:1/-1;
@@ -6122,17 +6181,22 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         var down = all.Count(k => k.Word.Status == "down");
         var other = all.Count(k => k.Word.Status is not ("up" or "down"));
         var rest = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
-        return all.Count == 0 ? Markup.Of($"SeS knows of no service yet.")
-            : down > 0 ? Markup.Of(
-                $"<span class=\"down\">✖ {down} of {all.Count} services {(down == 1 ? "is" : "are")} down.</span>{rest}")
-            : other > 0 ? Markup.Of($"No service is down.{rest}")
-            : Markup.Of($"<span class=\"up\">✔ {(all.Count == 1 ? "The one service is" : $"All {all.Count} services are")} up.</span>");
+        if (all.Count == 0)
+            return Markup.Of($"SeS knows of no service yet.");
+        if (down > 0)
+            return Markup.Of($"<span class=\"down\">✖ {down} of {all.Count} services ")
+                + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{rest}");
+        if (other > 0)
+            return Markup.Of($"No service is down.{rest}");
+        var who = all.Count == 1 ? "The one service is" : $"All {all.Count} services are";
+        return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
     }
 
     private void AddFirstStep() => _html.Add($$"""
         <p>Send it an alert, and this page will show the service:</p>
         <pre>curl -i http://HOST:PORT/{{standing.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
-        "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},"startsAt":"{{Rfc3339.Format(answers.Now)}}"}]}'</pre>
+        "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},
+        "startsAt":"{{Rfc3339.Format(answers.Now)}}"}]}'</pre>
         <p>Then have Alertmanager send all alerts, by a receiver with</p>
         <pre>webhook_configs:
         - url: http://HOST:PORT/{{standing.Path}}/INS
@@ -6143,9 +6207,9 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private void AddDown(List<KnownService> down)
     {
         _html.Add($"<section class=\"alarm\"><h2>Down now</h2><ul>");
-        foreach (var known in down)
+        foreach (var (known, since) in down.Zip(answers.Since(down)))
         {
-            var (service, since) = (known.Service, answers.Since(known));
+            var service = known.Service;
             _html.Add($"""
                 <li>{Link(service)} <span class="soft">{service.Partition} / {service.Platform}</span><br>
                 <span class="word down">down</span> since {Time(since)}, for {Lasted(answers.Now - since)}.
@@ -6160,7 +6224,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         _html.Add($"""
             <form method="get" action="./"><input type="hidden" name="range" value="{view.Range}">
             <label for="search">Name contains</label>
-            <input id="search" name="search" type="search" maxlength="200" value="{view.Search}"><button>Show</button>
+            <input id="search" name="search" type="search" maxlength="200" value="{view.Search}">
+            <button>Show</button>
             <nav aria-label="Range">
             """);
         foreach (var range in View.Ranges.Keys)
@@ -6179,12 +6244,14 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private void BeginGroup(string partition, string platform, List<KnownService> members)
     {
         var bad = members.Count(m => m.Word.Status != "up");
-        var open = bad > 0 || view.Search != null;
+        var open = bad > 0 || view.Search != null ? " open" : "";
+        var state = bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
+            : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>");
         _html.Add($"""
-            <details{(open ? " open" : "")}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>: {members.Count}
-            {(members.Count == 1 ? "service" : "services")}, {(bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
-                : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>"))}</summary>
-            <ul><li class="row soft"><span class="strip ends"><span>{Time(_from)}</span><span>{Time(answers.Now)}</span></span></li>
+            <details{open}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>: {members.Count}
+            {(members.Count == 1 ? "service" : "services")}, {state}</summary>
+            <ul><li class="row soft"><span class="strip ends"><span>{Time(_from)}</span>
+            <span>{Time(answers.Now)}</span></span></li>
             """);
     }
 
@@ -6206,41 +6273,53 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             _html.Add($"<p>None ended in this time.</p>");
         _html.Add($"<ul>");
         var starts = outages.Select(o => new ServiceMark(o.Service, o.Start)).ToList();
-        var said = answers.Archive.Events(starts, services).ToDictionary(e => e.Change, e => e.Event.Description);
+        var said = answers.Archive.Events(starts, services)
+            .ToDictionary(e => e.Change, e => e.Event.Description);
         foreach (var outage in outages)
         {
             var service = services[outage.Service];
             _html.Add($"""
                 <li>{Link(service)} <span class="soft">{service.Partition} / {service.Platform}</span><br>
-                {Time(outage.Start.Time)} to {Time(outage.End!.Value)}, {Lasted(outage.End.Value - outage.Start.Time)}.
+                {Time(outage.Start.Time)} to {Time(outage.End!.Value)},
+                {Lasted(outage.End.Value - outage.Start.Time)}.
                 <bdi>{said.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
                 """);
         }
-        _html.Add($"</ul>{(outages.Count < MostOutages ? default
-            : Markup.Of($"<p class=\"soft\">These are the latest {MostOutages}.</p>"))}</section>");
+        _html.Add($"</ul>{AndNoMore(outages.Count, MostOutages)}</section>");
     }
+
+    private static Markup AndNoMore(int count, int most) =>
+        count < most ? default : Markup.Of($"<p class=\"soft\">These are the latest {most}.</p>");
 
     /// <summary>What SeS could not map, and what Onix does not take.</summary>
     private void AddSetAside()
     {
         if (standing.Onix?.Barred is { Count: > 0 } barred)
         {
-            _html.Add($"<section><h2>Refused by Onix</h2><p>{barred.Count} of the services; SeS tries again.</p><ul>");
+            _html.Add($"""
+                <section><h2>Refused by Onix</h2><p>{barred.Count} of the services; SeS tries again.</p><ul>
+                """);
             foreach (var (service, refusal) in barred.Take(MostSetAside))
-                _html.Add($"<li>{Link(service)} since {Time(refusal.Since)}: <bdi>{refusal.Reason}</bdi></li>");
+                _html.Add($"""
+                    <li>{Link(service)} since {Time(refusal.Since)}: <bdi>{refusal.Reason}</bdi></li>
+                    """);
             _html.Add($"</ul></section>");
         }
         if (standing.QuarantinedCount == 0)
             return;
         _html.Add($"""
             <section><h2>Quarantined alerts</h2>
-            <p>{standing.QuarantinedCount} could not be mapped to a service. They are kept in quarantine.jsonl; the latest:</p><ul>
+            <p>{standing.QuarantinedCount} could not be mapped to a service. They are kept in
+            quarantine.jsonl; the latest:</p><ul>
             """);
         foreach (var alert in standing.Quarantined.Reverse().Take(MostSetAside))
+        {
+            var received = Rfc3339.TryParse(alert.Received, out var time) ? Time(time) : default;
             _html.Add($"""
-                <li><bdi>{alert.Alertname ?? "(no name)"}</bdi> <span class="soft">{alert.Partition}</span>:
-                <bdi>{alert.Reason}</bdi>{(Rfc3339.TryParse(alert.Received, out var time) ? Markup.Of($", {Time(time)}") : default)}</li>
+                <li>{received} <bdi>{alert.Alertname ?? "(no name)"}</bdi>
+                <span class="soft">{alert.Partition}</span>: <bdi>{alert.Reason}</bdi></li>
                 """);
+        }
         _html.Add($"</ul></section>");
     }
 
@@ -6253,14 +6332,16 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         var known = answers.Known.First(k => k.Service == service);
         var (tallies, _) = answers.Tallies([service], _from, null, view.Intervals, 0);
         var (figures, _) = tallies[0].Finish(0);
-        var since = answers.Since(known);
+        var since = answers.Since([known])[0];
         Begin(Name(service), Names(service));
         _html.Add($"""
             <p><a href="./?{Query(("range", view.Range))}">All services</a></p>
             <p>{Word(known.Word.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
             <bdi>{known.Word.Description}</bdi></p>
-            <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd><dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
-            <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd><dt>Facet</dt><dd><bdi>{service.Facet}</bdi></dd>
+            <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
+            <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
+            <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
+            <dt>Facet</dt><dd><bdi>{service.Facet}</bdi></dd>
             <dt>Location</dt><dd><bdi>{(service.Location == "" ? "(none)" : service.Location)}</bdi></dd></dl>
             <nav aria-label="Range">
             """);
@@ -6274,37 +6355,34 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     }
 
     private void AddFigures(Figures f) => _html.Add($"""
-        <h2>Figures of these {view.Range}</h2><dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
+        <h2>Figures of these {view.Range}</h2>
+        <dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
         <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Down</dt><dd>{Lasted(f.Down)}</dd>
         <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
         <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Lasted(f.Longest))}</dd>
         <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Lasted(mean) : "none")}</dd>
-        <dt>Mean time between</dt><dd>{(f.MeanBetween is { } between ? Lasted(between) : "no outage")}</dd></dl>
+        <dt>Mean time between</dt>
+        <dd>{(f.MeanBetween is { } between ? Lasted(between) : "no outage")}</dd></dl>
         """);
 
     private void AddChanges(ServiceKey service)
     {
-        var changes = new Queue<StatusEvent>();
-        foreach (var (_, e) in answers.Events([service], _from, null, null, MostChanges))
-        {
-            changes.Enqueue(e);
-            if (changes.Count > MostChanges)
-                changes.Dequeue();
-        }
+        var changes = answers.Latest(service, _from, MostChanges).Reverse().ToList();
         _html.Add($"<h2>Changes</h2>");
         if (changes.Count == 0)
             _html.Add($"<p>There was none in this time.</p>");
         _html.Add($"<ul>");
-        foreach (var e in changes.Reverse())
+        foreach (var e in changes)
             _html.Add($"<li>{Time(e.Time)} {Word(e.Status)} <bdi>{e.Description}</bdi></li>");
         var of = Query(("platform", service.Platform), ("service", service.Service), ("facet", service.Facet),
             ("location", service.Location), ("from", "-" + view.Range));
         var target = $"{standing.Path}/{Uri.EscapeDataString(service.Partition)}";
         _html.Add($"""
-            </ul>{(changes.Count < MostChanges ? default : Markup.Of($"<p class=\"soft\">These are the latest {MostChanges}.</p>"))}
+            </ul>{AndNoMore(changes.Count, MostChanges)}
             <p>All changes as <a href="{target}/history?{of}&amp;format=json">JSON</a> or
             <a href="{target}/history?{of}&amp;format=csv">CSV</a>, figures as
-            <a href="{target}/report?{of}&amp;format=json">JSON</a> or <a href="{target}/report?{of}&amp;format=csv">CSV</a>.</p>
+            <a href="{target}/report?{of}&amp;format=json">JSON</a> or
+            <a href="{target}/report?{of}&amp;format=csv">CSV</a>.</p>
             """);
     }
 
@@ -6318,8 +6396,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             <meta name="viewport" content="width=device-width, initial-scale=1">
             <meta http-equiv="refresh" content="{RefreshSeconds}"><link rel="icon" href="data:,">
             <style>{new Markup(Style)}</style></head><body><main><h1>{sentence}</h1>
-            <p class="soft">As of {Time(answers.Now)}. All times are in UTC. The page renews itself every {RefreshSeconds} s.
-            {Onix()}</p>
+            <p class="soft">As of {Time(answers.Now)}. All times are in UTC. The page renews itself every
+            {RefreshSeconds} s. {Onix()}</p>
             """);
     }
 
@@ -6327,9 +6405,9 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     {
         if (standing.Onix is not { } onix)
             return default;
+        var oldest = onix.Oldest is { } time ? $", the oldest received {Lasted(answers.Now - time)} ago" : "";
         var behind = onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
-            : Markup.Of($"<strong>Onix is behind by {(int)Math.Min(onix.Backlog, int.MaxValue)} events{(onix.Oldest is { } oldest
-                ? $", the oldest received {Lasted(answers.Now - oldest)} ago" : "")}.</strong>");
+            : Markup.Of($"<strong>Onix is behind by {onix.Backlog} events{oldest}.</strong>");
         return onix.Trouble == null ? behind
             : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
     }
@@ -6342,8 +6420,10 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             var target = $"{standing.Path}/{Uri.EscapeDataString(partition)}";
             _html.Add($"""
                 <p><bdi>{partition}</bdi>: <a href="{target}">status</a>,
-                <a href="{target}/history?from=-{view.Range}">history</a> (<a href="{target}/history?from=-{view.Range}&amp;format=csv">CSV</a>),
-                <a href="{target}/report?from=-{view.Range}">report</a> (<a href="{target}/report?from=-{view.Range}&amp;format=csv">CSV</a>)</p>
+                <a href="{target}/history?from=-{view.Range}">history</a>
+                (<a href="{target}/history?from=-{view.Range}&amp;format=csv">CSV</a>),
+                <a href="{target}/report?from=-{view.Range}">report</a>
+                (<a href="{target}/report?from=-{view.Range}&amp;format=csv">CSV</a>)</p>
                 """);
         }
         _html.Add($"<p>SeS, Service Status</p></footer></body></html>\n");
@@ -6365,7 +6445,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         ("facet", service.Facet), ("location", service.Location), ("range", range));
 
     private static string Query(params (string Name, string? Value)[] parameters) => string.Join('&',
-        parameters.Where(p => !string.IsNullOrEmpty(p.Value)).Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value!)}"));
+        parameters.Where(p => !string.IsNullOrEmpty(p.Value))
+            .Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value!)}"));
 
     private static Markup Word(string status) => status switch
     {
@@ -6381,8 +6462,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         time.ToString("yyyy-MM-dd HH:mm:ss", CultureInfo.InvariantCulture);
 
     /// <summary>Rounded down, so that only what was never down is at 100 %.</summary>
-    private static string Share(double? availability) => availability is { } share
-        ? (Math.Floor(share * 1000) / 1000).ToString("0.###", CultureInfo.InvariantCulture) + " %" : "unknown";
+    private static string Share(double? availability) => availability is not { } share ? "unknown"
+        : string.Create(CultureInfo.InvariantCulture, $"{Math.Floor(share * 1000) / 1000:0.###} %");
 
     /// <summary>In its two largest units.</summary>
     private static string Lasted(TimeSpan time) => time switch
@@ -6410,18 +6491,21 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
                 Condition.Up => ("up", 40), Condition.Down => ("down", 0), Condition.Other => ("other", 20),
                 _ => ("unknown", 80),
             };
-            var told = $"{(word == "other" ? "neither up nor down" : word)}, {Written(Edge(i))} to {Written(Edge(next))}";
+            var told = (word == "other" ? "neither up nor down" : word)
+                + $", {Written(Edge(i))} to {Written(Edge(next))}";
             if (word != "up")
                 bad.Add(told);
             bars.Append(Markup.Of($"""
-                <rect class="{word}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}"><title>{told}</title></rect>
+                <rect class="{word}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}">
+                <title>{told}</title></rect>
                 """).Text);
         }
         var spoken = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MostTold))
             + (bad.Count > MostTold ? $"; and {bad.Count - MostTold} more" : "") + "; else up";
         return Markup.Of($"""
             <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
-            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {spoken}">{new Markup(bars.ToString())}</svg>
+            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {spoken}">
+            {new Markup(bars.ToString())}</svg>
             """);
     }
 
@@ -6559,7 +6643,8 @@ internal sealed class Web
     {
         Resource.None => Reply.Problem(
             404, $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
-        Resource.Webhook or Resource.History or Resource.Report when !IsPartition(partition) => Reply.Problem(404,
+        Resource.Webhook or Resource.History or Resource.Report when !IsPartition(partition) => Reply.Problem(
+            404,
             $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
         Resource.Webhook => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
         _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
@@ -6659,7 +6744,7 @@ internal sealed class Web
             _log.Error("a defect in SeS: a request could not be answered", ("exception", e));
             reply = Reply.Problem(503, "SeS could not process this; its log says why.");
         }
-        Send(context.Response, reply);
+        Send(context.Response, reply.Body.Length > OneWrite ? PastListener(reply, RestOf(reply.Body)) : reply);
     }
 
     private void Send(HttpListenerResponse response, Reply reply)
@@ -6826,7 +6911,8 @@ internal sealed class Web
             ? ["partition", "platform", "service", "facet", "location"] : ["search"]);
         var answers = Look();
         var (count, latest) = _eventLog!.Quarantine();
-        var page = new StatusPage(answers, new Standing(_recorder?.Look(), count, latest, _options.Path), view);
+        var standing = new Standing(_recorder?.Look(), count, latest, _options.Path);
+        var page = new StatusPage(answers, standing, view);
         var service = new ServiceKey(given.GetValueOrDefault("partition", ""),
             given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
             given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""));
@@ -6836,7 +6922,7 @@ internal sealed class Web
             [("Content-Security-Policy", StatusPage.Policy), ("Referrer-Policy", "no-referrer")]);
     }
 
-    /// <summary>Whether CSV is named, and JSON is not before it (RFC 9110, 12.5.1, without weights).</summary>
+    /// <summary>Whether CSV is named, and JSON not before it (RFC 9110, 12.5.1, without weights).</summary>
     private static bool IsForCsv(string? accept)
     {
         var csv = accept?.IndexOf("text/csv", StringComparison.OrdinalIgnoreCase) ?? -1;
@@ -6847,7 +6933,7 @@ internal sealed class Web
     private Answers Look() =>
         new(_eventLog!.Archive(), _eventLog.Known(), _clock.GetUtcNow().UtcDateTime);
 
-    /// <summary>An answer that is made a part at a time: whole when it is short, else with its rest.</summary>
+    /// <summary>An answer that is made a part at a time: whole when it is short.</summary>
     private async Task<Reply> TellAsync(
         IEnumerable<ReadOnlyMemory<byte>> answer, string type, (string, string)[] headers)
     {
@@ -6857,17 +6943,16 @@ internal sealed class Web
             var first = (await NextAsync(parts))!.Value.ToArray();
             var second = await NextAsync(parts);
             var reply = new Reply(200, type, first) { Headers = [.. headers, .. Guards] };
-            if (second == null && first.Length <= OneWrite)
+            if (second == null)
                 return reply;
-            var id = RandomNumberGenerator.GetHexString(32);
             if (Interlocked.Increment(ref _unfinished) > MaxUnfinished)
             {
                 Interlocked.Decrement(ref _unfinished);
                 return Reply.Problem(503, "Too many long answers are being read; ask again.");
             }
-            _rests[id] = RestOf(parts, first, second);
+            reply = PastListener(reply, RestOf(parts, first, second));
             parts = null;
-            return reply with { Body = [], Headers = [.. reply.Headers, (RestField, id)] };
+            return reply;
         }
         catch (TimeoutException)
         {
@@ -6888,6 +6973,20 @@ internal sealed class Web
     private static readonly (string, string)[] Guards =
         [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
 
+    private Reply PastListener(Reply reply, Rest rest)
+    {
+        var id = RandomNumberGenerator.GetHexString(32);
+        _rests[id] = rest;
+        return reply with { Body = [], Headers = [.. reply.Headers, (RestField, id)] };
+    }
+
+    /// <summary>A body that is there as a whole.</summary>
+    private static Rest RestOf(ReadOnlyMemory<byte> body)
+    {
+        var made = new Queue<ReadOnlyMemory<byte>?>([body, null]);
+        return new Rest(() => Task.FromResult(made.Dequeue()), () => { });
+    }
+
     private Rest RestOf(
         IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
     {
@@ -6904,7 +7003,9 @@ internal sealed class Web
         return new Rest(NextPartAsync, End);
     }
 
-    /// <summary>Makes the next part when it is its turn, on a thread of its own: webhooks shall not wait.</summary>
+    /// <summary>
+    /// Makes the next part when it is its turn, on a thread of its own: webhooks shall not wait.
+    /// </summary>
     /// <exception cref="TimeoutException">Its turn did not come.</exception>
     private async Task<ReadOnlyMemory<byte>?> NextAsync(IEnumerator<ReadOnlyMemory<byte>> parts)
     {
@@ -6912,7 +7013,8 @@ internal sealed class Web
             throw new TimeoutException("too much is being asked at once");
         try
         {
-            return await Task.Factory.StartNew(() => parts.MoveNext() ? parts.Current : (ReadOnlyMemory<byte>?)null,
+            return await Task.Factory.StartNew(
+                () => parts.MoveNext() ? parts.Current : (ReadOnlyMemory<byte>?)null,
                 CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
         }
         finally
@@ -8181,8 +8283,9 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 
     public static readonly Setting
         RetrySetting = Flag("--retry", "BOOL", "Send the alerts to a running SeS again, after a cure"),
-        UrlSetting = Flag("--url", "URL", "Its webhook, without the partition (default: http://localhost:8888/alerts)"),
-        TokenFileSetting = Flag("--token-file", "FILE", "File with a bearer token for it, with --auth-mode oidc");
+        UrlSetting = new("Flags", "--url", "", "URL", "http://localhost:8888/alerts",
+            "Its webhook, without the partition"),
+        TokenFileSetting = Flag("--token-file", "FILE", "File with a bearer token for it");
 
     public static IReadOnlyList<Command> All { get; } =
     [
@@ -8193,8 +8296,8 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
                 Flag("--cursor", "CURSOR", "Go on after an answer's next"), Format]),
         new("report", "Tells availability and outages of each service.",
             "ses report --service etcd --facet node --from -7d --threshold 2",
-            [.. Filters, From, To,
-                Flag("--threshold", "COUNT", "Also for how long fewer than so many of these were up"), Format]),
+            [.. Filters, From, To, Flag("--threshold", "COUNT",
+                "Also for how long fewer than so many of these were up"), Format]),
         new("check", "Looks through a data directory and tells what is wrong in it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
         new("quarantine", "Lists the alerts that could not be mapped.", "ses quarantine --retry",
@@ -8202,7 +8305,8 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
                 Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File]),
     ];
 
-    private static Setting Flag(string flag, string value, string help) => new("Flags", flag, "", value, null, help);
+    private static Setting Flag(string flag, string value, string help) =>
+        new("Flags", flag, "", value, null, help);
 }
 
 /// <summary>Carries commands out.</summary>
@@ -8272,7 +8376,12 @@ internal sealed class Commands(
         return faults == 0;
     }
 
-    private void Say(string line) => output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+    /// <summary>At once: a large log takes its time.</summary>
+    private void Say(string line)
+    {
+        output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+        output.Flush();
+    }
 
     // ---- Quarantine ----
 
@@ -8291,7 +8400,8 @@ internal sealed class Commands(
         var writer = new RowWriter(Choose(flags.GetValueOrDefault("--format") switch
         {
             null => null, "json" => Format.Json, "csv" => Format.Csv, "table" => Format.Table,
-            var other => throw new OptionsException($"--format: '{other}' is not usable; allowed: table, json, csv"),
+            var other => throw new OptionsException(
+                $"--format: '{other}' is not usable; allowed: table, json, csv"),
         }));
         writer.BeginList("alerts", columns);
         foreach (var alert in Quarantined())
@@ -8311,13 +8421,15 @@ internal sealed class Commands(
     {
         using var client = new HttpClient { Timeout = Patience };
         client.DefaultRequestHeaders.Authorization = Credentials();
-        var url = (flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? "http://localhost:8888/alerts").TrimEnd('/');
+        var url = (flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? Command.UrlSetting.Default!)
+            .TrimEnd('/');
         var (sent, cured) = (0, 0);
         foreach (var alert in Quarantined().Where(a => a.Alert != null))
         {
-            var target = $"{url}/{Uri.EscapeDataString(alert.Partition ?? "")}?{Web.CuresParameter}={alert.Id}";
-            using var body = new StringContent($"{{\"version\":\"4\",\"alerts\":[{alert.Alert!.Value.GetRawText()}]}}",
-                Encoding.UTF8, "application/json");
+            var partition = Uri.EscapeDataString(alert.Partition ?? "");
+            var target = $"{url}/{partition}?{Web.CuresParameter}={alert.Id}";
+            var payload = $"{{\"version\":\"4\",\"alerts\":[{alert.Alert!.Value.GetRawText()}]}}";
+            using var body = new StringContent(payload, Encoding.UTF8, "application/json");
             sent++;
             if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
                 cured++;
