@@ -147,7 +147,7 @@ public sealed class HistoryTests : IDisposable
     private static readonly Gen<(Step[] Steps, int From, int To, int Threshold, int Limit)> Pasts = Gen.Select(
         Gen.Select(Gen.Int[0, 19], Gen.Int[0, 3], Gen.Int[0, 4].Select(i => Statuses[i]), Gen.Int[-4, 9],
             (kind, service, status, minute) => new Step(kind, service, status, minute)).Array[1, 60],
-        Gen.Int[0, 60], Gen.Int[1, 60], Gen.Int[1, 4], Gen.Int[1, 7],
+        Gen.Int[0, 40], Gen.OneOf(Gen.Int[1, 4], Gen.Int[1, 60]), Gen.Int[1, 4], Gen.Int[1, 7],
         (steps, from, length, threshold, limit) => (steps, from, from + length, threshold, limit));
 
     [Fact]
@@ -170,11 +170,11 @@ public sealed class HistoryTests : IDisposable
         var now = 0;
         foreach (var step in steps)
         {
-            if (step.Kind == 0)
+            if (step.Kind < 3)
                 past.TurnDay();
-            else if (step.Kind == 1)
+            else if (step.Kind == 3)
                 past.Restart(TimeSpan.Zero);
-            else if (step.Kind == 2)
+            else if (step.Kind == 4)
                 Spoil(dir, step.Minute);
             var time = At(Math.Max(0, now += Math.Max(0, step.Minute / 3)) + step.Minute + 4);
             var word = new Word(step.Service, step.Status, time);
@@ -350,6 +350,23 @@ public sealed class HistoryTests : IDisposable
         var one = Assert.Single(Ask(past.Look(At(100)), Subject.Status).GetProperty("services").EnumerateArray());
         Assert.Equal(At(1), one.GetProperty("since").GetDateTime());
         Assert.Equal(At(24), one.GetProperty("time").GetDateTime());
+    }
+
+    [Fact]
+    public async Task RangeBetweenTwoFilesKnowsWhatWasBefore()
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)));
+        past.TurnDay();
+        await past.SayAsync((1, "down", At(100)));
+        past.TurnDay();
+        await past.SayAsync((1, "up", At(200)));
+        var answers = past.Look(At(300));
+        var one = Ask(answers, Subject.Report, ("from", Rfc3339.Format(At(40))), ("to", Rfc3339.Format(At(50))))
+            .GetProperty("services")[0];
+        Assert.Equal((600, 0), (one.GetProperty("up_seconds").GetInt32(), one.GetProperty("down_seconds").GetInt32()));
+        Assert.Equal([At(100)], Events(Ask(answers, Subject.History, ("from", Rfc3339.Format(At(100))),
+            ("to", Rfc3339.Format(At(200))))).Select(e => e.Time));
     }
 
     [Fact]
