@@ -2200,12 +2200,26 @@ internal sealed class QuarantinedAlert
     /// <summary>As it came; not there when its bytes are no text.</summary>
     public JsonElement? Alert { get; init; }
 
-    /// <summary>Null when it has none.</summary>
+    /// <summary>Null when it has none that is text.</summary>
     [JsonIgnore]
-    public string? Alertname => Alert is { ValueKind: JsonValueKind.Object } alert
-        && alert.TryGetProperty("labels", out var labels) && labels.ValueKind == JsonValueKind.Object
-        && labels.TryGetProperty("alertname", out var name) && name.ValueKind == JsonValueKind.String
-        ? name.GetString() : null;
+    public string? Alertname
+    {
+        get
+        {
+            try
+            {
+                return Alert is { ValueKind: JsonValueKind.Object } alert
+                    && alert.TryGetProperty("labels", out var labels) && labels.ValueKind == JsonValueKind.Object
+                    && labels.TryGetProperty("alertname", out var name) && name.ValueKind == JsonValueKind.String
+                    ? name.GetString() : null;
+            }
+            catch (InvalidOperationException)
+            {
+                // Half a character, escaped, is JSON, but not text.
+                return null;
+            }
+        }
+    }
 
     /// <summary>The alerts of a quarantine file, from an offset on, but for those that were cured.</summary>
     public static IReadOnlyList<QuarantinedAlert> Read(string path, long from)
@@ -3519,7 +3533,7 @@ internal sealed record Question(
         OfHistory = [.. Common, "from", "to", "limit", "cursor"],
         OfReport = [.. Common, "from", "to", "threshold"];
 
-    /// <summary>Understands parameters; one that is empty is as if it were not there.</summary>
+    /// <summary>Understands parameters; one that is empty, but for a location, is as if it were not there.</summary>
     /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
     public static Question Parse(Subject subject, string? partition,
         IEnumerable<KeyValuePair<string, string>> parameters, DateTime now)
@@ -3539,8 +3553,7 @@ internal sealed record Question(
             Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
             Parse(given, "format", v => v switch
             {
-                "json" => Ses.Format.Json, "csv" => Ses.Format.Csv, "table" => Ses.Format.Table,
-                _ => (Format?)null,
+                "json" => Ses.Format.Json, "csv" => Ses.Format.Csv, _ => (Format?)null,
             }, "json, csv"));
         if (question.From >= question.To)
             throw new QuestionException("from: it is not before to");
@@ -3559,7 +3572,8 @@ internal sealed record Question(
             if (!known.Contains(name))
                 throw new QuestionException(
                     $"{Shown(name)}: it is no parameter of {of}; there are {string.Join(", ", known)}");
-            if (value != "" && !given.TryAdd(name, value))
+            // Nothing for a location means that there is none.
+            if ((value != "" || name == "location") && !given.TryAdd(name, value))
                 throw new QuestionException($"{name}: it stands twice");
         }
         return given;
@@ -6081,7 +6095,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private const string Style = """
         :root{color-scheme:light dark;--back:#fff;--fore:#1b1f24;--soft:#57606a;--line:#d0d7de;
         --panel:#f6f8fa;--link:#0a53be;
-        --up:#1a7f37;--down:#b3121d;--other:#8a5a00;--unknown:#8c959f;--downback:#ffebe9}
+        --up:#1a7f37;--down:#b3121d;--other:#8a5a00;--unknown:#818b98;--downback:#ffebe9}
         @media (prefers-color-scheme:dark){:root{--back:#0d1117;--fore:#e6edf3;--soft:#9aa4af;--line:#30363d;
         --panel:#161b22;--link:#79b8ff;--up:#3fb950;--down:#ff7b72;--other:#e3b341;--unknown:#6e7681;
         --downback:#3c1618}}
@@ -6115,7 +6129,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         pre{background:var(--panel);padding:.8rem;white-space:pre-wrap;border-radius:6px}
         footer{margin-top:2rem;border-top:1px solid var(--line);padding-top:.8rem}
         @media (max-width:45rem){.row{grid-template-columns:minmax(0,1fr) auto}.row .strip{grid-column:1/-1;
-        grid-row:2}.row .share{grid-column:2;grid-row:3}}
+        grid-row:2}.row .share{grid-column:2;grid-row:3}.ends span:last-child{text-align:right}}
         @media print{form,nav,footer{display:none}body{max-width:none}li,details{break-inside:avoid}
         svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
         """;
@@ -6148,7 +6162,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             AddForm();
         }
         if (all.Count > 0 && shown.Count == 0)
-            _html.Add($"<p>No service has “{view.Search}” in its names.</p>");
+            _html.Add($"<p>No service has “<bdi>{view.Search}</bdi>” in its names.</p>");
         var services = shown.Select(k => k.Service).ToList();
         var (tallies, outages) = answers.Tallies(services, _from, null, view.Intervals, MostOutages);
         var at = 0;
@@ -6172,8 +6186,9 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private static string Title(List<KnownService> all)
     {
-        var down = all.Count(k => k.Word.Status == "down");
-        return down > 0 ? $"{down} down" : all.Count == 0 ? "no service yet" : "all is well";
+        var (down, bad) = (all.Count(k => k.Word.Status == "down"), all.Count(k => k.Word.Status != "up"));
+        return down > 0 ? $"{down} down" : bad > 0 ? $"{bad} not up"
+            : all.Count == 0 ? "no service yet" : "all is well";
     }
 
     private static Markup Sentence(List<KnownService> all)
@@ -6184,13 +6199,15 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         if (all.Count == 0)
             return Markup.Of($"SeS knows of no service yet.");
         if (down > 0)
-            return Markup.Of($"<span class=\"down\">✖ {down} of {all.Count} services ")
+            return Markup.Of($"<span class=\"down\">✖ {down} of {Counted(all.Count, "service")} ")
                 + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{rest}");
         if (other > 0)
             return Markup.Of($"No service is down.{rest}");
         var who = all.Count == 1 ? "The one service is" : $"All {all.Count} services are";
         return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
     }
+
+    private static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
 
     private void AddFirstStep() => _html.Add($$"""
         <p>Send it an alert, and this page will show the service:</p>
@@ -6211,7 +6228,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         {
             var service = known.Service;
             _html.Add($"""
-                <li>{Link(service)} <span class="soft">{service.Partition} / {service.Platform}</span><br>
+                <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
                 <span class="word down">down</span> since {Time(since)}, for {Lasted(answers.Now - since)}.
                 <bdi>{known.Word.Description}</bdi></li>
                 """);
@@ -6248,8 +6265,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         var state = bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
             : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>");
         _html.Add($"""
-            <details{open}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>: {members.Count}
-            {(members.Count == 1 ? "service" : "services")}, {state}</summary>
+            <details{open}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>:
+            {Counted(members.Count, "service")}, {state}</summary>
             <ul><li class="row soft"><span class="strip ends"><span>{Time(_from)}</span>
             <span>{Time(answers.Now)}</span></span></li>
             """);
@@ -6279,7 +6296,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         {
             var service = services[outage.Service];
             _html.Add($"""
-                <li>{Link(service)} <span class="soft">{service.Partition} / {service.Platform}</span><br>
+                <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
                 {Time(outage.Start.Time)} to {Time(outage.End!.Value)},
                 {Lasted(outage.End.Value - outage.Start.Time)}.
                 <bdi>{said.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
@@ -6297,7 +6314,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         if (standing.Onix?.Barred is { Count: > 0 } barred)
         {
             _html.Add($"""
-                <section><h2>Refused by Onix</h2><p>{barred.Count} of the services; SeS tries again.</p><ul>
+                <section><h2>Refused by Onix</h2><p>{Counted(barred.Count, "service")}; SeS tries again.</p><ul>
                 """);
             foreach (var (service, refusal) in barred.Take(MostSetAside))
                 _html.Add($"""
@@ -6309,15 +6326,15 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             return;
         _html.Add($"""
             <section><h2>Quarantined alerts</h2>
-            <p>{standing.QuarantinedCount} could not be mapped to a service. They are kept in
-            quarantine.jsonl; the latest:</p><ul>
+            <p>{Counted(standing.QuarantinedCount, "alert")} could not be mapped to a service, and can be seen
+            whole in quarantine.jsonl. The latest:</p><ul>
             """);
         foreach (var alert in standing.Quarantined.Reverse().Take(MostSetAside))
         {
             var received = Rfc3339.TryParse(alert.Received, out var time) ? Time(time) : default;
             _html.Add($"""
                 <li>{received} <bdi>{alert.Alertname ?? "(no name)"}</bdi>
-                <span class="soft">{alert.Partition}</span>: <bdi>{alert.Reason}</bdi></li>
+                <span class="soft"><bdi>{alert.Partition}</bdi></span>: <bdi>{alert.Reason}</bdi></li>
                 """);
         }
         _html.Add($"</ul></section>");
@@ -6407,7 +6424,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             return default;
         var oldest = onix.Oldest is { } time ? $", the oldest received {Lasted(answers.Now - time)} ago" : "";
         var behind = onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
-            : Markup.Of($"<strong>Onix is behind by {onix.Backlog} events{oldest}.</strong>");
+            : Markup.Of($"<strong>Onix is behind by {Counted(onix.Backlog, "event")}{oldest}.</strong>");
         return onix.Trouble == null ? behind
             : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
     }
@@ -6430,8 +6447,13 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         return _html.Take();
     }
 
-    private static string Name(ServiceKey service) =>
-        $"{service.Service} {service.Facet}{(service.Location == "" ? "" : " " + service.Location)}";
+    private static Markup Group(ServiceKey service) =>
+        Markup.Of($"<bdi>{service.Partition}</bdi> / <bdi>{service.Platform}</bdi>");
+
+    /// <summary>Where there can be no markup; U+2068 and U+2069 set a part apart from the others.</summary>
+    private static string Name(ServiceKey service) => string.Join(' ',
+        new[] { service.Service, service.Facet, service.Location }.Where(p => p != "")
+            .Select(p => Ascii.IsValid(p) ? p : $"\u2068{p}\u2069"));
 
     private Markup Link(ServiceKey service) =>
         Markup.Of($"<a href=\"{Target(service, view.Range)}\">{Names(service)}</a>");
@@ -6445,7 +6467,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         ("facet", service.Facet), ("location", service.Location), ("range", range));
 
     private static string Query(params (string Name, string? Value)[] parameters) => string.Join('&',
-        parameters.Where(p => !string.IsNullOrEmpty(p.Value))
+        parameters.Where(p => !string.IsNullOrEmpty(p.Value) || p is ("location", not null))
             .Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value!)}"));
 
     private static Markup Word(string status) => status switch
@@ -8334,7 +8356,7 @@ internal sealed class Commands(
 
     private bool Ask(Subject subject)
     {
-        var parameters = flags.Where(f => f.Key is not ("--data-dir" or "--partition"))
+        var parameters = flags.Where(f => f.Key is not ("--data-dir" or "--partition" or "--format"))
             .Select(f => KeyValuePair.Create(f.Key[2..], f.Value));
         Question question;
         try
@@ -8346,10 +8368,18 @@ internal sealed class Commands(
             throw new OptionsException("--" + e.Message);
         }
         var archive = Archive.Open(_dir);
-        return Write(new Answers(archive, archive.Known(), Now).Tell(question, Choose(question.Format)));
+        return Write(new Answers(archive, archive.Known(), Now).Tell(question, Format()));
     }
 
-    private Format Choose(Format? asked) => asked ?? (isTerminal ? Format.Table : Format.Json);
+    private Format Format() => flags.GetValueOrDefault("--format") switch
+    {
+        null => isTerminal ? Ses.Format.Table : Ses.Format.Json,
+        "table" => Ses.Format.Table,
+        "json" => Ses.Format.Json,
+        "csv" => Ses.Format.Csv,
+        var other => throw new OptionsException(
+            $"--format: '{other}' is not usable; allowed: table, json, csv"),
+    };
 
     private bool Write(IEnumerable<ReadOnlyMemory<byte>> parts)
     {
@@ -8397,12 +8427,7 @@ internal sealed class Commands(
     private bool List()
     {
         string[] columns = ["received", "partition", "alertname", "reason", "fingerprint", "id"];
-        var writer = new RowWriter(Choose(flags.GetValueOrDefault("--format") switch
-        {
-            null => null, "json" => Format.Json, "csv" => Format.Csv, "table" => Format.Table,
-            var other => throw new OptionsException(
-                $"--format: '{other}' is not usable; allowed: table, json, csv"),
-        }));
+        var writer = new RowWriter(Format());
         writer.BeginList("alerts", columns);
         foreach (var alert in Quarantined())
         {

@@ -15,7 +15,7 @@ internal sealed class Front : IAsyncDisposable
     public Front(Options options, TimeProvider clock, Log log, Meters meters, Auth? auth = null,
         DateTime? built = null, Tls? tls = null, long descriptors = 20_000, bool serve = true)
     {
-        EventLog = new EventLog(Dir, TimeSpan.FromDays(400), clock, log, meters);
+        EventLog = new EventLog(Dir, options.Retention, clock, log, meters) { KeepFrom = int.MaxValue };
         auth ??= new Auth(options, new SocketsHttpHandler(), clock, log, meters);
         Web = new Web(options, auth, built ?? DateTime.MinValue, clock, log, meters);
         Gate = new Gate(options, Web, tls, descriptors, clock, log, meters);

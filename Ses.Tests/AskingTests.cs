@@ -1,0 +1,321 @@
+using System.Net.Sockets;
+using System.Text;
+using System.Text.Json;
+using Ses.Tests.Support;
+using Xunit;
+using static System.StringComparison;
+
+namespace Ses.Tests;
+
+/// <summary>Questions and answers over HTTP, in process.</summary>
+public sealed class AskingTests
+{
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(30);
+
+    private static string Alert(string service, string status, string time, string description = "d",
+        string location = "n1") => $$"""
+        {"status":"firing","labels":{"platform":"p1","service":"{{service}}","facet":"node","status":"{{status}}",
+        "description":{{JsonSerializer.Serialize(description)}}},
+        "annotations":{"location":{{JsonSerializer.Serialize(location)}}},"startsAt":"{{time}}"}
+        """;
+
+    private static async Task SayAsync(Host host, params string[] alerts) => Assert.Equal(204, (await host.PostAsync(
+        $$"""{"version":"4","alerts":[{{string.Join(',', alerts)}}]}""")).Code);
+
+    private static async Task<Host> WithAPastAsync(params string[] flags)
+    {
+        var host = Host.Serving(flags);
+        await SayAsync(host, Alert("etcd", "up", "2026-11-22T08:00:00Z"),
+            Alert("etcd", "down", "2026-11-22T10:00:00.5Z", "it \"fell\",\nhard"), Alert("db", "down", "2026-11-22T09:00:00Z", location: ""));
+        return host;
+    }
+
+    /// <summary>Enough changes of one service for an answer of several parts.</summary>
+    private static async Task SayManyAsync(Host host, int count)
+    {
+        for (var i = 0; i < count; i += 200)
+            await SayAsync(host, [.. Enumerable.Range(i, 200).Select(n => Alert("etcd", n % 2 == 0 ? "up" : "down",
+                Rfc3339.Format(Host.Now.AddSeconds(n - count)), new string('d', 200)))]);
+    }
+
+    // ---- Shapes ----
+
+    [Fact]
+    public async Task AnswersHaveTheirShapes()
+    {
+        await using var host = await WithAPastAsync();
+        var status = await host.GetAsync("/alerts/INS?service=etcd");
+        Assert.Equal((200, "application/json"), (status.Code, status.Type?.ToString()));
+        Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","status":"down","""
+            + """since":"2026-11-22T10:00:00.5Z","time":"2026-11-22T10:00:00.5Z","description":"it \"fell\",\nhard"}]}""".Insert(0, "\"")
+            + "\n", status.Body);
+        Assert.Equal("""{"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","""
+            + """
+            "description":"d","received":"2026-11-22T12:00:00Z"}],"next":null}
+            """ + "\n", (await host.GetAsync("/alerts/INS/history?service=db")).Body);
+        Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","availability":50.003472,"""
+            + """
+            "up_seconds":7200.5,"down_seconds":7199.5,"outages":1,"longest_seconds":7199.5,"mean_seconds":7199.5,"mean_between_seconds":7200.5,"open":true}]}
+            """ + "\n", (await host.GetAsync("/alerts/INS/report?service=etcd")).Body);
+        Assert.Equal("""
+            {"services":[{"platform":"p1","service":"db","facet":"node","location":"","availability":0,"up_seconds":0,"down_seconds":10800,"outages":1,"longest_seconds":10800,"mean_seconds":10800,"mean_between_seconds":0,"open":true}],"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","up":0,"under_threshold_seconds":0}]}
+            """ + "\n", (await host.GetAsync("/alerts/INS/report?service=db&threshold=1")).Body);
+    }
+
+    [Theory]
+    [InlineData("/alerts/INS/history?format=csv", null)]
+    [InlineData("/alerts/INS/history", "text/csv")]
+    [InlineData("/alerts/INS/history", "text/csv, application/json")]
+    public async Task CsvIsWrittenAsRfc4180Says(string path, string? accept)
+    {
+        await using var host = await WithAPastAsync();
+        using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{host.Port}") };
+        if (accept != null)
+            client.DefaultRequestHeaders.TryAddWithoutValidation("Accept", accept);
+        using var answer = await client.GetAsync(path);
+        Assert.Equal("text/csv; charset=utf-8", answer.Content.Headers.ContentType?.ToString());
+        Assert.Equal("platform,service,facet,location,status,time,description,received\r\n"
+            + "p1,etcd,node,n1,up,2026-11-22T08:00:00Z,d,2026-11-22T12:00:00Z\r\n"
+            + "p1,db,node,,down,2026-11-22T09:00:00Z,d,2026-11-22T12:00:00Z\r\n"
+            + "p1,etcd,node,n1,down,2026-11-22T10:00:00.5Z,\"it \"\"fell\"\",\nhard\",2026-11-22T12:00:00Z\r\n",
+            await answer.Content.ReadAsStringAsync());
+        Assert.Equal("Accept", Assert.Single(answer.Headers.Vary));
+    }
+
+    [Theory]
+    [InlineData("application/json, text/csv")]
+    [InlineData("*/*")]
+    public async Task JsonIsTheRule(string accept)
+    {
+        await using var host = await WithAPastAsync();
+        Assert.Equal("HTTP/1.1 200 OK", await host.SendRawAsync(
+            $"GET /alerts/INS/report HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"));
+        Assert.Equal("application/json", (await host.GetAsync("/alerts/INS/report")).Type?.MediaType);
+    }
+
+    [Theory]
+    [InlineData("from=-2h", 1)]
+    [InlineData("from=-3h", 2)]
+    [InlineData("from=-180m&to=-119m", 2)]
+    [InlineData("from=-180m&to=-120m", 1)]
+    [InlineData("from=2026-11-22T09:00:00Z&to=2026-11-22T10:00:00.5Z", 1)]
+    [InlineData("from=2026-11-22T10:00:00+01:00", 2)]
+    [InlineData("from=2026-11-22T11:00:00%2B01:00", 1)]
+    [InlineData("from=-1w&platform=p1&facet=node", 3)]
+    [InlineData("location=n1", 2)]
+    [InlineData("platform=&service=db&limit=", 1)]
+    [InlineData("platform=p2", 0)]
+    public async Task FiltersAndRangesChoose(string query, int events)
+    {
+        await using var host = await WithAPastAsync();
+        Assert.Equal(events, (await host.GetAsync($"/alerts/INS/history?{query}")).Json
+            .GetProperty("events").GetArrayLength());
+    }
+
+    [Theory]
+    [InlineData("/alerts/other/history")]
+    [InlineData("/alerts/INS%2Fx")]
+    public async Task PartitionThatNobodyWroteToIsEmpty(string path)
+    {
+        await using var host = await WithAPastAsync();
+        var answer = await host.GetAsync(path);
+        Assert.Equal(200, answer.Code);
+        Assert.Equal(0, answer.Json.EnumerateObject().First().Value.GetArrayLength());
+    }
+
+    // ---- Refusals ----
+
+    [Theory]
+    [InlineData("/history?limt=3", "limt: it is no parameter of a history; there are platform,")]
+    [InlineData("?from=-1h", "from: it is no parameter of a status")]
+    [InlineData("/report?limit=3", "limit: it is no parameter of a report")]
+    [InlineData("/history?threshold=3", "threshold: it is no parameter of a history")]
+    [InlineData("/history?from=-1h&from=-2h", "from: it stands twice")]
+    [InlineData("/history?from=yesterday", "from: 'yesterday' is not usable; allowed: RFC 3339")]
+    [InlineData("/history?from=2026-11-22", "from: '2026-11-22' is not usable")]
+    [InlineData("/history?to=-99999999999d", "to: '-99999999999d' is not usable")]
+    [InlineData("/history?to=-999999999d", "to: '-999999999d' is not usable")]
+    [InlineData("/history?to=-", "to: '-' is not usable")]
+    [InlineData("/history?limit=0", "limit: '0' is not usable; allowed: a whole number from 1")]
+    [InlineData("/history?limit=99999999999", "limit: '99999999999' is not usable")]
+    [InlineData("/report?threshold=two", "threshold: 'two' is not usable")]
+    [InlineData("/history?cursor=x%00y", "cursor: ")]
+    [InlineData("/history?cursor=AAAA", "cursor: 'AAAA' is not usable; allowed: what an answer gave as next")]
+    [InlineData("/history?format=xml", "format: 'xml' is not usable; allowed: json, csv")]
+    [InlineData("/history?format=table", "format: 'table' is not usable; allowed: json, csv")]
+    [InlineData("/history?from=-1h&to=-1h", "from: it is not before to")]
+    [InlineData("/history?%3Cscript%3E%0A=1", "<script>\ufffd: it is no parameter")]
+    public async Task BadParametersAreNamed(string query, string detail)
+    {
+        await using var host = await WithAPastAsync();
+        Assert.Contains(detail, (await host.GetAsync("/alerts/INS" + query)).Problem(400), Ordinal);
+    }
+
+    [Theory]
+    [InlineData("/alerts")]
+    [InlineData("/alerts//history")]
+    [InlineData("/alerts/INS/history/x")]
+    [InlineData("/alerts/INS/else")]
+    [InlineData("/service?partition=INS&service=nope")]
+    public async Task UnknownPathsAre404(string path)
+    {
+        await using var host = await WithAPastAsync();
+        (await host.GetAsync(path)).Problem(404);
+    }
+
+    [Theory]
+    [InlineData("/alerts/INS/history", "GET, HEAD")]
+    [InlineData("/alerts/INS/report", "GET, HEAD")]
+    [InlineData("/", "GET, HEAD")]
+    [InlineData("/service", "GET, HEAD")]
+    public async Task PostIsNotForQuestions(string path, string allow)
+    {
+        await using var host = await WithAPastAsync();
+        var answer = await host.PostAsync("{}", path);
+        answer.Problem(405);
+        Assert.Equal(allow, string.Join(", ", answer.ContentHeaders.Allow));
+    }
+
+    [Theory]
+    [InlineData("/")]
+    [InlineData("/service?partition=INS&platform=p1&service=etcd&facet=node&location=n1")]
+    [InlineData("/alerts/INS")]
+    [InlineData("/alerts/INS/history")]
+    [InlineData("/alerts/INS/report")]
+    public async Task QuestionsNeedTheCredentialsOfTheWebhook(string path)
+    {
+        await using var host = Host.Serving("--auth-mode", "basic", "--password", "secret");
+        var refused = await host.GetAsync(path);
+        refused.Problem(401);
+        Assert.NotEmpty(refused.Headers.WwwAuthenticate);
+        var right = $"Basic {Convert.ToBase64String("admin:secret"u8)}";
+        Assert.NotEqual(401, (await host.SendAsync(HttpMethod.Get, path, authorization: right)).Code);
+    }
+
+    [Theory]
+    [InlineData("/")]
+    [InlineData("/alerts/INS")]
+    [InlineData("/alerts/INS/history")]
+    public async Task BeforeTheLogIsReadTheAnswerIs503(string path)
+    {
+        await using var host = Host.Starting();
+        Assert.Contains("starting", (await host.GetAsync(path)).Problem(503), Ordinal);
+        host.Serve();
+        Assert.Equal(200, (await host.GetAsync(path)).Code);
+    }
+
+    // ---- Long answers ----
+
+    [Fact]
+    public async Task LongAnswerIsChunkedAndWhole()
+    {
+        await using var host = Host.Serving();
+        await SayManyAsync(host, 4000);
+        var whole = await host.GetAsync("/alerts/INS/history");
+        Assert.True(whole.Headers.TransferEncodingChunked);
+        Assert.InRange(whole.Body.Length, 1_000_000, 3_000_000);
+        var events = whole.Json.GetProperty("events").EnumerateArray().Select(e => e.GetRawText()).ToList();
+        Assert.Equal(4000, events.Distinct().Count());
+        var (paged, cursor) = (new List<string>(), "");
+        do
+        {
+            var page = (await host.GetAsync($"/alerts/INS/history?limit=999&cursor={cursor}")).Json;
+            paged.AddRange(page.GetProperty("events").EnumerateArray().Select(e => e.GetRawText()));
+            cursor = page.GetProperty("next").GetString();
+        }
+        while (cursor != null);
+        Assert.Equal(events, paged);
+    }
+
+    [Fact]
+    public async Task HeadOfALongAnswerHasNoBodyAndTheConnectionGoesOn()
+    {
+        await using var host = Host.Serving();
+        await SayManyAsync(host, 1000);
+        using var client = new TcpClient();
+        await client.ConnectAsync("127.0.0.1", host.Port);
+        var stream = client.GetStream();
+        await stream.WriteAsync("HEAD /alerts/INS/history HTTP/1.1\r\nHost: a\r\n\r\nGET /live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"u8.ToArray());
+        using var reader = new StreamReader(stream, Encoding.UTF8);
+        var text = await reader.ReadToEndAsync().WaitAsync(Soon);
+        Assert.Equal(2, text.Split("HTTP/1.1 200 OK").Length - 1);
+        Assert.EndsWith("{\"live\":true}\n", text, Ordinal);
+        Assert.DoesNotContain("events", text, Ordinal);
+    }
+
+    /// <summary>More than the places there are for long answers.</summary>
+    [Fact]
+    public async Task ClientsThatGoAwayFreeTheirPlaces()
+    {
+        await using var host = Host.Serving();
+        await SayManyAsync(host, 6000);
+        for (var i = 0; i < 2 * Web.MaxUnfinished; i++)
+        {
+            using var client = new TcpClient { ReceiveBufferSize = 4096 };
+            await client.ConnectAsync("127.0.0.1", host.Port);
+            await client.GetStream().WriteAsync("GET /alerts/INS/history HTTP/1.1\r\nHost: a\r\n\r\n"u8.ToArray());
+            Assert.True(await client.GetStream().ReadAsync(new byte[100]).AsTask().WaitAsync(Soon) > 0);
+            client.Client.LingerState = new LingerOption(true, 0);
+        }
+        await Wait.UntilAsync(async () => (await host.GetAsync("/alerts/INS/history")).Code == 200, Soon,
+            "a place for a long answer");
+    }
+
+    [Fact]
+    public async Task SlowReadersHoldUpNobody()
+    {
+        await using var host = Host.Serving();
+        await SayManyAsync(host, 6000);
+        var slow = new List<TcpClient>();
+        for (var i = 0; i < Web.MaxUnfinished; i++)
+        {
+            var client = new TcpClient { ReceiveBufferSize = 4096 };
+            slow.Add(client);
+            await client.ConnectAsync("127.0.0.1", host.Port);
+            await client.GetStream().WriteAsync("GET /alerts/INS/history HTTP/1.1\r\nHost: a\r\n\r\n"u8.ToArray());
+            Assert.True(await client.GetStream().ReadAsync(new byte[100]).AsTask().WaitAsync(Soon) > 0);
+        }
+        Assert.Equal(200, (await host.GetAsync("/alerts/INS").WaitAsync(Soon)).Code);
+        Assert.Equal(200, (await host.GetAsync("/").WaitAsync(Soon)).Code);
+        await SayAsync(host, Alert("other", "up", "2026-11-22T11:00:00Z"));
+        Assert.Contains("ask again", (await host.GetAsync("/alerts/INS/history")).Problem(503), Ordinal);
+        slow.ForEach(c => c.Dispose());
+        await Wait.UntilAsync(async () => (await host.GetAsync("/alerts/INS/history")).Code == 200, Soon,
+            "a place for a long answer");
+    }
+
+    // ---- While the log changes ----
+
+    [Fact]
+    public async Task QuestionsWhileTheLogIsWrittenRotatedAndRetainedAreAnsweredWhole()
+    {
+        await using var host = Host.Serving("--retention", "3d");
+        using var stop = new CancellationTokenSource();
+        var asking = Enumerable.Range(0, 2).Select(_ => Task.Run(async () =>
+        {
+            var asked = 0;
+            while (!stop.IsCancellationRequested)
+            {
+                var answer = await host.GetAsync("/alerts/INS/history");
+                Assert.Equal(200, answer.Code);
+                var times = answer.Json.GetProperty("events").EnumerateArray()
+                    .Select(e => e.GetProperty("time").GetDateTime()).ToList();
+                Assert.Equal(times.Order(), times);
+                Assert.Equal(200, (await host.GetAsync("/alerts/INS/report?threshold=1")).Code);
+                Assert.Contains("</html>", (await host.GetAsync("/?range=90d")).Body, Ordinal);
+                asked++;
+            }
+            return asked;
+        })).ToList();
+        for (var hour = 0; hour < 24 * 20; hour++)
+        {
+            host.Clock.UtcNow = Host.Now.AddHours(hour);
+            host.Clock.Timestamp += TimeSpan.FromHours(1).Ticks;
+            await SayAsync(host, [.. Enumerable.Range(0, 3).Select(s => Alert($"s{s}", hour % 2 == 0 ? "up" : "down",
+                Rfc3339.Format(host.Clock.UtcNow)))]);
+        }
+        await stop.CancelAsync();
+        Assert.All(await Task.WhenAll(asking), asked => Assert.InRange(asked, 1, int.MaxValue));
+        Assert.InRange(Directory.GetFiles(host.Dir, "events-*.jsonl").Length, 3, 6);
+    }
+}
