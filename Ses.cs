@@ -6198,9 +6198,11 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         var rest = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
         if (all.Count == 0)
             return Markup.Of($"SeS knows of no service yet.");
-        if (down > 0)
-            return Markup.Of($"<span class=\"down\">✖ {down} of {Counted(all.Count, "service")} ")
+        if (down > 0 && all.Count > 1)
+            return Markup.Of($"<span class=\"down\">✖ {down} of {all.Count} services ")
                 + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{rest}");
+        if (down > 0)
+            return Markup.Of($"<span class=\"down\">✖ The one service is down.</span>");
         if (other > 0)
             return Markup.Of($"No service is down.{rest}");
         var who = all.Count == 1 ? "The one service is" : $"All {all.Count} services are";

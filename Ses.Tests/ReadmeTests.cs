@@ -321,7 +321,7 @@ public sealed partial class ReadmeTests
     [GeneratedRegex(@"\bOXSES_[A-Z_]*[A-Z]\b")]
     private static partial Regex VariableName();
 
-    [GeneratedRegex(@"\bses_[a-z_]+[a-z]\b")]
+    [GeneratedRegex(@"(?<![\w-])ses_[a-z_]+[a-z]\b")]
     private static partial Regex MetricName();
 
     [GeneratedRegex(@"(?<![\w-])--[a-z][a-z-]*[a-z]\b")]

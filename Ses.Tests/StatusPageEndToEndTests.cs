@@ -469,7 +469,7 @@ public sealed partial class StatusPageEndToEndTests
         using var answer = await ses.PostAsync("INS", body);
         Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
         await OpenAsync(ses);
-        Assert.Equal("✖ 1 of 1 services is down.", await TextAsync("h1"));
+        Assert.Equal("✖ The one service is down.", await TextAsync("h1"));
     }
 
     // ---- What went wrong ----
@@ -505,7 +505,7 @@ public sealed partial class StatusPageEndToEndTests
         await SayAsync(ses, _node, ("up", 5.5));
         await SayAsync(ses, _node with { Location = "n2" }, ("up", 5.5));
         await UntilShownAsync(
-            ses, "Refused by Onix", "1 of the services", "etcd node n2 since ", "<b>no</b>");
+            ses, "Refused by Onix", "1 service; SeS tries again", "etcd node n2 since ", "<b>no</b>");
         await AssertSoundAsync(1400);
     }
 
@@ -517,7 +517,7 @@ public sealed partial class StatusPageEndToEndTests
             """{"status":"firing","labels":{"alertname":"<i>Bad</i>"},"startsAt":"2026-11-23T20:00:00Z"}"""));
         Assert.Equal(HttpStatusCode.OK, answer.StatusCode);
         await UntilShownAsync(
-            ses, "Quarantined alerts", "1 could not be mapped", "<i>Bad</i> I&S: it has no service,");
+            ses, "Quarantined alerts", "1 alert could not be mapped", "<i>Bad</i> I&S: it has no service");
         await AssertSoundAsync(1400);
     }
 

@@ -567,7 +567,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
             fields = fields[..length];
             var code = 200;
             var isHead = false;
-            switch (_dice.Below(_dice.OneIn(50) ? 9 : 8))
+            switch (_dice.Below(_dice.OneIn(50) ? 11 : 8))
             {
                 case 0:
                     Get("GET "u8, "/live?x=%00/../"u8, fields);
@@ -589,6 +589,13 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
                     break;
                 case 8:
                     Get("GET "u8, "/metrics"u8, fields);
+                    break;
+                case 9:
+                    Get("GET "u8, "/alerts/INS/history?from=-1h&limit=5"u8, fields);
+                    break;
+                case 10:
+                    isHead = _dice.OneIn(2);
+                    Get(isHead ? "HEAD "u8 : "GET "u8, "/?range=7d&search=n1"u8, fields);
                     break;
                 default:
                     (code, alert) = (204, _alerts++);
@@ -616,16 +623,43 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
                 || !int.TryParse(head[9..12], CultureInfo.InvariantCulture, out var code)
                 || code is < 200 or > 599)
                 throw new IOException("no answer: " + Encoding.Latin1.GetString(head));
-            var size = Length(head, code);
+            var isChunked = code == 200 && head.IndexOf("\r\nTransfer-Encoding: chunked\r\n"u8) >= 0;
+            var size = isChunked ? 0 : Length(head, code);
             _answerStart += end + 4;
-            for (size = isHead ? 0 : size; Held.Length < size;)
-            {
-                if (!Receive(socket))
-                    throw new IOException("an answer's body was cut off");
-            }
-            _answerStart += size;
+            if (isChunked && !isHead)
+                SkipChunks(socket);
+            else
+                Skip(socket, isHead ? 0 : size);
             traffic._tally.Answered(code);
             return code;
+        }
+
+        private void Skip(Socket socket, int size)
+        {
+            while (size > 0)
+            {
+                if (Held.Length == 0 && !Receive(socket))
+                    throw new IOException("an answer's body was cut off");
+                var part = Math.Min(size, Held.Length);
+                _answerStart += part;
+                size -= part;
+            }
+        }
+
+        private void SkipChunks(Socket socket)
+        {
+            for (var size = 1; size > 0;)
+            {
+                int end;
+                while ((end = Held.IndexOf("\r\n"u8)) < 0)
+                {
+                    if (!Receive(socket))
+                        throw new IOException("an answer's chunk was cut off");
+                }
+                size = int.Parse(Held[..end], NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+                _answerStart += end + 2;
+                Skip(socket, size + 2);
+            }
         }
 
         private static int Length(ReadOnlySpan<byte> head, int code)
