@@ -26,7 +26,7 @@
 //     GET  /live, /ready                  probes; /ready tells of Onix, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
 //
-// COMMANDS, beside the daemon: ses status, history, report, check, quarantine
+// COMMANDS, beside the daemon: ses status, history, report, check, probe, quarantine
 //
 // FILES in the data directory
 //
@@ -424,7 +424,8 @@ internal sealed record Options
             System.Enum.Parse<T>(OneOf(setting, System.Enum.GetNames<T>()));
 
         /// <summary>
-        /// The secret itself, or what the file holds that is named instead, without line ends.
+        /// The secret itself, or what the file holds that is named instead, without line ends; else what
+        /// systemd hands over by the flag's name (systemd.exec(5), LoadCredential).
         /// </summary>
         public string? Secret(Setting setting)
         {
@@ -439,7 +440,9 @@ internal sealed record Options
                 if (given.TryGetValue(direct, out var secret))
                     return secret;
             }
-            return setting.Default;
+            var credential = _variables.GetValueOrDefault("CREDENTIALS_DIRECTORY") is { Length: > 0 } dir
+                ? System.IO.Path.Combine(dir, setting.Flag[2..]) : null;
+            return File.Exists(credential) ? ReadSecret(setting.File, credential) : setting.Default;
         }
 
         private static string ReadSecret(Setting setting, string path)
@@ -7015,8 +7018,19 @@ internal sealed class Web
         IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
     {
         var made = new Queue<ReadOnlyMemory<byte>?>([first, second]);
-        async Task<ReadOnlyMemory<byte>?> NextPartAsync() =>
-            made.TryDequeue(out var part) ? part : await NextAsync(parts);
+        async Task<ReadOnlyMemory<byte>?> NextPartAsync()
+        {
+            try
+            {
+                return made.TryDequeue(out var part) ? part : await NextAsync(parts);
+            }
+            catch (Exception e) when (e is TimeoutException or IOException)
+            {
+                // The client sees that the last chunk is missing.
+                _log.Error("a long answer could not be ended", ("reason", e.Message));
+                throw new IOException(e.Message, e);
+            }
+        }
 
         void End()
         {
@@ -8288,6 +8302,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 //
 // What the program does besides serving: it answers questions from a data directory, checks one, and shows
 // the quarantine, whether a SeS is using the directory or not. Nothing here writes to it but the indexes.
+// And it asks a SeS on the same host how it is.
 
 /// <summary>One thing to do, other than to serve.</summary>
 internal sealed record Command(string Name, string Help, string Example, IReadOnlyList<Setting> Settings)
@@ -8324,6 +8339,8 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
                 "Also for how long fewer than so many of these were up"), Format]),
         new("check", "Looks through a data directory and tells what is wrong in it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
+        new("probe", "Asks a SeS on this host whether it is ready; for HEALTHCHECK and scripts.", "ses probe",
+            [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting]),
         new("quarantine", "Lists the alerts that could not be mapped.", "ses quarantine --retry",
             [Options.DataDirSetting, Partition, Format, RetrySetting, UrlSetting, TokenFileSetting,
                 Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File]),
@@ -8339,7 +8356,7 @@ internal sealed class Commands(
     IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
     bool isTerminal, TimeProvider clock)
 {
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30), ProbeTime = TimeSpan.FromSeconds(3);
 
     private readonly string _dir = Options.DataDirOf(flags, variables);
 
@@ -8351,6 +8368,7 @@ internal sealed class Commands(
     public Task<bool> RunAsync(string name) => name switch
     {
         "check" => Task.FromResult(Check()),
+        "probe" => ProbeAsync(),
         "quarantine" => flags.GetValueOrDefault(Command.RetrySetting.Flag) is "true"
             ? RetryAsync() : Task.FromResult(List()),
         _ => Task.FromResult(Ask(Enum.Parse<Subject>(name, ignoreCase: true))),
@@ -8413,6 +8431,37 @@ internal sealed class Commands(
     {
         output.Write(Encoding.UTF8.GetBytes(line + "\n"));
         output.Flush();
+    }
+
+    // ---- Probe ----
+
+    private async Task<bool> ProbeAsync()
+    {
+        var options = Options.Read(flags, variables);
+        var address = options.Address ?? IPAddress.Loopback;
+        address = address.Equals(IPAddress.Any) ? IPAddress.Loopback
+            : address.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : address;
+        var scheme = options.TlsCert == null ? "http" : "https";
+        // It is the same host: who answers is not the question, and the certificate may name another.
+        using var handler = new HttpClientHandler
+        {
+            UseProxy = false,
+            ServerCertificateCustomValidationCallback =
+                HttpClientHandler.DangerousAcceptAnyServerCertificateValidator,
+        };
+        using var client = new HttpClient(handler) { Timeout = ProbeTime };
+        var target = $"{scheme}://{new IPEndPoint(address, options.Port)}/ready";
+        try
+        {
+            using var answer = await client.GetAsync(new Uri(target));
+            Say((await answer.Content.ReadAsStringAsync()).Trim());
+            return answer.IsSuccessStatusCode;
+        }
+        catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
+        {
+            Say($"{target} does not answer: {e.Message}");
+            return false;
+        }
     }
 
     // ---- Quarantine ----

@@ -302,6 +302,31 @@ public sealed partial class CommandEndToEndTests : IDisposable
         Assert.Equal(left, still);
     }
 
+    // ---- Probe ----
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task ProbeTellsWhetherSeSIsReady(bool isSecure)
+    {
+        string[] tls = [];
+        if (isSecure)
+        {
+            var (certificate, key) = Authority.Root().Issue().Write(_dir, "server");
+            tls = ["--tls-cert", certificate, "--tls-key", key];
+        }
+        int port;
+        await using (var ses = await SesProcess.StartAsync("none", Path.Combine(_dir, "data"), null, tls))
+        {
+            port = ses.Port;
+            Assert.Equal((0, "{\"ready\":true,\"onix\":{\"state\":\"none\"}}\n"),
+                await RunAsync(["probe", "--port", $"{port}", .. tls]));
+        }
+        var (exit, output) = await RunAsync(["probe", "--port", $"{port}", .. tls]);
+        Assert.Equal(1, exit);
+        Assert.Contains("does not answer", output, Ordinal);
+    }
+
     // ---- What cannot be ----
 
     [Theory]

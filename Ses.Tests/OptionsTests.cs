@@ -443,4 +443,19 @@ public sealed class OptionsTests : IDisposable
     public void UnusableCommandLineIsRefusedWithoutTellingASecret(params string[] args) =>
         Assert.DoesNotContain("hunter2",
             Assert.Throws<OptionsException>(() => Program.ParseFlags(args)).Message, Ordinal);
+
+    // ---- Credentials of systemd ----
+
+    [Fact]
+    public void CredentialIsReadWhereNothingElseGivesTheSecret()
+    {
+        var dir = Directory.CreateTempSubdirectory("ses-credentials-").FullName;
+        File.WriteAllText(Path.Combine(dir, "password"), "of systemd\n");
+        var variables = new Dictionary<string, string> { ["CREDENTIALS_DIRECTORY"] = dir };
+        Assert.Equal("of systemd", Options.Read(new Dictionary<string, string>(), variables).Password);
+        Assert.Equal("0n1x", Options.Read(new Dictionary<string, string>(), variables).OnixPassword);
+        variables["OXSES_PASSWORD"] = "of the variable";
+        Assert.Equal("of the variable", Options.Read(new Dictionary<string, string>(), variables).Password);
+        Directory.Delete(dir, recursive: true);
+    }
 }

@@ -1,0 +1,22 @@
+# Two stages: the SDK builds one static file, and that file is the image, with the CAs that it trusts.
+FROM mcr.microsoft.com/dotnet/sdk:10.0 AS build
+RUN apt-get update && apt-get install -y --no-install-recommends \
+    ca-certificates clang cmake git lld libssl-dev make zlib1g-dev
+WORKDIR /src
+COPY . .
+RUN make publish && ./out/ses --version && mkdir /empty
+
+FROM scratch
+LABEL org.opencontainers.image.title="SeS" \
+      org.opencontainers.image.description="Keeps the history of service status that Alertmanager tells" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /src/out/ses /ses
+# The image owns its data folder, so that it serves without a volume, too; nothing else is written to.
+COPY --from=build --chown=65532:65532 /empty /data
+USER 65532:65532
+ENV OXSES_DATADIR=/data SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+VOLUME /data
+EXPOSE 8888
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD ["/ses", "probe"]
+ENTRYPOINT ["/ses"]
