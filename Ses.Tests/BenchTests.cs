@@ -138,16 +138,16 @@ public sealed class BenchTests(ITestOutputHelper output)
         ];
         Row("first report of all services, indexes to be made", await TimeAsync(ses, "alerts/INS/report"));
         using var stop = new CancellationTokenSource();
-        var posting = PostAsync(ses, stop.Token);
+        var posting = Task.Factory.StartNew(() => Post(ses, stop.Token), TaskCreationOptions.LongRunning);
         foreach (var (what, target) in questions)
         {
             List<string> times = [];
             for (var i = 0; i < 5; i++)
                 times.Add(await TimeAsync(ses, target));
-            Row(what, string.Join(", ", times));
+            Row(what, $"{string.Join(", ", times)}; slowest webhook {Interlocked.Exchange(ref _slowest, 0):N0} ms");
         }
         await stop.CancelAsync();
-        Row("slowest webhook meanwhile", $"{await posting:N1} ms");
+        await posting;
         Row("resident at most", MiB(ses.Child.PeakBytes()));
         Directory.Delete(dir, recursive: true);
     }
@@ -165,22 +165,27 @@ public sealed class BenchTests(ITestOutputHelper output)
         return $"{clock.Elapsed.TotalMilliseconds:N0} ms ({length / 1024:N0} KiB)";
     }
 
-    /// <summary>Posts a new alert every 5 ms; tells the longest answer.</summary>
-    private static async Task<double> PostAsync(SesProcess ses, CancellationToken stop)
+    /// <summary>Of a webhook's answers since it was last told, in milliseconds.</summary>
+    private double _slowest;
+
+    /// <summary>Posts a new alert every 5 ms, on a thread of its own: the pool is busy with the answers.</summary>
+    private void Post(SesProcess ses, CancellationToken stop)
     {
-        var worst = 0.0;
-        for (var i = 0; !stop.IsCancellationRequested; i++)
+        using var client = new System.Net.Sockets.TcpClient("127.0.0.1", ses.Port) { NoDelay = true };
+        var (stream, answer) = (client.GetStream(), new byte[4096]);
+        for (var i = 0; !stop.WaitHandle.WaitOne(5); i++)
         {
-            var clock = Stopwatch.StartNew();
-            using var answer = await ses.PostAsync("INS", $$"""
+            var body = $$"""
                 {"version":"4","alerts":[{"status":"firing","labels":{"alertname":"Down","job":"load",
                 "instance":"n{{i % 100}}"},"startsAt":"{{DateTime.UtcNow:O}}"}]}
-                """);
-            answer.EnsureSuccessStatusCode();
-            worst = Math.Max(worst, clock.Elapsed.TotalMilliseconds);
-            await Task.Delay(5, CancellationToken.None);
+                """;
+            var request = $"POST /alerts/INS HTTP/1.1\r\nHost: a\r\nContent-Length: {body.Length}\r\n\r\n{body}";
+            var clock = Stopwatch.StartNew();
+            stream.Write(System.Text.Encoding.ASCII.GetBytes(request));
+            var length = stream.Read(answer);
+            _slowest = Math.Max(_slowest, clock.Elapsed.TotalMilliseconds);
+            Assert.StartsWith("HTTP/1.1 204", System.Text.Encoding.ASCII.GetString(answer, 0, length), StringComparison.Ordinal);
         }
-        return worst;
     }
 
     private static async Task<string> StartAsync(SesProcess ses)
