@@ -1,14 +1,20 @@
 # make run      build SeS and start it without an Onix, data in ses-data
 # make test     all tests that need nothing but the SDK
 # make publish  the native binary, out/ses
-# make install  the binary, its unit and its manual; PREFIX and DESTDIR as usual; make uninstall
+# make install  the binary, its unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
+# make deb      a package for Debian, out/ses_VERSION_ARCH.deb
 # make e2e      end-to-end tests on the native binary, with Debian's programs
+# make soak     an hour of Alertmanager's traffic, with Onix away and SeS killed now and then
 # make bench    the figures of the README
 
 SHELL := /bin/bash
 PORT ?= 8888
 DOTNET := dotnet
 SOURCES := Ses.cs Ses.csproj
+VERSION := $(shell sed -n 's|.*<Version>\(.*\)</Version>.*|\1|p' Ses.csproj)
+RID := linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)
+# What is packed is as old as the commit, so that the same commit makes the same package.
+export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Ses.cs)
 SUMMARY := awk '{ print } /(Passed!|Failed!)  - Failed:/ { gsub(",", ""); failed += $$4; passed += $$6 } \
 	END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 || passed == 0 }'
 
@@ -17,9 +23,13 @@ STATIC := $(shell command -v ld.lld >/dev/null && command -v cmake >/dev/null \
 	&& test -e "$$(cc -print-file-name=libssl.a)" && echo true)
 
 PREFIX ?= /usr/local
-UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/lib/systemd/system,/etc/systemd/system)
+UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib/systemd/system,/etc/systemd/system)
+BIN = $(DESTDIR)$(PREFIX)/bin/ses
+MAN = $(DESTDIR)$(PREFIX)/share/man/man8/ses.8.gz
+COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ses
+DEFAULTS = $(DESTDIR)/etc/default/ses
 
-.PHONY: run test publish install uninstall e2e bench clean
+.PHONY: run test publish install uninstall deb e2e soak bench clean
 
 run:
 	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo
@@ -40,22 +50,61 @@ publish: out/ses
 out/ses: $(SOURCES)
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake or libssl.a is missing" \
 		"(Debian: lld cmake libssl-dev). This one needs libc, and libssl for TLS."
-	$(DOTNET) publish Ses.csproj -c Release -r linux-x64 -o out --nologo -p:Static=$(STATIC)
+	$(DOTNET) publish Ses.csproj -c Release -r $(RID) -o out --nologo -p:Static=$(STATIC)
 
-install: out/ses
-	install -D -m 755 out/ses "$(DESTDIR)$(PREFIX)/bin/ses"
-	install -d "$(DESTDIR)$(UNITDIR)"
+# The manual and the settings' file say what --help says.
+out/ses.8: out/ses deploy/ses.8.awk
+	{ out/ses --help; for command in $$(out/ses --help | sed -n '/^Commands:/,/^$$/s/^  \([a-z]*\).*/\1/p'); \
+		do echo "@$$command"; out/ses $$command --help; done; } \
+		| awk -v version=$(VERSION) -v date=$$(date -u -d @$$SOURCE_DATE_EPOCH +%F) -f deploy/ses.8.awk > $@
+
+out/ses.default: out/ses deploy/ses.default.awk
+	out/ses --help | awk -f deploy/ses.default.awk > $@
+
+install: out/ses out/ses.8 out/ses.default
+	install -D -m 755 out/ses "$(BIN)"
+	install -d "$(DESTDIR)$(UNITDIR)" "$(dir $(MAN))" "$(dir $(DEFAULTS))"
 	sed 's|^ExecStart=/usr/bin/ses|ExecStart=$(PREFIX)/bin/ses|' deploy/ses.service > "$(DESTDIR)$(UNITDIR)/ses.service"
 	chmod 644 "$(DESTDIR)$(UNITDIR)/ses.service"
+	install -m 644 deploy/ses.socket "$(DESTDIR)$(UNITDIR)/ses.socket"
+	gzip -9nc out/ses.8 > "$(MAN)" && chmod 644 "$(MAN)"
+	install -D -m 644 deploy/ses.bash "$(COMPLETION)"
+	test -e "$(DEFAULTS)" || install -m 644 out/ses.default "$(DEFAULTS)"
 
 uninstall:
-	rm -f "$(DESTDIR)$(PREFIX)/bin/ses" "$(DESTDIR)$(UNITDIR)/ses.service"
+	rm -f "$(BIN)" "$(DESTDIR)$(UNITDIR)/ses.service" "$(DESTDIR)$(UNITDIR)/ses.socket" "$(MAN)" "$(COMPLETION)"
+	@echo "Left alone: $(DEFAULTS) and the data directory."
+
+DEB = out/deb
+deb: out/ses
+	rm -rf $(DEB)
+	$(MAKE) --no-print-directory -o out/ses install DESTDIR=$(DEB) PREFIX=/usr
+	install -D -m 644 deploy/debian/copyright $(DEB)/usr/share/doc/ses/copyright
+	install -D -m 644 deploy/debian/lintian-overrides $(DEB)/usr/share/lintian/overrides/ses
+	sed -e 's/@VERSION@/$(VERSION)/' -e "s/@DATE@/$$(date -Ru -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
+		| gzip -9n > $(DEB)/usr/share/doc/ses/changelog.gz
+	chmod 644 $(DEB)/usr/share/doc/ses/changelog.gz
+	install -d $(DEB)/DEBIAN && echo /etc/default/ses > $(DEB)/DEBIAN/conffiles
+	install -m 755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm $(DEB)/DEBIAN
+	sed -e 's/@VERSION@/$(VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" \
+		-e "s/@SIZE@/$$(du -sk --exclude=DEBIAN $(DEB) | cut -f1)/" deploy/debian/control > $(DEB)/DEBIAN/control
+	cd $(DEB) && find usr -type f -print0 | sort -z | xargs -0 md5sum > DEBIAN/md5sums
+	chmod 644 $(DEB)/DEBIAN/control $(DEB)/DEBIAN/conffiles $(DEB)/DEBIAN/md5sums
+	find $(DEB) -type d -exec chmod 755 {} +
+	dpkg-deb --root-owner-group --build $(DEB) out
+	rm -rf $(DEB)
 
 Ses.Tests/oidc/node_modules: Ses.Tests/oidc/package-lock.json
 	cd $(@D) && npm ci --silent --no-audit --no-fund && touch node_modules
 
 e2e: out/ses Ses.Tests/oidc/node_modules
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' 2>&1 | $(SUMMARY)
+
+# SOAK: its length in seconds.
+SOAK ?= 3600
+soak: out/ses
+	@SES_SOAK=$(SOAK) $(DOTNET) test Ses.Tests --nologo --filter 'FullyQualifiedName~SoakEndToEnd' \
+		--logger 'console;verbosity=detailed' 2>&1 | grep -vE '^(  Determining|  All projects|Test run|A total)'; exit $${PIPESTATUS[0]}
 
 bench: out/ses
 	@$(DOTNET) test Ses.Tests --nologo -c Release --filter 'Category=Bench' --logger 'console;verbosity=detailed' 2>&1 \

@@ -7607,10 +7607,11 @@ internal sealed class Gate
     }
 
     /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
+    /// <param name="inherited">A socket that listens already, instead of address and port; else null.</param>
     /// <exception cref="SocketException">The port is in use, or the address is not this host's.</exception>
-    public IPEndPoint Start()
+    public IPEndPoint Start(Socket? inherited = null)
     {
-        _listener = Listen(_options.Address, _options.Port);
+        _listener = inherited ?? Listen(_options.Address, _options.Port);
         _inner = _web.Start();
         _sweeper = _clock.CreateTimer(_ => Sweep(), null, SweepPeriod, SweepPeriod);
         _ = AcceptAsync();
@@ -8214,6 +8215,9 @@ internal static partial class Linux
     public static unsafe void Hide(IReadOnlySet<string> names)
     {
         _ = Control(SetDumpable, 0, 0, 0, 0);
+        // A root without /proc, as of a bare chroot, shows nothing to those inside.
+        if (!File.Exists("/proc/self/stat"))
+            return;
         // proc_pid_stat(5): fields 48 to 51 are where both lie; field 3 follows the name in parentheses.
         var fields = File.ReadAllText("/proc/self/stat").Split(')')[^1].Trim().Split(' ');
         var places = fields[45..49].Select(f => long.Parse(f, CultureInfo.InvariantCulture)).ToArray();
@@ -8279,6 +8283,18 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
         : new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified);
 
     public bool IsThere => _socket != null;
+
+    /// <summary>The socket that systemd listens on for SeS (sd_listen_fds(3)); null: there is none.</summary>
+    /// <exception cref="SocketException">What was handed over is no socket.</exception>
+    public static Socket? Listening()
+    {
+        const int First = 3;
+        return Environment.GetEnvironmentVariable("LISTEN_PID") == $"{Environment.ProcessId}"
+            && Environment.GetEnvironmentVariable("LISTEN_FDS") is { } count and not "0"
+            ? count == "1" ? new Socket(new SafeSocketHandle(First, ownsHandle: true))
+                : throw new OptionsException($"LISTEN_FDS: '{count}' sockets; SeS listens on one")
+            : null;
+    }
 
     /// <summary>Sends such as <c>READY=1</c>; several are joined by line breaks.</summary>
     public void Notify(string words)
@@ -8816,9 +8832,9 @@ internal static class Program
     {
         try
         {
-            var place = gate.Start();
-            var host = options.Address is { } address && !address.Equals(IPAddress.Any)
-                && !address.Equals(IPAddress.IPv6Any) ? place.ToString() : $"localhost:{place.Port}";
+            var place = gate.Start(Systemd.Listening());
+            var host = place.Address.Equals(IPAddress.Any) || place.Address.Equals(IPAddress.IPv6Any)
+                ? $"localhost:{place.Port}" : place.ToString();
             return $"{(options.TlsCert == null ? "http" : "https")}://{host}/{options.Path}/PARTITION";
         }
         catch (SocketException e)

@@ -14,6 +14,9 @@ internal sealed class Alertmanagers : IAsyncDisposable
     private readonly List<ChildProcess> _children = [];
     private int[] _ports = [];
 
+    /// <summary>Where each listens on 127.0.0.1.</summary>
+    public IReadOnlyList<int> Ports => _ports;
+
     private string Config => Path.Combine(_dir, "alertmanager.yml");
 
     /// <param name="http">Lines of <c>http_config</c>, in YAML's flow style.</param>
