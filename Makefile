@@ -94,10 +94,10 @@ deb: out/ses
 	dpkg-deb --root-owner-group --build $(DEB) out
 	rm -rf $(DEB)
 
-Ses.Tests/oidc/node_modules: Ses.Tests/oidc/package-lock.json
-	cd $(@D) && npm ci --silent --no-audit --no-fund && touch node_modules
+Ses.Tests/%/node_modules: Ses.Tests/%/package-lock.json
+	cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch node_modules
 
-e2e: out/ses Ses.Tests/oidc/node_modules
+e2e: out/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' 2>&1 | $(SUMMARY)
 
 # SOAK: its length in seconds.

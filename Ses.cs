@@ -8277,6 +8277,28 @@ internal sealed class Tidying(Func<long> work)
     }
 }
 
+/// <summary>Tells when the clock is set: what is too far ahead, or to be kept no longer, is judged by it.</summary>
+internal sealed class ClockWatch(TimeProvider clock, Log log)
+{
+    /// <summary>Less than this between two looks is the clock's own correction.</summary>
+    public static readonly TimeSpan Jump = TimeSpan.FromSeconds(10);
+
+    private readonly DateTimeOffset _began = clock.GetUtcNow();
+    private readonly long _start = clock.GetTimestamp();
+    private TimeSpan _lead;
+
+    /// <summary>To be called now and then.</summary>
+    public void Look()
+    {
+        var lead = clock.GetUtcNow() - _began - clock.GetElapsedTime(_start);
+        if ((lead - _lead).Duration() < Jump)
+            return;
+        log.Warn(lead > _lead ? "the clock was set forward, or the host slept" : "the clock was set back",
+            ("seconds", (long)(lead - _lead).Duration().TotalSeconds));
+        _lead = lead;
+    }
+}
+
 internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 {
     private readonly Socket? _socket = string.IsNullOrEmpty(socketPath) ? null
@@ -8775,7 +8797,9 @@ internal static class Program
         systemd.Notify("READY=1\nSTATUS=" + web.StatusLine());
 
         var tidying = new Tidying(() => gate.Work);
+        var clockWatch = new ClockWatch(TimeProvider.System, log);
         using (new Timer(_ => tidying.Look(), null, Tidying.Period, Tidying.Period))
+        using (new Timer(_ => clockWatch.Look(), null, ClockWatch.Jump, ClockWatch.Jump))
         using (new Timer(_ => systemd.Notify("WATCHDOG=1\nSTATUS=" + web.StatusLine()), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
             await Task.WhenAny(eventLog.Failed, Task.Delay(Timeout.Infinite, stop.Token));

@@ -91,6 +91,7 @@ public sealed partial class ReadmeTests
         ("days whose files are deleted at a turn of the day", "2", "days.Count > 2"),
         Limit("size of a file of the log", typeof(EventLog), "LargeFile", Mib),
         Limit("pause before a new file when the clock was set back", typeof(EventLog), "ClockBackPause"),
+        Limit("step of the clock that is told", typeof(ClockWatch), "Jump"),
         Limit("longest sleep of the log's writer", typeof(EventLog), "Housekeeping"),
         Limit("time between questions to a disk that refused", typeof(EventLog), "ProbePeriod"),
         Limit("what such a question writes", typeof(EventLog), "ProbeSize", Kib),

@@ -83,7 +83,10 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
         foreach (var service in LogFiles.History(ses.DataDir))
         {
             var key = service.Key;
-            Assert.Equal(service.Value.Select(e => (e.Status, e.Time)), Oracle.Recorded(onix,
+            // What is heard after something later is in the log, but Onix keeps no past that comes late.
+            var inTime = service.Value.Where(
+                e => !service.Value.Any(later => later.Time > e.Time && later.Received < e.Received));
+            Assert.Equal(inTime.Select(e => (e.Status, e.Time)), Oracle.Recorded(onix,
                 new ServiceKey(key.Partition, key.Platform, key.Service, key.Facet, key.Location)));
         }
         await using (var check = ChildProcess.Start(SesProcess.Binary, ["check", "--data-dir", ses.DataDir]))

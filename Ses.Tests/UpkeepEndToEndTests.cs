@@ -1,0 +1,142 @@
+using System.Net;
+using System.Text.Json;
+using Ses.Tests.Support;
+using Xunit;
+using static System.StringComparison;
+
+namespace Ses.Tests;
+
+/// <summary>What happens to a data directory, and to the clock, over years.</summary>
+[Trait("Category", "E2E")]
+public sealed class UpkeepEndToEndTests : IDisposable
+{
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(60);
+
+    private readonly string _dir = Directory.CreateTempSubdirectory("ses-upkeep-").FullName;
+
+    public void Dispose() => Directory.Delete(_dir, recursive: true);
+
+    private static async Task<(int Code, string Output)> RunAsync(string program, params string[] arguments)
+    {
+        await using var run = ChildProcess.Start(program, arguments);
+        return (await run.ExitAsync(Soon), run.Output);
+    }
+
+    [Fact]
+    public async Task CopyMadeWhileSesRunsIsABackup()
+    {
+        await using var ses = await SesProcess.StartAsync("none");
+        var load = new Load(ses.Port, 4, 10, 200).RunAsync(TimeSpan.FromSeconds(6));
+        var copies = new List<string>();
+        while (!load.IsCompleted)
+        {
+            copies.Add(Path.Combine(_dir, $"copy-{copies.Count}"));
+            Assert.Equal((0, ""), await RunAsync("cp", "-a", ses.DataDir, copies[^1]));
+        }
+        await load;
+        var all = LogFiles.ReadEvents(ses.DataDir);
+        foreach (var copy in new[] { copies[copies.Count / 2], copies[^1] })
+        {
+            var kept = LogFiles.ReadEvents(copy);
+            Assert.Equal(all.Take(kept.Count), kept);
+            Assert.NotEmpty(kept);
+            await using var restored = await SesProcess.StartAsync("none", copy);
+            var answer = await restored.Client.GetStringAsync("alerts/INS?format=csv");
+            Assert.Equal(kept.Select(e => e.Service).Distinct().Count(), answer.Split('\n', StringSplitOptions.RemoveEmptyEntries).Length - 1);
+            restored.Kill(Signal.Terminate);
+            Assert.Equal(0, await restored.Child.ExitAsync(Soon));
+            var check = await RunAsync(SesProcess.Binary, "check", "--data-dir", copy);
+            Assert.True(check.Code == 0, check.Output);
+        }
+    }
+
+    /// <summary>What release 0.1 wrote, down to a torn end, must be read for ever.</summary>
+    [Fact]
+    public async Task DirectoryOfTheFirstReleaseOpens()
+    {
+        foreach (var file in Directory.GetFiles(Path.Combine(AppContext.BaseDirectory, "Data", "data-dir-0.1")))
+            File.Copy(file, Path.Combine(_dir, Path.GetFileName(file)));
+        await using var ses = await SesProcess.StartAsync("none", _dir);
+        using var answer = JsonDocument.Parse(await ses.Client.GetStringAsync("alerts/INS/history"));
+        Assert.Equal(14, answer.RootElement.GetProperty("events").GetArrayLength());
+        Assert.Contains("All 6 services are up.", await ses.Client.GetStringAsync(""), Ordinal);
+        var quarantine = await RunAsync(SesProcess.Binary, "quarantine", "--data-dir", _dir, "--format", "json");
+        Assert.Contains("\"reason\":", quarantine.Output, Ordinal);
+    }
+
+    [Fact]
+    public async Task DirectoryOfANewerSesIsRefusedAndNotTouched()
+    {
+        var file = Path.Combine(_dir, "events-000001-2026-11-24.jsonl");
+        const string Newer = "{\"ses\":2,\"created\":\"2026-11-24T00:00:00Z\"}\n";
+        File.WriteAllText(file, Newer);
+        var (code, output) = await RunAsync(SesProcess.Binary, "--onix-url", "none", "--port", "0", "--data-dir", _dir);
+        Assert.Equal(2, code);
+        Assert.Contains("has format 2, which a newer SeS wrote", output, Ordinal);
+        Assert.Equal(Newer, File.ReadAllText(file));
+    }
+
+    /// <summary>
+    /// With a clock of the test's (libfaketime), which works on the program that is not static: built by the
+    /// same compiler from the same file, run by the runtime.
+    /// </summary>
+    [Fact]
+    public async Task ClockSetBackAndForthLosesAndDoublesNothing()
+    {
+        var clock = Path.Combine(_dir, "clock");
+        Set("+0");
+        var port = FreePort.Next();
+        var library = Directory.GetFiles("/usr/lib", "libfaketimeMT.so.1", SearchOption.AllDirectories).Single();
+        await using var ses = ChildProcess.Start("dotnet", [Path.Combine(AppContext.BaseDirectory, "ses.dll"),
+            "--onix-url", "none", "--address", "127.0.0.1", "--port", $"{port}", "--data-dir", Path.Combine(_dir, "data")],
+            new Dictionary<string, string?>
+            {
+                ["LD_PRELOAD"] = library, ["FAKETIME_TIMESTAMP_FILE"] = clock, ["FAKETIME_NO_CACHE"] = "1",
+                ["FAKETIME_DONT_FAKE_MONOTONIC"] = "1", ["DONT_FAKE_MONOTONIC"] = "1",
+            });
+        await Wait.UntilAsync(() => ses.HasExited || ses.Output.Contains("SeS is ready", Ordinal), Soon, "SeS");
+        Assert.False(ses.HasExited, ses.Output);
+        using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{port}/") };
+        var start = DateTime.UtcNow.AddHours(-3);
+        await PostAsync(0, "up");
+        Set("+2d");
+        await ToldAsync("the clock was set forward");
+        await PostAsync(1, "down");
+        await PostAsync(1, "down");
+        Set("-2h");
+        await ToldAsync("the clock was set back");
+        await PostAsync(1, "down");
+        await PostAsync(2, "up");
+        Set("+0");
+        await PostAsync(2, "up");
+        await PostAsync(0, "up");
+
+        var events = LogFiles.ReadEvents(Path.Combine(_dir, "data"));
+        Assert.Equal(["up", "down", "up"], events.OrderBy(e => e.Time).Select(e => e.Status));
+        using var history = JsonDocument.Parse(await client.GetStringAsync("alerts/INS/history?from=-24h"));
+        Assert.Equal(["up", "down", "up"], history.RootElement.GetProperty("events").EnumerateArray()
+            .Select(e => e.GetProperty("status").GetString()));
+        ses.Kill(Signal.Terminate);
+        Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);
+        Assert.Equal(0, (await RunAsync(SesProcess.Binary, "check", "--data-dir", Path.Combine(_dir, "data"))).Code);
+
+        // Atomically: an empty file would be taken for no change at all.
+        void Set(string offset)
+        {
+            File.WriteAllText(clock + ".new", offset + "\n");
+            File.Move(clock + ".new", clock, overwrite: true);
+        }
+
+        Task ToldAsync(string words) => Wait.UntilAsync(() => ses.Output.Contains(words, Ordinal), Soon, words);
+
+        async Task PostAsync(int minute, string status)
+        {
+            var body = $$$"""
+                {"version":"4","alerts":[{"status":"firing","startsAt":"{{{Rfc3339.Format(start.AddMinutes(minute))}}}",
+                "labels":{"platform":"p01","service":"etcd","facet":"node","status":"{{{status}}}"}}]}
+                """;
+            using var answer = await client.PostAsync("alerts/INS", new StringContent(body));
+            Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
+        }
+    }
+}
