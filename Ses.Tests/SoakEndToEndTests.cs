@@ -83,11 +83,12 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
         foreach (var service in LogFiles.History(ses.DataDir))
         {
             var key = service.Key;
-            // What is heard after something later is in the log, but Onix keeps no past that comes late.
-            var inTime = service.Value.Where(
-                e => !service.Value.Any(later => later.Time > e.Time && later.Received < e.Received));
-            Assert.Equal(inTime.Select(e => (e.Status, e.Time)), Oracle.Recorded(onix,
-                new ServiceKey(key.Partition, key.Platform, key.Service, key.Facet, key.Location)));
+            // What is heard after something later is in the log; Onix has it if it was still to be written.
+            var late = service.Value.Where(
+                e => service.Value.Any(later => later.Time > e.Time && later.Received < e.Received))
+                .Select(e => (e.Status, e.Time)).ToList();
+            Assert.Equal(service.Value.Select(e => (e.Status, e.Time)).Except(late), Oracle.Recorded(onix,
+                new ServiceKey(key.Partition, key.Platform, key.Service, key.Facet, key.Location)).Except(late));
         }
         await using (var check = ChildProcess.Start(SesProcess.Binary, ["check", "--data-dir", ses.DataDir]))
             Assert.True(await check.ExitAsync(Soon) == 0, check.Output);
