@@ -10,7 +10,7 @@
 SHELL := /bin/bash
 PORT ?= 8888
 DOTNET := dotnet
-SOURCES := Ses.cs Ses.csproj
+SOURCES := Ses.cs Ses.csproj trim.xml
 VERSION := $(shell sed -n 's|.*<Version>\(.*\)</Version>.*|\1|p' Ses.csproj)
 RID := linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)
 # What is packed is as old as the commit, so that the same commit makes the same package.
@@ -51,6 +51,10 @@ out/ses: $(SOURCES)
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake or libssl.a is missing" \
 		"(Debian: lld cmake libssl-dev). This one needs libc, and libssl for TLS."
 	$(DOTNET) publish Ses.csproj -c Release -r $(RID) -o out --nologo -p:Static=$(STATIC)
+
+# The one that is linked to libc, which the tests can put another clock under.
+out/dynamic/ses: $(SOURCES)
+	$(DOTNET) publish Ses.csproj -c Release -r $(RID) -o out/dynamic --nologo -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
 
 # The manual and the settings' file say what --help says.
 out/ses.8: out/ses deploy/ses.8.awk
@@ -97,7 +101,7 @@ deb: out/ses
 Ses.Tests/%/node_modules: Ses.Tests/%/package-lock.json
 	cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch node_modules
 
-e2e: out/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules
+e2e: out/ses out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' 2>&1 | $(SUMMARY)
 
 # SOAK: its length in seconds.

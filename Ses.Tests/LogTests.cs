@@ -148,4 +148,28 @@ public sealed class LogTests
     {
         public override void WriteLine(string? value) => throw new IOException("Broken pipe");
     }
+
+    [Fact]
+    public void ClockThatIsSetIsToldOnceAndByHowMuch()
+    {
+        var watch = new ClockWatch(_clock, Text());
+        Step(passed: 10, set: 0);
+        Step(passed: 10, set: 9.9);
+        Assert.Empty(Lines);
+        Step(passed: 10, set: 0.2);
+        Assert.EndsWith("WARN  the clock was set forward, or the host slept seconds=10", Assert.Single(Lines), Ordinal);
+        Step(passed: 10, set: 0);
+        Assert.Single(Lines);
+        Step(passed: 10, set: -3600);
+        Assert.EndsWith("WARN  the clock was set back seconds=3600", Lines[^1], Ordinal);
+        Step(passed: 10, set: 0);
+        Assert.Equal(2, Lines.Length);
+
+        void Step(double passed, double set)
+        {
+            _clock.Advance(TimeSpan.FromSeconds(passed));
+            _clock.UtcNow = _clock.UtcNow.AddSeconds(set);
+            watch.Look();
+        }
+    }
 }

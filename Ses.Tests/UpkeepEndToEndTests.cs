@@ -1,3 +1,4 @@
+using System.Net;
 using System.Text.Json;
 using Ses.Tests.Support;
 using Xunit;
@@ -5,7 +6,7 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>What happens to a data directory over years.</summary>
+/// <summary>What happens to a data directory, and to the clock, over years.</summary>
 [Trait("Category", "E2E")]
 public sealed class UpkeepEndToEndTests : IDisposable
 {
@@ -73,5 +74,69 @@ public sealed class UpkeepEndToEndTests : IDisposable
         Assert.Equal(2, code);
         Assert.Contains("has format 2, which a newer SeS wrote", output, Ordinal);
         Assert.Equal(Newer, File.ReadAllText(file));
+    }
+
+    /// <summary>
+    /// With a clock of the test's: libfaketime gets between a program and its libc, so this is the binary that is
+    /// linked to one.
+    /// </summary>
+    [Fact]
+    public async Task ClockSetBackAndForthLosesAndDoublesNothing()
+    {
+        var clock = Path.Combine(_dir, "clock");
+        Set("+0");
+        var port = FreePort.Next();
+        var library = Directory.GetDirectories("/usr/lib").Select(d => Path.Combine(d, "faketime", "libfaketimeMT.so.1")).Single(File.Exists);
+        await using var ses = ChildProcess.Start(Path.Combine(Path.GetDirectoryName(SesProcess.Binary)!, "dynamic", "ses"),
+            ["--onix-url", "none", "--address", "127.0.0.1", "--port", $"{port}", "--data-dir", Path.Combine(_dir, "data")],
+            new Dictionary<string, string?>
+            {
+                ["LD_PRELOAD"] = library, ["FAKETIME_TIMESTAMP_FILE"] = clock, ["FAKETIME_NO_CACHE"] = "1",
+                ["FAKETIME_DONT_FAKE_MONOTONIC"] = "1",
+            });
+        await Wait.UntilAsync(() => ses.HasExited || ses.Output.Contains("SeS is ready", Ordinal), Soon, "SeS");
+        Assert.False(ses.HasExited, ses.Output);
+        using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{port}/") };
+        var start = DateTime.UtcNow.AddHours(-3);
+        await PostAsync(0, "up");
+        Set("+2d");
+        await ToldAsync("the clock was set forward");
+        await PostAsync(1, "down");
+        await PostAsync(1, "down");
+        Set("-2h");
+        await ToldAsync("the clock was set back");
+        await PostAsync(1, "down");
+        await PostAsync(2, "up");
+        Set("+0");
+        await PostAsync(2, "up");
+        await PostAsync(0, "up");
+
+        var events = LogFiles.ReadEvents(Path.Combine(_dir, "data"));
+        Assert.Equal(["up", "down", "up"], events.OrderBy(e => e.Time).Select(e => e.Status));
+        using var history = JsonDocument.Parse(await client.GetStringAsync("alerts/INS/history?from=-24h"));
+        Assert.Equal(["up", "down", "up"], history.RootElement.GetProperty("events").EnumerateArray()
+            .Select(e => e.GetProperty("status").GetString()));
+        ses.Kill(Signal.Terminate);
+        Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);
+        Assert.Equal(0, (await RunAsync(SesProcess.Binary, "check", "--data-dir", Path.Combine(_dir, "data"))).Code);
+
+        // Atomically: an empty file would be taken for no change at all.
+        void Set(string offset)
+        {
+            File.WriteAllText(clock + ".new", offset + "\n");
+            File.Move(clock + ".new", clock, overwrite: true);
+        }
+
+        Task ToldAsync(string words) => Wait.UntilAsync(() => ses.Output.Contains(words, Ordinal), Soon, words);
+
+        async Task PostAsync(int minute, string status)
+        {
+            var body = $$$"""
+                {"version":"4","alerts":[{"status":"firing","startsAt":"{{{Rfc3339.Format(start.AddMinutes(minute))}}}",
+                "labels":{"platform":"p01","service":"etcd","facet":"node","status":"{{{status}}}"}}]}
+                """;
+            using var answer = await client.PostAsync("alerts/INS", new StringContent(body));
+            Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
+        }
     }
 }
