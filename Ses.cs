@@ -3015,7 +3015,7 @@ internal sealed class EventLog
 
     // ---- The Recorder's cursor ----
 
-    private string CursorPath => Path.Combine(_dir, "cursor.json");
+    private string CursorPath => Path.Combine(_dir, CursorFile);
 
     /// <summary>What the Recorder saved last; null when there is nothing that can be read.</summary>
     public byte[]? LoadCursor()
@@ -3046,7 +3046,7 @@ internal sealed class EventLog
 
     // ---- Quarantine ----
 
-    public const string QuarantineFile = "quarantine.jsonl";
+    public const string CursorFile = "cursor.json", QuarantineFile = "quarantine.jsonl";
 
     private string QuarantinePath => Path.Combine(_dir, QuarantineFile);
 
@@ -3275,7 +3275,6 @@ internal sealed class Inspection(Archive archive, string dir)
 
     private readonly Dictionary<ServiceKey, Window> _windows = [];
     private List<string> _faults = [];
-    private DateTime? _deleted;
 
     public long Events { get; private set; }
 
@@ -3290,11 +3289,12 @@ internal sealed class Inspection(Archive archive, string dir)
             var told = Look(file);
             yield return (Path.GetFileName(file.Path), told, _faults);
         }
-        foreach (var name in new[] { "cursor.json", EventLog.QuarantineFile })
+        foreach (var (name, look) in new (string, Func<string, string>)[]
+            { (EventLog.CursorFile, LookAtCursor), (EventLog.QuarantineFile, LookAtLines) })
         {
             _faults = [];
             if (File.Exists(Path.Combine(dir, name)))
-                yield return (name, LookAtLines(Path.Combine(dir, name)), _faults);
+                yield return (name, look(Path.Combine(dir, name)), _faults);
         }
     }
 
@@ -3313,7 +3313,6 @@ internal sealed class Inspection(Archive archive, string dir)
                 Fault($"it has format {line.Ses}, which a newer SeS wrote");
             else if (line.Window != null)
                 Compare(file, line.Window, number);
-            _deleted = Rfc3339.TryParse(line?.Deleted, out var deleted) ? deleted : _deleted;
             events += isEvent ? 1 : 0;
             line?.AddTo(_windows);
             end = next;
@@ -3347,6 +3346,20 @@ internal sealed class Inspection(Archive archive, string dir)
     {
         if (File.Exists(file.IndexPath) && !FileIndex.IsRight(file))
             Fault($"{Path.GetFileName(file.IndexPath)} does not fit the file; it is made again when needed");
+    }
+
+    private string LookAtCursor(string path)
+    {
+        try
+        {
+            var cursor = JsonSerializer.Deserialize(File.ReadAllBytes(path), CursorJson.Default.CursorBody);
+            return $"file {cursor?.File}, byte {cursor?.Offset}";
+        }
+        catch (JsonException)
+        {
+            Fault("it does not parse; Onix will be compared with all that is kept");
+            return "no place";
+        }
     }
 
     private string LookAtLines(string path)

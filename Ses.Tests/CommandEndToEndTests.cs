@@ -251,6 +251,10 @@ public sealed partial class CommandEndToEndTests : IDisposable
         await ExpectAsync(files[1], text => text[(text.IndexOf('\n', Ordinal) + 1)..], "stands in the first line");
         await ExpectAsync(files[0].Replace(".jsonl", ".index", Ordinal), text => text.Replace('\u0001', '\u0002'),
             "does not fit the file");
+        var cursor = Path.Combine(_dir, "cursor.json");
+        File.WriteAllText(cursor, "{\"url\":\"http://onix/\",\"file\":1,\"offset\":1234}");
+        await ExpectAsync(cursor, text => text[..^5], "it does not parse");
+        Assert.Contains("cursor.json: file 1, byte 1234", (await RunAsync("check", "--data-dir", _dir)).Output, Ordinal);
     }
 
     private async Task ExpectAsync(string path, Func<string, string> spoil, string fault)
