@@ -3015,6 +3015,8 @@ internal sealed class EventLog
 
     // ---- The Recorder's cursor ----
 
+    public const string CursorFile = "cursor.json";
+
     private string CursorPath => Path.Combine(_dir, CursorFile);
 
     /// <summary>What the Recorder saved last; null when there is nothing that can be read.</summary>
@@ -3046,7 +3048,7 @@ internal sealed class EventLog
 
     // ---- Quarantine ----
 
-    public const string CursorFile = "cursor.json", QuarantineFile = "quarantine.jsonl";
+    public const string QuarantineFile = "quarantine.jsonl";
 
     private string QuarantinePath => Path.Combine(_dir, QuarantineFile);
 
@@ -3350,16 +3352,10 @@ internal sealed class Inspection(Archive archive, string dir)
 
     private string LookAtCursor(string path)
     {
-        try
-        {
-            var cursor = JsonSerializer.Deserialize(File.ReadAllBytes(path), CursorJson.Default.CursorBody);
-            return $"file {cursor?.File}, byte {cursor?.Offset}";
-        }
-        catch (JsonException)
-        {
-            Fault("it does not parse; Onix will be compared with all that is kept");
-            return "no place";
-        }
+        if (CursorBody.Parse(File.ReadAllBytes(path)) is { } cursor)
+            return $"file {cursor.File}, byte {cursor.Offset}";
+        Fault("it does not parse; Onix will be compared with all that is kept");
+        return "no place";
     }
 
     private string LookAtLines(string path)
@@ -4529,6 +4525,19 @@ internal sealed class CursorBody
     public int File { get; init; }
     public long Offset { get; init; }
     public List<BarredBody>? Barred { get; init; }
+
+    /// <summary>Null: it was cut by a loss of power, since it is not flushed.</summary>
+    public static CursorBody? Parse(byte[] content)
+    {
+        try
+        {
+            return JsonSerializer.Deserialize(content, CursorJson.Default.CursorBody);
+        }
+        catch (JsonException)
+        {
+            return null;
+        }
+    }
 }
 
 internal sealed class BarredBody
@@ -4742,16 +4751,7 @@ internal sealed class Recorder
 
     private bool Load()
     {
-        CursorBody? saved = null;
-        try
-        {
-            if (_eventLog.LoadCursor() is { } content)
-                saved = JsonSerializer.Deserialize(content, CursorJson.Default.CursorBody);
-        }
-        catch (JsonException)
-        {
-            // It was cut by a loss of power: it is not flushed.
-        }
+        var saved = _eventLog.LoadCursor() is { } content ? CursorBody.Parse(content) : null;
         if (saved == null || saved.Url != _url || !_eventLog.Holds(new Cursor(saved.File, saved.Offset)))
             return false;
         _cursor = new Cursor(saved.File, saved.Offset);
