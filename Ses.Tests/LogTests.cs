@@ -144,11 +144,6 @@ public sealed class LogTests
     public void LogThatNobodyReadsDoesNotStopTheService() =>
         new Log(LogLevel.Trace, json: false, new BrokenPipe(), _clock).Info("m");
 
-    private sealed class BrokenPipe : StringWriter
-    {
-        public override void WriteLine(string? value) => throw new IOException("Broken pipe");
-    }
-
     [Fact]
     public void ClockThatIsSetIsToldOnceAndByHowMuch()
     {
@@ -171,5 +166,10 @@ public sealed class LogTests
             _clock.UtcNow = _clock.UtcNow.AddSeconds(set);
             watch.Look();
         }
+    }
+
+    private sealed class BrokenPipe : StringWriter
+    {
+        public override void WriteLine(string? value) => throw new IOException("Broken pipe");
     }
 }

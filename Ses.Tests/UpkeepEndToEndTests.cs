@@ -76,27 +76,12 @@ public sealed class UpkeepEndToEndTests : IDisposable
         Assert.Equal(Newer, File.ReadAllText(file));
     }
 
-    /// <summary>
-    /// With a clock of the test's: libfaketime gets between a program and its libc, so this is the binary that is
-    /// linked to one.
-    /// </summary>
     [Fact]
     public async Task ClockSetBackAndForthLosesAndDoublesNothing()
     {
         var clock = Path.Combine(_dir, "clock");
         Set("+0");
-        var port = FreePort.Next();
-        var library = Directory.GetDirectories("/usr/lib").Select(d => Path.Combine(d, "faketime", "libfaketimeMT.so.1")).Single(File.Exists);
-        await using var ses = ChildProcess.Start(Path.Combine(Path.GetDirectoryName(SesProcess.Binary)!, "dynamic", "ses"),
-            ["--onix-url", "none", "--address", "127.0.0.1", "--port", $"{port}", "--data-dir", Path.Combine(_dir, "data")],
-            new Dictionary<string, string?>
-            {
-                ["LD_PRELOAD"] = library, ["FAKETIME_TIMESTAMP_FILE"] = clock, ["FAKETIME_NO_CACHE"] = "1",
-                ["FAKETIME_DONT_FAKE_MONOTONIC"] = "1",
-            });
-        await Wait.UntilAsync(() => ses.HasExited || ses.Output.Contains("SeS is ready", Ordinal), Soon, "SeS");
-        Assert.False(ses.HasExited, ses.Output);
-        using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{port}/") };
+        await using var ses = await SesProcess.StartWithClockAsync(clock);
         var start = DateTime.UtcNow.AddHours(-3);
         await PostAsync(0, "up");
         Set("+2d");
@@ -111,14 +96,14 @@ public sealed class UpkeepEndToEndTests : IDisposable
         await PostAsync(2, "up");
         await PostAsync(0, "up");
 
-        var events = LogFiles.ReadEvents(Path.Combine(_dir, "data"));
+        var events = LogFiles.ReadEvents(ses.DataDir);
         Assert.Equal(["up", "down", "up"], events.OrderBy(e => e.Time).Select(e => e.Status));
-        using var history = JsonDocument.Parse(await client.GetStringAsync("alerts/INS/history?from=-24h"));
+        using var history = JsonDocument.Parse(await ses.Client.GetStringAsync("alerts/INS/history?from=-24h"));
         Assert.Equal(["up", "down", "up"], history.RootElement.GetProperty("events").EnumerateArray()
             .Select(e => e.GetProperty("status").GetString()));
         ses.Kill(Signal.Terminate);
-        Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);
-        Assert.Equal(0, (await RunAsync(SesProcess.Binary, "check", "--data-dir", Path.Combine(_dir, "data"))).Code);
+        Assert.True(await ses.Child.ExitAsync(Soon) == 0, ses.Child.Output);
+        Assert.Equal(0, (await RunAsync(SesProcess.Binary, "check", "--data-dir", ses.DataDir)).Code);
 
         // Atomically: an empty file would be taken for no change at all.
         void Set(string offset)
@@ -127,7 +112,7 @@ public sealed class UpkeepEndToEndTests : IDisposable
             File.Move(clock + ".new", clock, overwrite: true);
         }
 
-        Task ToldAsync(string words) => Wait.UntilAsync(() => ses.Output.Contains(words, Ordinal), Soon, words);
+        Task ToldAsync(string words) => Wait.UntilAsync(() => ses.Child.Output.Contains(words, Ordinal), Soon, words);
 
         async Task PostAsync(int minute, string status)
         {
@@ -135,7 +120,7 @@ public sealed class UpkeepEndToEndTests : IDisposable
                 {"version":"4","alerts":[{"status":"firing","startsAt":"{{{Rfc3339.Format(start.AddMinutes(minute))}}}",
                 "labels":{"platform":"p01","service":"etcd","facet":"node","status":"{{{status}}}"}}]}
                 """;
-            using var answer = await client.PostAsync("alerts/INS", new StringContent(body));
+            using var answer = await ses.PostAsync("INS", body);
             Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
         }
     }

@@ -46,11 +46,13 @@ internal sealed class SesProcess : IAsyncDisposable
 
     private readonly string[] _arguments;
     private readonly bool _ownsDataDir;
+    private readonly string? _clock;
     private ChildProcess _child;
 
-    private SesProcess(int port, string? dataDir, string onixUrl, string[] extra)
+    private SesProcess(int port, string? dataDir, string onixUrl, string[] extra, string? clock = null)
     {
         Port = port;
+        _clock = clock;
         _ownsDataDir = dataDir == null;
         DataDir = dataDir ?? Directory.CreateTempSubdirectory("ses-data-").FullName;
         _arguments =
@@ -114,9 +116,19 @@ internal sealed class SesProcess : IAsyncDisposable
     /// <summary>Starts SeS and waits until it takes alerts.</summary>
     /// <exception cref="InvalidOperationException">It ended instead; the message has its output.</exception>
     public static async Task<SesProcess> StartAsync(
-        string onixUrl, string? dataDir = null, int? port = null, params string[] extra)
+        string onixUrl, string? dataDir = null, int? port = null, params string[] extra) =>
+        await StartedAsync(Launch(onixUrl, dataDir, port, extra));
+
+    /// <summary>
+    /// Starts SeS without an Onix, with a wall clock of the test's, and waits until it takes alerts. libfaketime
+    /// gets between a program and its libc, so this is the binary that is linked to one.
+    /// </summary>
+    /// <param name="clock">A file with how far that clock is ahead, such as <c>+2d</c>; to be replaced as a whole.</param>
+    public static Task<SesProcess> StartWithClockAsync(string clock) =>
+        StartedAsync(new SesProcess(FreePort.Next(), null, "none", [], clock));
+
+    private static async Task<SesProcess> StartedAsync(SesProcess ses)
     {
-        var ses = Launch(onixUrl, dataDir, port, extra);
         try
         {
             await ses.ReadyAsync();
@@ -180,10 +192,19 @@ internal sealed class SesProcess : IAsyncDisposable
 
     private ChildProcess Run()
     {
-        var unset = Environment.GetEnvironmentVariables().Keys.Cast<string>()
+        var environment = Environment.GetEnvironmentVariables().Keys.Cast<string>()
             .Where(name => name.StartsWith("OXSES_", StringComparison.Ordinal) || name == "STATE_DIRECTORY")
             .ToDictionary(name => name, _ => (string?)null);
-        return ChildProcess.Start(Binary, _arguments, unset, Path.GetDirectoryName(DataDir));
+        var binary = Binary;
+        if (_clock != null)
+        {
+            binary = Path.Combine(Path.GetDirectoryName(binary)!, "dynamic", "ses");
+            environment["LD_PRELOAD"] = Directory.GetDirectories("/usr/lib")
+                .Select(dir => Path.Combine(dir, "faketime", "libfaketimeMT.so.1")).Single(File.Exists);
+            environment["FAKETIME_TIMESTAMP_FILE"] = _clock;
+            environment["FAKETIME_NO_CACHE"] = environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1";
+        }
+        return ChildProcess.Start(binary, _arguments, environment, Path.GetDirectoryName(DataDir));
     }
 
     private static IEnumerable<string> Above(string dir)
