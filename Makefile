@@ -10,6 +10,7 @@
 SHELL := /bin/bash
 PORT ?= 8888
 DOTNET := dotnet
+PUBLISH = $(DOTNET) publish Ses.csproj -c Release -r $(RID) -o $(@D) --nologo
 SOURCES := Ses.cs Ses.csproj trim.xml
 VERSION := $(shell sed -n 's|.*<Version>\(.*\)</Version>.*|\1|p' Ses.csproj)
 RID := linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)
@@ -50,11 +51,11 @@ publish: out/ses
 out/ses: $(SOURCES)
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake or libssl.a is missing" \
 		"(Debian: lld cmake libssl-dev). This one needs libc, and libssl for TLS."
-	$(DOTNET) publish Ses.csproj -c Release -r $(RID) -o out --nologo -p:Static=$(STATIC)
+	$(PUBLISH) -p:Static=$(STATIC)
 
 # The one that is linked to libc, which the tests can put another clock under.
 out/dynamic/ses: $(SOURCES)
-	$(DOTNET) publish Ses.csproj -c Release -r $(RID) -o out/dynamic --nologo -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
+	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
 
 # The manual and the settings' file say what --help says.
 out/ses.8: out/ses deploy/ses.8.awk
