@@ -19,9 +19,12 @@ export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || stat 
 SUMMARY := awk '{ print } /(Passed!|Failed!)  - Failed:/ { gsub(",", ""); failed += $$4; passed += $$6 } \
 	END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 || passed == 0 }'
 
-# A static binary needs lld, cmake and static OpenSSL; without them it is linked to libc and libssl.
-STATIC := $(shell command -v ld.lld >/dev/null && command -v cmake >/dev/null \
-	&& test -e "$$(cc -print-file-name=libssl.a)" && echo true)
+# A static binary needs lld, cmake and static OpenSSL, on some systems with zstd: it is tried what links.
+# Without them this is empty, and the binary is linked to libc and libssl.
+STATIC = $(shell command -v cmake >/dev/null && for zstd in "" -lzstd; do \
+	echo 'int OPENSSL_init_ssl(); int main() { return OPENSSL_init_ssl(); }' \
+		| cc -xc - -o /dev/null -w -static -fuse-ld=lld -lssl -lcrypto $$zstd -lz 2>/dev/null \
+		&& echo "-p:Static=true -p:StaticLibraries=$$zstd" && break; done)
 
 PREFIX ?= /usr/local
 UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib/systemd/system,/etc/systemd/system)
@@ -49,9 +52,9 @@ test:
 publish: out/ses
 
 out/ses: $(SOURCES)
-	@test -n "$(STATIC)" || echo "No static binary: lld, cmake or libssl.a is missing" \
-		"(Debian: lld cmake libssl-dev). This one needs libc, and libssl for TLS."
-	$(PUBLISH) -p:Static=$(STATIC)
+	@test -n "$(STATIC)" || echo "No static binary: lld, cmake, static OpenSSL or its zstd is missing (Debian:" \
+		"lld cmake libssl-dev libzstd-dev). This one needs libc, and libssl for TLS."
+	$(PUBLISH) $(STATIC)
 
 # The one that is linked to libc, which the tests can put another clock under.
 out/dynamic/ses: $(SOURCES)
