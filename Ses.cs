@@ -1209,6 +1209,18 @@ internal sealed class Window
     }
 }
 
+/// <summary>Windows of services.</summary>
+internal static class Windows
+{
+    /// <summary>Adds an event to its service's window, which is made if there is none.</summary>
+    public static void Add(this Dictionary<ServiceKey, Window> windows, StatusEvent e)
+    {
+        if (!windows.TryGetValue(e.Service, out var window))
+            windows[e.Service] = window = new Window();
+        window.Add(e);
+    }
+}
+
 /// <summary>A place in the log: just before the byte at an offset of a file.</summary>
 internal readonly record struct Cursor(int File, long Offset) : IComparable<Cursor>
 {
@@ -1450,11 +1462,8 @@ internal sealed class LogLine
     {
         if (Window != null)
             windows[Window.Key] = Window.ToWindow();
-        if (Time == null || ToEvent() is not { } e)
-            return;
-        if (!windows.TryGetValue(e.Service, out var window))
-            windows[e.Service] = window = new Window();
-        window.Add(e);
+        if (Time != null && ToEvent() is { } e)
+            windows.Add(e);
     }
 
     /// <summary>A file's lines with the offset after each; null for one that does not parse.</summary>
@@ -1674,23 +1683,19 @@ internal sealed class FileIndex : IDisposable
     /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
     public static long Greatest(LogFile file, bool isClosed)
     {
-        if (isClosed && LoadHead(file, File.GetLastWriteTimeUtc(file.Path).Ticks) is { } head)
+        using var handle = isClosed ? TryOpen(file.IndexPath) : null;
+        if (handle != null && HeadOf(handle, file, File.GetLastWriteTimeUtc(file.Path).Ticks) is { } head)
             return head.Greatest;
         using var index = Of(file, isClosed);
         return index.At.Greatest;
     }
 
-    private static Head? LoadHead(LogFile file, long changed)
+    /// <summary>Null: it is not there, or may not be read.</summary>
+    private static SafeFileHandle? TryOpen(string path)
     {
         try
         {
-            using var handle = LogLine.Open(file.IndexPath);
-            Head head = default;
-            var size = RandomAccess.Read(handle, MemoryMarshal.AsBytes(new Span<Head>(ref head)), 0);
-            var isWhole = size == Unsafe.SizeOf<Head>() && head.Magic == Magic && head.Version == Version
-                && head.LogLength == file.End && head.LogChanged == changed
-                && head.Length == RandomAccess.GetLength(handle) && StatusesAt(head) <= head.Length;
-            return isWhole ? head : null;
+            return LogLine.Open(path);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
@@ -1698,21 +1703,25 @@ internal sealed class FileIndex : IDisposable
         }
     }
 
+    /// <summary>Null: it is not whole, or does not fit the file as it is.</summary>
+    private static Head? HeadOf(SafeFileHandle handle, LogFile file, long changed)
+    {
+        Head head = default;
+        var size = RandomAccess.Read(handle, MemoryMarshal.AsBytes(new Span<Head>(ref head)), 0);
+        var isWhole = size == Unsafe.SizeOf<Head>() && head.Magic == Magic && head.Version == Version
+            && head.LogLength == file.End && head.LogChanged == changed
+            && head.Length == RandomAccess.GetLength(handle) && StatusesAt(head) <= head.Length;
+        return isWhole ? head : null;
+    }
+
     private static FileIndex? Load(LogFile file, long changed)
     {
-        if (LoadHead(file, changed) is not { } head)
+        using var handle = TryOpen(file.IndexPath);
+        if (handle == null || HeadOf(handle, file, changed) is not { } head)
             return null;
         var bytes = ArrayPool<byte>.Shared.Rent(head.Length);
-        try
-        {
-            using var handle = LogLine.Open(file.IndexPath);
-            if (RandomAccess.Read(handle, bytes.AsSpan(0, head.Length), 0) == head.Length)
-                return new FileIndex(bytes, file.Number);
-        }
-        catch (IOException)
-        {
-            // Retention has just deleted it: so it will be said of the log's file itself.
-        }
+        if (RandomAccess.Read(handle, bytes.AsSpan(0, head.Length), 0) == head.Length)
+            return new FileIndex(bytes, file.Number);
         ArrayPool<byte>.Shared.Return(bytes);
         return null;
     }
@@ -1955,6 +1964,9 @@ internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEven
 /// <summary>The files of the log as they stood at one moment. Safe for concurrent use.</summary>
 internal sealed class Archive(IReadOnlyList<LogFile> files)
 {
+    /// <summary>Changes of status that are looked for at a time.</summary>
+    public const int PageSize = 8 * 1024;
+
     /// <summary>The log of a folder, whether a SeS is using it or not.</summary>
     /// <exception cref="DataDirException">There is no log in it, or a newer SeS wrote it.</exception>
     public static Archive Open(string dir)
@@ -2064,12 +2076,30 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
     }
 
     /// <summary>
-    /// The changes of status of some services, in order of time and then of service: the first so many that
-    /// come after a place in that order. What repeats the status before it is no change.
+    /// The changes of status of some services, in order of time and then of service. What repeats the status
+    /// before it is no change.
     /// </summary>
-    /// <param name="after">Null: from the beginning.</param>
+    /// <param name="from">In ticks.</param>
     /// <param name="to">In ticks; what is at it or later is left out.</param>
-    public IReadOnlyList<ServiceMark> Changes(
+    /// <param name="after">Only what comes after this place in that order; null: from the beginning.</param>
+    /// <param name="pageSize">So many are looked for at a time.</param>
+    /// <exception cref="IOException">A file cannot be read.</exception>
+    public IEnumerable<ServiceMark> Changes(IReadOnlyList<ServiceKey> services, long from, long to,
+        ServiceMark? after = null, int pageSize = PageSize)
+    {
+        IReadOnlyList<ServiceMark> page;
+        do
+        {
+            page = Page(services, from, to, after, pageSize);
+            foreach (var change in page)
+                yield return change;
+            after = page.Count > 0 ? page[^1] : null;
+        }
+        while (page.Count == pageSize);
+    }
+
+    /// <summary>The first so many.</summary>
+    private IReadOnlyList<ServiceMark> Page(
         IReadOnlyList<ServiceKey> services, long from, long to, ServiceMark? after, int most)
     {
         var page = new PriorityQueue<ServiceMark, ServiceMark>(
@@ -2167,15 +2197,9 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
 
 // =============================== 7. Event log ================================
 //
-// The promise that SeS makes to Alertmanager: a 2xx means the events are on disk. Append-only files of
-// JSON lines, numbered upwards, a day each. A file begins with every service's window, so that whoever
-// begins in any file has the windows as they were there, and a start reads the newest file only. One
-// thread owns the files; all requests that arrive while it flushes share its next flush.
-//
-//     {"ses":1,"created":"..."}                                        the format's version
-//     {"window":{"partition":...,"heard":"...","events":[...]}}        one for each service
-//     {"time":"...","partition":...,"status":"down",...}               an event
-//     {"end":"..."}                                                    the process ended in order
+// The promise that SeS makes to Alertmanager: a 2xx means the events are on disk. One thread owns the
+// files, to which it only appends; all requests that arrive while it flushes share its next flush. A start
+// reads the newest file only.
 //
 // A crash can tear only the last line, which is cut. What a dead process left may never have been
 // flushed, so after any disorderly end the file is copied, flushed and renamed over before it is trusted.
@@ -2212,8 +2236,10 @@ internal sealed class QuarantinedAlert
             try
             {
                 return Alert is { ValueKind: JsonValueKind.Object } alert
-                    && alert.TryGetProperty("labels", out var labels) && labels.ValueKind == JsonValueKind.Object
-                    && labels.TryGetProperty("alertname", out var name) && name.ValueKind == JsonValueKind.String
+                    && alert.TryGetProperty("labels", out var labels)
+                    && labels.ValueKind == JsonValueKind.Object
+                    && labels.TryGetProperty("alertname", out var name)
+                    && name.ValueKind == JsonValueKind.String
                     ? name.GetString() : null;
             }
             catch (InvalidOperationException)
@@ -3190,11 +3216,8 @@ internal sealed class EventLog
                 continue;
             if (next > place.Offset)
                 break;
-            if (line?.Time == null || line.ToEvent() is not { } e || !wanted(e.Service))
-                continue;
-            if (!windows.TryGetValue(e.Service, out var window))
-                windows[e.Service] = window = new Window();
-            window.Add(e);
+            if (line?.Time != null && line.ToEvent() is { } e && wanted(e.Service))
+                windows.Add(e);
         }
         return windows;
     }
@@ -3392,8 +3415,8 @@ internal readonly record struct Figures(
     public TimeSpan? MeanBetween => Outages == 0 ? null : Up / Outages;
 }
 
-/// <summary>A time that a service was down; an open one has no end.</summary>
-internal readonly record struct Outage(int Service, Mark Start, DateTime? End);
+/// <summary>A time that a service was down, and is no more.</summary>
+internal readonly record struct Outage(int Service, Mark Start, DateTime End);
 
 /// <summary>How a service fared in an interval; of several the greatest, which is the worst.</summary>
 internal enum Condition { Nothing, Up, Unknown, Other, Down }
@@ -3433,15 +3456,14 @@ internal sealed class Tally(long from, long to, int intervals = 0)
         return ended;
     }
 
-    /// <summary>After the last mark: what it all comes to, and the outage that has not ended.</summary>
-    public (Figures Figures, Outage? Open) Finish(int service)
+    /// <summary>After the last mark: what it all comes to.</summary>
+    public Figures Finish()
     {
         Show(_shown, to);
         Count(to);
-        var isOpen = _isUp == false && to > from;
         var known = _up + _down;
-        return (new Figures(known > TimeSpan.Zero ? 100.0 * _up.Ticks / known.Ticks : null,
-            _up, _down, _outages, _longest, isOpen), isOpen ? new Outage(service, _outage, null) : null);
+        return new Figures(known > TimeSpan.Zero ? 100.0 * _up.Ticks / known.Ticks : null,
+            _up, _down, _outages, _longest, IsOpen: _isUp == false && to > from);
     }
 
     /// <summary>Adds what has passed since the last change between up and down.</summary>
@@ -3545,7 +3567,7 @@ internal sealed record Question(
         OfHistory = [.. Common, "from", "to", "limit", "cursor"],
         OfReport = [.. Common, "from", "to", "threshold"];
 
-    /// <summary>Understands parameters; one that is empty, but for a location, is as if it were not there.</summary>
+    /// <summary>Understands parameters; an empty one, but for a location, is as if absent.</summary>
     /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
     public static Question Parse(Subject subject, string? partition,
         IEnumerable<KeyValuePair<string, string>> parameters, DateTime now)
@@ -3800,9 +3822,6 @@ internal sealed class RowWriter
 internal sealed class Answers(
     Archive archive, IReadOnlyList<KnownService> known, DateTime now)
 {
-    /// <summary>Events that are looked for at a time.</summary>
-    private const int PageSize = 8 * 1024;
-
     private static readonly string[]
         Names = ["platform", "service", "facet", "location"],
         StatusColumns = [.. Names, "status", "since", "time", "description"],
@@ -3920,9 +3939,10 @@ internal sealed class Answers(
         var left = question.Limit ?? int.MaxValue;
         (ServiceKey Service, Mark Mark)? next = null;
         writer.BeginList("events", columns);
-        var pageSize = Math.Min(PageSize, left < int.MaxValue ? left + 1 : left);
-        foreach (var (change, e) in Events(
-            services, question.From, question.To, After(services, question.After), pageSize))
+        var (from, to) = (question.From?.Ticks ?? 0, question.To?.Ticks ?? long.MaxValue);
+        var changes = archive.Changes(services, from, to, After(services, question.After),
+            (int)Math.Min(Archive.PageSize, left + 1L));
+        foreach (var (change, e) in archive.Events(changes, services))
         {
             if (left-- == 0)
                 break;
@@ -3942,39 +3962,16 @@ internal sealed class Answers(
         : new ServiceMark(services.BinarySearch(place.Service, ByName) is var at && at >= 0 ? at : ~at - 1,
             place.Mark);
 
-    /// <summary>All changes of status of services, with their events, in order of time.</summary>
-    private IEnumerable<(ServiceMark Change, StatusEvent Event)> Events(
-        IReadOnlyList<ServiceKey> services, DateTime? from, DateTime? to, ServiceMark? after, int pageSize)
-    {
-        while (true)
-        {
-            var page = archive.Changes(
-                services, from?.Ticks ?? 0, to?.Ticks ?? long.MaxValue, after, pageSize);
-            foreach (var row in archive.Events(page, services))
-                yield return row;
-            if (page.Count < pageSize)
-                break;
-            after = page[^1];
-        }
-    }
-
     /// <summary>The latest changes of a service, from a time on, the last one last.</summary>
     public IEnumerable<StatusEvent> Latest(ServiceKey service, DateTime from, int most)
     {
         var latest = new Queue<ServiceMark>();
-        IReadOnlyList<ServiceMark> page = [];
-        do
+        foreach (var change in archive.Changes([service], from.Ticks, long.MaxValue))
         {
-            page = archive.Changes(
-                [service], from.Ticks, long.MaxValue, page.Count == 0 ? null : page[^1], PageSize);
-            foreach (var change in page)
-            {
-                latest.Enqueue(change);
-                if (latest.Count > most)
-                    latest.Dequeue();
-            }
+            latest.Enqueue(change);
+            if (latest.Count > most)
+                latest.Dequeue();
         }
-        while (page.Count == PageSize);
         return archive.Events(latest, [service]).Select(e => e.Event);
     }
 
@@ -3984,7 +3981,7 @@ internal sealed class Answers(
         var (tallies, _) = Tallies(services, question.From, question.To, 0, 0);
         for (var i = 0; i < services.Count; i++)
         {
-            var (f, _) = tallies[i].Finish(i);
+            var f = tallies[i].Finish();
             yield return Row(question, services[i],
                 f.Availability is { } share ? Math.Round(share, 6) : null, f.Up.TotalSeconds,
                 f.Down.TotalSeconds, f.Outages, f.Longest.TotalSeconds, f.Mean?.TotalSeconds,
@@ -4017,21 +4014,13 @@ internal sealed class Answers(
     {
         var services = Services(question.Filter);
         var (from, to) = (question.From?.Ticks ?? 0, question.To?.Ticks ?? long.MaxValue);
-        ServiceMark? after = null;
-        while (true)
+        // From the first word on, whatever the range: how many are up follows from all that was.
+        foreach (var change in archive.Changes(services, 0, to))
         {
-            // From the first word on, whatever the range: how many are up follows from all that was.
-            var page = archive.Changes(services, 0, to, after, PageSize);
-            foreach (var change in page)
-            {
-                var (up, under) = threshold.Add(change);
-                if (change.Mark.Ticks >= from)
-                    yield return Row(question, services[change.Service], change.Mark.Status,
-                        change.Mark.Time, up, under.TotalSeconds);
-            }
-            if (page.Count < PageSize)
-                break;
-            after = page[^1];
+            var (up, under) = threshold.Add(change);
+            if (change.Mark.Ticks >= from)
+                yield return Row(question, services[change.Service], change.Mark.Status,
+                    change.Mark.Time, up, under.TotalSeconds);
         }
     }
 }
@@ -5134,11 +5123,7 @@ internal sealed class Recorder
         {
             var job = turn.Jobs.GetValueOrDefault(e.Service);
             if (job is { IsBarred: false })
-            {
-                if (!_windows.TryGetValue(e.Service, out var window))
-                    _windows[e.Service] = window = new Window();
-                window.Add(e);
-            }
+                _windows.Add(e);
             if (turn.Start.CompareTo(_counted) >= 0)
                 _meters.OnixEvents.WithLabels(Outcome(job, e)).Inc();
         }
@@ -5247,11 +5232,7 @@ internal sealed class Recorder
             foreach (var job in jobs.Where(j => j.IsBarred))
                 left.Remove(job.Service);
             foreach (var e in chunk.Events.Where(e => left.Contains(e.Service)))
-            {
-                if (!windows.TryGetValue(e.Service, out var window))
-                    windows[e.Service] = window = new Window();
-                window.Add(e);
-            }
+                windows.Add(e);
             if (chunk.Next.CompareTo(_cursor) >= 0 || chunk.Next == place)
                 break;
             place = chunk.Next;
@@ -6293,7 +6274,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private void AddService(KnownService known, Tally tally, int number)
     {
         var service = known.Service;
-        var (figures, _) = tally.Finish(number);
+        var figures = tally.Finish();
         _html.Add($"""
             <li class="row"><span>{Link(service)}</span>{Word(known.Word.Status)}
             <span class="strip">{Strip(tally.Strip, Name(service))}</span>
@@ -6315,8 +6296,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             var service = services[outage.Service];
             _html.Add($"""
                 <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
-                {Time(outage.Start.Time)} to {Time(outage.End!.Value)},
-                {Lasted(outage.End.Value - outage.Start.Time)}.
+                {Time(outage.Start.Time)} to {Time(outage.End)},
+                {Lasted(outage.End - outage.Start.Time)}.
                 <bdi>{said.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
                 """);
         }
@@ -6332,7 +6313,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         if (standing.Onix?.Barred is { Count: > 0 } barred)
         {
             _html.Add($"""
-                <section><h2>Refused by Onix</h2><p>{Counted(barred.Count, "service")}; SeS tries again.</p><ul>
+                <section><h2>Refused by Onix</h2>
+                <p>{Counted(barred.Count, "service")}; SeS tries again.</p><ul>
                 """);
             foreach (var (service, refusal) in barred.Take(MostSetAside))
                 _html.Add($"""
@@ -6366,7 +6348,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     {
         var known = answers.Known.First(k => k.Service == service);
         var (tallies, _) = answers.Tallies([service], _from, null, view.Intervals, 0);
-        var (figures, _) = tallies[0].Finish(0);
+        var figures = tallies[0].Finish();
         var since = answers.Since([known])[0];
         Begin(Name(service), Names(service));
         _html.Add($"""
@@ -6784,7 +6766,8 @@ internal sealed class Web
             _log.Error("a defect in SeS: a request could not be answered", ("exception", e));
             reply = Reply.Problem(503, "SeS could not process this; its log says why.");
         }
-        Send(context.Response, reply.Body.Length > OneWrite ? PastListener(reply, RestOf(reply.Body)) : reply);
+        Send(context.Response,
+            reply.Body.Length > OneWrite ? PastListener(reply, RestOf(reply.Body)) : reply);
     }
 
     private void Send(HttpListenerResponse response, Reply reply)
@@ -8290,7 +8273,9 @@ internal sealed class Tidying(Func<long> work)
     }
 }
 
-/// <summary>Tells when the clock is set: what is too far ahead, or to be kept no longer, is judged by it.</summary>
+/// <summary>
+/// Tells when the clock is set: what is too far ahead, or to be kept no longer, is judged by it.
+/// </summary>
 internal sealed class ClockWatch(TimeProvider clock, Log log)
 {
     /// <summary>Less than this between two looks is the clock's own correction.</summary>

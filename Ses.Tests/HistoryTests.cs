@@ -265,10 +265,10 @@ public sealed class HistoryTests : IDisposable
     private static void AssertStrip(Answers answers, List<Word> words, int from, int to)
     {
         var (tallies, _) = answers.Tallies([Site.Service(words[0].Service)], At(from), At(to), to - from, 0);
-        _ = tallies[0].Finish(0);
+        _ = tallies[0].Finish();
         Assert.Equal(Enumerable.Range(from, to - from).Select(m => Worst(words, m, m + 1)), tallies[0].Strip);
         var (coarse, _) = answers.Tallies([Site.Service(words[0].Service)], At(from), At(to), 1, 0);
-        _ = coarse[0].Finish(0);
+        _ = coarse[0].Finish();
         Assert.Equal(Worst(words, from, to), Assert.Single(coarse[0].Strip));
     }
 

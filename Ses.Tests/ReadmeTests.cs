@@ -51,7 +51,7 @@ public sealed partial class ReadmeTests
         Limit("faults told of a file by a check", typeof(Inspection), "MostFaults"),
         Limit("time for an answer to a retry", typeof(Commands), "Patience"),
         Limit("time for an answer to a probe", typeof(Commands), "ProbeTime"),
-        Limit("events looked for at once", typeof(Answers), "PageSize"),
+        Limit("events looked for at once", typeof(Archive), "PageSize"),
         Limit("part of an answer held at once", typeof(Gate), "AnswerPart", Kib),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
