@@ -237,9 +237,8 @@ internal sealed record Options
             Metrics = source.Bool(MetricsSetting),
             AuthMode = source.Enum<AuthMode>(AuthModeSetting),
             Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %"),
-            Port = source.Parse(PortSetting, ParsePort, "a number from 0 to 65535"),
-            Address = source.Text(AddressSetting) is null or "" ? null
-                : source.Parse(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1"),
+            Port = PortOf(source),
+            Address = AddressOf(source),
             Username = source.Required(UsernameSetting),
             Password = source.Secret(PasswordSetting) ?? "",
             OidcIssuer = source.Text(OidcIssuerSetting) is null or "" ? null
@@ -278,6 +277,31 @@ internal sealed record Options
         : variables.GetValueOrDefault(DataDirSetting.Variable) is { Length: > 0 } variable ? variable
         : variables.GetValueOrDefault("STATE_DIRECTORY") is { Length: > 0 } state ? state.Split(':')[0]
         : "ses-data";
+
+    /// <summary>Where a SeS of these settings is asked on its own host.</summary>
+    /// <returns>Also whether it takes only clients that have a certificate.</returns>
+    /// <exception cref="OptionsException">A value that cannot be used.</exception>
+    public static (Uri Url, bool NeedsCertificate) OwnUrl(
+        IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
+    {
+        var source = new Source(flags, variables);
+        var address = AddressOf(source) is not { } given || given.Equals(IPAddress.Any) ? IPAddress.Loopback
+            : given.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : given;
+        var scheme = source.Text(TlsCertSetting) is null or "" ? "http" : "https";
+        return (new Uri($"{scheme}://{new IPEndPoint(address, PortOf(source))}"),
+            source.Text(TlsClientCaSetting) is { Length: > 0 });
+    }
+
+    /// <summary>A BOOL of a command; false when it is not given.</summary>
+    /// <exception cref="OptionsException">It is neither true nor false.</exception>
+    public static bool BoolOf(Setting setting, IReadOnlyDictionary<string, string> flags) =>
+        flags.ContainsKey(setting.Flag) && new Source(flags, new Dictionary<string, string>()).Bool(setting);
+
+    private static int PortOf(Source source) =>
+        source.Parse(PortSetting, ParsePort, "a number from 0 to 65535");
+
+    private static IPAddress? AddressOf(Source source) => source.Text(AddressSetting) is null or "" ? null
+        : source.Parse(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1");
 
     private void CheckTogether(List<string> warnings)
     {
@@ -1314,8 +1338,9 @@ internal static class Interpretation
                 _ => [Say("down", reading.StartsAt)],
             };
         }
+        // The down is told again: it may still be on its way to the disk, and the up is nothing without it.
         if (own is { Status: "down" })
-            return [Say("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
+            return [own, Say("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
         return endsAt > reading.StartsAt
             ? [Say("down", reading.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
     }
@@ -1344,7 +1369,8 @@ internal sealed class FlushException(string message) : IOException(message);
 /// </summary>
 internal static partial class Disk
 {
-    private const int ReadOnlyDirectory = 0x10000;
+    /// <summary>O_RDONLY; O_DIRECTORY is not the same number on every processor.</summary>
+    private const int ReadOnly = 0;
 
     /// <exception cref="FlushException">The disk failed.</exception>
     public static void Flush(FileStream file)
@@ -1357,7 +1383,7 @@ internal static partial class Disk
     /// <exception cref="FlushException">The disk failed.</exception>
     public static void FlushFolder(string path)
     {
-        var handle = Open(path, ReadOnlyDirectory);
+        var handle = Open(path, ReadOnly);
         if (handle < 0)
             throw new FlushException($"cannot open {path}: {Marshal.GetLastPInvokeErrorMessage()}");
         var result = Fsync(handle);
@@ -1412,8 +1438,9 @@ internal sealed record LogFile(int Number, string Path, DateOnly Date, long End)
             if (parts.Length == 3
                 && int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var number)
                 && DateOnly.TryParseExact(parts[2], "yyyy-MM-dd", CultureInfo.InvariantCulture,
-                    DateTimeStyles.None, out var date))
-                files[number] = new LogFile(number, path, date, new FileInfo(path).Length);
+                    DateTimeStyles.None, out var date)
+                && new FileInfo(path) is { Exists: true } file) // Retention may have deleted it just now.
+                files[number] = new LogFile(number, path, date, file.Length);
         }
         return [.. files.Values];
     }
@@ -1575,7 +1602,7 @@ internal sealed partial class LogJson : JsonSerializerContext;
 /// </summary>
 internal sealed class FileIndex : IDisposable
 {
-    private const uint Magic = 0x69536553, Version = 1;
+    private const uint Magic = 0x69536553, Version = 2;
 
     private const int StatusBits = 24;
 
@@ -1585,11 +1612,12 @@ internal sealed class FileIndex : IDisposable
 
     /// <param name="LogLength">Of the log's file, and when that was changed last: it fits no other.</param>
     /// <param name="Least">Ticks of the earliest event; greater than the latest's when there is none.</param>
+    /// <param name="Padding">Named, so that it is zero, and not what memory held before.</param>
     private readonly record struct Head(
         uint Magic, uint Version, long LogLength, long LogChanged, long Least, long Greatest, int Services,
-        int Marks, int Length);
+        int Marks, int Length, int Padding = 0);
 
-    private readonly record struct Entry(UInt128 Hash, int First, int Count, int InWindow);
+    private readonly record struct Entry(UInt128 Hash, int First, int Count, int InWindow, int Padding = 0);
 
     private readonly record struct Place(long Ticks, long Where);
 
@@ -1661,69 +1689,66 @@ internal sealed class FileIndex : IDisposable
     public static FileIndex Of(LogFile file, bool isClosed)
     {
         var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
-        if (isClosed && Load(file, changed) is { } kept)
-            return kept;
+        if (isClosed && Kept(file, changed, ReadWhole) is { } kept)
+            return new FileIndex(kept, file.Number);
         var bytes = new Making(file).Bytes(changed, out var length);
         if (isClosed)
             Save(file.IndexPath, bytes.AsSpan(0, length));
         return new FileIndex(bytes, file.Number);
     }
 
-    /// <summary>Whether the index beside a file is the one that would be made now.</summary>
-    /// <exception cref="IOException">A file is gone, or cannot be read.</exception>
-    public static bool IsRight(LogFile file)
+    /// <summary>Whether the index beside a file claims to fit, and is not what would be made now.</summary>
+    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
+    public static bool IsWrong(LogFile file)
     {
-        var made = new Making(file).Bytes(File.GetLastWriteTimeUtc(file.Path).Ticks, out var length);
-        var isRight = File.ReadAllBytes(file.IndexPath).AsSpan().SequenceEqual(made.AsSpan(0, length));
+        var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
+        if (Kept(file, changed, ReadWhole) is not { } kept)
+            return false;
+        var made = new Making(file).Bytes(changed, out var length);
+        var isWrong = kept.Length < length || !made.AsSpan(0, length).SequenceEqual(kept.AsSpan(0, length));
         ArrayPool<byte>.Shared.Return(made);
-        return isRight;
+        ArrayPool<byte>.Shared.Return(kept);
+        return isWrong;
     }
 
     /// <summary>The time of a file's latest event, in ticks; an index that is not there is made.</summary>
     /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
-    public static long Greatest(LogFile file, bool isClosed)
+    public static long Greatest(LogFile file)
     {
-        using var handle = isClosed ? TryOpen(file.IndexPath) : null;
-        if (handle != null && HeadOf(handle, file, File.GetLastWriteTimeUtc(file.Path).Ticks) is { } head)
-            return head.Greatest;
-        using var index = Of(file, isClosed);
+        var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
+        if (Kept(file, changed, (_, head) => (long?)head.Greatest) is { } kept)
+            return kept;
+        using var index = Of(file, isClosed: true);
         return index.At.Greatest;
     }
 
-    /// <summary>Null: it is not there, or may not be read.</summary>
-    private static SafeFileHandle? TryOpen(string path)
+    /// <summary>Null: it has become shorter.</summary>
+    private static byte[]? ReadWhole(SafeFileHandle handle, Head head)
+    {
+        var bytes = ArrayPool<byte>.Shared.Rent(head.Length);
+        if (RandomAccess.Read(handle, bytes.AsSpan(0, head.Length), 0) == head.Length)
+            return bytes;
+        ArrayPool<byte>.Shared.Return(bytes);
+        return null;
+    }
+
+    /// <summary>Reads an index that lies beside its file and fits it; null: it is to be made anew.</summary>
+    private static T? Kept<T>(LogFile file, long changed, Func<SafeFileHandle, Head, T?> read)
     {
         try
         {
-            return LogLine.Open(path);
+            using var handle = LogLine.Open(file.IndexPath);
+            Head head = default;
+            var size = RandomAccess.Read(handle, MemoryMarshal.AsBytes(new Span<Head>(ref head)), 0);
+            var isWhole = size == Unsafe.SizeOf<Head>() && head.Magic == Magic && head.Version == Version
+                && head.LogLength == file.End && head.LogChanged == changed
+                && head.Length == RandomAccess.GetLength(handle) && StatusesAt(head) <= head.Length;
+            return isWhole ? read(handle, head) : default;
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            return null;
+            return default;
         }
-    }
-
-    /// <summary>Null: it is not whole, or does not fit the file as it is.</summary>
-    private static Head? HeadOf(SafeFileHandle handle, LogFile file, long changed)
-    {
-        Head head = default;
-        var size = RandomAccess.Read(handle, MemoryMarshal.AsBytes(new Span<Head>(ref head)), 0);
-        var isWhole = size == Unsafe.SizeOf<Head>() && head.Magic == Magic && head.Version == Version
-            && head.LogLength == file.End && head.LogChanged == changed
-            && head.Length == RandomAccess.GetLength(handle) && StatusesAt(head) <= head.Length;
-        return isWhole ? head : null;
-    }
-
-    private static FileIndex? Load(LogFile file, long changed)
-    {
-        using var handle = TryOpen(file.IndexPath);
-        if (handle == null || HeadOf(handle, file, changed) is not { } head)
-            return null;
-        var bytes = ArrayPool<byte>.Shared.Rent(head.Length);
-        if (RandomAccess.Read(handle, bytes.AsSpan(0, head.Length), 0) == head.Length)
-            return new FileIndex(bytes, file.Number);
-        ArrayPool<byte>.Shared.Return(bytes);
-        return null;
     }
 
     /// <summary>
@@ -1961,7 +1986,7 @@ internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEven
     public StatusEvent Word => Last[^1];
 }
 
-/// <summary>The files of the log as they stood at one moment. Safe for concurrent use.</summary>
+/// <summary>The files of the log as they stood at one moment; for one question.</summary>
 internal sealed class Archive(IReadOnlyList<LogFile> files)
 {
     /// <summary>Changes of status that are looked for at a time.</summary>
@@ -1982,6 +2007,9 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         }
         throw new DataDirException($"'{dir}' has no event log in it");
     }
+
+    // Nothing is kept beside the newest file, since it grows: it is read once a question, not once a page.
+    private FileIndex? _newest;
 
     public IReadOnlyList<LogFile> Files => files;
 
@@ -2019,19 +2047,17 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         var isFirst = true;
         foreach (var file in files.Skip(FirstFor(from)))
         {
-            if (TryOpen(file) is not { } index)
+            using var closed = file == files[^1] ? null : TryOpen(file);
+            if ((closed ?? Newest(file)) is not { } index)
                 continue;
-            using (index)
+            // What comes too late settles nothing; what comes before it, in later files, still counts.
+            var isTooLate = index.Least > to();
+            if (isTooLate && !isFirst)
+                continue;
+            foreach (var (service, inWindow, mark) in index.Marks(wanted))
             {
-                // What comes too late settles nothing; what comes before it, in later files, still counts.
-                var isTooLate = index.Least > to();
-                if (isTooLate && !isFirst)
-                    continue;
-                foreach (var (service, inWindow, mark) in index.Marks(wanted))
-                {
-                    if ((inWindow ? isFirst : !isTooLate) && courses[service].Add(mark, out var settled))
-                        yield return (service, settled);
-                }
+                if ((inWindow ? isFirst : !isTooLate) && courses[service].Add(mark, out var settled))
+                    yield return (service, settled);
             }
             isFirst = false;
         }
@@ -2051,7 +2077,7 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         {
             try
             {
-                if (FileIndex.Greatest(files[i], isClosed: true) >= from)
+                if (FileIndex.Greatest(files[i]) >= from)
                     return i;
             }
             catch (Exception e) when (e is FileNotFoundException)
@@ -2062,12 +2088,16 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         return files.Count - 1;
     }
 
+    /// <summary>Null: it is not the newest.</summary>
+    private FileIndex? Newest(LogFile file) =>
+        file == files[^1] ? _newest ??= FileIndex.Of(file, isClosed: false) : null;
+
     /// <summary>Null: retention has deleted it since.</summary>
-    private FileIndex? TryOpen(LogFile file)
+    private static FileIndex? TryOpen(LogFile closed)
     {
         try
         {
-            return FileIndex.Of(file, isClosed: file != files[^1]);
+            return FileIndex.Of(closed, isClosed: true);
         }
         catch (FileNotFoundException)
         {
@@ -2397,6 +2427,9 @@ internal sealed class EventLog
     /// </summary>
     private static readonly TimeSpan ClockBackPause = TimeSpan.FromHours(1);
 
+    /// <summary>A head may be large, and most of a full disk's last room.</summary>
+    private static readonly TimeSpan RefusedFilePause = TimeSpan.FromMinutes(1);
+
     private static readonly TimeSpan Housekeeping = TimeSpan.FromSeconds(30);
 
     /// <summary>How soon a refusing disk is asked again, though no alert comes.</summary>
@@ -2434,7 +2467,7 @@ internal sealed class EventLog
     private long _length, _headLength, _quarantineLength;
     private DateOnly _fileDate;
     private DateTime? _deleted;
-    private long _rotated, _retained;
+    private long _rotated, _retained, _nextRotation;
 
     /// <summary>A service's window, and its events on their way to the disk.</summary>
     private sealed class Track(ServiceKey service)
@@ -2486,7 +2519,7 @@ internal sealed class EventLog
         private Batch(Batch done) => (Lines, Misfits, LineWriter, MisfitWriter) =
             (done.Lines, done.Misfits, done.LineWriter, done.MisfitWriter);
 
-        public int Size => Lines.WrittenCount + Misfits.WrittenCount;
+        public int Size => Lines.WrittenCount + Misfits.WrittenCount + CuredIds.Count;
 
         /// <summary>
         /// An empty batch with the buffers of one that is done, unless they have grown too large.
@@ -2507,7 +2540,8 @@ internal sealed class EventLog
     public EventLog(string dir, TimeSpan retention, TimeProvider clock, Log log, Meters meters)
     {
         (_dir, _retention, _clock, _log, _meters) = (dir, retention, clock, log, meters);
-        foreach (var leftover in Directory.GetFiles(dir, "*.tmp"))
+        foreach (var leftover in Directory.GetFiles(dir, "*.tmp").Concat(Directory.GetFiles(dir, "*.index")
+            .Where(index => !File.Exists(Path.ChangeExtension(index, "jsonl")))))
             File.Delete(leftover);
         foreach (var file in LogFile.Find(dir))
             _files[file.Number] = file;
@@ -2585,14 +2619,14 @@ internal sealed class EventLog
             foreach (var misfit in payload.Misfits)
                 SetAside(misfit, partition, now, waits);
             if (cures is { } cured && payload is { Readings.Count: > 0, Misfits.Count: 0 })
-                Cure(cured, now, waits);
+                Cure(cured, waits);
             if (_current.Size > 0)
                 Monitor.Pulse(_gate);
         }
         foreach (var batch in waits)
             await batch.Done.Task;
-        foreach (var place in Enum.GetValues<Place>())
-            _meters.Events.WithLabels(place.ToString().ToLowerInvariant()).Inc(counts[(int)place]);
+        _meters.Events.WithLabels("known").Inc(counts[(int)Place.Known]);
+        _meters.Events.WithLabels("stale").Inc(counts[(int)Place.Stale]);
         _meters.Alerts.WithLabels("accepted").Inc(payload.Readings.Count);
         _meters.Alerts.WithLabels("quarantined").Inc(payload.Misfits.Count);
     }
@@ -2653,12 +2687,11 @@ internal sealed class EventLog
             ("fingerprint", misfit.Fingerprint), ("reason", misfit.Reason));
     }
 
-    private void Cure(UInt128 id, DateTime now, HashSet<Batch> waits)
+    private void Cure(UInt128 id, HashSet<Batch> waits)
     {
         // One that another request is having flushed is looked at by the next retry.
         if (!_quarantined.TryGetValue(id, out var batch) || batch != null)
             return;
-        _current.MisfitWriter.Cured(id.ToString("x32", CultureInfo.InvariantCulture), now);
         _current.CuredIds.Add(id);
         waits.Add(_current);
     }
@@ -2725,9 +2758,33 @@ internal sealed class EventLog
             return;
         }
         _meters.FlushDuration.Observe(_clock.GetElapsedTime(started).TotalSeconds);
+        StrikeOff(batch.CuredIds);
         Commit(batch);
         if (_quarantineLength > QuarantineLimit)
             HalveQuarantine();
+    }
+
+    /// <summary>An alert is cured when its events are on disk; one not struck off is sent again.</summary>
+    private void StrikeOff(List<UInt128> ids)
+    {
+        var lines = new ArrayBufferWriter<byte>();
+        var writer = new LineWriter(lines);
+        foreach (var id in ids)
+            writer.Cured(id.ToString("x32", CultureInfo.InvariantCulture), Now());
+        try
+        {
+            _quarantineLength = Put(_quarantine, _quarantineLength, lines.WrittenSpan);
+        }
+        catch (LogRefusedException e)
+        {
+            _log.Often("cured alerts could not be struck off the quarantine", ("reason", e.Message));
+            return;
+        }
+        lock (_gate)
+        {
+            foreach (var id in ids)
+                _quarantined.Remove(id);
+        }
     }
 
     /// <summary>Puts whole lines on disk, or leaves the file as it was and throws.</summary>
@@ -2789,14 +2846,13 @@ internal sealed class EventLog
             }
             foreach (var id in batch.MisfitIds)
                 _quarantined[id] = null;
-            foreach (var id in batch.CuredIds)
-                _quarantined.Remove(id);
             _flushed = new Cursor(_flushed.File, _length);
             _appended += batch.Events.Count;
             news = _news;
             _news = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
             _meters.Services.Set(_services.Count);
         }
+        _meters.Events.WithLabels("new").Inc(batch.Events.Count);
         _meters.LogEvents.Inc(batch.Events.Count);
         _meters.LogBytes.Inc(batch.Lines.WrittenCount);
         _meters.LogSize.Inc(batch.Lines.WrittenCount);
@@ -2883,6 +2939,8 @@ internal sealed class EventLog
         {
             end = next;
             ended = line?.End != null;
+            if (line?.Ses != null || line?.Window != null)
+                _headLength = next;
             if (line?.Ses > LogLine.FormatVersion)
                 throw new DataDirException($"{path} has format {line.Ses}, which a newer SeS wrote");
             if (Rfc3339.TryParse(line?.Deleted, out var deleted))
@@ -2915,14 +2973,22 @@ internal sealed class EventLog
     private void Replace(string path, long length)
     {
         var copy = path + ".tmp";
-        using (var from = File.OpenRead(path))
-        using (var to = Disk.Create(copy))
+        try
         {
-            from.CopyTo(to);
-            to.SetLength(length);
-            Disk.Flush(to);
+            using (var from = File.OpenRead(path))
+            using (var to = Disk.Create(copy))
+            {
+                from.CopyTo(to);
+                to.SetLength(length);
+                Disk.Flush(to);
+            }
+            File.Move(copy, path, overwrite: true);
         }
-        File.Move(copy, path, overwrite: true);
+        catch
+        {
+            File.Delete(copy);
+            throw;
+        }
         Disk.FlushFolder(_dir);
     }
 
@@ -2933,13 +2999,15 @@ internal sealed class EventLog
         var isOver = today > _fileDate
             || (today < _fileDate && _clock.GetElapsedTime(_rotated) >= ClockBackPause);
         // Where there are very many services, most of a file shall still be events.
-        if (!isOver && (_length < LargeFile || _length < 4 * _headLength))
+        if ((!isOver && (_length < LargeFile || _length < 4 * _headLength))
+            || _clock.GetTimestamp() < _nextRotation)
             return;
+        // First, since it makes room.
+        Retain(today);
         try
         {
             StartFile(_flushed.File + 1);
             _rotated = _clock.GetTimestamp();
-            Retain(today);
         }
         catch (FlushException e)
         {
@@ -2948,6 +3016,8 @@ internal sealed class EventLog
         catch (Exception e) when (Disk.Refused(e))
         {
             _log.Often("the log's next file could not be made; going on in the last", ("reason", e.Message));
+            _nextRotation = _clock.GetTimestamp()
+                + (long)(RefusedFilePause.TotalSeconds * _clock.TimestampFrequency);
         }
     }
 
@@ -3018,13 +3088,24 @@ internal sealed class EventLog
         while (true)
         {
             var (number, file) = _files.First();
-            days.Add(file.Date);
-            if (days.Count > 2 || file.Date >= keep || number >= KeepFrom || number == _flushed.File)
+            // A file that was made while the clock was ahead is as old as the one after it.
+            var date = _files.Values.Select(f => f.Date).FirstOrDefault(d => d <= today, today);
+            days.Add(date);
+            if (days.Count > 2 || date >= keep || number >= KeepFrom || number == _flushed.File)
                 return;
+            try
+            {
+                File.Delete(file.Path);
+                File.Delete(file.IndexPath);
+            }
+            catch (Exception e) when (Disk.Refused(e))
+            {
+                _log.Warn("a file of the log has reached its retention and could not be deleted",
+                    ("file", file.Path), ("reason", e.Message));
+                return;
+            }
             _meters.LogSize.Dec(file.End);
-            File.Delete(file.Path);
-            File.Delete(file.IndexPath);
-            _deleted = file.Date.ToDateTime(TimeOnly.MinValue, DateTimeKind.Utc);
+            _deleted = date.ToDateTime(TimeOnly.MinValue, DateTimeKind.Utc);
             lock (_gate)
                 _files.Remove(number);
             _log.Info("a file of the log has reached its retention and is deleted", ("file", file.Path));
@@ -3299,6 +3380,9 @@ internal sealed class Inspection(Archive archive, string dir)
     private const int MostFaults = 20;
 
     private readonly Dictionary<ServiceKey, Window> _windows = [];
+    // Of the file's head: the services that have a window there, and before when the others are forgotten.
+    private readonly HashSet<ServiceKey> _inHead = [];
+    private DateTime _deleted;
     private List<string> _faults = [];
 
     public long Events { get; private set; }
@@ -3325,29 +3409,44 @@ internal sealed class Inspection(Archive archive, string dir)
 
     private string Look(LogFile file)
     {
-        var (events, number, end) = (0L, 0, 0L);
+        var (events, number, end, isHead) = (0L, 0, 0L, true);
+        _inHead.Clear();
+        _deleted = default;
         foreach (var (line, next) in LogLine.Parsed(file.Path, 0, file.End, LogJson.Default.LogLine))
         {
             number++;
-            var isEvent = line?.Time != null;
-            if (line == null || (isEvent && line.ToEvent() == null))
-                Fault($"line {number} does not parse");
-            else if (number == 1 ? line.Ses == null : line.Ses != null)
-                Fault($"line {number}: the format's version stands in the first line, and only there");
-            else if (line.Ses > LogLine.FormatVersion)
-                Fault($"it has format {line.Ses}, which a newer SeS wrote");
-            else if (line.Window != null)
-                Compare(file, line.Window, number);
-            events += isEvent ? 1 : 0;
+            if (isHead && line != null && line.Ses == null && line.Window == null)
+            {
+                isHead = false;
+                EndHead();
+            }
+            Look(file, line, number);
+            events += line?.Time != null ? 1 : 0;
             line?.AddTo(_windows);
             end = next;
         }
+        if (isHead)
+            EndHead();
         // A SeS that runs may be about to end the newest file's last line.
         if (end != file.End && file != archive.Files[^1])
             Fault("its last line is cut off");
         Events += events;
         LookAtIndex(file);
         return $"{events} events, {file.End} bytes";
+    }
+
+    private void Look(LogFile file, LogLine? line, int number)
+    {
+        if (line == null || (line.Time != null && line.ToEvent() == null))
+            Fault($"line {number} does not parse");
+        else if (number == 1 ? line.Ses == null : line.Ses != null)
+            Fault($"line {number}: the format's version stands in the first line, and only there");
+        else if (line.Ses > LogLine.FormatVersion)
+            Fault($"it has format {line.Ses}, which a newer SeS wrote");
+        else if (line.Window != null)
+            Compare(file, line.Window, number);
+        if (Rfc3339.TryParse(line?.Deleted, out var deleted))
+            _deleted = deleted;
     }
 
     private void Fault(string text)
@@ -3359,6 +3458,7 @@ internal sealed class Inspection(Archive archive, string dir)
     /// <summary>A file begins with the windows as the one before it left them.</summary>
     private void Compare(LogFile file, WindowLine line, int number)
     {
+        _inHead.Add(line.Key);
         if (file == archive.Files[0])
             return;
         var before = _windows.GetValueOrDefault(line.Key)?.Events ?? [];
@@ -3367,10 +3467,22 @@ internal sealed class Inspection(Archive archive, string dir)
             Fault($"line {number}: the window of {line.Key} is not as the file before left it");
     }
 
+    /// <summary>A service has no window where it was last heard before what retention has deleted.</summary>
+    private void EndHead()
+    {
+        foreach (var (service, window) in _windows.Where(w => !_inHead.Contains(w.Key)).ToList())
+        {
+            if (window.Events.Max(e => e.Received) >= _deleted)
+                Fault($"it has no window of {service}");
+            _windows.Remove(service);
+        }
+    }
+
     private void LookAtIndex(LogFile file)
     {
-        if (File.Exists(file.IndexPath) && !FileIndex.IsRight(file))
-            Fault($"{Path.GetFileName(file.IndexPath)} does not fit the file; it is made again when needed");
+        if (FileIndex.IsWrong(file))
+            Fault($"{Path.GetFileName(file.IndexPath)} says what the file does not; delete it, so that it is "
+                + "made again");
     }
 
     private string LookAtCursor(string path)
@@ -3430,6 +3542,8 @@ internal sealed class Tally(long from, long to, int intervals = 0)
     private readonly Condition[] _strip = new Condition[intervals];
     private Condition _shown = Condition.Unknown;
     private bool? _isUp;
+    private int _before;
+    private bool _wasUp;
     private long _since, _shownSince;
     private TimeSpan _up, _down, _longest;
     private int _outages;
@@ -3438,9 +3552,17 @@ internal sealed class Tally(long from, long to, int intervals = 0)
     /// <summary>The worst of each interval.</summary>
     public IReadOnlyList<Condition> Strip => _strip;
 
+    /// <summary>
+    /// What was said before the range fills a window, and none of it is "up": what is older may yet tell how
+    /// the range began, and since when.
+    /// </summary>
+    public bool IsCut => _before >= Window.Size && !_wasUp;
+
     /// <summary>Takes the next mark; returns the outage that it ends, if it touches the range.</summary>
     public Outage? Add(int service, in Mark mark)
     {
+        if (mark.Ticks <= from)
+            (_before, _wasUp) = (_before + 1, _wasUp || mark.Status == "up");
         if (mark.Ticks >= to)
             return null;
         Show(mark.Status switch { "up" => Condition.Up, "down" => Condition.Down, _ => Condition.Other },
@@ -3800,8 +3922,8 @@ internal sealed class RowWriter
     }
 
     /// <summary>Labels come from strangers, and a terminal obeys control characters.</summary>
-    private static string Plain(string text) =>
-        string.Concat(text.Select(c => char.IsControl(c) ? '\ufffd' : c));
+    private static string Plain(string text) => string.Concat(text.Select(c =>
+        char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format ? '\ufffd' : c));
 
     /// <summary>Columns are as wide as their first rows are.</summary>
     private void PutTable()
@@ -3843,6 +3965,9 @@ internal sealed class Answers(
     public IReadOnlyList<KnownService> Known => known;
 
     public DateTime Now => now;
+
+    /// <summary>Where a history goes on that was told up to its limit; null: there is no more.</summary>
+    public string? Next { get; private set; }
 
     /// <summary>The services that a filter takes, in the order of their names.</summary>
     public List<ServiceKey> Services(Filter filter) =>
@@ -3952,8 +4077,8 @@ internal sealed class Answers(
                 yield return writer.Take();
         }
         writer.EndList();
-        writer.Property("next",
-            left < 0 && next is { } place ? Question.Cursor(place.Service, place.Mark) : null);
+        Next = left < 0 && next is { } place ? Question.Cursor(place.Service, place.Mark) : null;
+        writer.Property("next", Next);
     }
 
     /// <summary>A cursor's place among the services there are now: new ones may have come between.</summary>
@@ -3983,11 +4108,15 @@ internal sealed class Answers(
         {
             var f = tallies[i].Finish();
             yield return Row(question, services[i],
-                f.Availability is { } share ? Math.Round(share, 6) : null, f.Up.TotalSeconds,
+                Rounded(f), f.Up.TotalSeconds,
                 f.Down.TotalSeconds, f.Outages, f.Longest.TotalSeconds, f.Mean?.TotalSeconds,
                 f.MeanBetween?.TotalSeconds, f.IsOpen);
         }
     }
+
+    /// <summary>100 only without an outage.</summary>
+    private static double? Rounded(in Figures figures) => figures.Availability is not { } share ? null
+        : Math.Min(Math.Round(share, 6), figures.Down > TimeSpan.Zero ? 99.999999 : 100);
 
     /// <summary>Adds up services over a range, up to now at most.</summary>
     /// <param name="most">The latest so many outages that ended are told.</param>
@@ -3995,25 +4124,39 @@ internal sealed class Answers(
         IReadOnlyList<ServiceKey> services, DateTime? from, DateTime? to, int intervals, int most)
     {
         var end = to is { } given && given < now ? given : now;
-        var start = from ?? DateTime.UnixEpoch;
-        var tallies = services.Select(_ => new Tally(start.Ticks, end.Ticks, intervals)).ToList();
+        var start = from ?? DateTime.MinValue;
+        var tallies = new Tally[services.Count];
         var outages = new PriorityQueue<Outage, long>();
-        foreach (var (service, mark) in archive.Marks(services, start.Ticks, () => end.Ticks))
+        int[] all = [.. Enumerable.Range(0, services.Count)];
+        AddUp(all, start.Ticks);
+        // How these fared when the range began was said before the file that it begins in.
+        AddUp([.. all.Where(i => tallies[i].IsCut)], 0);
+        return (tallies, [.. outages.UnorderedItems.Select(o => o.Element).OrderByDescending(o => o.End)]);
+
+        void AddUp(int[] numbers, long since)
         {
-            if (tallies[service].Add(service, mark) is not { } outage || most == 0)
-                continue;
-            if (outages.Count < most)
-                outages.Enqueue(outage, outage.Start.Ticks);
-            else
-                outages.EnqueueDequeue(outage, outage.Start.Ticks);
+            foreach (var i in numbers)
+                tallies[i] = new Tally(start.Ticks, end.Ticks, intervals);
+            List<ServiceKey> these = [.. numbers.Select(i => services[i])];
+            foreach (var (number, mark) in archive.Marks(these, since, () => end.Ticks))
+            {
+                var tally = tallies[numbers[number]];
+                if (tally.Add(numbers[number], mark) is not { } outage || most == 0
+                    || (since > 0 && tally.IsCut))
+                    continue;
+                if (outages.Count < most)
+                    outages.Enqueue(outage, outage.End.Ticks);
+                else
+                    outages.EnqueueDequeue(outage, outage.End.Ticks);
+            }
         }
-        return (tallies, [.. outages.UnorderedItems.Select(o => o.Element).OrderByDescending(o => o.Start)]);
     }
 
     private IEnumerable<object?[]> Under(Question question, Threshold threshold)
     {
         var services = Services(question.Filter);
-        var (from, to) = (question.From?.Ticks ?? 0, question.To?.Ticks ?? long.MaxValue);
+        var from = question.From?.Ticks ?? 0;
+        var to = Math.Min(question.To?.Ticks ?? long.MaxValue, now.Ticks);
         // From the first word on, whatever the range: how many are up follows from all that was.
         foreach (var change in archive.Changes(services, 0, to))
         {
@@ -4059,7 +4202,10 @@ internal sealed record Change(string Key, StatusEvent Event, long Version)
 internal enum Answer { Inserted, Updated, Unchanged, Locked, Refused }
 
 /// <summary>What Onix said of one change; the message is its own.</summary>
-internal readonly record struct ChangeResult(Answer Answer, string Message);
+internal readonly record struct ChangeResult(Answer Answer, string Message)
+{
+    public bool IsAccepted => Answer is not (Answer.Refused or Answer.Locked);
+}
 
 internal sealed class DataBody
 {
@@ -4391,8 +4537,8 @@ internal sealed class OnixClient
     private async Task<T> ExchangeAsync<T>(
         string kind, HttpRequestMessage request, Reader<T> read, CancellationToken stop)
     {
-        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop);
-        using var timer = _clock.CreateTimer(_ => limit.Cancel(), null, Patience, Timeout.InfiniteTimeSpan);
+        using var patience = new CancellationTokenSource(Patience, _clock);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop, patience.Token);
         var started = _clock.GetTimestamp();
         var outcome = "failed";
         try
@@ -4501,6 +4647,10 @@ internal sealed record Barred(
     public static readonly TimeSpan
         FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
 
+    /// <summary>How long it is to the next try; none if the clock was set back meanwhile.</summary>
+    public TimeSpan Wait(DateTime now) =>
+        NextTry > now && NextTry - now <= LongestDelay ? NextTry - now : TimeSpan.Zero;
+
     public Barred Again(DateTime now, string reason)
     {
         var delay = Delay * 2 > LongestDelay ? LongestDelay : Delay * 2;
@@ -4584,7 +4734,7 @@ internal sealed class Job
     }
 }
 
-/// <summary>Runs as one task; nothing else touches its fields but <see cref="State"/>.</summary>
+/// <summary>Runs as one task; nothing else touches its fields but <see cref="Look"/>.</summary>
 internal sealed class Recorder
 {
     /// <summary>Events decided on at a time: memory must not grow with the backlog.</summary>
@@ -4619,7 +4769,7 @@ internal sealed class Recorder
     private readonly HashSet<StatusEvent> _written = [];
     private Cursor _cursor, _counted;
     private Turn? _turn;
-    private bool _fresh, _listed, _modelMissing, _refusedAll, _unsaved;
+    private bool _fresh, _listed, _modelMissing, _refusedAll, _acceptsOthers, _unsaved;
     private long _nextList, _saved;
     private long _backlogBase, _appendedBase;
     private string? _trouble;
@@ -4638,11 +4788,8 @@ internal sealed class Recorder
         if (!Load())
             StartOver();
         _counted = _cursor;
-        _state = Describe();
         Publish();
     }
-
-    public RecorderState State => _state;
 
     /// <summary>Works until it is stopped; nothing that Onix does ends it.</summary>
     public async Task RunAsync(CancellationToken stop)
@@ -4725,7 +4872,7 @@ internal sealed class Recorder
         if (_unsaved && wait > SavePeriod)
             wait = SavePeriod;
         foreach (var barred in _barred.Values)
-            wait = barred.NextTry - now < wait ? barred.NextTry - now : wait;
+            wait = barred.Wait(now) < wait ? barred.Wait(now) : wait;
         if (wait <= TimeSpan.Zero)
             return;
         using var both = CancellationTokenSource.CreateLinkedTokenSource(stop);
@@ -4746,9 +4893,9 @@ internal sealed class Recorder
         _cursor = new Cursor(saved.File, saved.Offset);
         foreach (var body in saved.Barred ?? [])
             LoadBarred(body);
+        KeepForRetention();
         _windows = _eventLog.WindowsAt(_cursor, _ => true);
         CountBacklog();
-        KeepForRetention();
         return true;
     }
 
@@ -4756,20 +4903,22 @@ internal sealed class Recorder
     {
         if (body.First?.ToEvent() is not { } first)
             return;
-        var place = StillHeld(new Cursor(body.File, body.Offset), first.Service);
         var since = Rfc3339.TryParse(body.Since, out var time) ? time : _clock.GetUtcNow().UtcDateTime;
-        _barred[first.Service] = new Barred(
-            place, first, since, body.Reason ?? "", Barred.FirstDelay, _clock.GetUtcNow().UtcDateTime);
+        _barred[first.Service] = new Barred(new Cursor(body.File, body.Offset), first, since,
+            body.Reason ?? "", Barred.FirstDelay, _clock.GetUtcNow().UtcDateTime);
+        _ = PlaceOf(first.Service);
     }
 
-    /// <summary>The place, or the oldest one when retention has deleted it after 30 days.</summary>
-    private Cursor StillHeld(Cursor place, ServiceKey barred)
+    /// <summary>A barred service's place; the oldest one if retention has deleted it after 30 days.</summary>
+    private Cursor PlaceOf(ServiceKey service)
     {
-        if (_eventLog.Holds(place))
-            return place;
+        var barred = _barred[service];
+        if (_eventLog.Holds(barred.Place))
+            return barred.Place;
         _meters.OnixDropped.Inc();
         _log.Warn("events of a barred service were deleted by retention before Onix took them",
-            ("service", barred));
+            ("service", service));
+        _barred[service] = barred with { Place = _eventLog.Oldest };
         return _eventLog.Oldest;
     }
 
@@ -4779,9 +4928,10 @@ internal sealed class Recorder
         (_cursor, _fresh, _turn) = (_eventLog.Oldest, true, null);
         _barred.Clear();
         _again = [];
+        // Before the log is read, which takes its time.
+        KeepForRetention();
         _windows = _eventLog.WindowsAt(_cursor, _ => true);
         CountBacklog();
-        KeepForRetention();
         Save();
     }
 
@@ -4807,7 +4957,7 @@ internal sealed class Recorder
             _eventLog.SaveCursor(JsonSerializer.SerializeToUtf8Bytes(body, CursorJson.Default.CursorBody));
             _unsaved = false;
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        catch (Exception e) when (Disk.Refused(e))
         {
             _log.Often("the cursor could not be saved; after a restart some events are looked at again",
                 ("reason", e.Message));
@@ -4831,6 +4981,9 @@ internal sealed class Recorder
     private void KeepForRetention()
     {
         var now = _clock.GetUtcNow().UtcDateTime;
+        // The clock may have been ahead when they were barred.
+        foreach (var (service, barred) in _barred.Where(b => b.Value.Since > now).ToList())
+            _barred[service] = barred with { Since = now };
         _eventLog.KeepFrom = _barred.Values.Where(b => now - b.Since < BarredHoldsRetention)
             .Select(b => b.Place.File).Append(_cursor.File).Min();
     }
@@ -4841,12 +4994,9 @@ internal sealed class Recorder
         (_backlogBase, _appendedBase) = (_eventLog.Count(_cursor, flushed), appended);
     }
 
-    private long Backlog => Math.Max(0, _backlogBase + _eventLog.Position.Appended - _appendedBase);
-
-    private RecorderState Describe() => new(_cursor, _trouble, _confirmed, Backlog,
-        _turn?.Chunk.Events is [var first, ..] ? first.Received : null, [.. _barred]);
-
-    private void Publish() => _state = Describe();
+    /// <summary>All but the backlog, which <see cref="Look"/> adds.</summary>
+    [MemberNotNull(nameof(_state))]
+    private void Publish() => _state = new(_cursor, _trouble, _confirmed, 0, null, [.. _barred]);
 
     /// <summary>The state as of now; reads the log when there is a backlog. Safe from any thread.</summary>
     public RecorderState Look()
@@ -4914,9 +5064,14 @@ internal sealed class Recorder
         if (_alternateKeys.TryGetValue(service, out var alternate))
             return alternate;
         var key = OnixNames.Key(service);
-        if (_held.TryGetValue(key, out var held) && held.Service != service)
-            _alternateKeys[service] = key = OnixNames.AlternateKey(service);
-        return key;
+        var held = _held.GetValueOrDefault(key);
+        if (held?.Service == service)
+            return key;
+        // The key is another's, or it was when this service's item was made.
+        alternate = OnixNames.AlternateKey(service);
+        if (held == null && _held.GetValueOrDefault(alternate)?.Service != service)
+            return key;
+        return _alternateKeys[service] = alternate;
     }
 
     private HeldItem? HeldOf(ServiceKey service) => _held.GetValueOrDefault(KeyOf(service));
@@ -4985,6 +5140,9 @@ internal sealed class Recorder
     private async Task SendAsync(List<(Job Job, Change Change)> batch, Cursor place, CancellationToken stop)
     {
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
+        if (results.Any(r => r.IsAccepted))
+            NoteAccepted();
+        _refusedAll |= results.All(r => r.Answer == Answer.Refused);
         var locked = new List<(Job Job, Change Change)>();
         for (var i = 0; i < batch.Count; i++)
         {
@@ -5029,7 +5187,6 @@ internal sealed class Recorder
             Note(changes[i], results[i].Answer);
         if (results.Any(r => r.Answer == Answer.Refused && IsModelMissing(r.Message)))
             throw ModelIsMissing();
-        NoteRefusals(results);
         return results;
     }
 
@@ -5050,15 +5207,14 @@ internal sealed class Recorder
     }
 
     /// <summary>As soon as Onix accepts something after refusing everything, all barred are due.</summary>
-    private void NoteRefusals(IReadOnlyList<ChangeResult> results)
+    private void NoteAccepted()
     {
-        if (results.All(r => r.Answer == Answer.Refused))
-            _refusedAll = true;
-        if (!_refusedAll || results.All(r => r.Answer is Answer.Refused or Answer.Locked))
-            return;
-        _refusedAll = false;
-        foreach (var (service, barred) in _barred.ToList())
-            _barred[service] = barred with { NextTry = _clock.GetUtcNow().UtcDateTime };
+        if (_refusedAll)
+        {
+            foreach (var (service, barred) in _barred.ToList())
+                _barred[service] = barred with { NextTry = _clock.GetUtcNow().UtcDateTime };
+        }
+        (_refusedAll, _acceptsOthers) = (false, true);
     }
 
     private static bool IsModelMissing(string message) =>
@@ -5161,7 +5317,7 @@ internal sealed class Recorder
         {
             var now = _clock.GetUtcNow().UtcDateTime;
             // What cured one service of a partition has cured its others: no need to wait for each.
-            var due = _barred.Where(b => !tried.Contains(b.Key) && (b.Value.NextTry <= now
+            var due = _barred.Where(b => !tried.Contains(b.Key) && (b.Value.Wait(now) == TimeSpan.Zero
                 || accepted.Any(a => a.Partition == b.Key.Partition))).Select(b => b.Key).ToList();
             if (due.Count == 0)
                 break;
@@ -5170,6 +5326,9 @@ internal sealed class Recorder
         }
         if (accepted.Count > 0)
             await CatchUpAsync(accepted, stop);
+        else if (tried.Count > 0)
+            // That they are refused again says something of Onix only if it has taken nothing else meanwhile.
+            (_refusedAll, _acceptsOthers) = (_refusedAll || !_acceptsOthers, false);
         _unsaved |= tried.Count > 0;
         KeepForRetention();
         return accepted.Count > 0;
@@ -5189,6 +5348,8 @@ internal sealed class Recorder
         foreach (var batch in Batches(changes, c => c))
         {
             var results = await PutAsync(batch, stop);
+            if (results.Any(r => r.IsAccepted))
+                NoteAccepted();
             var locked = new List<Change>();
             foreach (var (change, result) in batch.Zip(results))
             {
@@ -5219,7 +5380,7 @@ internal sealed class Recorder
     /// </summary>
     private async Task CatchUpAsync(HashSet<ServiceKey> services, CancellationToken stop)
     {
-        var place = services.Select(s => StillHeld(_barred[s].Place, s)).Min();
+        var place = services.Select(PlaceOf).Min();
         var windows = _eventLog.WindowsAt(place, services.Contains);
         var left = new HashSet<ServiceKey>(services);
         for (var first = true; ; first = false)
@@ -5229,6 +5390,7 @@ internal sealed class Recorder
             var touched = left.Where(s => first || read.Contains(s));
             List<Job> jobs = [.. touched.Select(s => new Job(s, windows.GetValueOrDefault(s), [.. read[s]]))];
             await SettleAsync(jobs, place, stop);
+            _written.ExceptWith(jobs.SelectMany(j => j.Events));
             foreach (var job in jobs.Where(j => j.IsBarred))
                 left.Remove(job.Service);
             foreach (var e in chunk.Events.Where(e => left.Contains(e.Service)))
@@ -5244,7 +5406,8 @@ internal sealed class Recorder
             _barred.Remove(service);
             _windows[service] = windows.GetValueOrDefault(service) ?? new Window();
         }
-        _log.Info("Onix takes services again that it had refused", ("services", left.Count));
+        if (left.Count > 0)
+            _log.Info("Onix takes services again that it had refused", ("services", left.Count));
     }
 }
 
@@ -6523,7 +6686,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
                 """).Text);
         }
         var spoken = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MostTold))
-            + (bad.Count > MostTold ? $"; and {bad.Count - MostTold} more" : "") + "; else up";
+            + (bad.Count > MostTold ? $"; and {bad.Count - MostTold} more" : "")
+            + (strip.Contains(Condition.Up) ? "; else up" : "");
         return Markup.Of($"""
             <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
             aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {spoken}">
@@ -6724,7 +6888,8 @@ internal sealed class Web
     }
 
     private static bool IsPartition(string name) =>
-        name != "" && !name.Any(char.IsControl) && Encoding.UTF8.GetByteCount(name) <= 1024;
+        name is not ("" or "." or "..") && !name.Any(char.IsControl)
+        && Encoding.UTF8.GetByteCount(name) <= 1024;
 
     private void Count(Reply reply, long started)
     {
@@ -8376,7 +8541,8 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         new("check", "Looks through a data directory and tells what is wrong in it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
         new("probe", "Asks a SeS on this host whether it is ready; for HEALTHCHECK and scripts.", "ses probe",
-            [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting]),
+            [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting,
+                Options.TlsClientCaSetting]),
         new("quarantine", "Lists the alerts that could not be mapped.", "ses quarantine --retry",
             [Options.DataDirSetting, Partition, Format, RetrySetting, UrlSetting, TokenFileSetting,
                 Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File]),
@@ -8405,8 +8571,7 @@ internal sealed class Commands(
     {
         "check" => Task.FromResult(Check()),
         "probe" => ProbeAsync(),
-        "quarantine" => flags.GetValueOrDefault(Command.RetrySetting.Flag) is "true"
-            ? RetryAsync() : Task.FromResult(List()),
+        "quarantine" => Options.BoolOf(Command.RetrySetting, flags) ? RetryAsync() : Task.FromResult(List()),
         _ => Task.FromResult(Ask(Enum.Parse<Subject>(name, ignoreCase: true))),
     };
 
@@ -8423,8 +8588,13 @@ internal sealed class Commands(
         {
             throw new OptionsException("--" + e.Message);
         }
-        var archive = Archive.Open(_dir);
-        return Write(new Answers(archive, archive.Known(), Now).Tell(question, Format()));
+        var (archive, format) = (Archive.Open(_dir), Format());
+        var answers = new Answers(archive, archive.Known(), Now);
+        foreach (var part in answers.Tell(question, format))
+            output.Write(part.Span);
+        if (format != Ses.Format.Json && answers.Next is { } next)
+            Console.Error.WriteLine($"There is more: --cursor {next}");
+        return true;
     }
 
     private Format Format() => flags.GetValueOrDefault("--format") switch
@@ -8436,13 +8606,6 @@ internal sealed class Commands(
         var other => throw new OptionsException(
             $"--format: '{other}' is not usable; allowed: table, json, csv"),
     };
-
-    private bool Write(IEnumerable<ReadOnlyMemory<byte>> parts)
-    {
-        foreach (var part in parts)
-            output.Write(part.Span);
-        return true;
-    }
 
     // ---- Check ----
 
@@ -8473,32 +8636,36 @@ internal sealed class Commands(
 
     private async Task<bool> ProbeAsync()
     {
-        var options = Options.Read(flags, variables);
-        var address = options.Address ?? IPAddress.Loopback;
-        address = address.Equals(IPAddress.Any) ? IPAddress.Loopback
-            : address.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : address;
-        var scheme = options.TlsCert == null ? "http" : "https";
+        var (url, needsCertificate) = Options.OwnUrl(flags, variables);
+        var target = new Uri(url, "ready");
         // It is the same host: who answers is not the question, and the certificate may name another.
+        var isThere = false;
         using var handler = new HttpClientHandler
         {
             UseProxy = false,
-            ServerCertificateCustomValidationCallback =
-                HttpClientHandler.DangerousAcceptAnyServerCertificateValidator,
+            ServerCertificateCustomValidationCallback = (_, _, _, _) => isThere = true,
         };
         using var client = new HttpClient(handler) { Timeout = ProbeTime };
-        var target = $"{scheme}://{new IPEndPoint(address, options.Port)}/ready";
         try
         {
-            using var answer = await client.GetAsync(new Uri(target));
+            using var answer = await client.GetAsync(target);
             Say((await answer.Content.ReadAsStringAsync()).Trim());
             return answer.IsSuccessStatusCode;
         }
+        catch (HttpRequestException) when (isThere && needsCertificate)
+        {
+            Say($"{target} is there; it takes only clients with a certificate, and a probe has none");
+            return true;
+        }
         catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
         {
-            Say($"{target} does not answer: {e.Message}");
+            Say($"{target} does not answer: {Reason(e)}");
             return false;
         }
     }
+
+    private static string Reason(Exception e) =>
+        e is HttpRequestException { InnerException: { } inner } ? inner.Message : e.Message;
 
     // ---- Quarantine ----
 
@@ -8546,8 +8713,8 @@ internal sealed class Commands(
             if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
                 cured++;
         }
-        Say($"{sent} alerts sent: {cured} accepted, {sent - cured} still cannot be mapped.");
-        return true;
+        Say($"{sent} alerts sent: {cured} accepted, {sent - cured} stay in quarantine.");
+        return sent == cured;
     }
 
     private static async Task<HttpStatusCode> PostAsync(HttpClient client, string target, HttpContent body)
@@ -8555,13 +8722,15 @@ internal sealed class Commands(
         try
         {
             using var answer = await client.PostAsync(new Uri(target), body);
-            return answer.IsSuccessStatusCode ? answer.StatusCode : throw new OptionsException(
-                $"{Command.UrlSetting}: {target} answered {(int)answer.StatusCode}: "
-                + (await answer.Content.ReadAsStringAsync()).Trim());
+            // Too large for a --max-body that is smaller now: the others may do.
+            return answer.IsSuccessStatusCode || answer.StatusCode == HttpStatusCode.RequestEntityTooLarge
+                ? answer.StatusCode : throw new OptionsException(
+                    $"{Command.UrlSetting}: {target} answered {(int)answer.StatusCode}: "
+                    + (await answer.Content.ReadAsStringAsync()).Trim());
         }
         catch (Exception e) when (e is HttpRequestException or UriFormatException or TaskCanceledException)
         {
-            throw new OptionsException($"{Command.UrlSetting}: {target} cannot be reached: {e.Message}");
+            throw new OptionsException($"{Command.UrlSetting}: {target} cannot be reached: {Reason(e)}");
         }
     }
 
@@ -8610,12 +8779,10 @@ internal static class Program
             var variables = Environment.GetEnvironmentVariables()
                 .Cast<System.Collections.DictionaryEntry>()
                 .ToDictionary(e => (string)e.Key, e => (string?)e.Value ?? "");
-            if (command != null)
-                return await RunAsync(command, flags, variables);
-            var options = Options.Read(flags, variables);
             Linux.Hide(Options.Settings.Where(s => s.Secret)
                 .SelectMany(s => new[] { s.Flag, s.Variable }).ToHashSet());
-            return await RunAsync(options);
+            return command == null ? await RunAsync(Options.Read(flags, variables))
+                : await RunAsync(command, flags, variables);
         }
         catch (OptionsException e)
         {
@@ -8659,6 +8826,9 @@ internal static class Program
             root.Add(option);
         root.Options.OfType<HelpOption>().Single().Action = new HelpText(command);
         root.Options.OfType<VersionOption>().Single().Action = new VersionText();
+        // --flag= is the empty value, which the parser would look for in the next argument.
+        args = [.. args.SelectMany(a => a.EndsWith('=') && options.Exists(o => o.Name == a[..^1])
+            ? new[] { a[..^1], "" } : [a])];
         // A secret may begin with an @; it names no file of arguments.
         var parsed = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
         var given = new Dictionary<string, string>();

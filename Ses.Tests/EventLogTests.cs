@@ -3,6 +3,7 @@ using System.Runtime.InteropServices;
 using System.Text;
 using System.Text.Json;
 using CsCheck;
+using Ses.Tests.Support;
 using Xunit;
 
 namespace Ses.Tests;
@@ -210,6 +211,57 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
+    public async Task RetentionMakesRoomThoughTheNextFileIsRefused()
+    {
+        using var store = new Store(TimeSpan.FromDays(2));
+        Task SayAsync() => store.SayAsync(_etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+        store.Log.KeepFrom = int.MaxValue;
+        for (var day = 2; day <= 4; day++)
+        {
+            store.Clock.Pass(TimeSpan.FromDays(1));
+            await SayAsync();
+        }
+        // Nothing can be made under this name.
+        var blocked = Path.Combine(store.Dir, "events-000005-2026-11-27.jsonl.tmp");
+        Directory.CreateDirectory(blocked);
+        store.Clock.Pass(TimeSpan.FromDays(1));
+        await SayAsync();
+        Assert.Equal([3, 4], store.Files.Select(NumberOf));
+        Directory.Delete(blocked);
+        await SayAsync();
+        Assert.Equal([3, 4], store.Files.Select(NumberOf));
+        store.Clock.Pass(TimeSpan.FromMinutes(1));
+        await SayAsync();
+        Assert.Equal([3, 4, 5], store.Files.Select(NumberOf));
+    }
+
+    [Fact]
+    public async Task FileMadeWhileTheClockWasAheadGoesWithItsNeighbours()
+    {
+        using var store = new Store(TimeSpan.FromDays(2));
+        Task SayAsync() => store.SayAsync(_etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+        store.Log.KeepFrom = 1;
+        store.Clock.Pass(TimeSpan.FromDays(1000));
+        await SayAsync();
+        store.Clock.SetBack(TimeSpan.FromDays(1000));
+        store.Clock.Pass(TimeSpan.FromHours(1));
+        await SayAsync();
+        Assert.Equal([1, 2, 3], store.Files.Select(NumberOf));
+        store.Log.KeepFrom = int.MaxValue;
+        for (var day = 2; day <= 5; day++)
+        {
+            store.Clock.Pass(TimeSpan.FromDays(1));
+            await SayAsync();
+        }
+        Assert.DoesNotContain(2, store.Files.Select(NumberOf));
+        Assert.Contains(7, store.Files.Select(NumberOf));
+        // Nobody is forgotten before the date that the clock once had.
+        store.Reopen();
+        Assert.Equal(1, store.Meters.Services.Value);
+        Assert.Equal(store.Files.Sum(f => new FileInfo(f).Length), store.Meters.LogSize.Value);
+    }
+
+    [Fact]
     public async Task ServicesLastHeardBeforeTheDeletedFileAreLeftOut()
     {
         using var store = new Store(TimeSpan.FromDays(1));
@@ -306,6 +358,32 @@ public sealed partial class EventLogTests : IDisposable
         Assert.Equal((2, 0, 0), _store.Outcomes());
         Assert.Equal(["up 0", "down 1"], _store.Words());
     }
+
+    [Fact]
+    public async Task ResolvedAlertSharesTheRefusalOfItsDown()
+    {
+        var firing = new Reading(_etcd, "d", true, "down", At(5), null);
+        _store.Clock.HoldWriter();
+        var first = SayAsync(firing);
+        await _store.Clock.WriterHeldAsync();
+        var resolved = SayAsync(firing with { EndsAt = At(9) });
+        using (new RefusingFile(_store.Newest))
+        {
+            _store.Clock.LetWriterOn();
+            await Assert.ThrowsAsync<LogRefusedException>(() => first.WaitAsync(_soon));
+            await _store.Clock.WriterHeldAsync();
+        }
+        _store.Clock.ReleaseWriter();
+        await Assert.ThrowsAsync<LogRefusedException>(() => resolved.WaitAsync(_soon));
+        await Wait.UntilAsync(() => _store.Log.Position.Appended == 1, _soon, "the up on disk");
+        Assert.Equal(["up 9"], _store.Words());
+        Assert.Equal((1, 0, 0), _store.Outcomes());
+        await SayAsync(firing with { EndsAt = At(9) });
+        Assert.Equal(["up 9", "down 5"], _store.Words());
+    }
+
+    private Task SayAsync(Reading reading) =>
+        _store.Log.AppendAsync(new Payload([reading], [], 0), "INS").WaitAsync(_soon);
 
     [Fact]
     public async Task RefusedWriteLeavesTheLogAsItWasAndIsTriedAgain()
@@ -434,9 +512,12 @@ public sealed partial class EventLogTests : IDisposable
         await _store.SayAsync(_etcd, "up", 1);
         _store.Stop();
         File.WriteAllText(Path.Combine(_store.Dir, "events-000002-2026-11-24.jsonl.tmp"), "{\"ses\":1,");
+        File.WriteAllText(Path.Combine(_store.Dir, "events-000000-2026-11-22.index"), "of a file that is gone");
+        File.WriteAllText(Path.ChangeExtension(_store.Newest, "index"), "of one that is there");
         _store.Open();
         Assert.Equal(["up 1"], _store.Words());
         Assert.Empty(Directory.GetFiles(_store.Dir, "*.tmp"));
+        Assert.Equal(Path.ChangeExtension(_store.Newest, "index"), Assert.Single(Directory.GetFiles(_store.Dir, "*.index")));
     }
 
     private async Task ThreeDaysAsync()
@@ -613,6 +694,28 @@ public sealed partial class EventLogTests : IDisposable
         Assert.Empty(Quarantined);
         await QuarantineAsync(Unusable("a"));
         Assert.Single(Quarantined);
+    }
+
+    [Fact]
+    public async Task CuredAlertStaysInQuarantineUntilItsEventsAreOnDisk()
+    {
+        await QuarantineAsync(Unusable("a"));
+        var id = EventLog.IdOf(Assert.Single(QuarantinedAlert.Read(QuarantinePath, 0)).Id)!.Value;
+        var mapped = new Payload([new Reading(_etcd, "d", false, "down", At(1), null)], [], 0);
+        using (new RefusingFile(_store.Newest))
+            await Assert.ThrowsAsync<LogRefusedException>(
+                () => _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon));
+        Assert.Single(QuarantinedAlert.Read(QuarantinePath, 0));
+        // A refusal to strike it off does not refuse the events.
+        using (new RefusingFile(QuarantinePath))
+            await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon);
+        Assert.Equal(["down 1"], _store.Words());
+        Assert.Equal(1, _store.Log.Quarantine().Count);
+        await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon);
+        Assert.Equal(0, _store.Log.Quarantine().Count);
+        _store.Reopen();
+        Assert.Equal(0, _store.Log.Quarantine().Count);
+        Assert.Empty(QuarantinedAlert.Read(QuarantinePath, 0));
     }
 
     [Fact]
@@ -874,8 +977,8 @@ public sealed partial class EventLogTests : IDisposable
     /// <summary>A clock that is set by hand, and at which the log's writer can be held up.</summary>
     private sealed class ManualClock : TimeProvider
     {
-        private readonly ManualResetEventSlim _mayWrite = new(true);
-        private readonly SemaphoreSlim _held = new(0);
+        private readonly SemaphoreSlim _held = new(0), _mayWrite = new(0);
+        private volatile bool _isHeld;
         private long _elapsed, _utc = _noon.Ticks;
 
         public override long TimestampFrequency => TimeSpan.TicksPerSecond;
@@ -884,7 +987,7 @@ public sealed partial class EventLogTests : IDisposable
 
         public override DateTimeOffset GetUtcNow()
         {
-            if (Thread.CurrentThread.Name == "event log" && !_mayWrite.IsSet)
+            if (Thread.CurrentThread.Name == "event log" && _isHeld)
             {
                 _held.Release();
                 _mayWrite.Wait();
@@ -901,12 +1004,21 @@ public sealed partial class EventLogTests : IDisposable
         public void SetBack(TimeSpan time) => Interlocked.Add(ref _utc, -time.Ticks);
 
         /// <summary>The writer waits when it next looks at the day: with a batch taken, unwritten.</summary>
-        public void HoldWriter() => _mayWrite.Reset();
+        public void HoldWriter() => _isHeld = true;
 
         public async Task WriterHeldAsync() =>
             Assert.True(await _held.WaitAsync(_soon), "the writer did not come");
 
-        public void ReleaseWriter() => _mayWrite.Set();
+        /// <summary>Until it comes again.</summary>
+        public void LetWriterOn() => _mayWrite.Release();
+
+        public void ReleaseWriter()
+        {
+            if (!_isHeld)
+                return;
+            _isHeld = false;
+            _mayWrite.Release();
+        }
     }
 
     /// <summary>

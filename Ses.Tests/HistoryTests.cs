@@ -1,3 +1,4 @@
+using System.Buffers;
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
@@ -294,7 +295,7 @@ public sealed class HistoryTests : IDisposable
             new ServiceKey("INS", Text(c, "platform")!, Text(c, "service")!, Text(c, "facet")!, Text(c, "location")!),
             Text(c, "description")!, false, Text(c, "status")!, c.GetProperty("time").GetDateTime().ToUniversalTime(),
             null))], [], 0), "INS");
-        var answers = new Answers(log.Archive(), log.Known(), Day.AddDays(2));
+        var answers = new Answers(log.Archive(), log.Known(), Day.AddDays(30));
         var agreed = 0;
         foreach (var report in reports.GetProperty("reports").EnumerateArray())
         {
@@ -369,6 +370,61 @@ public sealed class HistoryTests : IDisposable
             ("to", Rfc3339.Format(At(200))))).Select(e => e.Time));
     }
 
+    /// <summary>What fills the window before the range may not tell how the range began, nor since when.</summary>
+    [Theory]
+    [InlineData("degraded")]
+    [InlineData("down")]
+    public async Task OutageOlderThanTheWindowBeganWhereItBegan(string repeated)
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (2, "up", At(0)));
+        for (var i = 2; i <= 3 * Window.Size; i++)
+        {
+            await past.SayAsync((1, repeated, At(i)));
+            if (i % 5 == 0)
+                past.TurnDay();
+        }
+        await past.SayAsync((1, "up", At(90)));
+        var answers = past.Look(At(100));
+        var range = new[] { ("from", (string?)Rfc3339.Format(At(60))), ("to", Rfc3339.Format(At(80))) };
+        var one = Ask(answers, Subject.Report, range).GetProperty("services")[0];
+        Assert.Equal((1200, true), (one.GetProperty("down_seconds").GetInt32(), one.GetProperty("open").GetBoolean()));
+        var (tallies, outages) = answers.Tallies([Site.Service(2), Site.Service(1)], At(60), null, 40, 10);
+        Assert.Equal((1, At(1), At(90)), (outages[0].Service, outages[0].Start.Time, outages[0].End));
+        Assert.Single(outages);
+        Assert.Equal(TimeSpan.FromMinutes(30), tallies[1].Finish().Down);
+        Assert.Equal(repeated == "down" ? Condition.Down : Condition.Other, tallies[1].Strip[0]);
+    }
+
+    [Fact]
+    public async Task LatestOutagesAreThoseThatEndedLast()
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(90)));
+        for (var i = 10; i < 40; i += 2)
+            await past.SayAsync((2, "down", At(i)), (2, "up", At(i + 1)));
+        var (_, outages) = past.Look(At(100)).Tallies([Site.Service(1), Site.Service(2)], At(0), null, 0, 2);
+        Assert.Equal([At(90), At(39)], outages.Select(o => o.End));
+    }
+
+    [Fact]
+    public async Task WhatIsStillToComeIsNotYetTimeUnderTheThreshold()
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)), (1, "down", At(10)), (1, "up", At(90)));
+        Assert.Equal(["up", "down"], Events(Ask(past.Look(At(50)), Subject.Report, ("threshold", "1")))
+            .Select(e => e.Status));
+    }
+
+    [Fact]
+    public async Task AvailabilityIs100OnlyWithoutAnOutage()
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(1).AddMilliseconds(1)));
+        var one = Ask(past.Look(At(60 * 24 * 300)), Subject.Report).GetProperty("services")[0];
+        Assert.Equal(99.999999, one.GetProperty("availability").GetDouble());
+    }
+
     [Fact]
     public async Task FileThatRetentionDeletesMeanwhileIsLeftOut()
     {
@@ -407,5 +463,46 @@ public sealed class HistoryTests : IDisposable
             Assert.Equal(whole, File.ReadAllBytes(indexes[1]));
         }
         Assert.Empty(Directory.GetFiles(_dir, "*.tmp"));
+    }
+
+    /// <summary>It is made in a pooled buffer, and tells nothing of what that held before.</summary>
+    [Theory]
+    [InlineData(0x00)]
+    [InlineData(0xff)]
+    public async Task IndexIsTheSameWhateverMemoryHeldBefore(byte before)
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)), (2, "up", At(0)), (3, "down", At(0)));
+        past.TurnDay();
+        await past.SayAsync((1, "down", At(50)));
+        for (var size = 64; size <= 1024 * 1024; size *= 2)
+        {
+            var buffer = ArrayPool<byte>.Shared.Rent(size);
+            buffer.AsSpan().Fill(before);
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
+        _ = Ask(past.Look(At(100)), Subject.Report);
+        var index = File.ReadAllBytes(Directory.GetFiles(_dir, "*.index").Single());
+        const int Head = 56, Entry = 32;
+        Assert.Equal([0, 0, 0, 0], new[] { 0, 1, 2, 3 }.Select(i => BitConverter.ToInt32(
+            index, i == 3 ? Head - sizeof(int) : Head + ((i + 1) * Entry) - sizeof(int))));
+    }
+
+    [Fact]
+    public async Task IndexOfACopiedFileIsStaleAndNotWrong()
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)));
+        past.TurnDay();
+        await past.SayAsync((1, "down", At(50)));
+        _ = Ask(past.Look(At(100)), Subject.Report);
+        var file = LogFile.Find(_dir)[0];
+        Assert.False(FileIndex.IsWrong(file));
+        var index = File.ReadAllBytes(file.IndexPath);
+        index[60]++;
+        File.WriteAllBytes(file.IndexPath, index);
+        Assert.True(FileIndex.IsWrong(file));
+        File.SetLastWriteTimeUtc(file.Path, DateTime.UtcNow);
+        Assert.False(FileIndex.IsWrong(file));
     }
 }

@@ -125,7 +125,7 @@ public sealed class OrderTests
     {
         Assert.Equal([("down", 5)], Meaning(Firing(5)));
         Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9)));
-        Assert.Equal([("up", 9)], Meaning(Resolved(5, 9), Said("down", 5)));
+        Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9), Said("down", 5)));
         Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9), Said("down", 1)));
     }
 
@@ -142,15 +142,15 @@ public sealed class OrderTests
         var down = Assert.Single(Interpretation.Events(Firing(5), up, Now));
         Assert.Equal(("down", At(9).AddMilliseconds(1), At(5)), (down.Status, down.Time, down.StartsAt));
         Assert.Equal([("down", 9.001)], Meaning(Firing(5), down, Now.AddHours(1)));
-        Assert.Equal([("up", 20)], Meaning(Resolved(5, 20), down));
+        Assert.Equal([("down", 9.001), ("up", 20)], Meaning(Resolved(5, 20), down));
     }
 
     [Fact]
     public void ResolvedCopyThatEndsNotAfterTheNewDownIsUpJustAfterIt()
     {
         var down = Said("down", 9.001) with { StartsAt = At(5) };
-        Assert.Equal([("up", 9.002)], Meaning(Resolved(5, 9), down));
-        Assert.Equal([("up", 9.002)], Meaning(Resolved(5, 9.001), down));
+        Assert.Equal([("down", 9.001), ("up", 9.002)], Meaning(Resolved(5, 9), down));
+        Assert.Equal([("down", 9.001), ("up", 9.002)], Meaning(Resolved(5, 9.001), down));
     }
 
     [Theory]

@@ -105,6 +105,47 @@ public sealed class RecorderTests
     }
 
     [Fact]
+    public async Task ItemWithAnAlternateKeyIsFoundAgainAfterARestart()
+    {
+        await using var onix = await OnixAsync();
+        await using var site = new Site(onix.Url);
+        var (first, second) = (new ServiceKey("INS", "p_a", "b", "n", ""), new ServiceKey("INS", "p", "a_b", "n", ""));
+        foreach (var service in new[] { first, second })
+        {
+            await site.SayAsync((service, "up", Site.At(1)));
+            await site.DrainedAsync();
+        }
+        await site.StopAsync();
+        onix.DeleteItem(OnixNames.Key(first));
+        await site.RestartAsync();
+        await site.SayAsync((second, "down", Site.At(2)));
+        await site.DrainedAsync();
+        Assert.Equal(Changes(("up", 1), ("down", 2)), Oracle.Recorded(onix, second));
+        Assert.Equal(OnixNames.AlternateKey(second), Assert.Single(
+            onix.History.Where(c => c.Service == second.Service).Select(c => c.Key).Distinct()));
+        Assert.Contains($"gone from Onix; its next event makes it again key={OnixNames.Key(first)}",
+            site.Lines.ToString(), StringComparison.Ordinal);
+        Assert.Single(site.Lines.ToString().Split("gone from Onix").Skip(1));
+    }
+
+    [Fact]
+    public async Task BarredServicesKeepTheirPausesWhileOnixTakesOthers()
+    {
+        await using var onix = await OnixAsync();
+        await using var site = new Site(onix.Url);
+        await site.SayAsync([.. Enumerable.Range(2, 600).Select(i => (Site.Service(i, "NOPE"), "up", Site.At(1)))]);
+        await site.SettledAsync();
+        for (var i = 1; i <= 40; i++)
+        {
+            await site.SayAsync(Etcd, i % 2 == 0 ? "up" : "down", i);
+            await site.SettledAsync();
+        }
+        Assert.Equal(40, Oracle.Recorded(onix, Etcd).Count);
+        // Each try of 600 takes two requests; the tries are 1, 2, 4 s apart, not one for each change.
+        Assert.InRange(onix.Requests, 40, 40 + 25);
+    }
+
+    [Fact]
     public async Task TheSameServiceInTwoPartitionsHasTwoItems()
     {
         await using var onix = await OnixAsync();
