@@ -241,9 +241,8 @@ internal sealed record Options
             Address = AddressOf(source),
             Username = source.Required(UsernameSetting),
             Password = source.Secret(PasswordSetting) ?? "",
-            OidcIssuer = source.Text(OidcIssuerSetting) is null or "" ? null
-                : source.Parse(
-                    OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
+            OidcIssuer = source.Optional(
+                OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
             OidcAudience = source.Text(OidcAudienceSetting),
             MetricsAuth = source.Bool(MetricsAuthSetting),
             TlsCert = source.Path(TlsCertSetting),
@@ -256,8 +255,7 @@ internal sealed record Options
             OnixPassword = source.Secret(OnixPasswordSetting) ?? "",
             OnixClientId = source.Text(OnixClientIdSetting),
             OnixAppSecret = source.Secret(OnixAppSecretSetting),
-            OnixTokenUri = source.Text(OnixTokenUriSetting) is null or "" ? null
-                : source.Parse(OnixTokenUriSetting, ParseUrl, "an http or https URL"),
+            OnixTokenUri = source.Optional(OnixTokenUriSetting, ParseUrl, "an http or https URL"),
             OnixInsecureSkipVerify = skipVerify && caFile == null,
             OnixCaFile = caFile,
             DataDir = DataDirOf(flags, variables),
@@ -300,8 +298,8 @@ internal sealed record Options
     private static int PortOf(Source source) =>
         source.Parse(PortSetting, ParsePort, "a number from 0 to 65535");
 
-    private static IPAddress? AddressOf(Source source) => source.Text(AddressSetting) is null or "" ? null
-        : source.Parse(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1");
+    private static IPAddress? AddressOf(Source source) =>
+        source.Optional(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1");
 
     private void CheckTogether(List<string> warnings)
     {
@@ -390,9 +388,11 @@ internal sealed record Options
 
     private static OptionsException Bad(Setting setting, string value, string allowed)
     {
-        // One line, and no secret: a URL may have credentials before its @.
-        var at = value.Contains("://", StringComparison.Ordinal) ? value.LastIndexOf('@') : -1;
+        // One line, and no secret: a URL may have credentials before its @, and a query.
+        var at = setting.Value == "URL" ? value.LastIndexOf('@') : -1;
         var shown = setting.Secret ? "..." : at < 0 ? value : "..." + value[at..];
+        if (setting.Value == "URL" && shown.Contains('?', StringComparison.Ordinal))
+            shown = shown[..shown.IndexOf('?', StringComparison.Ordinal)] + "?...";
         shown = string.Concat(shown.Select(c => char.IsControl(c) ? '\ufffd' : c));
         return new OptionsException($"{setting}: '{shown}' is not usable; allowed: {allowed}");
     }
@@ -433,6 +433,10 @@ internal sealed record Options
 
         public T Parse<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
             parse(Text(setting) ?? "") ?? throw Bad(setting, Text(setting) ?? "", allowed);
+
+        /// <summary>Null when there is none, or an empty one.</summary>
+        public T? Optional<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
+            Text(setting) is null or "" ? null : Parse(setting, parse, allowed);
 
         /// <summary>The path of a file that must be there; null when none is named.</summary>
         public string? Path(Setting setting) => Text(setting) is not { Length: > 0 } path ? null
@@ -550,6 +554,8 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
     {
         if (level > least)
             return;
+        if ((output as QueuedWriter)?.TakeDropped() is > 0 and var dropped)
+            Warn("lines of the log were dropped, since nobody read them", ("lines", dropped));
         var line = json ? Json(level, message, fields) : Text(level, message, fields);
         try
         {
@@ -601,6 +607,63 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
             writer.WriteEndObject();
         }
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
+    }
+}
+
+/// <summary>
+/// Writes lines by a thread of its own: whoever reads them may stall, and that must not stop the service.
+/// What comes meanwhile waits, up to a limit; what is beyond it is dropped, and told when there is room.
+/// </summary>
+internal sealed class QueuedWriter : TextWriter
+{
+    private const int MaxLines = 10_000;
+
+    /// <summary>How long an end waits for whoever reads.</summary>
+    private static readonly TimeSpan EndTime = TimeSpan.FromSeconds(1);
+
+    private readonly TextWriter _output;
+    private readonly BlockingCollection<string> _lines = new(MaxLines);
+    private readonly Thread _writer;
+    private int _dropped;
+
+    public QueuedWriter(TextWriter output)
+    {
+        _output = output;
+        _writer = new Thread(Work) { Name = "log", IsBackground = true };
+        _writer.Start();
+    }
+
+    public override Encoding Encoding => _output.Encoding;
+
+    public override void WriteLine(string? value)
+    {
+        if (!_lines.TryAdd(value ?? ""))
+            Interlocked.Increment(ref _dropped);
+    }
+
+    /// <summary>How many lines were dropped, once there is room to tell it; told once.</summary>
+    public int TakeDropped() => _lines.Count < MaxLines / 2 ? Interlocked.Exchange(ref _dropped, 0) : 0;
+
+    private void Work()
+    {
+        foreach (var line in _lines.GetConsumingEnumerable())
+        {
+            try
+            {
+                _output.WriteLine(line);
+            }
+            catch (IOException)
+            {
+                // Nobody reads the log any more.
+            }
+        }
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        _lines.CompleteAdding();
+        _writer.Join(EndTime);
+        base.Dispose(disposing);
     }
 }
 
@@ -2438,6 +2501,14 @@ internal sealed class EventLog
     /// <summary>Room for a large payload.</summary>
     private const int ProbeSize = 64 * 1024;
 
+    /// <summary>A write and its flush take some milliseconds, on a busy disk a second.</summary>
+    private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
+
+    /// <summary>Less, so that SeS has ended before a supervisor kills it.</summary>
+    private static readonly TimeSpan EndTime = TimeSpan.FromSeconds(3);
+
+    private const string NoAnswer = "The disk does not answer.";
+
     // For life.
     private readonly string _dir;
     private readonly TimeSpan _retention;
@@ -2468,6 +2539,9 @@ internal sealed class EventLog
     private DateOnly _fileDate;
     private DateTime? _deleted;
     private long _rotated, _retained, _nextRotation;
+
+    // When the writer began with what it is at, a timestamp; 0 while it waits.
+    private long _writing;
 
     /// <summary>A service's window, and its events on their way to the disk.</summary>
     private sealed class Track(ServiceKey service)
@@ -2568,9 +2642,13 @@ internal sealed class EventLog
         get
         {
             lock (_gate)
-                return _stopping ? "shutting down" : _refusal;
+                return _stopping ? "shutting down" : IsStuck ? NoAnswer : _refusal;
         }
     }
+
+    /// <summary>The writer has been at one batch for too long: the disk hangs.</summary>
+    public bool IsStuck =>
+        Volatile.Read(ref _writing) is not 0 and var since && _clock.GetElapsedTime(since) > DiskTime;
 
     /// <summary>How far the log is flushed, and how many events were appended since the start.</summary>
     public (Cursor Flushed, long Appended) Position
@@ -2613,6 +2691,8 @@ internal sealed class EventLog
                 throw new LogRefusedException("SeS is shutting down.");
             if (_current.Size > MaxPending)
                 throw new LogRefusedException("Too much is waiting for the disk.");
+            if (IsStuck)
+                throw new LogRefusedException(NoAnswer);
             var now = Now();
             foreach (var reading in payload.Readings)
                 Hear(reading, now, counts, waits);
@@ -2623,8 +2703,15 @@ internal sealed class EventLog
             if (_current.Size > 0)
                 Monitor.Pulse(_gate);
         }
-        foreach (var batch in waits)
-            await batch.Done.Task;
+        try
+        {
+            foreach (var batch in waits)
+                await batch.Done.Task.WaitAsync(DiskTime, _clock);
+        }
+        catch (TimeoutException)
+        {
+            throw new LogRefusedException(NoAnswer);
+        }
         _meters.Events.WithLabels("known").Inc(counts[(int)Place.Known]);
         _meters.Events.WithLabels("stale").Inc(counts[(int)Place.Stale]);
         _meters.Alerts.WithLabels("accepted").Inc(payload.Readings.Count);
@@ -2696,15 +2783,17 @@ internal sealed class EventLog
         waits.Add(_current);
     }
 
-    /// <summary>Flushes what is waiting, ends the file in order and stops the writer.</summary>
-    public void Stop()
+    /// <summary>
+    /// Flushes what is waiting, ends the file in order and stops the writer. False: the disk does not answer.
+    /// </summary>
+    public bool Stop()
     {
         lock (_gate)
         {
             _stopping = true;
             Monitor.Pulse(_gate);
         }
-        _writer.Join();
+        return _writer.Join(EndTime);
     }
 
     private void WriteLoop()
@@ -2713,6 +2802,7 @@ internal sealed class EventLog
         {
             Batch? batch = null;
             bool stopping;
+            Volatile.Write(ref _writing, 0);
             lock (_gate)
             {
                 if (_current.Size == 0 && !_stopping)
@@ -2721,6 +2811,7 @@ internal sealed class EventLog
                 if (_current.Size > 0)
                     (batch, _current, _spare) = (_current, _spare ?? new Batch(), null);
             }
+            Volatile.Write(ref _writing, _clock.GetTimestamp());
             Rotate();
             if (_failed.Task.IsCompleted && batch != null)
                 Refuse(batch, new LogRefusedException("The disk failed."));
@@ -4823,11 +4914,12 @@ internal sealed class Recorder
     private void Complain(Exception e)
     {
         var expected = e is OnixException or IOException;
-        var trouble = expected ? e.Message : "a defect in SeS: " + e;
+        var trouble = expected ? e.Message : "a defect in SeS, which its log tells";
         if (!expected)
             _meters.Defects.Inc();
         if (trouble != _trouble)
-            _log.Warn("Onix confirms nothing; SeS keeps the events and tries again", ("reason", trouble));
+            _log.Warn("Onix confirms nothing; SeS keeps the events and tries again",
+                ("reason", expected ? trouble : "a defect in SeS: " + e));
         _trouble = trouble;
         Publish();
     }
@@ -5455,6 +5547,7 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         204 => "No Content",
         400 => "Bad Request",
         401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
@@ -5472,11 +5565,31 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
 /// <param name="next">
 /// Makes the next part, valid until the one after it; nothing when the answer has ended.
 /// </param>
-internal sealed class Rest(Func<Task<ReadOnlyMemory<byte>?>> next, Action end) : IDisposable
+internal sealed class Rest(Func<Task<ReadOnlyMemory<byte>?>> next, Action<Rest> end, TimeProvider clock)
+    : IDisposable
 {
-    public Task<ReadOnlyMemory<byte>?> NextAsync() => next();
+    private long _given;
 
-    public void Dispose() => end();
+    /// <summary>When the last part was made, a timestamp of the clock; 0 while the next one is.</summary>
+    public long Given => Volatile.Read(ref _given);
+
+    /// <summary>Ends the connection that reads it.</summary>
+    public Action Abort { get; set; } = () => { };
+
+    public async Task<ReadOnlyMemory<byte>?> NextAsync()
+    {
+        Volatile.Write(ref _given, 0);
+        try
+        {
+            return await next();
+        }
+        finally
+        {
+            Volatile.Write(ref _given, clock.GetTimestamp());
+        }
+    }
+
+    public void Dispose() => end(this);
 }
 
 /// <summary>Is thrown when a request is served no further; the connection ends with the answer.</summary>
@@ -5496,9 +5609,10 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
 /// <param name="Length">Of the body in bytes; null when the request names none.</param>
 /// <param name="Closes">The client wants the connection closed after the answer.</param>
 /// <param name="Expects">The client waits for 100 Continue before it sends the body.</param>
+/// <param name="IsOfPage">A browser sends it for a page, perhaps of another site (Fetch, 3.2).</param>
 internal sealed record RequestHead(
     string Method, string Target, string? Authorization, string? Accept, long? Length, bool Closes,
-    bool Expects)
+    bool Expects, bool IsOfPage)
 {
     /// <summary>In bytes, with the empty line at its end.</summary>
     public const int MaxSize = 16 * 1024;
@@ -5553,7 +5667,7 @@ internal sealed record RequestHead(
         if (fields.IsEncoded)
             throw new RefusedException("transfer_encoding", 411, "Send the body with a Content-Length.");
         var request = new RequestHead(method, target, fields.Authorization, fields.Accept,
-            fields.Length, fields.Closes, fields.Expects);
+            fields.Length, fields.Closes, fields.Expects, fields.IsOfPage);
         if (request.IsRead && request.Length > 0)
             throw Malformed($"A {method} takes no body.");
         return request;
@@ -5594,13 +5708,14 @@ internal sealed record RequestHead(
         private static readonly string[] Names =
         [
             "Host", "Authorization", "Accept", "Content-Length", "Transfer-Encoding", "Connection", "Expect",
+            "Origin",
         ];
 
         private int _count;
 
         public string? Host, Authorization, Accept;
         public long? Length;
-        public bool IsEncoded, Closes, Expects;
+        public bool IsEncoded, Closes, Expects, IsOfPage;
 
         public void Add(ReadOnlySpan<byte> line)
         {
@@ -5642,6 +5757,9 @@ internal sealed record RequestHead(
                     break;
                 case "Transfer-Encoding":
                     IsEncoded = true;
+                    break;
+                case "Origin":
+                    IsOfPage = true;
                     break;
                 case "Connection":
                     Closes |= value.Split(',', StringSplitOptions.TrimEntries)
@@ -6733,6 +6851,9 @@ internal sealed class Web
     /// <summary>How long a question waits for its turn.</summary>
     private static readonly TimeSpan TurnTime = TimeSpan.FromSeconds(10);
 
+    /// <summary>A long answer that waits so long for its reader gives way to another at the cap.</summary>
+    private static readonly TimeSpan StalledTime = TimeSpan.FromSeconds(1);
+
     private readonly Options _options;
     private readonly TimeProvider _clock;
     private readonly Log _log;
@@ -6745,7 +6866,8 @@ internal sealed class Web
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
     private readonly SemaphoreSlim _turns = new(MaxThoughts);
     private readonly ConcurrentDictionary<string, Rest> _rests = [];
-    private int _unfinished;
+    // Guarded by itself: the long answers that are being read.
+    private readonly HashSet<Rest> _unfinished = [];
     private volatile EventLog? _eventLog;
     private volatile Recorder? _recorder;
     private volatile bool _draining;
@@ -6757,6 +6879,9 @@ internal sealed class Web
         (_hook, _secret) = (options.Path.Split('/'), Encoding.UTF8.GetBytes(Secret));
         meters.Registry.AddBeforeCollectCallback(SetGauges);
     }
+
+    /// <summary>Never ends, but by a defect.</summary>
+    public Task Accepting { get; private set; } = Task.CompletedTask;
 
     /// <summary>What a request must carry to be answered.</summary>
     public string Secret { get; } = RandomNumberGenerator.GetHexString(32);
@@ -6776,7 +6901,7 @@ internal sealed class Web
                 _listener.Prefixes.Clear();
                 _listener.Prefixes.Add($"http://{place}/");
                 _listener.Start();
-                _ = AcceptAsync();
+                Accepting = AcceptAsync();
                 return place;
             }
             catch (HttpListenerException) when (attempt < 10)
@@ -6816,14 +6941,20 @@ internal sealed class Web
             ? await _auth.RefusalAsync(head.Authorization, client) : null);
         if (resource != Resource.Webhook || head.IsRead)
             return refusal;
-        refusal ??= LengthRefusal(head.Length) ?? Unavailable();
+        refusal ??= LengthRefusal(head.Length, client) ?? Unavailable();
         if (refusal != null)
             Count(refusal, started);
         return refusal;
     }
 
+    /// <summary>All but probes, and metrics unless it is said of them.</summary>
     private bool NeedsCredentials(Resource resource) =>
-        resource >= Resource.Webhook || (resource == Resource.Metrics && _options.MetricsAuth);
+        !(resource is Resource.None or Resource.Live or Resource.Ready
+            || (resource == Resource.Metrics && !_options.MetricsAuth));
+
+    /// <summary>Questions have places of their own, so that webhooks and probes keep theirs.</summary>
+    public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
+        is Resource.Webhook or Resource.History or Resource.Report or Resource.Page or Resource.Service;
 
     private Reply? MethodRefusal(Resource resource, string partition, RequestHead head) => resource switch
     {
@@ -6832,6 +6963,8 @@ internal sealed class Web
         Resource.Webhook or Resource.History or Resource.Report when !IsPartition(partition) => Reply.Problem(
             404,
             $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
+        Resource.Webhook when head.Method == "POST" && head.IsOfPage => Reply.Problem(
+            403, "A web page may not post alerts, since it may be of any site."),
         Resource.Webhook => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
         _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
     };
@@ -6839,10 +6972,10 @@ internal sealed class Web
     private static Reply NotAllowed(string allowed) =>
         Reply.Problem(405, $"Allowed: {allowed}.") with { Headers = [("Allow", allowed)] };
 
-    private Reply? LengthRefusal(long? length) =>
-        length == null ? Bad(411, "Send the body with a Content-Length.")
+    private Reply? LengthRefusal(long? length, IPAddress client) =>
+        length == null ? Bad(411, "Send the body with a Content-Length.", $"{client}")
         : length > _options.MaxBody
-            ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.")
+            ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.", $"{client}")
         : null;
 
     /// <summary>Why no alert can be taken now, whatever it says.</summary>
@@ -7050,7 +7183,7 @@ internal sealed class Web
         });
     }
 
-    private Reply Bad(int code, string detail, string? client = null)
+    private Reply Bad(int code, string detail, string? client)
     {
         _meters.BadRequests.Inc();
         _log.Often("a payload could not be processed",
@@ -7133,14 +7266,11 @@ internal sealed class Web
             var reply = new Reply(200, type, first) { Headers = [.. headers, .. Guards] };
             if (second == null)
                 return reply;
-            if (Interlocked.Increment(ref _unfinished) > MaxUnfinished)
-            {
-                Interlocked.Decrement(ref _unfinished);
+            var rest = RestOf(parts, first, second);
+            if (!TakePlace(rest))
                 return Reply.Problem(503, "Too many long answers are being read; ask again.");
-            }
-            reply = PastListener(reply, RestOf(parts, first, second));
             parts = null;
-            return reply;
+            return PastListener(reply, rest);
         }
         catch (TimeoutException)
         {
@@ -7157,6 +7287,25 @@ internal sealed class Web
         }
     }
 
+    /// <summary>At the cap, the one that waits longest for its reader gives way. False: none does.</summary>
+    private bool TakePlace(Rest rest)
+    {
+        Rest? longest = null;
+        lock (_unfinished)
+        {
+            if (_unfinished.Count >= MaxUnfinished)
+            {
+                longest = _unfinished.Where(r => r.Given != 0).MinBy(r => r.Given);
+                if (longest == null || _clock.GetElapsedTime(longest.Given) < StalledTime)
+                    return false;
+                _unfinished.Remove(longest);
+            }
+            _unfinished.Add(rest);
+        }
+        longest?.Abort();
+        return true;
+    }
+
     /// <summary>What keeps a browser from making more of an answer than it is.</summary>
     private static readonly (string, string)[] Guards =
         [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
@@ -7169,10 +7318,10 @@ internal sealed class Web
     }
 
     /// <summary>A body that is there as a whole.</summary>
-    private static Rest RestOf(ReadOnlyMemory<byte> body)
+    private Rest RestOf(ReadOnlyMemory<byte> body)
     {
         var made = new Queue<ReadOnlyMemory<byte>?>([body, null]);
-        return new Rest(() => Task.FromResult(made.Dequeue()), () => { });
+        return new Rest(() => Task.FromResult(made.Dequeue()), _ => { }, _clock);
     }
 
     private Rest RestOf(
@@ -7193,13 +7342,14 @@ internal sealed class Web
             }
         }
 
-        void End()
+        void End(Rest rest)
         {
-            Interlocked.Decrement(ref _unfinished);
+            lock (_unfinished)
+                _unfinished.Remove(rest);
             parts.Dispose();
         }
 
-        return new Rest(NextPartAsync, End);
+        return new Rest(NextPartAsync, End, _clock);
     }
 
     /// <summary>
@@ -7272,6 +7422,9 @@ internal sealed class Web
         if (state.Barred.Count > 0)
             json.WriteString("barred_reason", state.Barred[0].Value.Reason);
     }
+
+    /// <summary>False: the disk hangs, and a supervisor may try what a restart does.</summary>
+    public bool IsAlive => _eventLog?.IsStuck != true;
 
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
@@ -7590,13 +7743,16 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     }
 
     /// <summary>Ends what it waits for, so that the task that serves it can still answer.</summary>
-    public void Expire()
+    /// <param name="again">When it is closed, if that ended nothing.</param>
+    public void Expire(long again)
     {
-        IsOverdue = true;
-        if (Stage is Stage.Answer or Stage.Linger)
+        if (IsOverdue || Stage is Stage.Answer or Stage.Linger)
+        {
             Abort();
-        else
-            Shutdown(SocketShutdown.Receive);
+            return;
+        }
+        (IsOverdue, Deadline) = (true, again);
+        Shutdown(SocketShutdown.Receive);
     }
 
     public void Shutdown(SocketShutdown how)
@@ -7693,14 +7849,14 @@ internal sealed class Gate
     /// <summary>Alertmanager sends one request for each group and waits for its answer.</summary>
     public const int MaxInFlight = 1024;
 
-    /// <summary>Of bodies that are held at once, whatever --max-body says.</summary>
+    /// <summary>Of questions: most of them wait, since two are thought about at once.</summary>
+    public const int MaxQuestions = 128;
+
+    /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body says.</summary>
     public const long MaxBytesInFlight = 256L * 1024 * 1024;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
     private const int FirstPart = 8 * 1024;
-
-    /// <summary>As much of an answer is held before a part of it is sent.</summary>
-    private const int AnswerPart = 64 * 1024;
 
     /// <summary>Of a connection in the kernel, where answers wait for a client that does not read.</summary>
     private const int SendBuffer = 128 * 1024;
@@ -7738,7 +7894,7 @@ internal sealed class Gate
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly int _maxConnections;
-    private readonly SemaphoreSlim _slots;
+    private readonly SemaphoreSlim _slots, _questionSlots;
     private readonly ConcurrentStack<Upstream> _upstreams = [];
     private readonly TaskCompletionSource _drained = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
@@ -7765,6 +7921,7 @@ internal sealed class Gate
         _maxConnections = (int)Math.Min(MaxConnections, descriptors / 2);
         // A request in flight takes two descriptors more: both ends of the connection on loopback.
         _slots = new SemaphoreSlim((int)Math.Min(MaxInFlight, descriptors / 8));
+        _questionSlots = new SemaphoreSlim((int)Math.Min(MaxQuestions, descriptors / 64));
     }
 
     /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
@@ -7775,9 +7932,12 @@ internal sealed class Gate
         _listener = inherited ?? Listen(_options.Address, _options.Port);
         _inner = _web.Start();
         _sweeper = _clock.CreateTimer(_ => Sweep(), null, SweepPeriod, SweepPeriod);
-        _ = AcceptAsync();
+        Accepting = Task.WhenAny(AcceptAsync(), _web.Accepting).Unwrap();
         return (IPEndPoint)_listener.LocalEndPoint!;
     }
+
+    /// <summary>Ends when connections are taken no more: when it drains, or by a defect.</summary>
+    public Task Accepting { get; private set; } = Task.CompletedTask;
 
     /// <summary>How many connections and requests there were so far.</summary>
     public long Work => Volatile.Read(ref _work);
@@ -7913,13 +8073,12 @@ internal sealed class Gate
         var now = _clock.GetTimestamp();
         List<Connection> late;
         lock (_gate)
-            late = [.. _connections.Where(
-                c => c.Stage != Stage.Handled && now >= c.Deadline && !c.IsOverdue)];
+            late = [.. _connections.Where(c => c.Stage != Stage.Handled && now >= c.Deadline)];
         foreach (var connection in late)
         {
             if (connection.Stage == Stage.Answer)
                 Refused("answer_timeout");
-            connection.Expire();
+            connection.Expire(now + _clock.TimestampFrequency);
         }
         var young = new List<Upstream>();
         while (KeptUpstream() is { } kept)
@@ -8026,7 +8185,8 @@ internal sealed class Gate
             return goesOn;
         }
         var innerHead = HeadFor(head, connection.Client);
-        using var parcel = new Parcel(this, innerHead.Length + (head.Length ?? 0));
+        using var parcel = new Parcel(
+            this, innerHead.Length + (head.Length ?? 0), isCounted: head.Length > 0);
         parcel.Add(innerHead);
         if (head.Length > 0)
             await ReadBodyAsync(connection, head, parcel);
@@ -8061,11 +8221,11 @@ internal sealed class Gate
 
     private async Task ReadBodyAsync(Connection connection, RequestHead head, Parcel parcel)
     {
-        Enter(connection, Stage.Body, BodyTime);
         var left = (int)head.Length!.Value;
         var there = Math.Min(left, connection.Received.Length);
         if (head.Expects && there == 0)
-            await connection.Stream.WriteAsync("HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
+            await WriteAsync(connection, "HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
+        Enter(connection, Stage.Body, BodyTime);
         parcel.Add(connection.Received[..there]);
         connection.Take(there);
         for (left -= there; left > 0;)
@@ -8081,11 +8241,16 @@ internal sealed class Gate
         }
     }
 
-    /// <summary>A whole request on its way to the HttpListener; its memory is counted.</summary>
+    /// <summary>
+    /// A whole request on its way to the HttpListener, or an answer. What a body takes beyond its first part
+    /// is counted, and refused when all together hold too much.
+    /// </summary>
     /// <param name="expected">How many bytes it will hold, as far as that is known.</param>
-    private sealed class Parcel(Gate gate, long expected) : IDisposable
+    private sealed class Parcel(Gate gate, long expected, bool isCounted) : IDisposable
     {
         private byte[] _buffer = [];
+        private long _counted;
+        private bool _isPooled;
 
         public int Length { get; set; }
 
@@ -8103,7 +8268,7 @@ internal sealed class Gate
         }
 
         /// <summary>Where the next bytes go, as far as there is room; memory is taken as they come.</summary>
-        /// <exception cref="RefusedException">All requests together hold too much.</exception>
+        /// <exception cref="RefusedException">All bodies together hold too much.</exception>
         public Memory<byte> Room(int atMost)
         {
             if (Length == _buffer.Length)
@@ -8113,20 +8278,23 @@ internal sealed class Gate
 
         public void Dispose()
         {
-            Interlocked.Add(ref gate._bytesInFlight, -_buffer.Length);
-            if (_buffer.Length > 0)
+            Interlocked.Add(ref gate._bytesInFlight, -_counted);
+            if (_isPooled)
                 ArrayPool<byte>.Shared.Return(_buffer);
-            _buffer = [];
+            (_buffer, _counted, _isPooled) = ([], 0, false);
         }
 
         private void Grow(int size)
         {
-            var larger = ArrayPool<byte>.Shared.Rent(size);
+            // The last step of a large body is as large as it needs to be, so that the largest has room.
+            var isLast = isCounted && size >= expected && size > LogLine.ReadSize;
+            var larger = isLast ? new byte[expected] : ArrayPool<byte>.Shared.Rent(size);
             Bytes.CopyTo(larger);
             var length = Length;
             Dispose();
-            (_buffer, Length) = (larger, length);
-            if (Interlocked.Add(ref gate._bytesInFlight, larger.Length) > MaxBytesInFlight)
+            (_buffer, Length, _isPooled) = (larger, length, !isLast);
+            _counted = isCounted ? Math.Max(0, larger.Length - FirstPart) : 0;
+            if (Interlocked.Add(ref gate._bytesInFlight, _counted) > MaxBytesInFlight && _counted > 0)
                 throw new RefusedException("bytes_in_flight", 503, "Too much is in flight.");
         }
     }
@@ -8142,9 +8310,10 @@ internal sealed class Gate
         try
         {
             var closes = head.Closes || _draining;
-            using var answer = new Parcel(this, SmallAnswer);
+            using var answer = new Parcel(this, SmallAnswer, isCounted: false);
             Rest? rest;
-            var isLate = await TakeSlotAsync();
+            var slots = _web.IsQuestion(head) ? _questionSlots : _slots;
+            var isLate = await TakeSlotAsync(slots);
             try
             {
                 if (isLate && connection.Socket.Poll(0, SelectMode.SelectError))
@@ -8154,7 +8323,7 @@ internal sealed class Gate
             }
             finally
             {
-                _slots.Release();
+                slots.Release();
             }
             // From here on a slow reader holds nothing but its connection.
             Await(connection, waits: true);
@@ -8171,6 +8340,12 @@ internal sealed class Gate
             if (Interlocked.Decrement(ref _unanswered) == 0 && _draining)
                 _drained.TrySetResult();
         }
+    }
+
+    private void Stall(Connection connection)
+    {
+        Refused("answer_timeout");
+        connection.Abort();
     }
 
     /// <summary>Sends a long answer, each part as a chunk.</summary>
@@ -8221,18 +8396,14 @@ internal sealed class Gate
             }
             var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, answer);
             rest = id == null ? null : _web.TakeRest(id);
+            if (rest != null)
+                rest.Abort = () => Stall(connection);
             for (var left = length; left > 0; left -= part.Length, part = default)
             {
                 if (part.Length == 0)
                     part = await upstream.ReceiveAsync();
-                if (head.Method == "HEAD")
-                    continue;
-                if (answer.Length + part.Length > AnswerPart)
-                {
-                    await WriteAsync(connection, answer.Bytes);
-                    answer.Length = 0;
-                }
-                answer.Add(part.Span);
+                if (head.Method != "HEAD")
+                    answer.Add(part.Span);
             }
             isKept = keepsAlive;
             return rest;
@@ -8253,11 +8424,11 @@ internal sealed class Gate
 
     /// <summary>Takes one of the places of requests in flight. True: it had to wait for its turn.</summary>
     /// <exception cref="RefusedException">Its turn did not come.</exception>
-    private async ValueTask<bool> TakeSlotAsync()
+    private static async ValueTask<bool> TakeSlotAsync(SemaphoreSlim slots)
     {
-        if (_slots.Wait(0))
+        if (slots.Wait(0))
             return false;
-        return await _slots.WaitAsync(QueueTime)
+        return await slots.WaitAsync(QueueTime)
             ? true : throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
     }
 
@@ -8465,20 +8636,26 @@ internal sealed class ClockWatch(TimeProvider clock, Log log)
 internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 {
     private readonly Socket? _socket = string.IsNullOrEmpty(socketPath) ? null
-        : new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified);
+        : new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified) { Blocking = false };
 
     public bool IsThere => _socket != null;
 
     /// <summary>The socket that systemd listens on for SeS (sd_listen_fds(3)); null: there is none.</summary>
     /// <exception cref="SocketException">What was handed over is no socket.</exception>
+    /// <exception cref="OptionsException">It is another kind of socket, or there are several.</exception>
     public static Socket? Listening()
     {
         const int First = 3;
-        return Environment.GetEnvironmentVariable("LISTEN_PID") == $"{Environment.ProcessId}"
-            && Environment.GetEnvironmentVariable("LISTEN_FDS") is { } count and not "0"
-            ? count == "1" ? new Socket(new SafeSocketHandle(First, ownsHandle: true))
-                : throw new OptionsException($"LISTEN_FDS: '{count}' sockets; SeS listens on one")
-            : null;
+        if (Environment.GetEnvironmentVariable("LISTEN_PID") != $"{Environment.ProcessId}"
+            || Environment.GetEnvironmentVariable("LISTEN_FDS") is not { } count || count == "0")
+            return null;
+        if (count != "1")
+            throw new OptionsException($"LISTEN_FDS: '{count}' sockets; SeS listens on one");
+        var socket = new Socket(new SafeSocketHandle(First, ownsHandle: true));
+        return socket.AddressFamily is AddressFamily.InterNetwork or AddressFamily.InterNetworkV6
+            && socket.SocketType == SocketType.Stream
+            && (int)socket.GetSocketOption(SocketOptionLevel.Socket, SocketOptionName.AcceptConnection)! != 0
+            ? socket : throw new OptionsException("LISTEN_FDS: the socket does not listen for TCP");
     }
 
     /// <summary>Sends such as <c>READY=1</c>; several are joined by line breaks.</summary>
@@ -8939,7 +9116,8 @@ internal static class Program
 
     private static async Task<int> RunAsync(Options options)
     {
-        var log = new Log(options.LogLevel, options.LogJson, Console.Error, TimeProvider.System);
+        using var lines = new QueuedWriter(Console.Error);
+        var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
         foreach (var warning in options.Warnings)
             log.Warn(warning);
         var version = Version.Split('+', 2);
@@ -8968,29 +9146,35 @@ internal static class Program
         var clockWatch = new ClockWatch(TimeProvider.System, log);
         using (new Timer(_ => tidying.Look(), null, Tidying.Period, Tidying.Period))
         using (new Timer(_ => clockWatch.Look(), null, ClockWatch.Jump, ClockWatch.Jump))
-        using (new Timer(_ => systemd.Notify("WATCHDOG=1\nSTATUS=" + web.StatusLine()), null,
+        using (new Timer(_ => systemd.Notify(
+            (web.IsAlive ? "WATCHDOG=1\n" : "") + "STATUS=" + web.StatusLine()), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
-            await Task.WhenAny(eventLog.Failed, Task.Delay(Timeout.Infinite, stop.Token));
+            await Task.WhenAny(eventLog.Failed, gate.Accepting, Task.Delay(Timeout.Infinite, stop.Token));
+        if (gate.Accepting.IsCompleted)
+        {
+            meters.Defects.Inc();
+            log.Error("a defect in SeS: connections are taken no more",
+                ("exception", gate.Accepting.Exception));
+        }
         return await EndAsync(gate, eventLog, recording, stop, systemd, log);
     }
 
     private static async Task<int> EndAsync(Gate gate, EventLog eventLog, Task recording,
         CancellationTokenSource stop, Systemd systemd, Log log)
     {
+        var isAsked = stop.IsCancellationRequested;
         systemd.Notify("STOPPING=1");
         log.Info("SeS stops: no more alerts are taken");
         await gate.DrainAsync(DrainTime);
         await stop.CancelAsync();
         await Task.WhenAny(recording, Task.Delay(RecorderTime));
-        eventLog.Stop();
-        if (!eventLog.Failed.IsCompleted)
-        {
+        var reason = !eventLog.Stop() ? "it does not answer"
+            : eventLog.Failed.IsCompleted ? await eventLog.Failed : null;
+        if (reason == null)
             log.Info("SeS has stopped: everything acknowledged is on disk");
-            return Success;
-        }
-        log.Error("SeS ends: the disk failed; nothing acknowledged is lost",
-            ("reason", await eventLog.Failed));
-        return Failure;
+        else
+            log.Error("SeS ends: the disk failed; nothing acknowledged is lost", ("reason", reason));
+        return reason == null && isAsked ? Success : Failure;
     }
 
     /// <summary>One process per data directory: holds the lock file until it is disposed.</summary>

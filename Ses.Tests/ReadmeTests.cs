@@ -33,12 +33,14 @@ public sealed partial class ReadmeTests
         Limit("header fields of a request", typeof(RequestHead), "MaxFields"),
         Limit("connections", typeof(Gate), "MaxConnections"),
         Limit("requests in flight", typeof(Gate), "MaxInFlight"),
+        Limit("questions in flight", typeof(Gate), "MaxQuestions"),
         Limit("time to wait for one's turn", typeof(Gate), "QueueTime"),
-        Limit("bodies in flight", typeof(Gate), "MaxBytesInFlight", Mib),
-        Limit("room for a body before any of it is there", typeof(Gate), "FirstPart", Kib),
+        Limit("bodies in flight, beyond the first part of each", typeof(Gate), "MaxBytesInFlight", Mib),
+        Limit("first part of a body", typeof(Gate), "FirstPart", Kib),
         Limit("questions thought about at once", typeof(Web), "MaxThoughts"),
         Limit("time for a question to wait for its turn", typeof(Web), "TurnTime"),
         Limit("long answers that are being read at once", typeof(Web), "MaxUnfinished"),
+        Limit("long answer waits for its reader, before it may be ended for another", typeof(Web), "StalledTime"),
         Limit("answer that goes through the inner listener", typeof(Web), "OneWrite", Kib),
         Limit("part of a long answer", typeof(RowWriter), "PartSize", Kib),
         Limit("rows that give a table its widths", typeof(RowWriter), "TableRows"),
@@ -52,7 +54,6 @@ public sealed partial class ReadmeTests
         Limit("time for an answer to a retry", typeof(Commands), "Patience"),
         Limit("time for an answer to a probe", typeof(Commands), "ProbeTime"),
         Limit("events looked for at once", typeof(Archive), "PageSize"),
-        Limit("part of an answer held at once", typeof(Gate), "AnswerPart", Kib),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
         Limit("time for a TLS handshake", typeof(Gate), "HandshakeTime"),
@@ -96,6 +97,9 @@ public sealed partial class ReadmeTests
         Limit("time between questions to a disk that refused", typeof(EventLog), "ProbePeriod"),
         Limit("what such a question writes", typeof(EventLog), "ProbeSize", Kib),
         Limit("part of the log read at once", typeof(LogLine), "ReadSize", Mib),
+        Limit("time for the disk to write and flush", typeof(EventLog), "DiskTime"),
+        Limit("pause before a next file that the disk refused is tried again", typeof(EventLog), "RefusedFilePause"),
+        Limit("lines that wait for whoever reads SeS's own log", typeof(QueuedWriter), "MaxLines"),
         Limit("warnings of one kind in the log", typeof(Log), "OftenEvery"),
         Limit("key of an item in Onix", typeof(OnixNames), "MaxKey"),
         Limit("key of an item in Onix, when cut", typeof(OnixNames), "CutKey"),
@@ -119,6 +123,8 @@ public sealed partial class ReadmeTests
         Limit("time between looks whether it is quiet", typeof(Tidying), "Period"),
         Limit("time to finish requests when stopping", typeof(Program), "DrainTime"),
         Limit("time for Onix when stopping", typeof(Program), "RecorderTime"),
+        Limit("time for the disk when stopping", typeof(EventLog), "EndTime"),
+        Limit("time for whoever reads SeS's own log when stopping", typeof(QueuedWriter), "EndTime"),
     ];
 
     [Fact]
@@ -184,7 +190,7 @@ public sealed partial class ReadmeTests
     public void EveryConstantOfTheProgramIsALimitOrNone()
     {
         // These are no limits: the format's version, exit codes, numbers of Linux, no time at all.
-        string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnlyDirectory",
+        string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnly",
             "DescriptorLimit", "SetDumpable", "Timeless", "StatusBits", "StatusField", "TimeField", "ReceivedField"];
         var missing = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)

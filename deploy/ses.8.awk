@@ -64,7 +64,7 @@ END {
     printf ".SH SYNOPSIS\n%s.SH DESCRIPTION\n%s", text["usage"], text["about"]
     printf ".SH OPTIONS\n%s.SH COMMANDS\n%s", options, details
     printf ".SH EXAMPLE\n%s.SH EXIT STATUS\n%s", text["example"], text["exit"]
-    printf ".SH SIGNALS\nSIGTERM and SIGINT ask SeS to stop; it ends within 8 seconds, with everything\n"
+    printf ".SH SIGNALS\nSIGTERM and SIGINT ask SeS to stop; it ends within 10 seconds, with everything\n"
     printf "acknowledged on disk.\n"
     printf ".SH FILES\n.TP\n.I /etc/default/ses\nSettings of the service, as environment variables.\n"
     printf ".TP\n.I /var/lib/ses\nThe data directory of the service.\n"
