@@ -2540,7 +2540,7 @@ internal sealed class EventLog
     private DateTime? _deleted;
     private long _rotated, _retained, _nextRotation;
 
-    // When the writer began with what it is at, a timestamp; 0 while it waits.
+    // When the writer began with what it is at, a timestamp; 0 while it waits, and before others are told.
     private long _writing;
 
     /// <summary>A service's window, and its events on their way to the disk.</summary>
@@ -2926,6 +2926,7 @@ internal sealed class EventLog
 
     private void Commit(Batch batch)
     {
+        Volatile.Write(ref _writing, 0);
         TaskCompletionSource news;
         lock (_gate)
         {
@@ -2953,6 +2954,7 @@ internal sealed class EventLog
 
     private void Refuse(Batch batch, LogRefusedException reason)
     {
+        Volatile.Write(ref _writing, 0);
         lock (_gate)
         {
             if (_refusal == null)
@@ -5568,9 +5570,12 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
 internal sealed class Rest(Func<Task<ReadOnlyMemory<byte>?>> next, Action<Rest> end, TimeProvider clock)
     : IDisposable
 {
-    private long _given;
+    private long _given = Busy;
 
-    /// <summary>When the last part was made, a timestamp of the clock; 0 while the next one is.</summary>
+    /// <summary>While the next part is being made.</summary>
+    public const long Busy = -1;
+
+    /// <summary>When the last part was made, a timestamp of the clock; or <see cref="Busy"/>.</summary>
     public long Given => Volatile.Read(ref _given);
 
     /// <summary>Ends the connection that reads it.</summary>
@@ -5578,7 +5583,7 @@ internal sealed class Rest(Func<Task<ReadOnlyMemory<byte>?>> next, Action<Rest> 
 
     public async Task<ReadOnlyMemory<byte>?> NextAsync()
     {
-        Volatile.Write(ref _given, 0);
+        Volatile.Write(ref _given, Busy);
         try
         {
             return await next();
@@ -7295,7 +7300,7 @@ internal sealed class Web
         {
             if (_unfinished.Count >= MaxUnfinished)
             {
-                longest = _unfinished.Where(r => r.Given != 0).MinBy(r => r.Given);
+                longest = _unfinished.Where(r => r.Given != Rest.Busy).MinBy(r => r.Given);
                 if (longest == null || _clock.GetElapsedTime(longest.Given) < StalledTime)
                     return false;
                 _unfinished.Remove(longest);
@@ -7921,7 +7926,7 @@ internal sealed class Gate
         _maxConnections = (int)Math.Min(MaxConnections, descriptors / 2);
         // A request in flight takes two descriptors more: both ends of the connection on loopback.
         _slots = new SemaphoreSlim((int)Math.Min(MaxInFlight, descriptors / 8));
-        _questionSlots = new SemaphoreSlim((int)Math.Min(MaxQuestions, descriptors / 64));
+        _questionSlots = new SemaphoreSlim((int)Math.Clamp(descriptors / 64, 1, MaxQuestions));
     }
 
     /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>

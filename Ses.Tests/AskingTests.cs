@@ -279,9 +279,35 @@ public sealed class AskingTests
         Assert.Equal(200, (await host.GetAsync("/").WaitAsync(Soon)).Code);
         await SayAsync(host, Alert("other", "up", "2026-11-22T11:00:00Z"));
         Assert.Contains("ask again", (await host.GetAsync("/alerts/INS/history")).Problem(503), Ordinal);
+        // Then the one that waits longest gives way.
+        host.Clock.Timestamp += TimeSpan.FromSeconds(1).Ticks;
+        Assert.Equal(200, (await host.GetAsync("/alerts/INS/history").WaitAsync(Soon)).Code);
+        var whole = await Task.WhenAll(slow.Select(c => IsWholeAsync(c.GetStream()))).WaitAsync(Soon);
+        Assert.Single(whole, w => !w);
         slow.ForEach(c => c.Dispose());
         await Wait.UntilAsync(async () => (await host.GetAsync("/alerts/INS/history")).Code == 200, Soon,
             "a place for a long answer");
+    }
+
+    /// <summary>Reads an answer to its end; false when the connection ends before its last chunk.</summary>
+    private static async Task<bool> IsWholeAsync(NetworkStream stream)
+    {
+        var (buffer, end) = (new byte[64 * 1024], "");
+        try
+        {
+            for (int count; (count = await stream.ReadAsync(buffer)) > 0;)
+            {
+                end += Encoding.Latin1.GetString(buffer, Math.Max(0, count - 7), Math.Min(7, count));
+                end = end[Math.Max(0, end.Length - 7)..];
+                if (end == "\r\n0\r\n\r\n")
+                    return true;
+            }
+        }
+        catch (IOException)
+        {
+            // It was reset.
+        }
+        return false;
     }
 
     // ---- While the log changes ----

@@ -405,6 +405,29 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
+    public async Task DiskThatDoesNotAnswerIsTold()
+    {
+        await _store.SayAsync(_etcd, "up", 0);
+        _store.Clock.HoldWriter();
+        var held = _store.SayAsync(_etcd, "down", 1);
+        await _store.Clock.WriterHeldAsync();
+        Assert.Null(_store.Log.Refusal);
+        _store.Clock.Pass(TimeSpan.FromSeconds(11));
+        Assert.Equal("The disk does not answer.", _store.Log.Refusal);
+        Assert.True(_store.Log.IsStuck);
+        var refused = await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(_etcd, "up", 2));
+        Assert.Equal("The disk does not answer.", refused.Message);
+        Assert.False(_store.Log.Stop());
+        _store.Clock.ReleaseWriter();
+        // It was asked to stop, and does so once the disk answers.
+        await held;
+        Assert.True(_store.Log.Stop());
+        Assert.False(_store.Log.IsStuck);
+        _store.Open();
+        Assert.Equal(["up 0", "down 1"], _store.Words());
+    }
+
+    [Fact]
     public async Task StopFlushesWhatIsWaitingAndRefusesTheRest()
     {
         _store.Clock.HoldWriter();

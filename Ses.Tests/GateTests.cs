@@ -324,6 +324,10 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         { 404, "POST /nothing HTTP/1.1\r\nHost: a\r\n\r\n" },
         { 405, "PUT /alerts/INS HTTP/1.1\r\nHost: a\r\nContent-Length: 300\r\n\r\n" },
         { 405, "TRACE /live HTTP/1.1\r\nHost: a\r\n\r\n" },
+        { 403, Fields("Origin: http://evil.example").Replace("Length: 0", "Length: 300", StringComparison.Ordinal) },
+        { 403, Fields("origin: null").Replace("Length: 0", "Length: 300", StringComparison.Ordinal) },
+        { 404, Target("/alerts/..").Replace("Length: 0", "Length: 300", StringComparison.Ordinal) },
+        { 404, Target("/alerts/%2e").Replace("Length: 0", "Length: 300", StringComparison.Ordinal) },
         { 404, Target("/alerts/%00").Replace("Length: 0", "Length: 300", StringComparison.Ordinal) },
         { 404, Target("/alerts/%0d%0aX:y").Replace("Length: 0", "Length: 300", StringComparison.Ordinal) },
     };
@@ -367,7 +371,7 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         { 404, Target("/alerts/a%0d%0aHost:%20b") },
         { 400, Target("/alerts/%2f") },
         { 400, Target("/alerts/%ff") },
-        { 400, Target("/alerts/..") },
+        { 404, Target("/alerts/..") },
         { 400, Target("/alerts/INS?Content-Length:%205%0d%0a") },
         { 200, "GET /%6Cive HTTP/1.1\r\nHost: a\r\n\r\n" },
         { 200, "GET /live? HTTP/1.1\r\nHost: [::1]:80\r\n\r\n" },
@@ -567,6 +571,93 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         Assert.Equal(400, (await ReceiveAsync(peer)).Code);
         Assert.True(await peer.EndedAsync());
         Assert.Equal(before + 1, site.Refused("body_cut"));
+    }
+
+    /// <summary>Twice: what has not ended it the first time may be a write, which no reading ends.</summary>
+    [Fact]
+    public async Task OverdueConnectionIsClosedTheSecondTime()
+    {
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        using var client = new TcpClient();
+        await client.ConnectAsync((IPEndPoint)listener.LocalEndpoint);
+        using var connection = new Connection(await listener.AcceptSocketAsync(), IPAddress.Loopback)
+        {
+            Stage = Stage.Body,
+        };
+        connection.Expire(again: 7);
+        Assert.Equal((true, 7), (connection.IsOverdue, connection.Deadline));
+        await connection.Stream.WriteAsync("it is late"u8.ToArray());
+        Assert.Equal(10, await client.GetStream().ReadAsync(new byte[100]).AsTask().WaitAsync(Soon));
+        connection.Expire(again: 8);
+        await Assert.ThrowsAsync<ObjectDisposedException>(
+            async () => await connection.Socket.SendAsync("no more"u8.ToArray(), SocketFlags.None));
+    }
+
+    /// <summary>16 bodies of 16 MiB, each a byte more than half there, take all the room that there is.</summary>
+    [Fact]
+    public async Task StalledBodiesTakeNoRoomFromProbesQuestionsAndSmallWebhooks()
+    {
+        await using var site = new Site(new ManualClock(Now), 20_000);
+        var half = new string(' ', 1024 * 1024);
+        using var stalled = new PeerGroup();
+        var large = Head($"{Host}Content-Length: {16 * 1024 * 1024}\r\n");
+        for (var i = 0; i < 16; i++)
+        {
+            var peer = stalled.Add(site.Connect());
+            await peer.SendAsync(large);
+            for (var mib = 0; mib < 8; mib++)
+                await peer.SendAsync(half);
+            await peer.SendAsync(" ");
+        }
+        await Wait.UntilAsync(async () =>
+        {
+            using var other = site.Connect();
+            await other.TrySendAsync(Head($"{Host}Content-Length: {300 * 1024}\r\n") + half[..(300 * 1024)]);
+            return (await ReceiveAsync(other)).Code == 503;
+        }, Soon, "a large body to be refused");
+        Assert.InRange(site.Refused("bytes_in_flight"), 1, 2);
+        var service = Service();
+        using var small = site.Connect();
+        await small.SendAsync(Webhook(service));
+        Assert.Equal(204, (await ReceiveAsync(small)).Code);
+        foreach (var path in new[] { "/live", "/ready", "/metrics", "/", "/alerts/INS/report" })
+        {
+            await small.SendAsync($"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            Assert.Equal(200, (await ReceiveAsync(small)).Code);
+        }
+        Assert.True(site.Knows(service));
+    }
+
+    private sealed class PeerGroup : IDisposable
+    {
+        private readonly List<Peer> _peers = [];
+
+        public Peer Add(Peer peer)
+        {
+            _peers.Add(peer);
+            return peer;
+        }
+
+        public void Dispose() => _peers.ForEach(p => p.Dispose());
+    }
+
+    [Theory]
+    [InlineData("GET /", true)]
+    [InlineData("GET /service?partition=INS", true)]
+    [InlineData("HEAD /alerts/INS", true)]
+    [InlineData("GET /alerts/INS/history?limit=1", true)]
+    [InlineData("GET /alerts/INS/report", true)]
+    [InlineData("POST /alerts/INS", false)]
+    [InlineData("GET /live", false)]
+    [InlineData("GET /ready", false)]
+    [InlineData("GET /metrics", false)]
+    public async Task QuestionsHavePlacesOfTheirOwn(string line, bool isQuestion)
+    {
+        await using var front = new Front(Front.OptionsOf(), TimeProvider.System,
+            new Log(LogLevel.Error, false, TextWriter.Null, TimeProvider.System), new Meters("test", "test"));
+        var head = RequestHead.Parse(Encoding.ASCII.GetBytes($"{line} HTTP/1.1\r\n{Host}\r\n"));
+        Assert.Equal(isQuestion, front.Web.IsQuestion(head));
     }
 
     [Fact]

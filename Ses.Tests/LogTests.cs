@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Text;
 using System.Text.Json;
 using Ses.Tests.Support;
 using Xunit;
@@ -35,6 +36,62 @@ public sealed class LogTests
             line.RootElement.EnumerateObject().Select(p => p.Name));
         Assert.Equal(["2026-11-22T11:34:34.489Z", "error", "it \"broke\"\n", "a\tb", "3"],
             line.RootElement.EnumerateObject().Select(p => p.Value.GetString()));
+    }
+
+    /// <summary>A terminal that was stopped, a full pipe.</summary>
+    private sealed class StalledWriter : TextWriter
+    {
+        private readonly List<string> _lines = [];
+
+        public ManualResetEventSlim MayWrite { get; } = new();
+
+        public override Encoding Encoding => Encoding.UTF8;
+
+        public List<string> Lines
+        {
+            get
+            {
+                lock (_lines)
+                    return [.. _lines];
+            }
+        }
+
+        public override void WriteLine(string? value)
+        {
+            MayWrite.Wait();
+            lock (_lines)
+                _lines.Add(value!);
+        }
+    }
+
+    [Fact]
+    public void LogThatNobodyReadsHoldsUpNobody()
+    {
+        using var stalled = new StalledWriter();
+        using (var queue = new QueuedWriter(stalled))
+        {
+            var log = new Log(LogLevel.Trace, json: false, queue, _clock);
+            for (var i = 0; i < 10_500; i++)
+                log.Info($"line {i}");
+            Assert.Empty(stalled.Lines);
+            stalled.MayWrite.Set();
+            Assert.True(SpinWait.SpinUntil(() => stalled.Lines.Count >= 10_000, TimeSpan.FromSeconds(30)));
+            log.Info("the last line");
+        }
+        var lines = stalled.Lines;
+        Assert.Matches("WARN  lines of the log were dropped, since nobody read them lines=(499|500)$", lines[^2]);
+        Assert.EndsWith("the last line", lines[^1], Ordinal);
+        Assert.InRange(lines.Count, 10_002, 10_003);
+    }
+
+    [Fact]
+    public async Task EndDoesNotWaitForALogThatNobodyReads()
+    {
+        var stalled = new StalledWriter();
+        var queue = new QueuedWriter(stalled);
+        new Log(LogLevel.Trace, json: false, queue, _clock).Info("nobody reads this");
+        await Task.Run(queue.Dispose).WaitAsync(TimeSpan.FromSeconds(30));
+        stalled.MayWrite.Set();
     }
 
     [Theory]

@@ -198,7 +198,7 @@ public sealed class OptionsTests : IDisposable
         { "--tls-client-ca", "/nowhere/ca.pem", "existing PEM file" },
         { "--onix-url", "localhost:8080", "http" },
         { "--onix-url", "ftp://onix", "http" },
-        { "--onix-url", "http://onix?a=b", "http" },
+        { "--onix-url", "http://onix#a", "http" },
         { "--onix-auth-mode", "kerberos", "none, basic, oidc" },
         { "--onix-username", "", "not empty" },
         { "--onix-token-uri", "id/token", "http" },
@@ -244,11 +244,15 @@ public sealed class OptionsTests : IDisposable
     }
 
     [Theory]
-    [InlineData("--onix-url")]
-    [InlineData("--onix-token-uri")]
-    public void UrlWithCredentialsIsRefusedWithoutTellingThem(string flag)
+    [InlineData("--onix-url", "http://ann:hunter2@onix:8080")]
+    [InlineData("--onix-token-uri", "http://ann:hunter2@onix:8080")]
+    [InlineData("--onix-url", "ann:hunter2@onix:8080")]
+    [InlineData("--onix-url", "http:/ann:hunter2@onix")]
+    [InlineData("--oidc-issuer", "ann:hunter2@id")]
+    [InlineData("--onix-url", "http://onix?token=hunter2")]
+    public void UrlWithCredentialsIsRefusedWithoutTellingThem(string flag, string value)
     {
-        var message = Refusal(Given(flag, "http://ann:hunter2@onix:8080"));
+        var message = Refusal(Given(flag, value));
         Assert.Contains(flag, message, Ordinal);
         Assert.DoesNotContain("hunter2", message, Ordinal);
     }
