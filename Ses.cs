@@ -8723,7 +8723,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         new("check", "Looks through a data directory and tells what is wrong in it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
         new("probe", "Asks a SeS on this host whether it is ready; for HEALTHCHECK and scripts.", "ses probe",
-            [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting,
+            [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting,
                 Options.TlsClientCaSetting]),
         new("quarantine", "Lists the alerts that could not be mapped.", "ses quarantine --retry",
             [Options.DataDirSetting, Partition, Format, RetrySetting, UrlSetting, TokenFileSetting,

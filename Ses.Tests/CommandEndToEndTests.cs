@@ -249,12 +249,42 @@ public sealed partial class CommandEndToEndTests : IDisposable
         await ExpectAsync(files[1], text => text.Replace("\"status\":\"up\"", "\"status\":\"down\"", Ordinal),
             "is not as the file before left it");
         await ExpectAsync(files[1], text => text[(text.IndexOf('\n', Ordinal) + 1)..], "stands in the first line");
-        await ExpectAsync(files[0].Replace(".jsonl", ".index", Ordinal), text => text.Replace('\u0001', '\u0002'),
-            "does not fit the file");
+        await ExpectAsync(files[0].Replace(".jsonl", ".index", Ordinal), text => text[..^1] + "x",
+            "says what the file does not");
+        await ExpectAsync(files[1], text => string.Join('\n', text.Split('\n')
+            .Where(l => !l.StartsWith("{\"window\"", Ordinal))), "it has no window of INS/");
+        var copy = Directory.CreateDirectory(Path.Combine(_dir, "copy")).FullName;
+        foreach (var file in Directory.GetFiles(_dir))
+        {
+            File.Copy(file, Path.Combine(copy, Path.GetFileName(file)));
+            File.SetLastWriteTimeUtc(Path.Combine(copy, Path.GetFileName(file)), DateTime.UtcNow);
+        }
+        Assert.Equal(0, (await RunAsync("check", "--data-dir", copy)).Exit);
         var cursor = Path.Combine(_dir, "cursor.json");
         File.WriteAllText(cursor, "{\"url\":\"http://onix/\",\"file\":1,\"offset\":1234}");
         await ExpectAsync(cursor, text => text[..^5], "it does not parse");
         Assert.Contains("cursor.json: file 1, byte 1234", (await RunAsync("check", "--data-dir", _dir)).Output, Ordinal);
+    }
+
+    /// <summary>A service that was silent for longer than the log goes back is forgotten, and may speak again.</summary>
+    [Fact]
+    public async Task CheckKnowsWhatRetentionForgets()
+    {
+        var clock = new ManualClock(new DateTime(2026, 11, 1, 12, 0, 0, DateTimeKind.Utc));
+        var log = new EventLog(_dir, TimeSpan.FromDays(2), clock,
+            new Log(LogLevel.Error, false, TextWriter.Null, clock), new Meters("test", "test")) { KeepFrom = int.MaxValue };
+        for (var day = 1; day <= 8; day++)
+        {
+            clock.UtcNow = new DateTime(2026, 11, day, 12, 0, 0, DateTimeKind.Utc);
+            clock.Timestamp += TimeSpan.FromDays(1).Ticks;
+            foreach (var number in day is 1 or 7 ? new[] { 1, 2 } : [2])
+                await log.AppendAsync(new Payload([new Reading(Site.Service(number), "d", false,
+                    day % 2 == 0 ? "up" : "down", clock.UtcNow, null)], [], 0), "INS");
+        }
+        log.Stop();
+        var (exit, output) = await RunAsync("check", "--data-dir", _dir);
+        Assert.True(exit == 0, output);
+        Assert.Contains("of 2 services", output, Ordinal);
     }
 
     private async Task ExpectAsync(string path, Func<string, string> spoil, string fault)
@@ -296,7 +326,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
             Assert.Equal(2, refused);
             Assert.Contains("answered 401", word, Ordinal);
         }
-        Assert.Equal((0, "2 alerts sent: 1 accepted, 1 still cannot be mapped.\n"), await RunAsync([.. retry, .. password]));
+        Assert.Equal((1, "2 alerts sent: 1 accepted, 1 stay in quarantine.\n"), await RunAsync([.. retry, .. password]));
         var (_, left) = await RunAsync("quarantine", "--data-dir", _dir, "--format", "csv");
         Assert.DoesNotContain("NoJob", left, Ordinal);
         Assert.Contains("it is not an object", left, Ordinal);
@@ -307,6 +337,33 @@ public sealed partial class CommandEndToEndTests : IDisposable
     }
 
     // ---- Probe ----
+
+    [Fact]
+    public async Task ProbeOfASeSThatAsksForCertificatesSeesThatItIsThere()
+    {
+        var root = Authority.Root();
+        var (certificate, key) = root.Issue().Write(_dir, "server");
+        var ca = Path.Combine(_dir, "clients.pem");
+        File.WriteAllText(ca, root.Pem);
+        root.Issue("client", Purpose.Client).Write(_dir, "client");
+        int port;
+        string[] tls = ["--tls-cert", certificate, "--tls-client-ca", ca];
+        await using (var ses = await SesProcess.StartAsync(
+            "none", Path.Combine(_dir, "data"), null, [.. tls, "--tls-key", key]))
+        {
+            port = ses.Port;
+            var (exit, output) = await RunAsync(["probe", "--port", $"{port}", .. tls]);
+            Assert.True(exit == 0, output);
+            Assert.Contains("takes only clients with a certificate", output, Ordinal);
+            // Who does not know of it is told what happened.
+            (exit, output) = await RunAsync(["probe", "--port", $"{port}", "--tls-cert", certificate]);
+            Assert.Equal(1, exit);
+            Assert.Contains("does not answer", output, Ordinal);
+        }
+        var (after, word) = await RunAsync(["probe", "--port", $"{port}", .. tls]);
+        Assert.Equal(1, after);
+        Assert.Contains("refused", word, Ordinal);
+    }
 
     [Theory]
     [InlineData(false)]
@@ -329,6 +386,25 @@ public sealed partial class CommandEndToEndTests : IDisposable
         var (exit, output) = await RunAsync(["probe", "--port", $"{port}", .. tls]);
         Assert.Equal(1, exit);
         Assert.Contains("does not answer", output, Ordinal);
+    }
+
+    [Fact]
+    public async Task EmptyValueMayFollowAnEqualsSign()
+    {
+        await using (var ses = await SesProcess.StartAsync("none", _dir))
+        {
+            var now = DateTime.UtcNow.AddMinutes(-1);
+            Assert.Equal(HttpStatusCode.NoContent, (await ses.PostAsync("INS", Body(
+                Alert("etcd", "up", now), Alert("etcd", "down", now.AddSeconds(1))))).StatusCode);
+        }
+        string[] history = ["history", "--data-dir", _dir, "--format", "csv", "--limit=1"];
+        const string columns = "partition,platform,service,facet,location,status,time,description,received\n";
+        Assert.Equal((0, columns), await RunAsync([.. history, "--location="]));
+        var (exit, output) = await RunAsync([.. history, "--platform=", "--location=n1"]);
+        Assert.Equal(0, exit);
+        Assert.Contains(columns + "INS,p1,etcd,node,n1,up,", output, Ordinal);
+        var cursor = Regex.Match(output, @"There is more: --cursor ([\w-]+)\n").Groups[1].Value;
+        Assert.Contains("INS,p1,etcd,node,n1,down,", (await RunAsync([.. history, "--cursor", cursor])).Output, Ordinal);
     }
 
     // ---- What cannot be ----
