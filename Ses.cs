@@ -623,14 +623,13 @@ internal sealed class QueuedWriter : TextWriter
 
     private readonly TextWriter _output;
     private readonly BlockingCollection<string> _lines = new(MaxLines);
-    private readonly Thread _writer;
+    private readonly TaskCompletionSource _ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private int _dropped;
 
     public QueuedWriter(TextWriter output)
     {
         _output = output;
-        _writer = new Thread(Work) { Name = "log", IsBackground = true };
-        _writer.Start();
+        new Thread(Work) { Name = "log", IsBackground = true }.Start();
     }
 
     public override Encoding Encoding => _output.Encoding;
@@ -657,13 +656,15 @@ internal sealed class QueuedWriter : TextWriter
                 // Nobody reads the log any more.
             }
         }
+        _ended.SetResult();
     }
 
-    protected override void Dispose(bool disposing)
+    /// <summary>Returns when all is written, or when the time for it is over.</summary>
+    public override async ValueTask DisposeAsync()
     {
         _lines.CompleteAdding();
-        _writer.Join(EndTime);
-        base.Dispose(disposing);
+        await Task.WhenAny(_ended.Task, Task.Delay(EndTime));
+        await base.DisposeAsync();
     }
 }
 
@@ -2504,9 +2505,6 @@ internal sealed class EventLog
     /// <summary>A write and its flush take some milliseconds, on a busy disk a second.</summary>
     private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
 
-    /// <summary>Less, so that SeS has ended before a supervisor kills it.</summary>
-    private static readonly TimeSpan EndTime = TimeSpan.FromSeconds(3);
-
     private const string NoAnswer = "The disk does not answer.";
 
     // For life.
@@ -2783,17 +2781,15 @@ internal sealed class EventLog
         waits.Add(_current);
     }
 
-    /// <summary>
-    /// Flushes what is waiting, ends the file in order and stops the writer. False: the disk does not answer.
-    /// </summary>
-    public bool Stop()
+    /// <summary>Flushes what is waiting, ends the file in order and stops the writer.</summary>
+    public void Stop()
     {
         lock (_gate)
         {
             _stopping = true;
             Monitor.Pulse(_gate);
         }
-        return _writer.Join(EndTime);
+        _writer.Join();
     }
 
     private void WriteLoop()
@@ -8938,7 +8934,8 @@ internal static class Program
 
     /// <summary>Less than the 10 s that container engines wait before they kill.</summary>
     private static readonly TimeSpan
-        DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(2);
+        DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(2),
+        LogTime = TimeSpan.FromSeconds(2);
 
     private static readonly string Version = typeof(Program).Assembly
         .GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";
@@ -9121,7 +9118,7 @@ internal static class Program
 
     private static async Task<int> RunAsync(Options options)
     {
-        using var lines = new QueuedWriter(Console.Error);
+        await using var lines = new QueuedWriter(Console.Error);
         var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
         foreach (var warning in options.Warnings)
             log.Warn(warning);
@@ -9173,7 +9170,9 @@ internal static class Program
         await gate.DrainAsync(DrainTime);
         await stop.CancelAsync();
         await Task.WhenAny(recording, Task.Delay(RecorderTime));
-        var reason = !eventLog.Stop() ? "it does not answer"
+        var stopped = Task.Run(eventLog.Stop);
+        await Task.WhenAny(stopped, Task.Delay(LogTime));
+        var reason = !stopped.IsCompleted ? "it does not answer"
             : eventLog.Failed.IsCompleted ? await eventLog.Failed : null;
         if (reason == null)
             log.Info("SeS has stopped: everything acknowledged is on disk");

@@ -65,10 +65,10 @@ public sealed class LogTests
     }
 
     [Fact]
-    public void LogThatNobodyReadsHoldsUpNobody()
+    public async Task LogThatNobodyReadsHoldsUpNobody()
     {
         using var stalled = new StalledWriter();
-        using (var queue = new QueuedWriter(stalled))
+        await using (var queue = new QueuedWriter(stalled))
         {
             var log = new Log(LogLevel.Trace, json: false, queue, _clock);
             for (var i = 0; i < 10_500; i++)
@@ -90,7 +90,7 @@ public sealed class LogTests
         var stalled = new StalledWriter();
         var queue = new QueuedWriter(stalled);
         new Log(LogLevel.Trace, json: false, queue, _clock).Info("nobody reads this");
-        await Task.Run(queue.Dispose).WaitAsync(TimeSpan.FromSeconds(30));
+        await queue.DisposeAsync().AsTask().WaitAsync(TimeSpan.FromSeconds(30));
         stalled.MayWrite.Set();
     }
 

@@ -123,7 +123,7 @@ public sealed partial class ReadmeTests
         Limit("time between looks whether it is quiet", typeof(Tidying), "Period"),
         Limit("time to finish requests when stopping", typeof(Program), "DrainTime"),
         Limit("time for Onix when stopping", typeof(Program), "RecorderTime"),
-        Limit("time for the disk when stopping", typeof(EventLog), "EndTime"),
+        Limit("time for the disk when stopping", typeof(Program), "LogTime"),
         Limit("time for whoever reads SeS's own log when stopping", typeof(QueuedWriter), "EndTime"),
     ];
 
