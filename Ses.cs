@@ -2528,6 +2528,8 @@ internal sealed class EventLog
     private long _appended;
     private bool _stopping;
     private string? _refusal;
+    // Since when something is to be written, a timestamp; null while there is nothing.
+    private long? _waits;
     private TaskCompletionSource _news = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     // Owned by the writer thread, once it runs.
@@ -2537,9 +2539,6 @@ internal sealed class EventLog
     private DateOnly _fileDate;
     private DateTime? _deleted;
     private long _rotated, _retained, _nextRotation;
-
-    // When the writer began with what it is at, a timestamp; 0 while it waits, and before others are told.
-    private long _writing;
 
     /// <summary>A service's window, and its events on their way to the disk.</summary>
     private sealed class Track(ServiceKey service)
@@ -2640,13 +2639,21 @@ internal sealed class EventLog
         get
         {
             lock (_gate)
-                return _stopping ? "shutting down" : IsStuck ? NoAnswer : _refusal;
+                return _stopping ? "shutting down" : WaitsTooLong ? NoAnswer : _refusal;
         }
     }
 
-    /// <summary>The writer has been at one batch for too long: the disk hangs.</summary>
-    public bool IsStuck =>
-        Volatile.Read(ref _writing) is not 0 and var since && _clock.GetElapsedTime(since) > DiskTime;
+    /// <summary>What is to be written has waited for too long: the disk hangs.</summary>
+    public bool IsStuck
+    {
+        get
+        {
+            lock (_gate)
+                return WaitsTooLong;
+        }
+    }
+
+    private bool WaitsTooLong => _waits is { } since && _clock.GetElapsedTime(since) > DiskTime;
 
     /// <summary>How far the log is flushed, and how many events were appended since the start.</summary>
     public (Cursor Flushed, long Appended) Position
@@ -2689,8 +2696,8 @@ internal sealed class EventLog
                 throw new LogRefusedException("SeS is shutting down.");
             if (_current.Size > MaxPending)
                 throw new LogRefusedException("Too much is waiting for the disk.");
-            if (IsStuck)
-                throw new LogRefusedException(NoAnswer);
+            if (WaitsTooLong)
+                throw Unanswered();
             var now = Now();
             foreach (var reading in payload.Readings)
                 Hear(reading, now, counts, waits);
@@ -2699,7 +2706,10 @@ internal sealed class EventLog
             if (cures is { } cured && payload is { Readings.Count: > 0, Misfits.Count: 0 })
                 Cure(cured, waits);
             if (_current.Size > 0)
+            {
+                _waits ??= _clock.GetTimestamp();
                 Monitor.Pulse(_gate);
+            }
         }
         try
         {
@@ -2708,12 +2718,18 @@ internal sealed class EventLog
         }
         catch (TimeoutException)
         {
-            throw new LogRefusedException(NoAnswer);
+            throw Unanswered();
         }
         _meters.Events.WithLabels("known").Inc(counts[(int)Place.Known]);
         _meters.Events.WithLabels("stale").Inc(counts[(int)Place.Stale]);
         _meters.Alerts.WithLabels("accepted").Inc(payload.Readings.Count);
         _meters.Alerts.WithLabels("quarantined").Inc(payload.Misfits.Count);
+    }
+
+    private LogRefusedException Unanswered()
+    {
+        _log.Often("the disk does not answer; Alertmanager is told to send events again");
+        return new LogRefusedException(NoAnswer);
     }
 
     /// <summary>To the millisecond, as Prometheus has it.</summary>
@@ -2798,7 +2814,6 @@ internal sealed class EventLog
         {
             Batch? batch = null;
             bool stopping;
-            Volatile.Write(ref _writing, 0);
             lock (_gate)
             {
                 if (_current.Size == 0 && !_stopping)
@@ -2807,7 +2822,6 @@ internal sealed class EventLog
                 if (_current.Size > 0)
                     (batch, _current, _spare) = (_current, _spare ?? new Batch(), null);
             }
-            Volatile.Write(ref _writing, _clock.GetTimestamp());
             Rotate();
             if (_failed.Task.IsCompleted && batch != null)
                 Refuse(batch, new LogRefusedException("The disk failed."));
@@ -2922,10 +2936,10 @@ internal sealed class EventLog
 
     private void Commit(Batch batch)
     {
-        Volatile.Write(ref _writing, 0);
         TaskCompletionSource news;
         lock (_gate)
         {
+            _waits = _current.Size > 0 ? _clock.GetTimestamp() : null;
             Welcome();
             foreach (var (track, e) in batch.Events)
             {
@@ -2950,9 +2964,9 @@ internal sealed class EventLog
 
     private void Refuse(Batch batch, LogRefusedException reason)
     {
-        Volatile.Write(ref _writing, 0);
         lock (_gate)
         {
+            _waits = _current.Size > 0 ? _clock.GetTimestamp() : null;
             if (_refusal == null)
                 _log.Error("the disk takes no events; Alertmanager is told to send them again",
                     ("reason", reason.Message));

@@ -417,6 +417,7 @@ public sealed partial class EventLogTests : IDisposable
         Assert.True(_store.Log.IsStuck);
         var refused = await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(_etcd, "up", 2));
         Assert.Equal("The disk does not answer.", refused.Message);
+        Assert.Contains("the disk does not answer", _store.Lines, StringComparison.Ordinal);
         _store.Clock.ReleaseWriter();
         await held;
         _store.Log.Stop();
