@@ -2111,9 +2111,9 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         var isFirst = true;
         foreach (var file in files.Skip(FirstFor(from)))
         {
-            using var closed = file == files[^1] ? null : TryOpen(file);
-            if ((closed ?? Newest(file)) is not { } index)
+            if (TryOpen(file) is not { } index)
                 continue;
+            using var closed = index == _newest ? null : index;
             // What comes too late settles nothing; what comes before it, in later files, still counts.
             var isTooLate = index.Least > to();
             if (isTooLate && !isFirst)
@@ -2152,16 +2152,13 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
         return files.Count - 1;
     }
 
-    /// <summary>Null: it is not the newest.</summary>
-    private FileIndex? Newest(LogFile file) =>
-        file == files[^1] ? _newest ??= FileIndex.Of(file, isClosed: false) : null;
-
     /// <summary>Null: retention has deleted it since.</summary>
-    private static FileIndex? TryOpen(LogFile closed)
+    private FileIndex? TryOpen(LogFile file)
     {
         try
         {
-            return FileIndex.Of(closed, isClosed: true);
+            return file != files[^1] ? FileIndex.Of(file, isClosed: true)
+                : _newest ??= FileIndex.Of(file, isClosed: false);
         }
         catch (FileNotFoundException)
         {
