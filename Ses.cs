@@ -2865,6 +2865,8 @@ internal sealed class EventLog
     /// <summary>An alert is cured when its events are on disk; one not struck off is sent again.</summary>
     private void StrikeOff(List<UInt128> ids)
     {
+        if (ids.Count == 0)
+            return;
         var lines = new ArrayBufferWriter<byte>();
         var writer = new LineWriter(lines);
         foreach (var id in ids)
