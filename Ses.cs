@@ -9232,8 +9232,10 @@ internal static class Program
         }
         catch (SocketException e)
         {
-            throw new OptionsException($"{Options.PortSetting}: '{options.Port}' on "
-                + $"{options.Address?.ToString() ?? "all addresses"} cannot be listened on: {e.Message}");
+            var place = e.SocketErrorCode is SocketError.AddressNotAvailable or SocketError.InvalidArgument
+                ? $"{Options.AddressSetting}: '{options.Address}'"
+                : $"{Options.PortSetting}: '{options.Port}' on {options.Address?.ToString() ?? "all addresses"}";
+            throw new OptionsException($"{place} cannot be listened on: {e.Message}");
         }
     }
 

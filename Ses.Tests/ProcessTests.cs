@@ -208,6 +208,15 @@ public sealed class ProcessTests : IDisposable
     }
 
     [Theory]
+    [InlineData("192.0.2.1")]
+    [InlineData("::ffff:127.0.0.1")]
+    public async Task AddressOfAnotherHostIsSaidAndExitsWithTwo(string address)
+    {
+        await using var ses = Start(["--onix-url", "none", "--data-dir", DataDir, "--port", "0", "--address", address]);
+        await AssertRefusedAsync(ses, $"--address (OXSES_ADDRESS): '{address}' cannot be listened on");
+    }
+
+    [Theory]
     [InlineData("--port (OXSES_PORT): '70000' is not usable", "--port", "70000")]
     [InlineData("--retention (OXSES_RETENTION): '1h'", "--retention", "1h")]
     [InlineData("--log-level (OXSES_LOGLEVEL): 'loud'", "--log-level", "loud")]
