@@ -555,7 +555,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
         if (level > least)
             return;
         if ((output as QueuedWriter)?.TakeDropped() is > 0 and var dropped)
-            Warn("lines of the log were dropped, since nobody read them", ("lines", dropped));
+            Write(level, "lines of the log were dropped, since nobody read them", [("lines", dropped)]);
         var line = json ? Json(level, message, fields) : Text(level, message, fields);
         try
         {
@@ -636,8 +636,15 @@ internal sealed class QueuedWriter : TextWriter
 
     public override void WriteLine(string? value)
     {
-        if (!_lines.TryAdd(value ?? ""))
-            Interlocked.Increment(ref _dropped);
+        try
+        {
+            if (!_lines.TryAdd(value ?? ""))
+                Interlocked.Increment(ref _dropped);
+        }
+        catch (InvalidOperationException)
+        {
+            // The process ends, and this line comes too late.
+        }
     }
 
     /// <summary>How many lines were dropped, once there is room to tell it; told once.</summary>
@@ -651,9 +658,10 @@ internal sealed class QueuedWriter : TextWriter
             {
                 _output.WriteLine(line);
             }
-            catch (IOException)
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException
+                or ArgumentOutOfRangeException)
             {
-                // Nobody reads the log any more.
+                // Nobody reads the log any more, or its file takes no more, which .NET tells as the last.
             }
         }
         _ended.SetResult();
@@ -1184,7 +1192,7 @@ internal static class Mapping
     }
 
     /// <summary>Cut to so many bytes of UTF-8, at a whole character.</summary>
-    private static string Clip(string text, int bytes)
+    public static string Clip(string text, int bytes)
     {
         if (text.Length <= bytes / 3 || Encoding.UTF8.GetByteCount(text) <= bytes)
             return text;
@@ -2050,8 +2058,8 @@ internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEven
     public StatusEvent Word => Last[^1];
 }
 
-/// <summary>The files of the log as they stood at one moment; for one question.</summary>
-internal sealed class Archive(IReadOnlyList<LogFile> files)
+/// <summary>The files of the log as they stood at one moment; for one question at a time.</summary>
+internal sealed class Archive(IReadOnlyList<LogFile> files) : IDisposable
 {
     /// <summary>Changes of status that are looked for at a time.</summary>
     public const int PageSize = 8 * 1024;
@@ -2076,6 +2084,13 @@ internal sealed class Archive(IReadOnlyList<LogFile> files)
     private FileIndex? _newest;
 
     public IReadOnlyList<LogFile> Files => files;
+
+    /// <summary>The question is answered; another may follow.</summary>
+    public void Dispose()
+    {
+        _newest?.Dispose();
+        _newest = null;
+    }
 
     /// <summary>All services, as the newest file has them.</summary>
     /// <exception cref="DataDirException">A newer SeS wrote it.</exception>
@@ -2856,17 +2871,22 @@ internal sealed class EventLog
             return;
         }
         _meters.FlushDuration.Observe(_clock.GetElapsedTime(started).TotalSeconds);
-        StrikeOff(batch.CuredIds);
+        if (StrikeOff(batch.CuredIds) is { } refusal && batch.Size == batch.CuredIds.Count)
+        {
+            Refuse(batch, refusal);
+            return;
+        }
         Commit(batch);
         if (_quarantineLength > QuarantineLimit)
             HalveQuarantine();
     }
 
     /// <summary>An alert is cured when its events are on disk; one not struck off is sent again.</summary>
-    private void StrikeOff(List<UInt128> ids)
+    /// <returns>Why the disk refused; null when it did not.</returns>
+    private LogRefusedException? StrikeOff(List<UInt128> ids)
     {
         if (ids.Count == 0)
-            return;
+            return null;
         var lines = new ArrayBufferWriter<byte>();
         var writer = new LineWriter(lines);
         foreach (var id in ids)
@@ -2878,13 +2898,14 @@ internal sealed class EventLog
         catch (LogRefusedException e)
         {
             _log.Often("cured alerts could not be struck off the quarantine", ("reason", e.Message));
-            return;
+            return e;
         }
         lock (_gate)
         {
             foreach (var id in ids)
                 _quarantined.Remove(id);
         }
+        return null;
     }
 
     /// <summary>Puts whole lines on disk, or leaves the file as it was and throws.</summary>
@@ -3161,20 +3182,23 @@ internal sealed class EventLog
         var buffer = new ArrayBufferWriter<byte>();
         var writer = new LineWriter(buffer);
         writer.Head(now, _deleted);
+        List<KeyValuePair<ServiceKey, Track>> services;
         lock (_gate)
         {
             // What was last heard before the oldest file that is left has no history any more.
             foreach (var (key, track) in _services.Where(s => s.Value.Window.Heard < _deleted
                 && s.Value.Pending.Count == 0).ToList())
                 _services.Remove(key);
-            foreach (var (key, track) in _services.Where(s => s.Value.Window.Events.Count > 0))
-            {
-                writer.Window(key, track.Window);
-                if (buffer.WrittenCount < LogLine.ReadSize)
-                    continue;
-                file.Write(buffer.WrittenSpan);
-                buffer.ResetWrittenCount();
-            }
+            services = [.. _services.Where(s => s.Value.Window.Events.Count > 0)];
+        }
+        // The events of windows are changed by this thread alone.
+        foreach (var (key, track) in services)
+        {
+            writer.Window(key, track.Window);
+            if (buffer.WrittenCount < LogLine.ReadSize)
+                continue;
+            file.Write(buffer.WrittenSpan);
+            buffer.ResetWrittenCount();
         }
         file.Write(buffer.WrittenSpan);
     }
@@ -3574,7 +3598,7 @@ internal sealed class Inspection(Archive archive, string dir)
     {
         foreach (var (service, window) in _windows.Where(w => !_inHead.Contains(w.Key)).ToList())
         {
-            if (window.Events.Max(e => e.Received) >= _deleted)
+            if (window.Events.Any(e => e.Received >= _deleted))
                 Fault($"it has no window of {service}");
             _windows.Remove(service);
         }
@@ -4079,6 +4103,7 @@ internal sealed class Answers(
     /// <exception cref="IOException">The log cannot be read.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> Tell(Question question, Format format)
     {
+        using var asked = archive;
         var writer = new RowWriter(format);
         var lists = question.Subject switch
         {
@@ -4237,6 +4262,8 @@ internal sealed class Answers(
 
         void AddUp(int[] numbers, long since)
         {
+            if (numbers.Length == 0)
+                return;
             foreach (var i in numbers)
                 tallies[i] = new Tally(start.Ticks, end.Ticks, intervals);
             List<ServiceKey> these = [.. numbers.Select(i => services[i])];
@@ -6440,6 +6467,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     /// <exception cref="IOException">The log cannot be read.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
+        using var asked = answers.Archive;
         var all = answers.Known.OrderBy(k => k.Service, Answers.ByName).ToList();
         var shown = all.Where(k => view.Takes(k.Service)).ToList();
         var down = shown.Where(k => k.Word.Status == "down").ToList();
@@ -6641,6 +6669,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     /// <exception cref="IOException">The log cannot be read.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> One(ServiceKey service)
     {
+        using var asked = answers.Archive;
         var known = answers.Known.First(k => k.Service == service);
         var (tallies, _) = answers.Tallies([service], _from, null, view.Intervals, 0);
         var figures = tallies[0].Finish();
@@ -6856,8 +6885,11 @@ internal sealed class Web
     /// </summary>
     private const int OneWrite = 15 * 1024;
 
-    /// <summary>Answers too long to be held that are being read at once; each holds up to 1 MiB.</summary>
+    /// <summary>Answers too long to be held that are being read at once; each holds up to 5 MiB.</summary>
     public const int MaxUnfinished = 32;
+
+    /// <summary>Of quarantined alerts in an answer; and bytes of each text of theirs. All are on disk.</summary>
+    private const int MostMisfits = 100, MaxShown = 200;
 
     /// <summary>Questions that are thought about at once: one, and webhooks have the other core.</summary>
     public const int MaxThoughts = 2;
@@ -7185,15 +7217,17 @@ internal sealed class Web
         {
             json.WriteNumber("accepted", payload.Readings.Count);
             json.WriteStartArray("quarantined");
-            foreach (var misfit in payload.Misfits)
+            foreach (var misfit in payload.Misfits.Take(MostMisfits))
             {
                 json.WriteStartObject();
-                json.WriteString("fingerprint", misfit.Fingerprint);
-                json.WriteString("alertname", misfit.Alertname);
+                json.WriteString("fingerprint", Mapping.Clip(misfit.Fingerprint, MaxShown));
+                json.WriteString("alertname", Mapping.Clip(misfit.Alertname, MaxShown));
                 json.WriteString("reason", misfit.Reason);
                 json.WriteEndObject();
             }
             json.WriteEndArray();
+            if (payload.Misfits.Count > MostMisfits)
+                json.WriteNumber("more", payload.Misfits.Count - MostMisfits);
         });
     }
 
@@ -7334,8 +7368,12 @@ internal sealed class Web
     /// <summary>A body that is there as a whole.</summary>
     private Rest RestOf(ReadOnlyMemory<byte> body)
     {
-        var made = new Queue<ReadOnlyMemory<byte>?>([body, null]);
-        return new Rest(() => Task.FromResult(made.Dequeue()), _ => { }, _clock);
+        return new Rest(() =>
+        {
+            var part = body[..Math.Min(body.Length, RowWriter.PartSize)];
+            body = body[part.Length..];
+            return Task.FromResult(part.IsEmpty ? (ReadOnlyMemory<byte>?)null : part);
+        }, _ => { }, _clock);
     }
 
     private Rest RestOf(
@@ -8893,8 +8931,8 @@ internal sealed class Commands(
         client.DefaultRequestHeaders.Authorization = Credentials();
         var url = (flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? Command.UrlSetting.Default!)
             .TrimEnd('/');
-        var (sent, cured) = (0, 0);
-        foreach (var alert in Quarantined().Where(a => a.Alert != null))
+        var (sent, cured, alerts) = (0, 0, Quarantined().ToList());
+        foreach (var alert in alerts.Where(a => a.Alert != null))
         {
             var partition = Uri.EscapeDataString(alert.Partition ?? "");
             var target = $"{url}/{partition}?{Web.CuresParameter}={alert.Id}";
@@ -8904,8 +8942,8 @@ internal sealed class Commands(
             if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
                 cured++;
         }
-        Say($"{sent} alerts sent: {cured} accepted, {sent - cured} stay in quarantine.");
-        return sent == cured;
+        Say($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
+        return cured == alerts.Count;
     }
 
     private static async Task<HttpStatusCode> PostAsync(HttpClient client, string target, HttpContent body)
@@ -8947,7 +8985,7 @@ internal static class Program
 
     /// <summary>Less than the 10 s that container engines wait before they kill.</summary>
     private static readonly TimeSpan
-        DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(2),
+        DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(1),
         LogTime = TimeSpan.FromSeconds(2);
 
     private static readonly string Version = typeof(Program).Assembly

@@ -253,6 +253,8 @@ public sealed partial class CommandEndToEndTests : IDisposable
             "says what the file does not");
         await ExpectAsync(files[1], text => string.Join('\n', text.Split('\n')
             .Where(l => !l.StartsWith("{\"window\"", Ordinal))), "it has no window of INS/");
+        await ExpectAsync(files[0], text => text.Replace("\"events\":[{", "\"events\":[{\"x\":{", Ordinal)
+            .Replace("{\"end\"", "{\"window\":{\"partition\":\"INS\",\"events\":[]}}\n{\"end\"", Ordinal) + "spoilt\n", "does not parse");
         var copy = Directory.CreateDirectory(Path.Combine(_dir, "copy")).FullName;
         foreach (var file in Directory.GetFiles(_dir))
         {

@@ -730,7 +730,13 @@ public sealed partial class EventLogTests : IDisposable
         Assert.Single(QuarantinedAlert.Read(QuarantinePath, 0));
         // A refusal to strike it off does not refuse the events.
         using (new RefusingFile(QuarantinePath))
+        {
             await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon);
+            // But where there are none, it is all that there is to tell.
+            await Assert.ThrowsAsync<LogRefusedException>(
+                () => _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon));
+            Assert.NotNull(_store.Log.Refusal);
+        }
         Assert.Equal(["down 1"], _store.Words());
         Assert.Equal(1, _store.Log.Quarantine().Count);
         await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon);

@@ -79,9 +79,34 @@ public sealed class LogTests
             log.Info("the last line");
         }
         var lines = stalled.Lines;
-        Assert.Matches("WARN  lines of the log were dropped, since nobody read them lines=(499|500)$", lines[^2]);
+        Assert.Matches("INFO  lines of the log were dropped, since nobody read them lines=(499|500)$", lines[^2]);
         Assert.EndsWith("the last line", lines[^1], Ordinal);
         Assert.InRange(lines.Count, 10_002, 10_003);
+    }
+
+    /// <summary>A file at the limit of its size (EFBIG), a closed descriptor, a pipe without a reader.</summary>
+    private sealed class RefusingWriter(Exception refusal) : TextWriter
+    {
+        public override Encoding Encoding => Encoding.UTF8;
+
+        public override void WriteLine(string? value) => throw refusal;
+    }
+
+    public static readonly TheoryData<Exception> Refusals = new()
+    {
+        new IOException("EPIPE"), new UnauthorizedAccessException("EBADF"), new ArgumentOutOfRangeException("EFBIG"),
+    };
+
+    [Theory]
+    [MemberData(nameof(Refusals))]
+    public async Task LogThatTakesNothingEndsNothing(Exception refusal)
+    {
+        var queue = new QueuedWriter(new RefusingWriter(refusal));
+        var log = new Log(LogLevel.Trace, json: false, queue, _clock);
+        log.Info("first");
+        log.Info("second");
+        await queue.DisposeAsync();
+        log.Info("too late");
     }
 
     [Fact]

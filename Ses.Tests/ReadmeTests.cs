@@ -37,6 +37,8 @@ public sealed partial class ReadmeTests
         Limit("time to wait for one's turn", typeof(Gate), "QueueTime"),
         Limit("bodies in flight, beyond the first part of each", typeof(Gate), "MaxBytesInFlight", Mib),
         Limit("first part of a body", typeof(Gate), "FirstPart", Kib),
+        Limit("quarantined alerts listed in an answer", typeof(Web), "MostMisfits"),
+        Limit("fingerprint, name of a listed alert, in bytes", typeof(Web), "MaxShown"),
         Limit("questions thought about at once", typeof(Web), "MaxThoughts"),
         Limit("time for a question to wait for its turn", typeof(Web), "TurnTime"),
         Limit("long answers that are being read at once", typeof(Web), "MaxUnfinished"),

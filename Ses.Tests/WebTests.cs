@@ -63,6 +63,21 @@ public sealed class WebTests
         Assert.Equal(2, File.ReadAllLines(Path.Combine(host.Dir, "quarantine.jsonl")).Length);
     }
 
+    /// <summary>An answer is not many times as large as its request.</summary>
+    [Fact]
+    public async Task FirstHundredQuarantinedAlertsAreListed()
+    {
+        await using var host = Host.Serving();
+        var alerts = string.Join(',', Enumerable.Repeat("{}", 250).Prepend(
+            $$$"""{"labels":{"alertname":"{{{new string('n', 500)}}}"}}"""));
+        var answer = await host.PostAsync($$"""{"version":"4","alerts":[{{alerts}}]}""");
+        Assert.Equal(200, answer.Code);
+        Assert.Equal(100, answer.Json.GetProperty("quarantined").GetArrayLength());
+        Assert.Equal(151, answer.Json.GetProperty("more").GetInt32());
+        Assert.Equal(200, answer.Json.GetProperty("quarantined")[0].GetProperty("alertname").GetString()!.Length);
+        Assert.InRange(answer.Body.Length, 1, 15 * 1024);
+    }
+
     [Theory]
     [InlineData("/alerts/INS", "INS")]
     [InlineData("/alerts/in%20s%2Fx", "in s/x")]
