@@ -488,6 +488,27 @@ public sealed class HistoryTests : IDisposable
             index, i == 3 ? Head - sizeof(int) : Head + ((i + 1) * Entry) - sizeof(int))));
     }
 
+    /// <summary>An index that is spoilt behind its head harms only those who read it.</summary>
+    [Fact]
+    public async Task ReportReadsTheIndexesOfItsRangeAlone()
+    {
+        using var past = new Past(_dir);
+        for (var day = 0; day < 3; day++)
+        {
+            await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(60 * day)));
+            past.TurnDay();
+        }
+        await past.SayAsync((1, "down", At(200)));
+        var answers = past.Look(At(300));
+        var range = new[] { ("from", (string?)Rfc3339.Format(At(110))) };
+        var told = Ask(answers, Subject.Report, range).GetRawText();
+        var oldest = Directory.GetFiles(_dir, "*.index").Order(StringComparer.Ordinal).First();
+        var bytes = File.ReadAllBytes(oldest);
+        bytes.AsSpan(^8..).Fill(0x7f);
+        File.WriteAllBytes(oldest, bytes);
+        Assert.Equal(told, Ask(answers, Subject.Report, range).GetRawText());
+    }
+
     [Fact]
     public async Task IndexOfACopiedFileIsStaleAndNotWrong()
     {
