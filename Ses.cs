@@ -2550,7 +2550,8 @@ internal sealed class EventLog
     private long _length, _headLength, _quarantineLength;
     private DateOnly _fileDate;
     private DateTime? _deleted;
-    private long _rotated, _retained, _nextRotation;
+    private long _rotated, _retained;
+    private long? _fileRefused;
 
     /// <summary>A service's window, and its events on their way to the disk.</summary>
     private sealed class Track(ServiceKey service)
@@ -3073,7 +3074,7 @@ internal sealed class EventLog
         }
         if (!ended || end != length)
         {
-            Replace(path, end);
+            Replace(path, 0, end);
             _log.Info("the log was not ended in order; its newest file was made safe", ("file", path));
         }
         (_file, _length, _fileDate) = (OpenFile(path), end, date);
@@ -3092,8 +3093,8 @@ internal sealed class EventLog
         track.Window.Heard = e.Received > track.Window.Heard ? e.Received : track.Window.Heard;
     }
 
-    /// <summary>Copies a file's whole lines, flushes, renames the copy over it, flushes the folder.</summary>
-    private void Replace(string path, long length)
+    /// <summary>Copies a part of a file, flushes, renames the copy over it, flushes the folder.</summary>
+    private void Replace(string path, long start, long end)
     {
         var copy = path + ".tmp";
         try
@@ -3101,8 +3102,9 @@ internal sealed class EventLog
             using (var from = File.OpenRead(path))
             using (var to = Disk.Create(copy))
             {
+                from.Position = start;
                 from.CopyTo(to);
-                to.SetLength(length);
+                to.SetLength(end - start);
                 Disk.Flush(to);
             }
             File.Move(copy, path, overwrite: true);
@@ -3123,7 +3125,7 @@ internal sealed class EventLog
             || (today < _fileDate && _clock.GetElapsedTime(_rotated) >= ClockBackPause);
         // Where there are very many services, most of a file shall still be events.
         if ((!isOver && (_length < LargeFile || _length < 4 * _headLength))
-            || _clock.GetTimestamp() < _nextRotation)
+            || (_fileRefused is { } refused && _clock.GetElapsedTime(refused) < RefusedFilePause))
             return;
         // First, since it makes room.
         Retain(today);
@@ -3139,8 +3141,7 @@ internal sealed class EventLog
         catch (Exception e) when (Disk.Refused(e))
         {
             _log.Often("the log's next file could not be made; going on in the last", ("reason", e.Message));
-            _nextRotation = _clock.GetTimestamp()
-                + (long)(RefusedFilePause.TotalSeconds * _clock.TimestampFrequency);
+            _fileRefused = _clock.GetTimestamp();
         }
     }
 
@@ -3301,7 +3302,7 @@ internal sealed class EventLog
         }
         // As with the log: what a dead process may have left unflushed is not trusted until it is.
         if (length > 0)
-            Replace(QuarantinePath, length);
+            Replace(QuarantinePath, 0, length);
         (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), length);
         RandomAccess.SetLength(_quarantine.SafeFileHandle, length);
         Disk.FlushFolder(_dir);
@@ -3329,21 +3330,12 @@ internal sealed class EventLog
     {
         try
         {
-            var (lines, kept) = (LogLine.Parsed(
-                QuarantinePath, 0, _quarantineLength, QuarantineJson.Default.QuarantineLine).ToList(), 0L);
+            var lines = LogLine.Parsed(
+                QuarantinePath, 0, _quarantineLength, QuarantineJson.Default.QuarantineLine).ToList();
             var cut = lines.First(l => l.Next >= _quarantineLength / 2).Next;
-            using (var from = File.OpenRead(QuarantinePath))
-            using (var to = Disk.Create(QuarantinePath + ".tmp"))
-            {
-                from.Position = cut;
-                from.CopyTo(to);
-                Disk.Flush(to);
-                kept = to.Length;
-            }
-            File.Move(QuarantinePath + ".tmp", QuarantinePath, overwrite: true);
-            Disk.FlushFolder(_dir);
+            Replace(QuarantinePath, cut, _quarantineLength);
             _quarantine.Dispose();
-            (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), kept);
+            (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), _quarantineLength - cut);
             var dropped = lines.Where(l => l.Next <= cut).ToList();
             lock (_gate)
             {
@@ -5270,8 +5262,6 @@ internal sealed class Recorder
     private async Task SendAsync(List<(Job Job, Change Change)> batch, Cursor place, CancellationToken stop)
     {
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
-        if (results.Any(r => r.IsAccepted))
-            NoteAccepted();
         _refusedAll |= results.All(r => r.Answer == Answer.Refused);
         var locked = new List<(Job Job, Change Change)>();
         for (var i = 0; i < batch.Count; i++)
@@ -5317,6 +5307,8 @@ internal sealed class Recorder
             Note(changes[i], results[i].Answer);
         if (results.Any(r => r.Answer == Answer.Refused && IsModelMissing(r.Message)))
             throw ModelIsMissing();
+        if (results.Any(r => r.IsAccepted))
+            NoteAccepted();
         return results;
     }
 
@@ -5478,8 +5470,6 @@ internal sealed class Recorder
         foreach (var batch in Batches(changes, c => c))
         {
             var results = await PutAsync(batch, stop);
-            if (results.Any(r => r.IsAccepted))
-                NoteAccepted();
             var locked = new List<Change>();
             foreach (var (change, result) in batch.Zip(results))
             {
@@ -6888,7 +6878,7 @@ internal sealed class Web
     /// <summary>Answers too long to be held that are being read at once; each holds up to 5 MiB.</summary>
     public const int MaxUnfinished = 32;
 
-    /// <summary>Of quarantined alerts in an answer; and bytes of each text of theirs. All are on disk.</summary>
+    /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
     private const int MostMisfits = 100, MaxShown = 200;
 
     /// <summary>Questions that are thought about at once: one, and webhooks have the other core.</summary>
@@ -9272,7 +9262,8 @@ internal static class Program
         {
             var place = e.SocketErrorCode is SocketError.AddressNotAvailable or SocketError.InvalidArgument
                 ? $"{Options.AddressSetting}: '{options.Address}'"
-                : $"{Options.PortSetting}: '{options.Port}' on {options.Address?.ToString() ?? "all addresses"}";
+                : $"{Options.PortSetting}: '{options.Port}' on "
+                    + (options.Address?.ToString() ?? "all addresses");
             throw new OptionsException($"{place} cannot be listened on: {e.Message}");
         }
     }
