@@ -2973,12 +2973,13 @@ internal sealed class EventLog
             _appended += batch.Events.Count;
             news = _news;
             _news = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+            // Counted before anyone can see that they are there.
             _meters.Services.Set(_services.Count);
+            _meters.Events.WithLabels("new").Inc(batch.Events.Count);
+            _meters.LogEvents.Inc(batch.Events.Count);
+            _meters.LogBytes.Inc(batch.Lines.WrittenCount);
+            _meters.LogSize.Inc(batch.Lines.WrittenCount);
         }
-        _meters.Events.WithLabels("new").Inc(batch.Events.Count);
-        _meters.LogEvents.Inc(batch.Events.Count);
-        _meters.LogBytes.Inc(batch.Lines.WrittenCount);
-        _meters.LogSize.Inc(batch.Lines.WrittenCount);
         batch.Done.SetResult();
         news.SetResult();
     }
