@@ -1429,7 +1429,8 @@ internal static class Interpretation
 //     {"end":"..."}                                                    the process ended in order
 //
 // Beside a file that is closed lies its index, made when first it is asked for, and made again when it is
-// missing or does not fit. A service's last eight events being known at any place, what falls out of that
+// missing or does not fit. The newest file grows, so its index is kept in memory, slice by slice; only what
+// came after the last whole slice is read for each question. A service's last eight events being known at any place, what falls out of that
 // window is settled: so a history is put in the order of time while it is read, in little memory.
 
 /// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
@@ -1755,18 +1756,31 @@ internal sealed class FileIndex : IDisposable
 
     // ---- Beside its file ----
 
-    /// <summary>The index of a file: as it lies there, or made from the lines.</summary>
-    /// <param name="isClosed">Nothing will be written to the file: the index is worth keeping.</param>
+    /// <summary>
+    /// The index of a file to which nothing will be written: as it lies there, or made from the lines.
+    /// </summary>
     /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
-    public static FileIndex Of(LogFile file, bool isClosed)
+    public static FileIndex Of(LogFile file)
     {
         var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
-        if (isClosed && Kept(file, changed, ReadWhole) is { } kept)
+        if (Kept(file, changed, ReadWhole) is { } kept)
             return new FileIndex(kept, file.Number);
         var bytes = new Making(file).Bytes(changed, out var length);
-        if (isClosed)
-            Save(file.IndexPath, bytes.AsSpan(0, length));
+        Save(file.IndexPath, bytes.AsSpan(0, length));
         return new FileIndex(bytes, file.Number);
+    }
+
+    /// <summary>The index of a part of a file, and where that part ends. It needs no disposal.</summary>
+    /// <param name="from">Where a line begins.</param>
+    /// <param name="atLeast">How long the part is, but for its last line, if the file is so long.</param>
+    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
+    public static (FileIndex Index, long End) OfPart(LogFile file, long from, long atLeast)
+    {
+        var making = new Making(file, from, atLeast);
+        var bytes = making.Bytes(changed: 0, out var length);
+        var index = new FileIndex(bytes[..length], file.Number);
+        ArrayPool<byte>.Shared.Return(bytes);
+        return (index, making.End);
     }
 
     /// <summary>Whether the index beside a file claims to fit, and is not what would be made now.</summary>
@@ -1790,7 +1804,7 @@ internal sealed class FileIndex : IDisposable
         var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
         if (Kept(file, changed, (_, head) => (long?)head.Greatest) is { } kept)
             return kept;
-        using var index = Of(file, isClosed: true);
+        using var index = Of(file);
         return index.At.Greatest;
     }
 
@@ -1863,20 +1877,24 @@ internal sealed class FileIndex : IDisposable
         private readonly LogFile _file;
         private long _least = long.MaxValue, _greatest = long.MinValue;
 
-        public Making(LogFile file)
+        public Making(LogFile file, long from = 0, long atLeast = long.MaxValue)
         {
-            _file = file;
+            (_file, End) = (file, from);
             var scan = new LineScan();
-            var offset = 0L;
-            foreach (var (line, next) in LogLine.Raw(file.Path, 0, file.End))
+            foreach (var (line, next) in LogLine.Raw(file.Path, from, file.End))
             {
                 if (line.Span.StartsWith("{\"window\":"u8))
-                    AddWindow(line.Span, offset);
+                    AddWindow(line.Span, End);
                 else if (line.Span.StartsWith(LineScan.Start) && scan.Read(line.Span))
-                    AddEvent(scan, offset);
-                offset = next;
+                    AddEvent(scan, End);
+                End = next;
+                if (End - from >= atLeast)
+                    break;
             }
         }
+
+        /// <summary>The place after the last whole line that was read.</summary>
+        public long End { get; private set; }
 
         private void AddEvent(LineScan scan, long offset)
         {
@@ -1946,6 +1964,45 @@ internal sealed class FileIndex : IDisposable
                 places[next[service]++] = place;
         }
     }
+}
+
+/// <summary>The index of the newest file, which all questions share. Safe for concurrent use.</summary>
+/// <param name="size">Of a slice, in bytes of the log; as much may be read again for each question.</param>
+internal sealed class Slices(long size = 4 * 1024 * 1024)
+{
+    // It also has those who ask at once wait for one of them, who makes what all need.
+    private readonly Lock _gate = new();
+    private readonly List<(FileIndex Index, long End)> _slices = [];
+    private int _file;
+
+    /// <summary>Indexes that cover a file, one after the other.</summary>
+    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
+    public IReadOnlyList<FileIndex> Of(LogFile file)
+    {
+        var (indexes, end) = Whole(file);
+        return end < file.End ? [.. indexes, FileIndex.OfPart(file, end, long.MaxValue).Index] : indexes;
+    }
+
+    private (List<FileIndex> Indexes, long End) Whole(LogFile file)
+    {
+        lock (_gate)
+        {
+            // Whoever still asks about a file that is closed meanwhile reads it alone.
+            if (file.Number < _file)
+                return ([], 0);
+            if (file.Number > _file)
+                _slices.Clear();
+            _file = file.Number;
+            for (var end = EndOf(_slices); file.End - end >= size; end = EndOf(_slices))
+                _slices.Add(FileIndex.OfPart(file, end, size));
+            // There may be more than there was when the question came.
+            var whole = _slices.FindAll(s => s.End <= file.End);
+            return (whole.ConvertAll(s => s.Index), EndOf(whole));
+        }
+    }
+
+    private static long EndOf(List<(FileIndex Index, long End)> slices) =>
+        slices.Count > 0 ? slices[^1].End : 0;
 }
 
 /// <summary>Reads what an index needs of an event's line, without making objects of it.</summary>
@@ -2059,7 +2116,8 @@ internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEven
 }
 
 /// <summary>The files of the log as they stood at one moment; for one question at a time.</summary>
-internal sealed class Archive(IReadOnlyList<LogFile> files) : IDisposable
+/// <param name="slices">Of the newest file.</param>
+internal sealed class Archive(IReadOnlyList<LogFile> files, Slices slices)
 {
     /// <summary>Changes of status that are looked for at a time.</summary>
     public const int PageSize = 8 * 1024;
@@ -2071,7 +2129,7 @@ internal sealed class Archive(IReadOnlyList<LogFile> files) : IDisposable
         try
         {
             if (LogFile.Find(dir) is { Count: > 0 } files)
-                return new Archive(files);
+                return new Archive(files, new Slices());
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
@@ -2080,17 +2138,10 @@ internal sealed class Archive(IReadOnlyList<LogFile> files) : IDisposable
         throw new DataDirException($"'{dir}' has no event log in it");
     }
 
-    // Nothing is kept beside the newest file, since it grows: it is read once a question, not once a page.
-    private FileIndex? _newest;
+    // Its end is read once a question, not once a page.
+    private IReadOnlyList<FileIndex>? _newest;
 
     public IReadOnlyList<LogFile> Files => files;
-
-    /// <summary>The question is answered; another may follow.</summary>
-    public void Dispose()
-    {
-        _newest?.Dispose();
-        _newest = null;
-    }
 
     /// <summary>All services, as the newest file has them.</summary>
     /// <exception cref="DataDirException">A newer SeS wrote it.</exception>
@@ -2123,22 +2174,19 @@ internal sealed class Archive(IReadOnlyList<LogFile> files) : IDisposable
         for (var i = 0; i < services.Count; i++)
             wanted[FileIndex.Hash(services[i])] = i;
         var courses = new Course[services.Count];
-        var isFirst = true;
-        foreach (var file in files.Skip(FirstFor(from)))
+        int? first = null;
+        foreach (var (file, index) in files.Skip(FirstFor(from)).SelectMany(Indexes))
         {
-            if (TryOpen(file) is not { } index)
-                continue;
-            using var closed = index == _newest ? null : index;
+            first ??= file;
             // What comes too late settles nothing; what comes before it, in later files, still counts.
             var isTooLate = index.Least > to();
-            if (isTooLate && !isFirst)
+            if (isTooLate && file != first)
                 continue;
             foreach (var (service, inWindow, mark) in index.Marks(wanted))
             {
-                if ((inWindow ? isFirst : !isTooLate) && courses[service].Add(mark, out var settled))
+                if ((inWindow ? file == first : !isTooLate) && courses[service].Add(mark, out var settled))
                     yield return (service, settled);
             }
-            isFirst = false;
         }
         for (var i = 0; i < courses.Length; i++)
         {
@@ -2167,13 +2215,27 @@ internal sealed class Archive(IReadOnlyList<LogFile> files) : IDisposable
         return files.Count - 1;
     }
 
+    /// <summary>Each is valid until the next; none, if retention has deleted the file since.</summary>
+    private IEnumerable<(int File, FileIndex Index)> Indexes(LogFile file)
+    {
+        if (file == files[^1])
+        {
+            foreach (var slice in _newest ??= slices.Of(file))
+                yield return (file.Number, slice);
+        }
+        else if (TryOpen(file) is { } index)
+        {
+            using (index)
+                yield return (file.Number, index);
+        }
+    }
+
     /// <summary>Null: retention has deleted it since.</summary>
-    private FileIndex? TryOpen(LogFile file)
+    private static FileIndex? TryOpen(LogFile file)
     {
         try
         {
-            return file != files[^1] ? FileIndex.Of(file, isClosed: true)
-                : _newest ??= FileIndex.Of(file, isClosed: false);
+            return FileIndex.Of(file);
         }
         catch (FileNotFoundException)
         {
@@ -2495,7 +2557,7 @@ internal sealed class EventLog
     /// <summary>As much of the quarantine's end is read for the status page.</summary>
     private const int LatestQuarantined = 128 * 1024;
 
-    /// <summary>A start reads the newest file, and so does each question about the past.</summary>
+    /// <summary>A start reads the newest file.</summary>
     private const int LargeFile = 32 * 1024 * 1024;
 
     /// <summary>
@@ -2526,6 +2588,7 @@ internal sealed class EventLog
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly Thread _writer;
+    private readonly Slices _slices = new();
     private readonly TaskCompletionSource<string> _failed =
         new(TaskCreationOptions.RunContinuationsAsynchronously);
 
@@ -3365,7 +3428,7 @@ internal sealed class EventLog
     public Archive Archive()
     {
         lock (_gate)
-            return new Archive([.. _files.Values.Select(f => f with { End = EndOf(f.Number) })]);
+            return new Archive([.. _files.Values.Select(f => f with { End = EndOf(f.Number) })], _slices);
     }
 
     /// <summary>The services of which anything is on disk.</summary>
@@ -4096,7 +4159,6 @@ internal sealed class Answers(
     /// <exception cref="IOException">The log cannot be read.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> Tell(Question question, Format format)
     {
-        using var asked = archive;
         var writer = new RowWriter(format);
         var lists = question.Subject switch
         {
@@ -6458,7 +6520,6 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     /// <exception cref="IOException">The log cannot be read.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
-        using var asked = answers.Archive;
         var all = answers.Known.OrderBy(k => k.Service, Answers.ByName).ToList();
         var shown = all.Where(k => view.Takes(k.Service)).ToList();
         var down = shown.Where(k => k.Word.Status == "down").ToList();
@@ -6660,7 +6721,6 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     /// <exception cref="IOException">The log cannot be read.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> One(ServiceKey service)
     {
-        using var asked = answers.Archive;
         var known = answers.Known.First(k => k.Service == service);
         var (tallies, _) = answers.Tallies([service], _from, null, view.Intervals, 0);
         var figures = tallies[0].Finish();

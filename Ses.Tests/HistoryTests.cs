@@ -24,6 +24,8 @@ public sealed class HistoryTests : IDisposable
     private sealed class Past(string dir) : IDisposable
     {
         private readonly ManualClock _clock = new(Day);
+        // Of two words or so, and kept over the turn of files as a running SeS keeps them.
+        private readonly Slices _slices = new(size: 300);
         private EventLog _log = Open(dir, new ManualClock(Day));
 
         private static EventLog Open(string dir, ManualClock clock) => new(dir, TimeSpan.FromDays(400), clock,
@@ -43,7 +45,8 @@ public sealed class HistoryTests : IDisposable
             _log = Open(dir, _clock);
         }
 
-        public Answers Look(DateTime now) => new(_log.Archive(), _log.Known(), now);
+        public Answers Look(DateTime now) =>
+            new(new Archive(_log.Archive().Files, _slices), _log.Known(), now);
 
         public void Dispose() => _log.Stop();
     }
@@ -508,6 +511,50 @@ public sealed class HistoryTests : IDisposable
         File.WriteAllBytes(oldest, bytes);
         Assert.Equal(told, Ask(answers, Subject.Report, range).GetRawText());
     }
+
+    /// <summary>A slice that is spoilt on disk after it was read is not missed.</summary>
+    [Fact]
+    public async Task WholeSlicesOfTheNewestFileAreReadOnce()
+    {
+        using var past = new Past(_dir);
+        for (var i = 0; i < 20; i++)
+            await past.SayAsync((1, i % 2 == 0 ? "down" : "up", At(10 * i)));
+        Assert.Equal(6000, DownSeconds(past.Look(At(300))));
+        var path = LogFile.Find(_dir)[^1].Path;
+        using (var file = new FileStream(path, FileMode.Open, FileAccess.Write, FileShare.ReadWrite))
+        {
+            file.Seek(100, SeekOrigin.Begin);
+            file.Write(new byte[1000]);
+        }
+        await past.SayAsync((1, "down", At(290)));
+        Assert.Equal(6600, DownSeconds(past.Look(At(300))));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task QuestionSeesTheLogAsItStoodWhenItWasAsked(bool fileTurned)
+    {
+        using var past = new Past(_dir);
+        for (var i = 0; i < 20; i++)
+            await past.SayAsync((1, i % 2 == 0 ? "down" : "up", At(10 * i)));
+        await past.SayAsync((2, "up", At(0)));
+        var (before, asked) = (past.Look(At(300)), past.Look(At(300)));
+        var told = Ask(asked, Subject.Report).GetRawText();
+        if (fileTurned)
+            past.TurnDay();
+        for (var i = 0; i < 20; i++)
+            await past.SayAsync((2, i % 2 == 0 ? "down" : "up", At(10 * i + 5)));
+        var answers = past.Look(At(300));
+        Assert.Equal(
+            Ask(new Answers(Archive.Open(_dir), answers.Known, At(300)), Subject.Report).GetRawText(),
+            Ask(answers, Subject.Report).GetRawText());
+        Assert.Equal(told, Ask(before, Subject.Report).GetRawText());
+    }
+
+    private static double DownSeconds(Answers answers) => Assert.Single(
+        Ask(answers, Subject.Report).GetProperty("services").EnumerateArray())
+        .GetProperty("down_seconds").GetDouble();
 
     [Fact]
     public async Task IndexOfACopiedFileIsStaleAndNotWrong()

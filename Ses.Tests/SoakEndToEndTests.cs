@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Diagnostics;
 using System.Globalization;
 using System.Net;
@@ -18,7 +19,9 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
 {
     private const int Services = 300;
 
-    /// <summary>From a change until the rule tells it: a scrape, then an evaluation, on a busy machine.</summary>
+    private static readonly TimeSpan ScrapeInterval = TimeSpan.FromSeconds(1);
+
+    /// <summary>From a scrape until the rule tells what it found, on a busy machine.</summary>
     private static readonly TimeSpan Late = TimeSpan.FromSeconds(6);
 
     /// <summary>Prometheus dates what it is told to when it began to ask; that takes a second at most.</summary>
@@ -29,9 +32,16 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
     private static readonly TimeSpan Length = TimeSpan.FromSeconds(
         int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "120", CultureInfo.InvariantCulture));
 
-    /// <summary>The truth: each service is up and down in turn, with a period of its own, until the end.</summary>
+    /// <summary>
+    /// The truth: each service is up and down in turn, with a period of its own, until the end. It changes
+    /// when Prometheus is first told, so that a machine that stands still for a while changes nothing.
+    /// </summary>
     private sealed class Truth(DateTime start)
     {
+        private readonly List<(string Status, DateTime Time)>[] _told =
+            [.. Enumerable.Range(0, Services).Select(_ => new List<(string, DateTime)>())];
+        private readonly ConcurrentQueue<DateTime> _scrapes = [];
+
         public DateTime End { get; set; } = DateTime.MaxValue;
 
         /// <summary>Longer than the rules, groups and a restart of SeS take, so that each change is told.</summary>
@@ -44,21 +54,28 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
         public string At(int service, DateTime time) =>
             (Min(time, End) - First(service)).Ticks / Phase(service).Ticks % 2 == 0 ? "up" : "down";
 
-        public IEnumerable<(string Status, DateTime Time)> Changes(int service, DateTime from)
-        {
-            var (status, time) = ("up", First(service));
-            for (; time <= End; time += Phase(service), status = status == "up" ? "down" : "up")
-                if (time > from)
-                    yield return (status, time);
-        }
+        /// <summary>What Prometheus was told of a service: each change, and first how it was then.</summary>
+        public IReadOnlyList<(string Status, DateTime Time)> Told(int service) => _told[service];
 
+        /// <summary>For how long too little was scraped, near a time.</summary>
+        public TimeSpan PauseNear(DateTime time) => _scrapes.Zip(_scrapes.Skip(1), (a, b) => (From: a, To: b))
+            .Where(p => p.To - p.From > 2 * ScrapeInterval && p.From < time + Late && p.To > time - Late)
+            .Aggregate(TimeSpan.Zero, (sum, p) => sum + (p.To - p.From));
+
+        /// <summary>A scrape, one at a time.</summary>
         public string Metrics()
         {
             var now = DateTime.UtcNow;
+            _scrapes.Enqueue(now);
             var text = new StringBuilder("# TYPE service_up gauge\n");
             for (var i = 0; i < Services; i++)
+            {
+                var status = At(i, now);
+                if (_told[i].Count == 0 || _told[i][^1].Status != status)
+                    _told[i].Add((status, now));
                 text.Append(CultureInfo.InvariantCulture,
-                    $"service_up{{service=\"s-{i}\"}} {(At(i, now) == "up" ? 1 : 0)}\n");
+                    $"service_up{{service=\"s-{i}\"}} {(status == "up" ? 1 : 0)}\n");
+            }
             return text.ToString();
         }
     }
@@ -69,9 +86,7 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
     public async Task HistoryIsRightAndNothingGrows()
     {
         var dir = Directory.CreateTempSubdirectory("ses-soak-").FullName;
-        // Prometheus cuts times to milliseconds: from a whole second on, each change lies on one.
-        var now = DateTime.UtcNow;
-        var truth = new Truth(now.AddTicks(-(now.Ticks % TimeSpan.TicksPerSecond)));
+        var truth = new Truth(DateTime.UtcNow);
         await using var onix = new OnixStandIn();
         onix.Start();
         await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
@@ -101,20 +116,27 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
         Directory.Delete(dir, recursive: true);
     }
 
-    /// <summary>Each change of the truth since a service was first heard, once, in order, in time.</summary>
+    /// <summary>Each change of the truth, once, in order, in time.</summary>
     private static void AssertTrue(IReadOnlyList<LoggedEvent> events, Truth truth)
     {
         Assert.Equal(Services, events.Select(e => e.Service).Distinct().Count());
         foreach (var service in events.GroupBy(e => e.Service.Service))
         {
             var told = service.OrderBy(e => e.Time).Select(e => (e.Status, e.Time)).ToList();
-            var number = int.Parse(service.Key[2..], CultureInfo.InvariantCulture);
-            // The first that is told may have begun long before anybody looked, or just have ended.
-            var hasEnded = truth.At(number, told[0].Time) != told[0].Status;
-            var happened = truth.Changes(number, told[0].Time - (hasEnded ? Late : TimeSpan.Zero)).ToList();
-            Assert.Equal(happened.Select(c => c.Status), told.Skip(1).Select(c => c.Status));
-            Assert.All(happened.Zip(told.Skip(1)), pair => Assert.InRange(
-                pair.Second.Time, pair.First.Time - Early, pair.First.Time + Late));
+            // A scrape that fails ends an alert, which begins anew with the next.
+            told = [.. told.Where((e, i) =>
+                i == 0 || e.Status != told[i - 1].Status || truth.PauseNear(e.Time) == TimeSpan.Zero)];
+            var happened = truth.Told(int.Parse(service.Key[2..], CultureInfo.InvariantCulture)).ToList();
+            // How it was at first may have ended before anybody was told.
+            if (happened[0].Status != told[0].Status && happened[1].Time - happened[0].Time < Late)
+                happened.RemoveAt(0);
+            Assert.Equal(happened.Select(c => c.Status), told.Select(c => c.Status));
+            Assert.All(happened.Zip(told), pair =>
+            {
+                var pause = truth.PauseNear(pair.First.Time);
+                Assert.InRange(
+                    pair.Second.Time, pair.First.Time - Early - pause, pair.First.Time + Late + pause);
+            });
         }
     }
 
