@@ -3976,12 +3976,30 @@ internal sealed record Question(
     }
 }
 
-/// <summary>Writes rows in a format, a part at a time.</summary>
-internal sealed class RowWriter
+/// <summary>A long answer as it grows, and is taken part by part.</summary>
+internal abstract class Parts
 {
-    /// <summary>As much of an answer is held as it grows.</summary>
-    public const int PartSize = 64 * 1024;
+    /// <summary>As much of an answer is held.</summary>
+    public const int Size = 64 * 1024;
 
+    protected ArrayBufferWriter<byte> Buffer { get; } = new(Size + (8 * 1024));
+
+    public bool IsFull => Buffer.WrittenCount >= Size;
+
+    /// <summary>What was written so far; valid until the next is written.</summary>
+    public ReadOnlyMemory<byte> Take()
+    {
+        var part = Buffer.WrittenMemory;
+        Buffer.ResetWrittenCount();
+        return part;
+    }
+
+    protected void Put(string text) => Encoding.UTF8.GetBytes(text, Buffer);
+}
+
+/// <summary>Writes rows in a format.</summary>
+internal sealed class RowWriter : Parts
+{
     /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
     private const int TableRows = 1000;
 
@@ -3989,7 +4007,6 @@ internal sealed class RowWriter
     private static readonly JsonWriterOptions Relaxed =
         new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 
-    private readonly ArrayBufferWriter<byte> _buffer = new(PartSize + (8 * 1024));
     private readonly Utf8JsonWriter? _json;
     private readonly List<string[]>? _table;
     private int[]? _widths;
@@ -3998,20 +4015,10 @@ internal sealed class RowWriter
     public RowWriter(Format format)
     {
         if (format == Format.Json)
-            _json = new Utf8JsonWriter(_buffer, Relaxed);
+            _json = new Utf8JsonWriter(Buffer, Relaxed);
         if (format == Format.Table)
             _table = [];
         _json?.WriteStartObject();
-    }
-
-    public bool IsFull => _buffer.WrittenCount >= PartSize;
-
-    /// <summary>What was written so far; valid until the next is written.</summary>
-    public ReadOnlyMemory<byte> Take()
-    {
-        var part = _buffer.WrittenMemory;
-        _buffer.ResetWrittenCount();
-        return part;
     }
 
     public void BeginList(string name, IReadOnlyList<string> columns)
@@ -4117,8 +4124,6 @@ internal sealed class RowWriter
             Put(string.Join("  ", row.Select((c, i) => c.PadRight(_widths[i]))).TrimEnd() + "\n");
         rows.Clear();
     }
-
-    private void Put(string text) => Encoding.UTF8.GetBytes(text, _buffer);
 }
 
 /// <summary>Answers questions from the log as it was when it was made.</summary>
@@ -6359,22 +6364,10 @@ internal sealed record Standing(
     RecorderState? Onix, int QuarantinedCount, IReadOnlyList<QuarantinedAlert> Quarantined, string Path);
 
 /// <summary>Writes HTML, a part at a time.</summary>
-internal sealed class Html
+internal sealed class Html : Parts
 {
-    private readonly ArrayBufferWriter<byte> _buffer = new(RowWriter.PartSize + (8 * 1024));
-
-    public bool IsFull => _buffer.WrittenCount >= RowWriter.PartSize;
-
-    /// <summary>What was written so far; valid until the next is written.</summary>
-    public ReadOnlyMemory<byte> Take()
-    {
-        var part = _buffer.WrittenMemory;
-        _buffer.ResetWrittenCount();
-        return part;
-    }
-
     /// <summary>Adds markup; what is put into it is escaped, unless it is <see cref="Markup"/>.</summary>
-    public void Add(ref Interpolation markup) => Encoding.UTF8.GetBytes(markup.ToString(), _buffer);
+    public void Add(ref Interpolation markup) => Put(markup.ToString());
 
     /// <summary>Text for an element or a quoted attribute; control characters are not for HTML.</summary>
     public static string Escape(string text)
@@ -7421,7 +7414,7 @@ internal sealed class Web
     {
         return new Rest(() =>
         {
-            var part = body[..Math.Min(body.Length, RowWriter.PartSize)];
+            var part = body[..Math.Min(body.Length, Parts.Size)];
             body = body[part.Length..];
             return Task.FromResult(part.IsEmpty ? (ReadOnlyMemory<byte>?)null : part);
         }, _ => { }, _clock);
@@ -7667,10 +7660,9 @@ internal sealed class Tls : IDisposable
     private SslServerAuthenticationOptions Load(Files files)
     {
         var chain = Certificates(Options.TlsCertSetting, _certificatePath, files.Certificate);
-        var certificate = WithKey(files);
         var options = new SslServerAuthenticationOptions
         {
-            ServerCertificateContext = Context(certificate, chain),
+            ServerCertificateContext = Context(chain, files),
             EnabledSslProtocols = SslProtocols.Tls12 | SslProtocols.Tls13,
             ApplicationProtocols = [SslApplicationProtocol.Http11],
             AllowRenegotiation = false,
@@ -7678,19 +7670,18 @@ internal sealed class Tls : IDisposable
         if (files.ClientCa != null)
             RequireClients(
                 options, Certificates(Options.TlsClientCaSetting, _clientCaPath!, files.ClientCa));
-        (_ends, _endIsTold) = (certificate.NotAfter.ToUniversalTime(), false);
+        (_ends, _endIsTold) = (chain[0].NotAfter.ToUniversalTime(), false);
         _meters.TlsExpiry.Set((_ends - DateTime.UnixEpoch).TotalSeconds);
         WarnOfEnd();
         return options;
     }
 
-    private SslStreamCertificateContext Context(
-        X509Certificate2 certificate, X509Certificate2Collection chain)
+    private SslStreamCertificateContext Context(X509Certificate2Collection chain, Files files)
     {
         try
         {
-            Check(certificate);
-            return SslStreamCertificateContext.Create(certificate, [.. chain.Skip(1)], offline: true);
+            Check(chain[0]);
+            return SslStreamCertificateContext.Create(WithKey(files), [.. chain.Skip(1)], offline: true);
         }
         catch (Exception e) when (e is CryptographicException or NotSupportedException or ArgumentException)
         {
@@ -7746,8 +7737,8 @@ internal sealed class Tls : IDisposable
             throw new CertificateException($"{Certificate} is not for servers");
         using var rsa = certificate.GetRSAPublicKey();
         using var curve = certificate.GetECDsaPublicKey();
-        if (rsa?.KeySize < 2048
-            || (curve != null && !Curves.Contains(curve.ExportParameters(false).Curve.Oid.Value)))
+        if (!(rsa?.KeySize >= 2048)
+            && !(curve != null && Curves.Contains(curve.ExportParameters(false).Curve.Oid.Value)))
             throw new CertificateException(
                 $"{Certificate} has a key that clients refuse; "
                 + "use RSA of 2048 bits or more, P-256, P-384 or P-521");
@@ -9209,7 +9200,7 @@ internal static class Program
     private static async Task<int> RunAsync(Command command, IReadOnlyDictionary<string, string> flags,
         IReadOnlyDictionary<string, string> variables)
     {
-        using var output = new BufferedStream(Console.OpenStandardOutput(), RowWriter.PartSize);
+        using var output = new BufferedStream(Console.OpenStandardOutput(), Parts.Size);
         var isWell = await new Commands(flags, variables, output, !Console.IsOutputRedirected,
             TimeProvider.System).RunAsync(command.Name);
         await output.FlushAsync();

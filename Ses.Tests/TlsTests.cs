@@ -75,6 +75,7 @@ public sealed class TlsTests : IDisposable
         { "certificate with a broken extension", CertSetting, "cannot be used" },
         { "certificate with a short key", CertSetting, "has a key that clients refuse" },
         { "certificate with an odd curve", CertSetting, "has a key that clients refuse" },
+        { "certificate with an Edwards curve", CertSetting, "has a key that clients refuse" },
         { "key missing", KeySetting, "cannot be read" },
         { "key a directory", KeySetting, "cannot be read" },
         { "key empty", KeySetting, "holds no private key in PEM" },
@@ -162,6 +163,9 @@ public sealed class TlsTests : IDisposable
             case "certificate with an odd curve":
                 Write(_root.Issue(kind: KeyKind.OddCurve));
                 break;
+            case "certificate with an Edwards curve":
+                Write(new Identity(Ed25519Certificate, Ed25519Key));
+                break;
             case "key of another certificate":
                 File.WriteAllText(KeyPath, _root.Issue().Key);
                 break;
@@ -172,6 +176,26 @@ public sealed class TlsTests : IDisposable
                 throw new ArgumentOutOfRangeException(nameof(what), what, "no such case");
         }
     }
+
+    // .NET makes none, and reads no such key. Valid until 2125.
+    private const string Ed25519Key = """
+        -----BEGIN PRIVATE KEY-----
+        MC4CAQAwBQYDK2VwBCIEIH2mrUFf/FGQpfKyGxquWLqcU7APm32xxMaz19ITjwZ4
+        -----END PRIVATE KEY-----
+        """;
+
+    private const string Ed25519Certificate = """
+        -----BEGIN CERTIFICATE-----
+        MIIBVTCCAQegAwIBAgIUSHWvFcarVyTbf+kaMDX6ngz2ltwwBQYDK2VwMBQxEjAQ
+        BgNVBAMMCWxvY2FsaG9zdDAgFw0yNjAxMDEwMDAwMDBaGA8yMTI1MTIwODAwMDAw
+        MFowFDESMBAGA1UEAwwJbG9jYWxob3N0MCowBQYDK2VwAyEANQ0fC8eLqaqatq1o
+        87VLL1IdFcyeM+oZLs0MvXKhxQKjaTBnMB0GA1UdDgQWBBSESHh/7Bmf357Uj/vG
+        wYQmcWVJXjAfBgNVHSMEGDAWgBSESHh/7Bmf357Uj/vGwYQmcWVJXjAPBgNVHRMB
+        Af8EBTADAQH/MBQGA1UdEQQNMAuCCWxvY2FsaG9zdDAFBgMrZXADQQAacS0Xt65A
+        JQrX/KPdutwGV3TD7tYK59mWt7i2hHvCrwWyt5k6+YmHeP7FvnrxNiLVfDWhWhsL
+        e37vnimbffwN
+        -----END CERTIFICATE-----
+        """;
 
     private static void Replace(string path)
     {
