@@ -1430,8 +1430,10 @@ internal static class Interpretation
 //
 // Beside a file that is closed lies its index, made when first it is asked for, and made again when it is
 // missing or does not fit. The newest file grows, so its index is kept in memory, slice by slice; only what
-// came after the last whole slice is read for each question. A service's last eight events being known at any place, what falls out of that
-// window is settled: so a history is put in the order of time while it is read, in little memory.
+// came after the last whole slice is read for each question.
+//
+// A service's last eight events being known at any place, what falls out of that window is settled: so a
+// history is put in the order of time while it is read, in little memory.
 
 /// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
 internal sealed class FlushException(string message) : IOException(message);
@@ -1967,9 +1969,12 @@ internal sealed class FileIndex : IDisposable
 }
 
 /// <summary>The index of the newest file, which all questions share. Safe for concurrent use.</summary>
-/// <param name="size">Of a slice, in bytes of the log; as much may be read again for each question.</param>
-internal sealed class Slices(long size = 4 * 1024 * 1024)
+/// <param name="size">Of a slice, in bytes of the log.</param>
+internal sealed class Slices(long size = Slices.Size)
 {
+    /// <summary>As much may be read for each question.</summary>
+    public const long Size = 4 * 1024 * 1024;
+
     // It also has those who ask at once wait for one of them, who makes what all need.
     private readonly Lock _gate = new();
     private readonly List<(FileIndex Index, long End)> _slices = [];
@@ -1993,8 +1998,14 @@ internal sealed class Slices(long size = 4 * 1024 * 1024)
             if (file.Number > _file)
                 _slices.Clear();
             _file = file.Number;
-            for (var end = EndOf(_slices); file.End - end >= size; end = EndOf(_slices))
-                _slices.Add(FileIndex.OfPart(file, end, size));
+            for (var end = EndOf(_slices); file.End - end >= size;)
+            {
+                var (index, next) = FileIndex.OfPart(file, end, size);
+                // What is left may be a torn line.
+                if (next == end)
+                    break;
+                _slices.Add((index, end = next));
+            }
             // There may be more than there was when the question came.
             var whole = _slices.FindAll(s => s.End <= file.End);
             return (whole.ConvertAll(s => s.Index), EndOf(whole));

@@ -552,6 +552,17 @@ public sealed class HistoryTests : IDisposable
         Assert.Equal(told, Ask(before, Subject.Report).GetRawText());
     }
 
+    [Fact]
+    public async Task TornEndOfTheNewestFileIsLeftOut()
+    {
+        using var past = new Past(_dir);
+        await past.SayAsync((1, "up", At(0)), (1, "down", At(10)));
+        var answers = past.Look(At(20));
+        File.AppendAllText(LogFile.Find(_dir)[^1].Path, new string('x', 2000));
+        var torn = new Answers(new Archive(LogFile.Find(_dir), new Slices(size: 300)), answers.Known, answers.Now);
+        Assert.Equal(600, await Task.Run(() => DownSeconds(torn)).WaitAsync(TimeSpan.FromMinutes(1)));
+    }
+
     private static double DownSeconds(Answers answers) => Assert.Single(
         Ask(answers, Subject.Report).GetProperty("services").EnumerateArray())
         .GetProperty("down_seconds").GetDouble();

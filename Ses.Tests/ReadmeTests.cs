@@ -98,6 +98,7 @@ public sealed partial class ReadmeTests
         Limit("longest sleep of the log's writer", typeof(EventLog), "Housekeeping"),
         Limit("time between questions to a disk that refused", typeof(EventLog), "ProbePeriod"),
         Limit("what such a question writes", typeof(EventLog), "ProbeSize", Kib),
+        Limit("part of the newest file that is read for a question", typeof(Slices), "Size", Mib),
         Limit("part of the log read at once", typeof(LogLine), "ReadSize", Mib),
         Limit("time for the disk to write and flush", typeof(EventLog), "DiskTime"),
         Limit("pause before a next file that the disk refused is tried again", typeof(EventLog), "RefusedFilePause"),
