@@ -1774,7 +1774,7 @@ internal sealed class FileIndex : IDisposable
 
     /// <summary>The index of a part of a file, and where that part ends. It needs no disposal.</summary>
     /// <param name="from">Where a line begins.</param>
-    /// <param name="atLeast">How long the part is, but for its last line, if the file is so long.</param>
+    /// <param name="atLeast">The part ends with the line that makes it so long, or with the file.</param>
     /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
     public static (FileIndex Index, long End) OfPart(LogFile file, long from, long atLeast)
     {
@@ -1975,7 +1975,7 @@ internal sealed class Slices(long size = Slices.Size)
     /// <summary>As much may be read for each question.</summary>
     public const long Size = 4 * 1024 * 1024;
 
-    // It also has those who ask at once wait for one of them, who makes what all need.
+    // Held while a slice is read, so that those who ask at once read it once.
     private readonly Lock _gate = new();
     private readonly List<(FileIndex Index, long End)> _slices = [];
     private int _file;
@@ -2007,7 +2007,7 @@ internal sealed class Slices(long size = Slices.Size)
                 _slices.Add((index, end = next));
             }
             // There may be more than there was when the question came.
-            var whole = _slices.FindAll(s => s.End <= file.End);
+            var whole = _slices.TakeWhile(s => s.End <= file.End).ToList();
             return (whole.ConvertAll(s => s.Index), EndOf(whole));
         }
     }
@@ -7748,8 +7748,8 @@ internal sealed class Tls : IDisposable
             throw new CertificateException($"{Certificate} is not for servers");
         using var rsa = certificate.GetRSAPublicKey();
         using var curve = certificate.GetECDsaPublicKey();
-        if (!(rsa?.KeySize >= 2048)
-            && !(curve != null && Curves.Contains(curve.ExportParameters(false).Curve.Oid.Value)))
+        var isTaken = rsa?.KeySize >= 2048 || Curves.Contains(curve?.ExportParameters(false).Curve.Oid?.Value);
+        if (!isTaken)
             throw new CertificateException(
                 $"{Certificate} has a key that clients refuse; "
                 + "use RSA of 2048 bits or more, P-256, P-384 or P-521");

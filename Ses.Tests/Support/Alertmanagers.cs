@@ -52,7 +52,7 @@ internal sealed class Alertmanagers : IAsyncDisposable
             _children.Add(ChildProcess.Start(EtcdRig.AlertmanagerProgram(),
             [
                 $"--config.file={Config}", $"--storage.path={Path.Combine(_dir, $"data-{i}")}",
-                $"--web.listen-address=127.0.0.1:{_ports[i]}", "--log.level=debug", .. cluster,
+                $"--web.listen-address=127.0.0.1:{_ports[i]}", "--log.level=warn", .. cluster,
             ], folder: _dir));
         }
         await Wait.UntilAsync(async () =>
