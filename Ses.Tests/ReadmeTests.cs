@@ -169,6 +169,12 @@ public sealed partial class ReadmeTests
     }
 
     [Fact]
+    public void ContentsAreTheHeadings() => Assert.Equal(
+        Regex.Matches(_readme, "^## (.+)$", RegexOptions.Multiline).Select(m => m.Groups[1].Value)
+            .Select(h => $"- [{h}](#{h.ToLowerInvariant().Replace(' ', '-')})"),
+        Regex.Matches(_readme, @"^- \[.+\]\(#.+\)$", RegexOptions.Multiline).Select(m => m.Value));
+
+    [Fact]
     public void ExitCodesAreThoseOfTheProgram()
     {
         var inProgram = new[] { "Success", "Failure", "Usage" }
