@@ -658,10 +658,9 @@ internal sealed class QueuedWriter : TextWriter
             {
                 _output.WriteLine(line);
             }
-            catch (Exception e) when (e is IOException or UnauthorizedAccessException
-                or ArgumentOutOfRangeException)
+            catch (Exception e) when (Disk.Refused(e))
             {
-                // Nobody reads the log any more, or its file takes no more, which .NET tells as the last.
+                // Nobody reads the log any more, or its file takes no more.
             }
         }
         _ended.SetResult();
@@ -1682,7 +1681,6 @@ internal sealed class FileIndex : IDisposable
     private const int StatusBits = 24;
 
     private readonly byte[] _bytes;
-    private readonly int _file;
     private readonly List<string> _statuses = [];
 
     /// <param name="LogLength">Of the log's file, and when that was changed last: it fits no other.</param>
@@ -1698,7 +1696,7 @@ internal sealed class FileIndex : IDisposable
 
     private FileIndex(byte[] bytes, int file)
     {
-        (_bytes, _file) = (bytes, file);
+        (_bytes, FileNumber) = (bytes, file);
         for (var rest = bytes.AsSpan(StatusesAt(At), At.Length - StatusesAt(At)); rest.Length > 0;)
         {
             var length = MemoryMarshal.Read<int>(rest);
@@ -1708,6 +1706,8 @@ internal sealed class FileIndex : IDisposable
     }
 
     public void Dispose() => ArrayPool<byte>.Shared.Return(_bytes);
+
+    public int FileNumber { get; }
 
     /// <summary>Of the earliest of the file's events; greater than the latest's when there is none.</summary>
     public long Least => At.Least;
@@ -1737,7 +1737,7 @@ internal sealed class FileIndex : IDisposable
                     Unsafe.SizeOf<Head>() + (head.Services * Unsafe.SizeOf<Entry>()), entry.First + j);
                 var status = _statuses[(int)(place.Where & ((1 << StatusBits) - 1))];
                 yield return (service, j < entry.InWindow,
-                    new Mark(place.Ticks, status, new Cursor(_file, place.Where >> StatusBits)));
+                    new Mark(place.Ticks, status, new Cursor(FileNumber, place.Where >> StatusBits)));
             }
         }
     }
@@ -2186,16 +2186,17 @@ internal sealed class Archive(IReadOnlyList<LogFile> files, Slices slices)
             wanted[FileIndex.Hash(services[i])] = i;
         var courses = new Course[services.Count];
         int? first = null;
-        foreach (var (file, index) in files.Skip(FirstFor(from)).SelectMany(Indexes))
+        foreach (var index in files.Skip(FirstFor(from)).SelectMany(Indexes))
         {
-            first ??= file;
+            first ??= index.FileNumber;
             // What comes too late settles nothing; what comes before it, in later files, still counts.
             var isTooLate = index.Least > to();
-            if (isTooLate && file != first)
+            if (isTooLate && index.FileNumber != first)
                 continue;
             foreach (var (service, inWindow, mark) in index.Marks(wanted))
             {
-                if ((inWindow ? file == first : !isTooLate) && courses[service].Add(mark, out var settled))
+                if ((inWindow ? index.FileNumber == first : !isTooLate)
+                    && courses[service].Add(mark, out var settled))
                     yield return (service, settled);
             }
         }
@@ -2227,17 +2228,17 @@ internal sealed class Archive(IReadOnlyList<LogFile> files, Slices slices)
     }
 
     /// <summary>Each is valid until the next; none, if retention has deleted the file since.</summary>
-    private IEnumerable<(int File, FileIndex Index)> Indexes(LogFile file)
+    private IEnumerable<FileIndex> Indexes(LogFile file)
     {
         if (file == files[^1])
         {
             foreach (var slice in _newest ??= slices.Of(file))
-                yield return (file.Number, slice);
+                yield return slice;
         }
         else if (TryOpen(file) is { } index)
         {
             using (index)
-                yield return (file.Number, index);
+                yield return index;
         }
     }
 
@@ -2726,7 +2727,7 @@ internal sealed class EventLog
         get
         {
             lock (_gate)
-                return _stopping ? "shutting down" : WaitsTooLong ? NoAnswer : _refusal;
+                return _stopping ? "shutting down" : IsStuck ? NoAnswer : _refusal;
         }
     }
 
@@ -2736,11 +2737,9 @@ internal sealed class EventLog
         get
         {
             lock (_gate)
-                return WaitsTooLong;
+                return _waits is { } since && _clock.GetElapsedTime(since) > DiskTime;
         }
     }
-
-    private bool WaitsTooLong => _waits is { } since && _clock.GetElapsedTime(since) > DiskTime;
 
     /// <summary>How far the log is flushed, and how many events were appended since the start.</summary>
     public (Cursor Flushed, long Appended) Position
@@ -2783,7 +2782,7 @@ internal sealed class EventLog
                 throw new LogRefusedException("SeS is shutting down.");
             if (_current.Size > MaxPending)
                 throw new LogRefusedException("Too much is waiting for the disk.");
-            if (WaitsTooLong)
+            if (IsStuck)
                 throw Unanswered();
             var now = Now();
             foreach (var reading in payload.Readings)
@@ -3029,12 +3028,15 @@ internal sealed class EventLog
         _failed.TrySetResult(reason);
     }
 
+    /// <summary>The disk has answered; what came meanwhile waits from now on.</summary>
+    private void EndWait() => _waits = _current.Size > 0 ? _clock.GetTimestamp() : null;
+
     private void Commit(Batch batch)
     {
         TaskCompletionSource news;
         lock (_gate)
         {
-            _waits = _current.Size > 0 ? _clock.GetTimestamp() : null;
+            EndWait();
             Welcome();
             foreach (var (track, e) in batch.Events)
             {
@@ -3062,7 +3064,7 @@ internal sealed class EventLog
     {
         lock (_gate)
         {
-            _waits = _current.Size > 0 ? _clock.GetTimestamp() : null;
+            EndWait();
             if (_refusal == null)
                 _log.Error("the disk takes no events; Alertmanager is told to send them again",
                     ("reason", reason.Message));

@@ -517,8 +517,7 @@ public sealed class HistoryTests : IDisposable
     public async Task WholeSlicesOfTheNewestFileAreReadOnce()
     {
         using var past = new Past(_dir);
-        for (var i = 0; i < 20; i++)
-            await past.SayAsync((1, i % 2 == 0 ? "down" : "up", At(10 * i)));
+        await FlapAsync(past, 1, 0);
         Assert.Equal(6000, DownSeconds(past.Look(At(300))));
         var path = LogFile.Find(_dir)[^1].Path;
         using (var file = new FileStream(path, FileMode.Open, FileAccess.Write, FileShare.ReadWrite))
@@ -536,15 +535,13 @@ public sealed class HistoryTests : IDisposable
     public async Task QuestionSeesTheLogAsItStoodWhenItWasAsked(bool fileTurned)
     {
         using var past = new Past(_dir);
-        for (var i = 0; i < 20; i++)
-            await past.SayAsync((1, i % 2 == 0 ? "down" : "up", At(10 * i)));
+        await FlapAsync(past, 1, 0);
         await past.SayAsync((2, "up", At(0)));
         var (before, asked) = (past.Look(At(300)), past.Look(At(300)));
         var told = Ask(asked, Subject.Report).GetRawText();
         if (fileTurned)
             past.TurnDay();
-        for (var i = 0; i < 20; i++)
-            await past.SayAsync((2, i % 2 == 0 ? "down" : "up", At(10 * i + 5)));
+        await FlapAsync(past, 2, 5);
         var answers = past.Look(At(300));
         Assert.Equal(
             Ask(new Answers(Archive.Open(_dir), answers.Known, At(300)), Subject.Report).GetRawText(),
@@ -561,6 +558,13 @@ public sealed class HistoryTests : IDisposable
         File.AppendAllText(LogFile.Find(_dir)[^1].Path, new string('x', 2000));
         var torn = new Answers(new Archive(LogFile.Find(_dir), new Slices(size: 300)), answers.Known, answers.Now);
         Assert.Equal(600, await Task.Run(() => DownSeconds(torn)).WaitAsync(TimeSpan.FromMinutes(1)));
+    }
+
+    /// <summary>Ten outages of ten minutes, ten minutes apart.</summary>
+    private static async Task FlapAsync(Past past, int service, double from)
+    {
+        for (var i = 0; i < 20; i++)
+            await past.SayAsync((service, i % 2 == 0 ? "down" : "up", At(from + 10 * i)));
     }
 
     private static double DownSeconds(Answers answers) => Assert.Single(

@@ -131,7 +131,8 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
                 i == 0 || e.Status != told[i - 1].Status || truth.PauseNear(e.Time) == TimeSpan.Zero)];
             var happened = truth.Told(int.Parse(service.Key[2..], CultureInfo.InvariantCulture)).ToList();
             // How it was at first may have ended before anybody was told.
-            if (happened[0].Status != told[0].Status && happened[1].Time - happened[0].Time < Late + truth.PauseNear(happened[0].Time))
+            if (happened[0].Status != told[0].Status
+                && happened[1].Time - happened[0].Time < Late + truth.PauseNear(happened[0].Time))
                 happened.RemoveAt(0);
             Assert.Equal(happened.Select(c => c.Status), told.Select(c => c.Status));
             Assert.All(happened.Zip(told), pair =>
