@@ -3891,7 +3891,9 @@ internal sealed record Question(
     {
         var known = subject switch
         {
-            Subject.Status => Common, Subject.History => OfHistory, _ => OfReport,
+            Subject.Status => Common,
+            Subject.History => OfHistory,
+            _ => OfReport,
         };
         var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
         var question = new Question(subject,
@@ -3904,7 +3906,9 @@ internal sealed record Question(
             Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
             Parse(given, "format", v => v switch
             {
-                "json" => Ses.Format.Json, "csv" => Ses.Format.Csv, _ => (Format?)null,
+                "json" => Ses.Format.Json,
+                "csv" => Ses.Format.Csv,
+                _ => (Format?)null,
             }, "json, csv"));
         if (question.From >= question.To)
             throw new QuestionException("from: it is not before to");
@@ -6391,7 +6395,11 @@ internal sealed class Html : Parts
         foreach (var rune in text.EnumerateRunes())
             escaped.Append(rune.Value switch
             {
-                '<' => "&lt;", '>' => "&gt;", '&' => "&amp;", '"' => "&quot;", '\'' => "&#39;",
+                '<' => "&lt;",
+                '>' => "&gt;",
+                '&' => "&amp;",
+                '"' => "&quot;",
+                '\'' => "&#39;",
                 '\n' or '\t' or '\r' => " ",
                 _ => Rune.IsControl(rune) ? "\ufffd" : rune.ToString(),
             });
@@ -6435,8 +6443,10 @@ internal sealed record View(string Range, string? Search)
     public static readonly IReadOnlyDictionary<string, (TimeSpan Length, int Intervals)> Ranges =
         new Dictionary<string, (TimeSpan, int)>
         {
-            ["24h"] = (TimeSpan.FromHours(24), 48), ["7d"] = (TimeSpan.FromDays(7), 56),
-            ["30d"] = (TimeSpan.FromDays(30), 60), ["90d"] = (TimeSpan.FromDays(90), 90),
+            ["24h"] = (TimeSpan.FromHours(24), 48),
+            ["7d"] = (TimeSpan.FromDays(7), 56),
+            ["30d"] = (TimeSpan.FromDays(30), 60),
+            ["90d"] = (TimeSpan.FromDays(90), 90),
         };
 
     public TimeSpan Length => Ranges[Range].Length;
@@ -6891,7 +6901,9 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
                 next++;
             var (word, top) = strip[i] switch
             {
-                Condition.Up => ("up", 40), Condition.Down => ("down", 0), Condition.Other => ("other", 20),
+                Condition.Up => ("up", 40),
+                Condition.Down => ("down", 0),
+                Condition.Other => ("other", 20),
                 _ => ("unknown", 80),
             };
             var told = (word == "other" ? "neither up nor down" : word)

@@ -26,22 +26,22 @@ public sealed class AuthTests
         Endless = "the token never expires", Expired = "the token has expired",
         Early = "the token is not valid yet";
 
-    private static readonly DateTime _start = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
+    private static readonly DateTime Start = new(2026, 11, 22, 12, 0, 0, DateTimeKind.Utc);
 
-    private static readonly long _now = new DateTimeOffset(_start).ToUnixTimeSeconds();
+    private static readonly long Now = new DateTimeOffset(Start).ToUnixTimeSeconds();
 
-    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(30);
 
-    private static readonly IPAddress _client = IPAddress.Parse("192.0.2.1");
+    private static readonly IPAddress Client = IPAddress.Parse("192.0.2.1");
 
     // Made once: an RSA key takes its time.
     private static readonly RSA
-        _rsa = RSA.Create(2048), _otherRsa = RSA.Create(2048), _weakRsa = RSA.Create(1024);
+        RsaKey = RSA.Create(2048), OtherRsaKey = RSA.Create(2048), WeakRsaKey = RSA.Create(1024);
 
     private static readonly ECDsa
-        _curve = ECDsa.Create(ECCurve.NamedCurves.nistP256),
-        _otherCurve = ECDsa.Create(ECCurve.NamedCurves.nistP256),
-        _largeCurve = ECDsa.Create(ECCurve.NamedCurves.nistP384);
+        EcKey = ECDsa.Create(ECCurve.NamedCurves.nistP256),
+        OtherEcKey = ECDsa.Create(ECCurve.NamedCurves.nistP256),
+        LargeEcKey = ECDsa.Create(ECCurve.NamedCurves.nistP384);
 
     // ---- Making tokens and keys ----
 
@@ -88,7 +88,7 @@ public sealed class AuthTests
     private static string Token(
         string head = """{"alg":"RS256","kid":"r","typ":"JWT"}""", string? claims = null,
         Signer? by = null) =>
-        Join(Encode(head), Encode(claims ?? Claims()), by ?? Rs256(_rsa));
+        Join(Encode(head), Encode(claims ?? Claims()), by ?? Rs256(RsaKey));
 
     private static string Good { get; } = Token();
 
@@ -113,9 +113,9 @@ public sealed class AuthTests
     private static string Keys(params string[] keys) => $$"""{"keys":[{{string.Join(',', keys)}}]}""";
 
     private static string Standard { get; } = Keys(
-        Rsa(_rsa, "r", ""","use":"sig" """), Curve(_curve, "e"), Rsa(_rsa, "only-rs", ""","alg":"RS256" """),
-        Rsa(_weakRsa, "weak"), Curve(_largeCurve, "p384", "P-384"), Curve(_largeCurve, "lying"),
-        Rsa(_rsa, "enc", ""","use":"enc" """), Rsa(_otherRsa, "twin"), Rsa(_rsa, "twin"),
+        Rsa(RsaKey, "r", ""","use":"sig" """), Curve(EcKey, "e"), Rsa(RsaKey, "only-rs", ""","alg":"RS256" """),
+        Rsa(WeakRsaKey, "weak"), Curve(LargeEcKey, "p384", "P-384"), Curve(LargeEcKey, "lying"),
+        Rsa(RsaKey, "enc", ""","use":"enc" """), Rsa(OtherRsaKey, "twin"), Rsa(RsaKey, "twin"),
         """{"kty":"oct","kid":"oct","k":"c2VjcmV0"}""",
         """{"kty":"OKP","crv":"Ed25519","kid":"o","x":"AAAA"}""",
         "null");
@@ -178,7 +178,7 @@ public sealed class AuthTests
 
         public StringWriter Lines { get; } = new();
 
-        public ManualClock Clock { get; } = new(_start);
+        public ManualClock Clock { get; } = new(Start);
 
         public StubIssuer Issuer { get; } = new();
 
@@ -191,13 +191,13 @@ public sealed class AuthTests
         public Auth Auth { get; }
 
         public Task<Reply?> AskAsync(string? authorization, IPAddress? client = null) =>
-            Auth.RefusalAsync(authorization, client ?? _client).AsTask();
+            Auth.RefusalAsync(authorization, client ?? Client).AsTask();
 
         public Task<Reply?> ShowAsync(string token) => AskAsync($"Bearer {token}");
 
         /// <summary>Why a token is refused; null when it is admitted.</summary>
         public async Task<string?> ReasonAsync(string token) =>
-            Reason(await ShowAsync(token).WaitAsync(_soon));
+            Reason(await ShowAsync(token).WaitAsync(Soon));
 
         public double Failed(string reason) => Meters.AuthFailures.WithLabels(reason).Value;
     }
@@ -229,23 +229,23 @@ public sealed class AuthTests
 
     // ---- Tokens ----
 
-    private static string At(long seconds) => (_now + seconds).ToString(CultureInfo.InvariantCulture);
+    private static string At(long seconds) => (Now + seconds).ToString(CultureInfo.InvariantCulture);
 
-    private static byte[] Pem => Encoding.ASCII.GetBytes(_rsa.ExportSubjectPublicKeyInfoPem());
+    private static byte[] Pem => Encoding.ASCII.GetBytes(RsaKey.ExportSubjectPublicKeyInfoPem());
 
     private static string[] Parts => Good.Split('.');
 
     private static Dictionary<string, (string Token, string? Reason)> Tokens { get; } = new()
     {
         ["RS256"] = (Good, null),
-        ["PS256"] = (Token("""{"alg":"PS256","kid":"r"}""", by: Ps256(_rsa)), null),
-        ["ES256"] = (Token("""{"alg":"ES256","kid":"e"}""", by: Es256(_curve)), null),
+        ["PS256"] = (Token("""{"alg":"PS256","kid":"r"}""", by: Ps256(RsaKey)), null),
+        ["ES256"] = (Token("""{"alg":"ES256","kid":"e"}""", by: Es256(EcKey)), null),
         ["RS256 by a key for it alone"] = (Token("""{"alg":"RS256","kid":"only-rs"}"""), null),
-        ["no kid"] = (Token("""{"alg":"ES256"}""", by: Es256(_curve)), null),
+        ["no kid"] = (Token("""{"alg":"ES256"}""", by: Es256(EcKey)), null),
         ["kid null"] = (Token("""{"alg":"RS256","kid":null}"""), null),
         ["the second of two keys of a name"] = (Token("""{"alg":"RS256","kid":"twin"}"""), null),
         ["the first of two keys of a name"] = (
-            Token("""{"alg":"RS256","kid":"twin"}""", by: Rs256(_otherRsa)), null),
+            Token("""{"alg":"RS256","kid":"twin"}""", by: Rs256(OtherRsaKey)), null),
         ["typ at+jwt"] = (Token("""{"alg":"RS256","kid":"r","typ":"at+JWT"}"""), null),
         ["typ application/at+jwt"] = (
             Token("""{"alg":"RS256","kid":"r","typ":"application/at+jwt"}"""), null),
@@ -260,58 +260,58 @@ public sealed class AuthTests
         ["alg rs256"] = (Token("""{"alg":"rs256","kid":"r"}"""), Algorithm),
         ["alg of other case"] = (Token("""{"Alg":"RS256","kid":"r"}"""), Algorithm),
         ["RS384"] = (Token("""{"alg":"RS384","kid":"r"}""", by: signed =>
-            _rsa.SignData(signed, HashAlgorithmName.SHA384, RSASignaturePadding.Pkcs1)), Algorithm),
+            RsaKey.SignData(signed, HashAlgorithmName.SHA384, RSASignaturePadding.Pkcs1)), Algorithm),
         ["HS256 by the key's PEM"] = (Token("""{"alg":"HS256","kid":"r"}""", by: Hs256(Pem)), Algorithm),
         ["HS256 by the key's modulus"] = (Token("""{"alg":"HS256","kid":"r"}""",
-            by: Hs256(_rsa.ExportParameters(false).Modulus!)), Algorithm),
+            by: Hs256(RsaKey.ExportParameters(false).Modulus!)), Algorithm),
         ["HS256 by the symmetric key"] = (
             Token("""{"alg":"HS256","kid":"oct"}""", by: Hs256("secret"u8.ToArray())), Algorithm),
         ["RS256 with a mac by the PEM"] = (Token(by: Hs256(Pem)), Signature),
         ["ES256 with a mac by the modulus"] = (Token("""{"alg":"ES256","kid":"r"}""",
-            by: Hs256(_rsa.ExportParameters(false).Modulus!)), Signature),
+            by: Hs256(RsaKey.ExportParameters(false).Modulus!)), Signature),
 
         ["not signed"] = (Token(by: Fixed(0, 0)), Signature),
         ["RSA signature of zeros"] = (Token(by: Fixed(256, 0)), Signature),
         ["RSA signature over the modulus"] = (Token(by: Fixed(256, 255)), Signature),
         ["RSA signature that is short"] = (Token(by: Fixed(255, 1)), Signature),
         ["RSA signature that is long"] = (Token(by: Fixed(4000, 1)), Signature),
-        ["ES256 in DER"] = (Token("""{"alg":"ES256","kid":"e"}""", by: signed => _curve.SignData(
+        ["ES256 in DER"] = (Token("""{"alg":"ES256","kid":"e"}""", by: signed => EcKey.SignData(
             signed, HashAlgorithmName.SHA256, DSASignatureFormat.Rfc3279DerSequence)), Signature),
         ["ES256 of zeros"] = (Token("""{"alg":"ES256","kid":"e"}""", by: Fixed(64, 0)), Signature),
         ["ES256 over the order"] = (Token("""{"alg":"ES256","kid":"e"}""", by: Fixed(64, 255)), Signature),
         ["ES256 by another key"] = (
-            Token("""{"alg":"ES256","kid":"e"}""", by: Es256(_otherCurve)), Signature),
-        ["RS256 by another key"] = (Token(by: Rs256(_otherRsa)), Signature),
-        ["PS256 under RS256"] = (Token(by: Ps256(_rsa)), Signature),
+            Token("""{"alg":"ES256","kid":"e"}""", by: Es256(OtherEcKey)), Signature),
+        ["RS256 by another key"] = (Token(by: Rs256(OtherRsaKey)), Signature),
+        ["PS256 under RS256"] = (Token(by: Ps256(RsaKey)), Signature),
         ["RS256 under PS256"] = (Token("""{"alg":"PS256","kid":"r"}"""), Signature),
         ["PS256 by a key for RS256"] = (
-            Token("""{"alg":"PS256","kid":"only-rs"}""", by: Ps256(_rsa)), Signature),
+            Token("""{"alg":"PS256","kid":"only-rs"}""", by: Ps256(RsaKey)), Signature),
         ["ES256 under RS256 by a curve"] = (
-            Token("""{"alg":"RS256","kid":"e"}""", by: Es256(_curve)), Signature),
+            Token("""{"alg":"RS256","kid":"e"}""", by: Es256(EcKey)), Signature),
         ["RS256 under ES256 by RSA"] = (Token("""{"alg":"ES256","kid":"r"}"""), Signature),
         ["RSA key of 1,024 bits"] = (
-            Token("""{"alg":"RS256","kid":"weak"}""", by: Rs256(_weakRsa)), UnknownKey),
-        ["P-384"] = (Token("""{"alg":"ES256","kid":"p384"}""", by: Es256(_largeCurve)), UnknownKey),
+            Token("""{"alg":"RS256","kid":"weak"}""", by: Rs256(WeakRsaKey)), UnknownKey),
+        ["P-384"] = (Token("""{"alg":"ES256","kid":"p384"}""", by: Es256(LargeEcKey)), UnknownKey),
         ["P-384 said to be P-256"] = (
-            Token("""{"alg":"ES256","kid":"lying"}""", by: Es256(_largeCurve)), UnknownKey),
+            Token("""{"alg":"ES256","kid":"lying"}""", by: Es256(LargeEcKey)), UnknownKey),
         ["key for encryption"] = (Token("""{"alg":"RS256","kid":"enc"}"""), UnknownKey),
         ["unknown kid"] = (Token("""{"alg":"RS256","kid":"R"}"""), UnknownKey),
         ["empty kid"] = (Token("""{"alg":"RS256","kid":""}"""), UnknownKey),
         ["kid as a path"] = (Token("""{"alg":"RS256","kid":"../r\u0000\r\nX: y"}"""), UnknownKey),
-        ["no kid, by another key"] = (Token("""{"alg":"RS256"}""", by: Rs256(_weakRsa)), Signature),
+        ["no kid, by another key"] = (Token("""{"alg":"RS256"}""", by: Rs256(WeakRsaKey)), Signature),
 
-        ["key in the token"] = (Token($$"""{"alg":"RS256","kid":"r","jwk":{{Rsa(_weakRsa, "r")}}}""",
-            by: Rs256(_weakRsa)), Signature),
+        ["key in the token"] = (Token($$"""{"alg":"RS256","kid":"r","jwk":{{Rsa(WeakRsaKey, "r")}}}""",
+            by: Rs256(WeakRsaKey)), Signature),
         ["key in the token, unknown kid"] = (
-            Token($$"""{"alg":"RS256","kid":"mine","jwk":{{Rsa(_otherRsa, "mine")}}}""",
-            by: Rs256(_otherRsa)), UnknownKey),
+            Token($$"""{"alg":"RS256","kid":"mine","jwk":{{Rsa(OtherRsaKey, "mine")}}}""",
+            by: Rs256(OtherRsaKey)), UnknownKey),
         ["jku"] = (Token("""{"alg":"RS256","kid":"mine","jku":"https://evil.example/jwks"}""",
-            by: Rs256(_otherRsa)), UnknownKey),
+            by: Rs256(OtherRsaKey)), UnknownKey),
         ["x5c and x5u"] = (
             Token("""{"alg":"RS256","kid":"mine","x5u":"https://evil.example/","x5c":["AAAA"]}""",
-            by: Rs256(_otherRsa)), UnknownKey),
+            by: Rs256(OtherRsaKey)), UnknownKey),
         ["jwk that is not used"] = (
-            Token($$"""{"alg":"RS256","kid":"r","jwk":{{Rsa(_weakRsa, "r")}}}"""), null),
+            Token($$"""{"alg":"RS256","kid":"r","jwk":{{Rsa(WeakRsaKey, "r")}}}"""), null),
         ["crit"] = (Token("""{"alg":"RS256","kid":"r","crit":["exp"]}"""), Kind),
         ["crit empty"] = (Token("""{"alg":"RS256","kid":"r","crit":[]}"""), Kind),
         ["crit with b64"] = (Token("""{"alg":"RS256","kid":"r","crit":["b64"],"b64":false}"""), Kind),
@@ -334,10 +334,10 @@ public sealed class AuthTests
         ["padded signature"] = (Good + "==", NoToken),
         ["signature padded with %"] = (Good + "%", NoToken),
         ["padded head"] = (
-            Join(Encode("""{"alg":"RS256" }""") + "=", Encode(Claims()), Rs256(_rsa)), NoToken),
+            Join(Encode("""{"alg":"RS256" }""") + "=", Encode(Claims()), Rs256(RsaKey)), NoToken),
         ["space in the signature"] = (Good.Insert(Good.Length - 3, " "), NoToken),
         ["tab in the claims"] = ($"{Parts[0]}.{Parts[1].Insert(4, "\t")}.{Parts[2]}", NoToken),
-        ["space in the claims, signed"] = (Join(Parts[0], Parts[1].Insert(4, " "), Rs256(_rsa)), NoToken),
+        ["space in the claims, signed"] = (Join(Parts[0], Parts[1].Insert(4, " "), Rs256(RsaKey)), NoToken),
         ["plain base64"] = ($"{Parts[0]}.{Parts[1]}.+/+/", NoToken),
         ["bits left over"] = ($"{Parts[0]}.{Parts[1]}.AB", NoToken),
         ["length that none has"] = ($"{Parts[0]}.{Parts[1]}.AAAAA", NoToken),
@@ -352,7 +352,7 @@ public sealed class AuthTests
         ["head with half a character as a name"] = (
             Token("""{"crit":{"\ud800":1},"alg":"RS256"}"""), NoToken),
         ["head that is not UTF-8"] = (
-            Join(Encode([.. "{\"alg\":\""u8, 0xff, .. "\"}"u8]), Encode(Claims()), Rs256(_rsa)), NoToken),
+            Join(Encode([.. "{\"alg\":\""u8, 0xff, .. "\"}"u8]), Encode(Claims()), Rs256(RsaKey)), NoToken),
         ["kid is a number"] = (Token("""{"alg":"RS256","kid":1}"""), NoToken),
         ["alg twice"] = (Token("""{"alg":"none","alg":"RS256","kid":"r"}"""), NoToken),
         ["alg twice, escaped"] = (Token("""{"alg":"none","\u0061lg":"RS256","kid":"r"}"""), NoToken),
@@ -554,8 +554,8 @@ public sealed class AuthTests
         Troubles[name](door.Issuer);
         await door.Auth.PrepareAsync();
         door.Clock.Advance(TimeSpan.FromSeconds(1));
-        IsUnavailable(await door.ShowAsync(Good).WaitAsync(_soon));
-        IsUnavailable(await door.ShowAsync(Good).WaitAsync(_soon));
+        IsUnavailable(await door.ShowAsync(Good).WaitAsync(Soon));
+        IsUnavailable(await door.ShowAsync(Good).WaitAsync(Soon));
         Assert.Equal(0, door.Failed("wrong"));
         // What cannot be good with any keys is refused all the same.
         Assert.Equal(Algorithm, await door.ReasonAsync(Tokens["alg none"].Token));
@@ -588,11 +588,11 @@ public sealed class AuthTests
         ["n a list"] = """{"kty":"RSA","n":[1],"e":"AQAB"}""",
         ["n missing"] = """{"kty":"RSA","kid":"r","e":"AQAB"}""",
         ["n empty"] = """{"kty":"RSA","kid":"r","n":"","e":"AQAB"}""",
-        ["e empty"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"\"", Ordinal),
-        ["e zero"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"AA\"", Ordinal),
-        ["e one"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"AQ\"", Ordinal),
-        ["e even"] = Rsa(_rsa, "r").Replace("\"AQAB\"", "\"Ag\"", Ordinal),
-        ["e huge"] = Rsa(_rsa, "r").Replace("\"AQAB\"", $"\"{new string('_', 400)}\"", Ordinal),
+        ["e empty"] = Rsa(RsaKey, "r").Replace("\"AQAB\"", "\"\"", Ordinal),
+        ["e zero"] = Rsa(RsaKey, "r").Replace("\"AQAB\"", "\"AA\"", Ordinal),
+        ["e one"] = Rsa(RsaKey, "r").Replace("\"AQAB\"", "\"AQ\"", Ordinal),
+        ["e even"] = Rsa(RsaKey, "r").Replace("\"AQAB\"", "\"Ag\"", Ordinal),
+        ["e huge"] = Rsa(RsaKey, "r").Replace("\"AQAB\"", $"\"{new string('_', 400)}\"", Ordinal),
         ["n zero"] = $$"""{"kty":"RSA","kid":"r","n":"{{new string('A', 344)}}","e":"AQAB"}""",
         ["n even"] = $$"""
             {"kty":"RSA","kid":"r","e":"AQAB","n":"{{Encode([.. Enumerable.Repeat((byte)254, 256)])}}"}
@@ -601,13 +601,13 @@ public sealed class AuthTests
         ["n no base64url"] = """{"kty":"RSA","kid":"r","n":"+++","e":"AQAB"}""",
         ["n weak with zeros before it"] = $$"""
             {"kty":"RSA","kid":"r","e":"AQAB",
-            "n":"{{Encode([.. new byte[128], .. _weakRsa.ExportParameters(false).Modulus!])}}"}
+            "n":"{{Encode([.. new byte[128], .. WeakRsaKey.ExportParameters(false).Modulus!])}}"}
             """,
         ["point at infinity"] = """{"kty":"EC","kid":"r","crv":"P-256","x":"","y":""}""",
         ["point of zeros"] = Point(new byte[32], new byte[32]),
         ["point that is large"] = Point([.. Enumerable.Repeat((byte)255, 32)], new byte[32]),
         ["point off the curve"] = Point(
-            _curve.ExportParameters(false).Q.X!, _otherCurve.ExportParameters(false).Q.Y!),
+            EcKey.ExportParameters(false).Q.X!, OtherEcKey.ExportParameters(false).Q.Y!),
         ["point with a short x"] = Point(new byte[31], new byte[32]),
         ["point that is huge"] = Point(new byte[50_000], new byte[50_000]),
         ["point without y"] = """{"kty":"EC","kid":"r","crv":"P-256","x":"AAAA"}""",
@@ -627,7 +627,7 @@ public sealed class AuthTests
     {
         // RFC 7517, 5: such keys are to be ignored.
         var door = Door.Oidc();
-        door.Issuer.Jwks = Keys(StrangeKeys[name], Rsa(_rsa, "r"), Curve(_curve, "e"));
+        door.Issuer.Jwks = Keys(StrangeKeys[name], Rsa(RsaKey, "r"), Curve(EcKey, "e"));
         Assert.Null(await door.ReasonAsync(Good));
         Assert.Null(await door.ReasonAsync(Tokens["ES256"].Token));
         Assert.Equal(Signature, await door.ReasonAsync(Tokens["RS256 by another key"].Token));
@@ -644,7 +644,7 @@ public sealed class AuthTests
     // ---- Rotation ----
 
     private static string New(string head = """{"alg":"RS256","kid":"new"}""") =>
-        Token(head, by: Rs256(_otherRsa));
+        Token(head, by: Rs256(OtherRsaKey));
 
     [Theory]
     [InlineData("""{"alg":"RS256","kid":"new"}""", "new")]
@@ -653,10 +653,10 @@ public sealed class AuthTests
     public async Task TokenSignedByANewKeyIsNotRefused(string head, string? kid)
     {
         var door = Door.Oidc();
-        door.Issuer.Jwks = Keys(Rsa(_rsa, kid == "new" ? "r" : kid));
+        door.Issuer.Jwks = Keys(Rsa(RsaKey, kid == "new" ? "r" : kid));
         await door.Auth.PrepareAsync();
         door.Clock.Advance(TimeSpan.FromSeconds(5));
-        door.Issuer.Jwks = Keys(Rsa(_otherRsa, kid));
+        door.Issuer.Jwks = Keys(Rsa(OtherRsaKey, kid));
         Assert.Null(await door.ReasonAsync(New(head)));
         Assert.Equal(2, door.Issuer.Fetches);
         door.Clock.Advance(TimeSpan.FromSeconds(5));
@@ -669,7 +669,7 @@ public sealed class AuthTests
         var door = Door.Oidc();
         await door.Auth.PrepareAsync();
         door.Clock.Advance(TimeSpan.FromSeconds(0.1));
-        door.Issuer.Jwks = Keys(Rsa(_rsa, "r"), Rsa(_otherRsa, "new"));
+        door.Issuer.Jwks = Keys(Rsa(RsaKey, "r"), Rsa(OtherRsaKey, "new"));
         var strangers = Enumerable.Range(0, 100)
             .Select(n => door.ShowAsync(Token($$"""{"alg":"RS256","kid":"x{{n}}"}"""))).ToList();
         var entitled = door.ShowAsync(New());
@@ -680,8 +680,8 @@ public sealed class AuthTests
         Assert.Null(await door.ReasonAsync(Good));
         Assert.Equal(1, door.Issuer.Fetches);
         door.Clock.Advance(TimeSpan.FromSeconds(0.1));
-        Assert.All(await Task.WhenAll(strangers).WaitAsync(_soon), r => Assert.Equal(UnknownKey, Reason(r)));
-        Assert.Null(Reason(await entitled.WaitAsync(_soon)));
+        Assert.All(await Task.WhenAll(strangers).WaitAsync(Soon), r => Assert.Equal(UnknownKey, Reason(r)));
+        Assert.Null(Reason(await entitled.WaitAsync(Soon)));
         Assert.Equal(2, door.Issuer.Fetches);
     }
 
@@ -699,7 +699,7 @@ public sealed class AuthTests
         {
             door.Clock.Advance(TimeSpan.FromSeconds(0.1));
             return shown.All(s => s.IsCompleted);
-        }, _soon, "the answers");
+        }, Soon, "the answers");
         foreach (var reply in shown)
             Assert.Equal(UnknownKey, Reason(await reply));
         Assert.InRange(door.Issuer.Fetches, 2, 12);
@@ -718,16 +718,16 @@ public sealed class AuthTests
         };
         var preparing = door.Auth.PrepareAsync();
         door.Clock.Advance(TimeSpan.FromSeconds(0.5));
-        door.Issuer.Jwks = Keys(Rsa(_otherRsa, "new"));
+        door.Issuer.Jwks = Keys(Rsa(OtherRsaKey, "new"));
         var shown = door.ShowAsync(New());
         Assert.Equal(1, door.Issuer.Fetches);
         held.SetResult();
-        await preparing.WaitAsync(_soon);
+        await preparing.WaitAsync(Soon);
         await Wait.UntilAsync(() =>
         {
             door.Clock.Advance(TimeSpan.FromSeconds(0.1));
             return shown.IsCompleted;
-        }, _soon, "the answer");
+        }, Soon, "the answer");
         Assert.Null(Reason(await shown));
         Assert.Equal(2, door.Issuer.Fetches);
     }
@@ -737,7 +737,7 @@ public sealed class AuthTests
     {
         var door = Door.Oidc();
         Assert.Null(await door.ReasonAsync(Good));
-        door.Issuer.Jwks = Keys(Rsa(_otherRsa, "new"));
+        door.Issuer.Jwks = Keys(Rsa(OtherRsaKey, "new"));
         door.Clock.Advance(TimeSpan.FromHours(1));
         Assert.Null(await door.ReasonAsync(Good));
         Assert.Equal(1, door.Issuer.Fetches);
@@ -760,9 +760,9 @@ public sealed class AuthTests
             Assert.Equal(Signature, await door.ReasonAsync(Tokens["RSA signature of zeros"].Token));
         }
         door.Clock.Advance(TimeSpan.FromSeconds(2));
-        IsUnavailable(await door.ShowAsync(New()).WaitAsync(_soon));
+        IsUnavailable(await door.ShowAsync(New()).WaitAsync(Soon));
         door.Issuer.Instead = null;
-        door.Issuer.Jwks = Keys(Rsa(_otherRsa, "new"));
+        door.Issuer.Jwks = Keys(Rsa(OtherRsaKey, "new"));
         door.Clock.Advance(TimeSpan.FromSeconds(11));
         Assert.Null(await door.ReasonAsync(New()));
         Assert.Equal(UnknownKey, await door.ReasonAsync(Good));
@@ -786,7 +786,7 @@ public sealed class AuthTests
         door.Clock.Advance(TimeSpan.FromHours(2));
         var shown = Enumerable.Range(0, 20).Select(_ => door.ShowAsync(Good)).ToList();
         held.SetResult();
-        Assert.All(await Task.WhenAll(shown).WaitAsync(_soon), Assert.Null);
+        Assert.All(await Task.WhenAll(shown).WaitAsync(Soon), Assert.Null);
         Assert.Equal(2, door.Issuer.Fetches);
     }
 
@@ -807,13 +807,13 @@ public sealed class AuthTests
         var stream = client.GetStream();
         await stream.WriteAsync(Encoding.ASCII.GetBytes("POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\n"
             + $"Authorization: Bearer {Good}\r\nContent-Length: {body.Length}\r\n\r\n"));
-        await Wait.UntilAsync(() => door.Issuer.Fetches == 1, _soon, "the question to the issuer");
+        await Wait.UntilAsync(() => door.Issuer.Fetches == 1, Soon, "the question to the issuer");
         for (var second = 0; second < 18; second++)
             door.Clock.Advance(TimeSpan.FromSeconds(1));
         held.SetResult();
         await stream.WriteAsync(Encoding.ASCII.GetBytes(body));
         using var reader = new StreamReader(stream, Encoding.ASCII);
-        Assert.Equal("HTTP/1.1 204 No Content", await reader.ReadLineAsync().WaitAsync(_soon));
+        Assert.Equal("HTTP/1.1 204 No Content", await reader.ReadLineAsync().WaitAsync(Soon));
     }
 
     // ---- Basic ----
@@ -917,7 +917,7 @@ public sealed class AuthTests
 
     // ---- Failures ----
 
-    private readonly ManualClock _clock = new(_start);
+    private readonly ManualClock _clock = new(Start);
 
     private static double Delay(Failures failures, string address) =>
         failures.Add(IPAddress.Parse(address)).TotalSeconds;

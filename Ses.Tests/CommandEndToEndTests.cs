@@ -274,7 +274,8 @@ public sealed partial class CommandEndToEndTests : IDisposable
     {
         var clock = new ManualClock(new DateTime(2026, 11, 1, 12, 0, 0, DateTimeKind.Utc));
         var log = new EventLog(_dir, TimeSpan.FromDays(2), clock,
-            new Log(LogLevel.Error, false, TextWriter.Null, clock), new Meters("test", "test")) { KeepFrom = int.MaxValue };
+            new Log(LogLevel.Error, false, TextWriter.Null, clock), new Meters("test", "test"))
+        { KeepFrom = int.MaxValue };
         for (var day = 1; day <= 8; day++)
         {
             clock.UtcNow = new DateTime(2026, 11, day, 12, 0, 0, DateTimeKind.Utc);

@@ -86,8 +86,12 @@ public sealed partial class ContainerEndToEndTests : IAsyncLifetime
     private ChildProcess Start(params string[] command) => ChildProcess.Start("unshare",
         ["--fork", "--kill-child", "--pid", "--mount", "--mount-proc=/proc", $"--root={_root}",
             $"--setgid={User.Split(':')[1]}", $"--setuid={User.Split(':')[0]}", .. command],
-        new Dictionary<string, string?>(Variables()) { ["OXSES_PORT"] = $"{_port}", ["OXSES_ADDRESS"] = "127.0.0.1",
-            ["OXSES_ONIX_URL"] = "none" });
+        new Dictionary<string, string?>(Variables())
+        {
+            ["OXSES_PORT"] = $"{_port}",
+            ["OXSES_ADDRESS"] = "127.0.0.1",
+            ["OXSES_ONIX_URL"] = "none"
+        });
 
     /// <summary>unshare does not take its child with it when it is killed.</summary>
     private sealed class KilledAtTheEnd(int id) : IDisposable

@@ -12,7 +12,7 @@ public sealed partial class DeployTests
 {
     private const string Self = "grafana-ses.json", History = "grafana-history.json", Rules = "rules-ses.yml";
 
-    private static readonly string _dir = Deploy();
+    private static readonly string Dir = Deploy();
 
     public static TheoryData<string> Dashboards => [Self, History];
 
@@ -136,12 +136,12 @@ public sealed partial class DeployTests
     [Fact, Trait("Category", "E2E")]
     public async Task PrometheusTakesTheRulesAndTheirTestsPass()
     {
-        var files = Directory.GetFiles(_dir, "rules-*.yml")
+        var files = Directory.GetFiles(Dir, "rules-*.yml")
             .ToLookup(f => f.EndsWith("_test.yml", StringComparison.Ordinal));
         Assert.NotEmpty(files[true]);
         await PromtoolAsync(["check", "rules", .. files[false]]);
         await PromtoolAsync(["test", "rules", .. files[true]]);
-        await PromtoolAsync(["check", "config", Path.Combine(_dir, "prometheus.yml")]);
+        await PromtoolAsync(["check", "config", Path.Combine(Dir, "prometheus.yml")]);
     }
 
     [Fact, Trait("Category", "E2E")]
@@ -170,14 +170,14 @@ public sealed partial class DeployTests
 
     private static async Task PromtoolAsync(string[] arguments)
     {
-        await using var tool = ChildProcess.Start("promtool", arguments, folder: _dir);
+        await using var tool = ChildProcess.Start("promtool", arguments, folder: Dir);
         var exit = await tool.ExitAsync(TimeSpan.FromMinutes(1));
         Assert.True(exit == 0, $"promtool {string.Join(' ', arguments)} ended with {exit}:\n{tool.Output}");
     }
 
     // ---- The files ----
 
-    private static string Read(string file) => File.ReadAllText(Path.Combine(_dir, file));
+    private static string Read(string file) => File.ReadAllText(Path.Combine(Dir, file));
 
     private static async Task<List<(string Name, string Type)>> MetricsAsync()
     {

@@ -9,12 +9,12 @@ namespace Ses.Tests;
 public sealed class EndToEndTests
 {
     /// <summary>From a deed to the word on it: scrape, 3 s of "for", grouping; and some patience.</summary>
-    private static readonly TimeSpan _told = TimeSpan.FromSeconds(60);
+    private static readonly TimeSpan Told = TimeSpan.FromSeconds(60);
 
     /// <summary>So long after the deed, at most, is the time that Prometheus gives to a change.</summary>
-    private static readonly TimeSpan _noticed = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Noticed = TimeSpan.FromSeconds(30);
 
-    private static readonly LoggedService _quorum = new("INS", "p01-dev", "etcd", "quorum", "");
+    private static readonly LoggedService Quorum = new("INS", "p01-dev", "etcd", "quorum", "");
 
     [Fact]
     public async Task HistoryIsWhatWasDoneToEtcd()
@@ -30,7 +30,7 @@ public sealed class EndToEndTests
         LoggedService[] stock = [.. rig.Instances.Select(
             i => new LoggedService("INS", "INS", "etcd", "InstanceDown", $$"""{{i}}{severity="page"}"""))];
 
-        deeds.Add("up", started, [.. nodes, _quorum]);
+        deeds.Add("up", started, [.. nodes, Quorum]);
         await deeds.ToldAsync();
 
         deeds.Add("down", DateTime.UtcNow, nodes[2], stock[2]);
@@ -39,15 +39,15 @@ public sealed class EndToEndTests
 
         onix.Stop();
         var second = DateTime.UtcNow;
-        deeds.Add("down", second, nodes[1], stock[1], _quorum);
+        deeds.Add("down", second, nodes[1], stock[1], Quorum);
         rig.KillNode(1);
         await Wait.UntilAsync(() => LogFiles.ReadEvents(ses.DataDir).Any(e => e.Time >= second),
-            _told, "the first word on the second outage");
+            Told, "the first word on the second outage");
         ses.Kill(Signal.Kill);
         await ses.RestartAsync();
         await deeds.ToldAsync();
 
-        deeds.Add("up", DateTime.UtcNow, nodes[1], nodes[2], stock[1], stock[2], _quorum);
+        deeds.Add("up", DateTime.UtcNow, nodes[1], nodes[2], stock[1], stock[2], Quorum);
         await Task.WhenAll(rig.RestartNodeAsync(1), rig.RestartNodeAsync(2));
         await deeds.ToldAsync();
 
@@ -55,7 +55,7 @@ public sealed class EndToEndTests
         await Deeds.SoonAsync(deeds.Expected, () => Deeds.Statuses(Recorded(onix)));
         // Nothing comes after it, though the Alertmanagers tell all of it again.
         var known = await KnownAsync(ses);
-        await Wait.UntilAsync(async () => await KnownAsync(ses) >= known + 8, _told, "repeated alerts");
+        await Wait.UntilAsync(async () => await KnownAsync(ses) >= known + 8, Told, "repeated alerts");
         Assert.Equal(deeds.Expected, Deeds.Statuses(Recorded(onix)));
         Assert.Equal(deeds.Expected, Deeds.Statuses(Logged(ses)));
         Assert.Equal(Times(Logged(ses)), Times(Recorded(onix)));
@@ -106,7 +106,7 @@ public sealed class EndToEndTests
             foreach (var deeds in _deeds.ToLookup(d => d.Service, d => d.Change))
             {
                 Assert.All(deeds.Zip(history[deeds.Key]), pair => Assert.InRange(
-                    pair.Second.Time, pair.First.Time, pair.First.Time + _noticed));
+                    pair.Second.Time, pair.First.Time, pair.First.Time + Noticed));
             }
         }
 
@@ -119,7 +119,7 @@ public sealed class EndToEndTests
         {
             try
             {
-                await Wait.UntilAsync(() => actual() == expected, _told, "what was done to etcd");
+                await Wait.UntilAsync(() => actual() == expected, Told, "what was done to etcd");
             }
             catch (TimeoutException)
             {

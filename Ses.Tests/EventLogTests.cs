@@ -11,9 +11,9 @@ namespace Ses.Tests;
 /// <summary>What is acknowledged is on disk and is read back as it was said, whatever ends SeS.</summary>
 public sealed partial class EventLogTests : IDisposable
 {
-    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
-    private static readonly DateTime _noon = new(2026, 11, 23, 12, 0, 0, DateTimeKind.Utc);
-    private static readonly ServiceKey _etcd = Service(1), _other = Service(2);
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(30);
+    private static readonly DateTime Noon = new(2026, 11, 23, 12, 0, 0, DateTimeKind.Utc);
+    private static readonly ServiceKey Etcd = Service(1), Other = Service(2);
 
     private readonly Store _store = new(TimeSpan.FromDays(400));
 
@@ -21,22 +21,22 @@ public sealed partial class EventLogTests : IDisposable
 
     private static ServiceKey Service(int number) => new("INS", "p1", $"s{number}", "node", "10.0.0.1:2379");
 
-    private static DateTime At(double seconds) => _noon.AddDays(-1).AddSeconds(seconds);
+    private static DateTime At(double seconds) => Noon.AddDays(-1).AddSeconds(seconds);
 
     // ---- Opening ----
 
     [Fact]
     public async Task TornLastLineIsCutOnOpen()
     {
-        await _store.SayAsync(_etcd, "up", 1);
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "up", 1);
+        await _store.SayAsync(Etcd, "down", 2);
         _store.StopDisorderly();
         var whole = File.ReadAllBytes(_store.Newest);
         File.AppendAllText(_store.Newest, "{\"time\":\"2026-11-22T12:00:03Z\",\"partiti");
         _store.Open();
         Assert.Equal(whole, File.ReadAllBytes(_store.Newest));
         Assert.Equal(new Cursor(1, whole.Length), _store.Log.Position.Flushed);
-        await _store.SayAsync(_etcd, "up", 3);
+        await _store.SayAsync(Etcd, "up", 3);
         Assert.Equal(["up 1", "down 2", "up 3"], _store.Words());
         Assert.Equal(0, _store.Meters.BrokenLines.Value);
     }
@@ -51,11 +51,11 @@ public sealed partial class EventLogTests : IDisposable
     [InlineData("\0\0\0\0\0\0")]
     public async Task LineThatDoesNotParseIsPassedOverAndCounted(string line)
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.StopDisorderly();
         File.AppendAllText(_store.Newest, line + "\n");
         _store.Open();
-        await _store.SayAsync(_etcd, "down", 3);
+        await _store.SayAsync(Etcd, "down", 3);
         Assert.Equal(1, _store.Meters.BrokenLines.Value);
         Assert.Equal(["up 1", "down 3"], _store.Words());
         Assert.Contains("does not parse", _store.Lines, StringComparison.Ordinal);
@@ -65,13 +65,13 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task FileThatEndedInOrderIsGoneOnWith()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.Stop();
         Assert.StartsWith("{\"end\":\"", File.ReadAllLines(_store.Newest)[^1], StringComparison.Ordinal);
         using var same = OpenShared(_store.Newest);
         var before = same.Length;
         _store.Open();
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "down", 2);
         Assert.True(same.Length > before, "the file was copied, though its process ended in order");
         Assert.Equal(["up 1", "down 2"], _store.Words());
     }
@@ -79,12 +79,12 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task FileThatDidNotEndInOrderIsCopiedAndRenamedOver()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.StopDisorderly();
         using var dead = OpenShared(_store.Newest);
         var before = dead.Length;
         _store.Open();
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "down", 2);
         Assert.Equal(before, dead.Length);
         Assert.Equal(["up 1", "down 2"], _store.Words());
         Assert.Contains("not ended in order", _store.Lines, StringComparison.Ordinal);
@@ -94,21 +94,21 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task EndIsForgottenOnceAnotherEventFollowsIt()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.Reopen();
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "down", 2);
         _store.StopDisorderly();
         using var dead = OpenShared(_store.Newest);
         var before = dead.Length;
         _store.Open();
-        await _store.SayAsync(_etcd, "up", 3);
+        await _store.SayAsync(Etcd, "up", 3);
         Assert.Equal(before, dead.Length);
     }
 
     [Fact]
     public async Task NewerFormatIsRefusedAndLeftAlone()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.Stop();
         var newer = File.ReadAllText(_store.Newest)
             .Replace("{\"ses\":1,", "{\"ses\":2,", StringComparison.Ordinal);
@@ -121,16 +121,16 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task StartReadsTheNewestFileOnly()
     {
-        await _store.SayAsync(_etcd, "up", 1);
-        await _store.SayAsync(_other, "down", 1);
+        await _store.SayAsync(Etcd, "up", 1);
+        await _store.SayAsync(Other, "down", 1);
         _store.Clock.Pass(TimeSpan.FromDays(1));
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "down", 2);
         _store.Stop();
         File.WriteAllText(_store.Files[0], "spoiled\n");
         _store.Open();
-        await _store.SayAsync(_etcd, "up", 1);
-        await _store.SayAsync(_etcd, "down", 2);
-        await _store.SayAsync(_other, "down", 1);
+        await _store.SayAsync(Etcd, "up", 1);
+        await _store.SayAsync(Etcd, "down", 2);
+        await _store.SayAsync(Other, "down", 1);
         Assert.Equal(0, _store.Meters.BrokenLines.Value);
         Assert.Equal((0, 3, 0), _store.Outcomes());
         Assert.Equal(2, _store.Meters.Services.Value);
@@ -141,13 +141,13 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task FileEndsWithTheDayAndTheNextBeginsWithTheWindows()
     {
-        await _store.SayAsync(_etcd, "up", 1);
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "up", 1);
+        await _store.SayAsync(Etcd, "down", 2);
         _store.Clock.Pass(TimeSpan.FromHours(11.9));
-        await _store.SayAsync(_other, "up", 3);
+        await _store.SayAsync(Other, "up", 3);
         Assert.Single(_store.Files);
         _store.Clock.Pass(TimeSpan.FromHours(0.2));
-        await _store.SayAsync(_etcd, "up", 4);
+        await _store.SayAsync(Etcd, "up", 4);
         Assert.Equal(["events-000001-2026-11-23.jsonl", "events-000002-2026-11-24.jsonl"],
             _store.Files.Select(Path.GetFileName));
         var lines = File.ReadAllLines(_store.Newest);
@@ -166,18 +166,18 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ClockSetBackKeepsTheFileForAnHourAndTheNumberOrders()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.Clock.SetBack(TimeSpan.FromDays(3));
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "down", 2);
         _store.Clock.Pass(TimeSpan.FromMinutes(59));
-        await _store.SayAsync(_etcd, "up", 3);
+        await _store.SayAsync(Etcd, "up", 3);
         Assert.Single(_store.Files);
         _store.Clock.Pass(TimeSpan.FromMinutes(2));
-        await _store.SayAsync(_etcd, "down", 4);
+        await _store.SayAsync(Etcd, "down", 4);
         Assert.EndsWith("events-000002-2026-11-20.jsonl", _store.Newest, StringComparison.Ordinal);
-        await _store.SayAsync(_etcd, "up", 5);
+        await _store.SayAsync(Etcd, "up", 5);
         _store.Reopen();
-        await _store.SayAsync(_etcd, "down", 6);
+        await _store.SayAsync(Etcd, "down", 6);
         Assert.Equal(2, _store.Files.Count);
         Assert.Equal(["up 1", "down 2", "up 3", "down 4", "up 5", "down 6"], _store.Words());
     }
@@ -191,7 +191,7 @@ public sealed partial class EventLogTests : IDisposable
         async Task<string> NextDayAsync()
         {
             store.Clock.Pass(TimeSpan.FromDays(1));
-            await store.SayAsync(_etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+            await store.SayAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
             return string.Join(' ', store.Files.Select(NumberOf));
         }
 
@@ -214,7 +214,7 @@ public sealed partial class EventLogTests : IDisposable
     public async Task RetentionMakesRoomThoughTheNextFileIsRefused()
     {
         using var store = new Store(TimeSpan.FromDays(2));
-        Task SayAsync() => store.SayAsync(_etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+        Task SayAsync() => store.SayAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
         store.Log.KeepFrom = int.MaxValue;
         for (var day = 2; day <= 4; day++)
         {
@@ -239,7 +239,7 @@ public sealed partial class EventLogTests : IDisposable
     public async Task FileMadeWhileTheClockWasAheadGoesWithItsNeighbours()
     {
         using var store = new Store(TimeSpan.FromDays(2));
-        Task SayAsync() => store.SayAsync(_etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+        Task SayAsync() => store.SayAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
         store.Log.KeepFrom = 1;
         store.Clock.Pass(TimeSpan.FromDays(1000));
         await SayAsync();
@@ -293,15 +293,15 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ConcurrentRequestsShareOneFlush()
     {
-        await _store.SayAsync(_etcd, "up", 0);
+        await _store.SayAsync(Etcd, "up", 0);
         var before = _store.Meters.FlushDuration.Count;
         _store.Clock.HoldWriter();
-        var first = _store.SayAsync(_etcd, "down", 1);
+        var first = _store.SayAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
         var others = Enumerable.Range(2, 500).Select(i => _store.SayAsync(Service(i), "up", i)).ToList();
         Assert.DoesNotContain(others.Append(first), t => t.IsCompleted);
         _store.Clock.ReleaseWriter();
-        await Task.WhenAll(others.Append(first)).WaitAsync(_soon);
+        await Task.WhenAll(others.Append(first)).WaitAsync(Soon);
         Assert.Equal(2, _store.Meters.FlushDuration.Count - before);
         Assert.Equal(502, _store.Meters.LogEvents.Value);
     }
@@ -309,18 +309,18 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task NothingIsAcknowledgedOrSeenBeforeItIsFlushed()
     {
-        await _store.SayAsync(_etcd, "up", 0);
+        await _store.SayAsync(Etcd, "up", 0);
         var flushed = _store.Log.Position.Flushed;
         _store.Clock.HoldWriter();
-        var said = _store.SayAsync(_etcd, "down", 1);
+        var said = _store.SayAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
         Assert.False(said.IsCompleted);
         Assert.Equal(flushed, _store.Log.Position.Flushed);
         var news = _store.Log.WaitAsync(flushed, CancellationToken.None);
         Assert.False(news.IsCompleted);
         _store.Clock.ReleaseWriter();
-        await said.WaitAsync(_soon);
-        await news.WaitAsync(_soon);
+        await said.WaitAsync(Soon);
+        await news.WaitAsync(Soon);
         Assert.Equal(1, _store.Log.Count(flushed, _store.Log.Position.Flushed));
     }
 
@@ -328,13 +328,13 @@ public sealed partial class EventLogTests : IDisposable
     public async Task CopyOfAnEventInFlightWaitsForItsFlush()
     {
         _store.Clock.HoldWriter();
-        var first = _store.SayAsync(_etcd, "down", 1);
+        var first = _store.SayAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
-        var copy = _store.SayAsync(_etcd, "down", 1);
+        var copy = _store.SayAsync(Etcd, "down", 1);
         Assert.False(copy.IsCompleted);
         Assert.False(first.IsCompleted);
         _store.Clock.ReleaseWriter();
-        await Task.WhenAll(first, copy).WaitAsync(_soon);
+        await Task.WhenAll(first, copy).WaitAsync(Soon);
         Assert.Equal((1, 1, 0), _store.Outcomes());
         Assert.Equal(["down 1"], _store.Words());
         Assert.Equal(1, _store.Meters.FlushDuration.Count);
@@ -343,18 +343,18 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task CopyOfAnEventInFlightSharesItsRefusal()
     {
-        await _store.SayAsync(_etcd, "up", 0);
+        await _store.SayAsync(Etcd, "up", 0);
         _store.Clock.HoldWriter();
-        var first = _store.SayAsync(_etcd, "down", 1);
+        var first = _store.SayAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
-        var copy = _store.SayAsync(_etcd, "down", 1);
+        var copy = _store.SayAsync(Etcd, "down", 1);
         using (new RefusingFile(_store.Newest))
         {
             _store.Clock.ReleaseWriter();
-            await Assert.ThrowsAsync<LogRefusedException>(() => first.WaitAsync(_soon));
-            await Assert.ThrowsAsync<LogRefusedException>(() => copy.WaitAsync(_soon));
+            await Assert.ThrowsAsync<LogRefusedException>(() => first.WaitAsync(Soon));
+            await Assert.ThrowsAsync<LogRefusedException>(() => copy.WaitAsync(Soon));
         }
-        await _store.SayAsync(_etcd, "down", 1);
+        await _store.SayAsync(Etcd, "down", 1);
         Assert.Equal((2, 0, 0), _store.Outcomes());
         Assert.Equal(["up 0", "down 1"], _store.Words());
     }
@@ -362,7 +362,7 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ResolvedAlertSharesTheRefusalOfItsDown()
     {
-        var firing = new Reading(_etcd, "d", true, "down", At(5), null);
+        var firing = new Reading(Etcd, "d", true, "down", At(5), null);
         _store.Clock.HoldWriter();
         var first = SayAsync(firing);
         await _store.Clock.WriterHeldAsync();
@@ -370,12 +370,12 @@ public sealed partial class EventLogTests : IDisposable
         using (new RefusingFile(_store.Newest))
         {
             _store.Clock.LetWriterOn();
-            await Assert.ThrowsAsync<LogRefusedException>(() => first.WaitAsync(_soon));
+            await Assert.ThrowsAsync<LogRefusedException>(() => first.WaitAsync(Soon));
             await _store.Clock.WriterHeldAsync();
         }
         _store.Clock.ReleaseWriter();
-        await Assert.ThrowsAsync<LogRefusedException>(() => resolved.WaitAsync(_soon));
-        await Wait.UntilAsync(() => _store.Log.Position.Appended == 1, _soon, "the up on disk");
+        await Assert.ThrowsAsync<LogRefusedException>(() => resolved.WaitAsync(Soon));
+        await Wait.UntilAsync(() => _store.Log.Position.Appended == 1, Soon, "the up on disk");
         Assert.Equal(["up 9"], _store.Words());
         Assert.Equal((1, 0, 0), _store.Outcomes());
         await SayAsync(firing with { EndsAt = At(9) });
@@ -383,22 +383,22 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     private Task SayAsync(Reading reading) =>
-        _store.Log.AppendAsync(new Payload([reading], [], 0), "INS").WaitAsync(_soon);
+        _store.Log.AppendAsync(new Payload([reading], [], 0), "INS").WaitAsync(Soon);
 
     [Fact]
     public async Task RefusedWriteLeavesTheLogAsItWasAndIsTriedAgain()
     {
-        await _store.SayAsync(_etcd, "up", 0);
+        await _store.SayAsync(Etcd, "up", 0);
         var (before, position) = (File.ReadAllBytes(_store.Newest), _store.Log.Position);
         using (new RefusingFile(_store.Newest))
         {
-            await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(_etcd, "down", 1));
-            await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(_etcd, "down", 1));
+            await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "down", 1));
+            await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "down", 1));
             Assert.NotNull(_store.Log.Refusal);
         }
         Assert.Equal(before, File.ReadAllBytes(_store.Newest));
         Assert.Equal(position, _store.Log.Position);
-        await _store.SayAsync(_etcd, "down", 1);
+        await _store.SayAsync(Etcd, "down", 1);
         Assert.Null(_store.Log.Refusal);
         Assert.Equal(["up 0", "down 1"], _store.Words());
         Assert.False(_store.Log.Failed.IsCompleted);
@@ -407,15 +407,15 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task DiskThatDoesNotAnswerIsTold()
     {
-        await _store.SayAsync(_etcd, "up", 0);
+        await _store.SayAsync(Etcd, "up", 0);
         _store.Clock.HoldWriter();
-        var held = _store.SayAsync(_etcd, "down", 1);
+        var held = _store.SayAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
         Assert.Null(_store.Log.Refusal);
         _store.Clock.Pass(TimeSpan.FromSeconds(11));
         Assert.Equal("The disk does not answer.", _store.Log.Refusal);
         Assert.True(_store.Log.IsStuck);
-        var refused = await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(_etcd, "up", 2));
+        var refused = await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "up", 2));
         Assert.Equal("The disk does not answer.", refused.Message);
         Assert.Contains("the disk does not answer", _store.Lines, StringComparison.Ordinal);
         _store.Clock.ReleaseWriter();
@@ -432,11 +432,11 @@ public sealed partial class EventLogTests : IDisposable
         _store.Clock.HoldWriter();
         var waiting = Enumerable.Range(0, 20).Select(i => _store.SayAsync(Service(i), "up", i)).ToList();
         var stopping = Task.Run(_store.Stop);
-        await Support.Wait.UntilAsync(() => _store.Log.Refusal != null, _soon, "the stop to begin");
-        await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(_etcd, "down", 99));
+        await Support.Wait.UntilAsync(() => _store.Log.Refusal != null, Soon, "the stop to begin");
+        await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "down", 99));
         _store.Clock.ReleaseWriter();
-        await Task.WhenAll(waiting).WaitAsync(_soon);
-        await stopping.WaitAsync(_soon);
+        await Task.WhenAll(waiting).WaitAsync(Soon);
+        await stopping.WaitAsync(Soon);
         _store.Open();
         Assert.Equal(20, _store.Words().Count);
     }
@@ -446,10 +446,10 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task LogCutAtAnyByteOfTheLastFlushOpensWithAllThatCameBefore()
     {
-        await _store.SayAsync(_etcd, "up", 1);
-        await _store.SayAsync(_other, "up", 2);
+        await _store.SayAsync(Etcd, "up", 1);
+        await _store.SayAsync(Other, "up", 2);
         var before = (int)_store.Log.Position.Flushed.Offset;
-        await _store.SayAsync((_etcd, "down", At(3)), (_other, "down", At(4)));
+        await _store.SayAsync((Etcd, "down", At(3)), (Other, "down", At(4)));
         var whole = File.ReadAllBytes(_store.Newest);
         var middle = Array.IndexOf(whole, (byte)'\n', before) + 1;
         for (var cut = before; cut <= whole.Length; cut++)
@@ -461,8 +461,8 @@ public sealed partial class EventLogTests : IDisposable
             string[] expected = ["up 1", "up 2", .. cut >= middle ? new[] { "down 3" } : [],
                 .. cut >= whole.Length ? new[] { "down 4" } : []];
             Assert.Equal(expected, copy.Words());
-            await copy.SayAsync((_etcd, "up", At(1)), (_other, "up", At(2)),
-                (_etcd, "down", At(3)), (_other, "down", At(4)));
+            await copy.SayAsync((Etcd, "up", At(1)), (Other, "up", At(2)),
+                (Etcd, "down", At(3)), (Other, "down", At(4)));
             Assert.Equal(["up 1", "up 2", "down 3", "down 4"], copy.Words());
             Assert.Equal((4 - expected.Length, expected.Length, 0), copy.Outcomes());
         }
@@ -474,12 +474,12 @@ public sealed partial class EventLogTests : IDisposable
     [InlineData(3 << 20)]
     public async Task ZeroFilledTailIsCut(int zeros)
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         using var copy = _store.CopyOfDisk();
         using (var file = File.OpenWrite(copy.Newest))
             file.SetLength(file.Length + zeros);
         copy.Open();
-        await copy.SayAsync(_etcd, "down", 2);
+        await copy.SayAsync(Etcd, "down", 2);
         Assert.Equal(["up 1", "down 2"], copy.Words());
         Assert.Equal(0, copy.Meters.BrokenLines.Value);
         Assert.DoesNotContain((byte)0, File.ReadAllBytes(copy.Newest));
@@ -488,12 +488,12 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ZeroFilledTailAfterAnOrderlyEndIsCut()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.Stop();
         using (var file = File.OpenWrite(_store.Newest))
             file.SetLength(file.Length + 512);
         _store.Open();
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "down", 2);
         Assert.Equal(["up 1", "down 2"], _store.Words());
         Assert.DoesNotContain((byte)0, File.ReadAllBytes(_store.Newest));
     }
@@ -507,7 +507,7 @@ public sealed partial class EventLogTests : IDisposable
         copy.Open();
         Assert.Equal(["up 1", "down 2"], copy.Words());
         copy.Clock.Pass(TimeSpan.FromDays(2));
-        await copy.SayAsync((_etcd, "up", At(1)), (_etcd, "down", At(2)), (_etcd, "up", At(3)));
+        await copy.SayAsync((Etcd, "up", At(1)), (Etcd, "down", At(2)), (Etcd, "up", At(3)));
         Assert.Equal((1, 2, 0), copy.Outcomes());
         Assert.Equal(["up 1", "down 2", "up 3"], copy.Words());
         Assert.Equal([1, 2, 3], copy.Files.Select(NumberOf));
@@ -523,7 +523,7 @@ public sealed partial class EventLogTests : IDisposable
         File.Delete(copy.Files[missing]);
         copy.Open();
         Assert.Equal(left, copy.Words());
-        await copy.SayAsync((_etcd, "up", At(1)), (_etcd, "down", At(2)), (_etcd, "up", At(3)));
+        await copy.SayAsync((Etcd, "up", At(1)), (Etcd, "down", At(2)), (Etcd, "up", At(3)));
         Assert.Equal((0, 3, 0), copy.Outcomes());
         Assert.Equal(left.Length, copy.Log.Count(copy.Log.Oldest, copy.Log.Position.Flushed));
     }
@@ -531,7 +531,7 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task LeftoversOfFilesInTheMakingAreRemoved()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.Stop();
         File.WriteAllText(Path.Combine(_store.Dir, "events-000002-2026-11-24.jsonl.tmp"), "{\"ses\":1,");
         File.WriteAllText(Path.Combine(_store.Dir, "events-000000-2026-11-22.index"), "of a file that is gone");
@@ -544,11 +544,11 @@ public sealed partial class EventLogTests : IDisposable
 
     private async Task ThreeDaysAsync()
     {
-        await _store.SayAsync(_etcd, "up", 1);
+        await _store.SayAsync(Etcd, "up", 1);
         _store.Clock.Pass(TimeSpan.FromDays(1));
-        await _store.SayAsync(_etcd, "down", 2);
+        await _store.SayAsync(Etcd, "down", 2);
         _store.Clock.Pass(TimeSpan.FromDays(1));
-        await _store.SayAsync(_etcd, "up", 3);
+        await _store.SayAsync(Etcd, "up", 3);
     }
 
     // ---- Windows ----
@@ -557,14 +557,14 @@ public sealed partial class EventLogTests : IDisposable
     public async Task StaleEventIsCountedAndNotKept()
     {
         for (var second = 10; second < 18; second++)
-            await _store.SayAsync(_etcd, second % 2 == 0 ? "up" : "down", second);
+            await _store.SayAsync(Etcd, second % 2 == 0 ? "up" : "down", second);
         var position = _store.Log.Position;
-        await _store.SayAsync(_etcd, "down", 9);
+        await _store.SayAsync(Etcd, "down", 9);
         Assert.Equal((8, 0, 1), _store.Outcomes());
         Assert.Equal(position, _store.Log.Position);
         // Not older than all of the window: it is new, and the oldest falls out, and is then stale.
-        await _store.SayAsync(_etcd, "down", 12);
-        await _store.SayAsync(_etcd, "up", 10);
+        await _store.SayAsync(Etcd, "down", 12);
+        await _store.SayAsync(Etcd, "up", 10);
         Assert.Equal((9, 0, 2), _store.Outcomes());
     }
 
@@ -572,11 +572,11 @@ public sealed partial class EventLogTests : IDisposable
     public async Task WindowWithRoomTakesAnEventOfAnyAge()
     {
         for (var second = 10; second < 17; second++)
-            await _store.SayAsync(_etcd, "up", second);
-        await _store.SayAsync(_etcd, "down", -1_000_000);
+            await _store.SayAsync(Etcd, "up", second);
+        await _store.SayAsync(Etcd, "down", -1_000_000);
         Assert.Equal((8, 0, 0), _store.Outcomes());
         _store.Reopen();
-        await _store.SayAsync(_etcd, "down", -1_000_001);
+        await _store.SayAsync(Etcd, "down", -1_000_001);
         Assert.Equal((0, 0, 1), _store.Outcomes());
     }
 
@@ -586,7 +586,7 @@ public sealed partial class EventLogTests : IDisposable
     public async Task ReadStopsAtItsLimitAndGoesOnWithoutLossAcrossFiles()
     {
         await ThreeDaysAsync();
-        await _store.SayAsync((_etcd, "down", At(4)), (_other, "up", At(5)));
+        await _store.SayAsync((Etcd, "down", At(4)), (Other, "up", At(5)));
         var end = _store.Log.Position.Flushed;
         foreach (var most in new[] { 1, 2, 3, 4, 5, 6 })
         {
@@ -630,8 +630,8 @@ public sealed partial class EventLogTests : IDisposable
     public async Task WindowsAtAPlaceAreThoseOfTheEventsBeforeIt()
     {
         await ThreeDaysAsync();
-        await _store.SayAsync(_other, "up", 7);
-        await _store.SayAsync(_etcd, "down", 4);
+        await _store.SayAsync(Other, "up", 7);
+        await _store.SayAsync(Etcd, "down", 4);
         var end = _store.Log.Position.Flushed;
         var before = new List<StatusEvent>();
         for (var place = _store.Log.Oldest; place != end;)
@@ -642,7 +642,7 @@ public sealed partial class EventLogTests : IDisposable
             place = chunk.Next;
         }
         AssertWindows(before, _store.Log.WindowsAt(end, _ => true));
-        Assert.Equal([_other], _store.Log.WindowsAt(end, s => s == _other).Keys);
+        Assert.Equal([Other], _store.Log.WindowsAt(end, s => s == Other).Keys);
         // At the head of a file, and within the head, the windows are those that the head tells.
         AssertWindows(before.Take(2), _store.Log.WindowsAt(new Cursor(3, 0), _ => true));
     }
@@ -665,7 +665,7 @@ public sealed partial class EventLogTests : IDisposable
         new(identity, "f00", "Odd", "no service", raw);
 
     private Task QuarantineAsync(params Misfit[] misfits) =>
-        _store.Log.AppendAsync(new Payload([], misfits, 0), "INS").WaitAsync(_soon);
+        _store.Log.AppendAsync(new Payload([], misfits, 0), "INS").WaitAsync(Soon);
 
     private string QuarantinePath => Path.Combine(_store.Dir, "quarantine.jsonl");
 
@@ -691,7 +691,7 @@ public sealed partial class EventLogTests : IDisposable
     public async Task MisfitOfAnotherPartitionIsAnother()
     {
         await QuarantineAsync(Unusable("a"));
-        await _store.Log.AppendAsync(new Payload([], [Unusable("a")], 0), "OTHER").WaitAsync(_soon);
+        await _store.Log.AppendAsync(new Payload([], [Unusable("a")], 0), "OTHER").WaitAsync(Soon);
         Assert.Equal(2, Quarantined.Length);
     }
 
@@ -704,7 +704,7 @@ public sealed partial class EventLogTests : IDisposable
         var copy = QuarantineAsync(Unusable("a"));
         Assert.False(copy.IsCompleted);
         _store.Clock.ReleaseWriter();
-        await Task.WhenAll(first, copy).WaitAsync(_soon);
+        await Task.WhenAll(first, copy).WaitAsync(Soon);
         Assert.Single(Quarantined);
     }
 
@@ -723,23 +723,23 @@ public sealed partial class EventLogTests : IDisposable
     {
         await QuarantineAsync(Unusable("a"));
         var id = EventLog.IdOf(Assert.Single(QuarantinedAlert.Read(QuarantinePath, 0)).Id)!.Value;
-        var mapped = new Payload([new Reading(_etcd, "d", false, "down", At(1), null)], [], 0);
+        var mapped = new Payload([new Reading(Etcd, "d", false, "down", At(1), null)], [], 0);
         using (new RefusingFile(_store.Newest))
             await Assert.ThrowsAsync<LogRefusedException>(
-                () => _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon));
+                () => _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(Soon));
         Assert.Single(QuarantinedAlert.Read(QuarantinePath, 0));
         // A refusal to strike it off does not refuse the events.
         using (new RefusingFile(QuarantinePath))
         {
-            await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon);
+            await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(Soon);
             // But where there are none, it is all that there is to tell.
             await Assert.ThrowsAsync<LogRefusedException>(
-                () => _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon));
+                () => _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(Soon));
             Assert.NotNull(_store.Log.Refusal);
         }
         Assert.Equal(["down 1"], _store.Words());
         Assert.Equal(1, _store.Log.Quarantine().Count);
-        await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(_soon);
+        await _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(Soon);
         Assert.Equal(0, _store.Log.Quarantine().Count);
         _store.Reopen();
         Assert.Equal(0, _store.Log.Quarantine().Count);
@@ -788,7 +788,7 @@ public sealed partial class EventLogTests : IDisposable
         Misfit Large(int i) => Unusable($"m{i}", $"{{\"n\":{i},\"text\":\"{text}\"}}");
         for (var i = 0; i < 64; i++)
             await QuarantineAsync(Large(i));
-        await Support.Wait.UntilAsync(() => _store.Meters.QuarantineDropped.Value > 0, _soon, "the cut");
+        await Support.Wait.UntilAsync(() => _store.Meters.QuarantineDropped.Value > 0, Soon, "the cut");
         var dropped = (int)_store.Meters.QuarantineDropped.Value;
         Assert.InRange(dropped, 31, 33);
         Assert.Equal(Enumerable.Range(dropped, 64 - dropped), Quarantined.Select(NumberIn));
@@ -812,18 +812,18 @@ public sealed partial class EventLogTests : IDisposable
 
     private sealed record Step(Deed Deed, (int Service, string Status, int Second)[] Words);
 
-    private static readonly Gen<string> _statuses = Gen.OneOf(
+    private static readonly Gen<string> Statuses = Gen.OneOf(
         Gen.Const("up"), Gen.Const("down"), Gen.Const("degraded"));
 
-    private static readonly Gen<Step> _steps = Gen.Select(
+    private static readonly Gen<Step> Steps = Gen.Select(
         Gen.Frequency((12, Gen.Const(Deed.Say)), (1, Gen.Const(Deed.StopAndOpen)),
             (1, Gen.Const(Deed.Abandon)), (1, Gen.Const(Deed.NextDay))),
-        Gen.Select(Gen.Int[0, 2], _statuses, Gen.Int[0, 14]).Array[1, 4],
+        Gen.Select(Gen.Int[0, 2], Statuses, Gen.Int[0, 14]).Array[1, 4],
         (deed, words) => new Step(deed, words));
 
     [Fact]
     public void AnyHistoryIsKeptAsThePlainOracleTells() =>
-        _steps.Array[1, 60].Sample(steps => Play(steps).GetAwaiter().GetResult(), iter: 60, threads: 2);
+        Steps.Array[1, 60].Sample(steps => Play(steps).GetAwaiter().GetResult(), iter: 60, threads: 2);
 
     private static async Task Play(Step[] steps)
     {
@@ -973,7 +973,7 @@ public sealed partial class EventLogTests : IDisposable
         public Task SayAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
             Log.AppendAsync(new Payload([.. words.Select(w =>
                 new Reading(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS")
-                .WaitAsync(_soon);
+                .WaitAsync(Soon);
 
         public Task SayAsync(ServiceKey service, string status, double second) =>
             SayAsync((service, status, At(second)));
@@ -1007,7 +1007,7 @@ public sealed partial class EventLogTests : IDisposable
     {
         private readonly SemaphoreSlim _held = new(0), _mayWrite = new(0);
         private volatile bool _isHeld;
-        private long _elapsed, _utc = _noon.Ticks;
+        private long _elapsed, _utc = Noon.Ticks;
 
         public override long TimestampFrequency => TimeSpan.TicksPerSecond;
 
@@ -1035,7 +1035,7 @@ public sealed partial class EventLogTests : IDisposable
         public void HoldWriter() => _isHeld = true;
 
         public async Task WriterHeldAsync() =>
-            Assert.True(await _held.WaitAsync(_soon), "the writer did not come");
+            Assert.True(await _held.WaitAsync(Soon), "the writer did not come");
 
         /// <summary>Until it comes again.</summary>
         public void LetWriterOn() => _mayWrite.Release();

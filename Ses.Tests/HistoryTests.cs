@@ -117,7 +117,10 @@ public sealed class HistoryTests : IDisposable
         return Enumerable.Range(from, to - from).Max(minute =>
             words.LastOrDefault(w => w.Time <= At(minute))?.Status switch
             {
-                null => Condition.Unknown, "up" => Condition.Up, "down" => Condition.Down, _ => Condition.Other,
+                null => Condition.Unknown,
+                "up" => Condition.Up,
+                "down" => Condition.Down,
+                _ => Condition.Other,
             });
     }
 

@@ -12,7 +12,7 @@ namespace Ses.Tests;
 [Trait("Category", "E2E")]
 public sealed class OidcEndToEndTests
 {
-    private static readonly TimeSpan _arrives = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Arrives = TimeSpan.FromSeconds(20);
 
     /// <summary>The bearer tokens that Onix saw.</summary>
     private readonly ConcurrentDictionary<string, bool> _seen = new();
@@ -82,7 +82,7 @@ public sealed class OidcEndToEndTests
             """;
         using var answer = await ses.PostAsync("INS", json);
         Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
-        await Wait.UntilAsync(() => onix.History.Count == n, _arrives, $"change {n} in Onix");
+        await Wait.UntilAsync(() => onix.History.Count == n, Arrives, $"change {n} in Onix");
     }
 
     private static async Task RefusesExpiredAsync(OnixStandIn onix, string token)

@@ -38,7 +38,9 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     {
         await using var run = ChildProcess.Start(program, arguments, new Dictionary<string, string?>
         {
-            ["LC_ALL"] = "C.UTF-8", ["MAKEFLAGS"] = null, ["MAKELEVEL"] = null,
+            ["LC_ALL"] = "C.UTF-8",
+            ["MAKEFLAGS"] = null,
+            ["MAKELEVEL"] = null,
         }, Project);
         Assert.True(await run.ExitAsync(Soon) == 0, $"{program} {string.Join(' ', arguments)}: {run.Output}");
         return run.Output;

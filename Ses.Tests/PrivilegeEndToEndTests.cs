@@ -21,14 +21,14 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
         OwnersFile = UnixFileMode.UserRead | UnixFileMode.UserWrite,
         OwnersFolder = OwnersFile | UnixFileMode.UserExecute;
 
-    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(30);
 
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-privilege-").FullName;
     private readonly int _port = FreePort.Next();
     private readonly HttpClient _http;
 
     public PrivilegeEndToEndTests() =>
-        _http = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{_port}/"), Timeout = _soon };
+        _http = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{_port}/"), Timeout = Soon };
 
     public void Dispose()
     {
@@ -56,7 +56,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
         {
             await Wait.UntilAsync(async () => ses.HasExited
                 ? throw new InvalidOperationException("SeS ended: " + ses.Output)
-                : (await GetAsync("ready")).Code == HttpStatusCode.OK, _soon, "/ready");
+                : (await GetAsync("ready")).Code == HttpStatusCode.OK, Soon, "/ready");
             return ses;
         }
         catch
@@ -112,10 +112,10 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
             await using var ses = await StartAsync(shell, Arguments(onix.Url.AbsoluteUri));
             Assert.Equal(HttpStatusCode.OK, await PostAsync(Body(Alert(), "5")));
             await Wait.UntilAsync(
-                () => File.Exists(Path.Combine(DataDir, "cursor.json")), _soon, "the cursor");
+                () => File.Exists(Path.Combine(DataDir, "cursor.json")), Soon, "the cursor");
             // The second run comes after a crash, and copies the newest file.
             ses.Kill(run == 0 ? Signal.Kill : Signal.Terminate);
-            await ses.ExitAsync(_soon);
+            await ses.ExitAsync(Soon);
         }
         string[] files = [.. Directory.GetFiles(DataDir)];
         Assert.Equal(["cursor.json", "events", "lock", "quarantine.jsonl"], files
@@ -153,19 +153,22 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
             "--onix-client-id", "ses", "--onix-token-uri", nobody + "/token", "--log-level", "Trace",
         ], new()
         {
-            ["OXSES_ONIX_PASSWORD"] = "s3cret-onix", ["OXSES_ONIX_APPSECRET"] = "s3cret-app",
+            ["OXSES_ONIX_PASSWORD"] = "s3cret-onix",
+            ["OXSES_ONIX_APPSECRET"] = "s3cret-app",
         });
         Assert.Equal(HttpStatusCode.NoContent, await PostAsync(Body(Alert()),
             flag[^1].StartsWith('@') ? "admin:@s3cret-own" : "admin:s3cret-own"));
         Assert.Equal(HttpStatusCode.Unauthorized, await PostAsync(Body(Alert()), "admin:s3cret-typed"));
         var ready = "";
         await Wait.UntilAsync(async () => (ready = (await GetAsync("ready")).Body)
-            .Contains("\"away\"", Ordinal), _soon, "the missing Onix to be noticed");
+            .Contains("\"away\"", Ordinal), Soon, "the missing Onix to be noticed");
         var shown = new Dictionary<string, string>
         {
             ["cmdline"] = File.ReadAllText($"/proc/{ses.Id}/cmdline"),
             ["environ"] = File.ReadAllText($"/proc/{ses.Id}/environ"),
-            ["metrics"] = (await GetAsync("metrics")).Body, ["ready"] = ready, ["log"] = ses.Output,
+            ["metrics"] = (await GetAsync("metrics")).Body,
+            ["ready"] = ready,
+            ["log"] = ses.Output,
         };
         // They were all looked at, and what is no secret is there.
         Assert.Contains("--data-dir\0" + DataDir, shown["cmdline"], Ordinal);
@@ -189,20 +192,20 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
     public async Task SecretsAreNotRepeatedWhenTheStartIsRefused(params string[] arguments)
     {
         await using var ses = ChildProcess.Start(SesProcess.Binary, ["--data-dir", DataDir, .. arguments]);
-        Assert.Equal(2, await ses.ExitAsync(_soon));
+        Assert.Equal(2, await ses.ExitAsync(Soon));
         Assert.Single(ses.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries));
         Assert.DoesNotContain("s3cret", ses.Output, Ordinal);
     }
 
     // ---- Users ----
 
-    private static readonly string[] _asNobody =
+    private static readonly string[] AsNobody =
         ["setpriv", $"--reuid={Nobody}", $"--regid={Nobody}", "--clear-groups"];
 
     private async Task<(int Code, string Output)> RunAsync(params string[] line)
     {
         await using var child = ChildProcess.Start(line[0], line[1..], folder: _dir);
-        return (await child.ExitAsync(_soon), child.Output);
+        return (await child.ExitAsync(Soon), child.Output);
     }
 
     /// <summary>A SeS that is nobody's, as far as it can be: no capability, and no way to one.</summary>
@@ -217,7 +220,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
         File.Copy(SesProcess.Binary, program);
         File.SetUnixFileMode(program, OwnersFolder | UnixFileMode.OtherRead | UnixFileMode.OtherExecute);
         return await StartAsync(
-            [.. _asNobody, "--no-new-privs", "--bounding-set=-all", "env", $"SES={program}", "sh", "-c",
+            [.. AsNobody, "--no-new-privs", "--bounding-set=-all", "env", $"SES={program}", "sh", "-c",
                 "shift; exec \"$SES\" \"$@\"", "sh"],
             [.. Arguments(), "--auth-mode", "basic"], new() { ["OXSES_PASSWORD"] = "s3cret" });
     }
@@ -242,7 +245,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
             Assert.Matches($"(?m)^{name} [1-9]|^{name} 0\\.[0-9]*[1-9]", metrics);
         Assert.Contains("ses_defects_total 0\n", metrics, Ordinal);
         ses.Kill(Signal.Terminate);
-        Assert.Equal(0, await ses.ExitAsync(_soon));
+        Assert.Equal(0, await ses.ExitAsync(Soon));
         Assert.DoesNotContain("defect", ses.Output, Ordinal);
     }
 
@@ -254,11 +257,11 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
     public async Task OtherProcessesOfItsUserCannotLookInside(string file)
     {
         await using var ses = await StartAsNobodyAsync();
-        await using var open = ChildProcess.Start("setpriv", [.. _asNobody[1..], "sleep", "60"]);
+        await using var open = ChildProcess.Start("setpriv", [.. AsNobody[1..], "sleep", "60"]);
         await Wait.UntilAsync(() => File.ReadAllText($"/proc/{open.Id}/status")
             .Contains($"Uid:\t{Nobody}\t", Ordinal) && File.ReadAllText($"/proc/{open.Id}/comm") == "sleep\n",
-            _soon, "another process");
-        string[] Look(int id) => [.. _asNobody, "sh", "-c",
+            Soon, "another process");
+        string[] Look(int id) => [.. AsNobody, "sh", "-c",
             $"if [ -d /proc/{id}/{file} ]; then ls /proc/{id}/{file}; else exec 3< /proc/{id}/{file}; fi"];
         // What is refused with SeS goes with a process that has not closed itself.
         Assert.Equal(0, (await RunAsync(Look(open.Id))).Code);
@@ -293,7 +296,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
         // Side by side, since answers to wrong credentials are held back.
         await Task.WhenAll(evil.SelectMany(RequestsWith).Select(SendRawAsync));
         ses.Kill(Signal.Terminate);
-        Assert.Equal(0, await ses.ExitAsync(_soon));
+        Assert.Equal(0, await ses.ExitAsync(Soon));
         var lines = ses.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries);
         foreach (var word in new[] { "alert quarantined", "a payload could not be processed",
             "a request was refused" })
@@ -337,7 +340,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
         {
             await client.Client.SendAsync(Encoding.UTF8.GetBytes(request));
             client.Client.Shutdown(SocketShutdown.Send);
-            using var deadline = new CancellationTokenSource(_soon);
+            using var deadline = new CancellationTokenSource(Soon);
             var waste = new byte[4096];
             while (await client.Client.ReceiveAsync(waste, deadline.Token) > 0)
             {
@@ -364,7 +367,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
     public async Task SettingThatProtectsLittleIsWarnedOf(string? warning, params string[] arguments)
     {
         await using var ses = await StartAsync([], [.. Arguments(), .. arguments]);
-        await Wait.UntilAsync(() => ses.Output.Contains("SeS is ready", Ordinal), _soon, "the log");
+        await Wait.UntilAsync(() => ses.Output.Contains("SeS is ready", Ordinal), Soon, "the log");
         var warnings = ses.Output.Split('\n').Where(l => l.Contains(" WARN ", Ordinal)).ToList();
         if (warning == null)
             Assert.Empty(warnings);

@@ -14,10 +14,10 @@ namespace Ses.Tests;
 [Trait("Category", "E2E")]
 public sealed class ProcessTests : IDisposable
 {
-    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(30);
 
     /// <summary>Container engines kill after so long.</summary>
-    private static readonly TimeSpan _stopWithin = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan StopWithin = TimeSpan.FromSeconds(10);
 
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-process-").FullName;
     private readonly int _port = FreePort.Next();
@@ -45,7 +45,7 @@ public sealed class ProcessTests : IDisposable
                 // Not a wait: the random moment itself.
                 await Task.Delay(TimeSpan.FromMilliseconds(random.NextDouble() * 60));
                 ses.Kill(Signal.Kill);
-                Assert.Equal(137, await ses.ExitAsync(_soon));
+                Assert.Equal(137, await ses.ExitAsync(Soon));
             }
             AssertKept(load.Acknowledged, $"kill {round}, seed {seed}");
         }
@@ -64,7 +64,7 @@ public sealed class ProcessTests : IDisposable
             await using var ses = Launch();
             await load.MoreAsync(100);
             ses.Kill(Signal.Terminate);
-            Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+            Assert.Equal(0, await ses.ExitAsync(StopWithin));
             AssertKept(load.Acknowledged, $"stop {round}");
             Assert.StartsWith("{\"end\":\"", File.ReadLines(Newest()).Last(), StringComparison.Ordinal);
         }
@@ -81,7 +81,7 @@ public sealed class ProcessTests : IDisposable
             // From now on the kernel says of each flush that the disk failed.
             await using var trace = ChildProcess.Start("strace", ["-f", "-p", $"{ses.Id}", "-o", "/dev/null",
                 "-e", "trace=fsync", "-e", "inject=fsync:error=EIO"]);
-            Assert.Equal(1, await ses.ExitAsync(_soon));
+            Assert.Equal(1, await ses.ExitAsync(Soon));
             Assert.Contains("a flush failed", ses.Output, StringComparison.Ordinal);
         }
         AssertKept(load.Acknowledged, "the failed flush");
@@ -157,16 +157,16 @@ public sealed class ProcessTests : IDisposable
 
         await allow();
         await Wait.UntilAsync(async () => await Sender.GetAsync(_port, "ready") == HttpStatusCode.OK,
-            _soon, "/ready once there is room");
+            Soon, "/ready once there is room");
         Assert.Equal(HttpStatusCode.NoContent, await SayAsync(number));
         ses.Kill(Signal.Terminate);
-        Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+        Assert.Equal(0, await ses.ExitAsync(StopWithin));
         AssertKept(kept, "room again");
         await using var next = await ReadyAsync(Launch());
         Assert.Equal(HttpStatusCode.NoContent, await SayAsync(number + 1));
         AssertKept(kept, "the restart");
         next.Kill(Signal.Terminate);
-        Assert.Equal(0, await next.ExitAsync(_stopWithin));
+        Assert.Equal(0, await next.ExitAsync(StopWithin));
     }
 
     private static void Fill(string path)
@@ -240,7 +240,7 @@ public sealed class ProcessTests : IDisposable
 
     private static async Task AssertRefusedAsync(ChildProcess ses, string says)
     {
-        Assert.Equal(2, await ses.ExitAsync(_soon));
+        Assert.Equal(2, await ses.ExitAsync(Soon));
         var line = Assert.Single(ses.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries));
         Assert.StartsWith("ses: ", line, StringComparison.Ordinal);
         Assert.Contains(says, line, StringComparison.Ordinal);
@@ -252,7 +252,7 @@ public sealed class ProcessTests : IDisposable
     public async Task VersionAndHelpExitWithZero(string flag, string says)
     {
         await using var ses = Start([flag]);
-        Assert.Equal(0, await ses.ExitAsync(_soon));
+        Assert.Equal(0, await ses.ExitAsync(Soon));
         Assert.Contains(says, ses.Output, StringComparison.Ordinal);
     }
 
@@ -270,7 +270,7 @@ public sealed class ProcessTests : IDisposable
         var buffer = new byte[4096];
         async Task<string> HearAsync()
         {
-            using var deadline = new CancellationTokenSource(_soon);
+            using var deadline = new CancellationTokenSource(Soon);
             return Encoding.UTF8.GetString(buffer, 0, await socket.ReceiveAsync(buffer, deadline.Token));
         }
 
@@ -284,7 +284,7 @@ public sealed class ProcessTests : IDisposable
         while ((word = await HearAsync()).StartsWith("WATCHDOG=1", StringComparison.Ordinal))
             Assert.False(word.Contains("STOPPING", StringComparison.Ordinal));
         Assert.Equal("STOPPING=1", word);
-        Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+        Assert.Equal(0, await ses.ExitAsync(StopWithin));
     }
 
     [Fact]
@@ -314,7 +314,8 @@ public sealed class ProcessTests : IDisposable
         var nobody = $"http://127.0.0.1:{FreePort.Next()}";
         var environment = new Dictionary<string, string?>
         {
-            ["OXSES_ONIX_PASSWORD"] = secrets[1], ["OXSES_ONIX_APPSECRET_FILE"] = file,
+            ["OXSES_ONIX_PASSWORD"] = secrets[1],
+            ["OXSES_ONIX_APPSECRET_FILE"] = file,
         };
         foreach (var mode in new[] { "basic", "oidc" })
         {
@@ -330,10 +331,10 @@ public sealed class ProcessTests : IDisposable
             string state = "";
             Task<string> GetAsync(string path) => client.GetStringAsync(new Uri(path, UriKind.Relative));
             await Wait.UntilAsync(async () => (state = await GetAsync("ready"))
-                .Contains("\"away\"", StringComparison.Ordinal), _soon, "the missing Onix to be noticed");
+                .Contains("\"away\"", StringComparison.Ordinal), Soon, "the missing Onix to be noticed");
             var metrics = await GetAsync("metrics");
             ses.Kill(Signal.Terminate);
-            Assert.Equal(0, await ses.ExitAsync(_stopWithin));
+            Assert.Equal(0, await ses.ExitAsync(StopWithin));
             foreach (var secret in secrets.Append("wr0ng").SelectMany(s => new[] { s, Base64("admin:" + s) }))
                 Assert.DoesNotContain(secret, ses.Output + state + metrics, StringComparison.Ordinal);
             Assert.Contains("SeS has stopped", ses.Output, StringComparison.Ordinal);
@@ -364,7 +365,7 @@ public sealed class ProcessTests : IDisposable
     {
         await Wait.UntilAsync(async () => ses.HasExited
             ? throw new InvalidOperationException("SeS ended: " + ses.Output)
-            : await Sender.GetAsync(_port, "ready") == HttpStatusCode.OK, _soon, "/ready");
+            : await Sender.GetAsync(_port, "ready") == HttpStatusCode.OK, Soon, "/ready");
         return ses;
     }
 
@@ -373,7 +374,7 @@ public sealed class ProcessTests : IDisposable
     private static async Task<string> RunAsync(string program, params string[] arguments)
     {
         await using var child = ChildProcess.Start(program, arguments);
-        var code = await child.ExitAsync(_soon);
+        var code = await child.ExitAsync(Soon);
         Assert.True(code == 0, $"{program} {string.Join(' ', arguments)} ended with {code}: {child.Output}");
         return child.Output;
     }
@@ -421,7 +422,7 @@ public sealed class ProcessTests : IDisposable
 
     private static class Sender
     {
-        private static readonly HttpClient _client = new() { Timeout = _soon };
+        private static readonly HttpClient Http = new() { Timeout = Soon };
 
         /// <summary>The code of the answer; 0 when there was none.</summary>
         public static async Task<HttpStatusCode> PostAsync(int port, string json, string? credentials = null)
@@ -444,7 +445,7 @@ public sealed class ProcessTests : IDisposable
         {
             try
             {
-                using var answer = await _client.SendAsync(request);
+                using var answer = await Http.SendAsync(request);
                 return answer.StatusCode;
             }
             catch (Exception e) when (e is HttpRequestException or SocketException)
@@ -461,8 +462,8 @@ public sealed class ProcessTests : IDisposable
     /// </summary>
     private sealed class Load : IAsyncDisposable
     {
-        private static readonly DateTime _start = DateTime.UtcNow.Date.AddDays(-1);
-        private static readonly TimeSpan _retryPause = TimeSpan.FromMilliseconds(5);
+        private static readonly DateTime FirstTime = DateTime.UtcNow.Date.AddDays(-1);
+        private static readonly TimeSpan RetryPause = TimeSpan.FromMilliseconds(5);
 
         private readonly int _port;
         private readonly CancellationTokenSource _stop = new();
@@ -477,7 +478,7 @@ public sealed class ProcessTests : IDisposable
         /// <summary>The events of all payloads that were answered 2xx so far.</summary>
         public ConcurrentQueue<Event> Acknowledged { get; } = [];
 
-        public static DateTime At(int number) => _start.AddMilliseconds(number);
+        public static DateTime At(int number) => FirstTime.AddMilliseconds(number);
 
         /// <summary>Waits until so many more events are acknowledged.</summary>
         public Task MoreAsync(int count)
@@ -485,13 +486,13 @@ public sealed class ProcessTests : IDisposable
             var goal = Acknowledged.Count + count;
             return Wait.UntilAsync(() => _senders.Find(s => s.IsFaulted) is { } faulted
                 ? throw faulted.Exception!
-                : Acknowledged.Count >= goal, _soon, $"{count} acknowledged events");
+                : Acknowledged.Count >= goal, Soon, $"{count} acknowledged events");
         }
 
         public async Task StopAsync()
         {
             await _stop.CancelAsync();
-            await Task.WhenAll(_senders).WaitAsync(_soon);
+            await Task.WhenAll(_senders).WaitAsync(Soon);
         }
 
         public async ValueTask DisposeAsync()
@@ -528,7 +529,7 @@ public sealed class ProcessTests : IDisposable
                         Array.ForEach(events, Acknowledged.Enqueue);
                         break;
                     }
-                    await Task.Delay(_retryPause);
+                    await Task.Delay(RetryPause);
                 }
             }
         }

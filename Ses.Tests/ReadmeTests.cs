@@ -11,22 +11,22 @@ public sealed partial class ReadmeTests
 {
     private const double Kib = 1024, Mib = 1024 * 1024;
 
-    private static readonly string _root = Root();
-    private static readonly string _readme = File.ReadAllText(Path.Combine(_root, "README.md"));
-    private static readonly string _program = File.ReadAllText(Path.Combine(_root, "Ses.cs"));
+    private static readonly string Checkout = Root();
+    private static readonly string Readme = File.ReadAllText(Path.Combine(Checkout, "README.md"));
+    private static readonly string Source = File.ReadAllText(Path.Combine(Checkout, "Ses.cs"));
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
-    private static readonly int[] _codes =
+    private static readonly int[] Codes =
         [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 431, 503, 505];
 
     /// <summary>The constants that the table of limits names; it is filled by the table after it.</summary>
-    private static readonly HashSet<(Type, string)> _named = [];
+    private static readonly HashSet<(Type, string)> Named = [];
 
     /// <summary>
     /// The table of limits: a row's name, the text that its value holds, and where the program has it, as a
     /// constant or, where a limit stands in a line of the program, as that text.
     /// </summary>
-    private static readonly (string Name, string Value, string? Text)[] _limits =
+    private static readonly (string Name, string Value, string? Text)[] Limits =
     [
         ("body of a webhook", "16 MiB; at most 256 MiB", "count * unit is >= 1024 and <= 256 * 1024 * 1024"),
         Limit("head of a request", typeof(RequestHead), "MaxSize", Kib),
@@ -161,18 +161,18 @@ public sealed partial class ReadmeTests
     [Fact]
     public void AnswersAreThoseOfTheProgram()
     {
-        var inProgram = AnswerCode().Matches(_program)
+        var inProgram = AnswerCode().Matches(Source)
             .Select(m => int.Parse(m.Groups[1].Value, Invariant));
-        Assert.Equal(_codes, inProgram.Distinct().Order());
-        Assert.Equal(_codes, Table("Answers").Select(r => int.Parse(r[0], Invariant)));
+        Assert.Equal(Codes, inProgram.Distinct().Order());
+        Assert.Equal(Codes, Table("Answers").Select(r => int.Parse(r[0], Invariant)));
         Assert.All(Table("Answers"), r => Assert.NotEqual("", r[1]));
     }
 
     [Fact]
     public void ContentsAreTheHeadings() => Assert.Equal(
-        Regex.Matches(_readme, "^## (.+)$", RegexOptions.Multiline).Select(m => m.Groups[1].Value)
+        Regex.Matches(Readme, "^## (.+)$", RegexOptions.Multiline).Select(m => m.Groups[1].Value)
             .Select(h => $"- [{h}](#{h.ToLowerInvariant().Replace(' ', '-')})"),
-        Regex.Matches(_readme, @"^- \[.+\]\(#.+\)$", RegexOptions.Multiline).Select(m => m.Value));
+        Regex.Matches(Readme, @"^- \[.+\]\(#.+\)$", RegexOptions.Multiline).Select(m => m.Value));
 
     [Fact]
     public void ExitCodesAreThoseOfTheProgram()
@@ -186,11 +186,11 @@ public sealed partial class ReadmeTests
     public void LimitsAreThoseOfTheProgramInThisOrder()
     {
         var rows = Table("Limits");
-        Assert.Equal(_limits.Select(l => l.Name), rows.Select(r => r[0]));
-        foreach (var (limit, row) in _limits.Zip(rows))
+        Assert.Equal(Limits.Select(l => l.Name), rows.Select(r => r[0]));
+        foreach (var (limit, row) in Limits.Zip(rows))
         {
             Assert.Matches($@"(^|, ){Regex.Escape(limit.Value)}( |$)", row[1]);
-            Assert.True(limit.Text == null || _program.Contains(limit.Text, StringComparison.Ordinal),
+            Assert.True(limit.Text == null || Source.Contains(limit.Text, StringComparison.Ordinal),
                 $"Ses.cs has no '{limit.Text}', where the limit '{limit.Name}' was");
         }
     }
@@ -208,7 +208,7 @@ public sealed partial class ReadmeTests
                 || f.FieldType == typeof(TimeSpan))
             .Where(f => char.IsAsciiLetterUpper(f.Name[0]) && !others.Contains(f.Name))
             .Select(f => (f.DeclaringType!, f.Name))
-            .Except(_named).ToList();
+            .Except(Named).ToList();
         Assert.Equal([], missing);
     }
 
@@ -217,21 +217,21 @@ public sealed partial class ReadmeTests
     {
         var variables = Options.Settings.Select(s => s.Variable).ToHashSet();
         var metrics = Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
-        Assert.All(VariableName().Matches(_readme), m => Assert.Contains(m.Value, variables));
-        Assert.All(MetricName().Matches(_readme), m => Assert.Contains(m.Value, metrics));
+        Assert.All(VariableName().Matches(Readme), m => Assert.Contains(m.Value, variables));
+        Assert.All(MetricName().Matches(Readme), m => Assert.Contains(m.Value, metrics));
         string[] others = ["--help", "--version", "--line-buffered"];
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
-        Assert.All(FlagName().Matches(_readme), m => Assert.Contains(m.Value, flags));
+        Assert.All(FlagName().Matches(Readme), m => Assert.Contains(m.Value, flags));
     }
 
     [Fact]
     public void ConfigurationsAreTheFilesInDeploy()
     {
-        var files = YamlFile().Matches(_readme);
+        var files = YamlFile().Matches(Readme);
         Assert.Equal(3, files.Count);
         Assert.All(files, m =>
-            Assert.Equal(File.ReadAllText(Path.Combine(_root, m.Groups[1].Value)), m.Groups[2].Value));
+            Assert.Equal(File.ReadAllText(Path.Combine(Checkout, m.Groups[1].Value)), m.Groups[2].Value));
     }
 
     [Fact]
@@ -248,7 +248,7 @@ public sealed partial class ReadmeTests
         foreach (var words in all)
         {
             Assert.Contains(words, reasons, StringComparison.Ordinal);
-            Assert.Contains(words, _program, StringComparison.Ordinal);
+            Assert.Contains(words, Source, StringComparison.Ordinal);
         }
     }
 
@@ -258,7 +258,7 @@ public sealed partial class ReadmeTests
         var rows = Table("Who may reach it");
         Assert.Equal(Meters.RefusalReasons, rows.SelectMany(r => Plain(r[0]).Split(", ")));
         foreach (var reason in Meters.RefusalReasons)
-            Assert.Contains($"\"{reason}\"", _program[_program.IndexOf("12. HTTP =", StringComparison.Ordinal)..],
+            Assert.Contains($"\"{reason}\"", Source[Source.IndexOf("12. HTTP =", StringComparison.Ordinal)..],
                 StringComparison.Ordinal);
     }
 
@@ -270,7 +270,7 @@ public sealed partial class ReadmeTests
 
     private static (string, string, string?) Limit(string name, Type type, string constant, double unit = 1)
     {
-        _named.Add((type, constant));
+        Named.Add((type, constant));
         return (name, Write(Constant(type, constant), unit), null);
     }
 
@@ -308,10 +308,10 @@ public sealed partial class ReadmeTests
 
     private static string Section(string from, string to)
     {
-        var start = _readme.IndexOf(from, StringComparison.Ordinal);
+        var start = Readme.IndexOf(from, StringComparison.Ordinal);
         Assert.True(start >= 0, $"README.md has no '{from}'");
-        var end = _readme.IndexOf(to, start + from.Length, StringComparison.Ordinal);
-        return _readme[start..(end < 0 ? _readme.Length : end)];
+        var end = Readme.IndexOf(to, start + from.Length, StringComparison.Ordinal);
+        return Readme[start..(end < 0 ? Readme.Length : end)];
     }
 
     private static string Plain(string cell) => cell.Replace("`", "", StringComparison.Ordinal);

@@ -17,9 +17,9 @@ public sealed partial class StatusPageEndToEndTests
     : IClassFixture<StatusPageEndToEndTests.OneBrowser>, IAsyncLifetime
 {
     /// <summary>For what SeS and a browser do at once, on a busy machine.</summary>
-    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(20);
 
-    private static readonly ServiceKey _node = new("INS", "p01-dev", "etcd", "node", "n1:2379");
+    private static readonly ServiceKey Node = new("INS", "p01-dev", "etcd", "node", "n1:2379");
 
     private readonly Browser _browser;
 
@@ -51,7 +51,7 @@ public sealed partial class StatusPageEndToEndTests
 
     // ---- Services ----
 
-    private static readonly string[] _names =
+    private static readonly string[] Names =
     [
         "<script>alert(1)</script>", "\" onmouseover=\"alert(1)", "' autofocus onfocus='alert(1)",
         "a&amp;b & c&lt;",
@@ -65,10 +65,10 @@ public sealed partial class StatusPageEndToEndTests
     /// <summary>Names of all kinds in every place.</summary>
     private static List<ServiceKey> Hostile(int count) =>
         [.. Enumerable.Range(0, count).Select(i => new ServiceKey(
-            i % 2 == 0 ? "INS" : "O'Brien & <b>\u202eןב", _names[i % 5], Name(i), Name(i + 1),
+            i % 2 == 0 ? "INS" : "O'Brien & <b>\u202eןב", Names[i % 5], Name(i), Name(i + 1),
             i % 7 == 0 ? "" : Name(i + 2)))];
 
-    private static string Name(int number) => _names[number % _names.Length];
+    private static string Name(int number) => Names[number % Names.Length];
 
     private static List<ServiceKey> Plain(int count) =>
         [.. Enumerable.Range(0, count).Select(i => new ServiceKey(
@@ -124,12 +124,12 @@ public sealed partial class StatusPageEndToEndTests
     // ---- Soundness ----
 
     /// <summary>What is wrong with the page that is shown, one text each. Opens all details.</summary>
-    private static readonly string _examine =
+    private static readonly string Examine =
         File.ReadAllText(Path.Combine(AppContext.BaseDirectory, "Data", "page-examine.js"));
 
     private async Task AssertSoundAsync(int width)
     {
-        var wrong = await _browser.RunAsync(_examine, width);
+        var wrong = await _browser.RunAsync(Examine, width);
         Assert.Empty(wrong.EnumerateArray().Select(w => w.GetString()));
         Assert.False(await _browser.HasDialogAsync());
         Assert.Empty(await _browser.ConsoleAsync());
@@ -146,7 +146,7 @@ public sealed partial class StatusPageEndToEndTests
             <time datetime="2026-11-22">2026-11-21</time>
             <svg aria-label="strip"><rect class="up" height="5"/><rect class="down" height="5"/></svg>
             """)));
-        var wrong = (await _browser.RunAsync(_examine, 1400)).ToString();
+        var wrong = (await _browser.RunAsync(Examine, 1400)).ToString();
         foreach (var word in new[]
         {
             "there is an element script", "there is an attribute onmouseover", "it scrolls sideways",
@@ -157,7 +157,7 @@ public sealed partial class StatusPageEndToEndTests
             Assert.Contains(word, wrong, Ordinal);
         Assert.Contains("said", Assert.Single(await _browser.ConsoleAsync()), Ordinal);
         await _browser.RunAsync("setTimeout(() => alert(1))");
-        await Wait.UntilAsync(_browser.HasDialogAsync, _soon, "a dialog");
+        await Wait.UntilAsync(_browser.HasDialogAsync, Soon, "a dialog");
         await _browser.AnswerDialogAsync();
     }
 
@@ -306,7 +306,7 @@ public sealed partial class StatusPageEndToEndTests
     public async Task EachLinkFieldAndStripIsReachedByTabOnce()
     {
         await using var ses = await StartAsync();
-        await SayAsync(ses, _node, ("up", 5.5), ("down", 2.5));
+        await SayAsync(ses, Node, ("up", 5.5), ("down", 2.5));
         await OpenAsync(ses);
         var stops = new List<string>();
         for (var i = 0; i < 40; i++)
@@ -329,8 +329,8 @@ public sealed partial class StatusPageEndToEndTests
     public async Task SearchAndRangeChangeTheAddressAndWhatIsShown()
     {
         await using var ses = await StartAsync();
-        var odd = _node with { Service = "a+b & \"c\" 100 %" };
-        await SayAsync(ses, _node, ("up", 5.5));
+        var odd = Node with { Service = "a+b & \"c\" 100 %" };
+        await SayAsync(ses, Node, ("up", 5.5));
         await SayAsync(ses, odd, ("up", 50.5), ("down", 49.5), ("up", 47.5));
         await OpenAsync(ses);
         Assert.Equal(2, await CountAsync("svg"));
@@ -363,7 +363,7 @@ public sealed partial class StatusPageEndToEndTests
     private Task UntilAddressAsync(string end) => Wait.UntilAsync(async () =>
         (await _browser.AddressAsync()).OriginalString.EndsWith(end, Ordinal)
         && (await _browser.RunAsync("return document.readyState")).GetString() == "complete",
-        _soon, "an address that ends with " + end);
+        Soon, "an address that ends with " + end);
 
     // ---- One service ----
 
@@ -371,7 +371,7 @@ public sealed partial class StatusPageEndToEndTests
     public async Task PageOfAServiceHasTheFiguresOfTheReport()
     {
         await using var ses = await StartAsync();
-        await SayAsync(ses, _node, ("up", 20.5), ("down", 12.5), ("up", 12), ("down", 3), ("up", 2.75));
+        await SayAsync(ses, Node, ("up", 20.5), ("down", 12.5), ("up", 12), ("down", 3), ("up", 2.75));
         await OpenAsync(ses);
         await ClickAsync("details a", "etcd");
         await UntilAddressAsync("&range=24h");
@@ -416,7 +416,7 @@ public sealed partial class StatusPageEndToEndTests
     public async Task PageWorksUnderAPathOfAProxy()
     {
         await using var ses = await StartAsync();
-        await SayAsync(ses, _node, ("up", 5.5), ("down", 2.5));
+        await SayAsync(ses, Node, ("up", 5.5), ("down", 2.5));
         await using var proxy = new SubPath(ses.Client.BaseAddress!);
         await _browser.OpenAsync(proxy.Root);
         await AssertLinksStayAsync();
@@ -480,10 +480,10 @@ public sealed partial class StatusPageEndToEndTests
         await using var onix = new OnixStandIn();
         onix.Start();
         await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
-        await SayAsync(ses, _node, ("up", 5.5));
+        await SayAsync(ses, Node, ("up", 5.5));
         await UntilShownAsync(ses, "Onix has all changes.");
         onix.Stop();
-        await SayAsync(ses, _node, ("down", 4.5), ("up", 3.5));
+        await SayAsync(ses, Node, ("down", 4.5), ("up", 3.5));
         await UntilShownAsync(
             ses, "Onix is behind by 2 events, the oldest received ", "Onix confirms nothing:");
         Assert.Equal("✔ The one service is up.", await TextAsync("h1"));
@@ -502,8 +502,8 @@ public sealed partial class StatusPageEndToEndTests
         };
         onix.Start();
         await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
-        await SayAsync(ses, _node, ("up", 5.5));
-        await SayAsync(ses, _node with { Location = "n2" }, ("up", 5.5));
+        await SayAsync(ses, Node, ("up", 5.5));
+        await SayAsync(ses, Node with { Location = "n2" }, ("up", 5.5));
         await UntilShownAsync(
             ses, "Refused by Onix", "1 service; SeS tries again", "etcd node n2 since ", "<b>no</b>");
         await AssertSoundAsync(1400);
@@ -527,7 +527,7 @@ public sealed partial class StatusPageEndToEndTests
         await OpenAsync(ses);
         var text = await PageAsync();
         return Array.TrueForAll(words, w => text.Contains(w, Ordinal));
-    }, _soon, string.Join(", ", words));
+    }, Soon, string.Join(", ", words));
 
     // ---- On paper ----
 

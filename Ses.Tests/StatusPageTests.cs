@@ -14,9 +14,9 @@ namespace Ses.Tests;
 /// <summary>The status page's text: what it says, and that no label becomes markup.</summary>
 public sealed partial class StatusPageTests
 {
-    private static readonly ServiceKey _node = new("INS", "p01-dev", "etcd", "node", "n1:2379");
+    private static readonly ServiceKey Node = new("INS", "p01-dev", "etcd", "node", "n1:2379");
 
-    private static readonly ServiceKey _quorum = new("INS", "p01-dev", "etcd", "quorum", "");
+    private static readonly ServiceKey Quorum = new("INS", "p01-dev", "etcd", "quorum", "");
 
     private static string Target(ServiceKey service, string more = "") =>
         $"/service?partition={Escaped(service.Partition)}&platform={Escaped(service.Platform)}"
@@ -67,8 +67,8 @@ public sealed partial class StatusPageTests
     public async Task FirstHeadingIsTheWholeInASentence(string one, string other, string sentence)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, (one, 2));
-        await SayAsync(host, _quorum, (other, 2));
+        await SayAsync(host, Node, (one, 2));
+        await SayAsync(host, Quorum, (other, 2));
         Assert.Equal(sentence, (await PageAsync(host)).All("h1").Single().Text);
     }
 
@@ -76,7 +76,7 @@ public sealed partial class StatusPageTests
     public async Task WhatIsDownIsToldWithItsBeginningAndReason()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 9), ("down", 2.5));
+        await SayAsync(host, Node, ("up", 9), ("down", 2.5));
         var page = await PageAsync(host);
         var item = page.All("li").First().Text;
         Assert.StartsWith("etcd node n1:2379 INS / p01-dev down since 2026-11-22 09:30:00, for 2 h 30 min.",
@@ -89,7 +89,7 @@ public sealed partial class StatusPageTests
     public async Task PastOutagesAreToldWithTheirEndsAndLength()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 9), ("down", 5), ("up", 4.5));
+        await SayAsync(host, Node, ("up", 9), ("down", 5), ("up", 4.5));
         var page = await PageAsync(host);
         Assert.Contains("etcd node n1:2379 INS / p01-dev 2026-11-22 07:00:00 to 2026-11-22 07:30:00, "
             + "30 min 0 s. It is down", page.All("li").Select(l => l.Text));
@@ -99,9 +99,9 @@ public sealed partial class StatusPageTests
     public async Task DetailsAreOpenOnlyWhereSomethingIsNotUp()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 2));
-        await SayAsync(host, _node with { Platform = "p02" }, ("down", 2));
-        await SayAsync(host, _node with { Platform = "p03" }, ("degraded", 2));
+        await SayAsync(host, Node, ("up", 2));
+        await SayAsync(host, Node with { Platform = "p02" }, ("down", 2));
+        await SayAsync(host, Node with { Platform = "p03" }, ("degraded", 2));
         var details = (await PageAsync(host)).All("details").ToList();
         Assert.Equal([false, true, true], details.Select(d => d.Attributes.ContainsKey("open")));
         Assert.StartsWith("INS / p01-dev: 1 service, ✔ all up", details[0].Text, Ordinal);
@@ -112,8 +112,8 @@ public sealed partial class StatusPageTests
     public async Task SearchShowsServicesWithTheTextInANameAndKeepsItInTheForm()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 2));
-        await SayAsync(host, _quorum, ("up", 2));
+        await SayAsync(host, Node, ("up", 2));
+        await SayAsync(host, Quorum, ("up", 2));
         var page = await PageAsync(host, "/?search=QUORUM&range=7d");
         Assert.Equal(["etcd quorum"],
             page.All("a").Select(a => a.Text).Where(t => t.StartsWith("etcd", Ordinal)));
@@ -127,7 +127,7 @@ public sealed partial class StatusPageTests
     public async Task SearchThatFindsNothingSaysSo()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 2));
+        await SayAsync(host, Node, ("up", 2));
         var page = await PageAsync(host, "/?search=%22%3Cb%3E%26");
         Assert.Contains("No service has “\"<b>&” in its names.", page.All("p").Select(p => p.Text));
         Assert.Empty(page.All("details"));
@@ -141,7 +141,7 @@ public sealed partial class StatusPageTests
     public async Task RangeIsThatOfTheStripsAndLinks(string range, int hours, int intervals)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", hours + 1), ("down", hours / 2.0), ("up", 0));
+        await SayAsync(host, Node, ("up", hours + 1), ("down", hours / 2.0), ("up", 0));
         var page = await PageAsync(host, "/?range=" + range);
         var strip = page.All("svg").Single().Attributes;
         Assert.Equal($"0 0 {intervals} 100", strip["viewBox"]);
@@ -151,7 +151,7 @@ public sealed partial class StatusPageTests
             page.All("rect").Select(r => (r.Attributes["class"], r.Attributes["x"], r.Attributes["width"])));
         Assert.Equal(range, page.All("span").Single(s => s.Attributes.ContainsKey("aria-current")).Text);
         var links = page.All("a").Select(a => a.Attributes["href"]).ToList();
-        Assert.Contains(Target(_node, "&range=" + range)[1..], links);
+        Assert.Contains(Target(Node, "&range=" + range)[1..], links);
         Assert.Contains($"alerts/INS/report?from=-{range}&format=csv", links);
         Assert.Equal("50 %",
             page.All("span").Single(s => s.Attributes.GetValueOrDefault("class") == "share").Text);
@@ -161,7 +161,7 @@ public sealed partial class StatusPageTests
     public async Task ConditionsOfAStripDifferInHeightToo()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 20), ("down", 15), ("degraded", 10), ("up", 5));
+        await SayAsync(host, Node, ("up", 20), ("down", 15), ("degraded", 10), ("up", 5));
         var rects = (await PageAsync(host)).All("rect").ToList();
         Assert.Equal(["down", "other", "unknown", "up"],
             rects.Select(r => r.Attributes["class"]).Distinct().Order(StringComparer.Ordinal));
@@ -174,9 +174,9 @@ public sealed partial class StatusPageTests
     public async Task PageOfAServiceHasTheFiguresOfTheReport()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 20), ("down", 12), ("up", 11.5), ("down", 3), ("up", 2.75));
-        await SayAsync(host, _quorum, ("down", 5));
-        var page = await PageAsync(host, Target(_node));
+        await SayAsync(host, Node, ("up", 20), ("down", 12), ("up", 11.5), ("down", 3), ("up", 2.75));
+        await SayAsync(host, Quorum, ("down", 5));
+        var page = await PageAsync(host, Target(Node));
         var figures = page.All("dt").Zip(page.All("dd")).ToDictionary(p => p.First.Text, p => p.Second.Text);
         var report = (await host.GetAsync("/alerts/INS/report?facet=node&from=-24h")).Json
             .GetProperty("services").EnumerateArray().Single();
@@ -198,9 +198,9 @@ public sealed partial class StatusPageTests
     public async Task LinksOfAServiceAreToItsOwnFigures()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 2));
-        await SayAsync(host, _node with { Location = "n2" }, ("up", 2));
-        var page = await PageAsync(host, Target(_node));
+        await SayAsync(host, Node, ("up", 2));
+        await SayAsync(host, Node with { Location = "n2" }, ("up", 2));
+        var page = await PageAsync(host, Target(Node));
         foreach (var link in page.All("a").Where(a => a.Text is "JSON"))
         {
             var answer = await host.GetAsync("/" + link.Attributes["href"]);
@@ -214,9 +214,9 @@ public sealed partial class StatusPageTests
     public async Task LinksOfAServiceWithoutALocationAreToItsOwnFiguresToo()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _quorum, ("up", 2));
-        await SayAsync(host, _quorum with { Location = "n1" }, ("up", 2));
-        var page = await PageAsync(host, Target(_quorum));
+        await SayAsync(host, Quorum, ("up", 2));
+        await SayAsync(host, Quorum with { Location = "n1" }, ("up", 2));
+        var page = await PageAsync(host, Target(Quorum));
         foreach (var link in page.All("a").Where(a => a.Text is "JSON"))
         {
             var answer = await host.GetAsync("/" + link.Attributes["href"]);
@@ -231,7 +231,7 @@ public sealed partial class StatusPageTests
     public async Task TitleSaysThatAllIsWellOnlyWhenItIs(string status, string title)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, (status, 2));
+        await SayAsync(host, Node, (status, 2));
         Assert.Equal(title, (await PageAsync(host)).TextOf("title"));
     }
 
@@ -239,8 +239,8 @@ public sealed partial class StatusPageTests
     public async Task EveryTimeHasItsMachineReadableTwinInUtc()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 9), ("down", 5), ("up", 4.5), ("down", 1));
-        foreach (var target in new[] { "/", Target(_node) })
+        await SayAsync(host, Node, ("up", 9), ("down", 5), ("up", 4.5), ("down", 1));
+        foreach (var target in new[] { "/", Target(Node) })
         {
             var page = await PageAsync(host, target);
             Assert.NotEmpty(page.All("time"));
@@ -274,17 +274,17 @@ public sealed partial class StatusPageTests
     public async Task ServiceThatIsNotKnownIsAnswered404(string target)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 2));
+        await SayAsync(host, Node, ("up", 2));
         (await host.GetAsync(target)).Problem(404);
-        await PageAsync(host, Target(_node));
+        await PageAsync(host, Target(Node));
     }
 
     [Fact]
     public async Task HeadIsAnsweredAsGetWithoutABody()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 2));
-        foreach (var target in new[] { "/", Target(_node) })
+        await SayAsync(host, Node, ("up", 2));
+        foreach (var target in new[] { "/", Target(Node) })
         {
             var answer = await host.SendAsync(HttpMethod.Head, target);
             Assert.Equal((200, "", "text/html"), (answer.Code, answer.Body, answer.Type?.MediaType));
@@ -298,7 +298,7 @@ public sealed partial class StatusPageTests
     {
         await using var host = Host.Serving();
         for (var i = 0; i < 200; i++)
-            await SayAsync(host, _node with { Location = $"n{i}" }, ("up", 2));
+            await SayAsync(host, Node with { Location = $"n{i}" }, ("up", 2));
         Assert.InRange((await host.GetAsync("/")).Body.Length, 100_000, 1_000_000);
         for (var i = 0; i < Web.MaxUnfinished + 5; i++)
         {
@@ -318,8 +318,8 @@ public sealed partial class StatusPageTests
     public async Task PolicyAllowsThePagesOwnStyleAndNothingElseToRun()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("down", 2));
-        foreach (var target in new[] { "/", Target(_node) })
+        await SayAsync(host, Node, ("down", 2));
+        foreach (var target in new[] { "/", Target(Node) })
         {
             var answer = await host.GetAsync(target);
             var style = Assert.Single(StyleElement().Matches(answer.Body)).Groups[1].Value;
@@ -351,9 +351,9 @@ public sealed partial class StatusPageTests
             "--onix-password", secrets[1]);
         var right = "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes("admin:" + secrets[0]));
         var words = Enumerable.Range(0, 200).Select(i => Dialect.Alert(
-            _node with { Location = $"n{i}" }, "down", Ago(2), "It is down"));
+            Node with { Location = $"n{i}" }, "down", Ago(2), "It is down"));
         Assert.Equal(204, (await host.PostAsync(Dialect.Payload([.. words]), authorization: right)).Code);
-        var one = Target(_node with { Location = "n1" });
+        var one = Target(Node with { Location = "n1" });
         foreach (var target in new[] { "/", "/?search=n1", one, "/?x=y", "/service" })
         {
             foreach (var authorization in new[] { right, null })
@@ -370,7 +370,7 @@ public sealed partial class StatusPageTests
 
     // ---- No label becomes markup ----
 
-    private static readonly string[] _pieces =
+    private static readonly string[] Pieces =
     [
         "<script>alert(1)</script>", "</style>", "</title>", "</svg>", "<!--", "-->", "]]>", "<?x", "<", ">",
         "&", "&lt;", "&#60;", "&amp;amp;", "\"", "'", "\" onmouseover=\"alert(1)",
@@ -380,12 +380,12 @@ public sealed partial class StatusPageTests
         "{0}", "{{", "../..", "?a=b&c#d", "+", " ", "x",
     ];
 
-    private static readonly Gen<string> _hostile = Gen.OneOf(
-        Gen.Int[0, _pieces.Length - 1].Select(i => _pieces[i]), Gen.Char.Select(c => c.ToString()),
+    private static readonly Gen<string> Hostile = Gen.OneOf(
+        Gen.Int[0, Pieces.Length - 1].Select(i => Pieces[i]), Gen.Char.Select(c => c.ToString()),
         Gen.Int[0, 0x2ff].Select(c => ((char)c).ToString())).Array[1, 6].Select(string.Concat);
 
     /// <summary>Like the hostile, but for what it is made of.</summary>
-    private static readonly string[] _tame = [.. Enumerable.Range(0, 10).Select(i => $"tame{i}")];
+    private static readonly string[] Tame = [.. Enumerable.Range(0, 10).Select(i => $"tame{i}")];
 
     [Theory]
     [InlineData("<p>a<b</p>")]
@@ -404,15 +404,15 @@ public sealed partial class StatusPageTests
     [Fact]
     public void NoTextFromOutsideChangesTheMarkup()
     {
-        var expected = Skeletons(_tame);
-        _hostile.Array[_tame.Length].Sample(texts => Assert.Equal(expected, Skeletons(texts)),
+        var expected = Skeletons(Tame);
+        Hostile.Array[Tame.Length].Sample(texts => Assert.Equal(expected, Skeletons(texts)),
             iter: 150, threads: 2);
     }
 
     [Fact]
     public void EveryTextFromOutsideIsToldAsItIs()
     {
-        _hostile.Array[_tame.Length].Sample(texts =>
+        Hostile.Array[Tame.Length].Sample(texts =>
         {
             var (all, one) = Pages(texts);
             var shown = texts.Select(Single).ToList();
@@ -438,11 +438,11 @@ public sealed partial class StatusPageTests
     [Fact]
     public void EveryTextFromOutsideIsSetApartFromTheTextBesideIt()
     {
-        var (all, one) = Markups(_tame);
+        var (all, one) = Markups(Tame);
         foreach (var page in new[] { all, one })
         {
             var body = InWords().Replace(page[page.IndexOf("<body>", Ordinal)..], "");
-            Assert.All(_tame, t => Assert.DoesNotContain(t, body, Ordinal));
+            Assert.All(Tame, t => Assert.DoesNotContain(t, body, Ordinal));
         }
     }
 
@@ -454,7 +454,7 @@ public sealed partial class StatusPageTests
     public async Task WhateverAWebhookBringsThePagesStayWellFormedAndLinksLeadToTheService()
     {
         await using var host = Host.Serving();
-        await _hostile.Array[7].SampleAsync(async texts =>
+        await Hostile.Array[7].SampleAsync(async texts =>
         {
             var partition = "/alerts/" + Escaped(texts[0] + "x");
             var service = new ServiceKey("", texts[1], texts[2], texts[3], texts[4]);
@@ -492,9 +492,9 @@ public sealed partial class StatusPageTests
     public async Task SearchIsTextWhateverItIs()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, _node, ("up", 2));
+        await SayAsync(host, Node, ("up", 2));
         var expected = (await PageAsync(host, "/?search=tame")).Skeleton;
-        await _hostile.SampleAsync(async text =>
+        await Hostile.SampleAsync(async text =>
         {
             var page = await PageAsync(host, "/?search=" + Escaped(text + "☃"));
             Assert.Equal(expected, page.Skeleton);
@@ -542,7 +542,9 @@ public sealed partial class StatusPageTests
                 $$$"""{"labels":{"alertname":{{{Dialect.Quoted(Dialect.Valid(texts[8]))}}}}}""");
             var aside = new QuarantinedAlert
             {
-                Received = Rfc3339.Format(Ago(3)), Partition = texts[0], Reason = texts[9],
+                Received = Rfc3339.Format(Ago(3)),
+                Partition = texts[0],
+                Reason = texts[9],
                 Alert = alert.RootElement,
             };
             StatusPage Page() => new(new Answers(log.Archive(), log.Known(), Host.Now),

@@ -14,10 +14,10 @@ namespace Ses.Tests;
 [Trait("Category", "E2E")]
 public sealed class TlsEndToEndTests : IDisposable
 {
-    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(60);
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(60);
 
     /// <summary>Files are looked at each 10 s.</summary>
-    private static readonly TimeSpan _reread = TimeSpan.FromSeconds(40);
+    private static readonly TimeSpan Reread = TimeSpan.FromSeconds(40);
 
     private readonly ITestOutputHelper _output;
     private readonly Authority _root = Authority.Root();
@@ -86,7 +86,7 @@ public sealed class TlsEndToEndTests : IDisposable
             var before = await MetricAsync(ses, "ses_http_refused_total{reason=\"handshake\"}");
             Assert.NotEqual(0, (await CurlAsync(ses, arguments)).Code);
             await Wait.UntilAsync(async () => await MetricAsync(
-                ses, "ses_http_refused_total{reason=\"handshake\"}") == before + 1, _soon,
+                ses, "ses_http_refused_total{reason=\"handshake\"}") == before + 1, Soon,
                 "the failure to be counted: " + string.Join(' ', arguments));
         }
         Assert.Empty(LogFiles.ReadEvents(ses.DataDir));
@@ -101,7 +101,7 @@ public sealed class TlsEndToEndTests : IDisposable
             Alert("n1"), .. arguments, $"https://localhost:{ses.Port}/alerts/INS",
             "--resolve", $"localhost:{ses.Port}:127.0.0.1",
         ]);
-        return (await curl.ExitAsync(_soon), curl.Output.Trim());
+        return (await curl.ExitAsync(Soon), curl.Output.Trim());
     }
 
     // ---- Alertmanager ----
@@ -128,7 +128,7 @@ public sealed class TlsEndToEndTests : IDisposable
         + (hasClient ? $", cert_file: {_clientCert}, key_file: {_clientKey}}}" : "}");
 
     private static Task HeardAsync(SesProcess ses, int count, Alertmanagers alertmanager) => Wait.UntilAsync(
-        () => LogFiles.ReadEvents(ses.DataDir).Count >= count, _soon,
+        () => LogFiles.ReadEvents(ses.DataDir).Count >= count, Soon,
         $"{count} events; Alertmanager said: {alertmanager.Output}; SeS said: {ses.Child.Output}");
 
     [Fact]
@@ -141,7 +141,7 @@ public sealed class TlsEndToEndTests : IDisposable
         await using var wrong = await Alertmanagers.StartAsync(1, ses.Webhook("INS"),
             $"{{tls_config: {TlsConfig(hasClient: false)}, basic_auth: {{username: am, password: s3cret}}}}");
         await wrong.TellAsync("wrong");
-        await Wait.UntilAsync(async () => await FailedAsync(wrong) > 0, _soon, "a delivery to fail");
+        await Wait.UntilAsync(async () => await FailedAsync(wrong) > 0, Soon, "a delivery to fail");
         for (var i = 0; i < 10; i++)
             await right.TellAsync($"n{i}");
         await HeardAsync(ses, 10, right);
@@ -168,7 +168,7 @@ public sealed class TlsEndToEndTests : IDisposable
             {
                 await alertmanager.TellAsync($"n{told++}");
                 return condition();
-            }, _reread, what);
+            }, Reread, what);
             await HeardAsync(ses, told, alertmanager);
         }
 
@@ -212,7 +212,7 @@ public sealed class TlsEndToEndTests : IDisposable
         identity.Write(Directory.CreateDirectory(Path.Combine(_dir, ".." + generation)).FullName, "server");
         await using var swap = ChildProcess.Start("sh",
             ["-c", $"ln -s ..{generation} ..data_tmp && mv -T ..data_tmp ..data"], folder: _dir);
-        Assert.Equal(0, await swap.ExitAsync(_soon));
+        Assert.Equal(0, await swap.ExitAsync(Soon));
         foreach (var path in new[] { _cert, _key }.Where(p => new FileInfo(p).LinkTarget == null))
         {
             File.Delete(path);
@@ -256,7 +256,7 @@ public sealed class TlsEndToEndTests : IDisposable
         public async ValueTask DisposeAsync()
         {
             await _stop.CancelAsync();
-            await _running.WaitAsync(_soon);
+            await _running.WaitAsync(Soon);
         }
     }
 
@@ -308,7 +308,7 @@ public sealed class TlsEndToEndTests : IDisposable
 
         await Wait.UntilAsync(async () => !prometheus.HasExited
             && await TargetsAsync() is { Count: 3 } targets
-            && targets.Values.All(t => t.Health != "unknown"), _soon, "three scrapes");
+            && targets.Values.All(t => t.Health != "unknown"), Soon, "three scrapes");
         var judged = await TargetsAsync();
         Assert.True(judged["right"] == ("up", ""), told);
         Assert.Equal("down", judged["no-certificate"].Health);
@@ -379,7 +379,7 @@ public sealed class TlsEndToEndTests : IDisposable
             "--port", "0", "--address", "127.0.0.1", "--onix-url", "none",
             "--data-dir", Path.Combine(_dir, "data"), .. arguments,
         ]);
-        Assert.Equal(2, await ses.ExitAsync(_soon));
+        Assert.Equal(2, await ses.ExitAsync(Soon));
         var line = Assert.Single(ses.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries));
         Assert.StartsWith("ses: ", line, Ordinal);
         Assert.Contains(says, line, Ordinal);
@@ -426,7 +426,7 @@ public sealed class TlsEndToEndTests : IDisposable
         {
             clients.ForEach(c => c.Dispose());
         }
-        await Wait.UntilAsync(async () => await MetricAsync(ses, "ses_connections") < 10, _soon,
+        await Wait.UntilAsync(async () => await MetricAsync(ses, "ses_connections") < 10, Soon,
             "the connections to be gone");
     }
 }

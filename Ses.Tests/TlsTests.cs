@@ -16,12 +16,12 @@ public sealed class TlsTests : IDisposable
         CertSetting = "--tls-cert (OXSES_TLS_CERT)", KeySetting = "--tls-key (OXSES_TLS_KEY)",
         CaSetting = "--tls-client-ca (OXSES_TLS_CLIENTCA)";
 
-    private static readonly TimeSpan _soon = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Soon = TimeSpan.FromSeconds(30);
 
-    private static readonly Authority _root = Authority.Root();
-    private static readonly Authority _other = Authority.Root("Other Root");
-    private static readonly Identity _server = _root.Issue();
-    private static readonly Identity _client = _root.Issue("alertmanager", Purpose.Client);
+    private static readonly Authority Root = Authority.Root();
+    private static readonly Authority Other = Authority.Root("Other Root");
+    private static readonly Identity Server = Root.Issue();
+    private static readonly Identity Client = Root.Issue("alertmanager", Purpose.Client);
 
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-tls-").FullName;
     private readonly ManualClock _clock = new(DateTime.UtcNow);
@@ -32,8 +32,8 @@ public sealed class TlsTests : IDisposable
     public TlsTests()
     {
         _log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(_lines), _clock);
-        Write(_server);
-        File.WriteAllText(CaPath, _root.Pem);
+        Write(Server);
+        File.WriteAllText(CaPath, Root.Pem);
     }
 
     public void Dispose() => Directory.Delete(_dir, recursive: true);
@@ -134,43 +134,43 @@ public sealed class TlsTests : IDisposable
                 File.WriteAllText(CaPath, "\n");
                 break;
             case "certificate is the key":
-                File.WriteAllText(CertPath, _server.Key);
+                File.WriteAllText(CertPath, Server.Key);
                 break;
             case "key is the certificate":
-                File.WriteAllText(KeyPath, _server.Certificate);
+                File.WriteAllText(KeyPath, Server.Certificate);
                 break;
             case "certificate cut off":
-                File.WriteAllText(CertPath, _server.Certificate[..200]);
+                File.WriteAllText(CertPath, Server.Certificate[..200]);
                 break;
             case "certificate garbled":
                 File.WriteAllText(CertPath, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
                 break;
             case "certificate expired":
-                Write(_root.Issue(begins: Now.AddDays(-9), ends: Now.AddDays(-1)));
+                Write(Root.Issue(begins: Now.AddDays(-9), ends: Now.AddDays(-1)));
                 break;
             case "certificate not yet valid":
-                Write(_root.Issue(begins: Now.AddDays(1)));
+                Write(Root.Issue(begins: Now.AddDays(1)));
                 break;
             case "certificate for clients":
-                Write(_client);
+                Write(Client);
                 break;
             case "certificate with a broken extension":
-                Write(_root.Issue(purpose: Purpose.Broken));
+                Write(Root.Issue(purpose: Purpose.Broken));
                 break;
             case "certificate with a short key":
-                Write(_root.Issue(kind: KeyKind.ShortRsa));
+                Write(Root.Issue(kind: KeyKind.ShortRsa));
                 break;
             case "certificate with an odd curve":
-                Write(_root.Issue(kind: KeyKind.OddCurve));
+                Write(Root.Issue(kind: KeyKind.OddCurve));
                 break;
             case "certificate with an Edwards curve":
                 Write(new Identity(Ed25519Certificate, Ed25519Key));
                 break;
             case "key of another certificate":
-                File.WriteAllText(KeyPath, _root.Issue().Key);
+                File.WriteAllText(KeyPath, Root.Issue().Key);
                 break;
             case "key encrypted":
-                File.WriteAllText(KeyPath, _server.EncryptedKey());
+                File.WriteAllText(KeyPath, Server.EncryptedKey());
                 break;
             default:
                 throw new ArgumentOutOfRangeException(nameof(what), what, "no such case");
@@ -211,9 +211,9 @@ public sealed class TlsTests : IDisposable
     {
         Write(kind switch
         {
-            "server" => _server,
-            "any" => _root.Issue(purpose: Purpose.Any),
-            _ => _root.Issue(kind: KeyKind.Rsa),
+            "server" => Server,
+            "any" => Root.Issue(purpose: Purpose.Any),
+            _ => Root.Issue(kind: KeyKind.Rsa),
         });
         using var tls = Open(asksClients: true);
         Assert.Empty(Lines);
@@ -223,7 +223,7 @@ public sealed class TlsTests : IDisposable
     [Fact]
     public void CertificateWithoutAHostIsWarnedOf()
     {
-        Write(_root.Issue(hasHosts: false));
+        Write(Root.Issue(hasHosts: false));
         using var tls = Open();
         Assert.Contains("no subjectAltName", Assert.Single(Lines), Ordinal);
     }
@@ -234,13 +234,13 @@ public sealed class TlsTests : IDisposable
     public void GaugeSaysWhenTheCertificateInUseEnds()
     {
         Assert.Equal(0, _meters.TlsExpiry.Value);
-        Write(_root.Issue(ends: DateTimeOffset.FromUnixTimeSeconds(4_000_000_000)));
+        Write(Root.Issue(ends: DateTimeOffset.FromUnixTimeSeconds(4_000_000_000)));
         using var tls = Open();
         Assert.Equal(4_000_000_000, _meters.TlsExpiry.Value);
-        Write(_root.Issue(ends: DateTimeOffset.FromUnixTimeSeconds(4_000_000_123)));
+        Write(Root.Issue(ends: DateTimeOffset.FromUnixTimeSeconds(4_000_000_123)));
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal(4_000_000_123, _meters.TlsExpiry.Value);
-        Write(_root.Issue(begins: Now.AddDays(-9), ends: Now.AddDays(-1)));
+        Write(Root.Issue(begins: Now.AddDays(-9), ends: Now.AddDays(-1)));
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal(4_000_000_123, _meters.TlsExpiry.Value);
     }
@@ -250,7 +250,7 @@ public sealed class TlsTests : IDisposable
     [InlineData(14.1, 0)]
     public void CertificateThatEndsWithin14DaysIsWarnedOf(double days, int warnings)
     {
-        Write(_root.Issue(ends: Now.AddDays(days)));
+        Write(Root.Issue(ends: Now.AddDays(days)));
         using var tls = Open();
         Assert.Equal(warnings, LinesOf("WARN  the certificate expires soon"));
     }
@@ -258,7 +258,7 @@ public sealed class TlsTests : IDisposable
     [Fact]
     public void CertificateThatComesToItsEndWhileSeSRunsIsWarnedOf()
     {
-        Write(_root.Issue(ends: Now.AddDays(15)));
+        Write(Root.Issue(ends: Now.AddDays(15)));
         using var tls = Open();
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal(0, LinesOf("expires soon"));
@@ -279,7 +279,7 @@ public sealed class TlsTests : IDisposable
         _clock.Advance(Tls.RereadPeriod);
         Assert.Same(before, tls.Current);
         Assert.Equal((0, 0), (Loaded, Refused));
-        var next = _root.Issue();
+        var next = Root.Issue();
         Write(next);
         Assert.Same(before, tls.Current);
         _clock.Advance(Tls.RereadPeriod);
@@ -307,9 +307,9 @@ public sealed class TlsTests : IDisposable
 
         foreach (var path in new[] { CertPath, KeyPath, CaPath }.Where(Directory.Exists))
             Directory.Delete(path);
-        var next = _root.Issue();
+        var next = Root.Issue();
         Write(next);
-        File.WriteAllText(CaPath, _root.Pem);
+        File.WriteAllText(CaPath, Root.Pem);
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal(next.Thumbprint, tls.Current.ServerCertificateContext!.TargetCertificate.Thumbprint);
         Assert.Equal((1, 1), (Loaded, Refused));
@@ -333,8 +333,8 @@ public sealed class TlsTests : IDisposable
     public void SymbolicLinksAreFollowedAnewAtEachReread()
     {
         // As Kubernetes does: the files link into ..data, which links to a folder that changes.
-        var next = _root.Issue();
-        foreach (var (folder, identity) in new[] { ("..1", _server), ("..2", next) })
+        var next = Root.Issue();
+        foreach (var (folder, identity) in new[] { ("..1", Server), ("..2", next) })
             identity.Write(Directory.CreateDirectory(Path.Combine(_dir, folder)).FullName, "server");
         foreach (var path in new[] { CertPath, KeyPath })
         {
@@ -355,7 +355,7 @@ public sealed class TlsTests : IDisposable
     {
         var tls = Open();
         tls.Dispose();
-        Write(_root.Issue());
+        Write(Root.Issue());
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal((0, 0), (Loaded, Refused));
     }
@@ -383,15 +383,15 @@ public sealed class TlsTests : IDisposable
         public Task<TlsClient> ConnectAsync(
             SslProtocols protocol = SslProtocols.None, Identity? identity = null,
             params SslApplicationProtocol[] applications) =>
-            TlsClient.ConnectAsync(Port, _root.Pem, protocol, identity, applications);
+            TlsClient.ConnectAsync(Port, Root.Pem, protocol, identity, applications);
 
         public Task<bool> ServesAsync(SslProtocols protocol = SslProtocols.None, Identity? identity = null) =>
-            TlsClient.IsServedAsync(Port, _root.Pem, protocol, identity);
+            TlsClient.IsServedAsync(Port, Root.Pem, protocol, identity);
 
         public double Count(string reason) => _test._meters.HttpRefused.WithLabels(reason).Value;
 
         public Task CountedAsync(string reason, double count) =>
-            Wait.UntilAsync(() => Count(reason) >= count, _soon, $"{reason} to be counted {count} times");
+            Wait.UntilAsync(() => Count(reason) >= count, Soon, $"{reason} to be counted {count} times");
 
         public async Task<TcpClient> PlainAsync()
         {
@@ -401,7 +401,7 @@ public sealed class TlsTests : IDisposable
         }
 
         public Task GoneAsync() =>
-            Wait.UntilAsync(() => _test._meters.Connections.Value == 0, _soon, "all connections to be gone");
+            Wait.UntilAsync(() => _test._meters.Connections.Value == 0, Soon, "all connections to be gone");
 
         public async ValueTask DisposeAsync()
         {
@@ -417,7 +417,7 @@ public sealed class TlsTests : IDisposable
     [InlineData(SslProtocols.Tls13, KeyKind.Rsa)]
     public async Task Tls12And13AreServed(SslProtocols protocol, KeyKind kind)
     {
-        Write(_root.Issue(kind: kind));
+        Write(Root.Issue(kind: kind));
         await using var host = new Host(this);
         using var client = await host.ConnectAsync(protocol);
         Assert.Equal(protocol, client.Protocol);
@@ -437,12 +437,12 @@ public sealed class TlsTests : IDisposable
     [InlineData(3, 0x16, null)]
     public async Task Tls10And11AreRefusedByTheirVersion(int minor, int type, int? alert)
     {
-        Write(_root.Issue(kind: KeyKind.Rsa));
+        Write(Root.Issue(kind: KeyKind.Rsa));
         await using var host = new Host(this);
         using var client = await host.PlainAsync();
         await client.GetStream().WriteAsync(ClientHello((byte)minor));
         var answer = new byte[7];
-        await client.GetStream().ReadExactlyAsync(answer).AsTask().WaitAsync(_soon);
+        await client.GetStream().ReadExactlyAsync(answer).AsTask().WaitAsync(Soon);
         Assert.Equal(type, answer[0]);
         if (alert == null)
             return;
@@ -488,7 +488,7 @@ public sealed class TlsTests : IDisposable
     [Fact]
     public async Task IntermediateCertificatesAreSent()
     {
-        Write(_root.Intermediate().Issue());
+        Write(Root.Intermediate().Issue());
         await using var host = new Host(this);
         using var client = await host.ConnectAsync();
         Assert.Equal(["CN=localhost", "CN=Test Intermediate", "CN=Test Root"], client.Subjects);
@@ -501,11 +501,11 @@ public sealed class TlsTests : IDisposable
         await using var host = new Host(this);
         using var standing = await host.ConnectAsync();
         Assert.Equal(200, (await standing.AskAsync("GET", "/live")).Code);
-        var next = _root.Issue();
+        var next = Root.Issue();
         Write(next);
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal(200, (await standing.AskAsync("GET", "/live")).Code);
-        Assert.Equal(_server.Thumbprint, standing.Thumbprint);
+        Assert.Equal(Server.Thumbprint, standing.Thumbprint);
         using var fresh = await host.ConnectAsync();
         Assert.Equal(next.Thumbprint, fresh.Thumbprint);
         Assert.Equal(200, (await fresh.AskAsync("GET", "/live")).Code);
@@ -521,7 +521,7 @@ public sealed class TlsTests : IDisposable
         await client.GetStream().WriteAsync(Encoding.ASCII.GetBytes(request));
         using var reader = new StreamReader(client.GetStream(), Encoding.ASCII);
         client.Client.Shutdown(SocketShutdown.Send);
-        var answer = await reader.ReadToEndAsync().WaitAsync(_soon);
+        var answer = await reader.ReadToEndAsync().WaitAsync(Soon);
         Assert.StartsWith("HTTP/1.1 400 Bad Request\r\n", answer, Ordinal);
         Assert.Contains("https", answer, Ordinal);
         Assert.Contains("\r\nConnection: close\r\n", answer, Ordinal);
@@ -550,11 +550,11 @@ public sealed class TlsTests : IDisposable
         await using var host = new Host(this, asksClients: true);
         var identity = who switch
         {
-            "of another CA" => _other.Issue("alertmanager", Purpose.Client),
-            "expired" => _root.Issue(
+            "of another CA" => Other.Issue("alertmanager", Purpose.Client),
+            "expired" => Root.Issue(
                 "alertmanager", Purpose.Client, begins: Now.AddDays(-9), ends: Now.AddMinutes(-1)),
-            "not yet valid" => _root.Issue("alertmanager", Purpose.Client, begins: Now.AddHours(1)),
-            "a server" => _root.Issue("alertmanager"),
+            "not yet valid" => Root.Issue("alertmanager", Purpose.Client, begins: Now.AddHours(1)),
+            "a server" => Root.Issue("alertmanager"),
             // It names the right issuer, but another key has signed it.
             "forged" => Authority.Root().Issue("alertmanager", Purpose.Client),
             _ => null,
@@ -573,9 +573,9 @@ public sealed class TlsTests : IDisposable
     public async Task ClientWithARightCertificateIsServed(SslProtocols protocol)
     {
         await using var host = new Host(this, asksClients: true);
-        Assert.True(await host.ServesAsync(protocol, _client));
-        Assert.True(await host.ServesAsync(protocol, _root.Issue("a", Purpose.Any)));
-        Assert.True(await host.ServesAsync(protocol, _root.Issue("a", Purpose.Client, KeyKind.Rsa)));
+        Assert.True(await host.ServesAsync(protocol, Client));
+        Assert.True(await host.ServesAsync(protocol, Root.Issue("a", Purpose.Any)));
+        Assert.True(await host.ServesAsync(protocol, Root.Issue("a", Purpose.Client, KeyKind.Rsa)));
         Assert.Equal(0, host.Count("handshake"));
     }
 
@@ -585,15 +585,15 @@ public sealed class TlsTests : IDisposable
         await using var host = new Host(this, asksClients: true);
         // Each connection may resume the one before it.
         for (var i = 0; i < 3; i++)
-            Assert.True(await host.ServesAsync(identity: _client));
-        File.WriteAllText(CaPath, _other.Pem);
+            Assert.True(await host.ServesAsync(identity: Client));
+        File.WriteAllText(CaPath, Other.Pem);
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal(1, Loaded);
-        Assert.False(await host.ServesAsync(identity: _client));
-        Assert.True(await host.ServesAsync(identity: _other.Issue("alertmanager", Purpose.Client)));
-        File.WriteAllText(CaPath, _other.Pem + "\n" + _root.Pem);
+        Assert.False(await host.ServesAsync(identity: Client));
+        Assert.True(await host.ServesAsync(identity: Other.Issue("alertmanager", Purpose.Client)));
+        File.WriteAllText(CaPath, Other.Pem + "\n" + Root.Pem);
         _clock.Advance(Tls.RereadPeriod);
-        Assert.True(await host.ServesAsync(identity: _client));
+        Assert.True(await host.ServesAsync(identity: Client));
     }
 
     [Fact]
@@ -601,10 +601,10 @@ public sealed class TlsTests : IDisposable
     {
         await using var host = new Host(this, asksClients: true);
         var begins = DateTimeOffset.FromUnixTimeSeconds(Now.ToUnixTimeSeconds() + 2);
-        var (late, early) = (_root.Issue("a", Purpose.Client, begins: begins),
-            _root.Issue("b", Purpose.Client, ends: begins));
+        var (late, early) = (Root.Issue("a", Purpose.Client, begins: begins),
+            Root.Issue("b", Purpose.Client, ends: begins));
         Assert.True(await host.ServesAsync(identity: early));
-        await Wait.UntilAsync(() => Now > begins.AddSeconds(1), _soon, "the certificate's time");
+        await Wait.UntilAsync(() => Now > begins.AddSeconds(1), Soon, "the certificate's time");
         Assert.True(await host.ServesAsync(identity: late));
         Assert.False(await host.ServesAsync(identity: early));
     }
@@ -627,7 +627,7 @@ public sealed class TlsTests : IDisposable
         {
             _clock.Advance(TimeSpan.FromSeconds(1));
             return closed.IsCompleted;
-        }, _soon, "the connection to be closed");
+        }, Soon, "the connection to be closed");
         await host.CountedAsync("handshake_timeout", 1);
         await host.GoneAsync();
         Assert.Equal((1, 0), (host.Count("handshake_timeout"), host.Count("handshake")));
@@ -641,13 +641,13 @@ public sealed class TlsTests : IDisposable
         using var client = await host.PlainAsync();
         await client.GetStream().WriteAsync(ClientHello(3));
         // Its answer tells that the handshake is on its way.
-        await client.GetStream().ReadExactlyAsync(new byte[5]).AsTask().WaitAsync(_soon);
+        await client.GetStream().ReadExactlyAsync(new byte[5]).AsTask().WaitAsync(Soon);
         var closed = DrainAsync(client);
         _clock.Advance(TimeSpan.FromSeconds(4.5));
         Assert.Equal(1, _meters.Connections.Value);
         Assert.Equal(0, host.Count("handshake_timeout"));
         _clock.Advance(TimeSpan.FromSeconds(0.75));
-        await closed.WaitAsync(_soon);
+        await closed.WaitAsync(Soon);
         await host.CountedAsync("handshake_timeout", 1);
     }
 
@@ -662,7 +662,7 @@ public sealed class TlsTests : IDisposable
         using var client = await host.PlainAsync();
         await client.GetStream().WriteAsync(garbage);
         client.Client.Shutdown(SocketShutdown.Send);
-        await DrainAsync(client).WaitAsync(_soon);
+        await DrainAsync(client).WaitAsync(Soon);
         await host.CountedAsync("handshake", 1);
         await host.GoneAsync();
         Assert.Equal((1, 0), (host.Count("handshake"), _meters.Defects.Value));
@@ -675,7 +675,7 @@ public sealed class TlsTests : IDisposable
         await using var host = new Host(this);
         for (var i = 0; i < 3; i++)
             (await host.PlainAsync()).Dispose();
-        await Wait.UntilAsync(() => _meters.ConnectionsTotal.Value == 3, _soon, "three connections");
+        await Wait.UntilAsync(() => _meters.ConnectionsTotal.Value == 3, Soon, "three connections");
         await host.GoneAsync();
         Assert.Equal((0, 0), (host.Count("handshake"), host.Count("handshake_timeout")));
         Assert.Empty(Lines);

@@ -14,15 +14,15 @@ internal sealed class Browser : IAsyncDisposable
     public const string Tab = "\ue004", Enter = "\ue007";
 
     /// <summary>For each step: also the first start of a browser on a busy machine.</summary>
-    private static readonly TimeSpan _patience = TimeSpan.FromSeconds(60);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(60);
 
-    private static readonly string[] _flags =
+    private static readonly string[] Flags =
     [
         "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
     ];
 
-    private readonly HttpClient _http = new() { Timeout = _patience };
+    private readonly HttpClient _http = new() { Timeout = Patience };
     private readonly string _profile = Directory.CreateTempSubdirectory("ses-browser-").FullName;
     private readonly ChildProcess _driver;
     private string _session = "";
@@ -35,7 +35,9 @@ internal sealed class Browser : IAsyncDisposable
         // What the browser keeps outside its profile is to go with it too.
         var home = new Dictionary<string, string?>
         {
-            ["HOME"] = _profile, ["XDG_CONFIG_HOME"] = _profile, ["XDG_CACHE_HOME"] = _profile,
+            ["HOME"] = _profile,
+            ["XDG_CONFIG_HOME"] = _profile,
+            ["XDG_CACHE_HOME"] = _profile,
             ["TMPDIR"] = _profile,
         };
         _driver = ChildProcess.Start("chromedriver", [$"--port={port}"], home);
@@ -47,7 +49,7 @@ internal sealed class Browser : IAsyncDisposable
         var browser = new Browser();
         try
         {
-            await Wait.UntilAsync(browser.IsReadyAsync, _patience, "chromedriver");
+            await Wait.UntilAsync(browser.IsReadyAsync, Patience, "chromedriver");
             await browser.BeginAsync();
             return browser;
         }
@@ -77,7 +79,10 @@ internal sealed class Browser : IAsyncDisposable
     public Task ResizeAsync(int width, int height = 900) => DevToolsAsync(
         "Emulation.setDeviceMetricsOverride", new JsonObject
         {
-            ["width"] = width, ["height"] = height, ["deviceScaleFactor"] = 1, ["mobile"] = width < 500,
+            ["width"] = width,
+            ["height"] = height,
+            ["deviceScaleFactor"] = 1,
+            ["mobile"] = width < 500,
         });
 
     /// <param name="scheme">light or dark.</param>
@@ -103,7 +108,9 @@ internal sealed class Browser : IAsyncDisposable
         {
             ["actions"] = new JsonArray(new JsonObject
             {
-                ["type"] = "key", ["id"] = "keyboard", ["actions"] = new JsonArray([.. strokes]),
+                ["type"] = "key",
+                ["id"] = "keyboard",
+                ["actions"] = new JsonArray([.. strokes]),
             }),
         });
     }
@@ -140,7 +147,7 @@ internal sealed class Browser : IAsyncDisposable
             using var answer = await _http.DeleteAsync($"session/{_session}");
         }
         await _driver.DisposeAsync();
-        await Wait.UntilAsync(() => !Directory.Exists($"/proc/{_browser}"), _patience, "the browser to end");
+        await Wait.UntilAsync(() => !Directory.Exists($"/proc/{_browser}"), Patience, "the browser to end");
         Directory.Delete(_profile, recursive: true);
         _http.Dispose();
     }
@@ -162,7 +169,7 @@ internal sealed class Browser : IAsyncDisposable
 
     private async Task BeginAsync()
     {
-        var flags = _flags.Append($"--user-data-dir={Path.Combine(_profile, "profile")}")
+        var flags = Flags.Append($"--user-data-dir={Path.Combine(_profile, "profile")}")
             .Select(flag => (JsonNode)flag);
         var wanted = new JsonObject
         {
@@ -172,7 +179,8 @@ internal sealed class Browser : IAsyncDisposable
             ["goog:loggingPrefs"] = new JsonObject { ["browser"] = "ALL" },
             ["goog:chromeOptions"] = new JsonObject
             {
-                ["binary"] = "/usr/bin/chromium", ["args"] = new JsonArray([.. flags]),
+                ["binary"] = "/usr/bin/chromium",
+                ["args"] = new JsonArray([.. flags]),
             },
         };
         var session = await SendAsync("session", new JsonObject

@@ -55,7 +55,7 @@ internal sealed record Identity(string Certificate, string Key)
 /// <remarks>Safe for any thread. What it issues is valid now, unless times are given.</remarks>
 internal sealed class Authority
 {
-    private static readonly TimeSpan _life = TimeSpan.FromDays(3650);
+    private static readonly TimeSpan Life = TimeSpan.FromDays(3650);
 
     private readonly ECDsa _key = ECDsa.Create(ECCurve.NamedCurves.nistP256);
     private readonly X500DistinguishedName _name;
@@ -70,7 +70,7 @@ internal sealed class Authority
         request.CertificateExtensions.Add(new X509KeyUsageExtension(X509KeyUsageFlags.KeyCertSign, true));
         request.CertificateExtensions.Add(
             new X509SubjectKeyIdentifierExtension(request.PublicKey, critical: false));
-        var (begins, ends) = (DateTimeOffset.UtcNow - _life, DateTimeOffset.UtcNow + _life);
+        var (begins, ends) = (DateTimeOffset.UtcNow - Life, DateTimeOffset.UtcNow + Life);
         Pem = (issuer ?? this).Sign(request, begins, ends);
         _chain = issuer == null ? "" : Pem + "\n" + issuer._chain;
     }

@@ -17,7 +17,7 @@ internal sealed partial class ChildProcess : IAsyncDisposable
     private const int MaxOutput = 1 << 20;
 
     /// <summary>How long a killed process may take to be gone: the kernel's work, when busy.</summary>
-    private static readonly TimeSpan _gone = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan Gone = TimeSpan.FromSeconds(10);
 
     private readonly Process _process;
     private readonly Lock _gate = new();
@@ -117,7 +117,7 @@ internal sealed partial class ChildProcess : IAsyncDisposable
     public async ValueTask DisposeAsync()
     {
         Kill(Signal.Kill);
-        await ExitAsync(_gone);
+        await ExitAsync(Gone);
         _process.Dispose();
     }
 

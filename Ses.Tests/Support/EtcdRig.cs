@@ -11,7 +11,7 @@ namespace Ses.Tests.Support;
 internal sealed class EtcdRig : IAsyncDisposable
 {
     // The longest of all starts is that of a cluster of Alertmanagers: it settles for some seconds.
-    private static readonly TimeSpan _readyWithin = TimeSpan.FromSeconds(60);
+    private static readonly TimeSpan ReadyWithin = TimeSpan.FromSeconds(60);
 
     private readonly HttpClient _client = new() { Timeout = TimeSpan.FromSeconds(5) };
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-rig-").FullName;
@@ -189,7 +189,7 @@ internal sealed class EtcdRig : IAsyncDisposable
 
     private Task ReadyAsync(ChildProcess child, string url, Func<JsonElement, bool> ready)
     {
-        return Wait.UntilAsync(AskAsync, _readyWithin, $"{child} at {url}");
+        return Wait.UntilAsync(AskAsync, ReadyWithin, $"{child} at {url}");
 
         async Task<bool> AskAsync()
         {

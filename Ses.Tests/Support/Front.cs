@@ -29,7 +29,9 @@ internal sealed class Front : IAsyncDisposable
     {
         var given = new Dictionary<string, string>
         {
-            ["--onix-url"] = "none", ["--address"] = "127.0.0.1", ["--port"] = "0",
+            ["--onix-url"] = "none",
+            ["--address"] = "127.0.0.1",
+            ["--port"] = "0",
         };
         for (var i = 0; i < flags.Length; i += 2)
             given[flags[i]] = flags[i + 1];

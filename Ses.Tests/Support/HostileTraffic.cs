@@ -257,7 +257,9 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
         {
             var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp)
             {
-                NoDelay = true, ReceiveTimeout = PatienceMilliseconds, SendTimeout = PatienceMilliseconds,
+                NoDelay = true,
+                ReceiveTimeout = PatienceMilliseconds,
+                SendTimeout = PatienceMilliseconds,
             };
             try
             {

@@ -17,7 +17,7 @@ internal sealed class OidcServer : IAsyncDisposable
     public const string ClientId = "onix-client", ClientSecret = "s3cr:et/+%",
         User = "ses", Password = "p&ss=w%rd";
 
-    private static readonly TimeSpan _readyWithin = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan ReadyWithin = TimeSpan.FromSeconds(30);
 
     private readonly ChildProcess _node;
     private RSAParameters _key;
@@ -42,7 +42,8 @@ internal sealed class OidcServer : IAsyncDisposable
             "Basic", Convert.ToBase64String(Encoding.UTF8.GetBytes(credentials)));
         using var form = new FormUrlEncodedContent(new Dictionary<string, string>
         {
-            ["grant_type"] = "client_credentials", ["resource"] = audience,
+            ["grant_type"] = "client_credentials",
+            ["resource"] = audience,
         });
         using var answer = await client.PostAsync(TokenUri, form);
         var body = await answer.Content.ReadFromJsonAsync<JsonElement>();
@@ -70,7 +71,7 @@ internal sealed class OidcServer : IAsyncDisposable
         {
             await Wait.UntilAsync(() => node.Output.Split('\n').Contains("ready")
                 || (node.HasExited ? throw new InvalidOperationException(node.Output) : false),
-                _readyWithin, "the OpenID Connect provider");
+                ReadyWithin, "the OpenID Connect provider");
             server._key = await KeyAsync(server.Issuer);
             return server;
         }

@@ -343,9 +343,19 @@ internal sealed class OnixStandIn : IAsyncDisposable
 
     private static string Body(string key, Item item) => JsonSerializer.Serialize(new
     {
-        key, name = item.Name, description = item.Description, type = item.Type, typeName = (string?)null, status = 0,
-        meta = new { }, attribute = item.Attribute, tag = Array.Empty<string>(), created = "23-11-2026 00:00:00 +0000",
-        version = item.Version, changedBy = "admin, ADMIN", partition = item.Partition,
+        key,
+        name = item.Name,
+        description = item.Description,
+        type = item.Type,
+        typeName = (string?)null,
+        status = 0,
+        meta = new { },
+        attribute = item.Attribute,
+        tag = Array.Empty<string>(),
+        created = "23-11-2026 00:00:00 +0000",
+        version = item.Version,
+        changedBy = "admin, ADMIN",
+        partition = item.Partition,
     });
 
     private Answer Put(byte[] body, string user)
@@ -474,9 +484,15 @@ internal sealed class OnixStandIn : IAsyncDisposable
         {
             values = results.Select(r => new
             {
-                changed = r.Operation is "I" or "U", message = r.Message, operation = r.Operation, error = r.Error,
-                @ref = r.Ref, status = r.Error ? 400 : r.Operation switch { "I" => 201, "L" => 409, _ => 200 },
+                changed = r.Operation is "I" or "U",
+                message = r.Message,
+                operation = r.Operation,
+                error = r.Error,
+                @ref = r.Ref,
+                status = r.Error ? 400 : r.Operation switch { "I" => 201, "L" => 409, _ => 200 },
             }),
-            error = results.Any(r => r.Error), changed = results.Any(r => r.Operation is "I" or "U"), message = "",
+            error = results.Any(r => r.Error),
+            changed = results.Any(r => r.Operation is "I" or "U"),
+            message = "",
         });
 }

@@ -12,9 +12,9 @@ internal sealed record PageElement(string Name, IReadOnlyDictionary<string, stri
 /// <param name="Skeleton">Its tags and the names of their attributes, without any text or value.</param>
 internal sealed record PageText(string Skeleton, IReadOnlyList<PageElement> Elements)
 {
-    private static readonly HashSet<string> _void = ["meta", "link", "input", "br"];
+    private static readonly HashSet<string> Void = ["meta", "link", "input", "br"];
 
-    private static readonly string[] _escapes = ["&amp;", "&lt;", "&gt;", "&quot;", "&#39;"];
+    private static readonly string[] Escapes = ["&amp;", "&lt;", "&gt;", "&quot;", "&#39;"];
 
     public IEnumerable<PageElement> All(string name) => Elements.Where(e => e.Name == name);
 
@@ -70,7 +70,7 @@ internal sealed record PageText(string Skeleton, IReadOnlyList<PageElement> Elem
             }
             Expect(">");
             _skeleton.Append(CultureInfo.InvariantCulture, $"<{name} {string.Join(' ', attributes.Keys)}>\n");
-            if (_void.Contains(name))
+            if (Void.Contains(name))
             {
                 _elements.Add(new PageElement(name, attributes, ""));
                 Say(" ");
@@ -122,7 +122,7 @@ internal sealed record PageText(string Skeleton, IReadOnlyList<PageElement> Elem
             {
                 if (page[_at] is '<' || (char.IsControl(page[_at]) && page[_at] != '\n'))
                     throw Fault("a character has no place in text");
-                if (page[_at] == '&' && !Array.Exists(_escapes, At))
+                if (page[_at] == '&' && !Array.Exists(Escapes, At))
                     throw Fault("an ampersand begins no escape");
             }
             return WebUtility.HtmlDecode(page[start.._at]);

@@ -41,8 +41,8 @@ internal static class FreePort
 /// <summary>The native SeS, run as a user runs it, on 127.0.0.1.</summary>
 internal sealed class SesProcess : IAsyncDisposable
 {
-    private static readonly TimeSpan _readyWithin = TimeSpan.FromSeconds(20);
-    private static readonly TimeSpan _gone = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan ReadyWithin = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Gone = TimeSpan.FromSeconds(20);
 
     private readonly string[] _arguments;
     private readonly bool _ownsDataDir;
@@ -159,7 +159,7 @@ internal sealed class SesProcess : IAsyncDisposable
     {
         if (_child.HasExited)
             throw new InvalidOperationException(
-                $"SeS ended with {await _child.ExitAsync(_gone)}:\n{_child.Output}");
+                $"SeS ended with {await _child.ExitAsync(Gone)}:\n{_child.Output}");
         try
         {
             using var answer = await Client.GetAsync("ready");
@@ -169,14 +169,14 @@ internal sealed class SesProcess : IAsyncDisposable
         {
             return false;
         }
-    }, _readyWithin, $"/ready of SeS on port {Port}");
+    }, ReadyWithin, $"/ready of SeS on port {Port}");
 
     /// <summary>Starts it again with the same settings, port and folder; waits until it is ready.</summary>
     /// <remarks>One that still runs is asked to end first; it has 20 s for that.</remarks>
     public async Task RestartAsync()
     {
         Kill(Signal.Terminate);
-        await _child.ExitAsync(_gone);
+        await _child.ExitAsync(Gone);
         await _child.DisposeAsync();
         _child = Run();
         await ReadyAsync();

@@ -11,7 +11,7 @@ namespace Ses.Tests.Support;
 /// <summary>One TLS connection to 127.0.0.1, verified as a client does that trusts one root alone.</summary>
 internal sealed class TlsClient : IDisposable
 {
-    private static readonly TimeSpan _patience = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
 
     private readonly Socket _socket;
     private readonly SslStream _stream;
@@ -44,7 +44,7 @@ internal sealed class TlsClient : IDisposable
         using var own = identity?.Load();
         var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp);
         TlsClient? client = null;
-        using var deadline = new CancellationTokenSource(_patience);
+        using var deadline = new CancellationTokenSource(Patience);
         try
         {
             await socket.ConnectAsync(IPAddress.Loopback, port, deadline.Token);
@@ -90,7 +90,7 @@ internal sealed class TlsClient : IDisposable
     /// <exception cref="IOException">The server closed instead of answering.</exception>
     public async Task<(int Code, string Body)> AskAsync(string method, string path, string body = "")
     {
-        using var deadline = new CancellationTokenSource(_patience);
+        using var deadline = new CancellationTokenSource(Patience);
         var length = method == "POST" ? $"Content-Length: {Encoding.UTF8.GetByteCount(body)}\r\n" : "";
         await _stream.WriteAsync(Encoding.UTF8.GetBytes(
             $"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n{body}"), deadline.Token);

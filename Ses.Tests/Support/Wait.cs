@@ -5,7 +5,7 @@ namespace Ses.Tests.Support;
 /// <summary>Waits for what a test needs to be true, and says what it was when it never came.</summary>
 internal static class Wait
 {
-    private static readonly TimeSpan _pause = TimeSpan.FromMilliseconds(20);
+    private static readonly TimeSpan Pause = TimeSpan.FromMilliseconds(20);
 
     /// <summary>Returns as soon as the condition holds. It is asked at least once.</summary>
     /// <param name="what">What is waited for, as the end of "waited in vain for ...".</param>
@@ -21,8 +21,8 @@ internal static class Wait
         while (true)
         {
             var left = deadline - clock.Elapsed;
-            if (left < _pause)
-                left = _pause;
+            if (left < Pause)
+                left = Pause;
             try
             {
                 if (await condition().WaitAsync(left))
@@ -34,7 +34,7 @@ internal static class Wait
             }
             if (clock.Elapsed >= deadline)
                 throw new TimeoutException($"waited {deadline} in vain for {what}");
-            await Task.Delay(_pause);
+            await Task.Delay(Pause);
         }
     }
 }
