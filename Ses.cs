@@ -49,6 +49,7 @@
 //    19 Commands  20 Main
 
 using System.Buffers;
+using System.Buffers.Binary;
 using System.Buffers.Text;
 using System.Collections.Concurrent;
 using System.CommandLine;
@@ -62,6 +63,7 @@ using System.Net;
 using System.Net.Http.Headers;
 using System.Net.Security;
 using System.Net.Sockets;
+using System.Numerics;
 using System.Reflection;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
@@ -74,6 +76,7 @@ using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
 using Microsoft.Win32.SafeHandles;
 using Prometheus;
+using SQLitePCL;
 
 [assembly: System.Runtime.Versioning.SupportedOSPlatform("linux")]
 
@@ -4371,6 +4374,1398 @@ internal sealed class Answers(
                 yield return Row(question, services[change.Service], change.Mark.Status,
                     change.Mark.Time, up, under.TotalSeconds);
         }
+    }
+}
+
+// ================================ 9b. Database ===============================
+//
+// SQLite, through its own C interface: connections, statements that are prepared once and bound by place,
+// and errors by their code. Only the store uses it. In the native binary SQLite is linked in; else it is a
+// package's library. Before 3.51.3 a database in WAL mode can be damaged when one connection moves the
+// log into the database while another commits (https://sqlite.org/wal.html, "WAL-reset bug").
+
+/// <summary>SQLite refused; the message names what was done, the code and SQLite's own words.</summary>
+/// <param name="code">SQLite's extended result code.</param>
+/// <param name="errno">Of the last call to the system that failed, 0 if none did.</param>
+internal sealed class SqliteException(int code, int errno, string message) : Exception(message)
+{
+    // From errno(3) and sqlite3.h.
+    private const int TooLarge = 27, NoSpace = 28, QuotaExceeded = 122;
+    private const int Busy = 5, Corrupt = 11, Full = 13, NotADatabase = 26, FlushFailed = 1034, FolderFlushFailed = 1290;
+
+    public int Code => code;
+
+    /// <summary>There is no space, whichever way that was noticed; it may go on when there is.</summary>
+    public bool IsFull => code == Full || errno is TooLarge or NoSpace or QuotaExceeded;
+
+    /// <summary>What is on disk cannot be trusted: the process must end.</summary>
+    public bool IsFlush => code is FlushFailed or FolderFlushFailed;
+
+    /// <summary>Another process holds the lock for writing.</summary>
+    public bool IsBusy => (code & 0xFF) == Busy;
+
+    /// <summary>The file is damaged.</summary>
+    public bool IsDamage => (code & 0xFF) is Corrupt or NotADatabase;
+}
+
+/// <summary>One connection; used by one thread at a time.</summary>
+internal sealed class SqliteConnection : IDisposable
+{
+    /// <summary>The first without the fault named above.</summary>
+    private const int OldestVersion = 3_051_003;
+
+    private static readonly TimeSpan LockTime = TimeSpan.FromSeconds(5);
+
+    private readonly sqlite3 _connection;
+    private readonly List<SqliteStatement> _statements = [];
+
+    static SqliteConnection() => raw.SetProvider(new SQLite3Provider_e_sqlite3());
+
+    /// <param name="cache">In KiB.</param>
+    /// <exception cref="SqliteException">It cannot be opened, or SQLite is too old.</exception>
+    public SqliteConnection(string path, bool isReadOnly, int cache)
+    {
+        if (raw.sqlite3_libversion_number() < OldestVersion)
+            throw new SqliteException(0, 0, $"SQLite {Version} can damage a database: 3.51.3 or later is needed");
+        var flags = isReadOnly ? raw.SQLITE_OPEN_READONLY : raw.SQLITE_OPEN_READWRITE | raw.SQLITE_OPEN_CREATE;
+        var code = raw.sqlite3_open_v2(path, out _connection, flags | raw.SQLITE_OPEN_NOMUTEX, null);
+        Check(code, $"open {path}");
+        _ = raw.sqlite3_extended_result_codes(_connection, 1);
+        _ = raw.sqlite3_busy_timeout(_connection, (int)LockTime.TotalMilliseconds);
+        Execute($"""
+            PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0;
+            PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache};
+            """);
+    }
+
+    public static string Version => raw.sqlite3_libversion().utf8_to_string();
+
+    internal sqlite3 Handle => _connection;
+
+    /// <summary>Runs statements that give no rows.</summary>
+    public void Execute(string sql) => Check(raw.sqlite3_exec(_connection, sql), sql);
+
+    /// <summary>Prepares a statement that lives as long as the connection.</summary>
+    public SqliteStatement Prepare(string sql)
+    {
+        var statement = new SqliteStatement(this, sql);
+        _statements.Add(statement);
+        return statement;
+    }
+
+    /// <summary>A statement to be used once, and disposed.</summary>
+    public SqliteStatement Query(string sql) => new(this, sql);
+
+    /// <summary>The first column of the first row, as a number; null where there is none.</summary>
+    public long? Number(string sql)
+    {
+        using var statement = new SqliteStatement(this, sql);
+        return statement.Number();
+    }
+
+    /// <summary>Moves committed pages from the log into the database, as far as no reader needs them there.</summary>
+    /// <returns>Pages in the log, and how many of them were moved.</returns>
+    public (int Logged, int Moved) Checkpoint()
+    {
+        var code = raw.sqlite3_wal_checkpoint_v2(_connection, "main", raw.SQLITE_CHECKPOINT_PASSIVE,
+            out var logged, out var moved);
+        // Busy: another connection checkpoints.
+        if ((code & 0xFF) != raw.SQLITE_BUSY)
+            Check(code, "checkpoint");
+        return (logged, moved);
+    }
+
+    /// <exception cref="SqliteException">The code is not SQLITE_OK.</exception>
+    internal void Check(int code, string what)
+    {
+        if (code == raw.SQLITE_OK)
+            return;
+        var errno = Sqlite.SystemErrno(_connection.DangerousGetHandle());
+        throw new SqliteException(code, errno,
+            $"{raw.sqlite3_errmsg(_connection).utf8_to_string()} (SQLite's code {code}, errno {errno}): {what}");
+    }
+
+    public void Dispose()
+    {
+        foreach (var statement in _statements)
+            statement.Dispose();
+        _connection.Dispose();
+    }
+}
+
+/// <summary>A prepared statement. Binding its first parameter begins it anew.</summary>
+internal sealed class SqliteStatement : IDisposable
+{
+    private readonly SqliteConnection _database;
+    private readonly sqlite3_stmt _statement;
+    private readonly nint _handle;
+    private readonly string _sql;
+
+    public SqliteStatement(SqliteConnection database, string sql)
+    {
+        (_database, _sql) = (database, sql);
+        database.Check(raw.sqlite3_prepare_v3(
+            database.Handle, sql, raw.SQLITE_PREPARE_PERSISTENT, out _statement), sql);
+        _handle = _statement.DangerousGetHandle();
+    }
+
+    public SqliteStatement Bind(int place, long value)
+    {
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_int64(_statement, place, value), _sql);
+        return this;
+    }
+
+    public SqliteStatement Bind(int place, long? value) => value is { } number ? Bind(place, number) : BindNull(place);
+
+    public SqliteStatement Bind(int place, string? text)
+    {
+        if (text == null)
+            return BindNull(place);
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_text(_statement, place, text), _sql);
+        return this;
+    }
+
+    public SqliteStatement Bind(int place, ReadOnlySpan<byte> bytes)
+    {
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_blob(_statement, place, bytes), _sql);
+        return this;
+    }
+
+    private SqliteStatement BindNull(int place)
+    {
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_null(_statement, place), _sql);
+        return this;
+    }
+
+    private void Begin(int place)
+    {
+        if (place == 1)
+            Reset();
+    }
+
+    /// <summary>Goes to the next row; false, and begun anew, when there is none.</summary>
+    public bool Step()
+    {
+        var code = raw.sqlite3_step(_statement);
+        if (code == raw.SQLITE_ROW)
+            return true;
+        Reset();
+        if (code != raw.SQLITE_DONE)
+            _database.Check(code, _sql);
+        return false;
+    }
+
+    /// <summary>Runs to its end; rows are passed over.</summary>
+    public void Run()
+    {
+        while (Step())
+        {
+        }
+    }
+
+    /// <summary>The first column of the first row, as a number; null where there is none.</summary>
+    public long? Number()
+    {
+        var number = Step() ? NumberOrNull(0) : null;
+        Reset();
+        return number;
+    }
+
+    /// <summary>The first column of the first row, as text; null where there is none.</summary>
+    public string? FirstText()
+    {
+        var text = Step() ? TextOrNull(0) : null;
+        Reset();
+        return text;
+    }
+
+    public long Number(int column) => Sqlite.ColumnInt64(_handle, column);
+
+    public long? NumberOrNull(int column) =>
+        Sqlite.ColumnType(_handle, column) == raw.SQLITE_NULL ? null : Sqlite.ColumnInt64(_handle, column);
+
+    public string Text(int column) => raw.sqlite3_column_text(_statement, column).utf8_to_string() ?? "";
+
+    public string? TextOrNull(int column) => raw.sqlite3_column_text(_statement, column).utf8_to_string();
+
+    /// <summary>Valid until the next step.</summary>
+    public ReadOnlySpan<byte> Bytes(int column) => raw.sqlite3_column_blob(_statement, column);
+
+    /// <summary>Ends a query before its last row; no transaction may end with one open.</summary>
+    public void Reset() => _ = raw.sqlite3_reset(_statement);
+
+    public void Dispose() => _statement.Dispose();
+}
+
+/// <summary>
+/// What the hot passes over rows call for each column (a third of the time of the package's own way), and
+/// what the package lacks.
+/// </summary>
+internal static unsafe partial class Sqlite
+{
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_column_int64")]
+    [SuppressGCTransition]
+    public static partial long ColumnInt64(nint statement, int column);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_column_type")]
+    [SuppressGCTransition]
+    public static partial int ColumnType(nint statement, int column);
+
+    /// <summary>Replaces SQLite's own checkpoints; the hook is called after each commit.</summary>
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_wal_hook")]
+    public static partial nint WalHook(
+        nint connection, delegate* unmanaged[Cdecl]<nint, nint, byte*, int, int> hook, nint context);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_system_errno")]
+    public static partial int SystemErrno(nint connection);
+}
+
+// STUB-BEGIN
+internal enum Status { Up = 0, Degraded = 1, Down = 2, Unknown = 3 }
+internal enum AlertSource { Webhook = 0, Prometheus = 1 }
+internal enum ObservationKind { Start = 0, End = 1, Again = 2, Lapse = 3 }
+internal readonly record struct Observation(
+    long Id, long Alert, ObservationKind Kind, DateTime Starts, DateTime? Ends, Status Status, DateTime Received);
+internal readonly record struct AlertCopy(DateTime Starts, DateTime? Ends, Status Status, DateTime Received);
+internal readonly record struct AlertTraits(bool Dialect, AlertSource Source);
+internal sealed record TimelineRules(TimeSpan Pause);
+internal readonly record struct Run(DateTime From, DateTime? To, Status Status, bool Open, long Observation);
+internal static class Episodes
+{
+    public static ObservationKind? Decide(ReadOnlySpan<Observation> known, in AlertCopy copy, AlertTraits traits)
+    {
+        foreach (var o in known)
+        {
+            if (o.Starts == copy.Starts && (copy.Ends == null ? o.Kind == ObservationKind.Start || o.Kind == ObservationKind.End
+                : o.Kind == ObservationKind.End && o.Ends >= copy.Ends))
+                return null;
+        }
+        return copy.Ends == null ? ObservationKind.Start : ObservationKind.End;
+    }
+    public static bool IsOpen(ReadOnlySpan<Observation> alert)
+    {
+        foreach (var o in alert)
+        {
+            if (o.Starts == alert[^1].Starts && o.Kind is ObservationKind.End or ObservationKind.Lapse)
+                return false;
+        }
+        return true;
+    }
+}
+internal static class Timeline
+{
+    public static DateTime? Derive(ReadOnlySpan<Observation> observations, Func<long, AlertTraits> traitsOf,
+        DateTime? knownFrom, DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs)
+    {
+        foreach (var o in observations)
+        {
+            if (runs.Count == 0 || runs[^1].From < o.Starts)
+            {
+                if (runs.Count > 0)
+                    runs[^1] = runs[^1] with { To = o.Starts };
+                runs.Add(new Run(o.Starts, null, o.Status, true, o.Id));
+            }
+            if (o.Ends is { } e && e > runs[^1].From)
+            {
+                runs[^1] = runs[^1] with { To = e };
+                runs.Add(new Run(e, null, Status.Up, false, o.Id));
+            }
+        }
+        return null;
+    }
+}
+// STUB-END
+
+// ================================= 9c. Store =================================
+//
+// The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
+// mode, fully synchronised. One thread writes. It commits what all waiting requests brought in one
+// transaction, and derives in others, short ones, what the facts of a service say: its timeline and its
+// present. Facts are appended and never changed; what is derived can be made again from them. Questions
+// have connections of their own, and each sees one snapshot.
+
+/// <summary>Is thrown when facts could not be stored; the sender is answered 503 and sends them again.</summary>
+internal sealed class StoreException(string message) : Exception(message);
+
+/// <summary>What the store is told by the settings.</summary>
+/// <param name="StaleAfter">An open episode of Alertmanager that is not repeated for so long lapses.</param>
+/// <param name="MaxServices">Alerts of further ones are quarantined.</param>
+/// <param name="MaxAlerts">Further label sets are quarantined.</param>
+internal sealed record StoreRules(TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts);
+
+/// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
+internal static class UnixTime
+{
+    /// <summary>The end of a run that goes on; no time is as late.</summary>
+    public const long Open = 9_000_000_000_000_000;
+
+    public static long From(DateTime time) => (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
+
+    public static DateTime Read(long milliseconds) => DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond);
+}
+
+/// <summary>The names of the four statuses that have a number of their own.</summary>
+internal static class StatusNames
+{
+    public static readonly string[] Own = ["up", "degraded", "down", "unknown"];
+}
+
+/// <summary>
+/// The tables. A time is whole milliseconds since 1970 UTC. A <c>sum</c> is CRC-32C over the row's other
+/// values in their order, since SQLite has no checksums of its own. Facts, state and what is derived are
+/// told apart at each table.
+/// </summary>
+internal static class Schema
+{
+    /// <summary>"SeS1", so that file(1) and SQLite's tools can tell what it is.</summary>
+    public const int ApplicationId = 0x53655331;
+
+    public const int Version = 1;
+
+    public const string Tables = """
+        -- State: the last id given, through which observation the timeline is derived, the store's id.
+        CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+        -- Facts: names.
+        CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+        CREATE TABLE status(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+        CREATE TABLE family(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT NOT NULL,
+            service TEXT NOT NULL, facet TEXT NOT NULL, UNIQUE(partition, platform, service, facet)) STRICT;
+        -- Fact: the first receipt of anything of a partition.
+        CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, received INTEGER NOT NULL,
+            recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        -- Facts: id, family, location. Derived: the present. open: it rests on an open alert; due: when it
+        -- changes by itself; seen: the last observation; status null: not derived yet.
+        CREATE TABLE service(id INTEGER PRIMARY KEY, family INTEGER NOT NULL, location TEXT NOT NULL,
+            status INTEGER, since INTEGER, open INTEGER NOT NULL DEFAULT 0, due INTEGER,
+            seen INTEGER NOT NULL DEFAULT 0, UNIQUE(family, location)) STRICT;
+        CREATE INDEX service_due ON service(due) WHERE due IS NOT NULL;
+        CREATE INDEX service_attention ON service(status, since) WHERE status <> 0;
+        -- Fact: a label set of a sender, as mapped to a service; the hash finds candidates, texts decide.
+        CREATE TABLE alert(id INTEGER PRIMARY KEY, service INTEGER NOT NULL, dialect INTEGER NOT NULL,
+            source INTEGER NOT NULL, sender TEXT NOT NULL, labels TEXT NOT NULL, hash INTEGER NOT NULL,
+            text TEXT NOT NULL, sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX alert_service ON alert(service, hash);
+        -- Fact: a copy of an alert that brought something new; text null: the alert's.
+        CREATE TABLE observation(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, received INTEGER NOT NULL,
+            service INTEGER NOT NULL, alert INTEGER NOT NULL, kind INTEGER NOT NULL, starts INTEGER NOT NULL,
+            ends INTEGER, status INTEGER NOT NULL, text TEXT, sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX observation_service ON observation(service, alert, starts, received, kind, ends, status);
+        -- Derived: alert, starts. State: seen, the last copy, to the hour.
+        CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
+            seen INTEGER NOT NULL) STRICT;
+        CREATE INDEX open_seen ON open(seen);
+        -- Derived: the runs of each service. until: 9e15 for the last; since: when its status began, since
+        -- runs of one status follow each other where one rests on an open alert and the other does not.
+        CREATE TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
+            since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
+            observation INTEGER NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY(service, at)) STRICT, WITHOUT ROWID;
+        CREATE INDEX timeline_time ON timeline(partition, at, service, status, since);
+        CREATE INDEX timeline_ended ON timeline(until, at, status)
+            WHERE status IN (1, 2, 3) AND until < 9000000000000000;
+        -- Facts, bounded: alerts that could not be mapped.
+        CREATE TABLE quarantine(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, partition TEXT NOT NULL,
+            identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
+        INSERT INTO status VALUES (0, 'up'), (1, 'degraded'), (2, 'down'), (3, 'unknown');
+        """;
+
+    /// <summary>For people with sqlite3 -readonly; times are text, in UTC.</summary>
+    public const string Views = """
+        CREATE VIEW services AS
+            SELECT p.name AS partition, f.platform, f.service, f.facet, s.location, t.name AS status,
+                strftime('%FT%H:%M:%fZ', s.since / 1000.0, 'unixepoch') AS since
+            FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
+                LEFT JOIN status t ON t.id = s.status;
+        CREATE VIEW history AS
+            SELECT strftime('%FT%H:%M:%fZ', r.at / 1000.0, 'unixepoch') AS time, p.name AS partition,
+                f.platform, f.service, f.facet, s.location, t.name AS status,
+                coalesce(o.text, a.text, '') AS description,
+                strftime('%FT%H:%M:%fZ', o.received / 1000.0, 'unixepoch') AS received
+            FROM timeline r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition JOIN status t ON t.id = r.status
+                LEFT JOIN observation o ON o.id = r.observation LEFT JOIN alert a ON a.id = o.alert
+            WHERE r.at = r.since;
+        CREATE VIEW outages AS
+            SELECT p.name AS partition, f.platform, f.service, f.facet, s.location,
+                strftime('%FT%H:%M:%fZ', r.since / 1000.0, 'unixepoch') AS from_time,
+                CASE WHEN max(r.until) < 9000000000000000
+                    THEN strftime('%FT%H:%M:%fZ', max(r.until) / 1000.0, 'unixepoch') END AS to_time,
+                CASE WHEN max(r.until) < 9000000000000000
+                    THEN (max(r.until) - r.since) / 1000.0 END AS seconds
+            FROM timeline r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition
+            WHERE r.status = 2 GROUP BY r.service, r.since;
+        """;
+}
+
+/// <summary>An alert as the store takes it; times UTC, whole milliseconds.</summary>
+/// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
+/// <param name="Labels">As JSON, sorted by name: two alerts are one if this, source and sender are the same.</param>
+/// <param name="Status">In lower case.</param>
+/// <param name="Ends">Null: it fires.</param>
+internal sealed record IncomingAlert(
+    ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
+    DateTime Starts, DateTime? Ends, string Description);
+
+/// <summary>What became of the alerts of a request.</summary>
+internal readonly record struct Stored(int New, int Known, int Quarantined);
+
+/// <summary>The database, its one writer, and what questions read from.</summary>
+internal sealed class Store : IDisposable
+{
+    public const string FileName = "ses.db";
+
+    /// <summary>What may wait for the writer, about; more is answered 503.</summary>
+    private const int MaxWaiting = 64 * 1024 * 1024;
+
+    private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
+
+    /// <summary>Pages in the log from which on they are moved into the database.</summary>
+    private const int CheckpointPages = 4000;
+
+    /// <summary>Observations that may wait to be derived while requests wait for the writer.</summary>
+    private const int MaxUnderived = 5000;
+
+    /// <summary>A transaction that derives holds requests up for no longer.</summary>
+    private static readonly TimeSpan DeriveTime = TimeSpan.FromMilliseconds(20);
+
+    /// <summary>How soon what changes with time alone is looked for.</summary>
+    private static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
+
+    // For life.
+    private readonly string _path;
+    private readonly StoreRules _rules;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Thread _thread;
+    private readonly Writer _writer;
+    private readonly RecentAlerts _recent = new();
+    private readonly TaskCompletionSource<string> _failed = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly ConcurrentBag<SqliteConnection> _readers = [];
+
+    // Guarded by _gate.
+    private readonly object _gate = new();
+    private List<Request> _waiting = [];
+    private long _waitingBytes;
+    private readonly List<TaskCompletionSource> _questions = [];
+    private bool _stopping;
+    private string? _refusal;
+
+    /// <summary>What one webhook brought, waiting for its transaction.</summary>
+    private sealed class Request(string partition, IReadOnlyList<IncomingAlert> alerts,
+        IReadOnlyList<Misfit> unmappable, DateTime received)
+    {
+        public string Partition => partition;
+        public IReadOnlyList<IncomingAlert> Alerts => alerts;
+        public IReadOnlyList<Misfit> Unmappable => unmappable;
+        public DateTime Received => received;
+        public Stored Result { get; set; }
+        public TaskCompletionSource<Stored> Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+        public long Size { get; } = alerts.Sum(a => 200L + a.Labels.Length + a.Description.Length)
+            + unmappable.Sum(u => 200L + u.Raw.Length);
+    }
+
+    /// <summary>Opens the database, makes it if there is none, and starts the writer.</summary>
+    /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
+    /// <exception cref="SqliteException">SQLite refused.</exception>
+    public Store(string directory, StoreRules rules, TimeProvider clock, Log log)
+    {
+        (_path, _rules, _clock, _log) = (Path.Combine(directory, FileName), rules, clock, log);
+        _writer = new Writer(_path, WriterCache, rules, _recent);
+        _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
+        _thread.Start();
+    }
+
+    /// <summary>Completes, with the reason, when the disk can no longer be trusted: the process must end.</summary>
+    public Task<string> Failed => _failed.Task;
+
+    /// <summary>Why nothing can be stored at the moment; null when all is well.</summary>
+    public string? Refusal
+    {
+        get
+        {
+            lock (_gate)
+                return _stopping ? "shutting down" : _refusal;
+        }
+    }
+
+    // ---- Requests ----
+
+    /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
+    /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
+    public Task<Stored> AppendAsync(
+        string partition, IReadOnlyList<IncomingAlert> alerts, IReadOnlyList<Misfit> unmappable)
+    {
+        var now = Now();
+        if (unmappable.Count == 0 && alerts.Count > 0 && alerts.All(a => _recent.Knows(a, now)))
+            return Task.FromResult(new Stored(0, alerts.Count, 0));
+        var request = new Request(partition, alerts, unmappable, now);
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new StoreException("SeS is shutting down.");
+            if (_waitingBytes > MaxWaiting)
+                throw new StoreException("Too much is waiting for the disk.");
+            _waiting.Add(request);
+            _waitingBytes += request.Size;
+            Monitor.Pulse(_gate);
+        }
+        return request.Done.Task;
+    }
+
+    /// <summary>To the millisecond.</summary>
+    private DateTime Now() => UnixTime.Read(UnixTime.From(_clock.GetUtcNow().UtcDateTime));
+
+    // ---- Questions ----
+
+    /// <summary>
+    /// A snapshot that has all that was answered 2xx before. While one is open the log cannot start anew:
+    /// it is to be short.
+    /// </summary>
+    public async Task<Snapshot> ReadAsync()
+    {
+        var caughtUp = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new StoreException("SeS is shutting down.");
+            _questions.Add(caughtUp);
+            Monitor.Pulse(_gate);
+        }
+        await caughtUp.Task;
+        if (!_readers.TryTake(out var database))
+            database = new SqliteConnection(_path, isReadOnly: true, ReaderCache);
+        return new Snapshot(database, _readers.Add);
+    }
+
+    // ---- The writer's thread ----
+
+    private void WriteLoop()
+    {
+        try
+        {
+            while (Turn())
+            {
+            }
+        }
+        catch (SqliteException e)
+        {
+            Fail(e);
+        }
+        finally
+        {
+            EndRequests(new StoreException("SeS is shutting down."));
+        }
+    }
+
+    /// <summary>One transaction of facts if any wait, and one that derives. False: to stop.</summary>
+    private bool Turn()
+    {
+        var (requests, questions, isStopping) = Wait();
+        if (requests.Count > 0)
+            Commit(requests);
+        if (isStopping && requests.Count == 0)
+            return false;
+        Derive(questions);
+        _writer.CheckpointFrom(CheckpointPages);
+        return true;
+    }
+
+    private (List<Request> Requests, List<TaskCompletionSource> Questions, bool IsStopping) Wait()
+    {
+        lock (_gate)
+        {
+            if (_waiting.Count == 0 && _questions.Count == 0 && !_stopping && !_writer.IsBehind)
+                Monitor.Wait(_gate, TickPeriod);
+            var taken = (_waiting, _questions.ToList(), _stopping);
+            (_waiting, _waitingBytes) = ([], 0);
+            _questions.Clear();
+            return taken;
+        }
+    }
+
+    private void Commit(List<Request> requests)
+    {
+        try
+        {
+            _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
+                r.Partition, r.Alerts, r.Unmappable, r.Received))), Now());
+            SetRefusal(null);
+            foreach (var request in requests)
+                request.Done.SetResult(request.Result);
+        }
+        catch (SqliteException e)
+        {
+            var refusal = new StoreException(e.IsFull ? "The disk is full." : "The disk refused.");
+            foreach (var request in requests)
+                request.Done.TrySetException(refusal);
+            if (e.IsFlush || e.IsDamage)
+                throw;
+            _log.Often("facts could not be stored; the sender is told to send them again", ("reason", e.Message));
+            SetRefusal(refusal.Message);
+        }
+    }
+
+    private void SetRefusal(string? refusal)
+    {
+        lock (_gate)
+            _refusal = refusal;
+    }
+
+    /// <summary>
+    /// For as long as a transaction may last; to the end where a question waits, with requests in between.
+    /// </summary>
+    private void Derive(List<TaskCompletionSource> questions)
+    {
+        do
+        {
+            _writer.Derive(Now(), DeriveTime, _clock);
+            List<Request> requests;
+            lock (_gate)
+            {
+                requests = _waiting;
+                (_waiting, _waitingBytes) = ([], 0);
+            }
+            if (requests.Count > 0)
+                Commit(requests);
+        }
+        while (_writer.IsBehind && (questions.Count > 0 || _writer.Underived > MaxUnderived));
+        foreach (var question in questions)
+            question.SetResult();
+    }
+
+    private void Fail(SqliteException e)
+    {
+        _log.Error("the disk can no longer be trusted", ("reason", e.Message));
+        SetRefusal("The disk failed.");
+        _failed.TrySetResult(e.Message);
+    }
+
+    private void EndRequests(StoreException why)
+    {
+        lock (_gate)
+        {
+            _stopping = true;
+            foreach (var request in _waiting)
+                request.Done.TrySetException(why);
+            foreach (var question in _questions)
+                question.TrySetException(why);
+            _waiting.Clear();
+            _questions.Clear();
+        }
+    }
+
+    /// <summary>Stores what waits, and closes.</summary>
+    public void Dispose()
+    {
+        lock (_gate)
+        {
+            _stopping = true;
+            Monitor.Pulse(_gate);
+        }
+        _thread.Join();
+        foreach (var reader in _readers)
+            reader.Dispose();
+        _writer.Dispose();
+    }
+}
+
+/// <summary>The connection that writes, used by the store's thread alone.</summary>
+internal sealed class Writer : IDisposable
+{
+    /// <summary>Observations whose services are derived before the mark of progress moves.</summary>
+    private const int WindowSize = 20_000;
+
+    /// <summary>Services that time alone has changed, and lapses, taken at once.</summary>
+    private const int DueAtOnce = 1000;
+
+    private const int MaxQuarantined = 10_000;
+
+    /// <summary>Rows of an alert's newest episodes that are looked at to judge a copy.</summary>
+    private const int NewestRows = 64;
+
+    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
+    private static readonly TimeSpan SeenStep = RecentAlerts.SeenStep;
+
+    private readonly SqliteConnection _database;
+    private readonly WalPages _pages;
+    private readonly StoreRules _rules;
+    private readonly RecentAlerts _recent;
+
+    private readonly SqliteStatement _begin, _commit, _rollback, _setMeta, _insertPartition, _insertReceipt,
+        _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
+        _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
+        _behind, _due, _stale, _service, _observations, _traits, _runs, _insertRun, _deleteRun, _endRun,
+        _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _alertText;
+
+    // Names, loaded at the start and after a rollback.
+    private readonly Dictionary<string, long> _partitions = [];
+    private readonly Dictionary<long, DateTime> _knownFrom = [];
+    private readonly Dictionary<string, Status> _statuses = [];
+    private long _services, _alerts, _lastId, _derived, _lastObservation;
+    private DateTime _recorded;
+
+    // Of a transaction of facts: whether it wrote, and what the cache learns from it.
+    private bool _isDirty;
+    private readonly List<(UInt128 Key, RecentAlert Alert)> _learned = [];
+
+    // Services still to be derived before the mark moves to _windowEnd.
+    private readonly Queue<long> _window = new();
+    private long _windowEnd;
+    private DateTime _ticked;
+
+    // Used again for each service.
+    private readonly List<Observation> _facts = [];
+    private readonly List<Run> _made = [], _held = [];
+    private readonly Dictionary<long, AlertTraits> _traitsOf = [];
+
+    public Writer(string path, int cache, StoreRules rules, RecentAlerts recent)
+    {
+        (_rules, _recent) = (rules, recent);
+        _database = new SqliteConnection(path, isReadOnly: false, cache);
+        _database.Execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
+        _pages = new WalPages(_database);
+        Migrate();
+        SqliteStatement Of(string sql) => _database.Prepare(sql);
+        (_begin, _commit, _rollback) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"), Of("ROLLBACK"));
+        _setMeta = Of("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value");
+        _insertPartition = Of("INSERT INTO partition VALUES (?1, ?2)");
+        _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5)");
+        _insertStatus = Of("INSERT INTO status VALUES (?1, ?2)");
+        _findFamily = Of("SELECT id FROM family WHERE partition = ?1 AND platform = ?2 AND service = ?3 AND facet = ?4");
+        _insertFamily = Of("INSERT INTO family VALUES (?1, ?2, ?3, ?4, ?5)");
+        _findService = Of("SELECT id FROM service WHERE family = ?1 AND location = ?2");
+        _insertService = Of("INSERT INTO service(id, family, location) VALUES (?1, ?2, ?3)");
+        _findAlert = Of("""
+            SELECT id FROM alert WHERE service = ?1 AND hash = ?2 AND source = ?3 AND sender = ?4 AND labels = ?5
+            """);
+        _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
+        _alertText = Of("SELECT text FROM alert WHERE id = ?1");
+        const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation ";
+        _newest = Of(facts + "WHERE service = ?1 AND alert = ?2 ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3");
+        _ofStart = Of(facts + "WHERE service = ?1 AND alert = ?2 AND starts = ?3 ORDER BY received DESC, kind DESC LIMIT ?4");
+        _observations = Of(facts + "WHERE service = ?1 ORDER BY alert, starts, received, kind");
+        _insertObservation = Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)");
+        _see = Of("UPDATE open SET seen = ?2 WHERE alert = ?1 AND seen < ?2");
+        _insertQuarantined = Of("INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+        _trimQuarantine = Of("""
+            DELETE FROM quarantine WHERE id <= (SELECT id FROM quarantine ORDER BY id DESC LIMIT 1 OFFSET ?1)
+            """);
+        _behind = Of("SELECT DISTINCT service FROM observation WHERE id > ?1 AND id <= ?2 ORDER BY service");
+        _due = Of("SELECT id FROM service WHERE due <= ?1 ORDER BY due LIMIT ?2");
+        _stale = Of("""
+            SELECT o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
+                WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts ORDER BY received DESC LIMIT 1), 2)
+            FROM open o WHERE o.seen <= ?1 ORDER BY o.seen LIMIT ?2
+            """);
+        _service = Of("""
+            SELECT f.partition, s.status, s.since, s.open, s.due, s.seen
+            FROM service s JOIN family f ON f.id = s.family WHERE s.id = ?1
+            """);
+        _traits = Of("SELECT id, dialect, source FROM alert WHERE service = ?1");
+        _runs = Of("SELECT at, until, status, open, observation FROM timeline WHERE service = ?1 ORDER BY at");
+        _insertRun = Of("INSERT INTO timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        _deleteRun = Of("DELETE FROM timeline WHERE service = ?1 AND at = ?2");
+        _endRun = Of("UPDATE timeline SET until = ?3 WHERE service = ?1 AND at = ?2");
+        _updateRun = Of("""
+            UPDATE timeline SET until = ?3, since = ?4, status = ?5, open = ?6, observation = ?7
+            WHERE service = ?1 AND at = ?2
+            """);
+        _updateService = Of("UPDATE service SET status = ?2, since = ?3, open = ?4, due = ?5, seen = ?6 WHERE id = ?1");
+        _openOfService = Of("SELECT alert, starts FROM open WHERE service = ?1");
+        _insertOpen = Of("INSERT INTO open VALUES (?1, ?2, ?3, ?4)");
+        _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
+        _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
+        Load();
+    }
+
+    /// <summary>Whether some service's latest observations are not derived yet.</summary>
+    public bool IsBehind => _derived < _lastObservation;
+
+    /// <summary>How many observations are not derived yet, at most.</summary>
+    public long Underived => _lastObservation - _derived;
+
+    /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
+    private void Migrate()
+    {
+        var (application, version) = (_database.Number("PRAGMA application_id"), _database.Number("PRAGMA user_version"));
+        if (version == 0 && _database.Number("SELECT count(*) FROM sqlite_schema") == 0)
+            _database.Execute($"""
+                BEGIN IMMEDIATE; PRAGMA application_id = {Schema.ApplicationId}; {Schema.Tables} {Schema.Views}
+                PRAGMA user_version = {Schema.Version}; COMMIT;
+                """);
+        else if (application != Schema.ApplicationId)
+            throw new DataDirException($"{Store.FileName} is no database of SeS");
+        else if (version != Schema.Version)
+            throw new DataDirException($"{Store.FileName} has version {version}, which this SeS does not know");
+    }
+
+    private void Load()
+    {
+        _partitions.Clear();
+        _knownFrom.Clear();
+        _statuses.Clear();
+        using (var rows = _database.Query("SELECT id, name FROM partition"))
+        {
+            while (rows.Step())
+                _partitions[rows.Text(1)] = rows.Number(0);
+        }
+        using (var rows = _database.Query("SELECT partition, min(received) FROM receipt GROUP BY partition"))
+        {
+            while (rows.Step())
+                _knownFrom[rows.Number(0)] = UnixTime.Read(rows.Number(1));
+        }
+        using (var rows = _database.Query("SELECT id, name FROM status"))
+        {
+            while (rows.Step())
+                _statuses[rows.Text(1)] = (Status)rows.Number(0);
+        }
+        _services = _database.Number("SELECT count(*) FROM service") ?? 0;
+        _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
+        _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
+        _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
+        _lastObservation = _database.Number("SELECT max(id) FROM observation") ?? 0;
+        _recorded = UnixTime.Read(_database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
+        _window.Clear();
+    }
+
+    // ---- Facts ----
+
+    /// <summary>Runs requests in one transaction, flushed; without any change nothing is written.</summary>
+    /// <exception cref="SqliteException">Nothing of it was stored.</exception>
+    public void Commit(IEnumerable<Action> requests, DateTime now)
+    {
+        _recorded = now > _recorded ? now : _recorded;
+        _isDirty = false;
+        _learned.Clear();
+        InTransaction(() =>
+        {
+            foreach (var request in requests)
+                request();
+            if (_isDirty)
+                _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
+        });
+        _recent.Learn(_learned);
+    }
+
+    private void InTransaction(Action write)
+    {
+        _begin.Run();
+        try
+        {
+            write();
+            _commit.Run();
+        }
+        catch (SqliteException)
+        {
+            // Where SQLite has rolled back by itself this is an error, which says no more.
+            try
+            {
+                _rollback.Run();
+            }
+            catch (SqliteException)
+            {
+            }
+            Load();
+            throw;
+        }
+    }
+
+    /// <summary>Takes what one request brought, within a transaction.</summary>
+    public Stored Take(string partition, IReadOnlyList<IncomingAlert> alerts,
+        IReadOnlyList<Misfit> unmappable, DateTime received)
+    {
+        var place = PartitionOf(partition, received);
+        var (brought, quarantined) = (0, 0);
+        foreach (var alert in alerts)
+        {
+            if (Take(place, alert, received) is { } isNew)
+                brought += isNew ? 1 : 0;
+            else
+                quarantined++;
+        }
+        foreach (var one in unmappable)
+            Quarantine(partition, one.Identity, one.Reason, one.Raw);
+        return new Stored(brought, alerts.Count - brought - quarantined, quarantined + unmappable.Count);
+    }
+
+    private long NextId()
+    {
+        _isDirty = true;
+        return ++_lastId;
+    }
+
+    private long PartitionOf(string name, DateTime received)
+    {
+        if (_partitions.TryGetValue(name, out var id))
+            return id;
+        _insertPartition.Bind(1, id = NextId()).Bind(2, name).Run();
+        var (receipt, at) = (NextId(), UnixTime.From(received));
+        var recorded = UnixTime.From(_recorded);
+        _insertReceipt.Bind(1, receipt).Bind(2, id).Bind(3, at).Bind(4, recorded)
+            .Bind(5, new Checksum().Add(id).Add(at).Add(recorded).Value).Run();
+        _knownFrom[id] = received;
+        return _partitions[name] = id;
+    }
+
+    /// <summary>Whether it brings something new; null when it was quarantined, being one too many.</summary>
+    private bool? Take(long partition, IncomingAlert alert, DateTime received)
+    {
+        var key = _recent.KeyOf(alert);
+        var (service, id) = _recent.Find(key) is { } found ? (found.Service, found.Alert) : Place(partition, alert);
+        if (service == 0)
+            return null;
+        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received);
+        ReadNewest(service, id, alert.Starts);
+        var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_facts), copy, new AlertTraits(alert.Dialect, alert.Source));
+        if (kind is { } brings)
+            Observe(service, id, brings, alert, copy);
+        else if (alert.Ends == null)
+            _see.Bind(1, id).Bind(2, UnixTime.From(received.AddTicks(-(received.Ticks % SeenStep.Ticks)))).Run();
+        Learn(key, service, id, alert, copy, kind);
+        return kind != null;
+    }
+
+    /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
+    private void Learn(UInt128 key, long service, long id, IncomingAlert alert, AlertCopy copy, ObservationKind? kind)
+    {
+        var newest = _facts.Count == 0 ? DateTime.MinValue : _facts[^1].Starts;
+        if (kind != null && alert.Starts >= newest)
+            _learned.Add((key, new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, copy.Received)));
+        else if (kind == null && alert.Ends == null && alert.Starts == newest && Episodes.IsOpen(CollectionsMarshal.AsSpan(_facts)))
+            _learned.Add((key, new RecentAlert(service, id, alert.Starts, null, alert.Status, copy.Received)));
+        else
+            _learned.Add((key, new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
+    }
+
+    /// <summary>The service and the alert, made if they are not known; zeros when there are too many.</summary>
+    private (long Service, long Alert) Place(long partition, IncomingAlert alert)
+    {
+        var (_, platform, name, facet, location) = alert.Service;
+        var family = _findFamily.Bind(1, partition).Bind(2, platform).Bind(3, name).Bind(4, facet).Number();
+        var service = family == null ? null : _findService.Bind(1, family.Value).Bind(2, location).Number();
+        var hash = Checksum.Hash(alert.Source, alert.Sender, alert.Labels);
+        var id = service == null ? null : _findAlert.Bind(1, service.Value).Bind(2, hash).Bind(3, (long)alert.Source)
+            .Bind(4, alert.Sender).Bind(5, alert.Labels).Number();
+        if (id != null)
+            return (service!.Value, id.Value);
+        if ((service == null && _services >= _rules.MaxServices) || _alerts >= _rules.MaxAlerts)
+        {
+            Quarantine(alert.Service.Partition, alert.Labels, service == null && _services >= _rules.MaxServices
+                ? $"there are {_rules.MaxServices} services already, as many as --max-services allows"
+                : $"there are {_rules.MaxAlerts} label sets already, as many as --max-alerts allows",
+                Encoding.UTF8.GetBytes(alert.Labels));
+            return default;
+        }
+        if (family == null)
+            _insertFamily.Bind(1, (family = NextId()).Value).Bind(2, partition).Bind(3, platform).Bind(4, name).Bind(5, facet).Run();
+        if (service == null)
+        {
+            _insertService.Bind(1, (service = NextId()).Value).Bind(2, family.Value).Bind(3, location).Run();
+            _services++;
+        }
+        _alerts++;
+        return (service.Value, Insert(service.Value, alert, hash));
+    }
+
+    private long Insert(long service, IncomingAlert alert, long hash)
+    {
+        var id = NextId();
+        var sum = new Checksum().Add(id).Add(service).Add(alert.Dialect ? 1 : 0).Add((long)alert.Source)
+            .Add(alert.Sender).Add(alert.Labels).Add(hash).Add(alert.Description);
+        _insertAlert.Bind(1, id).Bind(2, service).Bind(3, alert.Dialect ? 1 : 0).Bind(4, (long)alert.Source)
+            .Bind(5, alert.Sender).Bind(6, alert.Labels).Bind(7, hash).Bind(8, alert.Description).Bind(9, sum.Value).Run();
+        return id;
+    }
+
+    private Status StatusOf(string name)
+    {
+        if (_statuses.TryGetValue(name, out var status))
+            return status;
+        var id = _statuses.Values.Max(s => (long)s) + 1;
+        _insertStatus.Bind(1, id).Bind(2, name).Run();
+        _isDirty = true;
+        return _statuses[name] = (Status)id;
+    }
+
+    /// <summary>The alert's newest observations, and those of an older start, in the index's order.</summary>
+    private void ReadNewest(long service, long alert, DateTime starts)
+    {
+        _facts.Clear();
+        _newest.Bind(1, service).Bind(2, alert).Bind(3, NewestRows);
+        while (_newest.Step())
+            _facts.Add(ObservationOf(_newest));
+        if (_facts.Count == NewestRows && starts <= _facts[^1].Starts)
+        {
+            _facts.RemoveAll(f => f.Starts == starts);
+            _ofStart.Bind(1, service).Bind(2, alert).Bind(3, UnixTime.From(starts)).Bind(4, NewestRows);
+            while (_ofStart.Step())
+                _facts.Add(ObservationOf(_ofStart));
+        }
+        _facts.Reverse();
+    }
+
+    private static Observation ObservationOf(SqliteStatement row) => new(row.Number(0), row.Number(1),
+        (ObservationKind)row.Number(2), UnixTime.Read(row.Number(3)),
+        row.NumberOrNull(4) is { } ends ? UnixTime.Read(ends) : null, (Status)row.Number(5),
+        UnixTime.Read(row.Number(6)));
+
+    private void Observe(long service, long id, ObservationKind kind, IncomingAlert alert, AlertCopy copy)
+    {
+        var text = alert.Description == _alertText.Bind(1, id).FirstText() ? null : alert.Description;
+        Observe(service, id, kind, copy, text);
+    }
+
+    private void Observe(long service, long alert, ObservationKind kind, AlertCopy copy, string? text)
+    {
+        var id = NextId();
+        var (recorded, received, starts) = (UnixTime.From(_recorded), UnixTime.From(copy.Received), UnixTime.From(copy.Starts));
+        long? ends = copy.Ends is { } end ? UnixTime.From(end) : null;
+        var sum = new Checksum().Add(id).Add(recorded).Add(received).Add(service).Add(alert).Add((long)kind)
+            .Add(starts).Add(ends ?? -1).Add((long)copy.Status).Add(text ?? "\0");
+        _insertObservation.Bind(1, id).Bind(2, recorded).Bind(3, received).Bind(4, service).Bind(5, alert)
+            .Bind(6, (long)kind).Bind(7, starts).Bind(8, ends).Bind(9, (long)copy.Status).Bind(10, text)
+            .Bind(11, sum.Value).Run();
+        _lastObservation = id;
+    }
+
+    private void Quarantine(string partition, string identity, string reason, ReadOnlySpan<byte> alert)
+    {
+        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + identity)).AsSpan(0, 16);
+        _insertQuarantined.Bind(1, NextId()).Bind(2, UnixTime.From(_recorded)).Bind(3, partition)
+            .Bind(4, hash).Bind(5, reason).Bind(6, alert).Run();
+        _trimQuarantine.Bind(1, MaxQuarantined).Run();
+    }
+
+    // ---- What is derived ----
+
+    /// <summary>Derives services that are behind, or that time alone has changed, in one short transaction.</summary>
+    public void Derive(DateTime now, TimeSpan time, TimeProvider clock)
+    {
+        var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked;
+        if (!IsBehind && !isTime)
+            return;
+        _recorded = now > _recorded ? now : _recorded;
+        var began = clock.GetTimestamp();
+        _isDirty = false;
+        _database.Execute("PRAGMA synchronous = NORMAL");
+        InTransaction(() =>
+        {
+            if (isTime)
+                Tick(now);
+            FillWindow();
+            while (_window.TryDequeue(out var service))
+            {
+                Derive(service, now);
+                if (clock.GetElapsedTime(began) > time)
+                    break;
+            }
+            if (_window.Count == 0 && _derived != _windowEnd)
+                _setMeta.Bind(1, "derived").Bind(2, _derived = _windowEnd).Run();
+            if (_isDirty)
+                _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
+        });
+        _database.Execute("PRAGMA synchronous = FULL");
+    }
+
+    private void FillWindow()
+    {
+        if (_window.Count > 0 || !IsBehind)
+            return;
+        _windowEnd = Math.Min(_lastObservation, _derived + WindowSize);
+        _behind.Bind(1, _derived).Bind(2, _windowEnd);
+        while (_behind.Step())
+            _window.Enqueue(_behind.Number(0));
+    }
+
+    /// <summary>What time alone brings: lapses, as facts, and services whose status changes by itself.</summary>
+    private void Tick(DateTime now)
+    {
+        _ticked = now;
+        var stale = new List<(long Alert, long Service, long Starts, long Seen, Status Status)>();
+        _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce);
+        while (_stale.Step())
+            stale.Add((_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3), (Status)_stale.Number(4)));
+        foreach (var (alert, service, starts, seen, status) in stale)
+        {
+            Observe(service, alert, ObservationKind.Lapse,
+                new AlertCopy(UnixTime.Read(starts), UnixTime.Read(Math.Max(seen, starts)), status, now), null);
+            _deleteOpen.Bind(1, alert).Run();
+        }
+        if (stale.Count > 0)
+            _recent.Clear();
+        var due = new List<long>();
+        _due.Bind(1, UnixTime.From(now)).Bind(2, DueAtOnce);
+        while (_due.Step())
+            due.Add(_due.Number(0));
+        foreach (var service in due)
+            Derive(service, now);
+    }
+
+    /// <summary>Derives one service, and writes what differs from what is held.</summary>
+    private void Derive(long service, DateTime now)
+    {
+        _service.Bind(1, service);
+        if (!_service.Step())
+            throw new SqliteException(0, 0, $"service {service} has observations, but no row: ses check");
+        var partition = _service.Number(0);
+        _service.Reset();
+        ReadFacts(service);
+        var facts = CollectionsMarshal.AsSpan(_facts);
+        _made.Clear();
+        var due = Timeline.Derive(facts, alert => _traitsOf[alert],
+            _knownFrom.TryGetValue(partition, out var from) ? from : null, null, now, _rules.Timeline, _made);
+        WriteRuns(service, partition);
+        WriteOpen(service, facts);
+        var last = _made.Count == 0 ? default : _made[^1];
+        long seen = 0;
+        foreach (var fact in facts)
+            seen = Math.Max(seen, UnixTime.From(fact.Received));
+        _updateService.Bind(1, service).Bind(2, _made.Count == 0 ? null : (long)last.Status)
+            .Bind(3, _made.Count == 0 ? null : UnixTime.From(SinceOf(_made.Count - 1))).Bind(4, last.Open ? 1 : 0)
+            .Bind(5, due is { } at ? UnixTime.From(at) : null).Bind(6, seen).Run();
+    }
+
+    private void ReadFacts(long service)
+    {
+        _facts.Clear();
+        _observations.Bind(1, service);
+        while (_observations.Step())
+            _facts.Add(ObservationOf(_observations));
+        _traitsOf.Clear();
+        _traits.Bind(1, service);
+        while (_traits.Step())
+            _traitsOf[_traits.Number(0)] = new AlertTraits(_traits.Number(1) != 0, (AlertSource)_traits.Number(2));
+    }
+
+    /// <summary>When the status of a run began: with the first of the runs before it that have the same.</summary>
+    private DateTime SinceOf(int run)
+    {
+        while (run > 0 && _made[run - 1].Status == _made[run].Status && _made[run - 1].To == _made[run].From)
+            run--;
+        return _made[run].From;
+    }
+
+    private void WriteRuns(long service, long partition)
+    {
+        _held.Clear();
+        _runs.Bind(1, service);
+        while (_runs.Step())
+            _held.Add(new Run(UnixTime.Read(_runs.Number(0)), _runs.Number(1) == UnixTime.Open ? null
+                : UnixTime.Read(_runs.Number(1)), (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
+        var (since, i) = (0L, 0);
+        for (var j = 0; j < _made.Count; j++)
+        {
+            var run = _made[j];
+            if (j == 0 || _made[j - 1].Status != run.Status || _made[j - 1].To != run.From)
+                since = UnixTime.From(run.From);
+            for (; i < _held.Count && _held[i].From < run.From; i++)
+                _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
+            Write(service, partition, run, since, i < _held.Count && _held[i].From == run.From ? _held[i++] : null);
+        }
+        for (; i < _held.Count; i++)
+            _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
+    }
+
+    private void Write(long service, long partition, Run run, long since, Run? held)
+    {
+        var (at, until) = (UnixTime.From(run.From), run.To is { } to ? UnixTime.From(to) : UnixTime.Open);
+        if (held == null)
+            _insertRun.Bind(1, service).Bind(2, at).Bind(3, until).Bind(4, since).Bind(5, (long)run.Status)
+                .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Bind(8, partition).Run();
+        else if (held.Value with { To = run.To } == run && since == at)
+        {
+            if (held.Value.To != run.To)
+                _endRun.Bind(1, service).Bind(2, at).Bind(3, until).Run();
+        }
+        else
+            _updateRun.Bind(1, service).Bind(2, at).Bind(3, until).Bind(4, since).Bind(5, (long)run.Status)
+                .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Run();
+    }
+
+    /// <summary>Which alerts are open; facts come by alert, so the newest episode is the last of each.</summary>
+    private void WriteOpen(long service, ReadOnlySpan<Observation> facts)
+    {
+        var held = new Dictionary<long, long>();
+        _openOfService.Bind(1, service);
+        while (_openOfService.Step())
+            held[_openOfService.Number(0)] = _openOfService.Number(1);
+        for (var i = 0; i < facts.Length;)
+        {
+            var end = i;
+            while (end < facts.Length && facts[end].Alert == facts[i].Alert)
+                end++;
+            var (alert, starts) = (facts[i].Alert, UnixTime.From(facts[end - 1].Starts));
+            var seen = UnixTime.From(facts[end - 1].Received);
+            var isOpen = Episodes.IsOpen(facts[i..end]);
+            if (isOpen && !held.ContainsKey(alert))
+                _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, seen).Run();
+            else if (isOpen && held[alert] != starts)
+                _moveOpen.Bind(1, alert).Bind(2, starts).Bind(3, seen).Run();
+            else if (!isOpen && held.ContainsKey(alert))
+                _deleteOpen.Bind(1, alert).Run();
+            i = end;
+        }
+    }
+
+    /// <summary>Moves the log into the database when it has so many pages.</summary>
+    /// <exception cref="SqliteException">A flush failed: SQLite's own checkpoint would not say so.</exception>
+    public void CheckpointFrom(int pages)
+    {
+        if (_pages.Count < pages)
+            return;
+        var (logged, moved) = _database.Checkpoint();
+        _pages.Count = logged == moved ? 0 : logged - moved;
+    }
+
+    public void Dispose()
+    {
+        _pages.Dispose();
+        _database.Dispose();
+    }
+}
+
+/// <summary>Counts the pages of the write-ahead log, as SQLite names them after each commit.</summary>
+internal sealed unsafe class WalPages : IDisposable
+{
+    private readonly int* _count = (int*)NativeMemory.AllocZeroed(sizeof(int));
+
+    public WalPages(SqliteConnection database) =>
+        Sqlite.WalHook(database.Handle.DangerousGetHandle(), &Committed, (nint)_count);
+
+    public int Count { get => *_count; set => *_count = value; }
+
+    [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
+    private static int Committed(nint context, nint connection, byte* name, int pages)
+    {
+        *(int*)context = pages;
+        return 0;
+    }
+
+    public void Dispose() => NativeMemory.Free(_count);
+}
+
+/// <summary>CRC-32C of a row's values.</summary>
+internal struct Checksum()
+{
+    private uint _crc = uint.MaxValue;
+
+    public readonly long Value => ~_crc;
+
+    public Checksum Add(long value)
+    {
+        _crc = BitOperations.Crc32C(_crc, (ulong)value);
+        return this;
+    }
+
+    /// <summary>Its UTF-8, and its length: two texts side by side are not one.</summary>
+    public Checksum Add(string text)
+    {
+        foreach (var c in text)
+            _crc = BitOperations.Crc32C(_crc, c);
+        return Add(text.Length);
+    }
+
+    /// <summary>What finds an alert; its texts are compared all the same.</summary>
+    public static long Hash(AlertSource source, string sender, string labels) => BinaryPrimitives.ReadInt64LittleEndian(
+        SHA256.HashData(Encoding.UTF8.GetBytes($"{(int)source}\n{sender}\n{labels}")));
+}
+
+/// <summary>The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.</summary>
+internal readonly record struct RecentAlert(
+    long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen);
+
+/// <summary>
+/// The alerts that came last, so that repeated copies cost no query; bounded. Keys are hashes with a random
+/// key of the process, since label sets are chosen by strangers: two of one key cannot be made.
+/// </summary>
+internal sealed class RecentAlerts
+{
+    /// <summary>In each of two generations; some 200 bytes each.</summary>
+    private const int Size = 50_000;
+
+    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
+    public static readonly TimeSpan SeenStep = TimeSpan.FromHours(1);
+
+    private readonly byte[] _key = RandomNumberGenerator.GetBytes(32);
+    private readonly object _gate = new();
+    private Dictionary<UInt128, RecentAlert> _young = [], _old = [];
+
+    public UInt128 KeyOf(IncomingAlert alert)
+    {
+        var text = $"{alert.Service.Partition}\n{(int)alert.Source}\n{alert.Sender}\n{alert.Labels}\n{alert.Service}";
+        var size = _key.Length + Encoding.UTF8.GetMaxByteCount(text.Length);
+        var buffer = ArrayPool<byte>.Shared.Rent(size);
+        _key.CopyTo(buffer, 0);
+        var length = _key.Length + Encoding.UTF8.GetBytes(text, buffer.AsSpan(_key.Length));
+        Span<byte> hash = stackalloc byte[32];
+        SHA256.HashData(buffer.AsSpan(0, length), hash);
+        ArrayPool<byte>.Shared.Return(buffer);
+        return BinaryPrimitives.ReadUInt128LittleEndian(hash);
+    }
+
+    /// <summary>Whether a copy tells nothing that is not on disk.</summary>
+    public bool Knows(IncomingAlert alert, DateTime now) => Find(KeyOf(alert)) is { } held
+        && held.Starts == alert.Starts && (alert.Ends is { } ends ? held.Ends >= ends
+            : held.Ends == null && held.Status == alert.Status && now - held.Seen < SeenStep && now >= held.Seen);
+
+    public RecentAlert? Find(UInt128 key)
+    {
+        lock (_gate)
+        {
+            if (_young.TryGetValue(key, out var held))
+                return held;
+            if (!_old.Remove(key, out held))
+                return null;
+            _young[key] = held;
+            return held;
+        }
+    }
+
+    /// <summary>Takes what a commit has put on disk.</summary>
+    public void Learn(List<(UInt128 Key, RecentAlert Alert)> learned)
+    {
+        lock (_gate)
+        {
+            foreach (var (key, alert) in learned)
+                _young[key] = alert;
+            if (_young.Count < Size)
+                return;
+            (_young, _old) = ([], _young);
+        }
+    }
+
+    public void Clear()
+    {
+        lock (_gate)
+            (_young, _old) = ([], []);
+    }
+}
+
+/// <summary>A connection on one state of the database; to be disposed soon.</summary>
+internal sealed class Snapshot : IDisposable
+{
+    private readonly SqliteConnection _database;
+    private readonly Action<SqliteConnection> _giveBack;
+
+    public Snapshot(SqliteConnection database, Action<SqliteConnection> giveBack)
+    {
+        (_database, _giveBack) = (database, giveBack);
+        database.Execute("BEGIN");
+        _ = database.Number("SELECT 1 FROM meta");
+    }
+
+    /// <summary>A query; dispose it before the snapshot.</summary>
+    public SqliteStatement Query(string sql) => _database.Query(sql);
+
+    public void Dispose()
+    {
+        _database.Execute("ROLLBACK");
+        _giveBack(_database);
     }
 }
 
