@@ -1440,6 +1440,9 @@ internal static class Interpretation
 /// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
 internal sealed class FlushException(string message) : IOException(message);
 
+/// <summary>What tells a file from another of its name, and its size in bytes.</summary>
+internal readonly record struct FileStatus(ulong Device, ulong Inode, long Size);
+
 /// <summary>
 /// fsync(2), for files and folders. .NET's own flushes (Flush(true), FlushToDisk) say nothing when it
 /// fails with EIO, as of 10.0.12, and it has none for a folder.
@@ -1487,6 +1490,21 @@ internal static partial class Disk
     [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
         StringMarshalling = StringMarshalling.Utf8)]
     private static partial int Open(string path, int flags);
+
+    /// <summary>What a path leads to, symbolic links followed; null if nothing.</summary>
+    public static unsafe FileStatus? StatusOf(string path)
+    {
+        // struct statx of statx(2): the inode at 32, the size at 40, the device at 136.
+        var status = stackalloc byte[256];
+        return Statx(CurrentFolder, path, 0, InodeAndSize, status) == 0
+            ? new FileStatus(*(ulong*)(status + 136), *(ulong*)(status + 32), *(long*)(status + 40)) : null;
+    }
+
+    /// <summary>AT_FDCWD; STATX_INO and STATX_SIZE.</summary>
+    private const int CurrentFolder = -100, InodeAndSize = 0x100 | 0x200;
+
+    [LibraryImport("libc", EntryPoint = "statx", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static unsafe partial int Statx(int folder, string path, int flags, uint mask, byte* status);
 
     [LibraryImport("libc", EntryPoint = "fsync", SetLastError = true)]
     private static partial int Fsync(int handle);
@@ -4398,8 +4416,11 @@ internal sealed class SqliteException(int code, int errno, string message) : Exc
     /// <summary>There is no space, whichever way that was noticed; it may go on when there is.</summary>
     public bool IsFull => code == Full || errno is TooLarge or NoSpace or QuotaExceeded;
 
+    /// <summary>No code of SQLite's: its files are not those that it opened.</summary>
+    public const int FilesChanged = -1;
+
     /// <summary>What is on disk cannot be trusted: the process must end.</summary>
-    public bool IsFlush => code is FlushFailed or FolderFlushFailed;
+    public bool IsFlush => code is FlushFailed or FolderFlushFailed or FilesChanged;
 
     /// <summary>Another process holds the lock for writing.</summary>
     public bool IsBusy => (code & 0xFF) == Busy;
@@ -4832,8 +4853,11 @@ internal sealed class Store : IDisposable
     /// <summary>A transaction that derives holds requests up for no longer.</summary>
     private static readonly TimeSpan DeriveTime = TimeSpan.FromMilliseconds(20);
 
-    /// <summary>How soon what changes with time alone is looked for.</summary>
-    private static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
+    /// <summary>How soon what changes with time alone is looked for, and a disk that refused is tried again.</summary>
+    public static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
+
+    /// <summary>A commit takes some milliseconds, on a busy disk a second.</summary>
+    private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
 
     // For life.
     private readonly string _path;
@@ -4914,7 +4938,20 @@ internal sealed class Store : IDisposable
             _waitingBytes += request.Size;
             Monitor.Pulse(_gate);
         }
-        return request.Done.Task;
+        return AnswerAsync(request);
+    }
+
+    private async Task<Stored> AnswerAsync(Request request)
+    {
+        try
+        {
+            return await request.Done.Task.WaitAsync(DiskTime, _clock);
+        }
+        catch (TimeoutException)
+        {
+            _log.Often("the disk does not answer; the sender is told to send its alerts again");
+            throw new StoreException("The disk does not answer.");
+        }
     }
 
     /// <summary>To the millisecond.</summary>
@@ -4970,8 +5007,23 @@ internal sealed class Store : IDisposable
             Commit(requests);
         if (isStopping && requests.Count == 0)
             return false;
-        Derive(questions);
-        _writer.CheckpointFrom(CheckpointPages);
+        try
+        {
+            if (_refusal != null)
+                Commit([]);
+            Derive(questions);
+            _writer.CheckpointFrom(CheckpointPages);
+        }
+        catch (SqliteException e) when (e.IsFull || e.IsBusy)
+        {
+            Refuse(e);
+        }
+        finally
+        {
+            // What is derived may lag behind while the disk refuses; no fact is acknowledged then.
+            foreach (var question in questions)
+                question.TrySetResult();
+        }
         return true;
     }
 
@@ -5000,14 +5052,19 @@ internal sealed class Store : IDisposable
         }
         catch (SqliteException e)
         {
-            var refusal = new StoreException(e.IsFull ? "The disk is full." : "The disk refused.");
+            Refuse(e);
+            var refusal = new StoreException(Refusal!);
             foreach (var request in requests)
                 request.Done.TrySetException(refusal);
             if (e.IsFlush || e.IsDamage)
                 throw;
-            _log.Often("facts could not be stored; the sender is told to send them again", ("reason", e.Message));
-            SetRefusal(refusal.Message);
         }
+    }
+
+    private void Refuse(SqliteException e)
+    {
+        _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
+        SetRefusal(e.IsFull ? "The disk is full." : e.IsBusy ? "Another process holds the database." : "The disk refused.");
     }
 
     private void SetRefusal(string? refusal)
@@ -5034,8 +5091,6 @@ internal sealed class Store : IDisposable
                 Commit(requests);
         }
         while (_writer.IsBehind && (questions.Count > 0 || _writer.Underived > MaxUnderived));
-        foreach (var question in questions)
-            question.SetResult();
     }
 
     private void Fail(SqliteException e)
@@ -5085,6 +5140,12 @@ internal sealed class Writer : IDisposable
 
     private const int MaxQuarantined = 10_000;
 
+    /// <summary>Of quarantined alerts, in bytes, about.</summary>
+    private const int QuarantineSize = 64 * 1024 * 1024;
+
+    /// <summary>A sign of life is written so often, so that a start can tell how long SeS was away.</summary>
+    private static readonly TimeSpan AlivePeriod = TimeSpan.FromMinutes(1);
+
     /// <summary>Rows of an alert's newest episodes that are looked at to judge a copy.</summary>
     private const int NewestRows = 64;
 
@@ -5093,12 +5154,13 @@ internal sealed class Writer : IDisposable
 
     private readonly SqliteConnection _database;
     private readonly WalPages _pages;
+    private readonly DatabaseFiles _files;
     private readonly StoreRules _rules;
     private readonly RecentAlerts _recent;
 
     private readonly SqliteStatement _begin, _commit, _rollback, _setMeta, _insertPartition, _insertReceipt,
         _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
-        _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
+        _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine, _oldestQuarantined, _deleteQuarantined,
         _behind, _due, _stale, _service, _observations, _traits, _runs, _insertRun, _deleteRun, _endRun,
         _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _alertText;
 
@@ -5106,8 +5168,8 @@ internal sealed class Writer : IDisposable
     private readonly Dictionary<string, long> _partitions = [];
     private readonly Dictionary<long, DateTime> _knownFrom = [];
     private readonly Dictionary<string, Status> _statuses = [];
-    private long _services, _alerts, _lastId, _derived, _lastObservation;
-    private DateTime _recorded;
+    private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
+    private DateTime _recorded, _alive;
 
     // Of a transaction of facts: whether it wrote, and what the cache learns from it.
     private bool _isDirty;
@@ -5155,6 +5217,8 @@ internal sealed class Writer : IDisposable
         _trimQuarantine = Of("""
             DELETE FROM quarantine WHERE id <= (SELECT id FROM quarantine ORDER BY id DESC LIMIT 1 OFFSET ?1)
             """);
+        _oldestQuarantined = Of("SELECT id, length(alert) FROM quarantine ORDER BY id LIMIT 1");
+        _deleteQuarantined = Of("DELETE FROM quarantine WHERE id = ?1");
         _behind = Of("SELECT DISTINCT service FROM observation WHERE id > ?1 AND id <= ?2 ORDER BY service");
         _due = Of("SELECT id FROM service WHERE due <= ?1 ORDER BY due LIMIT ?2");
         _stale = Of("""
@@ -5181,6 +5245,7 @@ internal sealed class Writer : IDisposable
         _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
         _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
         Load();
+        _files = new DatabaseFiles(path);
     }
 
     /// <summary>Whether some service's latest observations are not derived yet.</summary>
@@ -5230,6 +5295,7 @@ internal sealed class Writer : IDisposable
         _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         _lastObservation = _database.Number("SELECT max(id) FROM observation") ?? 0;
         _recorded = UnixTime.Read(_database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
+        _quarantined = _trimmed = _database.Number("SELECT sum(length(alert)) FROM quarantine") ?? 0;
         _window.Clear();
     }
 
@@ -5246,14 +5312,21 @@ internal sealed class Writer : IDisposable
         {
             foreach (var request in requests)
                 request();
-            if (_isDirty)
+            TrimQuarantine();
+            if (_isDirty || now - _alive >= AlivePeriod || now < _alive)
+            {
                 _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
+                _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
+            }
         });
+        _files.Check();
         _recent.Learn(_learned);
     }
 
     private void InTransaction(Action write)
     {
+        // Before, too: a log that was cut is as long as it was once it is written to.
+        _files.Check();
         _begin.Run();
         try
         {
@@ -5438,7 +5511,23 @@ internal sealed class Writer : IDisposable
         var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + identity)).AsSpan(0, 16);
         _insertQuarantined.Bind(1, NextId()).Bind(2, UnixTime.From(_recorded)).Bind(3, partition)
             .Bind(4, hash).Bind(5, reason).Bind(6, alert).Run();
+        _quarantined += alert.Length;
+    }
+
+    /// <summary>The oldest give way to the latest.</summary>
+    private void TrimQuarantine()
+    {
+        if (_quarantined == _trimmed)
+            return;
         _trimQuarantine.Bind(1, MaxQuarantined).Run();
+        while (_quarantined > QuarantineSize && _oldestQuarantined.Step())
+        {
+            var (id, size) = (_oldestQuarantined.Number(0), _oldestQuarantined.Number(1));
+            _oldestQuarantined.Reset();
+            _deleteQuarantined.Bind(1, id).Run();
+            _quarantined -= size;
+        }
+        _trimmed = _quarantined;
     }
 
     // ---- What is derived ----
@@ -5647,6 +5736,31 @@ internal sealed unsafe class WalPages : IDisposable
     }
 
     public void Dispose() => NativeMemory.Free(_count);
+}
+
+/// <summary>
+/// The three files of the database, by name: SQLite goes on in silence when one is removed, replaced or cut.
+/// </summary>
+internal sealed class DatabaseFiles(string path)
+{
+    private readonly (string Path, FileStatus Status)[] _files =
+        [.. new[] { path, path + "-wal", path + "-shm" }.Select(p => (p, Disk.StatusOf(p)
+            ?? throw new SqliteException(SqliteException.FilesChanged, 0, $"{p} is not there")))];
+
+    /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
+    /// <exception cref="SqliteException">A file is not the one that was opened, or shorter than it was.</exception>
+    public void Check()
+    {
+        foreach (ref var file in _files.AsSpan())
+        {
+            var now = Disk.StatusOf(file.Path);
+            if (now == null || now.Value.Device != file.Status.Device || now.Value.Inode != file.Status.Inode)
+                throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
+            if (now.Value.Size < file.Status.Size)
+                throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was cut short");
+            file.Status = now.Value;
+        }
+    }
 }
 
 /// <summary>CRC-32C of a row's values.</summary>

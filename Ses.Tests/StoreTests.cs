@@ -141,6 +141,29 @@ public sealed class StoreTests : IDisposable
         Assert.Equal(0, await CountAsync("open"));
     }
 
+    [Theory]
+    [InlineData("", true)]
+    [InlineData("-wal", true)]
+    [InlineData("-shm", true)]
+    [InlineData("", false)]
+    [InlineData("-wal", false)]
+    public async Task RemovedOrCutFileEndsAcknowledging(string file, bool isRemoved)
+    {
+        await AppendAsync(Alert());
+        var path = Path.Combine(_directory, Store.FileName + file);
+        if (isRemoved)
+            File.Delete(path);
+        else
+            File.WriteAllBytes(path, []);
+        await Assert.ThrowsAsync<StoreException>(() => AppendAsync(Alert("n2")));
+        Assert.Contains(path, await _store.Failed, StringComparison.Ordinal);
+        await Assert.ThrowsAsync<StoreException>(() => AppendAsync(Alert("n3")));
+        _store.Dispose();
+        Directory.Delete(_directory, recursive: true);
+        Directory.CreateDirectory(_directory);
+        _store = Open();
+    }
+
     [Fact]
     public async Task StoppedStoreTakesNothing()
     {
