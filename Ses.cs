@@ -205,7 +205,7 @@ internal sealed record Options
         LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
         MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics");
 
-    /// <summary>Every setting, in the order of --help; the table in docs/configuration.md is held against it.</summary>
+    /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
     [
         PathSetting, PortSetting, AddressSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
