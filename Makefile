@@ -5,7 +5,7 @@
 # make deb      a package for Debian, out/ses_VERSION_ARCH.deb
 # make e2e      end-to-end tests on the native binary, with Debian's programs
 # make soak     an hour of Alertmanager's traffic, with Onix away and SeS killed now and then
-# make bench    the figures of the README
+# make bench    the figures of docs/design.md
 
 SHELL := /bin/bash
 PORT ?= 8888

@@ -208,7 +208,7 @@ internal sealed record Options
         LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
         MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics");
 
-    /// <summary>Every setting, in the order of --help; the table in the README is held against it.</summary>
+    /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
     [
         PathSetting, PortSetting, AddressSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
@@ -710,7 +710,7 @@ internal static class Rfc3339
 // ================================ 3. Metrics =================================
 //
 // prometheus-net's registry and text export; none of its servers. The names below are the interface:
-// the table in the README is held against them.
+// the table in docs/operations.md is held against them.
 
 internal sealed class Meters
 {

@@ -6,7 +6,7 @@ using Xunit.Abstractions;
 
 namespace Ses.Tests;
 
-/// <summary>The figures of the README, on the native binary; <c>make bench</c> prints them as table rows.</summary>
+/// <summary>The figures of docs/design.md, on the native binary; <c>make bench</c> prints them as table rows.</summary>
 [Trait("Category", "Bench")]
 public sealed class BenchTests(ITestOutputHelper output)
 {

@@ -2,18 +2,20 @@ using System.Globalization;
 using System.Reflection;
 using System.Text;
 using System.Text.RegularExpressions;
+using Ses.Tests.Support;
 using Xunit;
 
 namespace Ses.Tests;
 
-/// <summary>What the README tells operators is what the program has and does.</summary>
-public sealed partial class ReadmeTests
+/// <summary>What the README and the pages in <c>docs/</c> tell operators is what the program has and does.</summary>
+public sealed partial class DocsTests
 {
     private const double Kib = 1024, Mib = 1024 * 1024;
 
-    private static readonly string Checkout = Root();
-    private static readonly string Readme = File.ReadAllText(Path.Combine(Checkout, "README.md"));
-    private static readonly string Source = File.ReadAllText(Path.Combine(Checkout, "Ses.cs"));
+    private static readonly string Source = Read("Ses.cs");
+
+    /// <summary>All pages, one after the other.</summary>
+    private static readonly string Text = string.Join('\n', DocsPage.All.Select(p => p.Text));
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
     private static readonly int[] Codes =
@@ -133,7 +135,7 @@ public sealed partial class ReadmeTests
     [Fact]
     public void SettingsAreThoseOfTheProgramInItsOrder()
     {
-        var rows = Table("Settings");
+        var rows = DocsPage.Named("configuration").Table("Settings");
         Assert.Equal(
             Options.Settings.Select(s => $"{s.Flag} {s.Variable} {DefaultOf(s)}"),
             rows.Select(r => $"{Plain(r[0])} {Plain(r[1])} {Plain(r[2])}"));
@@ -150,7 +152,7 @@ public sealed partial class ReadmeTests
         labels["ses_build_info"] = "version, commit";
         Assert.Contains(
             """ses_build_info{version="1.0.0",commit="unknown"} 1""", text, StringComparison.Ordinal);
-        var rows = Table("Metrics");
+        var rows = DocsPage.Named("operations").Table("Metrics");
         Assert.Equal(
             TypeLine().Matches(text).Select(m => (Name: m.Groups[1].Value, Type: m.Groups[2].Value))
                 .Select(m => (m.Name, m.Type, labels[m.Name])),
@@ -164,28 +166,22 @@ public sealed partial class ReadmeTests
         var inProgram = AnswerCode().Matches(Source)
             .Select(m => int.Parse(m.Groups[1].Value, Invariant));
         Assert.Equal(Codes, inProgram.Distinct().Order());
-        Assert.Equal(Codes, Table("Answers").Select(r => int.Parse(r[0], Invariant)));
-        Assert.All(Table("Answers"), r => Assert.NotEqual("", r[1]));
+        Assert.Equal(Codes, DocsPage.Named("api").Table("Answers").Select(r => int.Parse(r[0], Invariant)));
+        Assert.All(DocsPage.Named("api").Table("Answers"), r => Assert.NotEqual("", r[1]));
     }
-
-    [Fact]
-    public void ContentsAreTheHeadings() => Assert.Equal(
-        Regex.Matches(Readme, "^## (.+)$", RegexOptions.Multiline).Select(m => m.Groups[1].Value)
-            .Select(h => $"- [{h}](#{h.ToLowerInvariant().Replace(' ', '-')})"),
-        Regex.Matches(Readme, @"^- \[.+\]\(#.+\)$", RegexOptions.Multiline).Select(m => m.Value));
 
     [Fact]
     public void ExitCodesAreThoseOfTheProgram()
     {
         var inProgram = new[] { "Success", "Failure", "Usage" }
             .Select(n => Constant(typeof(Program), n).ToString());
-        Assert.Equal(inProgram, Table("Exit codes").Select(r => r[0]));
+        Assert.Equal(inProgram, DocsPage.Named("operations").Table("Exit codes").Select(r => r[0]));
     }
 
     [Fact]
     public void LimitsAreThoseOfTheProgramInThisOrder()
     {
-        var rows = Table("Limits");
+        var rows = DocsPage.Named("security").Table("Limits");
         Assert.Equal(Limits.Select(l => l.Name), rows.Select(r => r[0]));
         foreach (var (limit, row) in Limits.Zip(rows))
         {
@@ -216,28 +212,36 @@ public sealed partial class ReadmeTests
     public void NamesInTheTextExist()
     {
         var variables = Options.Settings.Select(s => s.Variable).ToHashSet();
-        var metrics = Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
-        Assert.All(VariableName().Matches(Readme), m => Assert.Contains(m.Value, variables));
-        Assert.All(MetricName().Matches(Readme), m => Assert.Contains(m.Value, metrics));
+        var metrics = DocsPage.Named("operations").Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
+        Assert.All(VariableName().Matches(Text), m => Assert.Contains(m.Value, variables));
+        Assert.All(MetricName().Matches(Text), m => Assert.Contains(m.Value, metrics));
         string[] others = ["--help", "--version", "--line-buffered"];
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
-        Assert.All(FlagName().Matches(Readme), m => Assert.Contains(m.Value, flags));
+        Assert.All(FlagName().Matches(Text), m => Assert.Contains(m.Value, flags));
     }
 
     [Fact]
     public void ConfigurationsAreTheFilesInDeploy()
     {
-        var files = YamlFile().Matches(Readme);
+        var files = YamlFile().Matches(Text);
         Assert.Equal(3, files.Count);
         Assert.All(files, m =>
-            Assert.Equal(File.ReadAllText(Path.Combine(Checkout, m.Groups[1].Value)), m.Groups[2].Value));
+            Assert.Equal(Read(m.Groups[1].Value), m.Groups[2].Value));
     }
+
+    [Fact]
+    public void ConfigurationOfTheReadmeIsPartOfTheFileInDeploy() => AssertPart(
+        CodeOf(DocsPage.Readme, "Alertmanager and Prometheus", "yaml"), Read("deploy/alertmanager.yml").Split('\n'));
+
+    [Fact]
+    public void QuestionsOfTheReadmeAreAmongThoseOfThePage() => AssertPart(
+        CodeOf(DocsPage.Readme, "Asking", "sh"), CodeOf(DocsPage.Named("api"), "Asking", "sh"));
 
     [Fact]
     public void ReasonsOfQuarantineAreThoseOfTheProgram()
     {
-        var reasons = Section("**Quarantine.**", "\n## ");
+        var reasons = DocsPage.Named("alerts").Section("**Quarantine.**", "\n## ");
         string[] all =
         [
             "it is not an object", "is of the wrong type, or not usable as text",
@@ -255,7 +259,7 @@ public sealed partial class ReadmeTests
     [Fact]
     public void ReasonsOfRefusalAreThoseOfTheProgramInItsOrder()
     {
-        var rows = Table("Who may reach it");
+        var rows = DocsPage.Named("security").Table("Who may reach it");
         Assert.Equal(Meters.RefusalReasons, rows.SelectMany(r => Plain(r[0]).Split(", ")));
         foreach (var reason in Meters.RefusalReasons)
             Assert.Contains($"\"{reason}\"", Source[Source.IndexOf("12. HTTP =", StringComparison.Ordinal)..],
@@ -277,7 +281,7 @@ public sealed partial class ReadmeTests
     private static object Constant(Type type, string name) => type.GetField(name, AllStatic)?.GetValue(null)
         ?? throw new InvalidOperationException($"{type.Name} has no {name}");
 
-    /// <summary>As the README writes it: 1,024, 64 MiB, 1.5 s, 10 min.</summary>
+    /// <summary>As the page writes it: 1,024, 64 MiB, 1.5 s, 10 min.</summary>
     private static string Write(object value, double unit) => value switch
     {
         DateTime time => time.ToString("yyyy-MM-dd", Invariant),
@@ -290,41 +294,33 @@ public sealed partial class ReadmeTests
             + (unit == Mib ? " MiB" : unit == Kib ? " KiB" : ""),
     };
 
-    // ---- The README's parts ----
+    // ---- The pages' parts ----
 
     /// <summary>The default as the user would write it, or as --help tells it in words.</summary>
     private static string DefaultOf(Setting setting) =>
         setting.Default ?? DefaultInWords().Match(setting.Help).Groups[1].Value;
 
-    /// <summary>The rows of the first table in a chapter, cut into cells.</summary>
-    private static List<string[]> Table(string chapter)
-    {
-        var lines = Section($"## {chapter}\n", "\n## ").Split('\n');
-        var table = lines.SkipWhile(l => !l.StartsWith('|')).TakeWhile(l => l.StartsWith('|')).ToList();
-        var rows = table.Skip(2).Select(l => l.Trim('|').Split('|').Select(c => c.Trim()).ToArray()).ToList();
-        Assert.NotEmpty(rows);
-        return rows;
-    }
+    private static string Read(string file) => File.ReadAllText(Path.Combine(DocsPage.Checkout, file));
 
-    private static string Section(string from, string to)
+    /// <summary>The lines of the first block of code in a chapter.</summary>
+    private static string[] CodeOf(DocsPage page, string chapter, string language) => Regex.Match(
+        page.Section($"## {chapter}\n", "\n## "), $"\n```{language}\n(.+?)\n```", RegexOptions.Singleline)
+        .Groups[1].Value.Split('\n');
+
+    /// <summary>All lines are among the others, in the same order.</summary>
+    private static void AssertPart(string[] lines, IEnumerable<string> others)
     {
-        var start = Readme.IndexOf(from, StringComparison.Ordinal);
-        Assert.True(start >= 0, $"README.md has no '{from}'");
-        var end = Readme.IndexOf(to, start + from.Length, StringComparison.Ordinal);
-        return Readme[start..(end < 0 ? Readme.Length : end)];
+        Assert.True(lines.Length > 1);
+        var left = new Queue<string>(lines);
+        foreach (var other in others)
+        {
+            if (left.TryPeek(out var next) && next == other)
+                left.Dequeue();
+        }
+        Assert.Equal([], left);
     }
 
     private static string Plain(string cell) => cell.Replace("`", "", StringComparison.Ordinal);
-
-    private static string Root()
-    {
-        for (var dir = new DirectoryInfo(AppContext.BaseDirectory); dir != null; dir = dir.Parent)
-        {
-            if (File.Exists(Path.Combine(dir.FullName, "README.md")))
-                return dir.FullName;
-        }
-        throw new FileNotFoundException("there is no README.md above the tests");
-    }
 
     [GeneratedRegex(@"# TYPE (ses_\w+) (\w+)")]
     private static partial Regex TypeLine();
