@@ -832,49 +832,51 @@ internal sealed class Meters
 
 // ================================= 4. Alerts =================================
 //
-// What Alertmanager says, as readings of services. A payload is cut into its alerts first, each of
-// which is then parsed on its own, so that one bad field spoils one alert. An alert with the label
-// "status" and one of "platform" and "facet" speaks the SeS dialect; any other is a stock alert, which
-// is down while it fires. Alerts that cannot be mapped become misfits: quarantined, with a reason.
+// Maps the alerts of a webhook to services and their status. A payload is cut into its alerts first, each
+// of which is then parsed on its own, so that one bad field spoils one alert. An alert with the label
+// "status" and one of "platform" and "facet" is in the SeS dialect; any other is a stock alert, which
+// is down while it fires. Alerts that cannot be mapped are quarantined, with a reason.
 
-/// <summary>What SeS tells services apart by. A missing location is the empty text.</summary>
+/// <summary>The five fields that identify a service. A missing location is the empty text.</summary>
 internal readonly record struct ServiceKey(
     string Partition, string Platform, string Service, string Facet, string Location)
 {
     public override string ToString() => $"{Partition}/{Platform}/{Service}/{Facet}/{Location}";
 }
 
-/// <summary>One usable alert.</summary>
-/// <param name="Stock">Down while it fires; else it says <paramref name="Status"/> at its start.</param>
+/// <summary>An alert, mapped to a service and its status.</summary>
+/// <param name="Stock">
+/// Down while it fires; else the service has <paramref name="Status"/> from the alert's start on.
+/// </param>
 /// <param name="EndsAt">Only of a stock alert that is resolved.</param>
-internal sealed record Reading(
+internal sealed record MappedAlert(
     ServiceKey Service, string Description, bool Stock, string Status, DateTime StartsAt, DateTime? EndsAt);
 
-/// <summary>One alert that cannot be mapped, whole.</summary>
+/// <summary>An alert that cannot be mapped to a service, whole.</summary>
 /// <param name="Identity">Fingerprint, status, start, end and reason: copies of it are kept once.</param>
 /// <param name="Raw">The alert as it came, without line breaks.</param>
-internal sealed record Misfit(
+internal sealed record UnmappableAlert(
     string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
 
-/// <summary>A payload, read.</summary>
+/// <summary>The body of a webhook, its alerts mapped.</summary>
 /// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
 internal sealed record Payload(
-    IReadOnlyList<Reading> Readings, IReadOnlyList<Misfit> Misfits, long Truncated);
+    IReadOnlyList<MappedAlert> MappedAlerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long Truncated);
 
-/// <summary>Is thrown when a body as a whole is unusable; the message says why, in a sentence.</summary>
+/// <summary>Is thrown when a body as a whole is unusable; the message is the reason, a sentence.</summary>
 internal sealed class PayloadException(string message) : Exception(message);
 
 /// <summary>Where the value of a field comes from.</summary>
-internal enum SourceKind { Label, AnnotationFirst, Literal, Partition }
+internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition }
 
-internal readonly record struct FieldSource(SourceKind Kind, string Name);
+internal readonly record struct FieldSource(FieldSourceKind Kind, string Name);
 
 /// <summary>The sources of each field, of which the first that is present and not empty counts.</summary>
 internal sealed class FieldMap
 {
     private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
 
-    private static readonly FieldSource InPartition = new(SourceKind.Partition, "");
+    private static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
 
     public static FieldMap Default { get; } = new();
 
@@ -883,7 +885,7 @@ internal sealed class FieldMap
         ["platform"] = Labels("platform"),
         ["service"] = Labels("service"),
         ["facet"] = Labels("facet"),
-        ["location"] = [new(SourceKind.AnnotationFirst, "location")],
+        ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
         ["description"] = Labels("description"),
     };
 
@@ -897,7 +899,7 @@ internal sealed class FieldMap
     };
 
     private static FieldSource[] Labels(params string[] names) =>
-        [.. names.Select(n => new FieldSource(SourceKind.Label, n))];
+        [.. names.Select(n => new FieldSource(FieldSourceKind.Label, n))];
 
     public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
 
@@ -927,8 +929,8 @@ internal sealed class FieldMap
         if (source.Length == 0 || source.Count(c => c == '\'') is not (0 or 2))
             throw new FormatException("for each source the name of a label or annotation, or a 'text'");
         if (source[0] != '\'')
-            return new(SourceKind.Label, source);
-        return source[^1] == '\'' ? new(SourceKind.Literal, source[1..^1])
+            return new(FieldSourceKind.Label, source);
+        return source[^1] == '\'' ? new(FieldSourceKind.Literal, source[1..^1])
             : throw new FormatException("a literal as 'text', without a quote inside");
     }
 
@@ -963,8 +965,8 @@ internal sealed class AlertBody
 [JsonSerializable(typeof(AlertBody))]
 internal sealed partial class AlertJson : JsonSerializerContext;
 
-/// <summary>Maps payloads to readings; pure, so that two SeS read the same.</summary>
-internal static class Mapping
+/// <summary>Maps the alerts of payloads to services; pure, so that two SeS map alike.</summary>
+internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
     private const int MaxDepth = 10_000;
@@ -977,30 +979,30 @@ internal static class Mapping
     /// <summary>No monitoring is older; a time before it is an unset one.</summary>
     private static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
 
-    /// <summary>An event further ahead would be the last word on its service for ever.</summary>
+    /// <summary>An event further ahead would stay its service's latest for ever.</summary>
     private static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
 
-    /// <summary>They tell which Prometheus spoke, not of what.</summary>
+    /// <summary>They identify the Prometheus that sent the alert, not the service.</summary>
     private static readonly string[] SenderLabels = ["prometheus", "prometheus_replica", "replica"];
 
     /// <summary>Cuts a payload into alerts and maps each; in order of their start.</summary>
     /// <exception cref="PayloadException">Not JSON, no alerts, or a version other than 4.</exception>
     public static Payload Read(ReadOnlySpan<byte> body, string partition, FieldMap map, DateTime now)
     {
-        var readings = new List<Reading>();
-        var misfits = new List<Misfit>();
+        var mapped = new List<MappedAlert>();
+        var unmappable = new List<UnmappableAlert>();
         var (slices, truncated) = Cut(body);
         foreach (var slice in slices)
         {
             var raw = body[slice];
             var alert = ParseAlert(raw, out var reason);
-            if (alert != null && ReadAlert(alert, partition, map, now, out reason) is { } reading)
-                readings.Add(reading);
+            if (alert != null && ReadAlert(alert, partition, map, now, out reason) is { } usable)
+                mapped.Add(usable);
             else
-                misfits.Add(MakeMisfit(alert, reason, raw));
+                unmappable.Add(MakeUnmappable(alert, reason, raw));
         }
-        readings.Sort((a, b) => a.StartsAt.CompareTo(b.StartsAt));
-        return new Payload(readings, misfits, truncated);
+        mapped.Sort((a, b) => a.StartsAt.CompareTo(b.StartsAt));
+        return new Payload(mapped, unmappable, truncated);
     }
 
     private static (List<Range> Alerts, long Truncated) Cut(ReadOnlySpan<byte> body)
@@ -1029,7 +1031,7 @@ internal static class Mapping
                 else
                     reader.Skip();
             }
-            // What follows the object must be white space: reading on says so.
+            // What follows the object must be white space: else this throws.
             reader.Read();
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException)
@@ -1075,7 +1077,7 @@ internal static class Mapping
         }
     }
 
-    private static Misfit MakeMisfit(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
+    private static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
     {
         // Within valid JSON a line break can only stand between tokens.
         var line = raw.ToArray();
@@ -1084,15 +1086,15 @@ internal static class Mapping
         var fingerprint = alert?.Fingerprint ?? Convert.ToHexStringLower(SHA256.HashData(raw).AsSpan(0, 8));
         var identity = string.Join('\n', fingerprint, alert?.Status, alert?.StartsAt, alert?.EndsAt, reason);
         var name = alert?.Labels?.GetValueOrDefault("alertname") ?? "";
-        return new Misfit(identity, fingerprint, name, reason, line);
+        return new UnmappableAlert(identity, fingerprint, name, reason, line);
     }
 
     /// <summary>Null, with the reason, when the alert cannot be mapped.</summary>
-    private static Reading? ReadAlert(
+    private static MappedAlert? ReadAlert(
         AlertBody alert, string partition, FieldMap map, DateTime now, out string reason)
     {
-        var labels = new Texts(alert.Labels);
-        var annotations = new Texts(alert.Annotations);
+        var labels = new LabelLookup(alert.Labels);
+        var annotations = new LabelLookup(alert.Annotations);
         var status = labels.Get("status");
         var stock = status == null || (labels.Get("platform") == null && labels.Get("facet") == null);
         var used = new HashSet<string>(StringComparer.OrdinalIgnoreCase);
@@ -1102,37 +1104,38 @@ internal static class Mapping
             Field("facet") ?? "", Field("location") ?? "");
         var description = Field("description") ?? labels.Get("alertname") ?? "";
         if (stock)
-            service = service with { Location = service.Location + Rest(alert.Labels, used) };
+            service = service with { Location = service.Location + UnusedLabels(alert.Labels, used) };
         reason = Unusable(service, status) ?? "";
         if (reason != "" || !ReadTime(alert.StartsAt, "startsAt", now, out var startsAt, out reason))
             return null;
         var clipped = Clip(description, MaxDescription);
         if (!stock)
-            return new Reading(service, clipped, false, status!, startsAt, null);
+            return new MappedAlert(service, clipped, false, status!, startsAt, null);
         if (alert.Status == "firing")
-            return new Reading(service, clipped, true, "down", startsAt, null);
+            return new MappedAlert(service, clipped, true, "down", startsAt, null);
         if (alert.Status != "resolved")
             reason = "status is neither firing nor resolved";
         else if (ReadTime(alert.EndsAt, "endsAt", now, out var endsAt, out reason))
-            return new Reading(service, clipped, true, "down", startsAt, endsAt);
+            return new MappedAlert(service, clipped, true, "down", startsAt, endsAt);
         return null;
     }
 
     private static string? First(
-        FieldSource[] sources, Texts labels, Texts annotations, string partition, HashSet<string> used)
+        FieldSource[] sources, LabelLookup labels, LabelLookup annotations, string partition,
+        HashSet<string> used)
     {
         foreach (var (kind, name) in sources)
         {
             var value = kind switch
             {
-                SourceKind.Literal => name,
-                SourceKind.Partition => partition,
-                SourceKind.AnnotationFirst => annotations.Get(name) ?? labels.Get(name),
+                FieldSourceKind.Literal => name,
+                FieldSourceKind.Partition => partition,
+                FieldSourceKind.AnnotationFirst => annotations.Get(name) ?? labels.Get(name),
                 _ => labels.Get(name) ?? annotations.Get(name),
             };
             if (string.IsNullOrEmpty(value))
                 continue;
-            if (kind is SourceKind.Label or SourceKind.AnnotationFirst)
+            if (kind is FieldSourceKind.Label or FieldSourceKind.AnnotationFirst)
                 used.Add(name);
             return value;
         }
@@ -1140,17 +1143,17 @@ internal static class Mapping
     }
 
     /// <summary>The labels that no field used, as Prometheus writes them: an alert is its labels.</summary>
-    private static string Rest(Dictionary<string, string?>? labels, HashSet<string> used)
+    private static string UnusedLabels(Dictionary<string, string?>? labels, HashSet<string> used)
     {
-        var rest = (labels ?? []).Where(l => !string.IsNullOrEmpty(l.Value)
+        var unused = (labels ?? []).Where(l => !string.IsNullOrEmpty(l.Value)
             && !used.Contains(l.Key) && !SenderLabels.Contains(l.Key))
             .OrderBy(l => l.Key, StringComparer.Ordinal).ToList();
-        if (rest.Count == 0)
+        if (unused.Count == 0)
             return "";
         var text = new StringBuilder("{");
-        foreach (var (name, value) in rest)
-            text.Append(text.Length > 1 ? "," : "").Append(Texts.Clean(name)).Append("=\"")
-                .Append(Texts.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
+        foreach (var (name, value) in unused)
+            text.Append(text.Length > 1 ? "," : "").Append(LabelLookup.Clean(name)).Append("=\"")
+                .Append(LabelLookup.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
                     .Replace("\"", "\\\"", StringComparison.Ordinal)
                     .Replace("\n", "\\n", StringComparison.Ordinal)).Append('"');
         return text.Append('}').ToString();
@@ -1207,7 +1210,7 @@ internal static class Mapping
     }
 
     /// <summary>Labels or annotations, looked up without regard to case, the exact name first.</summary>
-    private readonly struct Texts(Dictionary<string, string?>? texts)
+    private readonly struct LabelLookup(Dictionary<string, string?>? texts)
     {
         /// <summary>Null when absent, null or empty.</summary>
         public string? Get(string name)
@@ -1376,7 +1379,7 @@ internal struct Course
     public readonly ReadOnlySpan<Mark> Rest => _window.AsSpan(0, _count);
 }
 
-/// <summary>What a reading means, given what was said before.</summary>
+/// <summary>What a mapped alert means, given what was said before.</summary>
 internal static class Interpretation
 {
     /// <summary>
@@ -1388,32 +1391,32 @@ internal static class Interpretation
     private static readonly TimeSpan JustAfter = TimeSpan.FromMilliseconds(1);
 
     /// <summary>
-    /// The events that a reading stands for, in order: one, or two for a resolved stock alert.
+    /// The events that an alert stands for, in order: one, or two for a resolved stock alert.
     /// </summary>
     /// <param name="last">The last word on the service so far.</param>
-    public static IReadOnlyList<StatusEvent> Events(Reading reading, StatusEvent? last, DateTime now)
+    public static IReadOnlyList<StatusEvent> Events(MappedAlert alert, StatusEvent? last, DateTime now)
     {
         StatusEvent Say(string status, DateTime time) =>
-            new(reading.Service, status, time, reading.Description, now, reading.StartsAt);
+            new(alert.Service, status, time, alert.Description, now, alert.StartsAt);
 
-        if (!reading.Stock)
-            return [Say(reading.Status, reading.StartsAt)];
-        var own = last != null && last.StartsAt == reading.StartsAt ? last : null;
-        if (reading.EndsAt is not { } endsAt)
+        if (!alert.Stock)
+            return [Say(alert.Status, alert.StartsAt)];
+        var own = last != null && last.StartsAt == alert.StartsAt ? last : null;
+        if (alert.EndsAt is not { } endsAt)
         {
             return own switch
             {
                 { Status: "down" } => [own],
                 { Status: "up" } when now - own.Received > LateCopy => [Say("down", own.Time + JustAfter)],
-                { Status: "up" } when own.Time <= reading.StartsAt => [own],
-                _ => [Say("down", reading.StartsAt)],
+                { Status: "up" } when own.Time <= alert.StartsAt => [own],
+                _ => [Say("down", alert.StartsAt)],
             };
         }
         // The down is told again: it may still be on its way to the disk, and the up is nothing without it.
         if (own is { Status: "down" })
             return [own, Say("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
-        return endsAt > reading.StartsAt
-            ? [Say("down", reading.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
+        return endsAt > alert.StartsAt
+            ? [Say("down", alert.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
     }
 }
 
@@ -2506,21 +2509,22 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         json.WriteString("cured", id);
     });
 
-    public void Misfit(Misfit misfit, string partition, string id, DateTime received) => Line(json =>
+    public void Quarantine(
+        UnmappableAlert alert, string partition, string id, DateTime received) => Line(json =>
     {
         json.WriteString("received", Rfc3339.Format(received));
         json.WriteString("partition", partition);
-        json.WriteString("reason", misfit.Reason);
-        json.WriteString("fingerprint", misfit.Fingerprint);
+        json.WriteString("reason", alert.Reason);
+        json.WriteString("fingerprint", alert.Fingerprint);
         json.WriteString("id", id);
-        if (System.Text.Unicode.Utf8.IsValid(misfit.Raw))
+        if (System.Text.Unicode.Utf8.IsValid(alert.Raw))
         {
             json.WritePropertyName("alert");
-            json.WriteRawValue(misfit.Raw, skipInputValidation: true);
+            json.WriteRawValue(alert.Raw, skipInputValidation: true);
         }
         else
         {
-            json.WriteBase64String("alertBase64", misfit.Raw);
+            json.WriteBase64String("alertBase64", alert.Raw);
         }
     });
 
@@ -2558,7 +2562,9 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
     }
 }
 
-/// <summary>Makes events and misfits durable, and reads events back. Safe for concurrent use.</summary>
+/// <summary>
+/// Makes events and unmappable alerts durable, and reads events back. Safe for concurrent use.
+/// </summary>
 internal sealed class EventLog
 {
     /// <summary>What may wait for the disk; more is answered 503.</summary>
@@ -2647,13 +2653,13 @@ internal sealed class EventLog
         }
 
         /// <summary>
-        /// The same reading, with the texts that are held already: windows are what memory is for.
+        /// The same alert, with the texts that are held already: windows are what memory is for.
         /// </summary>
-        public Reading Share(Reading reading) => reading with
+        public MappedAlert Share(MappedAlert alert) => alert with
         {
             Service = service,
-            Description = Window.Events.FirstOrDefault(e => e.Description == reading.Description)?.Description
-                ?? reading.Description,
+            Description = Window.Events.FirstOrDefault(e => e.Description == alert.Description)?.Description
+                ?? alert.Description,
         };
     }
 
@@ -2661,34 +2667,34 @@ internal sealed class EventLog
     private sealed class Batch
     {
         public ArrayBufferWriter<byte> Lines { get; }
-        public ArrayBufferWriter<byte> Misfits { get; }
+        public ArrayBufferWriter<byte> Quarantined { get; }
         public List<(Track Track, StatusEvent Event)> Events { get; } = [];
-        public List<UInt128> MisfitIds { get; } = [];
+        public List<UInt128> QuarantinedIds { get; } = [];
         public List<UInt128> CuredIds { get; } = [];
         public LineWriter LineWriter { get; }
-        public LineWriter MisfitWriter { get; }
+        public LineWriter QuarantineWriter { get; }
         public TaskCompletionSource Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
         public Batch()
         {
-            (Lines, Misfits) = (new ArrayBufferWriter<byte>(64 * 1024), new ArrayBufferWriter<byte>());
-            (LineWriter, MisfitWriter) = (new LineWriter(Lines), new LineWriter(Misfits));
+            (Lines, Quarantined) = (new ArrayBufferWriter<byte>(64 * 1024), new ArrayBufferWriter<byte>());
+            (LineWriter, QuarantineWriter) = (new LineWriter(Lines), new LineWriter(Quarantined));
         }
 
-        private Batch(Batch done) => (Lines, Misfits, LineWriter, MisfitWriter) =
-            (done.Lines, done.Misfits, done.LineWriter, done.MisfitWriter);
+        private Batch(Batch done) => (Lines, Quarantined, LineWriter, QuarantineWriter) =
+            (done.Lines, done.Quarantined, done.LineWriter, done.QuarantineWriter);
 
-        public int Size => Lines.WrittenCount + Misfits.WrittenCount + CuredIds.Count;
+        public int Size => Lines.WrittenCount + Quarantined.WrittenCount + CuredIds.Count;
 
         /// <summary>
         /// An empty batch with the buffers of one that is done, unless they have grown too large.
         /// </summary>
         public static Batch After(Batch done)
         {
-            if (done.Lines.Capacity + done.Misfits.Capacity > 2 * LogLine.ReadSize)
+            if (done.Lines.Capacity + done.Quarantined.Capacity > 2 * LogLine.ReadSize)
                 return new Batch();
             done.Lines.ResetWrittenCount();
-            done.Misfits.ResetWrittenCount();
+            done.Quarantined.ResetWrittenCount();
             return new Batch(done);
         }
     }
@@ -2767,8 +2773,8 @@ internal sealed class EventLog
     // ---- Writing ----
 
     /// <summary>
-    /// Makes a payload durable: completes when all its events, and the misfits, are flushed. First hands
-    /// over all that is new, and only then waits for copies that another request is having flushed.
+    /// Makes a payload durable: completes when all its events and unmappable alerts are flushed. Hands
+    /// over all that is new first, and only then waits for copies that another request is having flushed.
     /// </summary>
     /// <param name="cures">The quarantined alert that this is, when it could be mapped.</param>
     /// <exception cref="LogRefusedException">Not all of it is durable; send it again.</exception>
@@ -2785,11 +2791,11 @@ internal sealed class EventLog
             if (IsStuck)
                 throw Unanswered();
             var now = Now();
-            foreach (var reading in payload.Readings)
-                Hear(reading, now, counts, waits);
-            foreach (var misfit in payload.Misfits)
-                SetAside(misfit, partition, now, waits);
-            if (cures is { } cured && payload is { Readings.Count: > 0, Misfits.Count: 0 })
+            foreach (var alert in payload.MappedAlerts)
+                Hear(alert, now, counts, waits);
+            foreach (var alert in payload.UnmappableAlerts)
+                SetAside(alert, partition, now, waits);
+            if (cures is { } cured && payload is { MappedAlerts.Count: > 0, UnmappableAlerts.Count: 0 })
                 Cure(cured, waits);
             if (_current.Size > 0)
             {
@@ -2808,8 +2814,8 @@ internal sealed class EventLog
         }
         _meters.Events.WithLabels("known").Inc(counts[(int)Place.Known]);
         _meters.Events.WithLabels("stale").Inc(counts[(int)Place.Stale]);
-        _meters.Alerts.WithLabels("accepted").Inc(payload.Readings.Count);
-        _meters.Alerts.WithLabels("quarantined").Inc(payload.Misfits.Count);
+        _meters.Alerts.WithLabels("accepted").Inc(payload.MappedAlerts.Count);
+        _meters.Alerts.WithLabels("quarantined").Inc(payload.UnmappableAlerts.Count);
     }
 
     private LogRefusedException Unanswered()
@@ -2825,12 +2831,12 @@ internal sealed class EventLog
         return now.AddTicks(-(now.Ticks % TimeSpan.TicksPerMillisecond));
     }
 
-    private void Hear(Reading reading, DateTime now, int[] counts, HashSet<Batch> waits)
+    private void Hear(MappedAlert alert, DateTime now, int[] counts, HashSet<Batch> waits)
     {
-        if (!_services.TryGetValue(reading.Service, out var track))
-            _services[reading.Service] = track = new Track(reading.Service);
+        if (!_services.TryGetValue(alert.Service, out var track))
+            _services[alert.Service] = track = new Track(alert.Service);
         track.Window.Heard = now;
-        foreach (var e in Interpretation.Events(track.Share(reading), track.Last, now))
+        foreach (var e in Interpretation.Events(track.Share(alert), track.Last, now))
         {
             var place = track.Window.PlaceOf(e);
             var pending = track.Pending.Find(p => p.Event.Same(e));
@@ -2855,9 +2861,9 @@ internal sealed class EventLog
         }
     }
 
-    private void SetAside(Misfit misfit, string partition, DateTime now, HashSet<Batch> waits)
+    private void SetAside(UnmappableAlert alert, string partition, DateTime now, HashSet<Batch> waits)
     {
-        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + misfit.Identity));
+        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + alert.Identity));
         var id = System.Buffers.Binary.BinaryPrimitives.ReadUInt128BigEndian(hash);
         if (_quarantined.TryGetValue(id, out var batch))
         {
@@ -2866,12 +2872,12 @@ internal sealed class EventLog
             return;
         }
         _quarantined[id] = _current;
-        _current.MisfitIds.Add(id);
-        _current.MisfitWriter.Misfit(
-            misfit, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
+        _current.QuarantinedIds.Add(id);
+        _current.QuarantineWriter.Quarantine(
+            alert, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
         waits.Add(_current);
-        _log.Often("alert quarantined", ("partition", partition), ("alertname", misfit.Alertname),
-            ("fingerprint", misfit.Fingerprint), ("reason", misfit.Reason));
+        _log.Often("alert quarantined", ("partition", partition), ("alertname", alert.Alertname),
+            ("fingerprint", alert.Fingerprint), ("reason", alert.Reason));
     }
 
     private void Cure(UInt128 id, HashSet<Batch> waits)
@@ -2935,8 +2941,8 @@ internal sealed class EventLog
         var started = _clock.GetTimestamp();
         try
         {
-            // Misfits first: written twice they are dropped as copies, and events are the promise.
-            _quarantineLength = Put(_quarantine, _quarantineLength, batch.Misfits.WrittenSpan);
+            // Unmappable alerts first: written twice they are dropped as copies, and events are the promise.
+            _quarantineLength = Put(_quarantine, _quarantineLength, batch.Quarantined.WrittenSpan);
             _length = Put(_file, _length, batch.Lines.WrittenSpan);
         }
         catch (LogRefusedException e)
@@ -3043,7 +3049,7 @@ internal sealed class EventLog
                 track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
                 track.Window.Add(e);
             }
-            foreach (var id in batch.MisfitIds)
+            foreach (var id in batch.QuarantinedIds)
                 _quarantined[id] = null;
             _flushed = new Cursor(_flushed.File, _length);
             _appended += batch.Events.Count;
@@ -3071,7 +3077,7 @@ internal sealed class EventLog
             _refusal = reason.Message;
             foreach (var (track, e) in batch.Events)
                 track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
-            foreach (var id in batch.MisfitIds)
+            foreach (var id in batch.QuarantinedIds)
                 _quarantined.Remove(id);
         }
         batch.Done.SetException(reason);
@@ -6958,7 +6964,7 @@ internal sealed class Web
     public const int MaxUnfinished = 32;
 
     /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
-    private const int MostMisfits = 100, MaxShown = 200;
+    private const int MaxListedAlerts = 100, MaxShown = 200;
 
     /// <summary>Questions that are thought about at once: one, and webhooks have the other core.</summary>
     public const int MaxThoughts = 2;
@@ -7247,7 +7253,7 @@ internal sealed class Web
         try
         {
             await request.InputStream.ReadExactlyAsync(body, 0, length);
-            payload = Mapping.Read(
+            payload = AlertMapping.Read(
                 body.AsSpan(0, length), partition, _options.Map, _clock.GetUtcNow().UtcDateTime);
         }
         catch (PayloadException e)
@@ -7280,23 +7286,23 @@ internal sealed class Web
         {
             return Reply.Problem(503, e.Message);
         }
-        if (payload.Misfits.Count == 0)
+        if (payload.UnmappableAlerts.Count == 0)
             return new Reply(204, "", []);
         return Reply.Json(200, json =>
         {
-            json.WriteNumber("accepted", payload.Readings.Count);
+            json.WriteNumber("accepted", payload.MappedAlerts.Count);
             json.WriteStartArray("quarantined");
-            foreach (var misfit in payload.Misfits.Take(MostMisfits))
+            foreach (var alert in payload.UnmappableAlerts.Take(MaxListedAlerts))
             {
                 json.WriteStartObject();
-                json.WriteString("fingerprint", Mapping.Clip(misfit.Fingerprint, MaxShown));
-                json.WriteString("alertname", Mapping.Clip(misfit.Alertname, MaxShown));
-                json.WriteString("reason", misfit.Reason);
+                json.WriteString("fingerprint", AlertMapping.Clip(alert.Fingerprint, MaxShown));
+                json.WriteString("alertname", AlertMapping.Clip(alert.Alertname, MaxShown));
+                json.WriteString("reason", alert.Reason);
                 json.WriteEndObject();
             }
             json.WriteEndArray();
-            if (payload.Misfits.Count > MostMisfits)
-                json.WriteNumber("more", payload.Misfits.Count - MostMisfits);
+            if (payload.UnmappableAlerts.Count > MaxListedAlerts)
+                json.WriteNumber("more", payload.UnmappableAlerts.Count - MaxListedAlerts);
         });
     }
 

@@ -32,7 +32,7 @@ public sealed class HistoryTests : IDisposable
             new Log(LogLevel.Error, json: false, TextWriter.Null, clock), new Meters("test", "test"));
 
         public Task SayAsync(params (int Service, string Status, DateTime Time)[] words) =>
-            _log.AppendAsync(new Payload([.. words.Select(w => new Reading(Site.Service(w.Service),
+            _log.AppendAsync(new Payload([.. words.Select(w => new MappedAlert(Site.Service(w.Service),
                 $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
 
         /// <summary>Ends the file; the next event is in another.</summary>
@@ -297,7 +297,8 @@ public sealed class HistoryTests : IDisposable
         var log = new EventLog(_dir, TimeSpan.FromDays(400), new ManualClock(Day.AddDays(1)),
             new Log(LogLevel.Error, false, TextWriter.Null, TimeProvider.System), new Meters("test", "test"));
         var reports = OnixReports();
-        await log.AppendAsync(new Payload([.. reports.GetProperty("changes").EnumerateArray().Select(c => new Reading(
+        await log.AppendAsync(new Payload([.. reports.GetProperty("changes").EnumerateArray()
+            .Select(c => new MappedAlert(
             new ServiceKey("INS", Text(c, "platform")!, Text(c, "service")!, Text(c, "facet")!, Text(c, "location")!),
             Text(c, "description")!, false, Text(c, "status")!, c.GetProperty("time").GetDateTime().ToUniversalTime(),
             null))], [], 0), "INS");

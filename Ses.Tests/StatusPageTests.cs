@@ -530,9 +530,9 @@ public sealed partial class StatusPageTests
         try
         {
             var service = new ServiceKey(texts[0], texts[1], texts[2], texts[3], texts[4]);
-            var readings = new[] { ("up", 9.0), ("down", 5), ("up", 4), ("down", 1) }.Select(w =>
-                new Reading(service, texts[5], false, w.Item1, Ago(w.Item2), null)).ToList();
-            log.AppendAsync(new Payload(readings, [], 0), texts[0]).GetAwaiter().GetResult();
+            var alerts = new[] { ("up", 9.0), ("down", 5), ("up", 4), ("down", 1) }.Select(w =>
+                new MappedAlert(service, texts[5], false, w.Item1, Ago(w.Item2), null)).ToList();
+            log.AppendAsync(new Payload(alerts, [], 0), texts[0]).GetAwaiter().GetResult();
             var first = log.Known().Single();
             var barred = new Barred(
                 default!, first.Word, Ago(1), texts[7], TimeSpan.FromSeconds(1), Host.Now);

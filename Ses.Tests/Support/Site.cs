@@ -39,7 +39,7 @@ internal sealed class Site : IAsyncDisposable
     /// <summary>Makes status events durable, as one webhook does.</summary>
     public Task SayAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
         Log.AppendAsync(new Payload([.. words.Select(w =>
-            new Reading(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
+            new MappedAlert(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
 
     public Task SayAsync(ServiceKey service, string status, double seconds) =>
         SayAsync((service, status, At(seconds)));
