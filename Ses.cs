@@ -3999,8 +3999,8 @@ internal sealed record Question(
     }
 }
 
-/// <summary>A long answer as it grows, and is taken part by part.</summary>
-internal abstract class Parts
+/// <summary>Writes the body of an answer, which is taken part by part as it grows.</summary>
+internal abstract class BodyWriter
 {
     /// <summary>As much of an answer is held.</summary>
     public const int Size = 64 * 1024;
@@ -4021,7 +4021,7 @@ internal abstract class Parts
 }
 
 /// <summary>Writes rows in a format.</summary>
-internal sealed class RowWriter : Parts
+internal sealed class RowWriter : BodyWriter
 {
     /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
     private const int TableRows = 1000;
@@ -5680,34 +5680,33 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     };
 }
 
-/// <summary>An answer that is too long for the listener, or to be held.</summary>
-/// <param name="next">
-/// Makes the next part, valid until the one after it; nothing when the answer has ended.
-/// </param>
-internal sealed class Rest(Func<Task<ReadOnlyMemory<byte>?>> next, Action<Rest> end, TimeProvider clock)
-    : IDisposable
+/// <summary>The body of an answer that is too long for the listener, or to be held.</summary>
+/// <param name="next">Makes the next part, valid until the one after it; null at the body's end.</param>
+/// <param name="end">Is called when the body is needed no more, whether it was sent whole or not.</param>
+internal sealed class StreamedBody(
+    Func<Task<ReadOnlyMemory<byte>?>> next, Action<StreamedBody> end, TimeProvider clock) : IDisposable
 {
-    private long _given = Busy;
+    private long _partMade = Busy;
 
     /// <summary>While the next part is being made.</summary>
     public const long Busy = -1;
 
     /// <summary>When the last part was made, a timestamp of the clock; or <see cref="Busy"/>.</summary>
-    public long Given => Volatile.Read(ref _given);
+    public long PartMade => Volatile.Read(ref _partMade);
 
-    /// <summary>Ends the connection that reads it.</summary>
+    /// <summary>Ends the connection that the body is sent over.</summary>
     public Action Abort { get; set; } = () => { };
 
     public async Task<ReadOnlyMemory<byte>?> NextAsync()
     {
-        Volatile.Write(ref _given, Busy);
+        Volatile.Write(ref _partMade, Busy);
         try
         {
             return await next();
         }
         finally
         {
-            Volatile.Write(ref _given, clock.GetTimestamp());
+            Volatile.Write(ref _partMade, clock.GetTimestamp());
         }
     }
 
@@ -6387,7 +6386,7 @@ internal sealed record Standing(
     RecorderState? Onix, int QuarantinedCount, IReadOnlyList<QuarantinedAlert> Quarantined, string Path);
 
 /// <summary>Writes HTML, a part at a time.</summary>
-internal sealed class Html : Parts
+internal sealed class Html : BodyWriter
 {
     /// <summary>Adds markup; what is put into it is escaped, unless it is <see cref="Markup"/>.</summary>
     public void Add(ref Interpolation markup) => Put(markup.ToString());
@@ -6951,8 +6950,8 @@ internal sealed class Web
     /// <summary>Of the webhook: the id of the quarantined alert that is sent again.</summary>
     public const string CuresParameter = "cures";
 
-    /// <summary>A field for the gate: what <see cref="TakeRest"/> knows the rest of the answer by.</summary>
-    public const string RestField = "Ses-Rest";
+    /// <summary>A header field for the gate: the id of the body to <see cref="TakeStreamedBody"/>.</summary>
+    public const string StreamField = "Ses-Stream";
 
     /// <summary>
     /// The listener writes as much at once, with the head. A second write would wait for an acknowledgement,
@@ -6986,9 +6985,9 @@ internal sealed class Web
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
     private readonly SemaphoreSlim _turns = new(MaxThoughts);
-    private readonly ConcurrentDictionary<string, Rest> _rests = [];
+    private readonly ConcurrentDictionary<string, StreamedBody> _streamedBodies = [];
     // Guarded by itself: the long answers that are being read.
-    private readonly HashSet<Rest> _unfinished = [];
+    private readonly HashSet<StreamedBody> _unfinished = [];
     private volatile EventLog? _eventLog;
     private volatile Recorder? _recorder;
     private volatile bool _draining;
@@ -7186,7 +7185,7 @@ internal sealed class Web
             reply = Reply.Problem(503, "SeS could not process this; its log says why.");
         }
         Send(context.Response,
-            reply.Body.Length > OneWrite ? PastListener(reply, RestOf(reply.Body)) : reply);
+            reply.Body.Length > OneWrite ? StreamedReply(reply, StreamedBodyOf(reply.Body)) : reply);
     }
 
     private void Send(HttpListenerResponse response, Reply reply)
@@ -7207,8 +7206,8 @@ internal sealed class Web
             or InvalidOperationException)
         {
             _log.Debug("an answer could not be sent", ("code", reply.Code), ("reason", e.Message));
-            if (reply.Headers.FirstOrDefault(h => h.Name == RestField).Value is { } id)
-                TakeRest(id)?.Dispose();
+            if (reply.Headers.FirstOrDefault(h => h.Name == StreamField).Value is { } id)
+                TakeStreamedBody(id)?.Dispose();
         }
     }
 
@@ -7389,11 +7388,11 @@ internal sealed class Web
             var reply = new Reply(200, type, first) { Headers = [.. headers, .. Guards] };
             if (second == null)
                 return reply;
-            var rest = RestOf(parts, first, second);
-            if (!TakePlace(rest))
+            var streamed = StreamedBodyOf(parts, first, second);
+            if (!TakePlace(streamed))
                 return Reply.Problem(503, "Too many long answers are being read; ask again.");
             parts = null;
-            return PastListener(reply, rest);
+            return StreamedReply(reply, streamed);
         }
         catch (TimeoutException)
         {
@@ -7410,20 +7409,20 @@ internal sealed class Web
         }
     }
 
-    /// <summary>At the cap, the one that waits longest for its reader gives way. False: none does.</summary>
-    private bool TakePlace(Rest rest)
+    /// <summary>At the cap, the body that waits longest for its reader gives way. False: none does.</summary>
+    private bool TakePlace(StreamedBody body)
     {
-        Rest? longest = null;
+        StreamedBody? longest = null;
         lock (_unfinished)
         {
             if (_unfinished.Count >= MaxUnfinished)
             {
-                longest = _unfinished.Where(r => r.Given != Rest.Busy).MinBy(r => r.Given);
-                if (longest == null || _clock.GetElapsedTime(longest.Given) < StalledTime)
+                longest = _unfinished.Where(b => b.PartMade != StreamedBody.Busy).MinBy(b => b.PartMade);
+                if (longest == null || _clock.GetElapsedTime(longest.PartMade) < StalledTime)
                     return false;
                 _unfinished.Remove(longest);
             }
-            _unfinished.Add(rest);
+            _unfinished.Add(body);
         }
         longest?.Abort();
         return true;
@@ -7433,25 +7432,26 @@ internal sealed class Web
     private static readonly (string, string)[] Guards =
         [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
 
-    private Reply PastListener(Reply reply, Rest rest)
+    /// <summary>The head of an answer whose body the gate fetches by its id, past the listener.</summary>
+    private Reply StreamedReply(Reply reply, StreamedBody body)
     {
         var id = RandomNumberGenerator.GetHexString(32);
-        _rests[id] = rest;
-        return reply with { Body = [], Headers = [.. reply.Headers, (RestField, id)] };
+        _streamedBodies[id] = body;
+        return reply with { Body = [], Headers = [.. reply.Headers, (StreamField, id)] };
     }
 
     /// <summary>A body that is there as a whole.</summary>
-    private Rest RestOf(ReadOnlyMemory<byte> body)
+    private StreamedBody StreamedBodyOf(ReadOnlyMemory<byte> body)
     {
-        return new Rest(() =>
+        return new StreamedBody(() =>
         {
-            var part = body[..Math.Min(body.Length, Parts.Size)];
+            var part = body[..Math.Min(body.Length, BodyWriter.Size)];
             body = body[part.Length..];
             return Task.FromResult(part.IsEmpty ? (ReadOnlyMemory<byte>?)null : part);
         }, _ => { }, _clock);
     }
 
-    private Rest RestOf(
+    private StreamedBody StreamedBodyOf(
         IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
     {
         var made = new Queue<ReadOnlyMemory<byte>?>([first, second]);
@@ -7469,14 +7469,14 @@ internal sealed class Web
             }
         }
 
-        void End(Rest rest)
+        void End(StreamedBody body)
         {
             lock (_unfinished)
-                _unfinished.Remove(rest);
+                _unfinished.Remove(body);
             parts.Dispose();
         }
 
-        return new Rest(NextPartAsync, End, _clock);
+        return new StreamedBody(NextPartAsync, End, _clock);
     }
 
     /// <summary>
@@ -7499,8 +7499,9 @@ internal sealed class Web
         }
     }
 
-    /// <summary>The rest of an answer, which whoever takes it disposes of.</summary>
-    public Rest? TakeRest(string id) => _rests.TryRemove(id, out var rest) ? rest : null;
+    /// <summary>The body with this id, which whoever takes it disposes of; null when there is none.</summary>
+    public StreamedBody? TakeStreamedBody(string id) =>
+        _streamedBodies.TryRemove(id, out var body) ? body : null;
 
     // ---- Seeing inside ----
 
@@ -8007,7 +8008,7 @@ internal sealed class Gate
 
     private static readonly TimeSpan SweepPeriod = TimeSpan.FromMilliseconds(250);
 
-    private static readonly byte[] RestStart = Encoding.ASCII.GetBytes(Web.RestField + ": ");
+    private static readonly byte[] StreamFieldStart = Encoding.ASCII.GetBytes(Web.StreamField + ": ");
 
     /// <summary>What clients send beyond the end goes here, and is never looked at.</summary>
     private static readonly byte[] Waste = new byte[64 * 1024];
@@ -8310,12 +8311,12 @@ internal sealed class Gate
             return goesOn;
         }
         var innerHead = HeadFor(head, connection.Client);
-        using var parcel = new Parcel(
+        using var request = new MessageBuffer(
             this, innerHead.Length + (head.Length ?? 0), isCounted: head.Length > 0);
-        parcel.Add(innerHead);
+        request.Add(innerHead);
         if (head.Length > 0)
-            await ReadBodyAsync(connection, head, parcel);
-        return await HandOverAsync(connection, head, parcel);
+            await ReadBodyAsync(connection, head, request);
+        return await HandOverAsync(connection, head, request);
     }
 
     private async ValueTask<RequestHead?> ReadHeadAsync(Connection connection)
@@ -8344,34 +8345,34 @@ internal sealed class Gate
         + (head.Accept == null ? "" : $"Accept: {head.Accept}\r\n")
         + (head.Length == null ? "\r\n" : $"Content-Length: {head.Length}\r\n\r\n"));
 
-    private async Task ReadBodyAsync(Connection connection, RequestHead head, Parcel parcel)
+    private async Task ReadBodyAsync(Connection connection, RequestHead head, MessageBuffer request)
     {
         var left = (int)head.Length!.Value;
         var there = Math.Min(left, connection.Received.Length);
         if (head.Expects && there == 0)
             await WriteAsync(connection, "HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
         Enter(connection, Stage.Body, BodyTime);
-        parcel.Add(connection.Received[..there]);
+        request.Add(connection.Received[..there]);
         connection.Take(there);
         for (left -= there; left > 0;)
         {
-            var count = await connection.Stream.ReadAsync(parcel.Room(left));
+            var count = await connection.Stream.ReadAsync(request.Room(left));
             if (count == 0)
                 throw connection.IsOverdue
                     ? new RefusedException("body_timeout", 408,
                         $"The body did not arrive within {BodyTime.TotalSeconds} s.")
                     : new RefusedException("body_cut", 400, "The body is shorter than its Content-Length.");
-            parcel.Length += count;
+            request.Length += count;
             left -= count;
         }
     }
 
     /// <summary>
-    /// A whole request on its way to the HttpListener, or an answer. What a body takes beyond its first part
-    /// is counted, and refused when all together hold too much.
+    /// The bytes of one HTTP message: of a whole request on its way to the HttpListener, or of an answer. What
+    /// a request's body takes beyond its first part is counted, and refused when all together hold too much.
     /// </summary>
     /// <param name="expected">How many bytes it will hold, as far as that is known.</param>
-    private sealed class Parcel(Gate gate, long expected, bool isCounted) : IDisposable
+    private sealed class MessageBuffer(Gate gate, long expected, bool isCounted) : IDisposable
     {
         private byte[] _buffer = [];
         private long _counted;
@@ -8427,7 +8428,8 @@ internal sealed class Gate
     // ---- Handing over, and answering ----
 
     /// <summary>Has the HttpListener answer, and sends that on. False: the connection ends.</summary>
-    private async Task<bool> HandOverAsync(Connection connection, RequestHead head, Parcel request)
+    private async Task<bool> HandOverAsync(
+        Connection connection, RequestHead head, MessageBuffer request)
     {
         Enter(connection, Stage.Handled, Timeless);
         Interlocked.Increment(ref _unanswered);
@@ -8435,8 +8437,8 @@ internal sealed class Gate
         try
         {
             var closes = head.Closes || _draining;
-            using var answer = new Parcel(this, SmallAnswer, isCounted: false);
-            Rest? rest;
+            using var answer = new MessageBuffer(this, SmallAnswer, isCounted: false);
+            StreamedBody? body;
             var slots = _web.IsQuestion(head) ? _questionSlots : _slots;
             var isLate = await TakeSlotAsync(slots);
             try
@@ -8444,7 +8446,7 @@ internal sealed class Gate
                 if (isLate && connection.Socket.Poll(0, SelectMode.SelectError))
                     throw new IOException("the client has gone meanwhile: nobody waits for the answer");
                 Await(connection, waits: false);
-                rest = await ExchangeAsync(connection, head, closes, request, answer);
+                body = await ExchangeAsync(connection, head, closes, request, answer);
             }
             finally
             {
@@ -8452,11 +8454,11 @@ internal sealed class Gate
             }
             // From here on a slow reader holds nothing but its connection.
             Await(connection, waits: true);
-            using (rest)
+            using (body)
             {
                 await WriteAsync(connection, answer.Bytes);
-                if (rest != null && head.Method != "HEAD")
-                    await RelayAsync(connection, rest, answer);
+                if (body != null && head.Method != "HEAD")
+                    await RelayAsync(connection, body, answer);
             }
             return !closes || await LingerAsync(connection);
         }
@@ -8474,12 +8476,12 @@ internal sealed class Gate
     }
 
     /// <summary>Sends a long answer, each part as a chunk.</summary>
-    private async Task RelayAsync(Connection connection, Rest rest, Parcel answer)
+    private async Task RelayAsync(Connection connection, StreamedBody body, MessageBuffer answer)
     {
         while (true)
         {
             Enter(connection, Stage.Handled, Timeless);
-            var part = await rest.NextAsync();
+            var part = await body.NextAsync();
             answer.Length = 0;
             AddChunk(answer, (part ?? default).Span);
             await WriteAsync(connection, answer.Bytes);
@@ -8489,19 +8491,19 @@ internal sealed class Gate
     }
 
     /// <summary>RFC 9112, 7.1; an empty one ends the body.</summary>
-    private static void AddChunk(Parcel answer, ReadOnlySpan<byte> part)
+    private static void AddChunk(MessageBuffer answer, ReadOnlySpan<byte> part)
     {
         answer.Add(Encoding.ASCII.GetBytes($"{part.Length:x}\r\n"));
         answer.Add(part);
         answer.Add("\r\n"u8);
     }
 
-    /// <summary>What the listener answers; of a long answer only the head, and returns the rest.</summary>
-    private async Task<Rest?> ExchangeAsync(
-        Connection connection, RequestHead head, bool closes, Parcel request, Parcel answer)
+    /// <summary>Adds the listener's answer; of a long one only the head, and returns its body.</summary>
+    private async Task<StreamedBody?> ExchangeAsync(
+        Connection connection, RequestHead head, bool closes, MessageBuffer request, MessageBuffer answer)
     {
         Upstream? upstream = null;
-        Rest? rest = null;
+        StreamedBody? body = null;
         var isKept = false;
         try
         {
@@ -8520,9 +8522,9 @@ internal sealed class Gate
                 throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
             }
             var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, answer);
-            rest = id == null ? null : _web.TakeRest(id);
-            if (rest != null)
-                rest.Abort = () => Stall(connection);
+            body = id == null ? null : _web.TakeStreamedBody(id);
+            if (body != null)
+                body.Abort = () => Stall(connection);
             for (var left = length; left > 0; left -= part.Length, part = default)
             {
                 if (part.Length == 0)
@@ -8531,11 +8533,11 @@ internal sealed class Gate
                     answer.Add(part.Span);
             }
             isKept = keepsAlive;
-            return rest;
+            return body;
         }
         catch
         {
-            rest?.Dispose();
+            body?.Dispose();
             throw;
         }
         finally
@@ -8576,10 +8578,10 @@ internal sealed class Gate
     }
 
     /// <summary>Adds the head of the listener's answer as the client gets it.</summary>
-    private static (long Length, bool KeepsAlive, string? RestId) Rewrite(
-        ReadOnlySpan<byte> head, bool closes, Parcel answer)
+    private static (long Length, bool KeepsAlive, string? StreamId) Rewrite(
+        ReadOnlySpan<byte> head, bool closes, MessageBuffer answer)
     {
-        var (length, keepsAlive, rest) = (0L, true, (string?)null);
+        var (length, keepsAlive, streamId) = (0L, true, (string?)null);
         foreach (var range in head.Split("\r\n"u8))
         {
             var line = head[range];
@@ -8587,21 +8589,21 @@ internal sealed class Gate
                 keepsAlive = !line.EndsWith("close"u8);
             else if (line.StartsWith("Content-Length: "u8))
                 length = long.Parse(line["Content-Length: ".Length..], CultureInfo.InvariantCulture);
-            else if (line.StartsWith(RestStart))
-                rest = Encoding.ASCII.GetString(line[RestStart.Length..]);
+            else if (line.StartsWith(StreamFieldStart))
+                streamId = Encoding.ASCII.GetString(line[StreamFieldStart.Length..]);
             else if (!line.StartsWith("Keep-Alive: "u8) && !line.StartsWith("Server: "u8))
             {
                 answer.Add(line);
                 answer.Add("\r\n"u8);
             }
         }
-        if (rest != null)
+        if (streamId != null)
             answer.Add("Transfer-Encoding: chunked\r\n"u8);
         // A 204 has no Content-Length (RFC 9110, 8.6).
         else if (!head.StartsWith("HTTP/1.1 204"u8))
             answer.Add(Encoding.ASCII.GetBytes($"Content-Length: {length}\r\n"));
         answer.Add(closes ? "Connection: close\r\n\r\n"u8 : "\r\n"u8);
-        return (length, keepsAlive, rest);
+        return (length, keepsAlive, streamId);
     }
 
     /// <summary>A slow reader has its time for each part.</summary>
@@ -9231,7 +9233,7 @@ internal static class Program
     private static async Task<int> RunAsync(Command command, IReadOnlyDictionary<string, string> flags,
         IReadOnlyDictionary<string, string> variables)
     {
-        using var output = new BufferedStream(Console.OpenStandardOutput(), Parts.Size);
+        using var output = new BufferedStream(Console.OpenStandardOutput(), BodyWriter.Size);
         var isWell = await new Commands(flags, variables, output, !Console.IsOutputRedirected,
             TimeProvider.System).RunAsync(command.Name);
         await output.FlushAsync();

@@ -44,7 +44,7 @@ public sealed partial class ReadmeTests
         Limit("long answers that are being read at once", typeof(Web), "MaxUnfinished"),
         Limit("long answer waits for its reader, before it may be ended for another", typeof(Web), "StalledTime"),
         Limit("answer that goes through the inner listener", typeof(Web), "OneWrite", Kib),
-        Limit("part of a long answer", typeof(Parts), "Size", Kib),
+        Limit("part of a long answer", typeof(BodyWriter), "Size", Kib),
         Limit("rows that give a table its widths", typeof(RowWriter), "TableRows"),
         Limit("past outages on the page", typeof(StatusPage), "MostOutages"),
         Limit("changes on a service's page", typeof(StatusPage), "MostChanges"),

@@ -346,7 +346,7 @@ public sealed partial class StatusPageTests
     public async Task NoAnswerTellsASecret()
     {
         string[] secrets =
-            ["pw-of-alertmanager", "pw-of-onix", Web.SecretField, Web.RestField, Web.ClientField];
+            ["pw-of-alertmanager", "pw-of-onix", Web.SecretField, Web.StreamField, Web.ClientField];
         await using var host = Host.Serving("--auth-mode", "basic", "--password", secrets[0],
             "--onix-password", secrets[1]);
         var right = "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes("admin:" + secrets[0]));
