@@ -1396,27 +1396,27 @@ internal static class Interpretation
     /// <param name="last">The last word on the service so far.</param>
     public static IReadOnlyList<StatusEvent> Events(MappedAlert alert, StatusEvent? last, DateTime now)
     {
-        StatusEvent Say(string status, DateTime time) =>
+        StatusEvent Event(string status, DateTime time) =>
             new(alert.Service, status, time, alert.Description, now, alert.StartsAt);
 
         if (!alert.Stock)
-            return [Say(alert.Status, alert.StartsAt)];
+            return [Event(alert.Status, alert.StartsAt)];
         var own = last != null && last.StartsAt == alert.StartsAt ? last : null;
         if (alert.EndsAt is not { } endsAt)
         {
             return own switch
             {
                 { Status: "down" } => [own],
-                { Status: "up" } when now - own.Received > LateCopy => [Say("down", own.Time + JustAfter)],
+                { Status: "up" } when now - own.Received > LateCopy => [Event("down", own.Time + JustAfter)],
                 { Status: "up" } when own.Time <= alert.StartsAt => [own],
-                _ => [Say("down", alert.StartsAt)],
+                _ => [Event("down", alert.StartsAt)],
             };
         }
         // The down is told again: it may still be on its way to the disk, and the up is nothing without it.
         if (own is { Status: "down" })
-            return [own, Say("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
+            return [own, Event("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
         return endsAt > alert.StartsAt
-            ? [Say("down", alert.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
+            ? [Event("down", alert.StartsAt), Event("up", endsAt)] : [Event("up", endsAt)];
     }
 }
 
@@ -2126,7 +2126,7 @@ internal sealed class LineScan
 /// <summary>A service of which there is a word, and its last events in order of time.</summary>
 internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEvent> Last)
 {
-    public StatusEvent Word => Last[^1];
+    public StatusEvent LastEvent => Last[^1];
 }
 
 /// <summary>The files of the log as they stood at one moment; for one question at a time.</summary>
@@ -2480,7 +2480,7 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         _json.WriteStartObject();
         _json.WriteString("time", Rfc3339.Format(e.Time));
         Service(e.Service);
-        Word(e);
+        EventFields(e);
         Finish();
     }
 
@@ -2495,7 +2495,7 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         {
             _json.WriteStartObject();
             _json.WriteString("time", Rfc3339.Format(e.Time));
-            Word(e);
+            EventFields(e);
             _json.WriteEndObject();
         }
         _json.WriteEndArray();
@@ -2537,7 +2537,7 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         _json.WriteString("location", service.Location);
     }
 
-    private void Word(StatusEvent e)
+    private void EventFields(StatusEvent e)
     {
         _json.WriteString("status", e.Status);
         _json.WriteString("description", e.Description);
@@ -2792,7 +2792,7 @@ internal sealed class EventLog
                 throw Unanswered();
             var now = Now();
             foreach (var alert in payload.MappedAlerts)
-                Hear(alert, now, counts, waits);
+                Record(alert, now, counts, waits);
             foreach (var alert in payload.UnmappableAlerts)
                 SetAside(alert, partition, now, waits);
             if (cures is { } cured && payload is { MappedAlerts.Count: > 0, UnmappableAlerts.Count: 0 })
@@ -2831,7 +2831,7 @@ internal sealed class EventLog
         return now.AddTicks(-(now.Ticks % TimeSpan.TicksPerMillisecond));
     }
 
-    private void Hear(MappedAlert alert, DateTime now, int[] counts, HashSet<Batch> waits)
+    private void Record(MappedAlert alert, DateTime now, int[] counts, HashSet<Batch> waits)
     {
         if (!_services.TryGetValue(alert.Service, out var track))
             _services[alert.Service] = track = new Track(alert.Service);
@@ -3591,24 +3591,24 @@ internal sealed class Inspection(Archive archive, string dir)
     public int Services => _windows.Count;
 
     /// <summary>Each file, what it holds, and what is wrong with it.</summary>
-    public IEnumerable<(string Name, string Told, IReadOnlyList<string> Faults)> Look()
+    public IEnumerable<(string Name, string Summary, IReadOnlyList<string> Faults)> CheckFiles()
     {
         foreach (var file in archive.Files)
         {
             _faults = [];
-            var told = Look(file);
-            yield return (Path.GetFileName(file.Path), told, _faults);
+            var summary = CheckLog(file);
+            yield return (Path.GetFileName(file.Path), summary, _faults);
         }
-        foreach (var (name, look) in new (string, Func<string, string>)[]
-            { (EventLog.CursorFile, LookAtCursor), (EventLog.QuarantineFile, LookAtLines) })
+        foreach (var (name, check) in new (string, Func<string, string>)[]
+            { (EventLog.CursorFile, CheckCursor), (EventLog.QuarantineFile, CheckQuarantine) })
         {
             _faults = [];
             if (File.Exists(Path.Combine(dir, name)))
-                yield return (name, look(Path.Combine(dir, name)), _faults);
+                yield return (name, check(Path.Combine(dir, name)), _faults);
         }
     }
 
-    private string Look(LogFile file)
+    private string CheckLog(LogFile file)
     {
         var (events, number, end, isHead) = (0L, 0, 0L, true);
         _inHead.Clear();
@@ -3621,7 +3621,7 @@ internal sealed class Inspection(Archive archive, string dir)
                 isHead = false;
                 EndHead();
             }
-            Look(file, line, number);
+            CheckLine(file, line, number);
             events += line?.Time != null ? 1 : 0;
             line?.AddTo(_windows);
             end = next;
@@ -3632,11 +3632,11 @@ internal sealed class Inspection(Archive archive, string dir)
         if (end != file.End && file != archive.Files[^1])
             Fault("its last line is cut off");
         Events += events;
-        LookAtIndex(file);
+        CheckIndex(file);
         return $"{events} events, {file.End} bytes";
     }
 
-    private void Look(LogFile file, LogLine? line, int number)
+    private void CheckLine(LogFile file, LogLine? line, int number)
     {
         if (line == null || (line.Time != null && line.ToEvent() == null))
             Fault($"line {number} does not parse");
@@ -3679,14 +3679,14 @@ internal sealed class Inspection(Archive archive, string dir)
         }
     }
 
-    private void LookAtIndex(LogFile file)
+    private void CheckIndex(LogFile file)
     {
         if (FileIndex.IsWrong(file))
             Fault($"{Path.GetFileName(file.IndexPath)} says what the file does not; delete it, so that it is "
                 + "made again");
     }
 
-    private string LookAtCursor(string path)
+    private string CheckCursor(string path)
     {
         if (CursorBody.Parse(File.ReadAllBytes(path)) is { } cursor)
             return $"file {cursor.File}, byte {cursor.Offset}";
@@ -3694,7 +3694,7 @@ internal sealed class Inspection(Archive archive, string dir)
         return "no place";
     }
 
-    private string LookAtLines(string path)
+    private string CheckQuarantine(string path)
     {
         var number = 0;
         foreach (var (line, _) in LogLine.Parsed(
@@ -4185,7 +4185,7 @@ internal sealed class Answers(
 
     /// <summary>The answer in parts, each valid until the next is asked for.</summary>
     /// <exception cref="IOException">The log cannot be read.</exception>
-    public IEnumerable<ReadOnlyMemory<byte>> Tell(Question question, Format format)
+    public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, Format format)
     {
         var writer = new RowWriter(format);
         var lists = question.Subject switch
@@ -4236,7 +4236,7 @@ internal sealed class Answers(
             .OrderBy(k => k.Service, ByName).ToList();
         foreach (var (one, since) in wanted.Zip(Since(wanted)))
         {
-            var e = one.Word;
+            var e = one.LastEvent;
             yield return Row(question, one.Service, e.Status, since, e.Time, e.Description);
         }
     }
@@ -4946,7 +4946,7 @@ internal sealed class Job
     }
 }
 
-/// <summary>Runs as one task; nothing else touches its fields but <see cref="Look"/>.</summary>
+/// <summary>Runs as one task; nothing else touches its fields but <see cref="Snapshot"/>.</summary>
 internal sealed class Recorder
 {
     /// <summary>Events decided on at a time: memory must not grow with the backlog.</summary>
@@ -5207,12 +5207,12 @@ internal sealed class Recorder
         (_backlogBase, _appendedBase) = (_eventLog.Count(_cursor, flushed), appended);
     }
 
-    /// <summary>All but the backlog, which <see cref="Look"/> adds.</summary>
+    /// <summary>All but the backlog, which <see cref="Snapshot"/> adds.</summary>
     [MemberNotNull(nameof(_state))]
     private void Publish() => _state = new(_cursor, _trouble, _confirmed, 0, null, [.. _barred]);
 
     /// <summary>The state as of now; reads the log when there is a backlog. Safe from any thread.</summary>
-    public RecorderState Look()
+    public RecorderState Snapshot()
     {
         var state = _state;
         var (flushed, appended) = _eventLog.Position;
@@ -6309,7 +6309,7 @@ internal sealed class Auth
         }
         catch (IssuerException e)
         {
-            Tell(e);
+            LogFailure(e);
         }
     }
 
@@ -6335,7 +6335,7 @@ internal sealed class Auth
         }
         catch (IssuerException e)
         {
-            Tell(e);
+            LogFailure(e);
             return Reply.Problem(503, "The OIDC issuer's keys cannot be had; SeS's log says why.");
         }
     }
@@ -6368,7 +6368,7 @@ internal sealed class Auth
         };
     }
 
-    private void Tell(IssuerException e) =>
+    private void LogFailure(IssuerException e) =>
         _log.Often("no bearer token can be judged: the OIDC issuer cannot be used",
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
@@ -6543,7 +6543,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     {
         var all = answers.Known.OrderBy(k => k.Service, Answers.ByName).ToList();
         var shown = all.Where(k => view.Takes(k.Service)).ToList();
-        var down = shown.Where(k => k.Word.Status == "down").ToList();
+        var down = shown.Where(k => k.LastEvent.Status == "down").ToList();
         Begin(Title(all), Sentence(all));
         if (all.Count == 0)
             AddFirstStep();
@@ -6579,15 +6579,16 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private static string Title(List<KnownService> all)
     {
-        var (down, bad) = (all.Count(k => k.Word.Status == "down"), all.Count(k => k.Word.Status != "up"));
+        var down = all.Count(k => k.LastEvent.Status == "down");
+        var bad = all.Count(k => k.LastEvent.Status != "up");
         return down > 0 ? $"{down} down" : bad > 0 ? $"{bad} not up"
             : all.Count == 0 ? "no service yet" : "all is well";
     }
 
     private static Markup Sentence(List<KnownService> all)
     {
-        var down = all.Count(k => k.Word.Status == "down");
-        var other = all.Count(k => k.Word.Status is not ("up" or "down"));
+        var down = all.Count(k => k.LastEvent.Status == "down");
+        var other = all.Count(k => k.LastEvent.Status is not ("up" or "down"));
         var rest = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
         if (all.Count == 0)
             return Markup.Of($"SeS knows of no service yet.");
@@ -6625,7 +6626,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             _html.Add($"""
                 <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
                 <span class="word down">down</span> since {Time(since)}, for {Lasted(answers.Now - since)}.
-                <bdi>{known.Word.Description}</bdi></li>
+                <bdi>{known.LastEvent.Description}</bdi></li>
                 """);
         }
         _html.Add($"</ul></section>");
@@ -6655,7 +6656,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private void BeginGroup(string partition, string platform, List<KnownService> members)
     {
-        var bad = members.Count(m => m.Word.Status != "up");
+        var bad = members.Count(m => m.LastEvent.Status != "up");
         var open = bad > 0 || view.Search != null ? " open" : "";
         var state = bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
             : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>");
@@ -6672,7 +6673,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         var service = known.Service;
         var figures = tally.Finish();
         _html.Add($"""
-            <li class="row"><span>{Link(service)}</span>{Word(known.Word.Status)}
+            <li class="row"><span>{Link(service)}</span>{StatusText(known.LastEvent.Status)}
             <span class="strip">{Strip(tally.Strip, Name(service))}</span>
             <span class="share">{Share(figures.Availability)}</span></li>
             """);
@@ -6749,8 +6750,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         Begin(Name(service), Names(service));
         _html.Add($"""
             <p><a href="./?{Query(("range", view.Range))}">All services</a></p>
-            <p>{Word(known.Word.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
-            <bdi>{known.Word.Description}</bdi></p>
+            <p>{StatusText(known.LastEvent.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
+            <bdi>{known.LastEvent.Description}</bdi></p>
             <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
             <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
             <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
@@ -6786,7 +6787,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             _html.Add($"<p>There was none in this time.</p>");
         _html.Add($"<ul>");
         foreach (var e in changes)
-            _html.Add($"<li>{Time(e.Time)} {Word(e.Status)} <bdi>{e.Description}</bdi></li>");
+            _html.Add($"<li>{Time(e.Time)} {StatusText(e.Status)} <bdi>{e.Description}</bdi></li>");
         var of = Query(("platform", service.Platform), ("service", service.Service), ("facet", service.Facet),
             ("location", service.Location), ("from", "-" + view.Range));
         var target = $"{standing.Path}/{Uri.EscapeDataString(service.Partition)}";
@@ -6866,7 +6867,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         parameters.Where(p => !string.IsNullOrEmpty(p.Value) || p is ("location", not null))
             .Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value!)}"));
 
-    private static Markup Word(string status) => status switch
+    private static Markup StatusText(string status) => status switch
     {
         "up" => Markup.Of($"<span class=\"word up\">✔ up</span>"),
         "down" => Markup.Of($"<span class=\"word down\">✖ down</span>"),
@@ -7344,7 +7345,7 @@ internal sealed class Web
             subject, partition, Parameters(request.RawUrl ?? ""), _clock.GetUtcNow().UtcDateTime);
         var format = question.Format ?? (IsForCsv(request.Headers["Accept"]) ? Format.Csv : Format.Json);
         var type = format == Format.Csv ? "text/csv; charset=utf-8" : "application/json";
-        return await TellAsync(Look().Tell(question, format), type, [("Vary", "Accept")]);
+        return await StreamAsync(OpenAnswers().Write(question, format), type, [("Vary", "Accept")]);
     }
 
     private async Task<Reply> ShowAsync(string target)
@@ -7352,16 +7353,16 @@ internal sealed class Web
         var isOne = Route(target).Resource == Resource.Service;
         var (view, given) = View.Parse(Parameters(target), isOne
             ? ["partition", "platform", "service", "facet", "location"] : ["search"]);
-        var answers = Look();
+        var answers = OpenAnswers();
         var (count, latest) = _eventLog!.Quarantine();
-        var standing = new Standing(_recorder?.Look(), count, latest, _options.Path);
+        var standing = new Standing(_recorder?.Snapshot(), count, latest, _options.Path);
         var page = new StatusPage(answers, standing, view);
         var service = new ServiceKey(given.GetValueOrDefault("partition", ""),
             given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
             given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""));
         if (isOne && !answers.Known.Any(k => k.Service == service))
             return Reply.Problem(404, "SeS knows of no such service.");
-        return await TellAsync(isOne ? page.One(service) : page.All(), "text/html; charset=utf-8",
+        return await StreamAsync(isOne ? page.One(service) : page.All(), "text/html; charset=utf-8",
             [("Content-Security-Policy", StatusPage.Policy), ("Referrer-Policy", "no-referrer")]);
     }
 
@@ -7373,11 +7374,11 @@ internal sealed class Web
         return csv >= 0 && (json < 0 || csv < json);
     }
 
-    private Answers Look() =>
+    private Answers OpenAnswers() =>
         new(_eventLog!.Archive(), _eventLog.Known(), _clock.GetUtcNow().UtcDateTime);
 
     /// <summary>An answer that is made a part at a time: whole when it is short.</summary>
-    private async Task<Reply> TellAsync(
+    private async Task<Reply> StreamAsync(
         IEnumerable<ReadOnlyMemory<byte>> answer, string type, (string, string)[] headers)
     {
         var parts = answer.GetEnumerator();
@@ -7533,7 +7534,7 @@ internal sealed class Web
             return;
         }
         json.WriteString("url", _options.OnixUrl.AbsoluteUri);
-        if (_recorder?.Look() is not { } state)
+        if (_recorder?.Snapshot() is not { } state)
         {
             json.WriteString("state", "starting");
             return;
@@ -7557,7 +7558,7 @@ internal sealed class Web
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
     {
-        var onix = _recorder?.Look() is not { } state
+        var onix = _recorder?.Snapshot() is not { } state
             ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
             : state.Trouble != null ? $"Onix away, {state.Backlog} events waiting: {state.Trouble}"
             : $"Onix has all but {state.Backlog} events, {state.Barred.Count} services barred";
@@ -7571,7 +7572,7 @@ internal sealed class Web
     private void SetGauges()
     {
         _meters.Ready.Set(Unready() == null ? 1 : 0);
-        if (_recorder?.Look() is not { } state)
+        if (_recorder?.Snapshot() is not { } state)
             return;
         _meters.Backlog.Set(state.Backlog);
         _meters.BacklogAge.Set(Age(state.Oldest));
@@ -8724,7 +8725,7 @@ internal sealed class Tidying(Func<long> work)
     private long _seen, _tidied;
 
     /// <summary>To be called every <see cref="Period"/>.</summary>
-    public void Look()
+    public void Check()
     {
         var now = work();
         if (now - _seen < Quiet && now - _tidied >= Quiet)
@@ -8749,7 +8750,7 @@ internal sealed class ClockWatch(TimeProvider clock, Log log)
     private TimeSpan _lead;
 
     /// <summary>To be called now and then.</summary>
-    public void Look()
+    public void Check()
     {
         var lead = clock.GetUtcNow() - _began - clock.GetElapsedTime(_start);
         if ((lead - _lead).Duration() < Jump)
@@ -8894,7 +8895,7 @@ internal sealed class Commands(
         }
         var (archive, format) = (Archive.Open(_dir), Format());
         var answers = new Answers(archive, archive.Known(), Now);
-        foreach (var part in answers.Tell(question, format))
+        foreach (var part in answers.Write(question, format))
             output.Write(part.Span);
         if (format != Ses.Format.Json && answers.Next is { } next)
             Console.Error.WriteLine($"There is more: --cursor {next}");
@@ -8917,20 +8918,20 @@ internal sealed class Commands(
     {
         var inspection = new Inspection(Archive.Open(_dir), _dir);
         var faults = 0;
-        foreach (var (name, told, found) in inspection.Look())
+        foreach (var (name, summary, found) in inspection.CheckFiles())
         {
-            Say(found.Count == 0 ? $"{name}: {told}" : $"{name}: {told}; {found.Count} faults");
+            Print(found.Count == 0 ? $"{name}: {summary}" : $"{name}: {summary}; {found.Count} faults");
             foreach (var fault in found)
-                Say("  " + fault);
+                Print("  " + fault);
             faults += found.Count;
         }
-        Say(faults == 0 ? $"Nothing is wrong: {inspection.Events} events of {inspection.Services} services."
+        Print(faults == 0 ? $"Nothing is wrong: {inspection.Events} events of {inspection.Services} services."
             : $"{faults} faults. What does not parse is passed over; the rest of the log is used.");
         return faults == 0;
     }
 
     /// <summary>At once: a large log takes its time.</summary>
-    private void Say(string line)
+    private void Print(string line)
     {
         output.Write(Encoding.UTF8.GetBytes(line + "\n"));
         output.Flush();
@@ -8953,17 +8954,17 @@ internal sealed class Commands(
         try
         {
             using var answer = await client.GetAsync(target);
-            Say((await answer.Content.ReadAsStringAsync()).Trim());
+            Print((await answer.Content.ReadAsStringAsync()).Trim());
             return answer.IsSuccessStatusCode;
         }
         catch (HttpRequestException) when (isThere && needsCertificate)
         {
-            Say($"{target} is there; it takes only clients with a certificate, and a probe has none");
+            Print($"{target} is there; it takes only clients with a certificate, and a probe has none");
             return true;
         }
         catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
         {
-            Say($"{target} does not answer: {Reason(e)}");
+            Print($"{target} does not answer: {Reason(e)}");
             return false;
         }
     }
@@ -9017,7 +9018,7 @@ internal sealed class Commands(
             if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
                 cured++;
         }
-        Say($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
+        Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
         return cured == alerts.Count;
     }
 
@@ -9272,8 +9273,8 @@ internal static class Program
 
         var tidying = new Tidying(() => gate.Work);
         var clockWatch = new ClockWatch(TimeProvider.System, log);
-        using (new Timer(_ => tidying.Look(), null, Tidying.Period, Tidying.Period))
-        using (new Timer(_ => clockWatch.Look(), null, ClockWatch.Jump, ClockWatch.Jump))
+        using (new Timer(_ => tidying.Check(), null, Tidying.Period, Tidying.Period))
+        using (new Timer(_ => clockWatch.Check(), null, ClockWatch.Jump, ClockWatch.Jump))
         using (new Timer(_ => systemd.Notify(
             (web.IsAlive ? "WATCHDOG=1\n" : "") + "STATUS=" + web.StatusLine()), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))

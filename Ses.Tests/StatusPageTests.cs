@@ -535,7 +535,7 @@ public sealed partial class StatusPageTests
             log.AppendAsync(new Payload(alerts, [], 0), texts[0]).GetAwaiter().GetResult();
             var first = log.Known().Single();
             var barred = new Barred(
-                default!, first.Word, Ago(1), texts[7], TimeSpan.FromSeconds(1), Host.Now);
+                default!, first.LastEvent, Ago(1), texts[7], TimeSpan.FromSeconds(1), Host.Now);
             var onix = new RecorderState(default!, texts[6], null, 4, Ago(1),
                 [new KeyValuePair<ServiceKey, Barred>(first.Service, barred)]);
             using var alert = JsonDocument.Parse(

@@ -49,18 +49,18 @@ internal sealed class Site : IAsyncDisposable
     {
         try
         {
-            await Wait.UntilAsync(() => IsSettled() && Recorder.Look().Barred.Count == 0, Deadline, "all in Onix");
+            await Wait.UntilAsync(() => IsSettled() && Recorder.Snapshot().Barred.Count == 0, Deadline, "all in Onix");
         }
         catch (TimeoutException e)
         {
-            throw new TimeoutException($"{Recorder.Look()}, running: {_running.Status}; the log: {Lines}", e);
+            throw new TimeoutException($"{Recorder.Snapshot()}, running: {_running.Status}; the log: {Lines}", e);
         }
     }
 
     /// <summary>Waits until all is read, whether Onix took it or refuses it.</summary>
     public Task SettledAsync() => Wait.UntilAsync(IsSettled, Deadline, $"all of {Dir} to be settled");
 
-    private bool IsSettled() => Recorder.Look() is { Backlog: 0, Trouble: null, Confirmed: not null };
+    private bool IsSettled() => Recorder.Snapshot() is { Backlog: 0, Trouble: null, Confirmed: not null };
 
     /// <summary>Ends it and starts it again on the same folder; disorderly: the log is not ended.</summary>
     public async Task RestartAsync()
