@@ -225,7 +225,7 @@ internal sealed record Options
     public static Options Read(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
     {
-        var source = new Source(flags, variables);
+        var source = new SettingSource(flags, variables);
         var skipVerify = source.Bool(OnixSkipVerifySetting);
         var caFile = source.Path(OnixCaFileSetting);
         if (caFile != null && skipVerify && source.IsGiven(OnixSkipVerifySetting))
@@ -282,7 +282,7 @@ internal sealed record Options
     public static (Uri Url, bool NeedsCertificate) OwnUrl(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
     {
-        var source = new Source(flags, variables);
+        var source = new SettingSource(flags, variables);
         var address = AddressOf(source) is not { } given || given.Equals(IPAddress.Any) ? IPAddress.Loopback
             : given.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : given;
         var scheme = source.Text(TlsCertSetting) is null or "" ? "http" : "https";
@@ -293,12 +293,13 @@ internal sealed record Options
     /// <summary>A BOOL of a command; false when it is not given.</summary>
     /// <exception cref="OptionsException">It is neither true nor false.</exception>
     public static bool BoolOf(Setting setting, IReadOnlyDictionary<string, string> flags) =>
-        flags.ContainsKey(setting.Flag) && new Source(flags, new Dictionary<string, string>()).Bool(setting);
+        flags.ContainsKey(setting.Flag)
+        && new SettingSource(flags, new Dictionary<string, string>()).Bool(setting);
 
-    private static int PortOf(Source source) =>
+    private static int PortOf(SettingSource source) =>
         source.Parse(PortSetting, ParsePort, "a number from 0 to 65535");
 
-    private static IPAddress? AddressOf(Source source) =>
+    private static IPAddress? AddressOf(SettingSource source) =>
         source.Optional(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1");
 
     private void CheckTogether(List<string> warnings)
@@ -398,13 +399,13 @@ internal sealed record Options
     }
 
     /// <summary>Where values come from: a flag before its variable before the default.</summary>
-    private sealed class Source
+    private sealed class SettingSource
     {
         private readonly IReadOnlyDictionary<string, string> _flags, _variables;
 
         public List<string> Warnings { get; } = [];
 
-        public Source(
+        public SettingSource(
             IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
         {
             (_flags, _variables) = (flags, variables);
@@ -3861,10 +3862,10 @@ internal sealed class QuestionException(string message) : Exception(message);
 
 internal enum Subject { Status, History, Report }
 
-internal enum Format { Json, Csv, Table }
+internal enum OutputFormat { Json, Csv, Table }
 
 /// <summary>Which services are meant; null: whatever it is.</summary>
-internal sealed record Filter(
+internal sealed record ServiceFilter(
     string? Partition, string? Platform, string? Service, string? Facet, string? Location)
 {
     public bool Takes(ServiceKey service) =>
@@ -3882,8 +3883,8 @@ internal sealed record Filter(
 /// <param name="Limit">Of a history's events; null: all.</param>
 /// <param name="After">Where in a history the last answer ended.</param>
 internal sealed record Question(
-    Subject Subject, Filter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
-    (ServiceKey Service, Mark Mark)? After, Format? Format)
+    Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
+    (ServiceKey Service, Mark Mark)? After, OutputFormat? Format)
 {
     private static readonly string[]
         Common = ["platform", "service", "facet", "location", "format"],
@@ -3903,7 +3904,8 @@ internal sealed record Question(
         };
         var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
         var question = new Question(subject,
-            new Filter(partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
+            new ServiceFilter(
+                partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
                 given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
             Parse(given, "from", v => ParseTime(v, now), TimeAllowed),
             Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
@@ -3912,9 +3914,9 @@ internal sealed record Question(
             Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
             Parse(given, "format", v => v switch
             {
-                "json" => Ses.Format.Json,
-                "csv" => Ses.Format.Csv,
-                _ => (Format?)null,
+                "json" => OutputFormat.Json,
+                "csv" => OutputFormat.Csv,
+                _ => (OutputFormat?)null,
             }, "json, csv"));
         if (question.From >= question.To)
             throw new QuestionException("from: it is not before to");
@@ -4035,11 +4037,11 @@ internal sealed class RowWriter : BodyWriter
     private int[]? _widths;
     private int _lists;
 
-    public RowWriter(Format format)
+    public RowWriter(OutputFormat format)
     {
-        if (format == Format.Json)
+        if (format == OutputFormat.Json)
             _json = new Utf8JsonWriter(Buffer, Relaxed);
-        if (format == Format.Table)
+        if (format == OutputFormat.Table)
             _table = [];
         _json?.WriteStartObject();
     }
@@ -4180,19 +4182,19 @@ internal sealed class Answers(
     public string? Next { get; private set; }
 
     /// <summary>The services that a filter takes, in the order of their names.</summary>
-    public List<ServiceKey> Services(Filter filter) =>
+    public List<ServiceKey> Services(ServiceFilter filter) =>
         [.. known.Select(k => k.Service).Where(filter.Takes).Order(ByName)];
 
     /// <summary>The answer in parts, each valid until the next is asked for.</summary>
     /// <exception cref="IOException">The log cannot be read.</exception>
-    public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, Format format)
+    public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
     {
         var writer = new RowWriter(format);
         var lists = question.Subject switch
         {
             Subject.Status => List(writer, "services", Columns(question, StatusColumns), Status(question)),
             Subject.History => History(writer, question),
-            _ when question.Threshold == null || format != Format.Csv =>
+            _ when question.Threshold == null || format != OutputFormat.Csv =>
                 List(writer, "services", Columns(question, ReportColumns), Report(question)),
             _ => [],
         };
@@ -4398,25 +4400,25 @@ internal sealed class OnixException(string message) : Exception(message);
 internal sealed class OnixRequestRefusedException(string message) : Exception(message);
 
 /// <summary>What Onix holds of a service.</summary>
-internal sealed record HeldItem(string Key, ServiceKey Service, string Status, DateTime Time, long Version)
+internal sealed record OnixItem(string Key, ServiceKey Service, string Status, DateTime Time, long Version)
 {
     /// <summary>Whether an event is later than what is held, in the order that windows have.</summary>
     public bool IsBefore(StatusEvent e) => StatusEvent.Compare(Time, Status, e.Time, e.Status) < 0;
 }
 
 /// <summary>A change to write: the item with this key, if Onix still holds this version of it.</summary>
-internal sealed record Change(string Key, StatusEvent Event, long Version)
+internal sealed record ItemChange(string Key, StatusEvent Event, long Version)
 {
     /// <summary>The version that inserts, and never overwrites.</summary>
     public const long Insert = -1;
 }
 
-internal enum Answer { Inserted, Updated, Unchanged, Locked, Refused }
+internal enum ChangeOutcome { Inserted, Updated, Unchanged, Locked, Refused }
 
 /// <summary>What Onix said of one change; the message is its own.</summary>
-internal readonly record struct ChangeResult(Answer Answer, string Message)
+internal readonly record struct ChangeResult(ChangeOutcome Outcome, string Message)
 {
-    public bool IsAccepted => Answer is not (Answer.Refused or Answer.Locked);
+    public bool IsAccepted => Outcome is not (ChangeOutcome.Refused or ChangeOutcome.Locked);
 }
 
 internal sealed class DataBody
@@ -4462,7 +4464,7 @@ internal sealed class ValueResult
     public string? Message { get; init; }
 }
 
-internal sealed class TokenBody
+internal sealed class TokenResponse
 {
     [JsonPropertyName("access_token")]
     public string? AccessToken { get; init; }
@@ -4477,7 +4479,7 @@ internal sealed class TokenBody
 [JsonSerializable(typeof(DataResult))]
 [JsonSerializable(typeof(ItemList))]
 [JsonSerializable(typeof(ItemBody))]
-[JsonSerializable(typeof(TokenBody))]
+[JsonSerializable(typeof(TokenResponse))]
 internal sealed partial class OnixJson : JsonSerializerContext;
 
 /// <summary>Names in Onix; existing installations and reports depend on each.</summary>
@@ -4520,7 +4522,7 @@ internal static class OnixNames
         });
     }
 
-    public static ItemBody Item(Change change)
+    public static ItemBody Item(ItemChange change)
     {
         var (service, e) = (change.Event.Service, change.Event);
         return new ItemBody
@@ -4545,13 +4547,13 @@ internal static class OnixNames
     }
 
     /// <summary>An item without status or time, which somebody else made, is older than any event.</summary>
-    public static HeldItem Held(ItemBody item)
+    public static OnixItem Held(ItemBody item)
     {
         string Of(string name) => item.Attribute?.GetValueOrDefault(name) ?? "";
         var location = Of("location");
         var service = new ServiceKey(item.Partition ?? "", Of("platform"), Of("service"), Of("facet"),
             location == "_" ? "" : location);
-        return new HeldItem(item.Key ?? "", service, Of("status"),
+        return new OnixItem(item.Key ?? "", service, Of("status"),
             Rfc3339.TryParse(Of("time"), out var time) ? time : DateTime.MinValue, item.Version);
     }
 
@@ -4613,7 +4615,7 @@ internal sealed class OnixClient
     /// The connection that Onix deserves: one, kept for less than its own 30 s, no redirects.
     /// </summary>
     /// <exception cref="CryptographicException">The CA file holds no certificate.</exception>
-    public static SocketsHttpHandler Connection(Options options)
+    public static SocketsHttpHandler CreateHandler(Options options)
     {
         var tls = new SslClientAuthenticationOptions();
         if (options.OnixCaFile != null)
@@ -4665,7 +4667,7 @@ internal sealed class OnixClient
     }
 
     /// <summary>All items of SeS that the user may read: truthful, unlike reading one.</summary>
-    public async Task<Dictionary<string, HeldItem>> ListAsync(CancellationToken stop)
+    public async Task<Dictionary<string, OnixItem>> ListAsync(CancellationToken stop)
     {
         var path = $"/item?type={OnixNames.ItemType}&top={ListLimit}";
         var list = await AskAsync("list", HttpMethod.Get, path, null,
@@ -4675,8 +4677,8 @@ internal sealed class OnixClient
     }
 
     /// <summary>Null for 404, which proves nothing: the database may be away.</summary>
-    public Task<HeldItem?> GetAsync(string key, CancellationToken stop) =>
-        AskAsync<HeldItem?>("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null,
+    public Task<OnixItem?> GetAsync(string key, CancellationToken stop) =>
+        AskAsync<OnixItem?>("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null,
             async (answer, limit) => answer.StatusCode == HttpStatusCode.NotFound ? null
                 : OnixNames.Held(await ReadAsync(answer, OnixJson.Default.ItemBody, limit)), stop);
 
@@ -4685,7 +4687,7 @@ internal sealed class OnixClient
     /// The request as a whole was answered 400 or 413.
     /// </exception>
     public async Task<IReadOnlyList<ChangeResult>> PutAsync(
-        IReadOnlyList<Change> changes, CancellationToken stop)
+        IReadOnlyList<ItemChange> changes, CancellationToken stop)
     {
         var data = new DataBody { Items = [.. changes.Select(OnixNames.Item)] };
         var result = await AskAsync("data", HttpMethod.Put, "/data", data, (answer, limit) =>
@@ -4701,11 +4703,11 @@ internal sealed class OnixClient
 
     private static ChangeResult Result(ValueResult value) => new(value switch
     {
-        { Error: true } => Answer.Refused,
-        { Operation: "I" } => Answer.Inserted,
-        { Operation: "U" } => Answer.Updated,
-        { Operation: "L" } => Answer.Locked,
-        { Operation: "N" } => Answer.Unchanged,
+        { Error: true } => ChangeOutcome.Refused,
+        { Operation: "I" } => ChangeOutcome.Inserted,
+        { Operation: "U" } => ChangeOutcome.Updated,
+        { Operation: "L" } => ChangeOutcome.Locked,
+        { Operation: "N" } => ChangeOutcome.Unchanged,
         _ => throw new OnixException($"Onix answered with operation '{value.Operation}'"),
     }, FirstLine(value.Message));
 
@@ -4830,7 +4832,7 @@ internal sealed class OnixClient
             Uri.EscapeDataString(_options.OnixClientId!), Uri.EscapeDataString(_options.OnixAppSecret!));
         var asked = _clock.GetTimestamp();
         var token = await ExchangeAsync("token", request, (answer, limit) =>
-            answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenBody, limit)
+            answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenResponse, limit)
             : throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}"), stop);
         // A fifth of its life is left for clocks and the way; without a word on it, a minute is safe.
         (_tokenTaken, _tokenLife) = (asked, TimeSpan.FromSeconds((token.ExpiresIn ?? 60) * 0.8));
@@ -4853,7 +4855,7 @@ internal sealed class OnixClient
 /// <summary>A service whose change Onix refuses.</summary>
 /// <param name="Place">Where the log is to be read from for it.</param>
 /// <param name="First">The change that Onix refused.</param>
-internal sealed record Barred(
+internal sealed record BarredService(
     Cursor Place, StatusEvent First, DateTime Since, string Reason, TimeSpan Delay, DateTime NextTry)
 {
     public static readonly TimeSpan
@@ -4863,7 +4865,7 @@ internal sealed record Barred(
     public TimeSpan Wait(DateTime now) =>
         NextTry > now && NextTry - now <= LongestDelay ? NextTry - now : TimeSpan.Zero;
 
-    public Barred Again(DateTime now, string reason)
+    public BarredService Again(DateTime now, string reason)
     {
         var delay = Delay * 2 > LongestDelay ? LongestDelay : Delay * 2;
         return this with { Reason = reason, Delay = delay, NextTry = now + delay };
@@ -4909,7 +4911,7 @@ internal sealed partial class CursorJson : JsonSerializerContext;
 /// <param name="Trouble">Why Onix confirms nothing; null while it does.</param>
 internal sealed record RecorderState(
     Cursor Cursor, string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
-    IReadOnlyList<KeyValuePair<ServiceKey, Barred>> Barred);
+    IReadOnlyList<KeyValuePair<ServiceKey, BarredService>> Barred);
 
 /// <summary>One service's share of a turn.</summary>
 internal sealed class Job
@@ -4920,7 +4922,7 @@ internal sealed class Job
     public ServiceKey Service { get; }
     public IReadOnlyList<StatusEvent> Read { get; }
     /// <summary>The last word in Onix that this turn found there.</summary>
-    public HeldItem? Found { get; set; }
+    public OnixItem? Found { get; set; }
     public bool IsBarred { get; set; }
     public int Locks { get; set; }
 
@@ -4935,7 +4937,7 @@ internal sealed class Job
     }
 
     /// <summary>The first event later than what Onix holds that changes the status; null when done.</summary>
-    public StatusEvent? Next(HeldItem? held)
+    public StatusEvent? Next(OnixItem? held)
     {
         foreach (var e in Events)
         {
@@ -4974,9 +4976,9 @@ internal sealed class Recorder
     private readonly Meters _meters;
 
     private Dictionary<ServiceKey, Window> _windows = [];
-    private Dictionary<string, HeldItem> _held = [];
+    private Dictionary<string, OnixItem> _held = [];
     private readonly Dictionary<ServiceKey, string> _alternateKeys = [];
-    private readonly Dictionary<ServiceKey, Barred> _barred = [];
+    private readonly Dictionary<ServiceKey, BarredService> _barred = [];
     private HashSet<ServiceKey> _again = [];
     private readonly HashSet<StatusEvent> _written = [];
     private Cursor _cursor, _counted;
@@ -5117,8 +5119,8 @@ internal sealed class Recorder
         if (body.First?.ToEvent() is not { } first)
             return;
         var since = Rfc3339.TryParse(body.Since, out var time) ? time : _clock.GetUtcNow().UtcDateTime;
-        _barred[first.Service] = new Barred(new Cursor(body.File, body.Offset), first, since,
-            body.Reason ?? "", Barred.FirstDelay, _clock.GetUtcNow().UtcDateTime);
+        _barred[first.Service] = new BarredService(new Cursor(body.File, body.Offset), first, since,
+            body.Reason ?? "", BarredService.FirstDelay, _clock.GetUtcNow().UtcDateTime);
         _ = PlaceOf(first.Service);
     }
 
@@ -5248,7 +5250,7 @@ internal sealed class Recorder
     }
 
     /// <summary>An item that was known and is gone was deleted: it waits for its next new event.</summary>
-    private void ForgetGone(Dictionary<string, HeldItem> known)
+    private void ForgetGone(Dictionary<string, OnixItem> known)
     {
         foreach (var service in _windows.Keys.ToList())
         {
@@ -5287,7 +5289,7 @@ internal sealed class Recorder
         return _alternateKeys[service] = alternate;
     }
 
-    private HeldItem? HeldOf(ServiceKey service) => _held.GetValueOrDefault(KeyOf(service));
+    private OnixItem? HeldOf(ServiceKey service) => _held.GetValueOrDefault(KeyOf(service));
 
     // ---- A turn: read, decide, send, confirm ----
 
@@ -5318,12 +5320,13 @@ internal sealed class Recorder
         var open = jobs.Where(j => !j.IsBarred).ToList();
         while (open.Count > 0)
         {
-            var round = new List<(Job Job, Change Change)>();
+            var round = new List<(Job Job, ItemChange Change)>();
             foreach (var job in open)
             {
                 var held = HeldOf(job.Service);
                 if (job.Next(held) is { } e)
-                    round.Add((job, new Change(KeyOf(job.Service), e, held?.Version ?? Change.Insert)));
+                    round.Add((job, new ItemChange(
+                        KeyOf(job.Service), e, held?.Version ?? ItemChange.Insert)));
             }
             foreach (var batch in Batches(round, r => r.Change))
                 await SendAsync(batch, place, stop);
@@ -5331,7 +5334,7 @@ internal sealed class Recorder
         }
     }
 
-    private static IEnumerable<List<T>> Batches<T>(IReadOnlyList<T> all, Func<T, Change> change)
+    private static IEnumerable<List<T>> Batches<T>(IReadOnlyList<T> all, Func<T, ItemChange> change)
     {
         var (batch, bytes) = (new List<T>(), 0);
         foreach (var one in all)
@@ -5350,17 +5353,18 @@ internal sealed class Recorder
             yield return batch;
     }
 
-    private async Task SendAsync(List<(Job Job, Change Change)> batch, Cursor place, CancellationToken stop)
+    private async Task SendAsync(
+        List<(Job Job, ItemChange Change)> batch, Cursor place, CancellationToken stop)
     {
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
-        _refusedAll |= results.All(r => r.Answer == Answer.Refused);
-        var locked = new List<(Job Job, Change Change)>();
+        _refusedAll |= results.All(r => r.Outcome == ChangeOutcome.Refused);
+        var locked = new List<(Job Job, ItemChange Change)>();
         for (var i = 0; i < batch.Count; i++)
         {
             var (job, change) = batch[i];
-            if (results[i].Answer == Answer.Locked)
+            if (results[i].Outcome == ChangeOutcome.Locked)
                 locked.Add(batch[i]);
-            else if (results[i].Answer == Answer.Refused)
+            else if (results[i].Outcome == ChangeOutcome.Refused)
                 Refused(job, change, results[i].Message, place);
             else
                 _written.Add(change.Event);
@@ -5377,7 +5381,7 @@ internal sealed class Recorder
     }
 
     /// <summary>Puts changes, halving what Onix refuses whole, and notes what it now holds.</summary>
-    private async Task<IReadOnlyList<ChangeResult>> PutAsync(List<Change> changes, CancellationToken stop)
+    private async Task<IReadOnlyList<ChangeResult>> PutAsync(List<ItemChange> changes, CancellationToken stop)
     {
         IReadOnlyList<ChangeResult> results;
         try
@@ -5386,7 +5390,7 @@ internal sealed class Recorder
         }
         catch (OnixRequestRefusedException e) when (changes.Count == 1)
         {
-            results = [new ChangeResult(Answer.Refused, e.Message)];
+            results = [new ChangeResult(ChangeOutcome.Refused, e.Message)];
         }
         catch (OnixRequestRefusedException)
         {
@@ -5395,27 +5399,27 @@ internal sealed class Recorder
                 .. await PutAsync([.. changes.Skip(half)], stop)];
         }
         for (var i = 0; i < changes.Count; i++)
-            Note(changes[i], results[i].Answer);
-        if (results.Any(r => r.Answer == Answer.Refused && IsModelMissing(r.Message)))
+            Note(changes[i], results[i].Outcome);
+        if (results.Any(r => r.Outcome == ChangeOutcome.Refused && IsModelMissing(r.Message)))
             throw ModelIsMissing();
         if (results.Any(r => r.IsAccepted))
             NoteAccepted();
         return results;
     }
 
-    private void Note(Change change, Answer answer)
+    private void Note(ItemChange change, ChangeOutcome outcome)
     {
-        var version = answer switch
+        var version = outcome switch
         {
-            Answer.Inserted => 1,
-            Answer.Updated => change.Version + 1,
-            Answer.Unchanged => change.Version,
+            ChangeOutcome.Inserted => 1,
+            ChangeOutcome.Updated => change.Version + 1,
+            ChangeOutcome.Unchanged => change.Version,
             _ => 0,
         };
         if (version == 0)
             return;
         var e = change.Event;
-        _held[change.Key] = new HeldItem(change.Key, e.Service, e.Status, e.Time, version);
+        _held[change.Key] = new OnixItem(change.Key, e.Service, e.Status, e.Time, version);
         _confirmed = _clock.GetUtcNow().UtcDateTime;
     }
 
@@ -5439,7 +5443,7 @@ internal sealed class Recorder
         return new OnixException("Onix has no item type SES_SERVICE, or the user may not read partition REF");
     }
 
-    private void Refused(Job job, Change change, string message, Cursor place)
+    private void Refused(Job job, ItemChange change, string message, Cursor place)
     {
         if (IsClash(message) && _alternateKeys.TryAdd(job.Service, OnixNames.AlternateKey(job.Service)))
             return;
@@ -5450,12 +5454,12 @@ internal sealed class Recorder
     private static bool IsClash(string message) =>
         message.Contains("exist within Partition", StringComparison.Ordinal);
 
-    private void Bar(Job job, Change change, string reason, Cursor place)
+    private void Bar(Job job, ItemChange change, string reason, Cursor place)
     {
         var now = _clock.GetUtcNow().UtcDateTime;
         job.IsBarred = true;
-        _barred[job.Service] = new Barred(
-            place, change.Event, now, reason, Barred.FirstDelay, now + Barred.FirstDelay);
+        _barred[job.Service] = new BarredService(
+            place, change.Event, now, reason, BarredService.FirstDelay, now + BarredService.FirstDelay);
         _log.Often("Onix refuses a service's change; the others go on", ("service", job.Service),
             ("key", change.Key), ("reason", reason));
     }
@@ -5549,24 +5553,24 @@ internal sealed class Recorder
 
     private async Task RetryAsync(List<ServiceKey> due, HashSet<ServiceKey> accepted, CancellationToken stop)
     {
-        var changes = new List<Change>();
+        var changes = new List<ItemChange>();
         foreach (var service in due)
         {
             var (held, first) = (HeldOf(service), _barred[service].First);
             if (held == null || (held.IsBefore(first) && held.Status != first.Status))
-                changes.Add(new Change(KeyOf(service), first, held?.Version ?? Change.Insert));
+                changes.Add(new ItemChange(KeyOf(service), first, held?.Version ?? ItemChange.Insert));
             else
                 accepted.Add(service);
         }
         foreach (var batch in Batches(changes, c => c))
         {
             var results = await PutAsync(batch, stop);
-            var locked = new List<Change>();
+            var locked = new List<ItemChange>();
             foreach (var (change, result) in batch.Zip(results))
             {
-                if (result.Answer == Answer.Refused)
+                if (result.Outcome == ChangeOutcome.Refused)
                     RefusedAgain(change, result.Message);
-                else if (result.Answer == Answer.Locked)
+                else if (result.Outcome == ChangeOutcome.Locked)
                     locked.Add(change);
                 else
                     accepted.Add(change.Event.Service);
@@ -5578,7 +5582,7 @@ internal sealed class Recorder
         }
     }
 
-    private void RefusedAgain(Change change, string reason)
+    private void RefusedAgain(ItemChange change, string reason)
     {
         var service = change.Event.Service;
         if (IsClash(reason))
@@ -5780,7 +5784,7 @@ internal sealed record RequestHead(
     {
         var end = head.IndexOf("\r\n"u8);
         var (method, target) = ParseRequestLine(head[..end]);
-        var fields = new Fields();
+        var fields = new HeaderFields();
         for (var rest = head[(end + 2)..]; (end = rest.IndexOf("\r\n"u8)) > 0; rest = rest[(end + 2)..])
             fields.Add(rest[..end]);
         if (fields.Host == null)
@@ -5824,7 +5828,7 @@ internal sealed record RequestHead(
     private static RefusedException Malformed(string detail) => new("malformed", 400, detail);
 
     /// <summary>The header fields that matter; each of these may stand once.</summary>
-    private struct Fields
+    private struct HeaderFields
     {
         private static readonly string[] Names =
         [
@@ -5905,7 +5909,7 @@ internal sealed record RequestHead(
 // the more of them came from an address; a right one is never slowed, so nobody can lock others out.
 
 /// <summary>How often addresses gave wrong credentials lately.</summary>
-internal sealed class Failures(TimeProvider clock)
+internal sealed class SignInFailures(TimeProvider clock)
 {
     /// <summary>More addresses at once are not told apart from those that never failed.</summary>
     public const int MaxAddresses = 10_000;
@@ -5957,21 +5961,21 @@ internal sealed class Failures(TimeProvider clock)
 /// <summary>Is thrown when the issuer's keys cannot be had, so that no token can be judged.</summary>
 internal sealed class IssuerException(string message) : Exception(message);
 
-internal sealed class IssuerBody
+internal sealed class IssuerMetadata
 {
     public string? Issuer { get; init; }
     [JsonPropertyName("jwks_uri")]
     public string? JwksUri { get; init; }
 }
 
-internal sealed class KeysBody
+internal sealed class JsonWebKeySet
 {
     /// <summary>Each is read by itself: one that is not understood is ignored (RFC 7517, 5).</summary>
     public List<JsonElement>? Keys { get; init; }
 }
 
 /// <summary>A JSON Web Key (RFC 7517; RFC 7518, 6).</summary>
-internal sealed class KeyBody
+internal sealed class JsonWebKey
 {
     public string? Kty { get; init; }
     public string? Kid { get; init; }
@@ -5984,7 +5988,7 @@ internal sealed class KeyBody
     public string? Y { get; init; }
 }
 
-internal sealed class TokenHead
+internal sealed class JwtHeader
 {
     public string? Alg { get; init; }
     public string? Kid { get; init; }
@@ -5992,7 +5996,7 @@ internal sealed class TokenHead
     public JsonElement? Crit { get; init; }
 }
 
-internal sealed class TokenClaims
+internal sealed class JwtClaims
 {
     public string? Iss { get; init; }
     /// <summary>A text or a list of texts (RFC 7519, 4.1.3).</summary>
@@ -6003,11 +6007,11 @@ internal sealed class TokenClaims
 
 [JsonSourceGenerationOptions(
     PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, AllowDuplicateProperties = false)]
-[JsonSerializable(typeof(IssuerBody))]
-[JsonSerializable(typeof(KeysBody))]
-[JsonSerializable(typeof(KeyBody))]
-[JsonSerializable(typeof(TokenHead))]
-[JsonSerializable(typeof(TokenClaims))]
+[JsonSerializable(typeof(IssuerMetadata))]
+[JsonSerializable(typeof(JsonWebKeySet))]
+[JsonSerializable(typeof(JsonWebKey))]
+[JsonSerializable(typeof(JwtHeader))]
+[JsonSerializable(typeof(JwtClaims))]
 internal sealed partial class OidcJson : JsonSerializerContext;
 
 /// <summary>A public key of the issuer; of RSA from 2,048 bits on, or of the curve P-256.</summary>
@@ -6020,7 +6024,7 @@ internal sealed class IssuerKey
 
     public string? Id { get; }
 
-    private IssuerKey(KeyBody body)
+    private IssuerKey(JsonWebKey body)
     {
         (Id, _algorithm) = (body.Kid, body.Alg);
         if (body is { Kty: "RSA", N: { Length: > 0 } n, E: { Length: > 0 } e })
@@ -6042,7 +6046,7 @@ internal sealed class IssuerKey
     {
         try
         {
-            if (json.Deserialize(OidcJson.Default.KeyBody) is not { Use: null or "sig" } body)
+            if (json.Deserialize(OidcJson.Default.JsonWebKey) is not { Use: null or "sig" } body)
                 return null;
             var key = new IssuerKey(body);
             return key._rsa is { KeySize: >= 2048 } || key._curve != null ? key : null;
@@ -6119,8 +6123,8 @@ internal sealed class Issuer
     {
         var arrived = _clock.GetTimestamp();
         var parts = token.Split('.');
-        if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.TokenHead, out var head)
-            || !Read(parts[1], OidcJson.Default.TokenClaims, out var claims)
+        if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.JwtHeader, out var head)
+            || !Read(parts[1], OidcJson.Default.JwtClaims, out var claims)
             || !IsEncoded(parts[2]))
             return "the token is no signed JWT";
         if (head.Alg is not ("RS256" or "PS256" or "ES256"))
@@ -6143,7 +6147,7 @@ internal sealed class Issuer
     /// <exception cref="IssuerException">They cannot be had.</exception>
     public Task RefreshAsync() => AskAsync(() => _keys == null || _clock.GetElapsedTime(_got) > KeysAge);
 
-    private string? Refusal(TokenClaims claims)
+    private string? Refusal(JwtClaims claims)
     {
         var now = (_clock.GetUtcNow() - DateTimeOffset.UnixEpoch).TotalSeconds;
         return claims.Iss != _issuer ? "the token is another issuer's"
@@ -6249,13 +6253,13 @@ internal sealed class Issuer
     private async Task<IReadOnlyList<IssuerKey>> FetchAsync()
     {
         var discovery = await GetAsync(
-            _issuer.TrimEnd('/') + "/.well-known/openid-configuration", OidcJson.Default.IssuerBody);
+            _issuer.TrimEnd('/') + "/.well-known/openid-configuration", OidcJson.Default.IssuerMetadata);
         if (discovery.Issuer != _issuer)
             throw new IssuerException($"the issuer names itself '{discovery.Issuer}', not '{_issuer}'");
         if (!Uri.TryCreate(discovery.JwksUri, UriKind.Absolute, out var place)
             || (place.Scheme != Uri.UriSchemeHttps && place.Scheme != new Uri(_issuer).Scheme))
             throw new IssuerException($"the issuer's jwks_uri is not usable: '{discovery.JwksUri}'");
-        var keys = await GetAsync(discovery.JwksUri, OidcJson.Default.KeysBody);
+        var keys = await GetAsync(discovery.JwksUri, OidcJson.Default.JsonWebKeySet);
         return [.. (keys.Keys ?? []).Select(IssuerKey.From).OfType<IssuerKey>()];
     }
 
@@ -6284,7 +6288,7 @@ internal sealed class Auth
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly byte[] _expected;
-    private readonly Failures _failures;
+    private readonly SignInFailures _failures;
     private readonly Issuer? _issuer;
 
     /// <param name="handler">Dials the OIDC issuer; not used with another mode.</param>
@@ -6292,13 +6296,13 @@ internal sealed class Auth
     {
         (_options, _log, _meters) = (options, log, meters);
         _expected = SHA256.HashData(Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}"));
-        _failures = new Failures(clock);
+        _failures = new SignInFailures(clock);
         if (options.AuthMode == AuthMode.Oidc)
             _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
     }
 
     /// <summary>For asking the issuer: at the address that it names, with the system's CAs.</summary>
-    public static SocketsHttpHandler Connection() => new() { AllowAutoRedirect = false };
+    public static SocketsHttpHandler CreateHandler() => new() { AllowAutoRedirect = false };
 
     /// <summary>Fetches the issuer's keys before they are needed, and says so when it cannot.</summary>
     public async Task PrepareAsync()
@@ -6382,14 +6386,14 @@ internal sealed class Auth
 /// <summary>What the page tells of Onix, and of alerts that were set aside.</summary>
 /// <param name="Onix">Null: SeS runs without one.</param>
 /// <param name="Quarantined">How many alerts there are, and the latest of them.</param>
-internal sealed record Standing(
+internal sealed record DaemonState(
     RecorderState? Onix, int QuarantinedCount, IReadOnlyList<QuarantinedAlert> Quarantined, string Path);
 
 /// <summary>Writes HTML, a part at a time.</summary>
-internal sealed class Html : BodyWriter
+internal sealed class HtmlWriter : BodyWriter
 {
     /// <summary>Adds markup; what is put into it is escaped, unless it is <see cref="Markup"/>.</summary>
-    public void Add(ref Interpolation markup) => Put(markup.ToString());
+    public void Add(ref HtmlInterpolation markup) => Put(markup.ToString());
 
     /// <summary>Text for an element or a quoted attribute; control characters are not for HTML.</summary>
     public static string Escape(string text)
@@ -6418,20 +6422,20 @@ internal sealed class Html : BodyWriter
 /// <summary>Text that is HTML already.</summary>
 internal readonly record struct Markup(string Text)
 {
-    public static Markup Of(ref Interpolation markup) => new(markup.ToString());
+    public static Markup Of(ref HtmlInterpolation markup) => new(markup.ToString());
 
     public static Markup operator +(Markup one, Markup other) => new(one.Text + other.Text);
 }
 
 /// <summary>An interpolated string whose holes are escaped, unless they are <see cref="Markup"/>.</summary>
 [InterpolatedStringHandler]
-internal readonly ref struct Interpolation(int literalLength, int formattedCount)
+internal readonly ref struct HtmlInterpolation(int literalLength, int formattedCount)
 {
     private readonly StringBuilder _text = new(literalLength + (16 * formattedCount));
 
     public void AppendLiteral(string literal) => _text.Append(literal);
 
-    public void AppendFormatted(string? text) => _text.Append(Html.Escape(text ?? ""));
+    public void AppendFormatted(string? text) => _text.Append(HtmlWriter.Escape(text ?? ""));
 
     public void AppendFormatted(long number) => _text.Append(CultureInfo.InvariantCulture, $"{number}");
 
@@ -6442,7 +6446,7 @@ internal readonly ref struct Interpolation(int literalLength, int formattedCount
 
 /// <summary>What a visitor wants to see; it stands in the page's address.</summary>
 /// <param name="Search">Only services with this text in one of their names; null: all.</param>
-internal sealed record View(string Range, string? Search)
+internal sealed record PageQuery(string Range, string? Search)
 {
     /// <summary>The ranges to choose from, each with the intervals that its strips have.</summary>
     public static readonly IReadOnlyDictionary<string, (TimeSpan Length, int Intervals)> Ranges =
@@ -6460,14 +6464,14 @@ internal sealed record View(string Range, string? Search)
 
     /// <param name="more">Parameters that the page has besides these.</param>
     /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
-    public static (View View, Dictionary<string, string> Given) Parse(
+    public static (PageQuery PageQuery, Dictionary<string, string> Given) Parse(
         IEnumerable<KeyValuePair<string, string>> parameters, params string[] more)
     {
         var given = Question.Once(parameters, ["range", .. more], "this page");
         var range = given.GetValueOrDefault("range", "24h");
         if (!Ranges.ContainsKey(range))
             throw new QuestionException($"range: it is none of {string.Join(", ", Ranges.Keys)}");
-        return (new View(range, given.GetValueOrDefault("search")), given);
+        return (new PageQuery(range, given.GetValueOrDefault("search")), given);
     }
 
     public bool Takes(ServiceKey service) => Search == null
@@ -6475,13 +6479,13 @@ internal sealed record View(string Range, string? Search)
 }
 
 /// <summary>The pages, as HTML in parts.</summary>
-internal sealed class StatusPage(Answers answers, Standing standing, View view)
+internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery query)
 {
     /// <summary>Of past outages, of a service's changes, of what was set aside: no more of each.</summary>
     private const int MostOutages = 50, MostChanges = 200, MostSetAside = 20;
 
     /// <summary>Of a strip's bad times, so many are read out.</summary>
-    private const int MostTold = 12;
+    private const int MaxSpokenIntervals = 12;
 
     private const int RefreshSeconds = 30;
 
@@ -6532,8 +6536,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)))
         + "'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-    private readonly Html _html = new();
-    private readonly DateTime _from = answers.Now - view.Length;
+    private readonly HtmlWriter _html = new();
+    private readonly DateTime _from = answers.Now - query.Length;
 
     // ---- The page of all ----
 
@@ -6542,7 +6546,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
         var all = answers.Known.OrderBy(k => k.Service, Answers.ByName).ToList();
-        var shown = all.Where(k => view.Takes(k.Service)).ToList();
+        var shown = all.Where(k => query.Takes(k.Service)).ToList();
         var down = shown.Where(k => k.LastEvent.Status == "down").ToList();
         Begin(Title(all), Sentence(all));
         if (all.Count == 0)
@@ -6555,9 +6559,9 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             AddForm();
         }
         if (all.Count > 0 && shown.Count == 0)
-            _html.Add($"<p>No service has “<bdi>{view.Search}</bdi>” in its names.</p>");
+            _html.Add($"<p>No service has “<bdi>{query.Search}</bdi>” in its names.</p>");
         var services = shown.Select(k => k.Service).ToList();
-        var (tallies, outages) = answers.Tallies(services, _from, null, view.Intervals, MostOutages);
+        var (tallies, outages) = answers.Tallies(services, _from, null, query.Intervals, MostOutages);
         var at = 0;
         foreach (var group in shown.GroupBy(k => (k.Service.Partition, k.Service.Platform)))
         {
@@ -6607,12 +6611,12 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private void AddFirstStep() => _html.Add($$"""
         <p>Send it an alert, and this page will show the service:</p>
-        <pre>curl -i http://HOST:PORT/{{standing.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
+        <pre>curl -i http://HOST:PORT/{{daemon.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
         "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},
         "startsAt":"{{Rfc3339.Format(answers.Now)}}"}]}'</pre>
         <p>Then have Alertmanager send all alerts, by a receiver with</p>
         <pre>webhook_configs:
-        - url: http://HOST:PORT/{{standing.Path}}/INS
+        - url: http://HOST:PORT/{{daemon.Path}}/INS
           send_resolved: true</pre>
         <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
         """);
@@ -6635,20 +6639,20 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private void AddForm()
     {
         _html.Add($"""
-            <form method="get" action="./"><input type="hidden" name="range" value="{view.Range}">
+            <form method="get" action="./"><input type="hidden" name="range" value="{query.Range}">
             <label for="search">Name contains</label>
-            <input id="search" name="search" type="search" maxlength="200" value="{view.Search}">
+            <input id="search" name="search" type="search" maxlength="200" value="{query.Search}">
             <button>Show</button>
             <nav aria-label="Range">
             """);
-        foreach (var range in View.Ranges.Keys)
-            AddRange(range, "./?" + Query(("range", range), ("search", view.Search)));
+        foreach (var range in PageQuery.Ranges.Keys)
+            AddRange(range, "./?" + Query(("range", range), ("search", query.Search)));
         _html.Add($"</nav></form>");
     }
 
     private void AddRange(string range, string target)
     {
-        if (range == view.Range)
+        if (range == query.Range)
             _html.Add($"<span class=\"chosen\" aria-current=\"true\">{range}</span>");
         else
             _html.Add($"<a href=\"{target}\">{range}</a>");
@@ -6657,7 +6661,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private void BeginGroup(string partition, string platform, List<KnownService> members)
     {
         var bad = members.Count(m => m.LastEvent.Status != "up");
-        var open = bad > 0 || view.Search != null ? " open" : "";
+        var open = bad > 0 || query.Search != null ? " open" : "";
         var state = bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
             : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>");
         _html.Add($"""
@@ -6707,7 +6711,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     /// <summary>What SeS could not map, and what Onix does not take.</summary>
     private void AddSetAside()
     {
-        if (standing.Onix?.Barred is { Count: > 0 } barred)
+        if (daemon.Onix?.Barred is { Count: > 0 } barred)
         {
             _html.Add($"""
                 <section><h2>Refused by Onix</h2>
@@ -6719,14 +6723,14 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
                     """);
             _html.Add($"</ul></section>");
         }
-        if (standing.QuarantinedCount == 0)
+        if (daemon.QuarantinedCount == 0)
             return;
         _html.Add($"""
             <section><h2>Quarantined alerts</h2>
-            <p>{Counted(standing.QuarantinedCount, "alert")} could not be mapped to a service, and can be seen
+            <p>{Counted(daemon.QuarantinedCount, "alert")} could not be mapped to a service, and can be seen
             whole in quarantine.jsonl. The latest:</p><ul>
             """);
-        foreach (var alert in standing.Quarantined.Reverse().Take(MostSetAside))
+        foreach (var alert in daemon.Quarantined.Reverse().Take(MostSetAside))
         {
             var received = Rfc3339.TryParse(alert.Received, out var time) ? Time(time) : default;
             _html.Add($"""
@@ -6744,12 +6748,12 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     public IEnumerable<ReadOnlyMemory<byte>> One(ServiceKey service)
     {
         var known = answers.Known.First(k => k.Service == service);
-        var (tallies, _) = answers.Tallies([service], _from, null, view.Intervals, 0);
+        var (tallies, _) = answers.Tallies([service], _from, null, query.Intervals, 0);
         var figures = tallies[0].Finish();
         var since = answers.Since([known])[0];
         Begin(Name(service), Names(service));
         _html.Add($"""
-            <p><a href="./?{Query(("range", view.Range))}">All services</a></p>
+            <p><a href="./?{Query(("range", query.Range))}">All services</a></p>
             <p>{StatusText(known.LastEvent.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
             <bdi>{known.LastEvent.Description}</bdi></p>
             <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
@@ -6759,7 +6763,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             <dt>Location</dt><dd><bdi>{(service.Location == "" ? "(none)" : service.Location)}</bdi></dd></dl>
             <nav aria-label="Range">
             """);
-        foreach (var range in View.Ranges.Keys)
+        foreach (var range in PageQuery.Ranges.Keys)
             AddRange(range, Target(service, range));
         _html.Add($"</nav>{Strip(tallies[0].Strip, Name(service))}");
         _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(answers.Now)}</span></p>");
@@ -6769,7 +6773,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     }
 
     private void AddFigures(Figures f) => _html.Add($"""
-        <h2>Figures of these {view.Range}</h2>
+        <h2>Figures of these {query.Range}</h2>
         <dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
         <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Down</dt><dd>{Lasted(f.Down)}</dd>
         <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
@@ -6789,8 +6793,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         foreach (var e in changes)
             _html.Add($"<li>{Time(e.Time)} {StatusText(e.Status)} <bdi>{e.Description}</bdi></li>");
         var of = Query(("platform", service.Platform), ("service", service.Service), ("facet", service.Facet),
-            ("location", service.Location), ("from", "-" + view.Range));
-        var target = $"{standing.Path}/{Uri.EscapeDataString(service.Partition)}";
+            ("location", service.Location), ("from", "-" + query.Range));
+        var target = $"{daemon.Path}/{Uri.EscapeDataString(service.Partition)}";
         _html.Add($"""
             </ul>{AndNoMore(changes.Count, MostChanges)}
             <p>All changes as <a href="{target}/history?{of}&amp;format=json">JSON</a> or
@@ -6817,7 +6821,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private Markup Onix()
     {
-        if (standing.Onix is not { } onix)
+        if (daemon.Onix is not { } onix)
             return default;
         var oldest = onix.Oldest is { } time ? $", the oldest received {Lasted(answers.Now - time)} ago" : "";
         var behind = onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
@@ -6831,13 +6835,13 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         _html.Add($"</main><footer class=\"soft\">");
         foreach (var partition in partitions)
         {
-            var target = $"{standing.Path}/{Uri.EscapeDataString(partition)}";
+            var target = $"{daemon.Path}/{Uri.EscapeDataString(partition)}";
             _html.Add($"""
                 <p><bdi>{partition}</bdi>: <a href="{target}">status</a>,
-                <a href="{target}/history?from=-{view.Range}">history</a>
-                (<a href="{target}/history?from=-{view.Range}&amp;format=csv">CSV</a>),
-                <a href="{target}/report?from=-{view.Range}">report</a>
-                (<a href="{target}/report?from=-{view.Range}&amp;format=csv">CSV</a>)</p>
+                <a href="{target}/history?from=-{query.Range}">history</a>
+                (<a href="{target}/history?from=-{query.Range}&amp;format=csv">CSV</a>),
+                <a href="{target}/report?from=-{query.Range}">report</a>
+                (<a href="{target}/report?from=-{query.Range}&amp;format=csv">CSV</a>)</p>
                 """);
         }
         _html.Add($"<p>SeS, Service Status</p></footer></body></html>\n");
@@ -6853,7 +6857,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             .Select(p => Ascii.IsValid(p) ? p : $"\u2068{p}\u2069"));
 
     private Markup Link(ServiceKey service) =>
-        Markup.Of($"<a href=\"{Target(service, view.Range)}\">{Names(service)}</a>");
+        Markup.Of($"<a href=\"{Target(service, query.Range)}\">{Names(service)}</a>");
 
     /// <summary>Each by itself, whichever way it is written.</summary>
     private static Markup Names(ServiceKey service) => Markup.Of(
@@ -6921,8 +6925,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
                 <title>{told}</title></rect>
                 """).Text);
         }
-        var spoken = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MostTold))
-            + (bad.Count > MostTold ? $"; and {bad.Count - MostTold} more" : "")
+        var spoken = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MaxSpokenIntervals))
+            + (bad.Count > MaxSpokenIntervals ? $"; and {bad.Count - MaxSpokenIntervals} more" : "")
             + (strip.Contains(Condition.Up) ? "; else up" : "");
         return Markup.Of($"""
             <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
@@ -6931,7 +6935,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             """);
     }
 
-    private DateTime Edge(int interval) => _from + (view.Length * interval / view.Intervals);
+    private DateTime Edge(int interval) => _from + (query.Length * interval / query.Intervals);
 }
 
 // ================================== 15. Web ==================================
@@ -6967,7 +6971,7 @@ internal sealed class Web
     private const int MaxListedAlerts = 100, MaxShown = 200;
 
     /// <summary>Questions that are thought about at once: one, and webhooks have the other core.</summary>
-    public const int MaxThoughts = 2;
+    public const int MaxActiveQuestions = 2;
 
     /// <summary>How long a question waits for its turn.</summary>
     private static readonly TimeSpan TurnTime = TimeSpan.FromSeconds(10);
@@ -6985,7 +6989,7 @@ internal sealed class Web
     private readonly byte[] _secret;
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
-    private readonly SemaphoreSlim _turns = new(MaxThoughts);
+    private readonly SemaphoreSlim _turns = new(MaxActiveQuestions);
     private readonly ConcurrentDictionary<string, StreamedBody> _streamedBodies = [];
     // Guarded by itself: the long answers that are being read.
     private readonly HashSet<StreamedBody> _unfinished = [];
@@ -7343,20 +7347,21 @@ internal sealed class Web
     {
         var question = Question.Parse(
             subject, partition, Parameters(request.RawUrl ?? ""), _clock.GetUtcNow().UtcDateTime);
-        var format = question.Format ?? (IsForCsv(request.Headers["Accept"]) ? Format.Csv : Format.Json);
-        var type = format == Format.Csv ? "text/csv; charset=utf-8" : "application/json";
+        var format = question.Format
+            ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
+        var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
         return await StreamAsync(OpenAnswers().Write(question, format), type, [("Vary", "Accept")]);
     }
 
     private async Task<Reply> ShowAsync(string target)
     {
         var isOne = Route(target).Resource == Resource.Service;
-        var (view, given) = View.Parse(Parameters(target), isOne
+        var (query, given) = PageQuery.Parse(Parameters(target), isOne
             ? ["partition", "platform", "service", "facet", "location"] : ["search"]);
         var answers = OpenAnswers();
         var (count, latest) = _eventLog!.Quarantine();
-        var standing = new Standing(_recorder?.Snapshot(), count, latest, _options.Path);
-        var page = new StatusPage(answers, standing, view);
+        var daemon = new DaemonState(_recorder?.Snapshot(), count, latest, _options.Path);
+        var page = new StatusPage(answers, daemon, query);
         var service = new ServiceKey(given.GetValueOrDefault("partition", ""),
             given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
             given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""));
@@ -7609,7 +7614,7 @@ internal sealed class Tls : IDisposable
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly System.Threading.ITimer _timer;
-    private Files _seen;
+    private CertificateFiles _seen;
     // Told already, so that what goes on is not told at each look.
     private string? _unreadable;
     private DateTime _ends;
@@ -7617,7 +7622,7 @@ internal sealed class Tls : IDisposable
     private volatile SslServerAuthenticationOptions _current;
 
     /// <summary>What the files held, to see whether they have changed.</summary>
-    private sealed record Files(string Certificate, string Key, string? ClientCa);
+    private sealed record CertificateFiles(string Certificate, string Key, string? ClientCa);
 
     /// <exception cref="CertificateException">The files cannot be used.</exception>
     public Tls(string certificate, string key, string? clientCa, TimeProvider clock, Log log, Meters meters)
@@ -7674,7 +7679,7 @@ internal sealed class Tls : IDisposable
             ("file", _certificatePath), ("at", Rfc3339.Format(_ends)));
     }
 
-    private Files ReadFiles() => new(
+    private CertificateFiles ReadFiles() => new(
         ReadFile(Options.TlsCertSetting, _certificatePath), ReadFile(Options.TlsKeySetting, _keyPath),
         _clientCaPath == null ? null : ReadFile(Options.TlsClientCaSetting, _clientCaPath));
 
@@ -7690,7 +7695,7 @@ internal sealed class Tls : IDisposable
         }
     }
 
-    private SslServerAuthenticationOptions Load(Files files)
+    private SslServerAuthenticationOptions Load(CertificateFiles files)
     {
         var chain = Certificates(Options.TlsCertSetting, _certificatePath, files.Certificate);
         var options = new SslServerAuthenticationOptions
@@ -7709,7 +7714,7 @@ internal sealed class Tls : IDisposable
         return options;
     }
 
-    private SslStreamCertificateContext Context(X509Certificate2Collection chain, Files files)
+    private SslStreamCertificateContext Context(X509Certificate2Collection chain, CertificateFiles files)
     {
         try
         {
@@ -7738,7 +7743,7 @@ internal sealed class Tls : IDisposable
             : throw new CertificateException($"{setting}: '{path}' holds no certificate in PEM");
     }
 
-    private X509Certificate2 WithKey(Files files)
+    private X509Certificate2 WithKey(CertificateFiles files)
     {
         if (files.Key.Contains("ENCRYPTED", StringComparison.Ordinal))
             throw new CertificateException(
@@ -7805,10 +7810,10 @@ internal sealed class Tls : IDisposable
 // for a whole request, or for its turn, gives way to the new one.
 
 /// <summary>What a connection is doing; all but Handled have a deadline.</summary>
-internal enum Stage { Handshake, Idle, Head, Body, Handled, Answer, Linger }
+internal enum ConnectionState { Handshake, Idle, Head, Body, Handled, Answer, Linger }
 
 /// <summary>A client's connection. One task serves it; the gate's timer and cap can end it.</summary>
-internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
+internal sealed class ClientConnection(Socket socket, IPAddress client) : IDisposable
 {
     /// <summary>Holds most heads, and most alerts with them.</summary>
     private const int FirstSize = 4 * 1024;
@@ -7823,7 +7828,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     /// <summary>The plain connection, until TLS is put over it.</summary>
     public Stream Stream { get; set; } = new NetworkStream(socket, ownsSocket: true);
 
-    public Stage Stage { get; set; }
+    public ConnectionState State { get; set; }
 
     /// <summary>A timestamp of the clock.</summary>
     public long Deadline { get; set; }
@@ -7832,7 +7837,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     public volatile bool IsOverdue;
 
     /// <summary>Its place among those that wait, and may be ended for a new one.</summary>
-    public LinkedListNode<Connection>? Waiting { get; set; }
+    public LinkedListNode<ClientConnection>? Waiting { get; set; }
 
     /// <summary>What was received beyond the last head, and not taken.</summary>
     public ReadOnlySpan<byte> Received => _buffer.AsSpan(_start, _end - _start);
@@ -7873,7 +7878,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     /// <param name="again">When it is closed, if that ended nothing.</param>
     public void Expire(long again)
     {
-        if (IsOverdue || Stage is Stage.Answer or Stage.Linger)
+        if (IsOverdue || State is ConnectionState.Answer or ConnectionState.Linger)
         {
             Abort();
             return;
@@ -8027,9 +8032,9 @@ internal sealed class Gate
 
     private readonly Lock _gate = new();
     // Guarded by _gate.
-    private readonly HashSet<Connection> _connections = [];
+    private readonly HashSet<ClientConnection> _connections = [];
     // Guarded by _gate: all but those being answered, the one that waits longest first.
-    private readonly LinkedList<Connection> _waiting = [];
+    private readonly LinkedList<ClientConnection> _waiting = [];
 
     private Socket _listener = null!;
     private IPEndPoint _inner = null!;
@@ -8136,8 +8141,9 @@ internal sealed class Gate
         }
         socket.NoDelay = true;
         socket.SendBufferSize = SendBuffer;
-        var connection = new Connection(socket, client.IsIPv4MappedToIPv6 ? client.MapToIPv4() : client);
-        Enter(connection, Stage.Idle, HeadTime);
+        var connection = new ClientConnection(
+            socket, client.IsIPv4MappedToIPv6 ? client.MapToIPv4() : client);
+        Enter(connection, ConnectionState.Idle, HeadTime);
         lock (_gate)
         {
             if (_connections.Count >= _maxConnections && !GiveWay())
@@ -8168,7 +8174,7 @@ internal sealed class Gate
         return true;
     }
 
-    private void Forget(Connection connection)
+    private void Forget(ClientConnection connection)
     {
         _connections.Remove(connection);
         if (connection.Waiting is { List: not null } waiting)
@@ -8177,14 +8183,14 @@ internal sealed class Gate
     }
 
     /// <summary>From now on the connection does this, and has so long for it.</summary>
-    private void Enter(Connection connection, Stage stage, TimeSpan time)
+    private void Enter(ClientConnection connection, ConnectionState state, TimeSpan time)
     {
         connection.Deadline = _clock.GetTimestamp() + (long)(time.TotalSeconds * _clock.TimestampFrequency);
-        connection.Stage = stage;
+        connection.State = state;
     }
 
     /// <summary>Puts it at the end of those that wait, or takes it from them.</summary>
-    private void Await(Connection connection, bool waits)
+    private void Await(ClientConnection connection, bool waits)
     {
         lock (_gate)
         {
@@ -8198,12 +8204,12 @@ internal sealed class Gate
     private void Sweep()
     {
         var now = _clock.GetTimestamp();
-        List<Connection> late;
+        List<ClientConnection> late;
         lock (_gate)
-            late = [.. _connections.Where(c => c.Stage != Stage.Handled && now >= c.Deadline)];
+            late = [.. _connections.Where(c => c.State != ConnectionState.Handled && now >= c.Deadline)];
         foreach (var connection in late)
         {
-            if (connection.Stage == Stage.Answer)
+            if (connection.State == ConnectionState.Answer)
                 Refused("answer_timeout");
             connection.Expire(now + _clock.TimestampFrequency);
         }
@@ -8218,7 +8224,7 @@ internal sealed class Gate
 
     // ---- A connection's life ----
 
-    private async Task ServeAsync(Connection connection)
+    private async Task ServeAsync(ClientConnection connection)
     {
         await Task.Yield();
         try
@@ -8242,7 +8248,7 @@ internal sealed class Gate
         }
     }
 
-    private async Task ConverseAsync(Connection connection)
+    private async Task ConverseAsync(ClientConnection connection)
     {
         try
         {
@@ -8250,7 +8256,7 @@ internal sealed class Gate
                 await HandshakeAsync(connection, _tls.Current);
             while (await ServeOneAsync(connection))
             {
-                Enter(connection, Stage.Idle, IdleTime);
+                Enter(connection, ConnectionState.Idle, IdleTime);
                 Await(connection, waits: true);
             }
         }
@@ -8266,9 +8272,9 @@ internal sealed class Gate
 
     /// <exception cref="RefusedException">The client speaks HTTP where TLS is spoken.</exception>
     /// <exception cref="IOException">The handshake failed, which was counted.</exception>
-    private async Task HandshakeAsync(Connection connection, SslServerAuthenticationOptions options)
+    private async Task HandshakeAsync(ClientConnection connection, SslServerAuthenticationOptions options)
     {
-        Enter(connection, Stage.Handshake, HandshakeTime);
+        Enter(connection, ConnectionState.Handshake, HandshakeTime);
         await connection.WaitAsync();
         var first = new byte[1];
         var count = await connection.Socket.ReceiveAsync(first, SocketFlags.Peek);
@@ -8289,18 +8295,18 @@ internal sealed class Gate
                 ("reason", e.GetBaseException().Message));
             throw new IOException("the TLS handshake failed", e);
         }
-        Enter(connection, Stage.Idle, HeadTime);
+        Enter(connection, ConnectionState.Idle, HeadTime);
     }
 
     /// <summary>Serves one request. False: the connection ends.</summary>
-    private async Task<bool> ServeOneAsync(Connection connection)
+    private async Task<bool> ServeOneAsync(ClientConnection connection)
     {
         await connection.WaitAsync();
         if (!connection.IsOverdue)
-            Enter(connection, Stage.Head, HeadTime);
+            Enter(connection, ConnectionState.Head, HeadTime);
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
-        Enter(connection, Stage.Handled, Timeless);
+        Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
         {
             // What follows may be a body, if only in the eyes of another reader.
@@ -8320,7 +8326,7 @@ internal sealed class Gate
         return await HandOverAsync(connection, head, request);
     }
 
-    private async ValueTask<RequestHead?> ReadHeadAsync(Connection connection)
+    private async ValueTask<RequestHead?> ReadHeadAsync(ClientConnection connection)
     {
         int length;
         while ((length = RequestHead.Find(connection.Received)) == 0)
@@ -8346,13 +8352,13 @@ internal sealed class Gate
         + (head.Accept == null ? "" : $"Accept: {head.Accept}\r\n")
         + (head.Length == null ? "\r\n" : $"Content-Length: {head.Length}\r\n\r\n"));
 
-    private async Task ReadBodyAsync(Connection connection, RequestHead head, MessageBuffer request)
+    private async Task ReadBodyAsync(ClientConnection connection, RequestHead head, MessageBuffer request)
     {
         var left = (int)head.Length!.Value;
         var there = Math.Min(left, connection.Received.Length);
         if (head.Expects && there == 0)
             await WriteAsync(connection, "HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
-        Enter(connection, Stage.Body, BodyTime);
+        Enter(connection, ConnectionState.Body, BodyTime);
         request.Add(connection.Received[..there]);
         connection.Take(there);
         for (left -= there; left > 0;)
@@ -8430,9 +8436,9 @@ internal sealed class Gate
 
     /// <summary>Has the HttpListener answer, and sends that on. False: the connection ends.</summary>
     private async Task<bool> HandOverAsync(
-        Connection connection, RequestHead head, MessageBuffer request)
+        ClientConnection connection, RequestHead head, MessageBuffer request)
     {
-        Enter(connection, Stage.Handled, Timeless);
+        Enter(connection, ConnectionState.Handled, Timeless);
         Interlocked.Increment(ref _unanswered);
         Interlocked.Increment(ref _work);
         try
@@ -8470,18 +8476,18 @@ internal sealed class Gate
         }
     }
 
-    private void Stall(Connection connection)
+    private void Stall(ClientConnection connection)
     {
         Refused("answer_timeout");
         connection.Abort();
     }
 
     /// <summary>Sends a long answer, each part as a chunk.</summary>
-    private async Task RelayAsync(Connection connection, StreamedBody body, MessageBuffer answer)
+    private async Task RelayAsync(ClientConnection connection, StreamedBody body, MessageBuffer answer)
     {
         while (true)
         {
-            Enter(connection, Stage.Handled, Timeless);
+            Enter(connection, ConnectionState.Handled, Timeless);
             var part = await body.NextAsync();
             answer.Length = 0;
             AddChunk(answer, (part ?? default).Span);
@@ -8501,7 +8507,8 @@ internal sealed class Gate
 
     /// <summary>Adds the listener's answer; of a long one only the head, and returns its body.</summary>
     private async Task<StreamedBody?> ExchangeAsync(
-        Connection connection, RequestHead head, bool closes, MessageBuffer request, MessageBuffer answer)
+        ClientConnection connection, RequestHead head, bool closes, MessageBuffer request,
+        MessageBuffer answer)
     {
         Upstream? upstream = null;
         StreamedBody? body = null;
@@ -8608,18 +8615,18 @@ internal sealed class Gate
     }
 
     /// <summary>A slow reader has its time for each part.</summary>
-    private ValueTask WriteAsync(Connection connection, ReadOnlyMemory<byte> bytes)
+    private ValueTask WriteAsync(ClientConnection connection, ReadOnlyMemory<byte> bytes)
     {
-        Enter(connection, Stage.Answer, AnswerTime);
+        Enter(connection, ConnectionState.Answer, AnswerTime);
         return connection.Stream.WriteAsync(bytes);
     }
 
     /// <summary>Answers for the gate itself. False: the connection ends.</summary>
-    private async Task<bool> AnswerAsync(Connection connection, Reply reply, bool isHead, bool closes)
+    private async Task<bool> AnswerAsync(ClientConnection connection, Reply reply, bool isHead, bool closes)
     {
         if (reply.HeldBack > TimeSpan.Zero)
         {
-            Enter(connection, Stage.Answer, reply.HeldBack + AnswerTime);
+            Enter(connection, ConnectionState.Answer, reply.HeldBack + AnswerTime);
             await Task.Delay(reply.HeldBack, _clock);
         }
         var head = $"HTTP/1.1 {reply.Code} {Reply.Phrase(reply.Code)}\r\nDate: {_clock.GetUtcNow():R}\r\n"
@@ -8632,9 +8639,9 @@ internal sealed class Gate
     }
 
     /// <summary>Closes without taking the answer away from a client that still sends.</summary>
-    private async Task<bool> LingerAsync(Connection connection)
+    private async Task<bool> LingerAsync(ClientConnection connection)
     {
-        Enter(connection, Stage.Linger, LingerTime);
+        Enter(connection, ConnectionState.Linger, LingerTime);
         if (connection.Stream is SslStream tls)
             await tls.ShutdownAsync();
         connection.Shutdown(SocketShutdown.Send);
@@ -8702,20 +8709,20 @@ internal static partial class Linux
         }
     }
 
-    private record struct Limit(ulong Soft, ulong Hard);
+    private record struct ResourceLimit(ulong Soft, ulong Hard);
 
     [LibraryImport("libc", EntryPoint = "getrlimit")]
-    private static partial int GetLimit(int resource, out Limit limit);
+    private static partial int GetLimit(int resource, out ResourceLimit limit);
 
     [LibraryImport("libc", EntryPoint = "setrlimit")]
-    private static partial int SetLimit(int resource, in Limit limit);
+    private static partial int SetLimit(int resource, in ResourceLimit limit);
 
     [LibraryImport("libc", EntryPoint = "prctl")]
     private static partial int Control(int option, nuint a, nuint b, nuint c, nuint d);
 }
 
 /// <summary>Gives memory back to the system when it is quiet again after work.</summary>
-internal sealed class Tidying(Func<long> work)
+internal sealed class MemoryTrimmer(Func<long> work)
 {
     /// <summary>Less than this between two looks is quiet: probes and scrapes.</summary>
     public const int Quiet = 100;
@@ -8859,7 +8866,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 
 /// <summary>Carries commands out.</summary>
 /// <param name="isTerminal">Tables are for people.</param>
-internal sealed class Commands(
+internal sealed class CommandRunner(
     IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
     bool isTerminal, TimeProvider clock)
 {
@@ -8897,17 +8904,17 @@ internal sealed class Commands(
         var answers = new Answers(archive, archive.Known(), Now);
         foreach (var part in answers.Write(question, format))
             output.Write(part.Span);
-        if (format != Ses.Format.Json && answers.Next is { } next)
+        if (format != OutputFormat.Json && answers.Next is { } next)
             Console.Error.WriteLine($"There is more: --cursor {next}");
         return true;
     }
 
-    private Format Format() => flags.GetValueOrDefault("--format") switch
+    private OutputFormat Format() => flags.GetValueOrDefault("--format") switch
     {
-        null => isTerminal ? Ses.Format.Table : Ses.Format.Json,
-        "table" => Ses.Format.Table,
-        "json" => Ses.Format.Json,
-        "csv" => Ses.Format.Csv,
+        null => isTerminal ? OutputFormat.Table : OutputFormat.Json,
+        "table" => OutputFormat.Table,
+        "json" => OutputFormat.Json,
+        "csv" => OutputFormat.Csv,
         var other => throw new OptionsException(
             $"--format: '{other}' is not usable; allowed: table, json, csv"),
     };
@@ -9235,7 +9242,7 @@ internal static class Program
         IReadOnlyDictionary<string, string> variables)
     {
         using var output = new BufferedStream(Console.OpenStandardOutput(), BodyWriter.Size);
-        var isWell = await new Commands(flags, variables, output, !Console.IsOutputRedirected,
+        var isWell = await new CommandRunner(flags, variables, output, !Console.IsOutputRedirected,
             TimeProvider.System).RunAsync(command.Name);
         await output.FlushAsync();
         return isWell ? Success : Failure;
@@ -9252,7 +9259,7 @@ internal static class Program
         var version = Version.Split('+', 2);
         var meters = new Meters(version[0], version.Length > 1 ? version[1] : "unknown");
         using var claim = Claim(options.DataDir);
-        var auth = new Auth(options, Auth.Connection(), TimeProvider.System, log, meters);
+        var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
@@ -9271,9 +9278,9 @@ internal static class Program
         log.Info("SeS is ready");
         systemd.Notify("READY=1\nSTATUS=" + web.StatusLine());
 
-        var tidying = new Tidying(() => gate.Work);
+        var memoryTrimmer = new MemoryTrimmer(() => gate.Work);
         var clockWatch = new ClockWatch(TimeProvider.System, log);
-        using (new Timer(_ => tidying.Check(), null, Tidying.Period, Tidying.Period))
+        using (new Timer(_ => memoryTrimmer.Check(), null, MemoryTrimmer.Period, MemoryTrimmer.Period))
         using (new Timer(_ => clockWatch.Check(), null, ClockWatch.Jump, ClockWatch.Jump))
         using (new Timer(_ => systemd.Notify(
             (web.IsAlive ? "WATCHDOG=1\n" : "") + "STATUS=" + web.StatusLine()), null,
@@ -9390,7 +9397,8 @@ internal static class Program
         }
         try
         {
-            var onix = new OnixClient(options, OnixClient.Connection(options), TimeProvider.System, meters);
+            var onix = new OnixClient(
+                options, OnixClient.CreateHandler(options), TimeProvider.System, meters);
             return new Recorder(
                 eventLog, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
         }

@@ -55,7 +55,7 @@ public sealed class HistoryTests : IDisposable
     {
         var question = Question.Parse(subject, "INS", parameters.Where(p => p.Value != null)
             .Select(p => KeyValuePair.Create(p.Name, p.Value!)), answers.Now);
-        var text = string.Concat(answers.Write(question, Format.Json).Select(p => Encoding.UTF8.GetString(p.Span)));
+        var text = string.Concat(answers.Write(question, OutputFormat.Json).Select(p => Encoding.UTF8.GetString(p.Span)));
         using var json = JsonDocument.Parse(text);
         return json.RootElement.Clone();
     }

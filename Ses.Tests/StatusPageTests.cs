@@ -534,10 +534,10 @@ public sealed partial class StatusPageTests
                 new MappedAlert(service, texts[5], false, w.Item1, Ago(w.Item2), null)).ToList();
             log.AppendAsync(new Payload(alerts, [], 0), texts[0]).GetAwaiter().GetResult();
             var first = log.Known().Single();
-            var barred = new Barred(
+            var barred = new BarredService(
                 default!, first.LastEvent, Ago(1), texts[7], TimeSpan.FromSeconds(1), Host.Now);
             var onix = new RecorderState(default!, texts[6], null, 4, Ago(1),
-                [new KeyValuePair<ServiceKey, Barred>(first.Service, barred)]);
+                [new KeyValuePair<ServiceKey, BarredService>(first.Service, barred)]);
             using var alert = JsonDocument.Parse(
                 $$$"""{"labels":{"alertname":{{{Dialect.Quoted(Dialect.Valid(texts[8]))}}}}}""");
             var aside = new QuarantinedAlert
@@ -548,7 +548,7 @@ public sealed partial class StatusPageTests
                 Alert = alert.RootElement,
             };
             StatusPage Page() => new(new Answers(log.Archive(), log.Known(), Host.Now),
-                new Standing(onix, 1, [aside], "alerts"), new View("24h", null));
+                new DaemonState(onix, 1, [aside], "alerts"), new PageQuery("24h", null));
             return (Whole(Page().All()), Whole(Page().One(first.Service)));
         }
         finally

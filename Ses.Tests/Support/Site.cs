@@ -95,7 +95,7 @@ internal sealed class Site : IAsyncDisposable
         var log = new Log(LogLevel.Trace, false, TextWriter.Synchronized(Lines), TimeProvider.System);
         Meters = new Meters("test", "test");
         Log = new EventLog(Dir, TimeSpan.FromDays(400), TimeProvider.System, log, Meters);
-        var onix = new OnixClient(options, OnixClient.Connection(options), TimeProvider.System, Meters);
+        var onix = new OnixClient(options, OnixClient.CreateHandler(options), TimeProvider.System, Meters);
         Recorder = new Recorder(Log, onix, _onix.AbsoluteUri, TimeProvider.System, log, Meters);
         _running = Recorder.RunAsync(_stop.Token);
     }
