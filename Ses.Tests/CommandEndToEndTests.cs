@@ -234,7 +234,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
         for (var day = 0; day < 3; day++)
         {
             clock.UtcNow = new DateTime(2026, 11, 1 + day, 12, 0, 0, DateTimeKind.Utc);
-            await log.AppendAsync(new Payload([new Reading(Site.Service(1), "d", false, day % 2 == 0 ? "up" : "down",
+            await log.AppendAsync(new Payload([new(Site.Service(1), "d", false, day % 2 == 0 ? "up" : "down",
                 clock.UtcNow, null)], [], 0), "INS");
         }
         log.Stop();
@@ -281,7 +281,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
             clock.UtcNow = new DateTime(2026, 11, day, 12, 0, 0, DateTimeKind.Utc);
             clock.Timestamp += TimeSpan.FromDays(1).Ticks;
             foreach (var number in day is 1 or 7 ? new[] { 1, 2 } : [2])
-                await log.AppendAsync(new Payload([new Reading(Site.Service(number), "d", false,
+                await log.AppendAsync(new Payload([new(Site.Service(number), "d", false,
                     day % 2 == 0 ? "up" : "down", clock.UtcNow, null)], [], 0), "INS");
         }
         log.Stop();

@@ -362,7 +362,7 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ResolvedAlertSharesTheRefusalOfItsDown()
     {
-        var firing = new Reading(Etcd, "d", true, "down", At(5), null);
+        var firing = new MappedAlert(Etcd, "d", true, "down", At(5), null);
         _store.Clock.HoldWriter();
         var first = SayAsync(firing);
         await _store.Clock.WriterHeldAsync();
@@ -382,8 +382,8 @@ public sealed partial class EventLogTests : IDisposable
         Assert.Equal(["up 9", "down 5"], _store.Words());
     }
 
-    private Task SayAsync(Reading reading) =>
-        _store.Log.AppendAsync(new Payload([reading], [], 0), "INS").WaitAsync(Soon);
+    private Task SayAsync(MappedAlert alert) =>
+        _store.Log.AppendAsync(new Payload([alert], [], 0), "INS").WaitAsync(Soon);
 
     [Fact]
     public async Task RefusedWriteLeavesTheLogAsItWasAndIsTriedAgain()
@@ -658,21 +658,21 @@ public sealed partial class EventLogTests : IDisposable
 
     // ---- Quarantine ----
 
-    private static Misfit Unusable(string identity, string raw = "{\"labels\":{}}") =>
+    private static UnmappableAlert Unusable(string identity, string raw = "{\"labels\":{}}") =>
         Unusable(identity, Encoding.UTF8.GetBytes(raw));
 
-    private static Misfit Unusable(string identity, byte[] raw) =>
+    private static UnmappableAlert Unusable(string identity, byte[] raw) =>
         new(identity, "f00", "Odd", "no service", raw);
 
-    private Task QuarantineAsync(params Misfit[] misfits) =>
-        _store.Log.AppendAsync(new Payload([], misfits, 0), "INS").WaitAsync(Soon);
+    private Task QuarantineAsync(params UnmappableAlert[] alerts) =>
+        _store.Log.AppendAsync(new Payload([], alerts, 0), "INS").WaitAsync(Soon);
 
     private string QuarantinePath => Path.Combine(_store.Dir, "quarantine.jsonl");
 
     private string[] Quarantined => File.ReadAllLines(QuarantinePath);
 
     [Fact]
-    public async Task MisfitIsKeptWholeOnceAlsoAfterARestart()
+    public async Task UnmappableAlertIsKeptWholeOnceAlsoAfterARestart()
     {
         await QuarantineAsync(Unusable("a", "{\"labels\":{\"x\":\"\\u00fc\"},\"more\":[1]}"), Unusable("a"));
         await QuarantineAsync(Unusable("a"), Unusable("b"));
@@ -688,7 +688,7 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
-    public async Task MisfitOfAnotherPartitionIsAnother()
+    public async Task UnmappableAlertOfAnotherPartitionIsAnother()
     {
         await QuarantineAsync(Unusable("a"));
         await _store.Log.AppendAsync(new Payload([], [Unusable("a")], 0), "OTHER").WaitAsync(Soon);
@@ -696,7 +696,7 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
-    public async Task CopyOfAMisfitInFlightWaitsForItsFlush()
+    public async Task CopyOfAnUnmappableAlertInFlightWaitsForItsFlush()
     {
         _store.Clock.HoldWriter();
         var first = QuarantineAsync(Unusable("a"));
@@ -709,7 +709,7 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
-    public async Task MisfitThatTheDiskRefusedIsNotTakenForKept()
+    public async Task UnmappableAlertThatTheDiskRefusedIsNotTakenForKept()
     {
         using (new RefusingFile(QuarantinePath))
             await Assert.ThrowsAsync<LogRefusedException>(() => QuarantineAsync(Unusable("a")));
@@ -723,7 +723,7 @@ public sealed partial class EventLogTests : IDisposable
     {
         await QuarantineAsync(Unusable("a"));
         var id = EventLog.IdOf(Assert.Single(QuarantinedAlert.Read(QuarantinePath, 0)).Id)!.Value;
-        var mapped = new Payload([new Reading(Etcd, "d", false, "down", At(1), null)], [], 0);
+        var mapped = new Payload([new MappedAlert(Etcd, "d", false, "down", At(1), null)], [], 0);
         using (new RefusingFile(_store.Newest))
             await Assert.ThrowsAsync<LogRefusedException>(
                 () => _store.Log.AppendAsync(mapped, "INS", id).WaitAsync(Soon));
@@ -747,7 +747,7 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
-    public async Task MisfitNestedDeeplyIsKeptOnceAlsoAfterARestart()
+    public async Task UnmappableAlertNestedDeeplyIsKeptOnceAlsoAfterARestart()
     {
         var deep = "{\"labels\":" + new string('[', 100) + new string(']', 100) + "}";
         await QuarantineAsync(Unusable("a", deep));
@@ -757,7 +757,7 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
-    public async Task MisfitOfInvalidUtf8IsKeptInBase64()
+    public async Task UnmappableAlertOfInvalidUtf8IsKeptInBase64()
     {
         byte[] raw = [.. "{\"labels\":\""u8, 0xff, 0xfe, .. "\"}"u8];
         await QuarantineAsync(Unusable("a", raw));
@@ -785,7 +785,7 @@ public sealed partial class EventLogTests : IDisposable
     public async Task FullQuarantineDropsItsOlderHalfAndCountsIt()
     {
         var text = new string('x', 1 << 20);
-        Misfit Large(int i) => Unusable($"m{i}", $"{{\"n\":{i},\"text\":\"{text}\"}}");
+        UnmappableAlert Large(int i) => Unusable($"m{i}", $"{{\"n\":{i},\"text\":\"{text}\"}}");
         for (var i = 0; i < 64; i++)
             await QuarantineAsync(Large(i));
         await Support.Wait.UntilAsync(() => _store.Meters.QuarantineDropped.Value > 0, Soon, "the cut");
@@ -972,7 +972,7 @@ public sealed partial class EventLogTests : IDisposable
 
         public Task SayAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
             Log.AppendAsync(new Payload([.. words.Select(w =>
-                new Reading(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS")
+                new MappedAlert(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS")
                 .WaitAsync(Soon);
 
         public Task SayAsync(ServiceKey service, string status, double second) =>

@@ -32,7 +32,7 @@ public sealed class HistoryTests : IDisposable
             new Log(LogLevel.Error, json: false, TextWriter.Null, clock), new Meters("test", "test"));
 
         public Task SayAsync(params (int Service, string Status, DateTime Time)[] words) =>
-            _log.AppendAsync(new Payload([.. words.Select(w => new Reading(Site.Service(w.Service),
+            _log.AppendAsync(new Payload([.. words.Select(w => new MappedAlert(Site.Service(w.Service),
                 $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
 
         /// <summary>Ends the file; the next event is in another.</summary>
@@ -45,7 +45,7 @@ public sealed class HistoryTests : IDisposable
             _log = Open(dir, _clock);
         }
 
-        public Answers Look(DateTime now) =>
+        public Answers Open(DateTime now) =>
             new(new Archive(_log.Archive().Files, _slices), _log.Known(), now);
 
         public void Dispose() => _log.Stop();
@@ -55,7 +55,7 @@ public sealed class HistoryTests : IDisposable
     {
         var question = Question.Parse(subject, "INS", parameters.Where(p => p.Value != null)
             .Select(p => KeyValuePair.Create(p.Name, p.Value!)), answers.Now);
-        var text = string.Concat(answers.Tell(question, Format.Json).Select(p => Encoding.UTF8.GetString(p.Span)));
+        var text = string.Concat(answers.Write(question, OutputFormat.Json).Select(p => Encoding.UTF8.GetString(p.Span)));
         using var json = JsonDocument.Parse(text);
         return json.RootElement.Clone();
     }
@@ -164,8 +164,8 @@ public sealed class HistoryTests : IDisposable
         using (var past = new Past(dir))
         {
             var said = SayAsync(past, dir, p.Steps).GetAwaiter().GetResult();
-            AssertHistory(past.Look(At(p.To)), said, p.From, p.To, p.Limit);
-            AssertReport(past.Look(At(p.To)), said, p.From, p.To, p.Threshold);
+            AssertHistory(past.Open(At(p.To)), said, p.From, p.To, p.Limit);
+            AssertReport(past.Open(At(p.To)), said, p.From, p.To, p.Threshold);
         }
         Directory.Delete(dir, recursive: true);
     }, iter: 300, threads: 1);
@@ -297,7 +297,8 @@ public sealed class HistoryTests : IDisposable
         var log = new EventLog(_dir, TimeSpan.FromDays(400), new ManualClock(Day.AddDays(1)),
             new Log(LogLevel.Error, false, TextWriter.Null, TimeProvider.System), new Meters("test", "test"));
         var reports = OnixReports();
-        await log.AppendAsync(new Payload([.. reports.GetProperty("changes").EnumerateArray().Select(c => new Reading(
+        await log.AppendAsync(new Payload([.. reports.GetProperty("changes").EnumerateArray()
+            .Select(c => new MappedAlert(
             new ServiceKey("INS", Text(c, "platform")!, Text(c, "service")!, Text(c, "facet")!, Text(c, "location")!),
             Text(c, "description")!, false, Text(c, "status")!, c.GetProperty("time").GetDateTime().ToUniversalTime(),
             null))], [], 0), "INS");
@@ -354,7 +355,7 @@ public sealed class HistoryTests : IDisposable
             if (i % 10 == 0)
                 past.TurnDay();
         }
-        var one = Assert.Single(Ask(past.Look(At(100)), Subject.Status).GetProperty("services").EnumerateArray());
+        var one = Assert.Single(Ask(past.Open(At(100)), Subject.Status).GetProperty("services").EnumerateArray());
         Assert.Equal(At(1), one.GetProperty("since").GetDateTime());
         Assert.Equal(At(24), one.GetProperty("time").GetDateTime());
     }
@@ -368,7 +369,7 @@ public sealed class HistoryTests : IDisposable
         await past.SayAsync((1, "down", At(100)));
         past.TurnDay();
         await past.SayAsync((1, "up", At(200)));
-        var answers = past.Look(At(300));
+        var answers = past.Open(At(300));
         var one = Ask(answers, Subject.Report, ("from", Rfc3339.Format(At(40))), ("to", Rfc3339.Format(At(50))))
             .GetProperty("services")[0];
         Assert.Equal((600, 0), (one.GetProperty("up_seconds").GetInt32(), one.GetProperty("down_seconds").GetInt32()));
@@ -391,7 +392,7 @@ public sealed class HistoryTests : IDisposable
                 past.TurnDay();
         }
         await past.SayAsync((1, "up", At(90)));
-        var answers = past.Look(At(100));
+        var answers = past.Open(At(100));
         var range = new[] { ("from", (string?)Rfc3339.Format(At(60))), ("to", Rfc3339.Format(At(80))) };
         var one = Ask(answers, Subject.Report, range).GetProperty("services")[0];
         Assert.Equal((1200, true), (one.GetProperty("down_seconds").GetInt32(), one.GetProperty("open").GetBoolean()));
@@ -409,7 +410,7 @@ public sealed class HistoryTests : IDisposable
         await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(90)));
         for (var i = 10; i < 40; i += 2)
             await past.SayAsync((2, "down", At(i)), (2, "up", At(i + 1)));
-        var (_, outages) = past.Look(At(100)).Tallies([Site.Service(1), Site.Service(2)], At(0), null, 0, 2);
+        var (_, outages) = past.Open(At(100)).Tallies([Site.Service(1), Site.Service(2)], At(0), null, 0, 2);
         Assert.Equal([At(90), At(39)], outages.Select(o => o.End));
     }
 
@@ -418,7 +419,7 @@ public sealed class HistoryTests : IDisposable
     {
         using var past = new Past(_dir);
         await past.SayAsync((1, "up", At(0)), (1, "down", At(10)), (1, "up", At(90)));
-        Assert.Equal(["up", "down"], Events(Ask(past.Look(At(50)), Subject.Report, ("threshold", "1")))
+        Assert.Equal(["up", "down"], Events(Ask(past.Open(At(50)), Subject.Report, ("threshold", "1")))
             .Select(e => e.Status));
     }
 
@@ -427,7 +428,7 @@ public sealed class HistoryTests : IDisposable
     {
         using var past = new Past(_dir);
         await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(1).AddMilliseconds(1)));
-        var one = Ask(past.Look(At(60 * 24 * 300)), Subject.Report).GetProperty("services")[0];
+        var one = Ask(past.Open(At(60 * 24 * 300)), Subject.Report).GetProperty("services")[0];
         Assert.Equal(99.999999, one.GetProperty("availability").GetDouble());
     }
 
@@ -440,7 +441,7 @@ public sealed class HistoryTests : IDisposable
             await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
             past.TurnDay();
         }
-        var answers = past.Look(At(100));
+        var answers = past.Open(At(100));
         Assert.Equal(4, Events(Ask(answers, Subject.History)).Count);
         File.Delete(Directory.GetFiles(_dir, "events-000001-*.jsonl").Single());
         // The next file's window still knows of the word, which now stands only there.
@@ -457,7 +458,7 @@ public sealed class HistoryTests : IDisposable
             await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
             past.TurnDay();
         }
-        var answers = past.Look(At(100));
+        var answers = past.Open(At(100));
         var expected = Events(Ask(answers, Subject.History));
         var indexes = Directory.GetFiles(_dir, "*.index").Order(StringComparer.Ordinal).ToList();
         Assert.Equal(2, indexes.Count);
@@ -487,7 +488,7 @@ public sealed class HistoryTests : IDisposable
             buffer.AsSpan().Fill(before);
             ArrayPool<byte>.Shared.Return(buffer);
         }
-        _ = Ask(past.Look(At(100)), Subject.Report);
+        _ = Ask(past.Open(At(100)), Subject.Report);
         var index = File.ReadAllBytes(Directory.GetFiles(_dir, "*.index").Single());
         const int Head = 56, Entry = 32;
         Assert.Equal([0, 0, 0, 0], new[] { 0, 1, 2, 3 }.Select(i => BitConverter.ToInt32(
@@ -505,7 +506,7 @@ public sealed class HistoryTests : IDisposable
             past.TurnDay();
         }
         await past.SayAsync((1, "down", At(200)));
-        var answers = past.Look(At(300));
+        var answers = past.Open(At(300));
         var range = new[] { ("from", (string?)Rfc3339.Format(At(110))) };
         var told = Ask(answers, Subject.Report, range).GetRawText();
         var oldest = Directory.GetFiles(_dir, "*.index").Order(StringComparer.Ordinal).First();
@@ -521,7 +522,7 @@ public sealed class HistoryTests : IDisposable
     {
         using var past = new Past(_dir);
         await FlapAsync(past, 1, 0);
-        Assert.Equal(6000, DownSeconds(past.Look(At(300))));
+        Assert.Equal(6000, DownSeconds(past.Open(At(300))));
         var path = LogFile.Find(_dir)[^1].Path;
         using (var file = new FileStream(path, FileMode.Open, FileAccess.Write, FileShare.ReadWrite))
         {
@@ -529,7 +530,7 @@ public sealed class HistoryTests : IDisposable
             file.Write(new byte[1000]);
         }
         await past.SayAsync((1, "down", At(290)));
-        Assert.Equal(6600, DownSeconds(past.Look(At(300))));
+        Assert.Equal(6600, DownSeconds(past.Open(At(300))));
     }
 
     [Theory]
@@ -540,12 +541,12 @@ public sealed class HistoryTests : IDisposable
         using var past = new Past(_dir);
         await FlapAsync(past, 1, 0);
         await past.SayAsync((2, "up", At(0)));
-        var (before, asked) = (past.Look(At(300)), past.Look(At(300)));
+        var (before, asked) = (past.Open(At(300)), past.Open(At(300)));
         var told = Ask(asked, Subject.Report).GetRawText();
         if (fileTurned)
             past.TurnDay();
         await FlapAsync(past, 2, 5);
-        var answers = past.Look(At(300));
+        var answers = past.Open(At(300));
         Assert.Equal(
             Ask(new Answers(Archive.Open(_dir), answers.Known, At(300)), Subject.Report).GetRawText(),
             Ask(answers, Subject.Report).GetRawText());
@@ -557,7 +558,7 @@ public sealed class HistoryTests : IDisposable
     {
         using var past = new Past(_dir);
         await past.SayAsync((1, "up", At(0)), (1, "down", At(10)));
-        var answers = past.Look(At(20));
+        var answers = past.Open(At(20));
         File.AppendAllText(LogFile.Find(_dir)[^1].Path, new string('x', 2000));
         var torn = new Answers(new Archive(LogFile.Find(_dir), new Slices(size: 300)), answers.Known, answers.Now);
         Assert.Equal(600, await Task.Run(() => DownSeconds(torn)).WaitAsync(TimeSpan.FromMinutes(1)));
@@ -581,7 +582,7 @@ public sealed class HistoryTests : IDisposable
         await past.SayAsync((1, "up", At(0)));
         past.TurnDay();
         await past.SayAsync((1, "down", At(50)));
-        _ = Ask(past.Look(At(100)), Subject.Report);
+        _ = Ask(past.Open(At(100)), Subject.Report);
         var file = LogFile.Find(_dir)[0];
         Assert.False(FileIndex.IsWrong(file));
         var index = File.ReadAllBytes(file.IndexPath);

@@ -246,7 +246,7 @@ public sealed class LogTests
         {
             _clock.Advance(TimeSpan.FromSeconds(passed));
             _clock.UtcNow = _clock.UtcNow.AddSeconds(set);
-            watch.Look();
+            watch.Check();
         }
     }
 

@@ -30,7 +30,7 @@ public sealed class OnixFaultTests
             await SayRoundAsync(site, second);
         if (nothingArrives)
         {
-            await Wait.UntilAsync(() => site.Recorder.Look().Trouble != null || fault == "hanging",
+            await Wait.UntilAsync(() => site.Recorder.Snapshot().Trouble != null || fault == "hanging",
                 TimeSpan.FromSeconds(30), "trouble to be told of");
             Assert.Equal(before, onix.History.Count);
         }

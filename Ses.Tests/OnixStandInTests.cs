@@ -124,14 +124,14 @@ public sealed class OnixStandInTests
         using var client = new HttpClient();
         client.DefaultRequestHeaders.Authorization =
             new AuthenticationHeaderValue("Basic", Convert.ToBase64String("admin:0n1x"u8));
-        Change[] chain = [Of("down", 10, 1), Of("up", 20, 2)];
+        ItemChange[] chain = [Of("down", 10, 1), Of("up", 20, 2)];
         var data = new DataBody { Items = [.. chain.Select(OnixNames.Item)] };
         using var content = new ByteArrayContent(JsonSerializer.SerializeToUtf8Bytes(data, OnixJson.Default.DataBody));
         await client.PutAsync(new Uri(onix.Url, "data"), content);
         Assert.Equal("up", onix.History[^1].Status);
         Assert.Equal("2026-11-01T00:00:20Z", onix.History[^1].Time);
 
-        Change Of(string status, double second, long version) => new(key, new StatusEvent(
+        ItemChange Of(string status, double second, long version) => new(key, new StatusEvent(
             Site.Service(1), status, Site.At(second), "", Site.At(second), Site.At(second)), version);
     }
 }

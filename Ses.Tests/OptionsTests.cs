@@ -269,7 +269,7 @@ public sealed class OptionsTests : IDisposable
     [Fact]
     public void CaFileWithoutACertificateIsRefused() =>
         Assert.Throws<System.Security.Cryptography.CryptographicException>(
-        () => OnixClient.Connection(Options.Read(
+        () => OnixClient.CreateHandler(Options.Read(
             new Dictionary<string, string> { ["--onix-ca-file"] = FileWith("no certificate", "ca.pem") },
             new Dictionary<string, string>())));
 

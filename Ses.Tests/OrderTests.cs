@@ -88,17 +88,17 @@ public sealed class OrderTests
 
     // ---- Interpretation ----
 
-    private static Reading Dialect(string status, double start) =>
+    private static MappedAlert Dialect(string status, double start) =>
         new(Etcd, "d", false, status, At(start), null);
 
-    private static Reading Firing(double start) => new(Etcd, "d", true, "down", At(start), null);
+    private static MappedAlert Firing(double start) => new(Etcd, "d", true, "down", At(start), null);
 
-    private static Reading Resolved(double start, double end) =>
+    private static MappedAlert Resolved(double start, double end) =>
         new(Etcd, "d", true, "down", At(start), At(end));
 
     private static IEnumerable<(string, double)> Meaning(
-        Reading reading, StatusEvent? last = null, DateTime? now = null) =>
-        Told(Interpretation.Events(reading, last, now ?? Now));
+        MappedAlert alert, StatusEvent? last = null, DateTime? now = null) =>
+        Told(Interpretation.Events(alert, last, now ?? Now));
 
     /// <summary>The <c>up</c> of a stock alert, heard some time ago.</summary>
     private static StatusEvent Up(double start, double end, TimeSpan ago) =>
@@ -165,9 +165,9 @@ public sealed class OrderTests
         foreach (var heard in new[] { new[] { Firing(5), Resolved(5, 5) }, [Resolved(5, 5), Firing(5)] })
         {
             var window = new Window();
-            foreach (var reading in heard)
+            foreach (var alert in heard)
             {
-                foreach (var e in Interpretation.Events(reading, Last(window), Now))
+                foreach (var e in Interpretation.Events(alert, Last(window), Now))
                     window.Add(e);
             }
             Assert.Equal("up", Last(window)!.Status);
@@ -184,12 +184,12 @@ public sealed class OrderTests
     [Fact]
     public void TwoSeSAgreeOnAnAlertThatFiresAgain()
     {
-        IEnumerable<(string, double)> Hear(params (Reading Reading, int Second)[] heard)
+        IEnumerable<(string, double)> Hear(params (MappedAlert MappedAlert, int Second)[] heard)
         {
             var window = new Window();
-            foreach (var (reading, second) in heard)
+            foreach (var (alert, second) in heard)
             {
-                foreach (var e in Interpretation.Events(reading, Last(window), Now.AddSeconds(second)))
+                foreach (var e in Interpretation.Events(alert, Last(window), Now.AddSeconds(second)))
                     window.Add(e);
             }
             return Told(window.Events);
@@ -249,12 +249,12 @@ public sealed class OrderTests
         Gen.Select(Gen.Int[1, 30].Array[8], Gen.Int.Array[16]).Sample((gaps, turns) =>
         {
             var times = gaps.Select((_, i) => (double)gaps.Take(i + 1).Sum()).ToArray();
-            var readings = Enumerable.Range(0, 4).SelectMany(i => new[]
+            var alerts = Enumerable.Range(0, 4).SelectMany(i => new[]
                 { Firing(times[2 * i]), Resolved(times[2 * i], times[2 * i + 1]) }).ToList();
             var window = new Window();
-            foreach (var (reading, _) in readings.Concat(readings).Zip(turns).OrderBy(p => p.Second))
+            foreach (var (alert, _) in alerts.Concat(alerts).Zip(turns).OrderBy(p => p.Second))
             {
-                foreach (var e in Interpretation.Events(reading, Last(window), Now))
+                foreach (var e in Interpretation.Events(alert, Last(window), Now))
                     window.Add(e);
             }
             Assert.Equal(times.Select((t, i) => (i % 2 == 0 ? "down" : "up", t)), Told(window.Events));

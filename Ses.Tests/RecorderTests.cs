@@ -170,7 +170,7 @@ public sealed class RecorderTests
         await site.SettledAsync();
         Assert.Equal(Changes(("up", 1), ("down", 2)), Oracle.Recorded(onix, Etcd));
         Assert.Empty(Oracle.Recorded(onix, barred));
-        Assert.Contains("not authorised", Assert.Single(site.Recorder.Look().Barred).Value.Reason, StringComparison.Ordinal);
+        Assert.Contains("not authorised", Assert.Single(site.Recorder.Snapshot().Barred).Value.Reason, StringComparison.Ordinal);
         Assert.Equal(2, site.Outcome("barred"));
     }
 

@@ -346,7 +346,7 @@ public sealed partial class StatusPageTests
     public async Task NoAnswerTellsASecret()
     {
         string[] secrets =
-            ["pw-of-alertmanager", "pw-of-onix", Web.SecretField, Web.RestField, Web.ClientField];
+            ["pw-of-alertmanager", "pw-of-onix", Web.SecretField, Web.StreamField, Web.ClientField];
         await using var host = Host.Serving("--auth-mode", "basic", "--password", secrets[0],
             "--onix-password", secrets[1]);
         var right = "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes("admin:" + secrets[0]));
@@ -530,14 +530,14 @@ public sealed partial class StatusPageTests
         try
         {
             var service = new ServiceKey(texts[0], texts[1], texts[2], texts[3], texts[4]);
-            var readings = new[] { ("up", 9.0), ("down", 5), ("up", 4), ("down", 1) }.Select(w =>
-                new Reading(service, texts[5], false, w.Item1, Ago(w.Item2), null)).ToList();
-            log.AppendAsync(new Payload(readings, [], 0), texts[0]).GetAwaiter().GetResult();
+            var alerts = new[] { ("up", 9.0), ("down", 5), ("up", 4), ("down", 1) }.Select(w =>
+                new MappedAlert(service, texts[5], false, w.Item1, Ago(w.Item2), null)).ToList();
+            log.AppendAsync(new Payload(alerts, [], 0), texts[0]).GetAwaiter().GetResult();
             var first = log.Known().Single();
-            var barred = new Barred(
-                default!, first.Word, Ago(1), texts[7], TimeSpan.FromSeconds(1), Host.Now);
+            var barred = new BarredService(
+                default!, first.LastEvent, Ago(1), texts[7], TimeSpan.FromSeconds(1), Host.Now);
             var onix = new RecorderState(default!, texts[6], null, 4, Ago(1),
-                [new KeyValuePair<ServiceKey, Barred>(first.Service, barred)]);
+                [new KeyValuePair<ServiceKey, BarredService>(first.Service, barred)]);
             using var alert = JsonDocument.Parse(
                 $$$"""{"labels":{"alertname":{{{Dialect.Quoted(Dialect.Valid(texts[8]))}}}}}""");
             var aside = new QuarantinedAlert
@@ -548,7 +548,7 @@ public sealed partial class StatusPageTests
                 Alert = alert.RootElement,
             };
             StatusPage Page() => new(new Answers(log.Archive(), log.Known(), Host.Now),
-                new Standing(onix, 1, [aside], "alerts"), new View("24h", null));
+                new DaemonState(onix, 1, [aside], "alerts"), new PageQuery("24h", null));
             return (Whole(Page().All()), Whole(Page().One(first.Service)));
         }
         finally

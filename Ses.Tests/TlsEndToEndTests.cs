@@ -140,10 +140,10 @@ public sealed class TlsEndToEndTests : IDisposable
             $"{{tls_config: {TlsConfig()}, basic_auth: {{username: am, password: s3cret}}}}");
         await using var wrong = await Alertmanagers.StartAsync(1, ses.Webhook("INS"),
             $"{{tls_config: {TlsConfig(hasClient: false)}, basic_auth: {{username: am, password: s3cret}}}}");
-        await wrong.TellAsync("wrong");
+        await wrong.SendAlertAsync("wrong");
         await Wait.UntilAsync(async () => await FailedAsync(wrong) > 0, Soon, "a delivery to fail");
         for (var i = 0; i < 10; i++)
-            await right.TellAsync($"n{i}");
+            await right.SendAlertAsync($"n{i}");
         await HeardAsync(ses, 10, right);
         await NoneFailedAsync(ses, right);
         Assert.DoesNotContain(LogFiles.ReadEvents(ses.DataDir),
@@ -166,7 +166,7 @@ public sealed class TlsEndToEndTests : IDisposable
         {
             await Wait.UntilAsync(async () =>
             {
-                await alertmanager.TellAsync($"n{told++}");
+                await alertmanager.SendAlertAsync($"n{told++}");
                 return condition();
             }, Reread, what);
             await HeardAsync(ses, told, alertmanager);
