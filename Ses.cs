@@ -4653,62 +4653,6 @@ internal static unsafe partial class Sqlite
     public static partial int SystemErrno(nint connection);
 }
 
-// STUB-BEGIN
-internal enum Status { Up = 0, Degraded = 1, Down = 2, Unknown = 3 }
-internal enum AlertSource { Webhook = 0, Prometheus = 1 }
-internal enum ObservationKind { Start = 0, End = 1, Again = 2, Lapse = 3 }
-internal readonly record struct Observation(
-    long Id, long Alert, ObservationKind Kind, DateTime Starts, DateTime? Ends, Status Status, DateTime Received);
-internal readonly record struct AlertCopy(DateTime Starts, DateTime? Ends, Status Status, DateTime Received);
-internal readonly record struct AlertTraits(bool Dialect, AlertSource Source);
-internal sealed record TimelineRules(TimeSpan Pause);
-internal readonly record struct Run(DateTime From, DateTime? To, Status Status, bool Open, long Observation);
-internal static class Episodes
-{
-    public static ObservationKind? Decide(ReadOnlySpan<Observation> known, in AlertCopy copy, AlertTraits traits)
-    {
-        foreach (var o in known)
-        {
-            if (o.Starts == copy.Starts && (copy.Ends == null ? o.Kind == ObservationKind.Start || o.Kind == ObservationKind.End
-                : o.Kind == ObservationKind.End && o.Ends >= copy.Ends))
-                return null;
-        }
-        return copy.Ends == null ? ObservationKind.Start : ObservationKind.End;
-    }
-    public static bool IsOpen(ReadOnlySpan<Observation> alert)
-    {
-        foreach (var o in alert)
-        {
-            if (o.Starts == alert[^1].Starts && o.Kind is ObservationKind.End or ObservationKind.Lapse)
-                return false;
-        }
-        return true;
-    }
-}
-internal static class Timeline
-{
-    public static DateTime? Derive(ReadOnlySpan<Observation> observations, Func<long, AlertTraits> traitsOf,
-        DateTime? knownFrom, DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs)
-    {
-        foreach (var o in observations)
-        {
-            if (runs.Count == 0 || runs[^1].From < o.Starts)
-            {
-                if (runs.Count > 0)
-                    runs[^1] = runs[^1] with { To = o.Starts };
-                runs.Add(new Run(o.Starts, null, o.Status, true, o.Id));
-            }
-            if (o.Ends is { } e && e > runs[^1].From)
-            {
-                runs[^1] = runs[^1] with { To = e };
-                runs.Add(new Run(e, null, Status.Up, false, o.Id));
-            }
-        }
-        return null;
-    }
-}
-// STUB-END
-
 // ================================= 9c. Store =================================
 //
 // The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
@@ -4888,11 +4832,11 @@ internal sealed class Store : IDisposable
 
     /// <summary>What one webhook brought, waiting for its transaction.</summary>
     private sealed class Request(string partition, IReadOnlyList<IncomingAlert> alerts,
-        IReadOnlyList<Misfit> unmappable, DateTime received)
+        IReadOnlyList<UnmappableAlert> unmappable, DateTime received)
     {
         public string Partition => partition;
         public IReadOnlyList<IncomingAlert> Alerts => alerts;
-        public IReadOnlyList<Misfit> Unmappable => unmappable;
+        public IReadOnlyList<UnmappableAlert> Unmappable => unmappable;
         public DateTime Received => received;
         public Stored Result { get; set; }
         public TaskCompletionSource<Stored> Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -4930,7 +4874,7 @@ internal sealed class Store : IDisposable
     /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
     /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
     public Task<Stored> AppendAsync(
-        string partition, IReadOnlyList<IncomingAlert> alerts, IReadOnlyList<Misfit> unmappable)
+        string partition, IReadOnlyList<IncomingAlert> alerts, IReadOnlyList<UnmappableAlert> unmappable)
     {
         var now = Now();
         if (unmappable.Count == 0 && alerts.Count > 0 && alerts.All(a => _recent.Knows(a, now)))
@@ -5358,7 +5302,7 @@ internal sealed class Writer : IDisposable
 
     /// <summary>Takes what one request brought, within a transaction.</summary>
     public Stored Take(string partition, IReadOnlyList<IncomingAlert> alerts,
-        IReadOnlyList<Misfit> unmappable, DateTime received)
+        IReadOnlyList<UnmappableAlert> unmappable, DateTime received)
     {
         var place = PartitionOf(partition, received);
         var (brought, quarantined) = (0, 0);
@@ -5417,7 +5361,7 @@ internal sealed class Writer : IDisposable
         var newest = _facts.Count == 0 ? DateTime.MinValue : _facts[^1].Starts;
         if (kind != null && alert.Starts >= newest)
             _learned.Add((key, new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, copy.Received)));
-        else if (kind == null && alert.Ends == null && alert.Starts == newest && Episodes.IsOpen(CollectionsMarshal.AsSpan(_facts)))
+        else if (kind == null && alert.Ends == null && alert.Starts == newest && Episodes.Open(CollectionsMarshal.AsSpan(_facts), new AlertTraits(alert.Dialect, alert.Source)) != null)
             _learned.Add((key, new RecentAlert(service, id, alert.Starts, null, alert.Status, copy.Received)));
         else
             _learned.Add((key, new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));

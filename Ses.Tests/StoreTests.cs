@@ -91,7 +91,7 @@ public sealed class StoreTests : IDisposable
     [Fact]
     public async Task UnmappableAlertIsKeptOnce()
     {
-        var misfit = new Misfit("identity", "f", "n", "it has no service", "{}"u8.ToArray());
+        var misfit = new UnmappableAlert("identity", "f", "n", "it has no service", "{}"u8.ToArray());
         for (var i = 0; i < 2; i++)
             Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", [], [misfit]));
         Assert.Equal(1, await CountAsync("quarantine"));
