@@ -1424,6 +1424,811 @@ internal static class Interpretation
     }
 }
 
+// ================================ 5b. Timeline ================================
+//
+// What happened, derived from what was received. A fact is an observation: a copy of an alert that brought
+// something new. Episodes tells what a copy brings, given the observations of its alert; Timeline turns all
+// observations of a service into runs of one status. Both take an alert's observations in the order in which
+// they were received and by the same rules, so that a copy which is not stored would have changed nothing,
+// and facts from elsewhere, doubled or late, may lie among them.
+// A rule's number is its place in the text on alerts and history: 3.2 are copies from Alertmanager.
+
+/// <summary>What a service is at a moment. From 4 on: other words of the dialect, numbered by the store.</summary>
+internal enum Status { Up = 0, Degraded = 1, Down = 2, Unknown = 3 }
+
+/// <summary>Who sends an alert: Alertmanager's webhook, or Prometheus itself.</summary>
+internal enum AlertSource { Webhook = 0, Prometheus = 1 }
+
+/// <summary>What an observation brought: an episode, an end, a copy that opens an ended episode again or
+/// changes an open one's status, or an end that no sender stated.</summary>
+internal enum ObservationKind { Start = 0, End = 1, Again = 2, Lapse = 3 }
+
+/// <summary>A copy of an episode that brought something new: the fact that is stored.</summary>
+/// <param name="Starts">The episode's. All times are UTC, in whole milliseconds.</param>
+/// <param name="Ends">Null: it fires. A lapse's is the uncertain end.</param>
+/// <param name="Received">By whoever received it; a lapse's is when the episode was given up.</param>
+internal readonly record struct Observation(
+    long Id, long Alert, ObservationKind Kind, DateTime Starts, DateTime? Ends, Status Status, DateTime Received);
+
+/// <summary>One copy of an alert as it arrived.</summary>
+/// <param name="Ends">Null: it fires.</param>
+/// <param name="Uncertain">The end is no recovery: Grafana lost the series, or paused the rule (3.4).</param>
+internal readonly record struct AlertCopy(
+    DateTime Starts, DateTime? Ends, Status Status, DateTime Received, bool Uncertain = false);
+
+/// <param name="Dialect">It has the labels <c>status</c> and <c>facet</c>; else it is a stock alert.</param>
+internal readonly record struct AlertTraits(bool Dialect, AlertSource Source);
+
+/// <summary>The settings of the timeline.</summary>
+/// <param name="Pause">
+/// For so long after the end of a dialect alert its status goes on, and after the giving up of an episode the
+/// service stays unknown (3.5, 4.3).
+/// </param>
+internal sealed record TimelineRules(TimeSpan Pause)
+{
+    /// <summary>
+    /// A firing copy of an ended episode within this time is a late one, from another Alertmanager; later, the
+    /// alert fires again with its old start, as after Prometheus was away.
+    /// </summary>
+    public static readonly TimeSpan LateCopy = TimeSpan.FromSeconds(20);
+}
+
+/// <summary>A stretch of one status.</summary>
+/// <param name="To">Null: it is the last.</param>
+/// <param name="Open">
+/// The status is that of an open alert, so that no gap touches it. Unknown after an uncertain end is not open,
+/// also while an alert of something better is.
+/// </param>
+/// <param name="Observation">
+/// Its id: of an open run that which gave the alert this status, else that which ended the last alert.
+/// 0: the service had no episode yet.
+/// </param>
+internal readonly record struct Run(DateTime From, DateTime? To, Status Status, bool Open, long Observation);
+
+/// <summary>A change of a service's status.</summary>
+internal readonly record struct StatusChange(DateTime Time, Status Status, long Observation);
+
+/// <summary>What copies of an alert bring, and which of its episodes is open.</summary>
+internal static class Episodes
+{
+    /// <summary>What a copy brings that is not known; null: nothing.</summary>
+    /// <param name="known">
+    /// Of the copy's alert, in order of start, receipt and kind: those of the copy's start and of the newest
+    /// start at least; others change nothing. None was received later than the copy.
+    /// </param>
+    public static ObservationKind? Decide(
+        ReadOnlySpan<Observation> known, in AlertCopy copy, AlertTraits traits)
+    {
+        using var episodes = new EpisodeBuffer(known.Length + 1);
+        episodes.Receive(known, traits, copy.Starts);
+        var kind = copy.Ends == null ? ObservationKind.Start
+            : copy.Uncertain ? ObservationKind.Lapse : ObservationKind.End;
+        return episodes.Take(new(0, 0, kind, copy.Starts, copy.Ends, copy.Status, copy.Received));
+    }
+
+    /// <summary>The start of an alert's open episode, of which it has at most one; null: none is.</summary>
+    /// <param name="known">As for <see cref="Decide"/>.</param>
+    public static DateTime? Open(ReadOnlySpan<Observation> known, AlertTraits traits)
+    {
+        using var episodes = new EpisodeBuffer(known.Length);
+        episodes.Receive(known, traits);
+        episodes.EndSuperseded();
+        for (var i = episodes.All.Length - 1; i >= 0; i--)
+        {
+            if (!episodes.All[i].HasEnd)
+                return episodes.All[i].Starts;
+        }
+        return null;
+    }
+}
+
+/// <summary>One firing of an alert, as its observations have it.</summary>
+internal struct Episode
+{
+    public DateTime Starts;
+
+    /// <summary>Of several stated ends the greatest; MaxValue: none is known.</summary>
+    public DateTime Ends;
+
+    /// <summary>Nobody stated the end.</summary>
+    public bool IsUncertain;
+
+    /// <summary>When the end in force was first stated, or the episode given up.</summary>
+    public DateTime Stated;
+
+    /// <summary>The observation that ended it.</summary>
+    public long EndedBy;
+
+    /// <summary>The status as of the observations taken so far, and the one that gave it.</summary>
+    public Status Status;
+    public long StatusBy;
+
+    /// <summary>The same at the start.</summary>
+    public Status FirstStatus;
+    public long FirstBy;
+
+    /// <summary>When it was first received, and when the last copy was that opened it.</summary>
+    public DateTime Heard, Opened;
+
+    /// <summary>When it was last opened although there is a newer one: only one opened later ends it.</summary>
+    public DateTime OpenedAsOlder;
+
+    /// <summary>The copies that opened it again or changed its status, in order: the ends of a chain.</summary>
+    public int FirstTurn, LastTurn;
+
+    public bool IsDialect, IsHeard, IsOpen;
+
+    public readonly bool HasEnd => Ends != DateTime.MaxValue;
+
+    /// <summary>Its end; one before its start leaves nothing of it but its start.</summary>
+    public readonly DateTime Until => Ends > Starts ? Ends : Starts;
+
+    public readonly bool IsEmpty => Until == Starts;
+}
+
+/// <summary>A copy that opened an episode again, or changed an open one's status.</summary>
+/// <param name="Next">The episode's next one, or -1.</param>
+internal record struct Turn(
+    int Episode, DateTime Received, Status Status, long Observation, bool Opens, int Next = -1);
+
+/// <summary>The episodes of one service's alerts, each alert's in order of their starts.</summary>
+internal ref struct EpisodeBuffer
+{
+    private readonly Episode[] _episodes;
+    private readonly Turn[] _turns;
+    private int _count, _turnCount;
+
+    // The alert whose observations are being taken: its first episode, and the newest that was received.
+    private int _first, _newest;
+    private AlertTraits _traits;
+
+    /// <summary>Has room for the episodes of so many observations.</summary>
+    public EpisodeBuffer(int observations)
+    {
+        _episodes = ArrayPool<Episode>.Shared.Rent(observations);
+        _turns = ArrayPool<Turn>.Shared.Rent(observations);
+    }
+
+    public readonly Span<Episode> All => _episodes.AsSpan(0, _count);
+
+    public readonly Span<Turn> Turns => _turns.AsSpan(0, _turnCount);
+
+    public readonly void Dispose()
+    {
+        ArrayPool<Episode>.Shared.Return(_episodes);
+        ArrayPool<Turn>.Shared.Return(_turns);
+    }
+
+    /// <summary>Takes an alert's observations in the order in which they were received.</summary>
+    /// <param name="alert">In order of start, receipt and kind.</param>
+    /// <param name="expected">Makes room for an episode that may yet be taken.</param>
+    public void Receive(ReadOnlySpan<Observation> alert, AlertTraits traits, DateTime? expected = null)
+    {
+        (_first, _newest, _traits) = (_count, -1, traits);
+        foreach (ref readonly var observation in alert)
+        {
+            if (expected < observation.Starts)
+                Lay(expected.Value);
+            Lay(observation.Starts);
+        }
+        if (expected is { } last)
+            Lay(last);
+        if (IsInOrderOfReceipt(alert))
+        {
+            foreach (ref readonly var observation in alert)
+                Take(observation);
+        }
+        else
+            TakeSorted(alert);
+    }
+
+    /// <summary>Adds an episode of which nothing was received yet, unless it is there.</summary>
+    private void Lay(DateTime starts)
+    {
+        if (_count == _first || _episodes[_count - 1].Starts < starts)
+            _episodes[_count++] = new()
+                { Starts = starts, Ends = DateTime.MaxValue, IsDialect = _traits.Dialect, FirstTurn = -1 };
+    }
+
+    private static bool IsInOrderOfReceipt(ReadOnlySpan<Observation> alert)
+    {
+        for (var i = 1; i < alert.Length; i++)
+        {
+            if (new Receipt(alert[i - 1], 0).CompareTo(new Receipt(alert[i], 1)) > 0)
+                return false;
+        }
+        return true;
+    }
+
+    private void TakeSorted(ReadOnlySpan<Observation> alert)
+    {
+        var receipts = ArrayPool<Receipt>.Shared.Rent(alert.Length);
+        for (var i = 0; i < alert.Length; i++)
+            receipts[i] = new(alert[i], i);
+        var sorted = receipts.AsSpan(0, alert.Length);
+        sorted.Sort(static (a, b) => a.CompareTo(b));
+        foreach (var receipt in sorted)
+            Take(alert[receipt.Index]);
+        ArrayPool<Receipt>.Shared.Return(receipts);
+    }
+
+    /// <summary>
+    /// The place of an observation in the order of receipt. What was received in the same millisecond is ordered
+    /// so that it means the same in every store: a copy that fires is followed by an end.
+    /// </summary>
+    private readonly struct Receipt(in Observation observation, int index)
+    {
+        private readonly DateTime _time = observation.Received;
+        private readonly int _kind = observation.Kind switch
+        {
+            ObservationKind.Start => 0,
+            ObservationKind.Again => 1,
+            ObservationKind.Lapse => 2,
+            _ => 3,
+        };
+
+        public int Index => index;
+
+        public int CompareTo(in Receipt other) => _time != other._time ? _time.CompareTo(other._time)
+            : _kind != other._kind ? _kind - other._kind : index - other.Index;
+    }
+
+    /// <summary>Takes what was received next of the alert, and tells what it brings; null: nothing.</summary>
+    public ObservationKind? Take(in Observation observation)
+    {
+        var index = Find(observation.Starts);
+        ref var episode = ref _episodes[index];
+        var isNew = !episode.IsHeard;
+        if (isNew)
+        {
+            episode.IsHeard = true;
+            episode.Heard = episode.Opened = observation.Received;
+            (episode.FirstStatus, episode.FirstBy) = (observation.Status, observation.Id);
+            (episode.Status, episode.StatusBy) = (observation.Status, observation.Id);
+            _newest = Math.Max(_newest, index);
+        }
+        if (observation.Ends == null && isNew)
+        {
+            if (index < _newest && _episodes[_newest].IsUncertain)
+                episode.OpenedAsOlder = observation.Received;
+            return ObservationKind.Start;
+        }
+        if (observation.Ends == null)
+            return Fire(index, observation);
+        return observation.Kind == ObservationKind.Lapse
+            ? GiveUp(index, observation, isNew) : End(ref episode, observation);
+    }
+
+    private readonly int Find(DateTime starts)
+    {
+        var (low, high) = (_first, _count - 1);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (_episodes[middle].Starts < starts)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return low;
+    }
+
+    /// <summary>
+    /// A firing copy of an episode that is known (3.1, 3.2): one that has ended is opened again, whole, unless
+    /// the copy is late or there is a newer episode that has not lapsed.
+    /// </summary>
+    private ObservationKind? Fire(int index, in Observation copy)
+    {
+        ref var episode = ref _episodes[index];
+        var isOlder = index < _newest;
+        if ((isOlder && !_episodes[_newest].IsUncertain) || IsLate(episode, copy))
+            return null;
+        var opens = episode.HasEnd || Successor(index) >= 0;
+        if (!opens && episode.Status == copy.Status)
+            return null;
+        if (opens)
+        {
+            (episode.Ends, episode.IsUncertain, episode.Opened) = (DateTime.MaxValue, false, copy.Received);
+            if (isOlder)
+                episode.OpenedAsOlder = copy.Received;
+        }
+        AddTurn(index, copy, opens);
+        (episode.Status, episode.StatusBy) = (copy.Status, copy.Id);
+        return ObservationKind.Again;
+    }
+
+    private readonly bool IsLate(in Episode episode, in Observation copy)
+    {
+        var isPassedOn = _traits.Source == AlertSource.Webhook && !episode.IsUncertain;
+        var late = isPassedOn ? TimelineRules.LateCopy : TimeSpan.Zero;
+        return episode.HasEnd && copy.Received - episode.Stated <= late;
+    }
+
+    private void AddTurn(int index, in Observation copy, bool opens)
+    {
+        ref var episode = ref _episodes[index];
+        _turns[_turnCount] = new(index, copy.Received, copy.Status, copy.Id, opens);
+        if (episode.FirstTurn < 0)
+            episode.FirstTurn = _turnCount;
+        else
+            _turns[episode.LastTurn].Next = _turnCount;
+        episode.LastTurn = _turnCount++;
+    }
+
+    /// <summary>A stated end replaces any other but a later stated one (3.1).</summary>
+    private static ObservationKind? End(ref Episode episode, in Observation copy)
+    {
+        if (episode.HasEnd && !episode.IsUncertain && copy.Ends <= episode.Ends)
+            return null;
+        SetEnd(ref episode, copy, isUncertain: false);
+        return ObservationKind.End;
+    }
+
+    /// <summary>What has a stated end, or was ended by Alertmanager's newer episode, is not given up (3.4).</summary>
+    private readonly ObservationKind? GiveUp(int index, in Observation lapse, bool isNew)
+    {
+        ref var episode = ref _episodes[index];
+        if (episode.HasEnd && !(episode.IsUncertain && lapse.Ends > episode.Ends))
+            return null;
+        if (!isNew && !episode.HasEnd && _traits.Source == AlertSource.Webhook
+            && Successor(index) is >= 0 and var next && _episodes[next].Starts <= lapse.Received)
+            return null;
+        SetEnd(ref episode, lapse, isUncertain: true);
+        return ObservationKind.Lapse;
+    }
+
+    private static void SetEnd(ref Episode episode, in Observation observation, bool isUncertain)
+    {
+        (episode.Ends, episode.IsUncertain) = (observation.Ends!.Value, isUncertain);
+        (episode.Stated, episode.EndedBy) = (observation.Received, observation.Id);
+    }
+
+    /// <summary>The newer episode of the alert at whose start this one ends, if no end is known; or -1.</summary>
+    private readonly int Successor(int index)
+    {
+        for (var i = index + 1; i < _count; i++)
+        {
+            if (_episodes[i].IsHeard && _episodes[i].Opened > _episodes[index].OpenedAsOlder)
+                return i;
+        }
+        return -1;
+    }
+
+    /// <summary>
+    /// Ends the open episodes of the alert but the newest where the next one begins (3.1). For one from
+    /// Prometheus, which lapses there, it is the same: that start says what the service is.
+    /// </summary>
+    public readonly void EndSuperseded()
+    {
+        for (var i = _first; i < _count; i++)
+        {
+            ref var episode = ref _episodes[i];
+            if (!episode.HasEnd && Successor(i) is >= 0 and var next)
+                (episode.Ends, episode.EndedBy) = (_episodes[next].Starts, _episodes[next].FirstBy);
+        }
+    }
+
+    /// <summary>
+    /// In the dialect up and down exclude each other: the start of one ends the other's earlier episodes of the
+    /// service, which are then not given up later (3.4, 4.2).
+    /// </summary>
+    public readonly void EndOpposed()
+    {
+        var rented = ArrayPool<OpposedStart>.Shared.Rent(_count);
+        var (count, ups) = (0, 0);
+        foreach (ref readonly var episode in All)
+        {
+            if (!episode.IsDialect || episode.FirstStatus is not (Status.Up or Status.Down))
+                continue;
+            rented[count++] = new(episode.FirstStatus, episode.Starts, episode.Heard, episode.FirstBy);
+            ups += episode.FirstStatus == Status.Up ? 1 : 0;
+        }
+        rented.AsSpan(0, count).Sort(static (a, b) => a.CompareTo(b));
+        foreach (ref var episode in All)
+        {
+            if (episode.IsDialect)
+                EndOpposed(ref episode, rented.AsSpan(0, ups), rented.AsSpan(ups, count - ups));
+        }
+        ArrayPool<OpposedStart>.Shared.Return(rented);
+    }
+
+    private readonly record struct OpposedStart(Status Status, DateTime Starts, DateTime Heard, long By)
+    {
+        public int CompareTo(in OpposedStart other) => Status != other.Status ? Status - other.Status
+            : Starts != other.Starts ? Starts.CompareTo(other.Starts)
+            : Heard != other.Heard ? Heard.CompareTo(other.Heard) : By.CompareTo(other.By);
+    }
+
+    /// <summary>Goes through the statuses that the episode had, and ends it at the first opposed start.</summary>
+    private readonly void EndOpposed(
+        ref Episode episode, ReadOnlySpan<OpposedStart> ups, ReadOnlySpan<OpposedStart> downs)
+    {
+        var (from, status, turn) = (episode.Starts.AddTicks(1), episode.FirstStatus, episode.FirstTurn);
+        while (true)
+        {
+            var until = turn < 0 ? DateTime.MaxValue : _turns[turn].Received;
+            var opposed = status == Status.Up ? downs : status == Status.Down ? ups : [];
+            var at = FirstFrom(opposed, from);
+            if (at < opposed.Length && opposed[at].Starts < until)
+            {
+                EndAt(ref episode, opposed[at]);
+                return;
+            }
+            if (turn < 0)
+                return;
+            from = until > from ? until : from;
+            (status, turn) = (_turns[turn].Status, _turns[turn].Next);
+        }
+    }
+
+    private static int FirstFrom(ReadOnlySpan<OpposedStart> starts, DateTime time)
+    {
+        var (low, high) = (0, starts.Length);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (starts[middle].Starts < time)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return low;
+    }
+
+    private static void EndAt(ref Episode episode, in OpposedStart opposed)
+    {
+        var wasKnown = episode.IsUncertain && opposed.Starts <= episode.Stated && opposed.Heard <= episode.Stated;
+        if (opposed.Starts < episode.Ends || wasKnown)
+            (episode.Ends, episode.IsUncertain, episode.EndedBy) = (opposed.Starts, false, opposed.By);
+    }
+}
+
+/// <summary>The history of a service.</summary>
+internal static class Timeline
+{
+    /// <summary>
+    /// Makes the runs of one service as of a moment: in order, each up to the next. What is ahead of the
+    /// moment is not yet. Neighbours differ in status or in being open, but where the first episode begins.
+    /// </summary>
+    /// <param name="observations">All of the service, in order of alert, start, receipt and kind.</param>
+    /// <param name="knownFrom">The first receipt of anything of the partition, null if there was none.</param>
+    /// <param name="oldest">
+    /// The oldest time that retention has left: before it no stock service without an open alert is up, but
+    /// not known, or unknown if it follows an outage.
+    /// </param>
+    /// <param name="runs">Is cleared first.</param>
+    /// <returns>When the result changes by time alone; null: never.</returns>
+    public static DateTime? Derive(
+        ReadOnlySpan<Observation> observations, Func<long, AlertTraits> traitsOf, DateTime? knownFrom,
+        DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs)
+    {
+        runs.Clear();
+        if (observations.IsEmpty)
+            return null;
+        var isDialect = false;
+        using var episodes = new EpisodeBuffer(observations.Length);
+        for (int from = 0, to; from < observations.Length; from = to)
+        {
+            to = from + 1;
+            while (to < observations.Length && observations[to].Alert == observations[from].Alert)
+                to++;
+            var traits = traitsOf(observations[from].Alert);
+            isDialect |= traits.Dialect;
+            episodes.Receive(observations[from..to], traits);
+            episodes.EndSuperseded();
+        }
+        if (isDialect)
+            episodes.EndOpposed();
+        using var sweep = new TimelineSweep(episodes, isDialect, now, rules.Pause, runs);
+        return sweep.Run(knownFrom, oldest);
+    }
+
+    /// <summary>
+    /// The changes of a service as Onix is told them: from its first episode on, and while it is unknown the
+    /// status before goes on (4).
+    /// </summary>
+    /// <param name="changes">Is cleared first.</param>
+    public static void ForOnix(ReadOnlySpan<Run> runs, List<StatusChange> changes)
+    {
+        changes.Clear();
+        foreach (ref readonly var run in runs)
+        {
+            if (run.Observation != 0 && run.Status != Status.Unknown
+                && (changes.Count == 0 || changes[^1].Status != run.Status))
+                changes.Add(new(run.From, run.Status, run.Observation));
+        }
+    }
+
+    /// <summary>2 down, 1 any other, 0 up: the worst of the open ones is the status.</summary>
+    public static int Severity(Status status) => status switch { Status.Down => 2, Status.Up => 0, _ => 1 };
+}
+
+/// <summary>
+/// Goes through the moments at which the episodes of a service begin, turn and end, and appends runs.
+/// </summary>
+internal ref struct TimelineSweep
+{
+    /// <summary>In the order in which they are applied at one time.</summary>
+    private enum Kind { End, Turn, EmptyStart, Lapse, Start }
+
+    private readonly record struct Moment(DateTime Time, Kind Kind, int Index)
+    {
+        public int CompareTo(in Moment other) => Time != other.Time ? Time.CompareTo(other.Time)
+            : Kind != other.Kind ? Kind - other.Kind : Index - other.Index;
+    }
+
+    /// <summary>An episode that is open while it has this status.</summary>
+    private readonly record struct Claim(int Episode, Status Status);
+
+    /// <summary>Uncertain ends of one severity, until which they count, and the last one's observation.</summary>
+    private record struct Doubt(DateTime Until, long Observation);
+
+    [InlineArray(3)]
+    private struct PerSeverity<T>
+    {
+        private T _first;
+    }
+
+    private readonly Span<Episode> _episodes;
+    private readonly ReadOnlySpan<Turn> _turns;
+    private readonly bool _isDialect;
+    private readonly DateTime _now;
+    private readonly TimeSpan _pause;
+    private readonly List<Run> _runs;
+    private readonly Moment[] _moments;
+    private readonly Claim[] _claims;
+    private readonly int _count;
+    private DateTime _firstStart = DateTime.MaxValue, _upFrom;
+
+    // Where it is: the next moment, the next one that is a start, and up to when there are runs.
+    private int _next, _nextStart;
+    private DateTime _time;
+
+    // Open episodes by severity, by start; those that have ended lie among them until they come to the top.
+    private PerSeverity<int> _open;
+    private PerSeverity<Doubt> _doubts;
+
+    // What ended last, and as what.
+    private DateTime _lastEnd = DateTime.MinValue;
+    private int _last = -1;
+
+    public TimelineSweep(
+        in EpisodeBuffer episodes, bool isDialect, DateTime now, TimeSpan pause, List<Run> runs)
+    {
+        _episodes = episodes.All;
+        _turns = episodes.Turns;
+        (_isDialect, _now, _pause, _runs) = (isDialect, now, pause, runs);
+        _moments = ArrayPool<Moment>.Shared.Rent((2 * _episodes.Length) + _turns.Length);
+        _claims = ArrayPool<Claim>.Shared.Rent(3 * (_episodes.Length + _turns.Length));
+        for (var i = 0; i < _episodes.Length; i++)
+        {
+            ref var episode = ref _episodes[i];
+            (episode.Status, episode.StatusBy) = (episode.FirstStatus, episode.FirstBy);
+            if (episode.Starts < _firstStart)
+                _firstStart = episode.Starts;
+            _moments[_count++] = new(episode.Starts, episode.IsEmpty ? Kind.EmptyStart : Kind.Start, i);
+            if (episode.HasEnd)
+                _moments[_count++] = new(episode.Until,
+                    episode.IsUncertain ? Kind.Lapse : Kind.End, i);
+        }
+        for (var i = 0; i < _turns.Length; i++)
+            _moments[_count++] = new(_turns[i].Received, Kind.Turn, i);
+        _moments.AsSpan(0, _count).Sort(static (a, b) => a.CompareTo(b));
+    }
+
+    public readonly void Dispose()
+    {
+        ArrayPool<Moment>.Shared.Return(_moments);
+        ArrayPool<Claim>.Shared.Return(_claims);
+    }
+
+    public DateTime? Run(DateTime? knownFrom, DateTime? oldest)
+    {
+        _upFrom = knownFrom < _firstStart ? knownFrom.Value : _firstStart;
+        if (oldest > _upFrom)
+            _upFrom = oldest.Value;
+        _time = !_isDialect && _upFrom < _firstStart ? _upFrom : _firstStart;
+        if (_time > _now)
+            return _time;
+        while (_next < _count && _moments[_next].Time <= _now)
+        {
+            var time = _moments[_next].Time;
+            AppendUntil(time);
+            for (; _next < _count && _moments[_next].Time == time; _next++)
+                Apply(_moments[_next]);
+        }
+        return AppendToNow();
+    }
+
+    private void AppendUntil(DateTime time)
+    {
+        while (_time < time)
+        {
+            var until = StatusFrom(_time, out var run);
+            Append(run);
+            _time = until < time ? until : time;
+        }
+    }
+
+    /// <summary>Appends up to the moment as of which is derived, and tells when the next change is.</summary>
+    private DateTime? AppendToNow()
+    {
+        var due = _next < _count ? _moments[_next].Time : DateTime.MaxValue;
+        while (true)
+        {
+            var until = StatusFrom(_time, out var run);
+            Append(run);
+            if (until > _now)
+                return until < due ? until : due < DateTime.MaxValue ? due : null;
+            _time = until;
+        }
+    }
+
+    private readonly void Append(in Run run)
+    {
+        if (_runs.Count == 0)
+        {
+            if (run.Status != Status.Unknown || run.Observation != 0)
+                _runs.Add(run);
+            return;
+        }
+        ref var last = ref CollectionsMarshal.AsSpan(_runs)[^1];
+        if (last.Status == run.Status && last.Open == run.Open && (last.Observation != 0 || run.Observation == 0))
+            return;
+        last = last with { To = run.From };
+        _runs.Add(run);
+    }
+
+    private void Apply(in Moment moment)
+    {
+        if (moment.Kind == Kind.Turn)
+        {
+            ApplyTurn(_turns[moment.Index]);
+            return;
+        }
+        ref var episode = ref _episodes[moment.Index];
+        if (moment.Kind is Kind.End or Kind.Lapse)
+            Close(moment.Index, moment.Time);
+        if (moment.Kind == Kind.Lapse)
+            AddDoubt(Timeline.Severity(episode.Status), new(episode.Stated + _pause, episode.EndedBy));
+        else
+            _doubts = default;
+        if (moment.Kind == Kind.Start)
+        {
+            episode.IsOpen = true;
+            AddClaim(moment.Index);
+        }
+    }
+
+    /// <summary>A copy that opens an episode again ends doubts, but those of a dialect service without any.</summary>
+    private void ApplyTurn(in Turn turn)
+    {
+        if (turn.Opens && !(_isDialect && WorstOpen() < 0))
+            _doubts = default;
+        ref var episode = ref _episodes[turn.Episode];
+        if (turn.Received >= episode.Until || episode.Status == turn.Status)
+            return;
+        (episode.Status, episode.StatusBy) = (turn.Status, turn.Observation);
+        if (episode.IsOpen)
+            AddClaim(turn.Episode);
+    }
+
+    private void Close(int index, DateTime time)
+    {
+        _episodes[index].IsOpen = false;
+        if (time > _lastEnd || _last < 0 || IsWorse(_episodes[index], _episodes[_last]))
+            _last = index;
+        _lastEnd = time;
+    }
+
+    private static bool IsWorse(in Episode one, in Episode other)
+    {
+        var bySeverity = Timeline.Severity(one.Status) - Timeline.Severity(other.Status);
+        return bySeverity != 0 ? bySeverity > 0
+            : one.Starts != other.Starts ? one.Starts > other.Starts : one.Status > other.Status;
+    }
+
+    private void AddDoubt(int severity, Doubt doubt)
+    {
+        if (doubt.Until >= _doubts[severity].Until)
+            _doubts[severity] = doubt;
+    }
+
+    private void AddClaim(int index)
+    {
+        var claim = new Claim(index, _episodes[index].Status);
+        var severity = Timeline.Severity(claim.Status);
+        var claims = ClaimsOf(severity);
+        var at = _open[severity]++;
+        for (; at > 0 && IsBefore(claim, claims[at - 1]); at--)
+            claims[at] = claims[at - 1];
+        claims[at] = claim;
+    }
+
+    private readonly bool IsBefore(Claim one, Claim other)
+    {
+        var (starts, otherStarts) = (_episodes[one.Episode].Starts, _episodes[other.Episode].Starts);
+        return starts != otherStarts ? starts < otherStarts : one.Status < other.Status;
+    }
+
+    private readonly Span<Claim> ClaimsOf(int severity)
+    {
+        var size = _episodes.Length + _turns.Length;
+        return _claims.AsSpan(severity * size, size);
+    }
+
+    /// <summary>The severity of the worst open episode, which is then its last claim; -1: none is open.</summary>
+    private int WorstOpen()
+    {
+        for (var severity = 2; severity >= 0; severity--)
+        {
+            var claims = ClaimsOf(severity);
+            ref var open = ref _open[severity];
+            for (; open > 0; open--)
+            {
+                var (episode, status) = claims[open - 1];
+                if (_episodes[episode].IsOpen && _episodes[episode].Status == status)
+                    return severity;
+            }
+        }
+        return -1;
+    }
+
+    /// <summary>The run that begins at a time, by the order of chapter 4, and when it ends by itself.</summary>
+    private DateTime StatusFrom(DateTime time, out Run run)
+    {
+        var severity = WorstOpen();
+        if (DoubtAt(time, severity) is { } doubt)
+        {
+            run = new(time, null, Status.Unknown, false, doubt.Observation);
+            return doubt.Until;
+        }
+        if (severity < 0)
+            return _isDialect ? KeptFrom(time, out run) : UpFrom(time, out run);
+        ref var episode = ref _episodes[ClaimsOf(severity)[_open[severity] - 1].Episode];
+        run = new(time, null, episode.Status, true, episode.StatusBy);
+        return DateTime.MaxValue;
+    }
+
+    /// <summary>The longest doubt about something worse than what is open (3.5).</summary>
+    private readonly Doubt? DoubtAt(DateTime time, int openSeverity)
+    {
+        var longest = default(Doubt);
+        for (var severity = openSeverity + 1; severity <= 2; severity++)
+        {
+            if (_doubts[severity].Until > longest.Until)
+                longest = _doubts[severity];
+        }
+        if (longest != default && openSeverity < 0 && _isDialect)
+            return longest with { Until = DateTime.MaxValue };
+        return longest.Until > time ? longest : null;
+    }
+
+    /// <summary>A dialect service without an open alert: its last status, if the pause is not too long.</summary>
+    private DateTime KeptFrom(DateTime time, out Run run)
+    {
+        for (; _nextStart < _count; _nextStart++)
+        {
+            if (_nextStart >= _next && _moments[_nextStart].Kind is Kind.Start or Kind.EmptyStart)
+                break;
+        }
+        var over = _lastEnd + _pause;
+        var isKept = _now < over || (_nextStart < _count && _moments[_nextStart].Time <= over);
+        ref var last = ref _episodes[_last];
+        run = new(time, null, isKept ? last.Status : Status.Unknown, false, last.EndedBy);
+        return isKept ? over : DateTime.MaxValue;
+    }
+
+    /// <summary>A stock service without an open alert is up, as far back as anything is known.</summary>
+    private readonly DateTime UpFrom(DateTime time, out Run run)
+    {
+        var by = _last < 0 ? 0 : _episodes[_last].EndedBy;
+        run = time >= _upFrom ? new(time, null, Status.Up, false, by)
+            : new(time, null, Status.Unknown, false, _runs.Count == 0 ? 0 : by);
+        return time >= _upFrom ? DateTime.MaxValue : _upFrom;
+    }
+}
+
 // ================================ 6. Archive =================================
 //
 // The files of the event log as they are read: JSON lines, numbered upwards, a day each. A file begins with
