@@ -6447,7 +6447,7 @@ internal sealed class Writer : IDisposable
                 end++;
             var (alert, starts) = (facts[i].Alert, UnixTime.From(facts[end - 1].Starts));
             var seen = UnixTime.From(facts[end - 1].Received);
-            var isOpen = Episodes.IsOpen(facts[i..end]);
+            var isOpen = Episodes.Open(facts[i..end], _traitsOf[alert]) != null;
             if (isOpen && !held.ContainsKey(alert))
                 _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, seen).Run();
             else if (isOpen && held[alert] != starts)
