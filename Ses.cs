@@ -5222,12 +5222,14 @@ internal sealed class SqliteException(int code, int errno, string message) : Exc
 {
     // From errno(3) and sqlite3.h.
     private const int TooLarge = 27, NoSpace = 28, QuotaExceeded = 122;
-    private const int Busy = 5, Corrupt = 11, Full = 13, NotADatabase = 26, FlushFailed = 1034, FolderFlushFailed = 1290;
+    private const int Busy = 5, Full = 13, NotADatabase = 26, FlushFailed = 1034, FolderFlushFailed = 1290;
 
     public int Code => code;
 
     /// <summary>There is no space, whichever way that was noticed; it may go on when there is.</summary>
     public bool IsFull => code == Full || errno is TooLarge or NoSpace or QuotaExceeded;
+
+    public const int Corrupt = 11;
 
     /// <summary>No code of SQLite's: its files are not those that it opened.</summary>
     public const int FilesChanged = -1;
@@ -5473,7 +5475,8 @@ internal sealed class StoreException(string message) : Exception(message);
 /// <param name="StaleAfter">An open episode of Alertmanager that is not repeated for so long lapses.</param>
 /// <param name="MaxServices">Alerts of further ones are quarantined.</param>
 /// <param name="MaxAlerts">Further label sets are quarantined.</param>
-internal sealed record StoreRules(TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts);
+/// <param name="Name">Of this SeS, as the facts that it takes have it.</param>
+internal sealed record StoreRules(string Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts);
 
 /// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
 internal static class UnixTime
@@ -5483,7 +5486,12 @@ internal static class UnixTime
 
     public static long From(DateTime time) => (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
 
-    public static DateTime Read(long milliseconds) => DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond);
+    /// <exception cref="SqliteException">No year has it: the row is damaged.</exception>
+    public static DateTime Read(long milliseconds) => Math.Abs(milliseconds) <= Limit
+        ? DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond)
+        : throw new SqliteException(SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
+
+    private const long Limit = 62_000_000_000_000;
 }
 
 /// <summary>The names of the four statuses that have a number of their own.</summary>
@@ -5507,14 +5515,15 @@ internal static class Schema
     public const string Tables = """
         -- State: the last id given, through which observation the timeline is derived, the store's id.
         CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-        -- Facts: names.
+        -- Facts: the SeS that took facts, this one is 1; partitions, statuses, families of services by name.
+        CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE status(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE family(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT NOT NULL,
             service TEXT NOT NULL, facet TEXT NOT NULL, UNIQUE(partition, platform, service, facet)) STRICT;
         -- Fact: the first receipt of anything of a partition.
-        CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, received INTEGER NOT NULL,
-            recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, by INTEGER NOT NULL,
+            received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
         -- Facts: id, family, location. Derived: the present. open: it rests on an open alert; due: when it
         -- changes by itself; seen: the last observation; status null: not derived yet.
         CREATE TABLE service(id INTEGER PRIMARY KEY, family INTEGER NOT NULL, location TEXT NOT NULL,
@@ -5529,9 +5538,9 @@ internal static class Schema
         CREATE INDEX alert_service ON alert(service, hash);
         -- Fact: a copy of an alert that brought something new; text null: the alert's.
         CREATE TABLE observation(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, received INTEGER NOT NULL,
-            service INTEGER NOT NULL, alert INTEGER NOT NULL, kind INTEGER NOT NULL, starts INTEGER NOT NULL,
+            by INTEGER NOT NULL, service INTEGER NOT NULL, alert INTEGER NOT NULL, kind INTEGER NOT NULL, starts INTEGER NOT NULL,
             ends INTEGER, status INTEGER NOT NULL, text TEXT, sum INTEGER NOT NULL) STRICT;
-        CREATE INDEX observation_service ON observation(service, alert, starts, received, kind, ends, status);
+        CREATE INDEX observation_service ON observation(service, alert, starts, received, kind, ends, status, by);
         -- Derived: alert, starts. State: seen, the last copy, to the hour.
         CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
             seen INTEGER NOT NULL) STRICT;
@@ -5886,6 +5895,59 @@ internal sealed class Store : IDisposable
     }
 }
 
+/// <summary>The facts of one service at a time, and the runs that are held of it.</summary>
+internal sealed class ServiceFacts(SqliteConnection database)
+{
+    private readonly SqliteStatement
+        _observations = database.Prepare("""
+            SELECT id, alert, kind, starts, ends, status, received FROM observation
+            WHERE service = ?1 AND id <= ?2 ORDER BY alert, starts, received, kind
+            """),
+        _traits = database.Prepare("SELECT id, dialect, source FROM alert WHERE service = ?1"),
+        _runs = database.Prepare("SELECT at, until, status, open, observation FROM timeline WHERE service = ?1 ORDER BY at");
+
+    private readonly List<Observation> _facts = [];
+    private readonly Dictionary<long, AlertTraits> _traitsOf = [];
+
+    /// <summary>In order of alert, start, receipt and kind; valid until others are read.</summary>
+    public ReadOnlySpan<Observation> Observations => CollectionsMarshal.AsSpan(_facts);
+
+    public AlertTraits TraitsOf(long alert) => _traitsOf[alert];
+
+    /// <param name="through">The last observation that counts.</param>
+    public void Read(long service, long through = long.MaxValue)
+    {
+        _facts.Clear();
+        _observations.Bind(1, service).Bind(2, through);
+        while (_observations.Step())
+            _facts.Add(ObservationOf(_observations));
+        _traitsOf.Clear();
+        _traits.Bind(1, service);
+        while (_traits.Step())
+            _traitsOf[_traits.Number(0)] = new AlertTraits(_traits.Number(1) != 0, (AlertSource)_traits.Number(2));
+    }
+
+    /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
+    public DateTime? Derive(DateTime? knownFrom, DateTime now, TimelineRules rules, List<Run> runs) =>
+        Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs);
+
+    /// <summary>The runs that are held of a service.</summary>
+    public void ReadRuns(long service, List<Run> runs)
+    {
+        runs.Clear();
+        _runs.Bind(1, service);
+        while (_runs.Step())
+            runs.Add(new Run(UnixTime.Read(_runs.Number(0)), _runs.Number(1) == UnixTime.Open ? null
+                : UnixTime.Read(_runs.Number(1)), (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
+    }
+
+    /// <summary>A row of id, alert, kind, starts, ends, status, received.</summary>
+    public static Observation ObservationOf(SqliteStatement row) => new(row.Number(0), row.Number(1),
+        (ObservationKind)row.Number(2), UnixTime.Read(row.Number(3)),
+        row.NumberOrNull(4) is { } ends ? UnixTime.Read(ends) : null, (Status)row.Number(5),
+        UnixTime.Read(row.Number(6)));
+}
+
 /// <summary>The connection that writes, used by the store's thread alone.</summary>
 internal sealed class Writer : IDisposable
 {
@@ -5912,20 +5974,21 @@ internal sealed class Writer : IDisposable
     private readonly SqliteConnection _database;
     private readonly WalPages _pages;
     private readonly DatabaseFiles _files;
+    private readonly ServiceFacts _facts;
     private readonly StoreRules _rules;
     private readonly RecentAlerts _recent;
 
     private readonly SqliteStatement _begin, _commit, _rollback, _setMeta, _insertPartition, _insertReceipt,
         _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine, _oldestQuarantined, _deleteQuarantined,
-        _behind, _due, _stale, _service, _observations, _traits, _runs, _insertRun, _deleteRun, _endRun,
+        _behind, _due, _stale, _service, _insertRun, _deleteRun, _endRun,
         _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _alertText;
 
     // Names, loaded at the start and after a rollback.
     private readonly Dictionary<string, long> _partitions = [];
     private readonly Dictionary<long, DateTime> _knownFrom = [];
     private readonly Dictionary<string, Status> _statuses = [];
-    private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
+    private long _self, _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
     private DateTime _recorded, _alive;
 
     // Of a transaction of facts: whether it wrote, and what the cache learns from it.
@@ -5938,9 +6001,8 @@ internal sealed class Writer : IDisposable
     private DateTime _ticked;
 
     // Used again for each service.
-    private readonly List<Observation> _facts = [];
+    private readonly List<Observation> _newestFacts = [];
     private readonly List<Run> _made = [], _held = [];
-    private readonly Dictionary<long, AlertTraits> _traitsOf = [];
 
     public Writer(string path, int cache, StoreRules rules, RecentAlerts recent)
     {
@@ -5953,7 +6015,7 @@ internal sealed class Writer : IDisposable
         (_begin, _commit, _rollback) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"), Of("ROLLBACK"));
         _setMeta = Of("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value");
         _insertPartition = Of("INSERT INTO partition VALUES (?1, ?2)");
-        _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5)");
+        _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
         _insertStatus = Of("INSERT INTO status VALUES (?1, ?2)");
         _findFamily = Of("SELECT id FROM family WHERE partition = ?1 AND platform = ?2 AND service = ?3 AND facet = ?4");
         _insertFamily = Of("INSERT INTO family VALUES (?1, ?2, ?3, ?4, ?5)");
@@ -5967,8 +6029,7 @@ internal sealed class Writer : IDisposable
         const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation ";
         _newest = Of(facts + "WHERE service = ?1 AND alert = ?2 ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3");
         _ofStart = Of(facts + "WHERE service = ?1 AND alert = ?2 AND starts = ?3 ORDER BY received DESC, kind DESC LIMIT ?4");
-        _observations = Of(facts + "WHERE service = ?1 ORDER BY alert, starts, received, kind");
-        _insertObservation = Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)");
+        _insertObservation = Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
         _see = Of("UPDATE open SET seen = ?2 WHERE alert = ?1 AND seen < ?2");
         _insertQuarantined = Of("INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
         _trimQuarantine = Of("""
@@ -5987,8 +6048,6 @@ internal sealed class Writer : IDisposable
             SELECT f.partition, s.status, s.since, s.open, s.due, s.seen
             FROM service s JOIN family f ON f.id = s.family WHERE s.id = ?1
             """);
-        _traits = Of("SELECT id, dialect, source FROM alert WHERE service = ?1");
-        _runs = Of("SELECT at, until, status, open, observation FROM timeline WHERE service = ?1 ORDER BY at");
         _insertRun = Of("INSERT INTO timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
         _deleteRun = Of("DELETE FROM timeline WHERE service = ?1 AND at = ?2");
         _endRun = Of("UPDATE timeline SET until = ?3 WHERE service = ?1 AND at = ?2");
@@ -6001,6 +6060,7 @@ internal sealed class Writer : IDisposable
         _insertOpen = Of("INSERT INTO open VALUES (?1, ?2, ?3, ?4)");
         _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
         _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
+        _facts = new ServiceFacts(_database);
         Load();
         _files = new DatabaseFiles(path);
     }
@@ -6026,8 +6086,18 @@ internal sealed class Writer : IDisposable
             throw new DataDirException($"{Store.FileName} has version {version}, which this SeS does not know");
     }
 
+    /// <summary>The number of a SeS that takes facts; it is made if it is new.</summary>
+    private long PeerOf(string name)
+    {
+        using (var insert = _database.Query("INSERT OR IGNORE INTO peer(name) VALUES (?1)"))
+            insert.Bind(1, name).Run();
+        using var find = _database.Query("SELECT id FROM peer WHERE name = ?1");
+        return find.Bind(1, name).Number()!.Value;
+    }
+
     private void Load()
     {
+        _self = PeerOf(_rules.Name);
         _partitions.Clear();
         _knownFrom.Clear();
         _statuses.Clear();
@@ -6049,7 +6119,7 @@ internal sealed class Writer : IDisposable
         _services = _database.Number("SELECT count(*) FROM service") ?? 0;
         _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
         _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
-        _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
+        _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         _lastObservation = _database.Number("SELECT max(id) FROM observation") ?? 0;
         _recorded = UnixTime.Read(_database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
         _quarantined = _trimmed = _database.Number("SELECT sum(length(alert)) FROM quarantine") ?? 0;
@@ -6136,8 +6206,8 @@ internal sealed class Writer : IDisposable
         _insertPartition.Bind(1, id = NextId()).Bind(2, name).Run();
         var (receipt, at) = (NextId(), UnixTime.From(received));
         var recorded = UnixTime.From(_recorded);
-        _insertReceipt.Bind(1, receipt).Bind(2, id).Bind(3, at).Bind(4, recorded)
-            .Bind(5, new Checksum().Add(id).Add(at).Add(recorded).Value).Run();
+        _insertReceipt.Bind(1, receipt).Bind(2, id).Bind(3, _self).Bind(4, at).Bind(5, recorded)
+            .Bind(6, Checksum.OfReceipt(receipt, id, _self, at, recorded)).Run();
         _knownFrom[id] = received;
         return _partitions[name] = id;
     }
@@ -6151,7 +6221,7 @@ internal sealed class Writer : IDisposable
             return null;
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received);
         ReadNewest(service, id, alert.Starts);
-        var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_facts), copy, new AlertTraits(alert.Dialect, alert.Source));
+        var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, new AlertTraits(alert.Dialect, alert.Source));
         if (kind is { } brings)
             Observe(service, id, brings, alert, copy);
         else if (alert.Ends == null)
@@ -6163,10 +6233,10 @@ internal sealed class Writer : IDisposable
     /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
     private void Learn(UInt128 key, long service, long id, IncomingAlert alert, AlertCopy copy, ObservationKind? kind)
     {
-        var newest = _facts.Count == 0 ? DateTime.MinValue : _facts[^1].Starts;
+        var newest = _newestFacts.Count == 0 ? DateTime.MinValue : _newestFacts[^1].Starts;
         if (kind != null && alert.Starts >= newest)
             _learned.Add((key, new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, copy.Received)));
-        else if (kind == null && alert.Ends == null && alert.Starts == newest && Episodes.Open(CollectionsMarshal.AsSpan(_facts), new AlertTraits(alert.Dialect, alert.Source)) != null)
+        else if (kind == null && alert.Ends == null && alert.Starts == newest && Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new AlertTraits(alert.Dialect, alert.Source)) != null)
             _learned.Add((key, new RecentAlert(service, id, alert.Starts, null, alert.Status, copy.Received)));
         else
             _learned.Add((key, new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
@@ -6205,10 +6275,10 @@ internal sealed class Writer : IDisposable
     private long Insert(long service, IncomingAlert alert, long hash)
     {
         var id = NextId();
-        var sum = new Checksum().Add(id).Add(service).Add(alert.Dialect ? 1 : 0).Add((long)alert.Source)
-            .Add(alert.Sender).Add(alert.Labels).Add(hash).Add(alert.Description);
+        var sum = Checksum.OfAlert(id, service, alert.Dialect ? 1 : 0, (long)alert.Source, alert.Sender,
+            alert.Labels, hash, alert.Description);
         _insertAlert.Bind(1, id).Bind(2, service).Bind(3, alert.Dialect ? 1 : 0).Bind(4, (long)alert.Source)
-            .Bind(5, alert.Sender).Bind(6, alert.Labels).Bind(7, hash).Bind(8, alert.Description).Bind(9, sum.Value).Run();
+            .Bind(5, alert.Sender).Bind(6, alert.Labels).Bind(7, hash).Bind(8, alert.Description).Bind(9, sum).Run();
         return id;
     }
 
@@ -6225,24 +6295,19 @@ internal sealed class Writer : IDisposable
     /// <summary>The alert's newest observations, and those of an older start, in the index's order.</summary>
     private void ReadNewest(long service, long alert, DateTime starts)
     {
-        _facts.Clear();
+        _newestFacts.Clear();
         _newest.Bind(1, service).Bind(2, alert).Bind(3, NewestRows);
         while (_newest.Step())
-            _facts.Add(ObservationOf(_newest));
-        if (_facts.Count == NewestRows && starts <= _facts[^1].Starts)
+            _newestFacts.Add(ServiceFacts.ObservationOf(_newest));
+        if (_newestFacts.Count == NewestRows && starts <= _newestFacts[^1].Starts)
         {
-            _facts.RemoveAll(f => f.Starts == starts);
+            _newestFacts.RemoveAll(f => f.Starts == starts);
             _ofStart.Bind(1, service).Bind(2, alert).Bind(3, UnixTime.From(starts)).Bind(4, NewestRows);
             while (_ofStart.Step())
-                _facts.Add(ObservationOf(_ofStart));
+                _newestFacts.Add(ServiceFacts.ObservationOf(_ofStart));
         }
-        _facts.Reverse();
+        _newestFacts.Reverse();
     }
-
-    private static Observation ObservationOf(SqliteStatement row) => new(row.Number(0), row.Number(1),
-        (ObservationKind)row.Number(2), UnixTime.Read(row.Number(3)),
-        row.NumberOrNull(4) is { } ends ? UnixTime.Read(ends) : null, (Status)row.Number(5),
-        UnixTime.Read(row.Number(6)));
 
     private void Observe(long service, long id, ObservationKind kind, IncomingAlert alert, AlertCopy copy)
     {
@@ -6255,11 +6320,11 @@ internal sealed class Writer : IDisposable
         var id = NextId();
         var (recorded, received, starts) = (UnixTime.From(_recorded), UnixTime.From(copy.Received), UnixTime.From(copy.Starts));
         long? ends = copy.Ends is { } end ? UnixTime.From(end) : null;
-        var sum = new Checksum().Add(id).Add(recorded).Add(received).Add(service).Add(alert).Add((long)kind)
-            .Add(starts).Add(ends ?? -1).Add((long)copy.Status).Add(text ?? "\0");
-        _insertObservation.Bind(1, id).Bind(2, recorded).Bind(3, received).Bind(4, service).Bind(5, alert)
-            .Bind(6, (long)kind).Bind(7, starts).Bind(8, ends).Bind(9, (long)copy.Status).Bind(10, text)
-            .Bind(11, sum.Value).Run();
+        var sum = Checksum.OfObservation(
+            id, recorded, received, _self, service, alert, (long)kind, starts, ends, (long)copy.Status, text);
+        _insertObservation.Bind(1, id).Bind(2, recorded).Bind(3, received).Bind(4, _self).Bind(5, service)
+            .Bind(6, alert).Bind(7, (long)kind).Bind(8, starts).Bind(9, ends).Bind(10, (long)copy.Status)
+            .Bind(11, text).Bind(12, sum).Run();
         _lastObservation = id;
     }
 
@@ -6360,32 +6425,18 @@ internal sealed class Writer : IDisposable
             throw new SqliteException(0, 0, $"service {service} has observations, but no row: ses check");
         var partition = _service.Number(0);
         _service.Reset();
-        ReadFacts(service);
-        var facts = CollectionsMarshal.AsSpan(_facts);
-        _made.Clear();
-        var due = Timeline.Derive(facts, alert => _traitsOf[alert],
-            _knownFrom.TryGetValue(partition, out var from) ? from : null, null, now, _rules.Timeline, _made);
+        _facts.Read(service);
+        var due = _facts.Derive(
+            _knownFrom.TryGetValue(partition, out var from) ? from : null, now, _rules.Timeline, _made);
         WriteRuns(service, partition);
-        WriteOpen(service, facts);
+        WriteOpen(service, _facts.Observations);
         var last = _made.Count == 0 ? default : _made[^1];
         long seen = 0;
-        foreach (var fact in facts)
+        foreach (var fact in _facts.Observations)
             seen = Math.Max(seen, UnixTime.From(fact.Received));
         _updateService.Bind(1, service).Bind(2, _made.Count == 0 ? null : (long)last.Status)
             .Bind(3, _made.Count == 0 ? null : UnixTime.From(SinceOf(_made.Count - 1))).Bind(4, last.Open ? 1 : 0)
             .Bind(5, due is { } at ? UnixTime.From(at) : null).Bind(6, seen).Run();
-    }
-
-    private void ReadFacts(long service)
-    {
-        _facts.Clear();
-        _observations.Bind(1, service);
-        while (_observations.Step())
-            _facts.Add(ObservationOf(_observations));
-        _traitsOf.Clear();
-        _traits.Bind(1, service);
-        while (_traits.Step())
-            _traitsOf[_traits.Number(0)] = new AlertTraits(_traits.Number(1) != 0, (AlertSource)_traits.Number(2));
     }
 
     /// <summary>When the status of a run began: with the first of the runs before it that have the same.</summary>
@@ -6398,11 +6449,7 @@ internal sealed class Writer : IDisposable
 
     private void WriteRuns(long service, long partition)
     {
-        _held.Clear();
-        _runs.Bind(1, service);
-        while (_runs.Step())
-            _held.Add(new Run(UnixTime.Read(_runs.Number(0)), _runs.Number(1) == UnixTime.Open ? null
-                : UnixTime.Read(_runs.Number(1)), (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
+        _facts.ReadRuns(service, _held);
         var (since, i) = (0L, 0);
         for (var j = 0; j < _made.Count; j++)
         {
@@ -6447,7 +6494,7 @@ internal sealed class Writer : IDisposable
                 end++;
             var (alert, starts) = (facts[i].Alert, UnixTime.From(facts[end - 1].Starts));
             var seen = UnixTime.From(facts[end - 1].Received);
-            var isOpen = Episodes.Open(facts[i..end], _traitsOf[alert]) != null;
+            var isOpen = Episodes.Open(facts[i..end], _facts.TraitsOf(alert)) != null;
             if (isOpen && !held.ContainsKey(alert))
                 _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, seen).Run();
             else if (isOpen && held[alert] != starts)
@@ -6456,6 +6503,24 @@ internal sealed class Writer : IDisposable
                 _deleteOpen.Bind(1, alert).Run();
             i = end;
         }
+    }
+
+    /// <summary>Throws away what is derived, to be derived anew; the last copies of open episodes stay.</summary>
+    public void Rebuild() => InTransaction(() =>
+    {
+        _database.Execute("DELETE FROM timeline; UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL");
+        _setMeta.Bind(1, "derived").Bind(2, _windowEnd = _derived = 0).Run();
+        _window.Clear();
+    });
+
+    /// <summary>Writes a consistent, compact copy, flushed; the file may not be there yet.</summary>
+    public void Backup(string path)
+    {
+        using (var copy = _database.Query("VACUUM INTO ?1"))
+            copy.Bind(1, path).Run();
+        using (var file = new FileStream(path, FileMode.Open, FileAccess.ReadWrite))
+            Disk.Flush(file);
+        Disk.FlushFolder(Path.GetDirectoryName(Path.GetFullPath(path))!);
     }
 
     /// <summary>Moves the log into the database when it has so many pages.</summary>
@@ -6523,6 +6588,18 @@ internal sealed class DatabaseFiles(string path)
 /// <summary>CRC-32C of a row's values.</summary>
 internal struct Checksum()
 {
+    public static long OfReceipt(long id, long partition, long by, long received, long recorded) =>
+        new Checksum().Add(id).Add(partition).Add(by).Add(received).Add(recorded).Value;
+
+    public static long OfAlert(
+        long id, long service, long dialect, long source, string sender, string labels, long hash, string text) =>
+        new Checksum().Add(id).Add(service).Add(dialect).Add(source).Add(sender).Add(labels).Add(hash).Add(text).Value;
+
+    public static long OfObservation(long id, long recorded, long received, long by, long service, long alert,
+        long kind, long starts, long? ends, long status, string? text) =>
+        new Checksum().Add(id).Add(recorded).Add(received).Add(by).Add(service).Add(alert).Add(kind).Add(starts)
+            .Add(ends ?? -1).Add(status).Add(text ?? "\0").Value;
+
     private uint _crc = uint.MaxValue;
 
     public readonly long Value => ~_crc;
@@ -6549,6 +6626,107 @@ internal struct Checksum()
 /// <summary>The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.</summary>
 internal readonly record struct RecentAlert(
     long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen);
+
+/// <summary>
+/// Looks for damage in a database: that of its structure, which SQLite finds, facts that do not fit their
+/// checksums, and derived rows that are not what the facts give.
+/// </summary>
+internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rules, DateTime now)
+{
+    /// <summary>Of each kind so many are named.</summary>
+    private const int MaxFaults = 20;
+
+    private readonly List<string> _faults = [];
+
+    public long Observations { get; private set; }
+
+    public long Services { get; private set; }
+
+    /// <summary>What is wrong, a line each; none: it is sound.</summary>
+    /// <exception cref="SqliteException">It cannot be read at all.</exception>
+    public IReadOnlyList<string> Run()
+    {
+        using (var check = database.Query($"PRAGMA integrity_check({MaxFaults})"))
+        {
+            while (check.Step())
+            {
+                if (check.Text(0) != "ok")
+                    _faults.Add($"structure: {check.Text(0)}");
+            }
+        }
+        CheckReceipts();
+        CheckAlerts();
+        CheckObservations();
+        if (_faults.Count == 0)
+            CheckDerived();
+        return _faults;
+    }
+
+    private void CheckReceipts()
+    {
+        using var rows = database.Query("SELECT id, partition, by, received, recorded, sum FROM receipt");
+        while (rows.Step())
+        {
+            if (Checksum.OfReceipt(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Number(4)) != rows.Number(5))
+                Fault("receipt", rows.Number(0));
+        }
+    }
+
+    private void CheckAlerts()
+    {
+        using var rows = database.Query("SELECT id, service, dialect, source, sender, labels, hash, text, sum FROM alert");
+        while (rows.Step())
+        {
+            if (Checksum.OfAlert(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Text(4),
+                rows.Text(5), rows.Number(6), rows.Text(7)) != rows.Number(8))
+                Fault("alert", rows.Number(0));
+        }
+    }
+
+    private void CheckObservations()
+    {
+        using var rows = database.Query("""
+            SELECT id, recorded, received, by, service, alert, kind, starts, ends, status, text, sum FROM observation
+            """);
+        for (; rows.Step(); Observations++)
+        {
+            if (Checksum.OfObservation(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Number(4),
+                rows.Number(5), rows.Number(6), rows.Number(7), rows.NumberOrNull(8), rows.Number(9),
+                rows.TextOrNull(10)) != rows.Number(11))
+                Fault("observation", rows.Number(0));
+        }
+    }
+
+    private void Fault(string table, long id)
+    {
+        if (_faults.Count < MaxFaults)
+            _faults.Add($"{table} {id}: a fact does not fit its checksum; a backup or another SeS may have it");
+    }
+
+    /// <summary>Only of services that are not behind; their timeline is made again, and compared.</summary>
+    private void CheckDerived()
+    {
+        var facts = new ServiceFacts(database);
+        var derived = database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
+        var (made, held) = (new List<Run>(), new List<Run>());
+        using var services = database.Query("""
+            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition)
+            FROM service s JOIN family f ON f.id = s.family WHERE s.status IS NOT NULL AND (s.due IS NULL OR s.due > ?1)
+            """);
+        services.Bind(1, UnixTime.From(now));
+        for (; services.Step(); Services++)
+        {
+            var service = services.Number(0);
+            facts.Read(service);
+            if (facts.Observations.ToArray().Any(o => o.Id > derived))
+                continue;
+            _ = facts.Derive(services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null, now, rules, made);
+            facts.ReadRuns(service, held);
+            if (!made.SequenceEqual(held) && _faults.Count < MaxFaults)
+                _faults.Add($"service {service}: its timeline is not what its facts give; ses rebuild makes it again");
+        }
+    }
+}
 
 /// <summary>
 /// The alerts that came last, so that repeated copies cost no query; bounded. Keys are hashes with a random

@@ -8,10 +8,10 @@ public sealed class StoreTests : IDisposable
 {
     private static readonly DateTime Noon = new(2026, 11, 23, 12, 0, 0, DateTimeKind.Utc);
     private static readonly StoreRules Rules =
-        new(new TimelineRules(TimeSpan.FromMinutes(15)), TimeSpan.FromHours(25), 100_000, 1_000_000);
+        new("n", new TimelineRules(TimeSpan.FromMinutes(15)), TimeSpan.FromHours(25), 100_000, 1_000_000);
 
     private readonly string _directory = Directory.CreateTempSubdirectory("ses-store").FullName;
-    private readonly ManualClock _clock = new(Noon);
+    private readonly ManualClock _clock = new(Noon.AddHours(1));
     private readonly StringWriter _log = new();
     private Store _store;
 
@@ -171,6 +171,39 @@ public sealed class StoreTests : IDisposable
         await Assert.ThrowsAsync<StoreException>(() => AppendAsync(Alert()));
         await Assert.ThrowsAsync<StoreException>(() => _store.ReadAsync());
         _store = Open();
+    }
+
+    [Fact]
+    public async Task CheckFindsNothingWrongInASoundDatabase()
+    {
+        for (var i = 0; i < 20; i++)
+            await AppendAsync(Alert($"n{i % 7}", starts: i, ends: i % 3 == 0 ? null : i + 1));
+        Assert.Equal([], await CheckAsync());
+    }
+
+    [Theory]
+    [InlineData("UPDATE observation SET ends = ends + 1", "observation")]
+    [InlineData("UPDATE observation SET text = 'x'", "observation")]
+    [InlineData("UPDATE alert SET labels = '{}'", "alert")]
+    [InlineData("UPDATE receipt SET received = 7", "receipt")]
+    [InlineData("UPDATE timeline SET until = until + 1 WHERE until < 9000000000000000", "ses rebuild")]
+    [InlineData("DELETE FROM timeline", "ses rebuild")]
+    public async Task CheckFindsWhatDoesNotFit(string damage, string word)
+    {
+        await AppendAsync(Alert(ends: 10));
+        Assert.Equal([], await CheckAsync());
+        _store.Dispose();
+        using (var database = new SqliteConnection(Path.Combine(_directory, Store.FileName), isReadOnly: false, 100))
+            database.Execute(damage);
+        _store = Open();
+        Assert.Contains(word, Assert.Single(await CheckAsync()), StringComparison.Ordinal);
+    }
+
+    private async Task<IReadOnlyList<string>> CheckAsync()
+    {
+        (await _store.ReadAsync()).Dispose();
+        using var database = new SqliteConnection(Path.Combine(_directory, Store.FileName), isReadOnly: true, 100);
+        return new DatabaseCheck(database, Rules.Timeline, _clock.UtcNow).Run();
     }
 
     private Store Open() => Open(Rules);
