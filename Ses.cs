@@ -5941,6 +5941,14 @@ internal sealed class ServiceFacts(SqliteConnection database)
                 : UnixTime.Read(_runs.Number(1)), (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
     }
 
+    /// <summary>When the status of a run began: with the first of the runs before it that have the same.</summary>
+    public static DateTime SinceOf(List<Run> runs, int run)
+    {
+        while (run > 0 && runs[run - 1].Status == runs[run].Status && runs[run - 1].To == runs[run].From)
+            run--;
+        return runs[run].From;
+    }
+
     /// <summary>A row of id, alert, kind, starts, ends, status, received.</summary>
     public static Observation ObservationOf(SqliteStatement row) => new(row.Number(0), row.Number(1),
         (ObservationKind)row.Number(2), UnixTime.Read(row.Number(3)),
@@ -6435,16 +6443,8 @@ internal sealed class Writer : IDisposable
         foreach (var fact in _facts.Observations)
             seen = Math.Max(seen, UnixTime.From(fact.Received));
         _updateService.Bind(1, service).Bind(2, _made.Count == 0 ? null : (long)last.Status)
-            .Bind(3, _made.Count == 0 ? null : UnixTime.From(SinceOf(_made.Count - 1))).Bind(4, last.Open ? 1 : 0)
+            .Bind(3, _made.Count == 0 ? null : UnixTime.From(ServiceFacts.SinceOf(_made, _made.Count - 1))).Bind(4, last.Open ? 1 : 0)
             .Bind(5, due is { } at ? UnixTime.From(at) : null).Bind(6, seen).Run();
-    }
-
-    /// <summary>When the status of a run began: with the first of the runs before it that have the same.</summary>
-    private DateTime SinceOf(int run)
-    {
-        while (run > 0 && _made[run - 1].Status == _made[run].Status && _made[run - 1].To == _made[run].From)
-            run--;
-        return _made[run].From;
     }
 
     private void WriteRuns(long service, long partition)
@@ -6710,7 +6710,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         var derived = database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         var (made, held) = (new List<Run>(), new List<Run>());
         using var services = database.Query("""
-            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition)
+            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition), s.status, s.since, s.open
             FROM service s JOIN family f ON f.id = s.family WHERE s.status IS NOT NULL AND (s.due IS NULL OR s.due > ?1)
             """);
         services.Bind(1, UnixTime.From(now));
@@ -6722,7 +6722,10 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
                 continue;
             _ = facts.Derive(services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null, now, rules, made);
             facts.ReadRuns(service, held);
-            if (!made.SequenceEqual(held) && _faults.Count < MaxFaults)
+            var isPresent = made.Count > 0 && (long)made[^1].Status == services.Number(2)
+                && UnixTime.From(ServiceFacts.SinceOf(made, made.Count - 1)) == services.Number(3)
+                && made[^1].Open == (services.Number(4) != 0);
+            if ((!isPresent || !made.SequenceEqual(held)) && _faults.Count < MaxFaults)
                 _faults.Add($"service {service}: its timeline is not what its facts give; ses rebuild makes it again");
         }
     }
