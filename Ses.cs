@@ -5634,7 +5634,7 @@ internal sealed class Store : IDisposable
     private readonly Writer _writer;
     private readonly RecentAlerts _recent = new();
     private readonly TaskCompletionSource<string> _failed = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private readonly ConcurrentBag<SqliteConnection> _readers = [];
+    private readonly ConcurrentBag<Reader> _readers = [];
 
     // Guarded by _gate.
     private readonly object _gate = new();
@@ -5740,9 +5740,7 @@ internal sealed class Store : IDisposable
             Monitor.Pulse(_gate);
         }
         await caughtUp.Task;
-        if (!_readers.TryTake(out var database))
-            database = new SqliteConnection(_path, isReadOnly: true, ReaderCache);
-        return new Snapshot(database, _readers.Add);
+        return new Snapshot(_readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), _readers.Add);
     }
 
     // ---- The writer's thread ----
@@ -6798,26 +6796,316 @@ internal sealed class RecentAlerts
     }
 }
 
+/// <summary>A connection that questions take turns on.</summary>
+internal sealed class Reader(string path, int cache) : IDisposable
+{
+    private ServiceFacts? _facts;
+
+    public SqliteConnection Database { get; } = new(path, isReadOnly: true, cache);
+
+    public ServiceFacts Facts => _facts ??= new ServiceFacts(Database);
+
+    public void Dispose() => Database.Dispose();
+}
+
 /// <summary>A connection on one state of the database; to be disposed soon.</summary>
 internal sealed class Snapshot : IDisposable
 {
-    private readonly SqliteConnection _database;
-    private readonly Action<SqliteConnection> _giveBack;
+    private readonly Reader _reader;
+    private readonly Action<Reader> _giveBack;
 
-    public Snapshot(SqliteConnection database, Action<SqliteConnection> giveBack)
+    public Snapshot(Reader reader, Action<Reader> giveBack)
     {
-        (_database, _giveBack) = (database, giveBack);
-        database.Execute("BEGIN");
-        _ = database.Number("SELECT 1 FROM meta");
+        (_reader, _giveBack) = (reader, giveBack);
+        reader.Database.Execute("BEGIN");
+        // The state is taken with the first read.
+        _ = reader.Database.Number("SELECT 1 FROM meta");
     }
 
+    public ServiceFacts Facts => _reader.Facts;
+
     /// <summary>A query; dispose it before the snapshot.</summary>
-    public SqliteStatement Query(string sql) => _database.Query(sql);
+    public SqliteStatement Query(string sql) => _reader.Database.Query(sql);
+
+    /// <summary>For temporary tables; the database itself cannot be written to.</summary>
+    public void Execute(string sql) => _reader.Database.Execute(sql);
+
+    /// <summary>The last observation that was recorded until a moment, by halving: recorded never decreases.</summary>
+    public long LastObservation(DateTime moment)
+    {
+        using var ends = Query("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM observation");
+        using var before = Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
+        ends.Step();
+        var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
+        while (low < high)
+        {
+            var middle = low + ((high - low + 1) / 2);
+            before.Bind(1, middle);
+            var isThere = before.Step();
+            if (isThere && before.Number(1) > until)
+                high = before.Number(0) - 1;
+            else
+                low = middle;
+        }
+        return low;
+    }
 
     public void Dispose()
     {
-        _database.Execute("ROLLBACK");
-        _giveBack(_database);
+        _reader.Database.Execute("ROLLBACK");
+        _giveBack(_reader);
+    }
+}
+
+// =============================== 9e. Questions ===============================
+//
+// What people and programs ask, answered from one snapshot: the present of services, their changes in order
+// of time, availability, and for how long too few of a group were up. Rows come one at a time, in the order
+// of an index, so that memory does not grow with the answer. A question as of a day in the past is
+// answered from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
+
+/// <summary>The present of a service.</summary>
+/// <param name="Status">Null: it is not derived, or not known yet.</param>
+internal sealed record PresentRow(ServiceKey Service, string Status, DateTime Since, string Description);
+
+/// <summary>A change of status.</summary>
+/// <param name="Place">What a cursor needs beside the time.</param>
+internal sealed record ChangeRow(
+    long Place, ServiceKey Service, string Status, DateTime Time, string Description, DateTime? Received);
+
+/// <summary>How a service fared in a range; the four times add up to its known part.</summary>
+/// <param name="Outages">Each begins and ends with down; unknown of less than a day does not end it.</param>
+/// <param name="Longest">The longest outage's time down, as far as it lies in the range.</param>
+/// <param name="IsOpen">An outage goes on at the end of the range.</param>
+internal readonly record struct Availability(
+    TimeSpan Up, TimeSpan Degraded, TimeSpan Down, TimeSpan Unknown, int Outages, TimeSpan Longest, bool IsOpen)
+{
+    /// <summary>Up and degraded in percent of what is known; null: nothing is.</summary>
+    public double? Percent => Up + Degraded + Down is { Ticks: > 0 } known ? 100.0 * (Up + Degraded).Ticks / known.Ticks : null;
+}
+
+/// <summary>A change of a group, how many are up after it, and, where it makes them enough again, for how long they were too few.</summary>
+internal readonly record struct ThresholdRow(ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
+
+/// <summary>Answers questions from a snapshot.</summary>
+/// <param name="asOf">Answers from what was recorded until then; null: all.</param>
+internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null)
+{
+    /// <summary>An unknown of so long ends an outage.</summary>
+    private static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
+
+    /// <summary>So few services of a partition are sorted by time, rather than found among all of its changes.</summary>
+    private const int FewServices = 1000;
+
+    private bool _isDerived;
+
+    /// <summary>The moment that the answers are of; what is later is not yet.</summary>
+    public DateTime Moment => asOf ?? now;
+
+    /// <summary>The present of each service that a filter takes, in the order of names.</summary>
+    public IEnumerable<PresentRow> Present(ServiceFilter filter)
+    {
+        using var runs = snapshot.Query($"""
+            SELECT t.since, n.name, {Description} FROM {Timeline} t JOIN status n ON n.id = t.status {Observed}
+            WHERE t.service = ?1 ORDER BY t.at DESC LIMIT 1
+            """);
+        foreach (var (id, service) in Services(filter))
+        {
+            if (runs.Bind(1, id).Step())
+                yield return new PresentRow(service, runs.Text(1), UnixTime.Read(runs.Number(0)), runs.Text(2));
+            runs.Reset();
+        }
+    }
+
+    /// <summary>The changes of the services that a filter takes, in order of time.</summary>
+    /// <param name="from">Inclusive; null: from the first on.</param>
+    /// <param name="to">Exclusive; null: up to the last.</param>
+    /// <param name="after">Goes on after this change: its time, and its <see cref="ChangeRow.Place"/>.</param>
+    public IEnumerable<ChangeRow> History(
+        ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
+    {
+        using var rows = snapshot.Query($"""
+            SELECT t.service, {Names}, n.name, t.at, {Description}, o.received
+            FROM {(AreFew(filter) ? $"{ServiceJoin} JOIN {Timeline} t ON t.service = s.id"
+                : $"{Timeline} t JOIN service s ON s.id = t.service JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition")}
+            JOIN status n ON n.id = t.status {Observed}
+            WHERE t.at = t.since AND t.at >= ?6 AND t.at < ?7 AND (t.at > ?8 OR (t.at = ?8 AND t.service > ?9))
+                AND {Takes} {(filter.Partition == null ? "" : "AND t.partition = (SELECT id FROM partition WHERE name = ?1)")}
+            ORDER BY t.at, t.service
+            """);
+        Bind(rows, filter).Bind(6, from is { } first ? UnixTime.From(first) : long.MinValue)
+            .Bind(7, to is { } end ? UnixTime.From(end) : UnixTime.Open)
+            .Bind(8, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(9, after?.Place ?? 0);
+        while (rows.Step())
+            yield return new ChangeRow(rows.Number(0), ServiceOf(rows, 1), rows.Text(6), UnixTime.Read(rows.Number(7)),
+                rows.Text(8), rows.NumberOrNull(9) is { } received ? UnixTime.Read(received) : null);
+    }
+
+    /// <summary>How each service that a filter takes, and that was known, fared; in the order of names.</summary>
+    /// <param name="to">Null, or later than the moment of the answer: that moment.</param>
+    public IEnumerable<(ServiceKey Service, Availability Availability)> Report(
+        ServiceFilter filter, DateTime? from, DateTime? to)
+    {
+        var end = to is { } given && given < Moment ? given : Moment;
+        using var runs = snapshot.Query($"""
+            SELECT at, until, status FROM {Timeline} WHERE service = ?1 AND at < ?2 ORDER BY at
+            """);
+        using var known = snapshot.Query($"SELECT EXISTS (SELECT 1 FROM {Timeline} WHERE service = ?1)");
+        foreach (var (id, service) in Services(filter))
+        {
+            if (known.Bind(1, id).Number() == 0)
+                continue;
+            var sum = new AvailabilitySum(from ?? DateTime.MinValue, end);
+            runs.Bind(1, id).Bind(2, UnixTime.From(end));
+            while (runs.Step())
+                sum.Add(UnixTime.Read(runs.Number(0)), runs.Number(1) == UnixTime.Open ? end
+                    : UnixTime.Read(runs.Number(1)), (Status)runs.Number(2));
+            yield return (service, sum.Result);
+        }
+    }
+
+    /// <summary>
+    /// The changes of a group between up and another status, as Onix's report ox_ses_events_threshold has them
+    /// where it is right: how many are up follows from all that was, so it begins with the first.
+    /// </summary>
+    public IEnumerable<ThresholdRow> Threshold(ServiceFilter filter, int threshold, DateTime? from, DateTime? to)
+    {
+        var up = new HashSet<long>();
+        DateTime? since = null;
+        foreach (var change in History(filter, null, to is { } end && end < Moment ? end : Moment))
+        {
+            if (change.Status == StatusNames.Own[(int)Status.Unknown])
+                continue;
+            var under = TimeSpan.Zero;
+            if (change.Status == StatusNames.Own[(int)Status.Up])
+                up.Add(change.Place);
+            else if (change.Status == StatusNames.Own[(int)Status.Down] && up.Remove(change.Place) | true && up.Count < threshold)
+                since ??= change.Time;
+            if (up.Count >= threshold && since is { } began)
+                (under, since) = (change.Time - began, null);
+            if (from == null || change.Time >= from)
+                yield return new ThresholdRow(change.Service, change.Status, change.Time, up.Count, under);
+        }
+    }
+
+    // ---- Services and their timeline ----
+
+    private const string
+        Names = "p.name, f.platform, f.service, f.facet, s.location",
+        ServiceJoin = "partition p JOIN family f ON f.partition = p.id JOIN service s ON s.family = f.id",
+        Takes = """
+            (?1 IS NULL OR p.name = ?1) AND (?2 IS NULL OR f.platform = ?2) AND (?3 IS NULL OR f.service = ?3)
+            AND (?4 IS NULL OR f.facet = ?4) AND (?5 IS NULL OR s.location = ?5)
+            """,
+        Observed = "LEFT JOIN observation o ON o.id = t.observation LEFT JOIN alert a ON a.id = o.alert",
+        // The recovery of a stock alert has no text of its own: the one that was sent is of the outage.
+        Description = """
+            CASE WHEN o.id IS NULL THEN '' WHEN t.status = 0 AND a.dialect = 0
+                THEN coalesce(json_extract(a.labels, '$.alertname'), 'alert') || ' resolved'
+                ELSE coalesce(o.text, a.text) END
+            """;
+
+    /// <summary>The table of the timeline, which as of the past is derived first.</summary>
+    private string Timeline
+    {
+        get
+        {
+            if (asOf is { } moment && !_isDerived)
+                Derive(moment);
+            _isDerived = true;
+            return asOf == null ? "main.timeline" : "temp.timeline";
+        }
+    }
+
+    /// <summary>The services that a filter takes, in the order of names.</summary>
+    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter)
+    {
+        using var rows = snapshot.Query($"""
+            SELECT s.id, {Names} FROM {ServiceJoin} WHERE {Takes}
+            ORDER BY p.name, f.platform, f.service, f.facet, s.location
+            """);
+        Bind(rows, filter);
+        while (rows.Step())
+            yield return (rows.Number(0), ServiceOf(rows, 1));
+    }
+
+    private static SqliteStatement Bind(SqliteStatement statement, ServiceFilter filter) => statement
+        .Bind(1, filter.Partition).Bind(2, filter.Platform).Bind(3, filter.Service).Bind(4, filter.Facet)
+        .Bind(5, filter.Location);
+
+    private static ServiceKey ServiceOf(SqliteStatement row, int column) => new(row.Text(column), row.Text(column + 1),
+        row.Text(column + 2), row.Text(column + 3), row.Text(column + 4));
+
+    /// <summary>Whether a sort of these services' changes is cheaper than a pass over a partition's.</summary>
+    private bool AreFew(ServiceFilter filter) => filter.Partition == null
+        || Services(filter).Take(FewServices + 1).Count() <= FewServices;
+
+    private void Derive(DateTime moment)
+    {
+        var through = snapshot.LastObservation(moment);
+        var (facts, runs) = (snapshot.Facts, new List<Run>());
+        snapshot.Execute("""
+            DROP TABLE IF EXISTS temp.timeline;
+            CREATE TEMP TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
+                since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
+                observation INTEGER NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY(service, at)) WITHOUT ROWID;
+            """);
+        using var insert = snapshot.Query("INSERT INTO temp.timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        using var services = snapshot.Query("""
+            SELECT s.id, f.partition, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition AND r.recorded <= ?1)
+            FROM service s JOIN family f ON f.id = s.family ORDER BY s.id
+            """);
+        services.Bind(1, UnixTime.From(moment));
+        while (services.Step())
+        {
+            facts.Read(services.Number(0), through);
+            _ = facts.Derive(services.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null, moment, rules, runs);
+            for (var i = 0; i < runs.Count; i++)
+                insert.Bind(1, services.Number(0)).Bind(2, UnixTime.From(runs[i].From))
+                    .Bind(3, runs[i].To is { } to ? UnixTime.From(to) : UnixTime.Open)
+                    .Bind(4, UnixTime.From(ServiceFacts.SinceOf(runs, i))).Bind(5, (long)runs[i].Status)
+                    .Bind(6, runs[i].Open ? 1 : 0).Bind(7, runs[i].Observation).Bind(8, services.Number(1)).Run();
+        }
+        snapshot.Execute("CREATE INDEX temp.timeline_time ON timeline(partition, at, service, status, since)");
+    }
+
+    /// <summary>Adds up the runs of one service, in order, over a range.</summary>
+    private struct AvailabilitySum(DateTime from, DateTime to)
+    {
+        private TimeSpan _up, _degraded, _down, _unknown, _longest, _outage, _unknownSince;
+        private int _outages;
+        private bool _isOpen;
+
+        public readonly Availability Result => new(_up, _degraded, _down, _unknown, _outages, _longest, _isOpen && to > from);
+
+        public void Add(DateTime at, DateTime until, Status status)
+        {
+            var (begin, end) = (at > from ? at : from, until < to ? until : to);
+            var counted = end > begin ? end - begin : TimeSpan.Zero;
+            Follow(status, until - at, counted);
+            switch (status)
+            {
+                case Status.Up: _up += counted; break;
+                case Status.Down: _down += counted; break;
+                case Status.Unknown: _unknown += counted; break;
+                default: _degraded += counted; break;
+            }
+        }
+
+        /// <summary>Whether an outage goes on, and how long it has been down within the range.</summary>
+        private void Follow(Status status, TimeSpan length, TimeSpan counted)
+        {
+            _unknownSince = status == Status.Unknown ? _unknownSince + length : TimeSpan.Zero;
+            if (status == Status.Down)
+            {
+                _outage = (_isOpen ? _outage : TimeSpan.Zero) + counted;
+                // An outage counts once some of it lies in the range.
+                if (counted > TimeSpan.Zero && _outage == counted)
+                    _outages++;
+                _longest = _outage > _longest ? _outage : _longest;
+            }
+            _isOpen = status == Status.Down || (_isOpen && status == Status.Unknown && _unknownSince < EndsOutage);
+        }
     }
 }
 
