@@ -134,8 +134,9 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     }
 
     [Fact]
-    public void EndBeforeTheNewStatusWasHeardLeavesNothingOfIt() => Assert.Equal("10:00 down!, 10:30 up",
-        HistoryOf(new Facts().Take("A 10:00 down @10:01", "A 10:00 degraded @11:00", "A 10:00 down ends 10:30 @11:01")));
+    public void EndBeforeTheNewStatusWasHeardLeavesNothingOfIt() =>
+        Assert.Equal("10:00 down!, 10:30 up", HistoryOf(new Facts().Take(
+            "A 10:00 down @10:01", "A 10:00 degraded @11:00", "A 10:00 down ends 10:30 @11:01")));
 
     // ---- Episodes (3.1) ----
 
@@ -229,7 +230,8 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     [InlineData("10:11:20.001", true)]
     public void FiringCopyIsLateWithin20SecondsOfTheEnd(string received, bool opens)
     {
-        var facts = new Facts().Take("A 10:00 down @10:01", "A 10:00 down ends 10:10 @10:11", "A 10:00 down ends 10:10 @10:11:15");
+        var facts = new Facts().Take("A 10:00 down @10:01", "A 10:00 down ends 10:10 @10:11",
+            "A 10:00 down ends 10:10 @10:11:15");
         Assert.Equal(opens ? ObservationKind.Again : null, facts.TakeLine($"A 10:00 down @{received}"));
         Assert.Equal(opens ? "10:00 down!" : "10:00 down!, 10:10 up", HistoryOf(facts));
     }
@@ -329,7 +331,8 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     [Fact]
     public void UnknownCoversWhatIsBetterAndNotWhatIsAsBad()
     {
-        var facts = new Facts().Take("A 10:00 down @10:01", "B 10:05 degraded @10:06", "A 10:00 down lapse 10:20 @10:24");
+        var facts = new Facts().Take(
+            "A 10:00 down @10:01", "B 10:05 degraded @10:06", "A 10:00 down lapse 10:20 @10:24");
         Assert.Equal("10:00 down!, 10:20 unknown, 10:39 degraded!", HistoryOf(facts));
         facts.Take("C 10:10 down @10:11");
         Assert.Equal("10:00 down!", HistoryOf(facts));
@@ -366,9 +369,9 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     [Fact]
     public void WorstOfTheOpenIsTheStatusAndOfOthersTheLatestStart()
     {
-        var facts = new Facts().Take("A 10:00 degraded @10:01", "B 10:10 other4 @10:11", "C 10:20 down ends 10:30 @10:31",
-            "B 10:10 other4 ends 10:40 @10:41", "D 10:05 up @10:42");
-        Assert.Equal("10:00 degraded!, 10:10 4!, 10:20 down!, 10:30 4!, 10:40 degraded!", HistoryOf(facts.Take()));
+        var facts = new Facts().Take("A 10:00 degraded @10:01", "B 10:10 other4 @10:11",
+            "C 10:20 down ends 10:30 @10:31", "B 10:10 other4 ends 10:40 @10:41", "D 10:05 up @10:42");
+        Assert.Equal("10:00 degraded!, 10:10 4!, 10:20 down!, 10:30 4!, 10:40 degraded!", HistoryOf(facts));
         facts.Take("A 10:00 degraded ends 11:00 @11:01", "D 10:05 up ends 11:10 @11:11");
         Assert.EndsWith("11:00 up!, 11:10 up", HistoryOf(facts), StringComparison.Ordinal);
     }
@@ -439,10 +442,10 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     [Fact]
     public void RunNamesTheObservationThatMadeItSo()
     {
-        var facts = new Facts().Take("A 10:00 down @10:01", "B 09:00 degraded @10:02", "A 10:00 down ends 10:10 @10:11",
-            "B 09:00 down @10:30", "B 09:00 down lapse 10:40 @11:00");
-        Assert.Equal([(Status.Up, 0), (Status.Degraded, 2), (Status.Down, 1), (Status.Degraded, 2), (Status.Down, 4),
-                (Status.Unknown, 5), (Status.Up, 5)],
+        var facts = new Facts().Take("A 10:00 down @10:01", "B 09:00 degraded @10:02",
+            "A 10:00 down ends 10:10 @10:11", "B 09:00 down @10:30", "B 09:00 down lapse 10:40 @11:00");
+        Assert.Equal([(Status.Up, 0), (Status.Degraded, 2), (Status.Down, 1), (Status.Degraded, 2),
+                (Status.Down, 4), (Status.Unknown, 5), (Status.Up, 5)],
             Derive(facts.All, Time("23:00"), Time("08:00")).Runs.Select(r => (r.Status, r.Observation)));
     }
 
@@ -498,8 +501,8 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
 
     private const string Alerts = "ABNabn";
 
-    private sealed record Case((int Alert, AlertCopy Copy)[] Copies, IReadOnlyList<Observation> Facts, DateTime Now, DateTime? KnownFrom,
-        DateTime? Oldest, TimelineRules Rules);
+    private sealed record Case((int Alert, AlertCopy Copy)[] Copies, IReadOnlyList<Observation> Facts,
+        DateTime Now, DateTime? KnownFrom, DateTime? Oldest, TimelineRules Rules);
 
     private static DateTime At(int seconds) => Day.AddHours(1).AddSeconds(seconds);
 
@@ -544,8 +547,8 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     private static (Status, bool)? StatusAt(List<Run> runs, DateTime t) =>
         runs.FindLastIndex(r => r.From <= t) is >= 0 and var i ? (runs[i].Status, runs[i].Open) : null;
 
-    private static string Write(Case c) => string.Join('\n', c.Facts.Select(f =>
-            $"{(char)f.Alert} {Tell(f.Starts)} {Tell(f.Status)} {f.Kind} {(f.Ends is { } e ? Tell(e) : "")} @{Tell(f.Received)}"))
+    private static string Write(Case c) => string.Join('\n', c.Facts.Select(f => $"{(char)f.Alert} "
+            + $"{Tell(f.Starts)} {Tell(f.Status)} {f.Kind} {(f.Ends is { } e ? Tell(e) : "")} @{Tell(f.Received)}"))
         + $"\nnow {Tell(c.Now)} from {c.KnownFrom:T} oldest {c.Oldest:T} pause {c.Rules.Pause.TotalSeconds}";
 
     private static List<Run> CheckAgainstReference(Case c)
@@ -623,10 +626,12 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
 
     private static readonly Gen<(int Alert, AlertCopy Copy)[]> SteadyCopies = Gen.Select(
         Gen.Int[0, 3], Gen.Int[0, 4].Select(i => At(20 * i)), Gen.Int[-1, 90],
-        (alert, starts, ends) => (alert, new AlertCopy(starts, ends < 0 ? null : At(ends), SteadyStatus(alert), default)))
+        (alert, starts, ends) => (alert,
+            new AlertCopy(starts, ends < 0 ? null : At(ends), SteadyStatus(alert), default)))
         .Array[1, 12].Select(copies => copies.Distinct().ToArray());
 
-    private static string HistoryOf(IEnumerable<((int Alert, AlertCopy Copy) Sent, DateTime Received)> arrivals, int now)
+    private static string HistoryOf(
+        IEnumerable<((int Alert, AlertCopy Copy) Sent, DateTime Received)> arrivals, int now)
     {
         var facts = new Facts();
         foreach (var ((alert, copy), received) in arrivals)
@@ -638,10 +643,10 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     /// <summary>Each copy comes once to three times, at any time of 20 seconds, in any order.</summary>
     [Fact]
     public void CopiesReceivedWithin20SecondsGiveOneHistoryInAnyOrder() =>
-        Gen.Select(SteadyCopies, Gen.Int[0, 20_000].Array[36], Gen.Int[1, 3].Array[12]).Sample((copies, offsets, times) =>
+        Gen.Select(SteadyCopies, Gen.Int[0, 20_000].Array[36], Gen.Int[1, 3].Array[12]).Sample((copies, at, times) =>
         {
             var arrivals = copies.SelectMany((c, i) => Enumerable.Range(0, times[i])
-                .Select(j => (c, At(60).AddMilliseconds(offsets[(3 * i) + j])))).OrderBy(a => a.Item2);
+                .Select(j => (c, At(60).AddMilliseconds(at[(3 * i) + j])))).OrderBy(a => a.Item2);
             Assert.Equal(HistoryOf(copies.Select(c => (c, At(60))), 85), HistoryOf(arrivals, 85));
         }, iter: 4_000);
 
@@ -654,7 +659,8 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
             var arrivals = copies.Concat(copies).Zip(turns).OrderBy(a => a.Second).Select(a => a.First)
                 .Concat(ends.Zip(turns.Reverse()).OrderBy(a => a.Second).Select(a => a.First)).ToList();
             var received = gaps.Select((_, i) => At(gaps.Take(i).Sum())).ToList();
-            Assert.Equal(HistoryOf(copies.Select(c => (c, At(60))), 36 * 60), HistoryOf(arrivals.Zip(received), 36 * 60));
+            Assert.Equal(HistoryOf(copies.Select(c => (c, At(60))), 36 * 60),
+                HistoryOf(arrivals.Zip(received), 36 * 60));
         }, iter: 4_000);
 
     // ---- A real outage ----
@@ -693,8 +699,8 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
                 : $"INS etcd {Label("alertname")} {location}";
             DateTime? ends = alert.GetProperty("status").GetString() == "resolved"
                 ? alert.GetProperty("endsAt").GetDateTime() : null;
-            yield return new(service, labels.GetRawText(), isDialect, new(alert.GetProperty("startsAt").GetDateTime(), ends,
-                isDialect && Label("status") == "up" ? Status.Up : Status.Down, default));
+            yield return new(service, labels.GetRawText(), isDialect, new(alert.GetProperty("startsAt").GetDateTime(),
+                ends, isDialect && Label("status") == "up" ? Status.Up : Status.Down, default));
         }
     }
 
@@ -753,11 +759,28 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
                 var status = Statuses[(i + (isDialect ? 0 : 1)) % 3];
                 var alert = isDialect ? 'a' : 'A';
                 facts.Add(new(id, alert + (1000L * i), ObservationKind.Start, starts, null, status, starts));
-                facts.Add(new(id + 1, alert + (1000L * i), ObservationKind.End, starts, starts.AddSeconds(alerts - 0.5),
-                    status, starts.AddSeconds(alerts)));
+                facts.Add(new(id + 1, alert + (1000L * i), ObservationKind.End, starts,
+                    starts.AddSeconds(alerts - 0.5), status, starts.AddSeconds(alerts)));
             }
         }
         return [.. facts];
+    }
+
+    /// <summary>A step for each pair of 100,000 episodes is ten billion steps, which take longer.</summary>
+    private static readonly TimeSpan Quick = TimeSpan.FromSeconds(5);
+
+    private static void AssertIsQuick(Observation[] facts, bool isDialect)
+    {
+        var (runs, best) = (new List<Run>(), TimeSpan.MaxValue);
+        var traits = new AlertTraits(isDialect, AlertSource.Webhook);
+        for (var attempt = 0; attempt < 3 && best > Quick; attempt++)
+        {
+            var time = Stopwatch.StartNew();
+            Timeline.Derive(facts, _ => traits, null, null, Day.AddDays(10), Rules, runs);
+            best = time.Elapsed < best ? time.Elapsed : best;
+        }
+        Assert.True(runs.Count > 1);
+        Assert.InRange(best, TimeSpan.Zero, Quick);
     }
 
     [Theory]
@@ -765,15 +788,20 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
     [InlineData(100_000, 1, false)]
     [InlineData(300, 300, true)]
     [InlineData(100_000, 1, true)]
-    public void ManyEpisodesOfOneServiceAreNotQuadratic(int alerts, int episodes, bool isDialect)
+    public void ManyEpisodesOfOneServiceAreNotQuadratic(int alerts, int episodes, bool isDialect) =>
+        AssertIsQuick(Overlapping(alerts, episodes, isDialect), isDialect);
+
+    [Fact]
+    public void ManyOpenAlertsWithANewStatusAreNotQuadratic()
     {
-        var (facts, runs) = (Overlapping(alerts, episodes, isDialect), new List<Run>());
-        var traits = new AlertTraits(isDialect, AlertSource.Webhook);
-        var time = Stopwatch.StartNew();
-        Timeline.Derive(facts, _ => traits, null, null, Day.AddDays(10), Rules, runs);
-        Assert.True(runs.Count > 1);
-        // Ten billion steps would take ten times that.
-        Assert.InRange(time.Elapsed, TimeSpan.Zero, TimeSpan.FromSeconds(2));
+        var turns = Enumerable.Range(1, 100_000).ToArray();
+        new Random(1).Shuffle(turns);
+        AssertIsQuick([.. turns.SelectMany((turn, i) => new Observation[]
+        {
+            new((2 * i) + 1, i, ObservationKind.Start, Day.AddSeconds(i), null, Status.Down, Day.AddSeconds(i)),
+            new((2 * i) + 2, i, ObservationKind.Again, Day.AddSeconds(i), null, Status.Degraded,
+                Day.AddDays(3).AddSeconds(turn)),
+        })], isDialect: false);
     }
 
     [Fact]
@@ -796,7 +824,7 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
         Assert.Equal(0, DeriveAll());
     }
 
-    /// <summary>Two stock alerts, or a dialect pair, with five episodes each service; one in ten ended unheard.</summary>
+    /// <summary>Two stock alerts, or a dialect pair, of three episodes each, of which the last are open.</summary>
     private static Observation[] TenObservations(int service)
     {
         var (facts, alert) = (new Observation[10], service % 2 == 0 ? 'A' : 'a');
@@ -805,8 +833,8 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
             var (of, episode, isEnd) = (i / 5 == 0 ? 0 : 1, i % 5 / 2, i % 2 == 1);
             var starts = Day.AddMinutes((service % 600) + (60 * episode) + (30 * of));
             DateTime? ends = isEnd ? starts.AddMinutes(service % 10 == 0 ? 30 : 20) : null;
-            facts[i] = new((10L * service) + i + 1, alert + of, isEnd ? ObservationKind.End : ObservationKind.Start, starts,
-                ends, of == 0 ? Status.Down : Status.Up, (ends ?? starts).AddSeconds(30));
+            facts[i] = new((10L * service) + i + 1, alert + of, isEnd ? ObservationKind.End : ObservationKind.Start,
+                starts, ends, of == 0 ? Status.Down : Status.Up, (ends ?? starts).AddSeconds(30));
         }
         return [.. facts.OrderBy(f => f.Alert).ThenBy(f => f.Starts).ThenBy(f => f.Received)];
     }
