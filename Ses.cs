@@ -1433,14 +1433,16 @@ internal static class Interpretation
 // and facts from elsewhere, doubled or late, may lie among them.
 // A rule's number is its place in the text on alerts and history: 3.2 are copies from Alertmanager.
 
-/// <summary>What a service is at a moment. From 4 on: other words of the dialect, numbered by the store.</summary>
+/// <summary>What a service is at a moment. From 4 on: other words of the dialect, as stored.</summary>
 internal enum Status { Up = 0, Degraded = 1, Down = 2, Unknown = 3 }
 
 /// <summary>Who sends an alert: Alertmanager's webhook, or Prometheus itself.</summary>
 internal enum AlertSource { Webhook = 0, Prometheus = 1 }
 
-/// <summary>What an observation brought: an episode, an end, a copy that opens an ended episode again or
-/// changes an open one's status, or an end that no sender stated.</summary>
+/// <summary>
+/// What an observation brought: an episode, an end, a copy that opens an ended episode again or changes an
+/// open one's status, or an end that no sender stated.
+/// </summary>
 internal enum ObservationKind { Start = 0, End = 1, Again = 2, Lapse = 3 }
 
 /// <summary>A copy of an episode that brought something new: the fact that is stored.</summary>
@@ -1448,7 +1450,8 @@ internal enum ObservationKind { Start = 0, End = 1, Again = 2, Lapse = 3 }
 /// <param name="Ends">Null: it fires. A lapse's is the uncertain end.</param>
 /// <param name="Received">By whoever received it; a lapse's is when the episode was given up.</param>
 internal readonly record struct Observation(
-    long Id, long Alert, ObservationKind Kind, DateTime Starts, DateTime? Ends, Status Status, DateTime Received);
+    long Id, long Alert, ObservationKind Kind, DateTime Starts, DateTime? Ends, Status Status,
+    DateTime Received);
 
 /// <summary>One copy of an alert as it arrived.</summary>
 /// <param name="Ends">Null: it fires.</param>
@@ -1467,8 +1470,8 @@ internal readonly record struct AlertTraits(bool Dialect, AlertSource Source);
 internal sealed record TimelineRules(TimeSpan Pause)
 {
     /// <summary>
-    /// A firing copy of an ended episode within this time is a late one, from another Alertmanager; later, the
-    /// alert fires again with its old start, as after Prometheus was away.
+    /// A firing copy of an ended episode within this time is a late one, from another Alertmanager; later,
+    /// the alert fires again with its old start, as after Prometheus was away.
     /// </summary>
     public static readonly TimeSpan LateCopy = TimeSpan.FromSeconds(20);
 }
@@ -1476,8 +1479,8 @@ internal sealed record TimelineRules(TimeSpan Pause)
 /// <summary>A stretch of one status.</summary>
 /// <param name="To">Null: it is the last.</param>
 /// <param name="Open">
-/// The status is that of an open alert, so that no gap touches it. Unknown after an uncertain end is not open,
-/// also while an alert of something better is.
+/// The status is that of an open alert, so that no gap touches it. Unknown after an uncertain end is not
+/// open, also while an alert of something better is.
 /// </param>
 /// <param name="Observation">
 /// Its id: of an open run that which gave the alert this status, else that which ended the last alert.
@@ -1550,11 +1553,11 @@ internal struct Episode
     /// <summary>When it was first received, and when the last copy was that opened it.</summary>
     public DateTime Heard, Opened;
 
-    /// <summary>When it was last opened although there is a newer one: only one opened later ends it.</summary>
+    /// <summary>When it was last opened beside a newer one: only what is opened later ends it.</summary>
     public DateTime OpenedAsOlder;
 
-    /// <summary>The copies that opened it again or changed its status, in order: the ends of a chain.</summary>
-    public int FirstTurn, LastTurn;
+    /// <summary>The first and last of the copies that opened it again or changed its status, or -1.</summary>
+    public int FirstAgain, LastAgain;
 
     public bool IsDialect, IsHeard, IsOpen;
 
@@ -1567,16 +1570,16 @@ internal struct Episode
 }
 
 /// <summary>A copy that opened an episode again, or changed an open one's status.</summary>
-/// <param name="Next">The episode's next one, or -1.</param>
-internal record struct Turn(
+/// <param name="Next">The next one of the episode, or -1.</param>
+internal record struct AgainCopy(
     int Episode, DateTime Received, Status Status, long Observation, bool Opens, int Next = -1);
 
 /// <summary>The episodes of one service's alerts, each alert's in order of their starts.</summary>
 internal ref struct EpisodeBuffer
 {
     private readonly Episode[] _episodes;
-    private readonly Turn[] _turns;
-    private int _count, _turnCount;
+    private readonly AgainCopy[] _agains;
+    private int _count, _againCount;
 
     // The alert whose observations are being taken: its first episode, and the newest that was received.
     private int _first, _newest;
@@ -1586,17 +1589,17 @@ internal ref struct EpisodeBuffer
     public EpisodeBuffer(int observations)
     {
         _episodes = ArrayPool<Episode>.Shared.Rent(observations);
-        _turns = ArrayPool<Turn>.Shared.Rent(observations);
+        _agains = ArrayPool<AgainCopy>.Shared.Rent(observations);
     }
 
     public readonly Span<Episode> All => _episodes.AsSpan(0, _count);
 
-    public readonly Span<Turn> Turns => _turns.AsSpan(0, _turnCount);
+    public readonly Span<AgainCopy> Agains => _agains.AsSpan(0, _againCount);
 
     public readonly void Dispose()
     {
         ArrayPool<Episode>.Shared.Return(_episodes);
-        ArrayPool<Turn>.Shared.Return(_turns);
+        ArrayPool<AgainCopy>.Shared.Return(_agains);
     }
 
     /// <summary>Takes an alert's observations in the order in which they were received.</summary>
@@ -1608,11 +1611,11 @@ internal ref struct EpisodeBuffer
         foreach (ref readonly var observation in alert)
         {
             if (expected < observation.Starts)
-                Lay(expected.Value);
-            Lay(observation.Starts);
+                AddEpisode(expected.Value);
+            AddEpisode(observation.Starts);
         }
         if (expected is { } last)
-            Lay(last);
+            AddEpisode(last);
         if (IsInOrderOfReceipt(alert))
         {
             foreach (ref readonly var observation in alert)
@@ -1623,11 +1626,16 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>Adds an episode of which nothing was received yet, unless it is there.</summary>
-    private void Lay(DateTime starts)
+    private void AddEpisode(DateTime starts)
     {
         if (_count == _first || _episodes[_count - 1].Starts < starts)
             _episodes[_count++] = new()
-                { Starts = starts, Ends = DateTime.MaxValue, IsDialect = _traits.Dialect, FirstTurn = -1 };
+            {
+                Starts = starts,
+                Ends = DateTime.MaxValue,
+                IsDialect = _traits.Dialect,
+                FirstAgain = -1,
+            };
     }
 
     private static bool IsInOrderOfReceipt(ReadOnlySpan<Observation> alert)
@@ -1653,8 +1661,8 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>
-    /// The place of an observation in the order of receipt. What was received in the same millisecond is ordered
-    /// so that it means the same in every store: a copy that fires is followed by an end.
+    /// The place of an observation in the order of receipt. What was received in the same millisecond is
+    /// ordered so that it means the same in every store: a copy that fires is followed by an end.
     /// </summary>
     private readonly struct Receipt(in Observation observation, int index)
     {
@@ -1714,8 +1722,8 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>
-    /// A firing copy of an episode that is known (3.1, 3.2): one that has ended is opened again, whole, unless
-    /// the copy is late or there is a newer episode that has not lapsed.
+    /// A firing copy of an episode that is known (3.1, 3.2): one that has ended is opened again, whole,
+    /// unless the copy is late or there is a newer episode that has not lapsed.
     /// </summary>
     private ObservationKind? Fire(int index, in Observation copy)
     {
@@ -1732,27 +1740,28 @@ internal ref struct EpisodeBuffer
             if (isOlder)
                 episode.OpenedAsOlder = copy.Received;
         }
-        AddTurn(index, copy, opens);
+        AddAgain(index, copy, opens);
         (episode.Status, episode.StatusBy) = (copy.Status, copy.Id);
         return ObservationKind.Again;
     }
 
+    /// <summary>Only Alertmanagers send late copies; any is that was received with the end.</summary>
     private readonly bool IsLate(in Episode episode, in Observation copy)
     {
-        var isPassedOn = _traits.Source == AlertSource.Webhook && !episode.IsUncertain;
-        var late = isPassedOn ? TimelineRules.LateCopy : TimeSpan.Zero;
+        var isRelayed = _traits.Source == AlertSource.Webhook && !episode.IsUncertain;
+        var late = isRelayed ? TimelineRules.LateCopy : TimeSpan.Zero;
         return episode.HasEnd && copy.Received - episode.Stated <= late;
     }
 
-    private void AddTurn(int index, in Observation copy, bool opens)
+    private void AddAgain(int index, in Observation copy, bool opens)
     {
         ref var episode = ref _episodes[index];
-        _turns[_turnCount] = new(index, copy.Received, copy.Status, copy.Id, opens);
-        if (episode.FirstTurn < 0)
-            episode.FirstTurn = _turnCount;
+        _agains[_againCount] = new(index, copy.Received, copy.Status, copy.Id, opens);
+        if (episode.FirstAgain < 0)
+            episode.FirstAgain = _againCount;
         else
-            _turns[episode.LastTurn].Next = _turnCount;
-        episode.LastTurn = _turnCount++;
+            _agains[episode.LastAgain].Next = _againCount;
+        episode.LastAgain = _againCount++;
     }
 
     /// <summary>A stated end replaces any other but a later stated one (3.1).</summary>
@@ -1764,7 +1773,7 @@ internal ref struct EpisodeBuffer
         return ObservationKind.End;
     }
 
-    /// <summary>What has a stated end, or was ended by Alertmanager's newer episode, is not given up (3.4).</summary>
+    /// <summary>What has a stated end, or ended as a newer episode began, is not given up (3.4).</summary>
     private readonly ObservationKind? GiveUp(int index, in Observation lapse, bool isNew)
     {
         ref var episode = ref _episodes[index];
@@ -1783,7 +1792,7 @@ internal ref struct EpisodeBuffer
         (episode.Stated, episode.EndedBy) = (observation.Received, observation.Id);
     }
 
-    /// <summary>The newer episode of the alert at whose start this one ends, if no end is known; or -1.</summary>
+    /// <summary>The newer episode at whose start this one ends, if no end is known; or -1.</summary>
     private readonly int Successor(int index)
     {
         for (var i = index + 1; i < _count; i++)
@@ -1809,8 +1818,8 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>
-    /// In the dialect up and down exclude each other: the start of one ends the other's earlier episodes of the
-    /// service, which are then not given up later (3.4, 4.2).
+    /// In the dialect up and down exclude each other: the start of one ends the other's earlier episodes of
+    /// the service, which are then not given up later (3.4, 4.2).
     /// </summary>
     public readonly void EndOpposed()
     {
@@ -1839,14 +1848,14 @@ internal ref struct EpisodeBuffer
             : Heard != other.Heard ? Heard.CompareTo(other.Heard) : By.CompareTo(other.By);
     }
 
-    /// <summary>Goes through the statuses that the episode had, and ends it at the first opposed start.</summary>
+    /// <summary>Ends an episode at the first start that opposes the status which it has then.</summary>
     private readonly void EndOpposed(
         ref Episode episode, ReadOnlySpan<OpposedStart> ups, ReadOnlySpan<OpposedStart> downs)
     {
-        var (from, status, turn) = (episode.Starts.AddTicks(1), episode.FirstStatus, episode.FirstTurn);
+        var (from, status, again) = (episode.Starts.AddTicks(1), episode.FirstStatus, episode.FirstAgain);
         while (true)
         {
-            var until = turn < 0 ? DateTime.MaxValue : _turns[turn].Received;
+            var until = again < 0 ? DateTime.MaxValue : _agains[again].Received;
             var opposed = status == Status.Up ? downs : status == Status.Down ? ups : [];
             var at = FirstFrom(opposed, from);
             if (at < opposed.Length && opposed[at].Starts < until)
@@ -1854,10 +1863,10 @@ internal ref struct EpisodeBuffer
                 EndAt(ref episode, opposed[at]);
                 return;
             }
-            if (turn < 0)
+            if (again < 0)
                 return;
             from = until > from ? until : from;
-            (status, turn) = (_turns[turn].Status, _turns[turn].Next);
+            (status, again) = (_agains[again].Status, _agains[again].Next);
         }
     }
 
@@ -1877,8 +1886,8 @@ internal ref struct EpisodeBuffer
 
     private static void EndAt(ref Episode episode, in OpposedStart opposed)
     {
-        var wasKnown = episode.IsUncertain && opposed.Starts <= episode.Stated && opposed.Heard <= episode.Stated;
-        if (opposed.Starts < episode.Ends || wasKnown)
+        var wasKnown = opposed.Starts <= episode.Stated && opposed.Heard <= episode.Stated;
+        if (opposed.Starts < episode.Ends || (episode.IsUncertain && wasKnown))
             (episode.Ends, episode.IsUncertain, episode.EndedBy) = (opposed.Starts, false, opposed.By);
     }
 }
@@ -1891,7 +1900,7 @@ internal static class Timeline
     /// moment is not yet. Neighbours differ in status or in being open, but where the first episode begins.
     /// </summary>
     /// <param name="observations">All of the service, in order of alert, start, receipt and kind.</param>
-    /// <param name="knownFrom">The first receipt of anything of the partition, null if there was none.</param>
+    /// <param name="knownFrom">The first receipt of anything of the partition; null: there was none.</param>
     /// <param name="oldest">
     /// The oldest time that retention has left: before it no stock service without an open alert is up, but
     /// not known, or unknown if it follows an outage.
@@ -1944,12 +1953,12 @@ internal static class Timeline
 }
 
 /// <summary>
-/// Goes through the moments at which the episodes of a service begin, turn and end, and appends runs.
+/// Goes through the moments at which episodes of a service begin, change or end, and appends runs.
 /// </summary>
 internal ref struct TimelineSweep
 {
     /// <summary>In the order in which they are applied at one time.</summary>
-    private enum Kind { End, Turn, EmptyStart, Lapse, Start }
+    private enum Kind { End, Again, EmptyStart, Lapse, Start }
 
     private readonly record struct Moment(DateTime Time, Kind Kind, int Index)
     {
@@ -1958,10 +1967,10 @@ internal ref struct TimelineSweep
     }
 
     /// <summary>An episode that is open while it has this status.</summary>
-    private readonly record struct Claim(int Episode, Status Status);
+    private readonly record struct OpenStatus(int Episode, Status Status);
 
-    /// <summary>Uncertain ends of one severity, until which they count, and the last one's observation.</summary>
-    private record struct Doubt(DateTime Until, long Observation);
+    /// <summary>Until when an uncertain end makes the service unknown.</summary>
+    private record struct UncertainEnd(DateTime Until, long Observation);
 
     [InlineArray(3)]
     private struct PerSeverity<T>
@@ -1970,13 +1979,13 @@ internal ref struct TimelineSweep
     }
 
     private readonly Span<Episode> _episodes;
-    private readonly ReadOnlySpan<Turn> _turns;
+    private readonly ReadOnlySpan<AgainCopy> _agains;
     private readonly bool _isDialect;
     private readonly DateTime _now;
     private readonly TimeSpan _pause;
     private readonly List<Run> _runs;
     private readonly Moment[] _moments;
-    private readonly Claim[] _claims;
+    private readonly OpenStatus[] _openStatuses;
     private readonly int _count;
     private DateTime _firstStart = DateTime.MaxValue, _upFrom;
 
@@ -1984,11 +1993,12 @@ internal ref struct TimelineSweep
     private int _next, _nextStart;
     private DateTime _time;
 
-    // Open episodes by severity, by start; those that have ended lie among them until they come to the top.
+    // Of each severity: the size of the heap of open episodes, the latest start first, in which ended ones
+    // stay until they come first; and the uncertain end that counts longest.
     private PerSeverity<int> _open;
-    private PerSeverity<Doubt> _doubts;
+    private PerSeverity<UncertainEnd> _uncertain;
 
-    // What ended last, and as what.
+    // What ended last, the worst of several.
     private DateTime _lastEnd = DateTime.MinValue;
     private int _last = -1;
 
@@ -1996,10 +2006,10 @@ internal ref struct TimelineSweep
         in EpisodeBuffer episodes, bool isDialect, DateTime now, TimeSpan pause, List<Run> runs)
     {
         _episodes = episodes.All;
-        _turns = episodes.Turns;
+        _agains = episodes.Agains;
         (_isDialect, _now, _pause, _runs) = (isDialect, now, pause, runs);
-        _moments = ArrayPool<Moment>.Shared.Rent((2 * _episodes.Length) + _turns.Length);
-        _claims = ArrayPool<Claim>.Shared.Rent(3 * (_episodes.Length + _turns.Length));
+        _moments = ArrayPool<Moment>.Shared.Rent((2 * _episodes.Length) + _agains.Length);
+        _openStatuses = ArrayPool<OpenStatus>.Shared.Rent(3 * (_episodes.Length + _agains.Length));
         for (var i = 0; i < _episodes.Length; i++)
         {
             ref var episode = ref _episodes[i];
@@ -2011,15 +2021,15 @@ internal ref struct TimelineSweep
                 _moments[_count++] = new(episode.Until,
                     episode.IsUncertain ? Kind.Lapse : Kind.End, i);
         }
-        for (var i = 0; i < _turns.Length; i++)
-            _moments[_count++] = new(_turns[i].Received, Kind.Turn, i);
+        for (var i = 0; i < _agains.Length; i++)
+            _moments[_count++] = new(_agains[i].Received, Kind.Again, i);
         _moments.AsSpan(0, _count).Sort(static (a, b) => a.CompareTo(b));
     }
 
     public readonly void Dispose()
     {
         ArrayPool<Moment>.Shared.Return(_moments);
-        ArrayPool<Claim>.Shared.Return(_claims);
+        ArrayPool<OpenStatus>.Shared.Return(_openStatuses);
     }
 
     public DateTime? Run(DateTime? knownFrom, DateTime? oldest)
@@ -2073,7 +2083,8 @@ internal ref struct TimelineSweep
             return;
         }
         ref var last = ref CollectionsMarshal.AsSpan(_runs)[^1];
-        if (last.Status == run.Status && last.Open == run.Open && (last.Observation != 0 || run.Observation == 0))
+        var isFirstEpisode = last.Observation == 0 && run.Observation != 0;
+        if (last.Status == run.Status && last.Open == run.Open && !isFirstEpisode)
             return;
         last = last with { To = run.From };
         _runs.Add(run);
@@ -2081,36 +2092,36 @@ internal ref struct TimelineSweep
 
     private void Apply(in Moment moment)
     {
-        if (moment.Kind == Kind.Turn)
+        if (moment.Kind == Kind.Again)
         {
-            ApplyTurn(_turns[moment.Index]);
+            ApplyAgain(_agains[moment.Index]);
             return;
         }
         ref var episode = ref _episodes[moment.Index];
         if (moment.Kind is Kind.End or Kind.Lapse)
             Close(moment.Index, moment.Time);
         if (moment.Kind == Kind.Lapse)
-            AddDoubt(Timeline.Severity(episode.Status), new(episode.Stated + _pause, episode.EndedBy));
+            AddUncertain(Timeline.Severity(episode.Status), new(episode.Stated + _pause, episode.EndedBy));
         else
-            _doubts = default;
+            _uncertain = default;
         if (moment.Kind == Kind.Start)
         {
             episode.IsOpen = true;
-            AddClaim(moment.Index);
+            AddOpen(moment.Index);
         }
     }
 
-    /// <summary>A copy that opens an episode again ends doubts, but those of a dialect service without any.</summary>
-    private void ApplyTurn(in Turn turn)
+    /// <summary>A copy that opens an episode again ends the unknown (3.5); one may change a status.</summary>
+    private void ApplyAgain(in AgainCopy again)
     {
-        if (turn.Opens && !(_isDialect && WorstOpen() < 0))
-            _doubts = default;
-        ref var episode = ref _episodes[turn.Episode];
-        if (turn.Received >= episode.Until || episode.Status == turn.Status)
+        if (again.Opens && !(_isDialect && WorstOpen() < 0))
+            _uncertain = default;
+        ref var episode = ref _episodes[again.Episode];
+        if (again.Received >= episode.Until || episode.Status == again.Status)
             return;
-        (episode.Status, episode.StatusBy) = (turn.Status, turn.Observation);
+        (episode.Status, episode.StatusBy) = (again.Status, again.Observation);
         if (episode.IsOpen)
-            AddClaim(turn.Episode);
+            AddOpen(again.Episode);
     }
 
     private void Close(int index, DateTime time)
@@ -2128,83 +2139,102 @@ internal ref struct TimelineSweep
             : one.Starts != other.Starts ? one.Starts > other.Starts : one.Status > other.Status;
     }
 
-    private void AddDoubt(int severity, Doubt doubt)
+    private void AddUncertain(int severity, UncertainEnd uncertain)
     {
-        if (doubt.Until >= _doubts[severity].Until)
-            _doubts[severity] = doubt;
+        if (uncertain.Until >= _uncertain[severity].Until)
+            _uncertain[severity] = uncertain;
     }
 
-    private void AddClaim(int index)
+    private void AddOpen(int index)
     {
-        var claim = new Claim(index, _episodes[index].Status);
-        var severity = Timeline.Severity(claim.Status);
-        var claims = ClaimsOf(severity);
+        var added = new OpenStatus(index, _episodes[index].Status);
+        var severity = Timeline.Severity(added.Status);
+        var heap = HeapOf(severity);
         var at = _open[severity]++;
-        for (; at > 0 && IsBefore(claim, claims[at - 1]); at--)
-            claims[at] = claims[at - 1];
-        claims[at] = claim;
+        for (; at > 0 && IsBefore(heap[(at - 1) / 2], added); at = (at - 1) / 2)
+            heap[at] = heap[(at - 1) / 2];
+        heap[at] = added;
     }
 
-    private readonly bool IsBefore(Claim one, Claim other)
+    /// <summary>Puts another in the place of a heap's first.</summary>
+    private readonly void ReplaceFirst(Span<OpenStatus> heap, OpenStatus other)
+    {
+        var at = 0;
+        for (var child = 1; child < heap.Length; child = (2 * at) + 1)
+        {
+            if (child + 1 < heap.Length && IsBefore(heap[child], heap[child + 1]))
+                child++;
+            if (!IsBefore(other, heap[child]))
+                break;
+            heap[at] = heap[child];
+            at = child;
+        }
+        if (!heap.IsEmpty)
+            heap[at] = other;
+    }
+
+    private readonly bool IsBefore(OpenStatus one, OpenStatus other)
     {
         var (starts, otherStarts) = (_episodes[one.Episode].Starts, _episodes[other.Episode].Starts);
         return starts != otherStarts ? starts < otherStarts : one.Status < other.Status;
     }
 
-    private readonly Span<Claim> ClaimsOf(int severity)
+    private readonly Span<OpenStatus> HeapOf(int severity)
     {
-        var size = _episodes.Length + _turns.Length;
-        return _claims.AsSpan(severity * size, size);
+        var size = _episodes.Length + _agains.Length;
+        return _openStatuses.AsSpan(severity * size, size);
     }
 
-    /// <summary>The severity of the worst open episode, which is then its last claim; -1: none is open.</summary>
+    /// <summary>The severity of the worst open episode, the first of its heap; -1: none is open.</summary>
     private int WorstOpen()
     {
         for (var severity = 2; severity >= 0; severity--)
         {
-            var claims = ClaimsOf(severity);
-            ref var open = ref _open[severity];
-            for (; open > 0; open--)
+            var heap = HeapOf(severity);
+            ref var size = ref _open[severity];
+            while (size > 0)
             {
-                var (episode, status) = claims[open - 1];
+                var (episode, status) = heap[0];
                 if (_episodes[episode].IsOpen && _episodes[episode].Status == status)
                     return severity;
+                size--;
+                ReplaceFirst(heap[..size], heap[size]);
             }
         }
         return -1;
     }
 
-    /// <summary>The run that begins at a time, by the order of chapter 4, and when it ends by itself.</summary>
+    /// <summary>The run that begins at a time (4), and when it ends if nothing happens.</summary>
     private DateTime StatusFrom(DateTime time, out Run run)
     {
         var severity = WorstOpen();
-        if (DoubtAt(time, severity) is { } doubt)
+        if (UncertainAt(time, severity) is { } uncertain)
         {
-            run = new(time, null, Status.Unknown, false, doubt.Observation);
-            return doubt.Until;
+            run = new(time, null, Status.Unknown, false, uncertain.Observation);
+            return uncertain.Until;
         }
         if (severity < 0)
             return _isDialect ? KeptFrom(time, out run) : UpFrom(time, out run);
-        ref var episode = ref _episodes[ClaimsOf(severity)[_open[severity] - 1].Episode];
+        ref var episode = ref _episodes[HeapOf(severity)[0].Episode];
         run = new(time, null, episode.Status, true, episode.StatusBy);
         return DateTime.MaxValue;
     }
 
-    /// <summary>The longest doubt about something worse than what is open (3.5).</summary>
-    private readonly Doubt? DoubtAt(DateTime time, int openSeverity)
+    /// <summary>The longest of the uncertain ends of what is worse than all that is open (3.5).</summary>
+    private readonly UncertainEnd? UncertainAt(DateTime time, int openSeverity)
     {
-        var longest = default(Doubt);
+        var longest = default(UncertainEnd);
         for (var severity = openSeverity + 1; severity <= 2; severity++)
         {
-            if (_doubts[severity].Until > longest.Until)
-                longest = _doubts[severity];
+            if (_uncertain[severity].Until > longest.Until)
+                longest = _uncertain[severity];
         }
         if (longest != default && openSeverity < 0 && _isDialect)
             return longest with { Until = DateTime.MaxValue };
         return longest.Until > time ? longest : null;
     }
 
-    /// <summary>A dialect service without an open alert: its last status, if the pause is not too long.</summary>
+    /// <summary>A dialect service without an open alert keeps its last status, if not for too long.</summary>
     private DateTime KeptFrom(DateTime time, out Run run)
     {
         for (; _nextStart < _count; _nextStart++)
