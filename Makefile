@@ -1,5 +1,6 @@
 # make run      build SeS and start it without an Onix, data in ses-data
 # make test     all tests that need nothing but the SDK
+# make lint     whether each file is formatted as dotnet format would
 # make publish  the native binary, out/ses
 # make install  the binary, its unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
 # make deb      a package for Debian, out/ses_VERSION_ARCH.deb
@@ -33,7 +34,7 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man8/ses.8.gz
 COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ses
 DEFAULTS = $(DESTDIR)/etc/default/ses
 
-.PHONY: run test publish install uninstall deb e2e soak bench clean
+.PHONY: run test lint publish install uninstall deb e2e soak bench clean
 
 run:
 	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo
@@ -48,6 +49,10 @@ run:
 
 test:
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category!=E2E&Category!=Bench' 2>&1 | $(SUMMARY)
+
+lint:
+	@for project in Ses.csproj Ses.Tests/Ses.Tests.csproj; do \
+		$(DOTNET) format $$project --verify-no-changes || status=1; done; exit $${status:-0}
 
 publish: out/ses
 
