@@ -13,17 +13,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
 {
     private static readonly TimeSpan Soon = TimeSpan.FromMinutes(2);
 
-    private static readonly string Project = Above();
-
     private readonly string _root = Directory.CreateTempSubdirectory("ses-host-").FullName;
-
-    private static string Above()
-    {
-        for (var dir = new DirectoryInfo(AppContext.BaseDirectory); dir != null; dir = dir.Parent)
-            if (File.Exists(Path.Combine(dir.FullName, "Ses.cs")))
-                return dir.FullName;
-        throw new FileNotFoundException("there is no Ses.cs above the tests");
-    }
 
     public Task InitializeAsync() => Task.CompletedTask;
 
@@ -41,7 +31,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
             ["LC_ALL"] = "C.UTF-8",
             ["MAKEFLAGS"] = null,
             ["MAKELEVEL"] = null,
-        }, Project);
+        }, Project.Folder);
         Assert.True(await run.ExitAsync(Soon) == 0, $"{program} {string.Join(' ', arguments)}: {run.Output}");
         return run.Output;
     }
@@ -129,7 +119,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     public async Task PackageIsInstalledUpgradedOverRunningDataAndRemoved()
     {
         await MakeAsync("deb");
-        var package = Directory.GetFiles(Path.Combine(Project, "out"), "ses_*.deb").Single();
+        var package = Directory.GetFiles(Path.Combine(Project.Folder, "out"), "ses_*.deb").Single();
         Assert.DoesNotContain("E: ", await RunAsync("lintian", "--allow-root", package), Ordinal);
         await RunAsync("bash", "-c", """
             set -eo pipefail; cd "$1"
