@@ -50,7 +50,8 @@ public sealed partial class ManifestsEndToEndTests
         Assert.Contains("VOLUME /data\n", image, Ordinal);
         Assert.True(file == "compose.yaml" || text.Contains("runAsUser: 65532", Ordinal));
         Assert.Contains("USER 65532:65532\n", image, Ordinal);
-        Assert.Contains($"image: ses:{typeof(Options).Assembly.GetName().Version!.ToString(3)}\n", text, Ordinal);
+        // As the README has it built.
+        Assert.Contains("image: ses\n", text, Ordinal);
     }
 
     [Fact]

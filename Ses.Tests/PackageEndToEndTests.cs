@@ -40,6 +40,9 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     private static Task<string> MakeAsync(params string[] arguments) =>
         RunAsync("make", ["--no-print-directory", "-o", "out/ses", .. arguments]);
 
+    // That of out/ses.
+    private static string Version => File.ReadAllText(Path.Combine(Project.Folder, "out", "version")).Split(' ', '\n')[0];
+
     private IEnumerable<string> Files() => Directory.EnumerateFiles(_root, "*", SearchOption.AllDirectories)
         .Select(f => f[_root.Length..]).Order(StringComparer.Ordinal);
 
@@ -80,6 +83,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     {
         await MakeAsync("install", $"DESTDIR={_root}", "PREFIX=/usr");
         var page = await RunAsync("gzip", "-dc", _root + "/usr/share/man/man8/ses.8.gz");
+        Assert.Contains($"\"ses {Version.Replace("-", "\\-", Ordinal)}\"", page, Ordinal);
         var defaults = File.ReadAllText(_root + "/etc/default/ses");
         Assert.All(Options.Settings, setting =>
         {
@@ -120,6 +124,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     {
         await MakeAsync("deb");
         var package = Directory.GetFiles(Path.Combine(Project.Folder, "out"), "ses_*.deb").Single();
+        Assert.Equal(Version.Replace('-', '~') + "\n", await RunAsync("dpkg-deb", "--field", package, "Version"));
         Assert.DoesNotContain("E: ", await RunAsync("lintian", "--allow-root", package), Ordinal);
         await RunAsync("bash", "-c", """
             set -eo pipefail; cd "$1"
