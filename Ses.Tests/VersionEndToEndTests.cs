@@ -225,4 +225,12 @@ public sealed class VersionEndToEndTests : IDisposable
             DateTime.UnixEpoch.AddSeconds(long.Parse(built[2], CultureInfo.InvariantCulture)))}";
         Assert.Equal($"ses {built[0]}{commit}", await RunAsync(SesProcess.Binary, "--version"));
     }
+
+    /// <summary>What the context of an image lacks is deleted, for git: the version would be that of a change.</summary>
+    [Fact]
+    public void ContextOfTheImageHasEveryFileOfTheCommit()
+    {
+        var ignored = File.ReadAllLines(Path.Combine(Project.Folder, ".dockerignore")).Where(l => l[0] != '#');
+        Assert.Equal(File.ReadAllLines(Path.Combine(Project.Folder, ".gitignore")), ignored.Select(l => l[3..] + "/"));
+    }
 }
