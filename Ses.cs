@@ -9061,8 +9061,8 @@ internal static class Program
     private static readonly string Commit = Metadata("Commit") is { Length: > 0 } hash ? hash : "unknown";
 
     /// <summary>When the program's commit was made; the year 1 when that is not known.</summary>
-    private static readonly DateTime Built =
-        long.TryParse(Metadata("CommitTime"), NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
+    private static readonly DateTime Built = long.TryParse(
+        Metadata("CommitTime"), NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
         ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
 
     /// <summary>What the build said of the program under this name.</summary>

@@ -18,7 +18,7 @@ public sealed partial class ManifestsEndToEndTests
     }
 
     private static Task<(int Code, string Output)> ValidateAsync(string compose, string kubernetes) =>
-        RunAsync("node", Path.Combine(Project.Folder, "Ses.Tests", "manifests", "validate.mjs"), compose, kubernetes);
+        RunAsync("node", Path.Combine(Project.Folder, "Ses.Tests/manifests/validate.mjs"), compose, kubernetes);
 
     [Fact]
     public async Task ManifestsFitTheirSchemas()

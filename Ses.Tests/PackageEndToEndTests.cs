@@ -41,7 +41,8 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         RunAsync("make", ["--no-print-directory", "-o", "out/ses", .. arguments]);
 
     // That of out/ses.
-    private static string Version => File.ReadAllText(Path.Combine(Project.Folder, "out", "version")).Split(' ', '\n')[0];
+    private static string Version =>
+        File.ReadAllText(Path.Combine(Project.Folder, "out", "version")).Split(' ', '\n')[0];
 
     private IEnumerable<string> Files() => Directory.EnumerateFiles(_root, "*", SearchOption.AllDirectories)
         .Select(f => f[_root.Length..]).Order(StringComparer.Ordinal);

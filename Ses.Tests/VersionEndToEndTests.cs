@@ -28,7 +28,8 @@ public sealed class VersionEndToEndTests : IDisposable
 
     public void Dispose() => Directory.Delete(_dir, recursive: true);
 
-    private async Task<(int Code, string Output)> TryAsync(string? version, string program, params string[] arguments)
+    private async Task<(int Code, string Output)> TryAsync(
+        string? version, string program, params string[] arguments)
     {
         var path = program.Contains('/', Ordinal) ? Path.Combine(_dir, program) : program;
         await using var run = ChildProcess.Start(path, arguments, new Dictionary<string, string?>
@@ -61,7 +62,8 @@ public sealed class VersionEndToEndTests : IDisposable
         await CommitAsync();
     }
 
-    private Task CommitAsync() => GitAsync("commit", "--quiet", "--allow-empty", "--message", "Change something");
+    private Task CommitAsync() =>
+        GitAsync("commit", "--quiet", "--allow-empty", "--message", "Change something");
 
     private async Task<string> VersionAsync() => (await RunAsync(".ci/version")).Split(' ')[0];
 
@@ -150,16 +152,17 @@ public sealed class VersionEndToEndTests : IDisposable
     {
         await InitAsync();
         List<string> versions = [await VersionAsync()];
-        foreach (var tag in new[] { "v1.2.3-rc.1", "", "v1.2.3", "", "", "", "", "", "", "", "", "", "", "v1.2.4" })
+        string?[] tags = ["v1.2.3-rc.1", null, "v1.2.3", .. new string?[10], "v1.2.4"];
+        foreach (var tag in tags)
         {
             await CommitAsync();
-            if (tag != "")
+            if (tag != null)
                 await GitAsync("tag", tag);
             versions.Add(await VersionAsync());
         }
         Change();
         versions.Add(await VersionAsync());
-        Assert.Equal(("1.2.4-dev.9", "1.2.4-dev.10"), (versions[12].Split('+')[0], versions[13].Split('+')[0]));
+        Assert.Equal(["1.2.4-dev.9", "1.2.4-dev.10"], versions[12..14].Select(v => v.Split('+')[0]));
         foreach (var (first, second) in versions.Zip(versions.Skip(1)))
             await RunAsync("dpkg", "--compare-versions",
                 first.Replace('-', '~'), "lt", second.Replace('-', '~'));
@@ -202,16 +205,18 @@ public sealed class VersionEndToEndTests : IDisposable
         await GitAsync("tag", "v1.2.3");
         await CommitAsync();
         var commit = (await GitAsync("log", "-1", "--format=%H %ct")).Split(' ');
-        Assert.Equal(($"1.2.4-dev.1+{await HashAsync()}", "1.2.4.0", commit[0], commit[1]), await BuiltAsync());
+        var version = $"1.2.4-dev.1+{await HashAsync()}";
+        Assert.Equal((version, "1.2.4.0", commit[0], commit[1]), await BuiltAsync());
         Assert.Equal(("1.3.0", "1.3.0.0", commit[0], commit[1]), await BuiltAsync("-p:Version=1.3.0"));
         Directory.Delete(Path.Combine(_dir, ".git"), recursive: true);
         Assert.Equal(("0.0.0", "0.0.0.0", "", ""), await BuiltAsync());
 
         async Task<(string, string, string, string)> BuiltAsync(params string[] arguments)
         {
-            var properties = JsonDocument.Parse(await RunAsync("dotnet", ["msbuild", "Ses.csproj", "-nologo",
+            using var json = JsonDocument.Parse(await RunAsync("dotnet", ["msbuild", "Ses.csproj", "-nologo",
                 "-t:GetAssemblyVersion", "-getProperty:InformationalVersion,AssemblyVersion,Commit,CommitTime",
-                .. arguments])).RootElement.GetProperty("Properties");
+                .. arguments]));
+            var properties = json.RootElement.GetProperty("Properties");
             string Of(string name) => properties.GetProperty(name).GetString()!;
             return (Of("InformationalVersion"), Of("AssemblyVersion"), Of("Commit"), Of("CommitTime"));
         }
@@ -220,17 +225,18 @@ public sealed class VersionEndToEndTests : IDisposable
     [Fact]
     public async Task NativeBinaryTellsWhatItWasBuiltOf()
     {
-        var built = File.ReadAllText(Path.Combine(Project.Folder, "out", "version")).TrimEnd('\n').Split(' ');
+        var built = File.ReadAllText(Path.Combine(Project.Folder, "out", "version")).Trim().Split(' ');
         var commit = built.Length == 1 ? "" : $", commit {built[1]} of {Rfc3339.Format(
             DateTime.UnixEpoch.AddSeconds(long.Parse(built[2], CultureInfo.InvariantCulture)))}";
         Assert.Equal($"ses {built[0]}{commit}", await RunAsync(SesProcess.Binary, "--version"));
     }
 
-    /// <summary>What the context of an image lacks is deleted, for git: the version would be that of a change.</summary>
+    /// <summary>For git, what the context lacks is deleted: the version would be that of a change.</summary>
     [Fact]
     public void ContextOfTheImageHasEveryFileOfTheCommit()
     {
-        var ignored = File.ReadAllLines(Path.Combine(Project.Folder, ".dockerignore")).Where(l => l[0] != '#');
-        Assert.Equal(File.ReadAllLines(Path.Combine(Project.Folder, ".gitignore")), ignored.Select(l => l[3..] + "/"));
+        string[] Lines(string file) => File.ReadAllLines(Path.Combine(Project.Folder, file));
+        Assert.Equal(Lines(".gitignore").Select(line => "**/" + line.TrimEnd('/')),
+            Lines(".dockerignore").Where(line => line[0] != '#'));
     }
 }
