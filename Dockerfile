@@ -4,6 +4,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     ca-certificates clang cmake git lld libssl-dev libzstd-dev make zlib1g-dev
 WORKDIR /src
 COPY . .
+# Where .git is not part of the context, or another version is wanted.
+ARG VERSION
 RUN make publish && ldd out/ses | grep -q 'statically linked' && mkdir /empty
 
 FROM scratch

@@ -1,5 +1,6 @@
 # make run      build SeS and start it without an Onix, data in ses-data
 # make test     all tests that need nothing but the SDK
+# make lint     whether each file is formatted as dotnet format would
 # make publish  the native binary, out/ses
 # make install  the binary, its unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
 # make deb      a package for Debian, out/ses_VERSION_ARCH.deb
@@ -12,10 +13,13 @@ PORT ?= 8888
 DOTNET := dotnet
 PUBLISH = $(DOTNET) publish Ses.csproj -c Release -r $(RID) -o $(@D) --nologo
 SOURCES := Ses.cs Ses.csproj trim.xml
-VERSION := $(shell sed -n 's|.*<Version>\(.*\)</Version>.*|\1|p' Ses.csproj)
+# Told by git, or given: make VERSION=1.2.3. Debian's "-" is before a revision; its "~" is less than nothing.
+DESCRIBED := $(shell VERSION='$(VERSION)' .ci/version)
+VERSION := $(or $(word 1,$(DESCRIBED)),$(error There is no version))
+DEB_VERSION := $(subst -,~,$(VERSION))
 RID := linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)
 # What is packed is as old as the commit, so that the same commit makes the same package.
-export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Ses.cs)
+export SOURCE_DATE_EPOCH := $(or $(word 3,$(DESCRIBED)),$(shell stat -c %Y Ses.cs))
 SUMMARY := awk '{ print } /(Passed!|Failed!)  - Failed:/ { gsub(",", ""); failed += $$4; passed += $$6 } \
 	END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 || passed == 0 }'
 
@@ -33,7 +37,7 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man8/ses.8.gz
 COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ses
 DEFAULTS = $(DESTDIR)/etc/default/ses
 
-.PHONY: run test publish install uninstall deb e2e soak bench clean
+.PHONY: run test lint publish install uninstall deb e2e soak bench clean always
 
 run:
 	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo
@@ -49,19 +53,29 @@ run:
 test:
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category!=E2E&Category!=Bench' 2>&1 | $(SUMMARY)
 
+lint:
+	@for project in Ses.csproj Ses.Tests/Ses.Tests.csproj; do \
+		$(DOTNET) format $$project --verify-no-changes || status=1; done; exit $${status:-0}
+
 publish: out/ses
 
-out/ses: $(SOURCES)
+# Written when it tells something else: what depends on it is made anew for another commit, and only then.
+out/version: always
+	@mkdir -p $(@D); echo '$(DESCRIBED)' | cmp -s - $@ || echo '$(DESCRIBED)' > $@
+
+out/ses: $(SOURCES) out/version
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake, static OpenSSL or its zstd is missing (Debian:" \
 		"lld cmake libssl-dev libzstd-dev). This one needs libc, and libssl for TLS."
 	$(PUBLISH) $(STATIC)
+	@touch $@
 
 # The one that is linked to libc, which the tests can put another clock under.
-out/dynamic/ses: $(SOURCES)
+out/dynamic/ses: $(SOURCES) out/version
 	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
+	@touch $@
 
 # The manual and the settings' file say what --help says.
-out/ses.8: out/ses deploy/ses.8.awk
+out/ses.8: out/ses out/version deploy/ses.8.awk
 	{ out/ses --help; for command in $$(out/ses --help | sed -n '/^Commands:/,/^$$/s/^  \([a-z]*\).*/\1/p'); \
 		do echo "@$$command"; out/ses $$command --help; done; } \
 		| awk -v version=$(VERSION) -v date=$$(date -u -d @$$SOURCE_DATE_EPOCH +%F) -f deploy/ses.8.awk > $@
@@ -85,16 +99,16 @@ uninstall:
 
 DEB = out/deb
 deb: out/ses
-	rm -rf $(DEB)
+	rm -rf $(DEB) out/ses_*.deb
 	$(MAKE) --no-print-directory -o out/ses install DESTDIR=$(DEB) PREFIX=/usr
 	install -D -m 644 deploy/debian/copyright $(DEB)/usr/share/doc/ses/copyright
 	install -D -m 644 deploy/debian/lintian-overrides $(DEB)/usr/share/lintian/overrides/ses
-	sed -e 's/@VERSION@/$(VERSION)/' -e "s/@DATE@/$$(date -Ru -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
+	sed -e 's/@VERSION@/$(DEB_VERSION)/' -e "s/@DATE@/$$(date -Ru -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
 		| gzip -9n > $(DEB)/usr/share/doc/ses/changelog.gz
 	chmod 644 $(DEB)/usr/share/doc/ses/changelog.gz
 	install -d $(DEB)/DEBIAN && echo /etc/default/ses > $(DEB)/DEBIAN/conffiles
 	install -m 755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm $(DEB)/DEBIAN
-	sed -e 's/@VERSION@/$(VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" \
+	sed -e 's/@VERSION@/$(DEB_VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" \
 		-e "s/@SIZE@/$$(du -sk --exclude=DEBIAN $(DEB) | cut -f1)/" deploy/debian/control > $(DEB)/DEBIAN/control
 	cd $(DEB) && find usr -type f -print0 | sort -z | xargs -0 md5sum > DEBIAN/md5sums
 	chmod 644 $(DEB)/DEBIAN/control $(DEB)/DEBIAN/conffiles $(DEB)/DEBIAN/md5sums

@@ -9058,12 +9058,16 @@ internal static class Program
     private static readonly string Version = typeof(Program).Assembly
         .GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";
 
+    private static readonly string Commit = Metadata("Commit") is { Length: > 0 } hash ? hash : "unknown";
+
     /// <summary>When the program's commit was made; the year 1 when that is not known.</summary>
-    private static readonly DateTime Built = typeof(Program).Assembly
-        .GetCustomAttributes<AssemblyMetadataAttribute>()
-        .FirstOrDefault(a => a.Key == "CommitTime")?.Value is { } text
-        && long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
+    private static readonly DateTime Built = long.TryParse(
+        Metadata("CommitTime"), NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
         ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
+
+    /// <summary>What the build said of the program under this name.</summary>
+    private static string? Metadata(string name) => typeof(Program).Assembly
+        .GetCustomAttributes<AssemblyMetadataAttribute>().FirstOrDefault(a => a.Key == name)?.Value;
 
     public static async Task<int> Main(string[] args)
     {
@@ -9217,7 +9221,8 @@ internal static class Program
     {
         public override int Invoke(ParseResult parseResult)
         {
-            parseResult.InvocationConfiguration.Output.WriteLine($"ses {Version}");
+            parseResult.InvocationConfiguration.Output.WriteLine(Built == DateTime.MinValue
+                ? $"ses {Version}" : $"ses {Version}, commit {Commit} of {Rfc3339.Format(Built)}");
             return Success;
         }
     }
@@ -9240,14 +9245,13 @@ internal static class Program
         var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
         foreach (var warning in options.Warnings)
             log.Warn(warning);
-        var version = Version.Split('+', 2);
-        var meters = new Meters(version[0], version.Length > 1 ? version[1] : "unknown");
+        var meters = new Meters(Version, Commit);
         using var claim = Claim(options.DataDir);
         var auth = new Auth(options, Auth.Connection(), TimeProvider.System, log, meters);
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
-        log.Info("SeS listens", ("version", Version), ("url", Listen(gate, options)),
+        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("url", Listen(gate, options)),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
 
         using var stop = new CancellationTokenSource();

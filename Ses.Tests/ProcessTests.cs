@@ -247,13 +247,13 @@ public sealed class ProcessTests : IDisposable
     }
 
     [Theory]
-    [InlineData("--version", "ses 0.")]
-    [InlineData("--help", "--data-dir DIR  (OXSES_DATADIR)")]
+    [InlineData("--version", @"^ses (\d+\.){2}\d+")]
+    [InlineData("--help", @"--data-dir DIR  \(OXSES_DATADIR\)")]
     public async Task VersionAndHelpExitWithZero(string flag, string says)
     {
         await using var ses = Start([flag]);
         Assert.Equal(0, await ses.ExitAsync(Soon));
-        Assert.Contains(says, ses.Output, StringComparison.Ordinal);
+        Assert.Matches(says, ses.Output);
     }
 
     // ---- What others hear of it ----
