@@ -1,7 +1,7 @@
 // SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
 //
 // It receives Alertmanager's webhooks, turns each alert into status events, puts them on disk, brings
-// every change of status to the Onix CMDB, and tells people and programs what happened when.
+// every change of status to the Onix CMDB, and shows people and programs what happened when.
 //
 // THE PROMISE. A 2xx answer means: every event of the payload is on disk, flushed (or so old that its
 // place in the history is long past, which is counted), and every unusable alert is on disk too, in
@@ -23,7 +23,7 @@
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
 //     GET  /, /service                    the status page, and that of one service
-//     GET  /live, /ready                  probes; /ready tells of Onix, but depends on the disk alone
+//     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
 //
 // COMMANDS, beside the daemon: ses status, history, report, check, probe, quarantine
@@ -35,6 +35,19 @@
 //     cursor.json                      how far Onix has confirmed the log, and the barred services
 //     quarantine.jsonl                 alerts that could not be mapped, whole, with reason and time
 //     lock                             held while a process uses the directory
+//
+// GLOSSARY
+//
+//     partition      a part of Onix that services are in; the last segment of the webhook's path
+//     service        what has a status: a platform, service, facet (aspect) and location in a partition
+//     dialect        alerts whose labels name a status: "status", with "platform" or "facet"
+//     stock alert    any other alert: its service is down while it fires, and up once it is resolved
+//     status event   the fact that a service has a status from a time on; the event log holds these
+//     window         a service's last eight events in order of time; it tells new events from copies
+//     quarantine     the file of alerts that cannot be mapped to a service, until they are sent again
+//     backlog        the events that Onix has not confirmed; barred: a service whose change Onix refuses
+//     outage         the time from an event "down" to the next "up" of the same service
+//     lock           Onix's refusal of a change to an item that somebody else has changed meanwhile
 //
 // EXIT CODES
 //
