@@ -1,7 +1,7 @@
 // SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
 //
 // It receives Alertmanager's webhooks, turns each alert into status events, puts them on disk, brings
-// every change of status to the Onix CMDB, and tells people and programs what happened when.
+// every change of status to the Onix CMDB, and shows people and programs what happened when.
 //
 // THE PROMISE. A 2xx answer means: every event of the payload is on disk, flushed (or so old that its
 // place in the history is long past, which is counted), and every unusable alert is on disk too, in
@@ -23,7 +23,7 @@
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
 //     GET  /, /service                    the status page, and that of one service
-//     GET  /live, /ready                  probes; /ready tells of Onix, but depends on the disk alone
+//     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
 //
 // COMMANDS, beside the daemon: ses status, history, report, check, probe, quarantine
@@ -35,6 +35,19 @@
 //     cursor.json                      how far Onix has confirmed the log, and the barred services
 //     quarantine.jsonl                 alerts that could not be mapped, whole, with reason and time
 //     lock                             held while a process uses the directory
+//
+// GLOSSARY
+//
+//     partition      a part of Onix that services are in; the last segment of the webhook's path
+//     service        what has a status: a platform, service, facet (aspect) and location in a partition
+//     dialect        alerts whose labels name a status: "status", with "platform" or "facet"
+//     stock alert    any other alert: its service is down while it fires, and up once it is resolved
+//     status event   the fact that a service has a status from a time on; the event log holds these
+//     window         a service's last eight events in order of time; it tells new events from copies
+//     quarantine     the file of alerts that cannot be mapped to a service, until they are sent again
+//     backlog        the events that Onix has not confirmed; barred: a service whose change Onix refuses
+//     outage         the time from an event "down" to the next "up" of the same service
+//     lock           Onix's refusal of a change to an item that somebody else has changed meanwhile
 //
 // EXIT CODES
 //
@@ -225,7 +238,7 @@ internal sealed record Options
     public static Options Read(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
     {
-        var source = new Source(flags, variables);
+        var source = new SettingSource(flags, variables);
         var skipVerify = source.Bool(OnixSkipVerifySetting);
         var caFile = source.Path(OnixCaFileSetting);
         if (caFile != null && skipVerify && source.IsGiven(OnixSkipVerifySetting))
@@ -282,7 +295,7 @@ internal sealed record Options
     public static (Uri Url, bool NeedsCertificate) OwnUrl(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
     {
-        var source = new Source(flags, variables);
+        var source = new SettingSource(flags, variables);
         var address = AddressOf(source) is not { } given || given.Equals(IPAddress.Any) ? IPAddress.Loopback
             : given.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : given;
         var scheme = source.Text(TlsCertSetting) is null or "" ? "http" : "https";
@@ -293,12 +306,13 @@ internal sealed record Options
     /// <summary>A BOOL of a command; false when it is not given.</summary>
     /// <exception cref="OptionsException">It is neither true nor false.</exception>
     public static bool BoolOf(Setting setting, IReadOnlyDictionary<string, string> flags) =>
-        flags.ContainsKey(setting.Flag) && new Source(flags, new Dictionary<string, string>()).Bool(setting);
+        flags.ContainsKey(setting.Flag)
+        && new SettingSource(flags, new Dictionary<string, string>()).Bool(setting);
 
-    private static int PortOf(Source source) =>
+    private static int PortOf(SettingSource source) =>
         source.Parse(PortSetting, ParsePort, "a number from 0 to 65535");
 
-    private static IPAddress? AddressOf(Source source) =>
+    private static IPAddress? AddressOf(SettingSource source) =>
         source.Optional(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1");
 
     private void CheckTogether(List<string> warnings)
@@ -398,13 +412,13 @@ internal sealed record Options
     }
 
     /// <summary>Where values come from: a flag before its variable before the default.</summary>
-    private sealed class Source
+    private sealed class SettingSource
     {
         private readonly IReadOnlyDictionary<string, string> _flags, _variables;
 
         public List<string> Warnings { get; } = [];
 
-        public Source(
+        public SettingSource(
             IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
         {
             (_flags, _variables) = (flags, variables);
@@ -510,7 +524,7 @@ internal sealed record Options
 // One line an event on standard error, as text or JSON, with fields after the message. Values come
 // from strangers, so control characters are always escaped. Nothing is logged per alert that a busy
 // site would drown in: what a stranger can cause goes through Often, which lets one line of a kind
-// pass every ten seconds and says how many it held back.
+// pass every ten seconds, with the number of those held back.
 
 internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProvider clock)
 {
@@ -612,7 +626,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
 
 /// <summary>
 /// Writes lines by a thread of its own: whoever reads them may stall, and that must not stop the service.
-/// What comes meanwhile waits, up to a limit; what is beyond it is dropped, and told when there is room.
+/// Lines wait meanwhile, up to a limit. Those beyond it are dropped, and counted when there is room again.
 /// </summary>
 internal sealed class QueuedWriter : TextWriter
 {
@@ -647,7 +661,7 @@ internal sealed class QueuedWriter : TextWriter
         }
     }
 
-    /// <summary>How many lines were dropped, once there is room to tell it; told once.</summary>
+    /// <summary>How many lines were dropped since the last call; 0 until there is room to log it.</summary>
     public int TakeDropped() => _lines.Count < MaxLines / 2 ? Interlocked.Exchange(ref _dropped, 0) : 0;
 
     private void Work()
@@ -751,7 +765,7 @@ internal sealed class Meters
 
         Alerts = Count("ses_alerts_total", "Alerts received: accepted, quarantined.", "outcome");
         Events = Count("ses_events_total",
-            "Status events heard: new, known (a copy), stale (older than its service's whole window).",
+            "Status events received: new, known (a copy), stale (older than its service's whole window).",
             "outcome");
         Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
         BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
@@ -820,7 +834,7 @@ internal sealed class Meters
     private async Task<byte[]> ExportAfterAsync(Task before)
     {
         await Task.Yield();
-        // If that failed, those who asked for it hear of it.
+        // If that failed, its exception is for those who asked for it.
         await Task.WhenAny(before);
         lock (_gate)
             (_last, _next) = (_next!, null);
@@ -832,49 +846,51 @@ internal sealed class Meters
 
 // ================================= 4. Alerts =================================
 //
-// What Alertmanager says, as readings of services. A payload is cut into its alerts first, each of
-// which is then parsed on its own, so that one bad field spoils one alert. An alert with the label
-// "status" and one of "platform" and "facet" speaks the SeS dialect; any other is a stock alert, which
-// is down while it fires. Alerts that cannot be mapped become misfits: quarantined, with a reason.
+// Maps the alerts of a webhook to services and their status. A payload is cut into its alerts first, each
+// of which is then parsed on its own, so that one bad field spoils one alert. An alert with the label
+// "status" and one of "platform" and "facet" is in the SeS dialect; any other is a stock alert, which
+// is down while it fires. Alerts that cannot be mapped are quarantined, with a reason.
 
-/// <summary>What SeS tells services apart by. A missing location is the empty text.</summary>
+/// <summary>The five fields that identify a service. A missing location is the empty text.</summary>
 internal readonly record struct ServiceKey(
     string Partition, string Platform, string Service, string Facet, string Location)
 {
     public override string ToString() => $"{Partition}/{Platform}/{Service}/{Facet}/{Location}";
 }
 
-/// <summary>One usable alert.</summary>
-/// <param name="Stock">Down while it fires; else it says <paramref name="Status"/> at its start.</param>
+/// <summary>An alert, mapped to a service and its status.</summary>
+/// <param name="Stock">
+/// Down while it fires; else the service has <paramref name="Status"/> from the alert's start on.
+/// </param>
 /// <param name="EndsAt">Only of a stock alert that is resolved.</param>
-internal sealed record Reading(
+internal sealed record MappedAlert(
     ServiceKey Service, string Description, bool Stock, string Status, DateTime StartsAt, DateTime? EndsAt);
 
-/// <summary>One alert that cannot be mapped, whole.</summary>
+/// <summary>An alert that cannot be mapped to a service, whole.</summary>
 /// <param name="Identity">Fingerprint, status, start, end and reason: copies of it are kept once.</param>
 /// <param name="Raw">The alert as it came, without line breaks.</param>
-internal sealed record Misfit(
+internal sealed record UnmappableAlert(
     string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
 
-/// <summary>A payload, read.</summary>
+/// <summary>The body of a webhook, its alerts mapped.</summary>
 /// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
 internal sealed record Payload(
-    IReadOnlyList<Reading> Readings, IReadOnlyList<Misfit> Misfits, long Truncated);
+    IReadOnlyList<MappedAlert> MappedAlerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long Truncated);
 
-/// <summary>Is thrown when a body as a whole is unusable; the message says why, in a sentence.</summary>
+/// <summary>Is thrown when a body as a whole is unusable; the message is the reason, a sentence.</summary>
 internal sealed class PayloadException(string message) : Exception(message);
 
 /// <summary>Where the value of a field comes from.</summary>
-internal enum SourceKind { Label, AnnotationFirst, Literal, Partition }
+internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition }
 
-internal readonly record struct FieldSource(SourceKind Kind, string Name);
+internal readonly record struct FieldSource(FieldSourceKind Kind, string Name);
 
 /// <summary>The sources of each field, of which the first that is present and not empty counts.</summary>
 internal sealed class FieldMap
 {
     private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
 
-    private static readonly FieldSource InPartition = new(SourceKind.Partition, "");
+    private static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
 
     public static FieldMap Default { get; } = new();
 
@@ -883,7 +899,7 @@ internal sealed class FieldMap
         ["platform"] = Labels("platform"),
         ["service"] = Labels("service"),
         ["facet"] = Labels("facet"),
-        ["location"] = [new(SourceKind.AnnotationFirst, "location")],
+        ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
         ["description"] = Labels("description"),
     };
 
@@ -897,7 +913,7 @@ internal sealed class FieldMap
     };
 
     private static FieldSource[] Labels(params string[] names) =>
-        [.. names.Select(n => new FieldSource(SourceKind.Label, n))];
+        [.. names.Select(n => new FieldSource(FieldSourceKind.Label, n))];
 
     public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
 
@@ -927,8 +943,8 @@ internal sealed class FieldMap
         if (source.Length == 0 || source.Count(c => c == '\'') is not (0 or 2))
             throw new FormatException("for each source the name of a label or annotation, or a 'text'");
         if (source[0] != '\'')
-            return new(SourceKind.Label, source);
-        return source[^1] == '\'' ? new(SourceKind.Literal, source[1..^1])
+            return new(FieldSourceKind.Label, source);
+        return source[^1] == '\'' ? new(FieldSourceKind.Literal, source[1..^1])
             : throw new FormatException("a literal as 'text', without a quote inside");
     }
 
@@ -963,8 +979,8 @@ internal sealed class AlertBody
 [JsonSerializable(typeof(AlertBody))]
 internal sealed partial class AlertJson : JsonSerializerContext;
 
-/// <summary>Maps payloads to readings; pure, so that two SeS read the same.</summary>
-internal static class Mapping
+/// <summary>Maps the alerts of payloads to services; pure, so that two SeS map alike.</summary>
+internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
     private const int MaxDepth = 10_000;
@@ -977,30 +993,30 @@ internal static class Mapping
     /// <summary>No monitoring is older; a time before it is an unset one.</summary>
     private static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
 
-    /// <summary>An event further ahead would be the last word on its service for ever.</summary>
+    /// <summary>An event further ahead would stay its service's latest for ever.</summary>
     private static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
 
-    /// <summary>They tell which Prometheus spoke, not of what.</summary>
+    /// <summary>They identify the Prometheus that sent the alert, not the service.</summary>
     private static readonly string[] SenderLabels = ["prometheus", "prometheus_replica", "replica"];
 
     /// <summary>Cuts a payload into alerts and maps each; in order of their start.</summary>
     /// <exception cref="PayloadException">Not JSON, no alerts, or a version other than 4.</exception>
     public static Payload Read(ReadOnlySpan<byte> body, string partition, FieldMap map, DateTime now)
     {
-        var readings = new List<Reading>();
-        var misfits = new List<Misfit>();
+        var mapped = new List<MappedAlert>();
+        var unmappable = new List<UnmappableAlert>();
         var (slices, truncated) = Cut(body);
         foreach (var slice in slices)
         {
             var raw = body[slice];
             var alert = ParseAlert(raw, out var reason);
-            if (alert != null && ReadAlert(alert, partition, map, now, out reason) is { } reading)
-                readings.Add(reading);
+            if (alert != null && ReadAlert(alert, partition, map, now, out reason) is { } usable)
+                mapped.Add(usable);
             else
-                misfits.Add(MakeMisfit(alert, reason, raw));
+                unmappable.Add(MakeUnmappable(alert, reason, raw));
         }
-        readings.Sort((a, b) => a.StartsAt.CompareTo(b.StartsAt));
-        return new Payload(readings, misfits, truncated);
+        mapped.Sort((a, b) => a.StartsAt.CompareTo(b.StartsAt));
+        return new Payload(mapped, unmappable, truncated);
     }
 
     private static (List<Range> Alerts, long Truncated) Cut(ReadOnlySpan<byte> body)
@@ -1029,7 +1045,7 @@ internal static class Mapping
                 else
                     reader.Skip();
             }
-            // What follows the object must be white space: reading on says so.
+            // What follows the object must be white space: else this throws.
             reader.Read();
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException)
@@ -1075,7 +1091,7 @@ internal static class Mapping
         }
     }
 
-    private static Misfit MakeMisfit(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
+    private static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
     {
         // Within valid JSON a line break can only stand between tokens.
         var line = raw.ToArray();
@@ -1084,15 +1100,15 @@ internal static class Mapping
         var fingerprint = alert?.Fingerprint ?? Convert.ToHexStringLower(SHA256.HashData(raw).AsSpan(0, 8));
         var identity = string.Join('\n', fingerprint, alert?.Status, alert?.StartsAt, alert?.EndsAt, reason);
         var name = alert?.Labels?.GetValueOrDefault("alertname") ?? "";
-        return new Misfit(identity, fingerprint, name, reason, line);
+        return new UnmappableAlert(identity, fingerprint, name, reason, line);
     }
 
     /// <summary>Null, with the reason, when the alert cannot be mapped.</summary>
-    private static Reading? ReadAlert(
+    private static MappedAlert? ReadAlert(
         AlertBody alert, string partition, FieldMap map, DateTime now, out string reason)
     {
-        var labels = new Texts(alert.Labels);
-        var annotations = new Texts(alert.Annotations);
+        var labels = new LabelLookup(alert.Labels);
+        var annotations = new LabelLookup(alert.Annotations);
         var status = labels.Get("status");
         var stock = status == null || (labels.Get("platform") == null && labels.Get("facet") == null);
         var used = new HashSet<string>(StringComparer.OrdinalIgnoreCase);
@@ -1102,37 +1118,38 @@ internal static class Mapping
             Field("facet") ?? "", Field("location") ?? "");
         var description = Field("description") ?? labels.Get("alertname") ?? "";
         if (stock)
-            service = service with { Location = service.Location + Rest(alert.Labels, used) };
+            service = service with { Location = service.Location + UnusedLabels(alert.Labels, used) };
         reason = Unusable(service, status) ?? "";
         if (reason != "" || !ReadTime(alert.StartsAt, "startsAt", now, out var startsAt, out reason))
             return null;
         var clipped = Clip(description, MaxDescription);
         if (!stock)
-            return new Reading(service, clipped, false, status!, startsAt, null);
+            return new MappedAlert(service, clipped, false, status!, startsAt, null);
         if (alert.Status == "firing")
-            return new Reading(service, clipped, true, "down", startsAt, null);
+            return new MappedAlert(service, clipped, true, "down", startsAt, null);
         if (alert.Status != "resolved")
             reason = "status is neither firing nor resolved";
         else if (ReadTime(alert.EndsAt, "endsAt", now, out var endsAt, out reason))
-            return new Reading(service, clipped, true, "down", startsAt, endsAt);
+            return new MappedAlert(service, clipped, true, "down", startsAt, endsAt);
         return null;
     }
 
     private static string? First(
-        FieldSource[] sources, Texts labels, Texts annotations, string partition, HashSet<string> used)
+        FieldSource[] sources, LabelLookup labels, LabelLookup annotations, string partition,
+        HashSet<string> used)
     {
         foreach (var (kind, name) in sources)
         {
             var value = kind switch
             {
-                SourceKind.Literal => name,
-                SourceKind.Partition => partition,
-                SourceKind.AnnotationFirst => annotations.Get(name) ?? labels.Get(name),
+                FieldSourceKind.Literal => name,
+                FieldSourceKind.Partition => partition,
+                FieldSourceKind.AnnotationFirst => annotations.Get(name) ?? labels.Get(name),
                 _ => labels.Get(name) ?? annotations.Get(name),
             };
             if (string.IsNullOrEmpty(value))
                 continue;
-            if (kind is SourceKind.Label or SourceKind.AnnotationFirst)
+            if (kind is FieldSourceKind.Label or FieldSourceKind.AnnotationFirst)
                 used.Add(name);
             return value;
         }
@@ -1140,17 +1157,17 @@ internal static class Mapping
     }
 
     /// <summary>The labels that no field used, as Prometheus writes them: an alert is its labels.</summary>
-    private static string Rest(Dictionary<string, string?>? labels, HashSet<string> used)
+    private static string UnusedLabels(Dictionary<string, string?>? labels, HashSet<string> used)
     {
-        var rest = (labels ?? []).Where(l => !string.IsNullOrEmpty(l.Value)
+        var unused = (labels ?? []).Where(l => !string.IsNullOrEmpty(l.Value)
             && !used.Contains(l.Key) && !SenderLabels.Contains(l.Key))
             .OrderBy(l => l.Key, StringComparer.Ordinal).ToList();
-        if (rest.Count == 0)
+        if (unused.Count == 0)
             return "";
         var text = new StringBuilder("{");
-        foreach (var (name, value) in rest)
-            text.Append(text.Length > 1 ? "," : "").Append(Texts.Clean(name)).Append("=\"")
-                .Append(Texts.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
+        foreach (var (name, value) in unused)
+            text.Append(text.Length > 1 ? "," : "").Append(LabelLookup.Clean(name)).Append("=\"")
+                .Append(LabelLookup.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
                     .Replace("\"", "\\\"", StringComparison.Ordinal)
                     .Replace("\n", "\\n", StringComparison.Ordinal)).Append('"');
         return text.Append('}').ToString();
@@ -1207,7 +1224,7 @@ internal static class Mapping
     }
 
     /// <summary>Labels or annotations, looked up without regard to case, the exact name first.</summary>
-    private readonly struct Texts(Dictionary<string, string?>? texts)
+    private readonly struct LabelLookup(Dictionary<string, string?>? texts)
     {
         /// <summary>Null when absent, null or empty.</summary>
         public string? Get(string name)
@@ -1376,7 +1393,7 @@ internal struct Course
     public readonly ReadOnlySpan<Mark> Rest => _window.AsSpan(0, _count);
 }
 
-/// <summary>What a reading means, given what was said before.</summary>
+/// <summary>What a mapped alert means, given what was said before.</summary>
 internal static class Interpretation
 {
     /// <summary>
@@ -1388,32 +1405,32 @@ internal static class Interpretation
     private static readonly TimeSpan JustAfter = TimeSpan.FromMilliseconds(1);
 
     /// <summary>
-    /// The events that a reading stands for, in order: one, or two for a resolved stock alert.
+    /// The events that an alert stands for, in order: one, or two for a resolved stock alert.
     /// </summary>
     /// <param name="last">The last word on the service so far.</param>
-    public static IReadOnlyList<StatusEvent> Events(Reading reading, StatusEvent? last, DateTime now)
+    public static IReadOnlyList<StatusEvent> Events(MappedAlert alert, StatusEvent? last, DateTime now)
     {
-        StatusEvent Say(string status, DateTime time) =>
-            new(reading.Service, status, time, reading.Description, now, reading.StartsAt);
+        StatusEvent Event(string status, DateTime time) =>
+            new(alert.Service, status, time, alert.Description, now, alert.StartsAt);
 
-        if (!reading.Stock)
-            return [Say(reading.Status, reading.StartsAt)];
-        var own = last != null && last.StartsAt == reading.StartsAt ? last : null;
-        if (reading.EndsAt is not { } endsAt)
+        if (!alert.Stock)
+            return [Event(alert.Status, alert.StartsAt)];
+        var own = last != null && last.StartsAt == alert.StartsAt ? last : null;
+        if (alert.EndsAt is not { } endsAt)
         {
             return own switch
             {
                 { Status: "down" } => [own],
-                { Status: "up" } when now - own.Received > LateCopy => [Say("down", own.Time + JustAfter)],
-                { Status: "up" } when own.Time <= reading.StartsAt => [own],
-                _ => [Say("down", reading.StartsAt)],
+                { Status: "up" } when now - own.Received > LateCopy => [Event("down", own.Time + JustAfter)],
+                { Status: "up" } when own.Time <= alert.StartsAt => [own],
+                _ => [Event("down", alert.StartsAt)],
             };
         }
         // The down is told again: it may still be on its way to the disk, and the up is nothing without it.
         if (own is { Status: "down" })
-            return [own, Say("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
-        return endsAt > reading.StartsAt
-            ? [Say("down", reading.StartsAt), Say("up", endsAt)] : [Say("up", endsAt)];
+            return [own, Event("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
+        return endsAt > alert.StartsAt
+            ? [Event("down", alert.StartsAt), Event("up", endsAt)] : [Event("up", endsAt)];
     }
 }
 
@@ -2123,7 +2140,7 @@ internal sealed class LineScan
 /// <summary>A service of which there is a word, and its last events in order of time.</summary>
 internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEvent> Last)
 {
-    public StatusEvent Word => Last[^1];
+    public StatusEvent LastEvent => Last[^1];
 }
 
 /// <summary>The files of the log as they stood at one moment; for one question at a time.</summary>
@@ -2477,7 +2494,7 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         _json.WriteStartObject();
         _json.WriteString("time", Rfc3339.Format(e.Time));
         Service(e.Service);
-        Word(e);
+        EventFields(e);
         Finish();
     }
 
@@ -2492,7 +2509,7 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         {
             _json.WriteStartObject();
             _json.WriteString("time", Rfc3339.Format(e.Time));
-            Word(e);
+            EventFields(e);
             _json.WriteEndObject();
         }
         _json.WriteEndArray();
@@ -2506,21 +2523,22 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         json.WriteString("cured", id);
     });
 
-    public void Misfit(Misfit misfit, string partition, string id, DateTime received) => Line(json =>
+    public void Quarantine(
+        UnmappableAlert alert, string partition, string id, DateTime received) => Line(json =>
     {
         json.WriteString("received", Rfc3339.Format(received));
         json.WriteString("partition", partition);
-        json.WriteString("reason", misfit.Reason);
-        json.WriteString("fingerprint", misfit.Fingerprint);
+        json.WriteString("reason", alert.Reason);
+        json.WriteString("fingerprint", alert.Fingerprint);
         json.WriteString("id", id);
-        if (System.Text.Unicode.Utf8.IsValid(misfit.Raw))
+        if (System.Text.Unicode.Utf8.IsValid(alert.Raw))
         {
             json.WritePropertyName("alert");
-            json.WriteRawValue(misfit.Raw, skipInputValidation: true);
+            json.WriteRawValue(alert.Raw, skipInputValidation: true);
         }
         else
         {
-            json.WriteBase64String("alertBase64", misfit.Raw);
+            json.WriteBase64String("alertBase64", alert.Raw);
         }
     });
 
@@ -2533,7 +2551,7 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
         _json.WriteString("location", service.Location);
     }
 
-    private void Word(StatusEvent e)
+    private void EventFields(StatusEvent e)
     {
         _json.WriteString("status", e.Status);
         _json.WriteString("description", e.Description);
@@ -2558,7 +2576,9 @@ internal sealed class LineWriter(IBufferWriter<byte> output)
     }
 }
 
-/// <summary>Makes events and misfits durable, and reads events back. Safe for concurrent use.</summary>
+/// <summary>
+/// Makes events and unmappable alerts durable, and reads events back. Safe for concurrent use.
+/// </summary>
 internal sealed class EventLog
 {
     /// <summary>What may wait for the disk; more is answered 503.</summary>
@@ -2647,13 +2667,13 @@ internal sealed class EventLog
         }
 
         /// <summary>
-        /// The same reading, with the texts that are held already: windows are what memory is for.
+        /// The same alert, with the texts that are held already: windows are what memory is for.
         /// </summary>
-        public Reading Share(Reading reading) => reading with
+        public MappedAlert Share(MappedAlert alert) => alert with
         {
             Service = service,
-            Description = Window.Events.FirstOrDefault(e => e.Description == reading.Description)?.Description
-                ?? reading.Description,
+            Description = Window.Events.FirstOrDefault(e => e.Description == alert.Description)?.Description
+                ?? alert.Description,
         };
     }
 
@@ -2661,34 +2681,34 @@ internal sealed class EventLog
     private sealed class Batch
     {
         public ArrayBufferWriter<byte> Lines { get; }
-        public ArrayBufferWriter<byte> Misfits { get; }
+        public ArrayBufferWriter<byte> Quarantined { get; }
         public List<(Track Track, StatusEvent Event)> Events { get; } = [];
-        public List<UInt128> MisfitIds { get; } = [];
+        public List<UInt128> QuarantinedIds { get; } = [];
         public List<UInt128> CuredIds { get; } = [];
         public LineWriter LineWriter { get; }
-        public LineWriter MisfitWriter { get; }
+        public LineWriter QuarantineWriter { get; }
         public TaskCompletionSource Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
         public Batch()
         {
-            (Lines, Misfits) = (new ArrayBufferWriter<byte>(64 * 1024), new ArrayBufferWriter<byte>());
-            (LineWriter, MisfitWriter) = (new LineWriter(Lines), new LineWriter(Misfits));
+            (Lines, Quarantined) = (new ArrayBufferWriter<byte>(64 * 1024), new ArrayBufferWriter<byte>());
+            (LineWriter, QuarantineWriter) = (new LineWriter(Lines), new LineWriter(Quarantined));
         }
 
-        private Batch(Batch done) => (Lines, Misfits, LineWriter, MisfitWriter) =
-            (done.Lines, done.Misfits, done.LineWriter, done.MisfitWriter);
+        private Batch(Batch done) => (Lines, Quarantined, LineWriter, QuarantineWriter) =
+            (done.Lines, done.Quarantined, done.LineWriter, done.QuarantineWriter);
 
-        public int Size => Lines.WrittenCount + Misfits.WrittenCount + CuredIds.Count;
+        public int Size => Lines.WrittenCount + Quarantined.WrittenCount + CuredIds.Count;
 
         /// <summary>
         /// An empty batch with the buffers of one that is done, unless they have grown too large.
         /// </summary>
         public static Batch After(Batch done)
         {
-            if (done.Lines.Capacity + done.Misfits.Capacity > 2 * LogLine.ReadSize)
+            if (done.Lines.Capacity + done.Quarantined.Capacity > 2 * LogLine.ReadSize)
                 return new Batch();
             done.Lines.ResetWrittenCount();
-            done.Misfits.ResetWrittenCount();
+            done.Quarantined.ResetWrittenCount();
             return new Batch(done);
         }
     }
@@ -2767,8 +2787,8 @@ internal sealed class EventLog
     // ---- Writing ----
 
     /// <summary>
-    /// Makes a payload durable: completes when all its events, and the misfits, are flushed. First hands
-    /// over all that is new, and only then waits for copies that another request is having flushed.
+    /// Makes a payload durable: completes when all its events and unmappable alerts are flushed. Hands
+    /// over all that is new first, and only then waits for copies that another request is having flushed.
     /// </summary>
     /// <param name="cures">The quarantined alert that this is, when it could be mapped.</param>
     /// <exception cref="LogRefusedException">Not all of it is durable; send it again.</exception>
@@ -2785,11 +2805,11 @@ internal sealed class EventLog
             if (IsStuck)
                 throw Unanswered();
             var now = Now();
-            foreach (var reading in payload.Readings)
-                Hear(reading, now, counts, waits);
-            foreach (var misfit in payload.Misfits)
-                SetAside(misfit, partition, now, waits);
-            if (cures is { } cured && payload is { Readings.Count: > 0, Misfits.Count: 0 })
+            foreach (var alert in payload.MappedAlerts)
+                Record(alert, now, counts, waits);
+            foreach (var alert in payload.UnmappableAlerts)
+                SetAside(alert, partition, now, waits);
+            if (cures is { } cured && payload is { MappedAlerts.Count: > 0, UnmappableAlerts.Count: 0 })
                 Cure(cured, waits);
             if (_current.Size > 0)
             {
@@ -2808,8 +2828,8 @@ internal sealed class EventLog
         }
         _meters.Events.WithLabels("known").Inc(counts[(int)Place.Known]);
         _meters.Events.WithLabels("stale").Inc(counts[(int)Place.Stale]);
-        _meters.Alerts.WithLabels("accepted").Inc(payload.Readings.Count);
-        _meters.Alerts.WithLabels("quarantined").Inc(payload.Misfits.Count);
+        _meters.Alerts.WithLabels("accepted").Inc(payload.MappedAlerts.Count);
+        _meters.Alerts.WithLabels("quarantined").Inc(payload.UnmappableAlerts.Count);
     }
 
     private LogRefusedException Unanswered()
@@ -2825,12 +2845,12 @@ internal sealed class EventLog
         return now.AddTicks(-(now.Ticks % TimeSpan.TicksPerMillisecond));
     }
 
-    private void Hear(Reading reading, DateTime now, int[] counts, HashSet<Batch> waits)
+    private void Record(MappedAlert alert, DateTime now, int[] counts, HashSet<Batch> waits)
     {
-        if (!_services.TryGetValue(reading.Service, out var track))
-            _services[reading.Service] = track = new Track(reading.Service);
+        if (!_services.TryGetValue(alert.Service, out var track))
+            _services[alert.Service] = track = new Track(alert.Service);
         track.Window.Heard = now;
-        foreach (var e in Interpretation.Events(track.Share(reading), track.Last, now))
+        foreach (var e in Interpretation.Events(track.Share(alert), track.Last, now))
         {
             var place = track.Window.PlaceOf(e);
             var pending = track.Pending.Find(p => p.Event.Same(e));
@@ -2855,9 +2875,9 @@ internal sealed class EventLog
         }
     }
 
-    private void SetAside(Misfit misfit, string partition, DateTime now, HashSet<Batch> waits)
+    private void SetAside(UnmappableAlert alert, string partition, DateTime now, HashSet<Batch> waits)
     {
-        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + misfit.Identity));
+        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + alert.Identity));
         var id = System.Buffers.Binary.BinaryPrimitives.ReadUInt128BigEndian(hash);
         if (_quarantined.TryGetValue(id, out var batch))
         {
@@ -2866,12 +2886,12 @@ internal sealed class EventLog
             return;
         }
         _quarantined[id] = _current;
-        _current.MisfitIds.Add(id);
-        _current.MisfitWriter.Misfit(
-            misfit, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
+        _current.QuarantinedIds.Add(id);
+        _current.QuarantineWriter.Quarantine(
+            alert, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
         waits.Add(_current);
-        _log.Often("alert quarantined", ("partition", partition), ("alertname", misfit.Alertname),
-            ("fingerprint", misfit.Fingerprint), ("reason", misfit.Reason));
+        _log.Often("alert quarantined", ("partition", partition), ("alertname", alert.Alertname),
+            ("fingerprint", alert.Fingerprint), ("reason", alert.Reason));
     }
 
     private void Cure(UInt128 id, HashSet<Batch> waits)
@@ -2935,8 +2955,8 @@ internal sealed class EventLog
         var started = _clock.GetTimestamp();
         try
         {
-            // Misfits first: written twice they are dropped as copies, and events are the promise.
-            _quarantineLength = Put(_quarantine, _quarantineLength, batch.Misfits.WrittenSpan);
+            // Unmappable alerts first: written twice they are dropped as copies, and events are the promise.
+            _quarantineLength = Put(_quarantine, _quarantineLength, batch.Quarantined.WrittenSpan);
             _length = Put(_file, _length, batch.Lines.WrittenSpan);
         }
         catch (LogRefusedException e)
@@ -3043,7 +3063,7 @@ internal sealed class EventLog
                 track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
                 track.Window.Add(e);
             }
-            foreach (var id in batch.MisfitIds)
+            foreach (var id in batch.QuarantinedIds)
                 _quarantined[id] = null;
             _flushed = new Cursor(_flushed.File, _length);
             _appended += batch.Events.Count;
@@ -3071,7 +3091,7 @@ internal sealed class EventLog
             _refusal = reason.Message;
             foreach (var (track, e) in batch.Events)
                 track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
-            foreach (var id in batch.MisfitIds)
+            foreach (var id in batch.QuarantinedIds)
                 _quarantined.Remove(id);
         }
         batch.Done.SetException(reason);
@@ -3585,24 +3605,24 @@ internal sealed class Inspection(Archive archive, string dir)
     public int Services => _windows.Count;
 
     /// <summary>Each file, what it holds, and what is wrong with it.</summary>
-    public IEnumerable<(string Name, string Told, IReadOnlyList<string> Faults)> Look()
+    public IEnumerable<(string Name, string Summary, IReadOnlyList<string> Faults)> CheckFiles()
     {
         foreach (var file in archive.Files)
         {
             _faults = [];
-            var told = Look(file);
-            yield return (Path.GetFileName(file.Path), told, _faults);
+            var summary = CheckLog(file);
+            yield return (Path.GetFileName(file.Path), summary, _faults);
         }
-        foreach (var (name, look) in new (string, Func<string, string>)[]
-            { (EventLog.CursorFile, LookAtCursor), (EventLog.QuarantineFile, LookAtLines) })
+        foreach (var (name, check) in new (string, Func<string, string>)[]
+            { (EventLog.CursorFile, CheckCursor), (EventLog.QuarantineFile, CheckQuarantine) })
         {
             _faults = [];
             if (File.Exists(Path.Combine(dir, name)))
-                yield return (name, look(Path.Combine(dir, name)), _faults);
+                yield return (name, check(Path.Combine(dir, name)), _faults);
         }
     }
 
-    private string Look(LogFile file)
+    private string CheckLog(LogFile file)
     {
         var (events, number, end, isHead) = (0L, 0, 0L, true);
         _inHead.Clear();
@@ -3615,7 +3635,7 @@ internal sealed class Inspection(Archive archive, string dir)
                 isHead = false;
                 EndHead();
             }
-            Look(file, line, number);
+            CheckLine(file, line, number);
             events += line?.Time != null ? 1 : 0;
             line?.AddTo(_windows);
             end = next;
@@ -3626,11 +3646,11 @@ internal sealed class Inspection(Archive archive, string dir)
         if (end != file.End && file != archive.Files[^1])
             Fault("its last line is cut off");
         Events += events;
-        LookAtIndex(file);
+        CheckIndex(file);
         return $"{events} events, {file.End} bytes";
     }
 
-    private void Look(LogFile file, LogLine? line, int number)
+    private void CheckLine(LogFile file, LogLine? line, int number)
     {
         if (line == null || (line.Time != null && line.ToEvent() == null))
             Fault($"line {number} does not parse");
@@ -3673,14 +3693,14 @@ internal sealed class Inspection(Archive archive, string dir)
         }
     }
 
-    private void LookAtIndex(LogFile file)
+    private void CheckIndex(LogFile file)
     {
         if (FileIndex.IsWrong(file))
             Fault($"{Path.GetFileName(file.IndexPath)} says what the file does not; delete it, so that it is "
                 + "made again");
     }
 
-    private string LookAtCursor(string path)
+    private string CheckCursor(string path)
     {
         if (CursorBody.Parse(File.ReadAllBytes(path)) is { } cursor)
             return $"file {cursor.File}, byte {cursor.Offset}";
@@ -3688,7 +3708,7 @@ internal sealed class Inspection(Archive archive, string dir)
         return "no place";
     }
 
-    private string LookAtLines(string path)
+    private string CheckQuarantine(string path)
     {
         var number = 0;
         foreach (var (line, _) in LogLine.Parsed(
@@ -3855,10 +3875,10 @@ internal sealed class QuestionException(string message) : Exception(message);
 
 internal enum Subject { Status, History, Report }
 
-internal enum Format { Json, Csv, Table }
+internal enum OutputFormat { Json, Csv, Table }
 
 /// <summary>Which services are meant; null: whatever it is.</summary>
-internal sealed record Filter(
+internal sealed record ServiceFilter(
     string? Partition, string? Platform, string? Service, string? Facet, string? Location)
 {
     public bool Takes(ServiceKey service) =>
@@ -3876,8 +3896,8 @@ internal sealed record Filter(
 /// <param name="Limit">Of a history's events; null: all.</param>
 /// <param name="After">Where in a history the last answer ended.</param>
 internal sealed record Question(
-    Subject Subject, Filter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
-    (ServiceKey Service, Mark Mark)? After, Format? Format)
+    Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
+    (ServiceKey Service, Mark Mark)? After, OutputFormat? Format)
 {
     private static readonly string[]
         Common = ["platform", "service", "facet", "location", "format"],
@@ -3897,7 +3917,8 @@ internal sealed record Question(
         };
         var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
         var question = new Question(subject,
-            new Filter(partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
+            new ServiceFilter(
+                partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
                 given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
             Parse(given, "from", v => ParseTime(v, now), TimeAllowed),
             Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
@@ -3906,9 +3927,9 @@ internal sealed record Question(
             Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
             Parse(given, "format", v => v switch
             {
-                "json" => Ses.Format.Json,
-                "csv" => Ses.Format.Csv,
-                _ => (Format?)null,
+                "json" => OutputFormat.Json,
+                "csv" => OutputFormat.Csv,
+                _ => (OutputFormat?)null,
             }, "json, csv"));
         if (question.From >= question.To)
             throw new QuestionException("from: it is not before to");
@@ -3993,8 +4014,8 @@ internal sealed record Question(
     }
 }
 
-/// <summary>A long answer as it grows, and is taken part by part.</summary>
-internal abstract class Parts
+/// <summary>Writes the body of an answer, which is taken part by part as it grows.</summary>
+internal abstract class BodyWriter
 {
     /// <summary>As much of an answer is held.</summary>
     public const int Size = 64 * 1024;
@@ -4015,7 +4036,7 @@ internal abstract class Parts
 }
 
 /// <summary>Writes rows in a format.</summary>
-internal sealed class RowWriter : Parts
+internal sealed class RowWriter : BodyWriter
 {
     /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
     private const int TableRows = 1000;
@@ -4029,11 +4050,11 @@ internal sealed class RowWriter : Parts
     private int[]? _widths;
     private int _lists;
 
-    public RowWriter(Format format)
+    public RowWriter(OutputFormat format)
     {
-        if (format == Format.Json)
+        if (format == OutputFormat.Json)
             _json = new Utf8JsonWriter(Buffer, Relaxed);
-        if (format == Format.Table)
+        if (format == OutputFormat.Table)
             _table = [];
         _json?.WriteStartObject();
     }
@@ -4174,19 +4195,19 @@ internal sealed class Answers(
     public string? Next { get; private set; }
 
     /// <summary>The services that a filter takes, in the order of their names.</summary>
-    public List<ServiceKey> Services(Filter filter) =>
+    public List<ServiceKey> Services(ServiceFilter filter) =>
         [.. known.Select(k => k.Service).Where(filter.Takes).Order(ByName)];
 
     /// <summary>The answer in parts, each valid until the next is asked for.</summary>
     /// <exception cref="IOException">The log cannot be read.</exception>
-    public IEnumerable<ReadOnlyMemory<byte>> Tell(Question question, Format format)
+    public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
     {
         var writer = new RowWriter(format);
         var lists = question.Subject switch
         {
             Subject.Status => List(writer, "services", Columns(question, StatusColumns), Status(question)),
             Subject.History => History(writer, question),
-            _ when question.Threshold == null || format != Format.Csv =>
+            _ when question.Threshold == null || format != OutputFormat.Csv =>
                 List(writer, "services", Columns(question, ReportColumns), Report(question)),
             _ => [],
         };
@@ -4230,7 +4251,7 @@ internal sealed class Answers(
             .OrderBy(k => k.Service, ByName).ToList();
         foreach (var (one, since) in wanted.Zip(Since(wanted)))
         {
-            var e = one.Word;
+            var e = one.LastEvent;
             yield return Row(question, one.Service, e.Status, since, e.Time, e.Description);
         }
     }
@@ -4378,11 +4399,11 @@ internal sealed class Answers(
 //
 // Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
 // it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
-// anything else is "L", -1 inserts only, and an absent item is inserted whatever the version says.
-// Here is only the talking; what an answer means for the history is the Recorder's business.
+// anything else is "L", -1 inserts only, and an absent item is inserted whatever the version is.
+// This section exchanges requests and answers; the Recorder decides what an answer means for the history.
 
 /// <summary>
-/// Is thrown when Onix is away, slow or denies access: nothing was learnt, try again later.
+/// Is thrown when Onix is away, slow or denies access: the result is unknown, try again later.
 /// </summary>
 internal sealed class OnixException(string message) : Exception(message);
 
@@ -4391,26 +4412,26 @@ internal sealed class OnixException(string message) : Exception(message);
 /// </summary>
 internal sealed class OnixRequestRefusedException(string message) : Exception(message);
 
-/// <summary>What Onix holds of a service.</summary>
-internal sealed record HeldItem(string Key, ServiceKey Service, string Status, DateTime Time, long Version)
+/// <summary>A service as Onix holds it.</summary>
+internal sealed record OnixItem(string Key, ServiceKey Service, string Status, DateTime Time, long Version)
 {
-    /// <summary>Whether an event is later than what is held, in the order that windows have.</summary>
+    /// <summary>Whether an event is later than the item's, in the order that windows have.</summary>
     public bool IsBefore(StatusEvent e) => StatusEvent.Compare(Time, Status, e.Time, e.Status) < 0;
 }
 
 /// <summary>A change to write: the item with this key, if Onix still holds this version of it.</summary>
-internal sealed record Change(string Key, StatusEvent Event, long Version)
+internal sealed record ItemChange(string Key, StatusEvent Event, long Version)
 {
     /// <summary>The version that inserts, and never overwrites.</summary>
     public const long Insert = -1;
 }
 
-internal enum Answer { Inserted, Updated, Unchanged, Locked, Refused }
+internal enum ChangeOutcome { Inserted, Updated, Unchanged, Locked, Refused }
 
-/// <summary>What Onix said of one change; the message is its own.</summary>
-internal readonly record struct ChangeResult(Answer Answer, string Message)
+/// <summary>Onix's result for one change, with Onix's own message.</summary>
+internal readonly record struct ChangeResult(ChangeOutcome Outcome, string Message)
 {
-    public bool IsAccepted => Answer is not (Answer.Refused or Answer.Locked);
+    public bool IsAccepted => Outcome is not (ChangeOutcome.Refused or ChangeOutcome.Locked);
 }
 
 internal sealed class DataBody
@@ -4456,7 +4477,7 @@ internal sealed class ValueResult
     public string? Message { get; init; }
 }
 
-internal sealed class TokenBody
+internal sealed class TokenResponse
 {
     [JsonPropertyName("access_token")]
     public string? AccessToken { get; init; }
@@ -4471,7 +4492,7 @@ internal sealed class TokenBody
 [JsonSerializable(typeof(DataResult))]
 [JsonSerializable(typeof(ItemList))]
 [JsonSerializable(typeof(ItemBody))]
-[JsonSerializable(typeof(TokenBody))]
+[JsonSerializable(typeof(TokenResponse))]
 internal sealed partial class OnixJson : JsonSerializerContext;
 
 /// <summary>Names in Onix; existing installations and reports depend on each.</summary>
@@ -4514,7 +4535,7 @@ internal static class OnixNames
         });
     }
 
-    public static ItemBody Item(Change change)
+    public static ItemBody Item(ItemChange change)
     {
         var (service, e) = (change.Event.Service, change.Event);
         return new ItemBody
@@ -4539,13 +4560,13 @@ internal static class OnixNames
     }
 
     /// <summary>An item without status or time, which somebody else made, is older than any event.</summary>
-    public static HeldItem Held(ItemBody item)
+    public static OnixItem Held(ItemBody item)
     {
         string Of(string name) => item.Attribute?.GetValueOrDefault(name) ?? "";
         var location = Of("location");
         var service = new ServiceKey(item.Partition ?? "", Of("platform"), Of("service"), Of("facet"),
             location == "_" ? "" : location);
-        return new HeldItem(item.Key ?? "", service, Of("status"),
+        return new OnixItem(item.Key ?? "", service, Of("status"),
             Rfc3339.TryParse(Of("time"), out var time) ? time : DateTime.MinValue, item.Version);
     }
 
@@ -4573,10 +4594,10 @@ internal static class OnixNames
         new($"{ItemType}_ATTR_{key}", name, description, type, required, ItemType);
 }
 
-/// <summary>Talks to Onix, one request at a time; only the Recorder uses it.</summary>
+/// <summary>Sends requests to Onix, one at a time; only the Recorder uses it.</summary>
 internal sealed class OnixClient
 {
-    /// <summary>Longer than Onix's own 30 s, after which it says what is wrong.</summary>
+    /// <summary>Longer than Onix's own 30 s, after which it answers with an error.</summary>
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(60);
 
     /// <summary>More items than any site has; Onix takes the number as a limit.</summary>
@@ -4604,10 +4625,10 @@ internal sealed class OnixClient
     }
 
     /// <summary>
-    /// The connection that Onix deserves: one, kept for less than its own 30 s, no redirects.
+    /// Connects to Onix: one connection, kept for less than Onix's own 30 s, without redirects.
     /// </summary>
     /// <exception cref="CryptographicException">The CA file holds no certificate.</exception>
-    public static SocketsHttpHandler Connection(Options options)
+    public static SocketsHttpHandler CreateHandler(Options options)
     {
         var tls = new SslClientAuthenticationOptions();
         if (options.OnixCaFile != null)
@@ -4658,8 +4679,8 @@ internal sealed class OnixClient
                 $"Onix refuses the model SES ({FirstLine(refused.Message)}); {LeastRights}");
     }
 
-    /// <summary>All items of SeS that the user may read: truthful, unlike reading one.</summary>
-    public async Task<Dictionary<string, HeldItem>> ListAsync(CancellationToken stop)
+    /// <summary>All items that the user may read; an item that is not listed is absent.</summary>
+    public async Task<Dictionary<string, OnixItem>> ListAsync(CancellationToken stop)
     {
         var path = $"/item?type={OnixNames.ItemType}&top={ListLimit}";
         var list = await AskAsync("list", HttpMethod.Get, path, null,
@@ -4669,8 +4690,8 @@ internal sealed class OnixClient
     }
 
     /// <summary>Null for 404, which proves nothing: the database may be away.</summary>
-    public Task<HeldItem?> GetAsync(string key, CancellationToken stop) =>
-        AskAsync<HeldItem?>("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null,
+    public Task<OnixItem?> GetAsync(string key, CancellationToken stop) =>
+        AskAsync<OnixItem?>("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null,
             async (answer, limit) => answer.StatusCode == HttpStatusCode.NotFound ? null
                 : OnixNames.Held(await ReadAsync(answer, OnixJson.Default.ItemBody, limit)), stop);
 
@@ -4679,7 +4700,7 @@ internal sealed class OnixClient
     /// The request as a whole was answered 400 or 413.
     /// </exception>
     public async Task<IReadOnlyList<ChangeResult>> PutAsync(
-        IReadOnlyList<Change> changes, CancellationToken stop)
+        IReadOnlyList<ItemChange> changes, CancellationToken stop)
     {
         var data = new DataBody { Items = [.. changes.Select(OnixNames.Item)] };
         var result = await AskAsync("data", HttpMethod.Put, "/data", data, (answer, limit) =>
@@ -4695,11 +4716,11 @@ internal sealed class OnixClient
 
     private static ChangeResult Result(ValueResult value) => new(value switch
     {
-        { Error: true } => Answer.Refused,
-        { Operation: "I" } => Answer.Inserted,
-        { Operation: "U" } => Answer.Updated,
-        { Operation: "L" } => Answer.Locked,
-        { Operation: "N" } => Answer.Unchanged,
+        { Error: true } => ChangeOutcome.Refused,
+        { Operation: "I" } => ChangeOutcome.Inserted,
+        { Operation: "U" } => ChangeOutcome.Updated,
+        { Operation: "L" } => ChangeOutcome.Locked,
+        { Operation: "N" } => ChangeOutcome.Unchanged,
         _ => throw new OnixException($"Onix answered with operation '{value.Operation}'"),
     }, FirstLine(value.Message));
 
@@ -4824,9 +4845,9 @@ internal sealed class OnixClient
             Uri.EscapeDataString(_options.OnixClientId!), Uri.EscapeDataString(_options.OnixAppSecret!));
         var asked = _clock.GetTimestamp();
         var token = await ExchangeAsync("token", request, (answer, limit) =>
-            answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenBody, limit)
+            answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenResponse, limit)
             : throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}"), stop);
-        // A fifth of its life is left for clocks and the way; without a word on it, a minute is safe.
+        // A fifth of its life is left for clocks and the way; without expires_in, a minute is safe.
         (_tokenTaken, _tokenLife) = (asked, TimeSpan.FromSeconds((token.ExpiresIn ?? 60) * 0.8));
         return _token = token.AccessToken
             ?? throw new OnixException("the token endpoint gave no access_token");
@@ -4847,7 +4868,7 @@ internal sealed class OnixClient
 /// <summary>A service whose change Onix refuses.</summary>
 /// <param name="Place">Where the log is to be read from for it.</param>
 /// <param name="First">The change that Onix refused.</param>
-internal sealed record Barred(
+internal sealed record BarredService(
     Cursor Place, StatusEvent First, DateTime Since, string Reason, TimeSpan Delay, DateTime NextTry)
 {
     public static readonly TimeSpan
@@ -4857,7 +4878,7 @@ internal sealed record Barred(
     public TimeSpan Wait(DateTime now) =>
         NextTry > now && NextTry - now <= LongestDelay ? NextTry - now : TimeSpan.Zero;
 
-    public Barred Again(DateTime now, string reason)
+    public BarredService Again(DateTime now, string reason)
     {
         var delay = Delay * 2 > LongestDelay ? LongestDelay : Delay * 2;
         return this with { Reason = reason, Delay = delay, NextTry = now + delay };
@@ -4903,7 +4924,7 @@ internal sealed partial class CursorJson : JsonSerializerContext;
 /// <param name="Trouble">Why Onix confirms nothing; null while it does.</param>
 internal sealed record RecorderState(
     Cursor Cursor, string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
-    IReadOnlyList<KeyValuePair<ServiceKey, Barred>> Barred);
+    IReadOnlyList<KeyValuePair<ServiceKey, BarredService>> Barred);
 
 /// <summary>One service's share of a turn.</summary>
 internal sealed class Job
@@ -4914,7 +4935,7 @@ internal sealed class Job
     public ServiceKey Service { get; }
     public IReadOnlyList<StatusEvent> Read { get; }
     /// <summary>The last word in Onix that this turn found there.</summary>
-    public HeldItem? Found { get; set; }
+    public OnixItem? Found { get; set; }
     public bool IsBarred { get; set; }
     public int Locks { get; set; }
 
@@ -4929,7 +4950,7 @@ internal sealed class Job
     }
 
     /// <summary>The first event later than what Onix holds that changes the status; null when done.</summary>
-    public StatusEvent? Next(HeldItem? held)
+    public StatusEvent? Next(OnixItem? held)
     {
         foreach (var e in Events)
         {
@@ -4940,7 +4961,7 @@ internal sealed class Job
     }
 }
 
-/// <summary>Runs as one task; nothing else touches its fields but <see cref="Look"/>.</summary>
+/// <summary>Runs as one task; nothing else touches its fields but <see cref="Snapshot"/>.</summary>
 internal sealed class Recorder
 {
     /// <summary>Events decided on at a time: memory must not grow with the backlog.</summary>
@@ -4968,9 +4989,9 @@ internal sealed class Recorder
     private readonly Meters _meters;
 
     private Dictionary<ServiceKey, Window> _windows = [];
-    private Dictionary<string, HeldItem> _held = [];
+    private Dictionary<string, OnixItem> _held = [];
     private readonly Dictionary<ServiceKey, string> _alternateKeys = [];
-    private readonly Dictionary<ServiceKey, Barred> _barred = [];
+    private readonly Dictionary<ServiceKey, BarredService> _barred = [];
     private HashSet<ServiceKey> _again = [];
     private readonly HashSet<StatusEvent> _written = [];
     private Cursor _cursor, _counted;
@@ -5111,8 +5132,8 @@ internal sealed class Recorder
         if (body.First?.ToEvent() is not { } first)
             return;
         var since = Rfc3339.TryParse(body.Since, out var time) ? time : _clock.GetUtcNow().UtcDateTime;
-        _barred[first.Service] = new Barred(new Cursor(body.File, body.Offset), first, since,
-            body.Reason ?? "", Barred.FirstDelay, _clock.GetUtcNow().UtcDateTime);
+        _barred[first.Service] = new BarredService(new Cursor(body.File, body.Offset), first, since,
+            body.Reason ?? "", BarredService.FirstDelay, _clock.GetUtcNow().UtcDateTime);
         _ = PlaceOf(first.Service);
     }
 
@@ -5201,12 +5222,12 @@ internal sealed class Recorder
         (_backlogBase, _appendedBase) = (_eventLog.Count(_cursor, flushed), appended);
     }
 
-    /// <summary>All but the backlog, which <see cref="Look"/> adds.</summary>
+    /// <summary>All but the backlog, which <see cref="Snapshot"/> adds.</summary>
     [MemberNotNull(nameof(_state))]
     private void Publish() => _state = new(_cursor, _trouble, _confirmed, 0, null, [.. _barred]);
 
     /// <summary>The state as of now; reads the log when there is a backlog. Safe from any thread.</summary>
-    public RecorderState Look()
+    public RecorderState Snapshot()
     {
         var state = _state;
         var (flushed, appended) = _eventLog.Position;
@@ -5242,7 +5263,7 @@ internal sealed class Recorder
     }
 
     /// <summary>An item that was known and is gone was deleted: it waits for its next new event.</summary>
-    private void ForgetGone(Dictionary<string, HeldItem> known)
+    private void ForgetGone(Dictionary<string, OnixItem> known)
     {
         foreach (var service in _windows.Keys.ToList())
         {
@@ -5281,7 +5302,7 @@ internal sealed class Recorder
         return _alternateKeys[service] = alternate;
     }
 
-    private HeldItem? HeldOf(ServiceKey service) => _held.GetValueOrDefault(KeyOf(service));
+    private OnixItem? HeldOf(ServiceKey service) => _held.GetValueOrDefault(KeyOf(service));
 
     // ---- A turn: read, decide, send, confirm ----
 
@@ -5312,12 +5333,13 @@ internal sealed class Recorder
         var open = jobs.Where(j => !j.IsBarred).ToList();
         while (open.Count > 0)
         {
-            var round = new List<(Job Job, Change Change)>();
+            var round = new List<(Job Job, ItemChange Change)>();
             foreach (var job in open)
             {
                 var held = HeldOf(job.Service);
                 if (job.Next(held) is { } e)
-                    round.Add((job, new Change(KeyOf(job.Service), e, held?.Version ?? Change.Insert)));
+                    round.Add((job, new ItemChange(
+                        KeyOf(job.Service), e, held?.Version ?? ItemChange.Insert)));
             }
             foreach (var batch in Batches(round, r => r.Change))
                 await SendAsync(batch, place, stop);
@@ -5325,7 +5347,7 @@ internal sealed class Recorder
         }
     }
 
-    private static IEnumerable<List<T>> Batches<T>(IReadOnlyList<T> all, Func<T, Change> change)
+    private static IEnumerable<List<T>> Batches<T>(IReadOnlyList<T> all, Func<T, ItemChange> change)
     {
         var (batch, bytes) = (new List<T>(), 0);
         foreach (var one in all)
@@ -5344,17 +5366,18 @@ internal sealed class Recorder
             yield return batch;
     }
 
-    private async Task SendAsync(List<(Job Job, Change Change)> batch, Cursor place, CancellationToken stop)
+    private async Task SendAsync(
+        List<(Job Job, ItemChange Change)> batch, Cursor place, CancellationToken stop)
     {
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
-        _refusedAll |= results.All(r => r.Answer == Answer.Refused);
-        var locked = new List<(Job Job, Change Change)>();
+        _refusedAll |= results.All(r => r.Outcome == ChangeOutcome.Refused);
+        var locked = new List<(Job Job, ItemChange Change)>();
         for (var i = 0; i < batch.Count; i++)
         {
             var (job, change) = batch[i];
-            if (results[i].Answer == Answer.Locked)
+            if (results[i].Outcome == ChangeOutcome.Locked)
                 locked.Add(batch[i]);
-            else if (results[i].Answer == Answer.Refused)
+            else if (results[i].Outcome == ChangeOutcome.Refused)
                 Refused(job, change, results[i].Message, place);
             else
                 _written.Add(change.Event);
@@ -5371,7 +5394,7 @@ internal sealed class Recorder
     }
 
     /// <summary>Puts changes, halving what Onix refuses whole, and notes what it now holds.</summary>
-    private async Task<IReadOnlyList<ChangeResult>> PutAsync(List<Change> changes, CancellationToken stop)
+    private async Task<IReadOnlyList<ChangeResult>> PutAsync(List<ItemChange> changes, CancellationToken stop)
     {
         IReadOnlyList<ChangeResult> results;
         try
@@ -5380,7 +5403,7 @@ internal sealed class Recorder
         }
         catch (OnixRequestRefusedException e) when (changes.Count == 1)
         {
-            results = [new ChangeResult(Answer.Refused, e.Message)];
+            results = [new ChangeResult(ChangeOutcome.Refused, e.Message)];
         }
         catch (OnixRequestRefusedException)
         {
@@ -5389,27 +5412,27 @@ internal sealed class Recorder
                 .. await PutAsync([.. changes.Skip(half)], stop)];
         }
         for (var i = 0; i < changes.Count; i++)
-            Note(changes[i], results[i].Answer);
-        if (results.Any(r => r.Answer == Answer.Refused && IsModelMissing(r.Message)))
+            Note(changes[i], results[i].Outcome);
+        if (results.Any(r => r.Outcome == ChangeOutcome.Refused && IsModelMissing(r.Message)))
             throw ModelIsMissing();
         if (results.Any(r => r.IsAccepted))
             NoteAccepted();
         return results;
     }
 
-    private void Note(Change change, Answer answer)
+    private void Note(ItemChange change, ChangeOutcome outcome)
     {
-        var version = answer switch
+        var version = outcome switch
         {
-            Answer.Inserted => 1,
-            Answer.Updated => change.Version + 1,
-            Answer.Unchanged => change.Version,
+            ChangeOutcome.Inserted => 1,
+            ChangeOutcome.Updated => change.Version + 1,
+            ChangeOutcome.Unchanged => change.Version,
             _ => 0,
         };
         if (version == 0)
             return;
         var e = change.Event;
-        _held[change.Key] = new HeldItem(change.Key, e.Service, e.Status, e.Time, version);
+        _held[change.Key] = new OnixItem(change.Key, e.Service, e.Status, e.Time, version);
         _confirmed = _clock.GetUtcNow().UtcDateTime;
     }
 
@@ -5433,7 +5456,7 @@ internal sealed class Recorder
         return new OnixException("Onix has no item type SES_SERVICE, or the user may not read partition REF");
     }
 
-    private void Refused(Job job, Change change, string message, Cursor place)
+    private void Refused(Job job, ItemChange change, string message, Cursor place)
     {
         if (IsClash(message) && _alternateKeys.TryAdd(job.Service, OnixNames.AlternateKey(job.Service)))
             return;
@@ -5444,12 +5467,12 @@ internal sealed class Recorder
     private static bool IsClash(string message) =>
         message.Contains("exist within Partition", StringComparison.Ordinal);
 
-    private void Bar(Job job, Change change, string reason, Cursor place)
+    private void Bar(Job job, ItemChange change, string reason, Cursor place)
     {
         var now = _clock.GetUtcNow().UtcDateTime;
         job.IsBarred = true;
-        _barred[job.Service] = new Barred(
-            place, change.Event, now, reason, Barred.FirstDelay, now + Barred.FirstDelay);
+        _barred[job.Service] = new BarredService(
+            place, change.Event, now, reason, BarredService.FirstDelay, now + BarredService.FirstDelay);
         _log.Often("Onix refuses a service's change; the others go on", ("service", job.Service),
             ("key", change.Key), ("reason", reason));
     }
@@ -5543,24 +5566,24 @@ internal sealed class Recorder
 
     private async Task RetryAsync(List<ServiceKey> due, HashSet<ServiceKey> accepted, CancellationToken stop)
     {
-        var changes = new List<Change>();
+        var changes = new List<ItemChange>();
         foreach (var service in due)
         {
             var (held, first) = (HeldOf(service), _barred[service].First);
             if (held == null || (held.IsBefore(first) && held.Status != first.Status))
-                changes.Add(new Change(KeyOf(service), first, held?.Version ?? Change.Insert));
+                changes.Add(new ItemChange(KeyOf(service), first, held?.Version ?? ItemChange.Insert));
             else
                 accepted.Add(service);
         }
         foreach (var batch in Batches(changes, c => c))
         {
             var results = await PutAsync(batch, stop);
-            var locked = new List<Change>();
+            var locked = new List<ItemChange>();
             foreach (var (change, result) in batch.Zip(results))
             {
-                if (result.Answer == Answer.Refused)
+                if (result.Outcome == ChangeOutcome.Refused)
                     RefusedAgain(change, result.Message);
-                else if (result.Answer == Answer.Locked)
+                else if (result.Outcome == ChangeOutcome.Locked)
                     locked.Add(change);
                 else
                     accepted.Add(change.Event.Service);
@@ -5572,7 +5595,7 @@ internal sealed class Recorder
         }
     }
 
-    private void RefusedAgain(Change change, string reason)
+    private void RefusedAgain(ItemChange change, string reason)
     {
         var service = change.Event.Service;
         if (IsClash(reason))
@@ -5618,9 +5641,9 @@ internal sealed class Recorder
 
 // ================================= 12. HTTP ==================================
 //
-// What a request may look like and what an answer looks like: HTTP/1.1 (RFC 9110, RFC 9112), read strictly
-// from bytes alone. What two readers could understand differently is refused, never mended, so that nothing
-// can be smuggled past this one. Only what SeS uses of a head is kept; the rest is checked and forgotten.
+// The forms of requests and answers: HTTP/1.1 (RFC 9110, RFC 9112), parsed strictly, from bytes alone. What
+// two parsers could understand differently is refused, never mended, so that no request can be smuggled past
+// this one. Of a head only the fields that SeS uses are kept; the others are checked and dropped.
 
 /// <summary>What a request is answered with.</summary>
 internal sealed record Reply(int Code, string ContentType, byte[] Body)
@@ -5674,34 +5697,33 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     };
 }
 
-/// <summary>An answer that is too long for the listener, or to be held.</summary>
-/// <param name="next">
-/// Makes the next part, valid until the one after it; nothing when the answer has ended.
-/// </param>
-internal sealed class Rest(Func<Task<ReadOnlyMemory<byte>?>> next, Action<Rest> end, TimeProvider clock)
-    : IDisposable
+/// <summary>The body of an answer that is too long for the listener, or to be held.</summary>
+/// <param name="next">Makes the next part, valid until the one after it; null at the body's end.</param>
+/// <param name="end">Is called when the body is needed no more, whether it was sent whole or not.</param>
+internal sealed class StreamedBody(
+    Func<Task<ReadOnlyMemory<byte>?>> next, Action<StreamedBody> end, TimeProvider clock) : IDisposable
 {
-    private long _given = Busy;
+    private long _partMade = Busy;
 
     /// <summary>While the next part is being made.</summary>
     public const long Busy = -1;
 
     /// <summary>When the last part was made, a timestamp of the clock; or <see cref="Busy"/>.</summary>
-    public long Given => Volatile.Read(ref _given);
+    public long PartMade => Volatile.Read(ref _partMade);
 
-    /// <summary>Ends the connection that reads it.</summary>
+    /// <summary>Ends the connection that the body is sent over.</summary>
     public Action Abort { get; set; } = () => { };
 
     public async Task<ReadOnlyMemory<byte>?> NextAsync()
     {
-        Volatile.Write(ref _given, Busy);
+        Volatile.Write(ref _partMade, Busy);
         try
         {
             return await next();
         }
         finally
         {
-            Volatile.Write(ref _given, clock.GetTimestamp());
+            Volatile.Write(ref _partMade, clock.GetTimestamp());
         }
     }
 
@@ -5720,7 +5742,7 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
     public Reply Reply => reply;
 }
 
-/// <summary>The head of a request, as far as SeS looks at it.</summary>
+/// <summary>The head of a request, as far as SeS uses it.</summary>
 /// <param name="Target">In origin form (RFC 9112, 3.2.1), percent-encoded, as it was sent.</param>
 /// <param name="Length">Of the body in bytes; null when the request names none.</param>
 /// <param name="Closes">The client wants the connection closed after the answer.</param>
@@ -5775,9 +5797,9 @@ internal sealed record RequestHead(
     {
         var end = head.IndexOf("\r\n"u8);
         var (method, target) = ParseRequestLine(head[..end]);
-        var fields = new Fields();
-        for (var rest = head[(end + 2)..]; (end = rest.IndexOf("\r\n"u8)) > 0; rest = rest[(end + 2)..])
-            fields.Add(rest[..end]);
+        var fields = new HeaderFields();
+        for (var lines = head[(end + 2)..]; (end = lines.IndexOf("\r\n"u8)) > 0; lines = lines[(end + 2)..])
+            fields.Add(lines[..end]);
         if (fields.Host == null)
             throw Malformed("There is no Host.");
         if (fields.IsEncoded)
@@ -5819,7 +5841,7 @@ internal sealed record RequestHead(
     private static RefusedException Malformed(string detail) => new("malformed", 400, detail);
 
     /// <summary>The header fields that matter; each of these may stand once.</summary>
-    private struct Fields
+    private struct HeaderFields
     {
         private static readonly string[] Names =
         [
@@ -5896,13 +5918,13 @@ internal sealed record RequestHead(
 // ================================= 13. Auth ==================================
 //
 // Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
-// OIDC issuer (bearer, RFC 6750). What is secret is compared in constant time. A wrong answer is told later
-// the more of them came from an address; a right one is never slowed, so nobody can lock others out.
+// OIDC issuer (bearer, RFC 6750). Secrets are compared in constant time. The more wrong credentials came from
+// an address, the later they are refused; right ones are never delayed, so nobody can lock others out.
 
 /// <summary>How often addresses gave wrong credentials lately.</summary>
-internal sealed class Failures(TimeProvider clock)
+internal sealed class SignInFailures(TimeProvider clock)
 {
-    /// <summary>More addresses at once are not told apart from those that never failed.</summary>
+    /// <summary>Failures of further addresses are not counted: each is treated as the first.</summary>
     public const int MaxAddresses = 10_000;
 
     public static readonly TimeSpan
@@ -5913,7 +5935,7 @@ internal sealed class Failures(TimeProvider clock)
     private readonly Dictionary<IPAddress, (int Count, long Last)> _failed = [];
     private long _tidied;
 
-    /// <summary>Counts a failure of this address, and tells how long its answer has to wait.</summary>
+    /// <summary>Counts a failure of this address, and returns how long its answer has to wait.</summary>
     public TimeSpan Add(IPAddress client)
     {
         lock (_gate)
@@ -5952,21 +5974,21 @@ internal sealed class Failures(TimeProvider clock)
 /// <summary>Is thrown when the issuer's keys cannot be had, so that no token can be judged.</summary>
 internal sealed class IssuerException(string message) : Exception(message);
 
-internal sealed class IssuerBody
+internal sealed class IssuerMetadata
 {
     public string? Issuer { get; init; }
     [JsonPropertyName("jwks_uri")]
     public string? JwksUri { get; init; }
 }
 
-internal sealed class KeysBody
+internal sealed class JsonWebKeySet
 {
     /// <summary>Each is read by itself: one that is not understood is ignored (RFC 7517, 5).</summary>
     public List<JsonElement>? Keys { get; init; }
 }
 
 /// <summary>A JSON Web Key (RFC 7517; RFC 7518, 6).</summary>
-internal sealed class KeyBody
+internal sealed class JsonWebKey
 {
     public string? Kty { get; init; }
     public string? Kid { get; init; }
@@ -5979,7 +6001,7 @@ internal sealed class KeyBody
     public string? Y { get; init; }
 }
 
-internal sealed class TokenHead
+internal sealed class JwtHeader
 {
     public string? Alg { get; init; }
     public string? Kid { get; init; }
@@ -5987,7 +6009,7 @@ internal sealed class TokenHead
     public JsonElement? Crit { get; init; }
 }
 
-internal sealed class TokenClaims
+internal sealed class JwtClaims
 {
     public string? Iss { get; init; }
     /// <summary>A text or a list of texts (RFC 7519, 4.1.3).</summary>
@@ -5998,11 +6020,11 @@ internal sealed class TokenClaims
 
 [JsonSourceGenerationOptions(
     PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, AllowDuplicateProperties = false)]
-[JsonSerializable(typeof(IssuerBody))]
-[JsonSerializable(typeof(KeysBody))]
-[JsonSerializable(typeof(KeyBody))]
-[JsonSerializable(typeof(TokenHead))]
-[JsonSerializable(typeof(TokenClaims))]
+[JsonSerializable(typeof(IssuerMetadata))]
+[JsonSerializable(typeof(JsonWebKeySet))]
+[JsonSerializable(typeof(JsonWebKey))]
+[JsonSerializable(typeof(JwtHeader))]
+[JsonSerializable(typeof(JwtClaims))]
 internal sealed partial class OidcJson : JsonSerializerContext;
 
 /// <summary>A public key of the issuer; of RSA from 2,048 bits on, or of the curve P-256.</summary>
@@ -6015,7 +6037,7 @@ internal sealed class IssuerKey
 
     public string? Id { get; }
 
-    private IssuerKey(KeyBody body)
+    private IssuerKey(JsonWebKey body)
     {
         (Id, _algorithm) = (body.Kid, body.Alg);
         if (body is { Kty: "RSA", N: { Length: > 0 } n, E: { Length: > 0 } e })
@@ -6037,7 +6059,7 @@ internal sealed class IssuerKey
     {
         try
         {
-            if (json.Deserialize(OidcJson.Default.KeyBody) is not { Use: null or "sig" } body)
+            if (json.Deserialize(OidcJson.Default.JsonWebKey) is not { Use: null or "sig" } body)
                 return null;
             var key = new IssuerKey(body);
             return key._rsa is { KeySize: >= 2048 } || key._curve != null ? key : null;
@@ -6108,14 +6130,14 @@ internal sealed class Issuer
         _http = new HttpClient(handler) { Timeout = Patience, MaxResponseContentBufferSize = MaxAnswer };
     }
 
-    /// <summary>Why the token is refused, in words for <c>error_description</c>; null: it is good.</summary>
+    /// <summary>Why the token is refused, for <c>error_description</c>; null: it is valid.</summary>
     /// <exception cref="IssuerException">The keys that it needs cannot be had now.</exception>
     public async ValueTask<string?> RefusalAsync(string token)
     {
         var arrived = _clock.GetTimestamp();
         var parts = token.Split('.');
-        if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.TokenHead, out var head)
-            || !Read(parts[1], OidcJson.Default.TokenClaims, out var claims)
+        if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.JwtHeader, out var head)
+            || !Read(parts[1], OidcJson.Default.JwtClaims, out var claims)
             || !IsEncoded(parts[2]))
             return "the token is no signed JWT";
         if (head.Alg is not ("RS256" or "PS256" or "ES256"))
@@ -6138,7 +6160,7 @@ internal sealed class Issuer
     /// <exception cref="IssuerException">They cannot be had.</exception>
     public Task RefreshAsync() => AskAsync(() => _keys == null || _clock.GetElapsedTime(_got) > KeysAge);
 
-    private string? Refusal(TokenClaims claims)
+    private string? Refusal(JwtClaims claims)
     {
         var now = (_clock.GetUtcNow() - DateTimeOffset.UnixEpoch).TotalSeconds;
         return claims.Iss != _issuer ? "the token is another issuer's"
@@ -6208,7 +6230,7 @@ internal sealed class Issuer
         }
         catch (IssuerException) when (Fitting().Count > 0)
         {
-            // The issuer is away: what it said before still holds.
+            // The issuer is away: the keys that it gave before are still used.
         }
         var keys = Fitting();
         return keys.Count > 0 || _failure == null ? keys : throw _failure;
@@ -6244,13 +6266,13 @@ internal sealed class Issuer
     private async Task<IReadOnlyList<IssuerKey>> FetchAsync()
     {
         var discovery = await GetAsync(
-            _issuer.TrimEnd('/') + "/.well-known/openid-configuration", OidcJson.Default.IssuerBody);
+            _issuer.TrimEnd('/') + "/.well-known/openid-configuration", OidcJson.Default.IssuerMetadata);
         if (discovery.Issuer != _issuer)
             throw new IssuerException($"the issuer names itself '{discovery.Issuer}', not '{_issuer}'");
         if (!Uri.TryCreate(discovery.JwksUri, UriKind.Absolute, out var place)
             || (place.Scheme != Uri.UriSchemeHttps && place.Scheme != new Uri(_issuer).Scheme))
             throw new IssuerException($"the issuer's jwks_uri is not usable: '{discovery.JwksUri}'");
-        var keys = await GetAsync(discovery.JwksUri, OidcJson.Default.KeysBody);
+        var keys = await GetAsync(discovery.JwksUri, OidcJson.Default.JsonWebKeySet);
         return [.. (keys.Keys ?? []).Select(IssuerKey.From).OfType<IssuerKey>()];
     }
 
@@ -6279,7 +6301,7 @@ internal sealed class Auth
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly byte[] _expected;
-    private readonly Failures _failures;
+    private readonly SignInFailures _failures;
     private readonly Issuer? _issuer;
 
     /// <param name="handler">Dials the OIDC issuer; not used with another mode.</param>
@@ -6287,15 +6309,15 @@ internal sealed class Auth
     {
         (_options, _log, _meters) = (options, log, meters);
         _expected = SHA256.HashData(Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}"));
-        _failures = new Failures(clock);
+        _failures = new SignInFailures(clock);
         if (options.AuthMode == AuthMode.Oidc)
             _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
     }
 
     /// <summary>For asking the issuer: at the address that it names, with the system's CAs.</summary>
-    public static SocketsHttpHandler Connection() => new() { AllowAutoRedirect = false };
+    public static SocketsHttpHandler CreateHandler() => new() { AllowAutoRedirect = false };
 
-    /// <summary>Fetches the issuer's keys before they are needed, and says so when it cannot.</summary>
+    /// <summary>Fetches the issuer's keys before they are needed, and logs when it cannot.</summary>
     public async Task PrepareAsync()
     {
         try
@@ -6304,7 +6326,7 @@ internal sealed class Auth
         }
         catch (IssuerException e)
         {
-            Tell(e);
+            LogFailure(e);
         }
     }
 
@@ -6330,7 +6352,7 @@ internal sealed class Auth
         }
         catch (IssuerException e)
         {
-            Tell(e);
+            LogFailure(e);
             return Reply.Problem(503, "The OIDC issuer's keys cannot be had; SeS's log says why.");
         }
     }
@@ -6363,7 +6385,7 @@ internal sealed class Auth
         };
     }
 
-    private void Tell(IssuerException e) =>
+    private void LogFailure(IssuerException e) =>
         _log.Often("no bearer token can be judged: the OIDC issuer cannot be used",
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
@@ -6374,17 +6396,17 @@ internal sealed class Auth
 // then all services by partition and platform, then past outages, and what SeS could not take or pass on.
 // Labels come from strangers, so all text is escaped. Links are relative: the page works under any path.
 
-/// <summary>What the page tells of Onix, and of alerts that were set aside.</summary>
+/// <summary>What the page shows beside the services: Onix's state, and the quarantine.</summary>
 /// <param name="Onix">Null: SeS runs without one.</param>
 /// <param name="Quarantined">How many alerts there are, and the latest of them.</param>
-internal sealed record Standing(
+internal sealed record DaemonState(
     RecorderState? Onix, int QuarantinedCount, IReadOnlyList<QuarantinedAlert> Quarantined, string Path);
 
 /// <summary>Writes HTML, a part at a time.</summary>
-internal sealed class Html : Parts
+internal sealed class HtmlWriter : BodyWriter
 {
     /// <summary>Adds markup; what is put into it is escaped, unless it is <see cref="Markup"/>.</summary>
-    public void Add(ref Interpolation markup) => Put(markup.ToString());
+    public void Add(ref HtmlInterpolation markup) => Put(markup.ToString());
 
     /// <summary>Text for an element or a quoted attribute; control characters are not for HTML.</summary>
     public static string Escape(string text)
@@ -6413,20 +6435,20 @@ internal sealed class Html : Parts
 /// <summary>Text that is HTML already.</summary>
 internal readonly record struct Markup(string Text)
 {
-    public static Markup Of(ref Interpolation markup) => new(markup.ToString());
+    public static Markup Of(ref HtmlInterpolation markup) => new(markup.ToString());
 
     public static Markup operator +(Markup one, Markup other) => new(one.Text + other.Text);
 }
 
 /// <summary>An interpolated string whose holes are escaped, unless they are <see cref="Markup"/>.</summary>
 [InterpolatedStringHandler]
-internal readonly ref struct Interpolation(int literalLength, int formattedCount)
+internal readonly ref struct HtmlInterpolation(int literalLength, int formattedCount)
 {
     private readonly StringBuilder _text = new(literalLength + (16 * formattedCount));
 
     public void AppendLiteral(string literal) => _text.Append(literal);
 
-    public void AppendFormatted(string? text) => _text.Append(Html.Escape(text ?? ""));
+    public void AppendFormatted(string? text) => _text.Append(HtmlWriter.Escape(text ?? ""));
 
     public void AppendFormatted(long number) => _text.Append(CultureInfo.InvariantCulture, $"{number}");
 
@@ -6437,7 +6459,7 @@ internal readonly ref struct Interpolation(int literalLength, int formattedCount
 
 /// <summary>What a visitor wants to see; it stands in the page's address.</summary>
 /// <param name="Search">Only services with this text in one of their names; null: all.</param>
-internal sealed record View(string Range, string? Search)
+internal sealed record PageQuery(string Range, string? Search)
 {
     /// <summary>The ranges to choose from, each with the intervals that its strips have.</summary>
     public static readonly IReadOnlyDictionary<string, (TimeSpan Length, int Intervals)> Ranges =
@@ -6455,14 +6477,14 @@ internal sealed record View(string Range, string? Search)
 
     /// <param name="more">Parameters that the page has besides these.</param>
     /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
-    public static (View View, Dictionary<string, string> Given) Parse(
+    public static (PageQuery PageQuery, Dictionary<string, string> Given) Parse(
         IEnumerable<KeyValuePair<string, string>> parameters, params string[] more)
     {
         var given = Question.Once(parameters, ["range", .. more], "this page");
         var range = given.GetValueOrDefault("range", "24h");
         if (!Ranges.ContainsKey(range))
             throw new QuestionException($"range: it is none of {string.Join(", ", Ranges.Keys)}");
-        return (new View(range, given.GetValueOrDefault("search")), given);
+        return (new PageQuery(range, given.GetValueOrDefault("search")), given);
     }
 
     public bool Takes(ServiceKey service) => Search == null
@@ -6470,13 +6492,13 @@ internal sealed record View(string Range, string? Search)
 }
 
 /// <summary>The pages, as HTML in parts.</summary>
-internal sealed class StatusPage(Answers answers, Standing standing, View view)
+internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery query)
 {
     /// <summary>Of past outages, of a service's changes, of what was set aside: no more of each.</summary>
     private const int MostOutages = 50, MostChanges = 200, MostSetAside = 20;
 
     /// <summary>Of a strip's bad times, so many are read out.</summary>
-    private const int MostTold = 12;
+    private const int MaxSpokenIntervals = 12;
 
     private const int RefreshSeconds = 30;
 
@@ -6527,8 +6549,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)))
         + "'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-    private readonly Html _html = new();
-    private readonly DateTime _from = answers.Now - view.Length;
+    private readonly HtmlWriter _html = new();
+    private readonly DateTime _from = answers.Now - query.Length;
 
     // ---- The page of all ----
 
@@ -6537,8 +6559,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
         var all = answers.Known.OrderBy(k => k.Service, Answers.ByName).ToList();
-        var shown = all.Where(k => view.Takes(k.Service)).ToList();
-        var down = shown.Where(k => k.Word.Status == "down").ToList();
+        var shown = all.Where(k => query.Takes(k.Service)).ToList();
+        var down = shown.Where(k => k.LastEvent.Status == "down").ToList();
         Begin(Title(all), Sentence(all));
         if (all.Count == 0)
             AddFirstStep();
@@ -6550,9 +6572,9 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             AddForm();
         }
         if (all.Count > 0 && shown.Count == 0)
-            _html.Add($"<p>No service has “<bdi>{view.Search}</bdi>” in its names.</p>");
+            _html.Add($"<p>No service has “<bdi>{query.Search}</bdi>” in its names.</p>");
         var services = shown.Select(k => k.Service).ToList();
-        var (tallies, outages) = answers.Tallies(services, _from, null, view.Intervals, MostOutages);
+        var (tallies, outages) = answers.Tallies(services, _from, null, query.Intervals, MostOutages);
         var at = 0;
         foreach (var group in shown.GroupBy(k => (k.Service.Partition, k.Service.Platform)))
         {
@@ -6574,25 +6596,26 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private static string Title(List<KnownService> all)
     {
-        var (down, bad) = (all.Count(k => k.Word.Status == "down"), all.Count(k => k.Word.Status != "up"));
+        var down = all.Count(k => k.LastEvent.Status == "down");
+        var bad = all.Count(k => k.LastEvent.Status != "up");
         return down > 0 ? $"{down} down" : bad > 0 ? $"{bad} not up"
             : all.Count == 0 ? "no service yet" : "all is well";
     }
 
     private static Markup Sentence(List<KnownService> all)
     {
-        var down = all.Count(k => k.Word.Status == "down");
-        var other = all.Count(k => k.Word.Status is not ("up" or "down"));
-        var rest = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
+        var down = all.Count(k => k.LastEvent.Status == "down");
+        var other = all.Count(k => k.LastEvent.Status is not ("up" or "down"));
+        var others = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
         if (all.Count == 0)
             return Markup.Of($"SeS knows of no service yet.");
         if (down > 0 && all.Count > 1)
             return Markup.Of($"<span class=\"down\">✖ {down} of {all.Count} services ")
-                + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{rest}");
+                + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{others}");
         if (down > 0)
             return Markup.Of($"<span class=\"down\">✖ The one service is down.</span>");
         if (other > 0)
-            return Markup.Of($"No service is down.{rest}");
+            return Markup.Of($"No service is down.{others}");
         var who = all.Count == 1 ? "The one service is" : $"All {all.Count} services are";
         return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
     }
@@ -6601,12 +6624,12 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private void AddFirstStep() => _html.Add($$"""
         <p>Send it an alert, and this page will show the service:</p>
-        <pre>curl -i http://HOST:PORT/{{standing.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
+        <pre>curl -i http://HOST:PORT/{{daemon.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
         "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},
         "startsAt":"{{Rfc3339.Format(answers.Now)}}"}]}'</pre>
         <p>Then have Alertmanager send all alerts, by a receiver with</p>
         <pre>webhook_configs:
-        - url: http://HOST:PORT/{{standing.Path}}/INS
+        - url: http://HOST:PORT/{{daemon.Path}}/INS
           send_resolved: true</pre>
         <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
         """);
@@ -6620,7 +6643,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             _html.Add($"""
                 <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
                 <span class="word down">down</span> since {Time(since)}, for {Lasted(answers.Now - since)}.
-                <bdi>{known.Word.Description}</bdi></li>
+                <bdi>{known.LastEvent.Description}</bdi></li>
                 """);
         }
         _html.Add($"</ul></section>");
@@ -6629,20 +6652,20 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     private void AddForm()
     {
         _html.Add($"""
-            <form method="get" action="./"><input type="hidden" name="range" value="{view.Range}">
+            <form method="get" action="./"><input type="hidden" name="range" value="{query.Range}">
             <label for="search">Name contains</label>
-            <input id="search" name="search" type="search" maxlength="200" value="{view.Search}">
+            <input id="search" name="search" type="search" maxlength="200" value="{query.Search}">
             <button>Show</button>
             <nav aria-label="Range">
             """);
-        foreach (var range in View.Ranges.Keys)
-            AddRange(range, "./?" + Query(("range", range), ("search", view.Search)));
+        foreach (var range in PageQuery.Ranges.Keys)
+            AddRange(range, "./?" + Query(("range", range), ("search", query.Search)));
         _html.Add($"</nav></form>");
     }
 
     private void AddRange(string range, string target)
     {
-        if (range == view.Range)
+        if (range == query.Range)
             _html.Add($"<span class=\"chosen\" aria-current=\"true\">{range}</span>");
         else
             _html.Add($"<a href=\"{target}\">{range}</a>");
@@ -6650,8 +6673,8 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private void BeginGroup(string partition, string platform, List<KnownService> members)
     {
-        var bad = members.Count(m => m.Word.Status != "up");
-        var open = bad > 0 || view.Search != null ? " open" : "";
+        var bad = members.Count(m => m.LastEvent.Status != "up");
+        var open = bad > 0 || query.Search != null ? " open" : "";
         var state = bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
             : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>");
         _html.Add($"""
@@ -6667,7 +6690,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         var service = known.Service;
         var figures = tally.Finish();
         _html.Add($"""
-            <li class="row"><span>{Link(service)}</span>{Word(known.Word.Status)}
+            <li class="row"><span>{Link(service)}</span>{StatusText(known.LastEvent.Status)}
             <span class="strip">{Strip(tally.Strip, Name(service))}</span>
             <span class="share">{Share(figures.Availability)}</span></li>
             """);
@@ -6680,7 +6703,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             _html.Add($"<p>None ended in this time.</p>");
         _html.Add($"<ul>");
         var starts = outages.Select(o => new ServiceMark(o.Service, o.Start)).ToList();
-        var said = answers.Archive.Events(starts, services)
+        var texts = answers.Archive.Events(starts, services)
             .ToDictionary(e => e.Change, e => e.Event.Description);
         foreach (var outage in outages)
         {
@@ -6689,7 +6712,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
                 <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
                 {Time(outage.Start.Time)} to {Time(outage.End)},
                 {Lasted(outage.End - outage.Start.Time)}.
-                <bdi>{said.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
+                <bdi>{texts.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
                 """);
         }
         _html.Add($"</ul>{AndNoMore(outages.Count, MostOutages)}</section>");
@@ -6701,7 +6724,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     /// <summary>What SeS could not map, and what Onix does not take.</summary>
     private void AddSetAside()
     {
-        if (standing.Onix?.Barred is { Count: > 0 } barred)
+        if (daemon.Onix?.Barred is { Count: > 0 } barred)
         {
             _html.Add($"""
                 <section><h2>Refused by Onix</h2>
@@ -6713,14 +6736,14 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
                     """);
             _html.Add($"</ul></section>");
         }
-        if (standing.QuarantinedCount == 0)
+        if (daemon.QuarantinedCount == 0)
             return;
         _html.Add($"""
             <section><h2>Quarantined alerts</h2>
-            <p>{Counted(standing.QuarantinedCount, "alert")} could not be mapped to a service, and can be seen
+            <p>{Counted(daemon.QuarantinedCount, "alert")} could not be mapped to a service, and can be seen
             whole in quarantine.jsonl. The latest:</p><ul>
             """);
-        foreach (var alert in standing.Quarantined.Reverse().Take(MostSetAside))
+        foreach (var alert in daemon.Quarantined.Reverse().Take(MostSetAside))
         {
             var received = Rfc3339.TryParse(alert.Received, out var time) ? Time(time) : default;
             _html.Add($"""
@@ -6738,14 +6761,14 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     public IEnumerable<ReadOnlyMemory<byte>> One(ServiceKey service)
     {
         var known = answers.Known.First(k => k.Service == service);
-        var (tallies, _) = answers.Tallies([service], _from, null, view.Intervals, 0);
+        var (tallies, _) = answers.Tallies([service], _from, null, query.Intervals, 0);
         var figures = tallies[0].Finish();
         var since = answers.Since([known])[0];
         Begin(Name(service), Names(service));
         _html.Add($"""
-            <p><a href="./?{Query(("range", view.Range))}">All services</a></p>
-            <p>{Word(known.Word.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
-            <bdi>{known.Word.Description}</bdi></p>
+            <p><a href="./?{Query(("range", query.Range))}">All services</a></p>
+            <p>{StatusText(known.LastEvent.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
+            <bdi>{known.LastEvent.Description}</bdi></p>
             <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
             <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
             <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
@@ -6753,7 +6776,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             <dt>Location</dt><dd><bdi>{(service.Location == "" ? "(none)" : service.Location)}</bdi></dd></dl>
             <nav aria-label="Range">
             """);
-        foreach (var range in View.Ranges.Keys)
+        foreach (var range in PageQuery.Ranges.Keys)
             AddRange(range, Target(service, range));
         _html.Add($"</nav>{Strip(tallies[0].Strip, Name(service))}");
         _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(answers.Now)}</span></p>");
@@ -6763,7 +6786,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     }
 
     private void AddFigures(Figures f) => _html.Add($"""
-        <h2>Figures of these {view.Range}</h2>
+        <h2>Figures of these {query.Range}</h2>
         <dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
         <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Down</dt><dd>{Lasted(f.Down)}</dd>
         <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
@@ -6781,10 +6804,10 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             _html.Add($"<p>There was none in this time.</p>");
         _html.Add($"<ul>");
         foreach (var e in changes)
-            _html.Add($"<li>{Time(e.Time)} {Word(e.Status)} <bdi>{e.Description}</bdi></li>");
+            _html.Add($"<li>{Time(e.Time)} {StatusText(e.Status)} <bdi>{e.Description}</bdi></li>");
         var of = Query(("platform", service.Platform), ("service", service.Service), ("facet", service.Facet),
-            ("location", service.Location), ("from", "-" + view.Range));
-        var target = $"{standing.Path}/{Uri.EscapeDataString(service.Partition)}";
+            ("location", service.Location), ("from", "-" + query.Range));
+        var target = $"{daemon.Path}/{Uri.EscapeDataString(service.Partition)}";
         _html.Add($"""
             </ul>{AndNoMore(changes.Count, MostChanges)}
             <p>All changes as <a href="{target}/history?{of}&amp;format=json">JSON</a> or
@@ -6811,7 +6834,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
 
     private Markup Onix()
     {
-        if (standing.Onix is not { } onix)
+        if (daemon.Onix is not { } onix)
             return default;
         var oldest = onix.Oldest is { } time ? $", the oldest received {Lasted(answers.Now - time)} ago" : "";
         var behind = onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
@@ -6825,13 +6848,13 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         _html.Add($"</main><footer class=\"soft\">");
         foreach (var partition in partitions)
         {
-            var target = $"{standing.Path}/{Uri.EscapeDataString(partition)}";
+            var target = $"{daemon.Path}/{Uri.EscapeDataString(partition)}";
             _html.Add($"""
                 <p><bdi>{partition}</bdi>: <a href="{target}">status</a>,
-                <a href="{target}/history?from=-{view.Range}">history</a>
-                (<a href="{target}/history?from=-{view.Range}&amp;format=csv">CSV</a>),
-                <a href="{target}/report?from=-{view.Range}">report</a>
-                (<a href="{target}/report?from=-{view.Range}&amp;format=csv">CSV</a>)</p>
+                <a href="{target}/history?from=-{query.Range}">history</a>
+                (<a href="{target}/history?from=-{query.Range}&amp;format=csv">CSV</a>),
+                <a href="{target}/report?from=-{query.Range}">report</a>
+                (<a href="{target}/report?from=-{query.Range}&amp;format=csv">CSV</a>)</p>
                 """);
         }
         _html.Add($"<p>SeS, Service Status</p></footer></body></html>\n");
@@ -6847,7 +6870,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
             .Select(p => Ascii.IsValid(p) ? p : $"\u2068{p}\u2069"));
 
     private Markup Link(ServiceKey service) =>
-        Markup.Of($"<a href=\"{Target(service, view.Range)}\">{Names(service)}</a>");
+        Markup.Of($"<a href=\"{Target(service, query.Range)}\">{Names(service)}</a>");
 
     /// <summary>Each by itself, whichever way it is written.</summary>
     private static Markup Names(ServiceKey service) => Markup.Of(
@@ -6861,7 +6884,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         parameters.Where(p => !string.IsNullOrEmpty(p.Value) || p is ("location", not null))
             .Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value!)}"));
 
-    private static Markup Word(string status) => status switch
+    private static Markup StatusText(string status) => status switch
     {
         "up" => Markup.Of($"<span class=\"word up\">✔ up</span>"),
         "down" => Markup.Of($"<span class=\"word down\">✖ down</span>"),
@@ -6890,7 +6913,7 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
     };
 
     /// <summary>
-    /// Equal intervals are drawn as one. Height tells what colour tells: down is tall, unknown is low.
+    /// Equal intervals are drawn as one. Height repeats the colour's meaning: down is tall, unknown is low.
     /// </summary>
     private Markup Strip(IReadOnlyList<Condition> strip, string name)
     {
@@ -6899,33 +6922,33 @@ internal sealed class StatusPage(Answers answers, Standing standing, View view)
         {
             for (next = i + 1; next < strip.Count && strip[next] == strip[i];)
                 next++;
-            var (word, top) = strip[i] switch
+            var (kind, top) = strip[i] switch
             {
                 Condition.Up => ("up", 40),
                 Condition.Down => ("down", 0),
                 Condition.Other => ("other", 20),
                 _ => ("unknown", 80),
             };
-            var told = (word == "other" ? "neither up nor down" : word)
+            var title = (kind == "other" ? "neither up nor down" : kind)
                 + $", {Written(Edge(i))} to {Written(Edge(next))}";
-            if (word != "up")
-                bad.Add(told);
+            if (kind != "up")
+                bad.Add(title);
             bars.Append(Markup.Of($"""
-                <rect class="{word}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}">
-                <title>{told}</title></rect>
+                <rect class="{kind}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}">
+                <title>{title}</title></rect>
                 """).Text);
         }
-        var spoken = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MostTold))
-            + (bad.Count > MostTold ? $"; and {bad.Count - MostTold} more" : "")
+        var summary = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MaxSpokenIntervals))
+            + (bad.Count > MaxSpokenIntervals ? $"; and {bad.Count - MaxSpokenIntervals} more" : "")
             + (strip.Contains(Condition.Up) ? "; else up" : "");
         return Markup.Of($"""
             <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
-            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {spoken}">
+            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {summary}">
             {new Markup(bars.ToString())}</svg>
             """);
     }
 
-    private DateTime Edge(int interval) => _from + (view.Length * interval / view.Intervals);
+    private DateTime Edge(int interval) => _from + (query.Length * interval / query.Intervals);
 }
 
 // ================================== 15. Web ==================================
@@ -6945,8 +6968,8 @@ internal sealed class Web
     /// <summary>Of the webhook: the id of the quarantined alert that is sent again.</summary>
     public const string CuresParameter = "cures";
 
-    /// <summary>A field for the gate: what <see cref="TakeRest"/> knows the rest of the answer by.</summary>
-    public const string RestField = "Ses-Rest";
+    /// <summary>A header field for the gate: the id of the body to <see cref="TakeStreamedBody"/>.</summary>
+    public const string StreamField = "Ses-Stream";
 
     /// <summary>
     /// The listener writes as much at once, with the head. A second write would wait for an acknowledgement,
@@ -6958,10 +6981,10 @@ internal sealed class Web
     public const int MaxUnfinished = 32;
 
     /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
-    private const int MostMisfits = 100, MaxShown = 200;
+    private const int MaxListedAlerts = 100, MaxShown = 200;
 
-    /// <summary>Questions that are thought about at once: one, and webhooks have the other core.</summary>
-    public const int MaxThoughts = 2;
+    /// <summary>Questions that are computed at once; other requests need a core, too.</summary>
+    public const int MaxActiveQuestions = 2;
 
     /// <summary>How long a question waits for its turn.</summary>
     private static readonly TimeSpan TurnTime = TimeSpan.FromSeconds(10);
@@ -6979,10 +7002,10 @@ internal sealed class Web
     private readonly byte[] _secret;
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
-    private readonly SemaphoreSlim _turns = new(MaxThoughts);
-    private readonly ConcurrentDictionary<string, Rest> _rests = [];
+    private readonly SemaphoreSlim _turns = new(MaxActiveQuestions);
+    private readonly ConcurrentDictionary<string, StreamedBody> _streamedBodies = [];
     // Guarded by itself: the long answers that are being read.
-    private readonly HashSet<Rest> _unfinished = [];
+    private readonly HashSet<StreamedBody> _unfinished = [];
     private volatile EventLog? _eventLog;
     private volatile Recorder? _recorder;
     private volatile bool _draining;
@@ -7062,7 +7085,7 @@ internal sealed class Web
         return refusal;
     }
 
-    /// <summary>All but probes, and metrics unless it is said of them.</summary>
+    /// <summary>All but probes, and metrics unless the settings ask for it.</summary>
     private bool NeedsCredentials(Resource resource) =>
         !(resource is Resource.None or Resource.Live or Resource.Ready
             || (resource == Resource.Metrics && !_options.MetricsAuth));
@@ -7093,7 +7116,7 @@ internal sealed class Web
             ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.", $"{client}")
         : null;
 
-    /// <summary>Why no alert can be taken now, whatever it says.</summary>
+    /// <summary>Why no alert can be taken now, whatever it contains.</summary>
     private Reply? Unavailable() =>
         _draining ? Reply.Problem(503, "SeS is shutting down.")
         : _eventLog == null ? Reply.Problem(503, "SeS is starting: its log is being read.")
@@ -7180,7 +7203,7 @@ internal sealed class Web
             reply = Reply.Problem(503, "SeS could not process this; its log says why.");
         }
         Send(context.Response,
-            reply.Body.Length > OneWrite ? PastListener(reply, RestOf(reply.Body)) : reply);
+            reply.Body.Length > OneWrite ? StreamedReply(reply, StreamedBodyOf(reply.Body)) : reply);
     }
 
     private void Send(HttpListenerResponse response, Reply reply)
@@ -7201,8 +7224,8 @@ internal sealed class Web
             or InvalidOperationException)
         {
             _log.Debug("an answer could not be sent", ("code", reply.Code), ("reason", e.Message));
-            if (reply.Headers.FirstOrDefault(h => h.Name == RestField).Value is { } id)
-                TakeRest(id)?.Dispose();
+            if (reply.Headers.FirstOrDefault(h => h.Name == StreamField).Value is { } id)
+                TakeStreamedBody(id)?.Dispose();
         }
     }
 
@@ -7247,7 +7270,7 @@ internal sealed class Web
         try
         {
             await request.InputStream.ReadExactlyAsync(body, 0, length);
-            payload = Mapping.Read(
+            payload = AlertMapping.Read(
                 body.AsSpan(0, length), partition, _options.Map, _clock.GetUtcNow().UtcDateTime);
         }
         catch (PayloadException e)
@@ -7280,23 +7303,23 @@ internal sealed class Web
         {
             return Reply.Problem(503, e.Message);
         }
-        if (payload.Misfits.Count == 0)
+        if (payload.UnmappableAlerts.Count == 0)
             return new Reply(204, "", []);
         return Reply.Json(200, json =>
         {
-            json.WriteNumber("accepted", payload.Readings.Count);
+            json.WriteNumber("accepted", payload.MappedAlerts.Count);
             json.WriteStartArray("quarantined");
-            foreach (var misfit in payload.Misfits.Take(MostMisfits))
+            foreach (var alert in payload.UnmappableAlerts.Take(MaxListedAlerts))
             {
                 json.WriteStartObject();
-                json.WriteString("fingerprint", Mapping.Clip(misfit.Fingerprint, MaxShown));
-                json.WriteString("alertname", Mapping.Clip(misfit.Alertname, MaxShown));
-                json.WriteString("reason", misfit.Reason);
+                json.WriteString("fingerprint", AlertMapping.Clip(alert.Fingerprint, MaxShown));
+                json.WriteString("alertname", AlertMapping.Clip(alert.Alertname, MaxShown));
+                json.WriteString("reason", alert.Reason);
                 json.WriteEndObject();
             }
             json.WriteEndArray();
-            if (payload.Misfits.Count > MostMisfits)
-                json.WriteNumber("more", payload.Misfits.Count - MostMisfits);
+            if (payload.UnmappableAlerts.Count > MaxListedAlerts)
+                json.WriteNumber("more", payload.UnmappableAlerts.Count - MaxListedAlerts);
         });
     }
 
@@ -7337,26 +7360,27 @@ internal sealed class Web
     {
         var question = Question.Parse(
             subject, partition, Parameters(request.RawUrl ?? ""), _clock.GetUtcNow().UtcDateTime);
-        var format = question.Format ?? (IsForCsv(request.Headers["Accept"]) ? Format.Csv : Format.Json);
-        var type = format == Format.Csv ? "text/csv; charset=utf-8" : "application/json";
-        return await TellAsync(Look().Tell(question, format), type, [("Vary", "Accept")]);
+        var format = question.Format
+            ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
+        var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
+        return await StreamAsync(OpenAnswers().Write(question, format), type, [("Vary", "Accept")]);
     }
 
     private async Task<Reply> ShowAsync(string target)
     {
         var isOne = Route(target).Resource == Resource.Service;
-        var (view, given) = View.Parse(Parameters(target), isOne
+        var (query, given) = PageQuery.Parse(Parameters(target), isOne
             ? ["partition", "platform", "service", "facet", "location"] : ["search"]);
-        var answers = Look();
+        var answers = OpenAnswers();
         var (count, latest) = _eventLog!.Quarantine();
-        var standing = new Standing(_recorder?.Look(), count, latest, _options.Path);
-        var page = new StatusPage(answers, standing, view);
+        var daemon = new DaemonState(_recorder?.Snapshot(), count, latest, _options.Path);
+        var page = new StatusPage(answers, daemon, query);
         var service = new ServiceKey(given.GetValueOrDefault("partition", ""),
             given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
             given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""));
         if (isOne && !answers.Known.Any(k => k.Service == service))
             return Reply.Problem(404, "SeS knows of no such service.");
-        return await TellAsync(isOne ? page.One(service) : page.All(), "text/html; charset=utf-8",
+        return await StreamAsync(isOne ? page.One(service) : page.All(), "text/html; charset=utf-8",
             [("Content-Security-Policy", StatusPage.Policy), ("Referrer-Policy", "no-referrer")]);
     }
 
@@ -7368,11 +7392,11 @@ internal sealed class Web
         return csv >= 0 && (json < 0 || csv < json);
     }
 
-    private Answers Look() =>
+    private Answers OpenAnswers() =>
         new(_eventLog!.Archive(), _eventLog.Known(), _clock.GetUtcNow().UtcDateTime);
 
     /// <summary>An answer that is made a part at a time: whole when it is short.</summary>
-    private async Task<Reply> TellAsync(
+    private async Task<Reply> StreamAsync(
         IEnumerable<ReadOnlyMemory<byte>> answer, string type, (string, string)[] headers)
     {
         var parts = answer.GetEnumerator();
@@ -7383,11 +7407,11 @@ internal sealed class Web
             var reply = new Reply(200, type, first) { Headers = [.. headers, .. Guards] };
             if (second == null)
                 return reply;
-            var rest = RestOf(parts, first, second);
-            if (!TakePlace(rest))
+            var streamed = StreamedBodyOf(parts, first, second);
+            if (!TakePlace(streamed))
                 return Reply.Problem(503, "Too many long answers are being read; ask again.");
             parts = null;
-            return PastListener(reply, rest);
+            return StreamedReply(reply, streamed);
         }
         catch (TimeoutException)
         {
@@ -7404,20 +7428,20 @@ internal sealed class Web
         }
     }
 
-    /// <summary>At the cap, the one that waits longest for its reader gives way. False: none does.</summary>
-    private bool TakePlace(Rest rest)
+    /// <summary>At the cap, the body that waits longest for its reader gives way. False: none does.</summary>
+    private bool TakePlace(StreamedBody body)
     {
-        Rest? longest = null;
+        StreamedBody? longest = null;
         lock (_unfinished)
         {
             if (_unfinished.Count >= MaxUnfinished)
             {
-                longest = _unfinished.Where(r => r.Given != Rest.Busy).MinBy(r => r.Given);
-                if (longest == null || _clock.GetElapsedTime(longest.Given) < StalledTime)
+                longest = _unfinished.Where(b => b.PartMade != StreamedBody.Busy).MinBy(b => b.PartMade);
+                if (longest == null || _clock.GetElapsedTime(longest.PartMade) < StalledTime)
                     return false;
                 _unfinished.Remove(longest);
             }
-            _unfinished.Add(rest);
+            _unfinished.Add(body);
         }
         longest?.Abort();
         return true;
@@ -7427,25 +7451,26 @@ internal sealed class Web
     private static readonly (string, string)[] Guards =
         [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
 
-    private Reply PastListener(Reply reply, Rest rest)
+    /// <summary>The head of an answer whose body the gate fetches by its id, past the listener.</summary>
+    private Reply StreamedReply(Reply reply, StreamedBody body)
     {
         var id = RandomNumberGenerator.GetHexString(32);
-        _rests[id] = rest;
-        return reply with { Body = [], Headers = [.. reply.Headers, (RestField, id)] };
+        _streamedBodies[id] = body;
+        return reply with { Body = [], Headers = [.. reply.Headers, (StreamField, id)] };
     }
 
     /// <summary>A body that is there as a whole.</summary>
-    private Rest RestOf(ReadOnlyMemory<byte> body)
+    private StreamedBody StreamedBodyOf(ReadOnlyMemory<byte> body)
     {
-        return new Rest(() =>
+        return new StreamedBody(() =>
         {
-            var part = body[..Math.Min(body.Length, Parts.Size)];
+            var part = body[..Math.Min(body.Length, BodyWriter.Size)];
             body = body[part.Length..];
             return Task.FromResult(part.IsEmpty ? (ReadOnlyMemory<byte>?)null : part);
         }, _ => { }, _clock);
     }
 
-    private Rest RestOf(
+    private StreamedBody StreamedBodyOf(
         IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
     {
         var made = new Queue<ReadOnlyMemory<byte>?>([first, second]);
@@ -7463,14 +7488,14 @@ internal sealed class Web
             }
         }
 
-        void End(Rest rest)
+        void End(StreamedBody body)
         {
             lock (_unfinished)
-                _unfinished.Remove(rest);
+                _unfinished.Remove(body);
             parts.Dispose();
         }
 
-        return new Rest(NextPartAsync, End, _clock);
+        return new StreamedBody(NextPartAsync, End, _clock);
     }
 
     /// <summary>
@@ -7493,10 +7518,11 @@ internal sealed class Web
         }
     }
 
-    /// <summary>The rest of an answer, which whoever takes it disposes of.</summary>
-    public Rest? TakeRest(string id) => _rests.TryRemove(id, out var rest) ? rest : null;
+    /// <summary>The body with this id, which whoever takes it disposes of; null when there is none.</summary>
+    public StreamedBody? TakeStreamedBody(string id) =>
+        _streamedBodies.TryRemove(id, out var body) ? body : null;
 
-    // ---- Seeing inside ----
+    // ---- Probes and gauges ----
 
     /// <summary>Why alerts cannot be made durable now; null when they can.</summary>
     private string? Unready() =>
@@ -7526,7 +7552,7 @@ internal sealed class Web
             return;
         }
         json.WriteString("url", _options.OnixUrl.AbsoluteUri);
-        if (_recorder?.Look() is not { } state)
+        if (_recorder?.Snapshot() is not { } state)
         {
             json.WriteString("state", "starting");
             return;
@@ -7550,7 +7576,7 @@ internal sealed class Web
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
     {
-        var onix = _recorder?.Look() is not { } state
+        var onix = _recorder?.Snapshot() is not { } state
             ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
             : state.Trouble != null ? $"Onix away, {state.Backlog} events waiting: {state.Trouble}"
             : $"Onix has all but {state.Backlog} events, {state.Barred.Count} services barred";
@@ -7564,7 +7590,7 @@ internal sealed class Web
     private void SetGauges()
     {
         _meters.Ready.Set(Unready() == null ? 1 : 0);
-        if (_recorder?.Look() is not { } state)
+        if (_recorder?.Snapshot() is not { } state)
             return;
         _meters.Backlog.Set(state.Backlog);
         _meters.BacklogAge.Set(Age(state.Oldest));
@@ -7576,8 +7602,8 @@ internal sealed class Web
 // ================================== 16. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
-// The files are read again every few seconds; what changed and is usable serves new connections, and what
-// is not leaves the old in place and is said once. Connections that stand keep what they began with.
+// The files are read again every few seconds. Changed files that are usable serve new connections; others
+// are logged once, and the old certificate stays in use. Open connections keep the one they began with.
 
 /// <summary>Is thrown when certificate, key or CA cannot be used; names the setting and why.</summary>
 internal sealed class CertificateException(string message) : Exception(message);
@@ -7601,15 +7627,15 @@ internal sealed class Tls : IDisposable
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly System.Threading.ITimer _timer;
-    private Files _seen;
-    // Told already, so that what goes on is not told at each look.
+    private CertificateFiles _seen;
+    // The last failure, so that one that lasts is logged once and not at each check.
     private string? _unreadable;
     private DateTime _ends;
-    private bool _endIsTold;
+    private bool _expiryIsLogged;
     private volatile SslServerAuthenticationOptions _current;
 
     /// <summary>What the files held, to see whether they have changed.</summary>
-    private sealed record Files(string Certificate, string Key, string? ClientCa);
+    private sealed record CertificateFiles(string Certificate, string Key, string? ClientCa);
 
     /// <exception cref="CertificateException">The files cannot be used.</exception>
     public Tls(string certificate, string key, string? clientCa, TimeProvider clock, Log log, Meters meters)
@@ -7621,7 +7647,7 @@ internal sealed class Tls : IDisposable
         _timer = clock.CreateTimer(_ => Reread(), null, RereadPeriod, RereadPeriod);
     }
 
-    /// <summary>How a complaint about the certificate begins.</summary>
+    /// <summary>How each error about the certificate begins.</summary>
     private string Certificate => $"{Options.TlsCertSetting}: the certificate in '{_certificatePath}'";
 
     /// <summary>What a new connection is to be served with.</summary>
@@ -7631,7 +7657,7 @@ internal sealed class Tls : IDisposable
 
     private void Reread()
     {
-        WarnOfEnd();
+        WarnOfExpiry();
         try
         {
             var files = ReadFiles();
@@ -7645,7 +7671,7 @@ internal sealed class Tls : IDisposable
         }
         catch (CertificateException e) when (e.Message == _unreadable)
         {
-            // It was told and counted.
+            // It was logged and counted.
         }
         catch (CertificateException e)
         {
@@ -7656,17 +7682,17 @@ internal sealed class Tls : IDisposable
         }
     }
 
-    /// <summary>Once for each certificate, at the start or when its end comes near.</summary>
-    private void WarnOfEnd()
+    /// <summary>Logs once for each certificate, at the start or when its expiry comes near.</summary>
+    private void WarnOfExpiry()
     {
-        if (_endIsTold || _clock.GetUtcNow().UtcDateTime <= _ends - EndsSoon)
+        if (_expiryIsLogged || _clock.GetUtcNow().UtcDateTime <= _ends - EndsSoon)
             return;
-        _endIsTold = true;
+        _expiryIsLogged = true;
         _log.Warn("the certificate expires soon",
             ("file", _certificatePath), ("at", Rfc3339.Format(_ends)));
     }
 
-    private Files ReadFiles() => new(
+    private CertificateFiles ReadFiles() => new(
         ReadFile(Options.TlsCertSetting, _certificatePath), ReadFile(Options.TlsKeySetting, _keyPath),
         _clientCaPath == null ? null : ReadFile(Options.TlsClientCaSetting, _clientCaPath));
 
@@ -7682,7 +7708,7 @@ internal sealed class Tls : IDisposable
         }
     }
 
-    private SslServerAuthenticationOptions Load(Files files)
+    private SslServerAuthenticationOptions Load(CertificateFiles files)
     {
         var chain = Certificates(Options.TlsCertSetting, _certificatePath, files.Certificate);
         var options = new SslServerAuthenticationOptions
@@ -7695,13 +7721,13 @@ internal sealed class Tls : IDisposable
         if (files.ClientCa != null)
             RequireClients(
                 options, Certificates(Options.TlsClientCaSetting, _clientCaPath!, files.ClientCa));
-        (_ends, _endIsTold) = (chain[0].NotAfter.ToUniversalTime(), false);
+        (_ends, _expiryIsLogged) = (chain[0].NotAfter.ToUniversalTime(), false);
         _meters.TlsExpiry.Set((_ends - DateTime.UnixEpoch).TotalSeconds);
-        WarnOfEnd();
+        WarnOfExpiry();
         return options;
     }
 
-    private SslStreamCertificateContext Context(X509Certificate2Collection chain, Files files)
+    private SslStreamCertificateContext Context(X509Certificate2Collection chain, CertificateFiles files)
     {
         try
         {
@@ -7730,7 +7756,7 @@ internal sealed class Tls : IDisposable
             : throw new CertificateException($"{setting}: '{path}' holds no certificate in PEM");
     }
 
-    private X509Certificate2 WithKey(Files files)
+    private X509Certificate2 WithKey(CertificateFiles files)
     {
         if (files.Key.Contains("ENCRYPTED", StringComparison.Ordinal))
             throw new CertificateException(
@@ -7797,10 +7823,10 @@ internal sealed class Tls : IDisposable
 // for a whole request, or for its turn, gives way to the new one.
 
 /// <summary>What a connection is doing; all but Handled have a deadline.</summary>
-internal enum Stage { Handshake, Idle, Head, Body, Handled, Answer, Linger }
+internal enum ConnectionState { Handshake, Idle, Head, Body, Handled, Answer, Linger }
 
 /// <summary>A client's connection. One task serves it; the gate's timer and cap can end it.</summary>
-internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
+internal sealed class ClientConnection(Socket socket, IPAddress client) : IDisposable
 {
     /// <summary>Holds most heads, and most alerts with them.</summary>
     private const int FirstSize = 4 * 1024;
@@ -7815,7 +7841,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     /// <summary>The plain connection, until TLS is put over it.</summary>
     public Stream Stream { get; set; } = new NetworkStream(socket, ownsSocket: true);
 
-    public Stage Stage { get; set; }
+    public ConnectionState State { get; set; }
 
     /// <summary>A timestamp of the clock.</summary>
     public long Deadline { get; set; }
@@ -7824,7 +7850,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     public volatile bool IsOverdue;
 
     /// <summary>Its place among those that wait, and may be ended for a new one.</summary>
-    public LinkedListNode<Connection>? Waiting { get; set; }
+    public LinkedListNode<ClientConnection>? Waiting { get; set; }
 
     /// <summary>What was received beyond the last head, and not taken.</summary>
     public ReadOnlySpan<byte> Received => _buffer.AsSpan(_start, _end - _start);
@@ -7865,7 +7891,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     /// <param name="again">When it is closed, if that ended nothing.</param>
     public void Expire(long again)
     {
-        if (IsOverdue || Stage is Stage.Answer or Stage.Linger)
+        if (IsOverdue || State is ConnectionState.Answer or ConnectionState.Linger)
         {
             Abort();
             return;
@@ -7903,7 +7929,7 @@ internal sealed class Connection(Socket socket, IPAddress client) : IDisposable
     }
 }
 
-/// <summary>A connection to the HttpListener: it speaks for one request at a time.</summary>
+/// <summary>A connection to the HttpListener; it carries one request at a time.</summary>
 internal sealed class Upstream(Socket socket) : IDisposable
 {
     private readonly byte[] _buffer = new byte[8 * 1024];
@@ -7968,10 +7994,10 @@ internal sealed class Gate
     /// <summary>Alertmanager sends one request for each group and waits for its answer.</summary>
     public const int MaxInFlight = 1024;
 
-    /// <summary>Of questions: most of them wait, since two are thought about at once.</summary>
+    /// <summary>Of questions: most of them wait, since two are computed at once.</summary>
     public const int MaxQuestions = 128;
 
-    /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body says.</summary>
+    /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body is.</summary>
     public const long MaxBytesInFlight = 256L * 1024 * 1024;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
@@ -8001,9 +8027,9 @@ internal sealed class Gate
 
     private static readonly TimeSpan SweepPeriod = TimeSpan.FromMilliseconds(250);
 
-    private static readonly byte[] RestStart = Encoding.ASCII.GetBytes(Web.RestField + ": ");
+    private static readonly byte[] StreamFieldStart = Encoding.ASCII.GetBytes(Web.StreamField + ": ");
 
-    /// <summary>What clients send beyond the end goes here, and is never looked at.</summary>
+    /// <summary>Receives what clients send beyond the end, which is discarded.</summary>
     private static readonly byte[] Waste = new byte[64 * 1024];
 
     private readonly Options _options;
@@ -8019,9 +8045,9 @@ internal sealed class Gate
 
     private readonly Lock _gate = new();
     // Guarded by _gate.
-    private readonly HashSet<Connection> _connections = [];
+    private readonly HashSet<ClientConnection> _connections = [];
     // Guarded by _gate: all but those being answered, the one that waits longest first.
-    private readonly LinkedList<Connection> _waiting = [];
+    private readonly LinkedList<ClientConnection> _waiting = [];
 
     private Socket _listener = null!;
     private IPEndPoint _inner = null!;
@@ -8128,8 +8154,9 @@ internal sealed class Gate
         }
         socket.NoDelay = true;
         socket.SendBufferSize = SendBuffer;
-        var connection = new Connection(socket, client.IsIPv4MappedToIPv6 ? client.MapToIPv4() : client);
-        Enter(connection, Stage.Idle, HeadTime);
+        var connection = new ClientConnection(
+            socket, client.IsIPv4MappedToIPv6 ? client.MapToIPv4() : client);
+        Enter(connection, ConnectionState.Idle, HeadTime);
         lock (_gate)
         {
             if (_connections.Count >= _maxConnections && !GiveWay())
@@ -8160,7 +8187,7 @@ internal sealed class Gate
         return true;
     }
 
-    private void Forget(Connection connection)
+    private void Forget(ClientConnection connection)
     {
         _connections.Remove(connection);
         if (connection.Waiting is { List: not null } waiting)
@@ -8169,14 +8196,14 @@ internal sealed class Gate
     }
 
     /// <summary>From now on the connection does this, and has so long for it.</summary>
-    private void Enter(Connection connection, Stage stage, TimeSpan time)
+    private void Enter(ClientConnection connection, ConnectionState state, TimeSpan time)
     {
         connection.Deadline = _clock.GetTimestamp() + (long)(time.TotalSeconds * _clock.TimestampFrequency);
-        connection.Stage = stage;
+        connection.State = state;
     }
 
     /// <summary>Puts it at the end of those that wait, or takes it from them.</summary>
-    private void Await(Connection connection, bool waits)
+    private void Await(ClientConnection connection, bool waits)
     {
         lock (_gate)
         {
@@ -8190,12 +8217,12 @@ internal sealed class Gate
     private void Sweep()
     {
         var now = _clock.GetTimestamp();
-        List<Connection> late;
+        List<ClientConnection> late;
         lock (_gate)
-            late = [.. _connections.Where(c => c.Stage != Stage.Handled && now >= c.Deadline)];
+            late = [.. _connections.Where(c => c.State != ConnectionState.Handled && now >= c.Deadline)];
         foreach (var connection in late)
         {
-            if (connection.Stage == Stage.Answer)
+            if (connection.State == ConnectionState.Answer)
                 Refused("answer_timeout");
             connection.Expire(now + _clock.TimestampFrequency);
         }
@@ -8210,7 +8237,7 @@ internal sealed class Gate
 
     // ---- A connection's life ----
 
-    private async Task ServeAsync(Connection connection)
+    private async Task ServeAsync(ClientConnection connection)
     {
         await Task.Yield();
         try
@@ -8234,7 +8261,7 @@ internal sealed class Gate
         }
     }
 
-    private async Task ConverseAsync(Connection connection)
+    private async Task ConverseAsync(ClientConnection connection)
     {
         try
         {
@@ -8242,7 +8269,7 @@ internal sealed class Gate
                 await HandshakeAsync(connection, _tls.Current);
             while (await ServeOneAsync(connection))
             {
-                Enter(connection, Stage.Idle, IdleTime);
+                Enter(connection, ConnectionState.Idle, IdleTime);
                 Await(connection, waits: true);
             }
         }
@@ -8256,11 +8283,11 @@ internal sealed class Gate
         }
     }
 
-    /// <exception cref="RefusedException">The client speaks HTTP where TLS is spoken.</exception>
+    /// <exception cref="RefusedException">The client sends HTTP to a port that expects TLS.</exception>
     /// <exception cref="IOException">The handshake failed, which was counted.</exception>
-    private async Task HandshakeAsync(Connection connection, SslServerAuthenticationOptions options)
+    private async Task HandshakeAsync(ClientConnection connection, SslServerAuthenticationOptions options)
     {
-        Enter(connection, Stage.Handshake, HandshakeTime);
+        Enter(connection, ConnectionState.Handshake, HandshakeTime);
         await connection.WaitAsync();
         var first = new byte[1];
         var count = await connection.Socket.ReceiveAsync(first, SocketFlags.Peek);
@@ -8281,18 +8308,18 @@ internal sealed class Gate
                 ("reason", e.GetBaseException().Message));
             throw new IOException("the TLS handshake failed", e);
         }
-        Enter(connection, Stage.Idle, HeadTime);
+        Enter(connection, ConnectionState.Idle, HeadTime);
     }
 
     /// <summary>Serves one request. False: the connection ends.</summary>
-    private async Task<bool> ServeOneAsync(Connection connection)
+    private async Task<bool> ServeOneAsync(ClientConnection connection)
     {
         await connection.WaitAsync();
         if (!connection.IsOverdue)
-            Enter(connection, Stage.Head, HeadTime);
+            Enter(connection, ConnectionState.Head, HeadTime);
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
-        Enter(connection, Stage.Handled, Timeless);
+        Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
         {
             // What follows may be a body, if only in the eyes of another reader.
@@ -8304,15 +8331,15 @@ internal sealed class Gate
             return goesOn;
         }
         var innerHead = HeadFor(head, connection.Client);
-        using var parcel = new Parcel(
+        using var request = new MessageBuffer(
             this, innerHead.Length + (head.Length ?? 0), isCounted: head.Length > 0);
-        parcel.Add(innerHead);
+        request.Add(innerHead);
         if (head.Length > 0)
-            await ReadBodyAsync(connection, head, parcel);
-        return await HandOverAsync(connection, head, parcel);
+            await ReadBodyAsync(connection, head, request);
+        return await HandOverAsync(connection, head, request);
     }
 
-    private async ValueTask<RequestHead?> ReadHeadAsync(Connection connection)
+    private async ValueTask<RequestHead?> ReadHeadAsync(ClientConnection connection)
     {
         int length;
         while ((length = RequestHead.Find(connection.Received)) == 0)
@@ -8338,34 +8365,34 @@ internal sealed class Gate
         + (head.Accept == null ? "" : $"Accept: {head.Accept}\r\n")
         + (head.Length == null ? "\r\n" : $"Content-Length: {head.Length}\r\n\r\n"));
 
-    private async Task ReadBodyAsync(Connection connection, RequestHead head, Parcel parcel)
+    private async Task ReadBodyAsync(ClientConnection connection, RequestHead head, MessageBuffer request)
     {
         var left = (int)head.Length!.Value;
         var there = Math.Min(left, connection.Received.Length);
         if (head.Expects && there == 0)
             await WriteAsync(connection, "HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
-        Enter(connection, Stage.Body, BodyTime);
-        parcel.Add(connection.Received[..there]);
+        Enter(connection, ConnectionState.Body, BodyTime);
+        request.Add(connection.Received[..there]);
         connection.Take(there);
         for (left -= there; left > 0;)
         {
-            var count = await connection.Stream.ReadAsync(parcel.Room(left));
+            var count = await connection.Stream.ReadAsync(request.Room(left));
             if (count == 0)
                 throw connection.IsOverdue
                     ? new RefusedException("body_timeout", 408,
                         $"The body did not arrive within {BodyTime.TotalSeconds} s.")
                     : new RefusedException("body_cut", 400, "The body is shorter than its Content-Length.");
-            parcel.Length += count;
+            request.Length += count;
             left -= count;
         }
     }
 
     /// <summary>
-    /// A whole request on its way to the HttpListener, or an answer. What a body takes beyond its first part
-    /// is counted, and refused when all together hold too much.
+    /// The bytes of one HTTP message: a whole request on its way to the HttpListener, or an answer. What a
+    /// request's body takes beyond its first part is counted, and refused when all together hold too much.
     /// </summary>
     /// <param name="expected">How many bytes it will hold, as far as that is known.</param>
-    private sealed class Parcel(Gate gate, long expected, bool isCounted) : IDisposable
+    private sealed class MessageBuffer(Gate gate, long expected, bool isCounted) : IDisposable
     {
         private byte[] _buffer = [];
         private long _counted;
@@ -8421,16 +8448,17 @@ internal sealed class Gate
     // ---- Handing over, and answering ----
 
     /// <summary>Has the HttpListener answer, and sends that on. False: the connection ends.</summary>
-    private async Task<bool> HandOverAsync(Connection connection, RequestHead head, Parcel request)
+    private async Task<bool> HandOverAsync(
+        ClientConnection connection, RequestHead head, MessageBuffer request)
     {
-        Enter(connection, Stage.Handled, Timeless);
+        Enter(connection, ConnectionState.Handled, Timeless);
         Interlocked.Increment(ref _unanswered);
         Interlocked.Increment(ref _work);
         try
         {
             var closes = head.Closes || _draining;
-            using var answer = new Parcel(this, SmallAnswer, isCounted: false);
-            Rest? rest;
+            using var answer = new MessageBuffer(this, SmallAnswer, isCounted: false);
+            StreamedBody? body;
             var slots = _web.IsQuestion(head) ? _questionSlots : _slots;
             var isLate = await TakeSlotAsync(slots);
             try
@@ -8438,7 +8466,7 @@ internal sealed class Gate
                 if (isLate && connection.Socket.Poll(0, SelectMode.SelectError))
                     throw new IOException("the client has gone meanwhile: nobody waits for the answer");
                 Await(connection, waits: false);
-                rest = await ExchangeAsync(connection, head, closes, request, answer);
+                body = await ExchangeAsync(connection, head, closes, request, answer);
             }
             finally
             {
@@ -8446,11 +8474,11 @@ internal sealed class Gate
             }
             // From here on a slow reader holds nothing but its connection.
             Await(connection, waits: true);
-            using (rest)
+            using (body)
             {
                 await WriteAsync(connection, answer.Bytes);
-                if (rest != null && head.Method != "HEAD")
-                    await RelayAsync(connection, rest, answer);
+                if (body != null && head.Method != "HEAD")
+                    await RelayAsync(connection, body, answer);
             }
             return !closes || await LingerAsync(connection);
         }
@@ -8461,19 +8489,19 @@ internal sealed class Gate
         }
     }
 
-    private void Stall(Connection connection)
+    private void Stall(ClientConnection connection)
     {
         Refused("answer_timeout");
         connection.Abort();
     }
 
     /// <summary>Sends a long answer, each part as a chunk.</summary>
-    private async Task RelayAsync(Connection connection, Rest rest, Parcel answer)
+    private async Task RelayAsync(ClientConnection connection, StreamedBody body, MessageBuffer answer)
     {
         while (true)
         {
-            Enter(connection, Stage.Handled, Timeless);
-            var part = await rest.NextAsync();
+            Enter(connection, ConnectionState.Handled, Timeless);
+            var part = await body.NextAsync();
             answer.Length = 0;
             AddChunk(answer, (part ?? default).Span);
             await WriteAsync(connection, answer.Bytes);
@@ -8483,19 +8511,20 @@ internal sealed class Gate
     }
 
     /// <summary>RFC 9112, 7.1; an empty one ends the body.</summary>
-    private static void AddChunk(Parcel answer, ReadOnlySpan<byte> part)
+    private static void AddChunk(MessageBuffer answer, ReadOnlySpan<byte> part)
     {
         answer.Add(Encoding.ASCII.GetBytes($"{part.Length:x}\r\n"));
         answer.Add(part);
         answer.Add("\r\n"u8);
     }
 
-    /// <summary>What the listener answers; of a long answer only the head, and returns the rest.</summary>
-    private async Task<Rest?> ExchangeAsync(
-        Connection connection, RequestHead head, bool closes, Parcel request, Parcel answer)
+    /// <summary>Adds the listener's answer; of a long one only the head, and returns its body.</summary>
+    private async Task<StreamedBody?> ExchangeAsync(
+        ClientConnection connection, RequestHead head, bool closes, MessageBuffer request,
+        MessageBuffer answer)
     {
         Upstream? upstream = null;
-        Rest? rest = null;
+        StreamedBody? body = null;
         var isKept = false;
         try
         {
@@ -8514,9 +8543,9 @@ internal sealed class Gate
                 throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
             }
             var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, answer);
-            rest = id == null ? null : _web.TakeRest(id);
-            if (rest != null)
-                rest.Abort = () => Stall(connection);
+            body = id == null ? null : _web.TakeStreamedBody(id);
+            if (body != null)
+                body.Abort = () => Stall(connection);
             for (var left = length; left > 0; left -= part.Length, part = default)
             {
                 if (part.Length == 0)
@@ -8525,11 +8554,11 @@ internal sealed class Gate
                     answer.Add(part.Span);
             }
             isKept = keepsAlive;
-            return rest;
+            return body;
         }
         catch
         {
-            rest?.Dispose();
+            body?.Dispose();
             throw;
         }
         finally
@@ -8570,10 +8599,10 @@ internal sealed class Gate
     }
 
     /// <summary>Adds the head of the listener's answer as the client gets it.</summary>
-    private static (long Length, bool KeepsAlive, string? RestId) Rewrite(
-        ReadOnlySpan<byte> head, bool closes, Parcel answer)
+    private static (long Length, bool KeepsAlive, string? StreamId) Rewrite(
+        ReadOnlySpan<byte> head, bool closes, MessageBuffer answer)
     {
-        var (length, keepsAlive, rest) = (0L, true, (string?)null);
+        var (length, keepsAlive, streamId) = (0L, true, (string?)null);
         foreach (var range in head.Split("\r\n"u8))
         {
             var line = head[range];
@@ -8581,36 +8610,36 @@ internal sealed class Gate
                 keepsAlive = !line.EndsWith("close"u8);
             else if (line.StartsWith("Content-Length: "u8))
                 length = long.Parse(line["Content-Length: ".Length..], CultureInfo.InvariantCulture);
-            else if (line.StartsWith(RestStart))
-                rest = Encoding.ASCII.GetString(line[RestStart.Length..]);
+            else if (line.StartsWith(StreamFieldStart))
+                streamId = Encoding.ASCII.GetString(line[StreamFieldStart.Length..]);
             else if (!line.StartsWith("Keep-Alive: "u8) && !line.StartsWith("Server: "u8))
             {
                 answer.Add(line);
                 answer.Add("\r\n"u8);
             }
         }
-        if (rest != null)
+        if (streamId != null)
             answer.Add("Transfer-Encoding: chunked\r\n"u8);
         // A 204 has no Content-Length (RFC 9110, 8.6).
         else if (!head.StartsWith("HTTP/1.1 204"u8))
             answer.Add(Encoding.ASCII.GetBytes($"Content-Length: {length}\r\n"));
         answer.Add(closes ? "Connection: close\r\n\r\n"u8 : "\r\n"u8);
-        return (length, keepsAlive, rest);
+        return (length, keepsAlive, streamId);
     }
 
     /// <summary>A slow reader has its time for each part.</summary>
-    private ValueTask WriteAsync(Connection connection, ReadOnlyMemory<byte> bytes)
+    private ValueTask WriteAsync(ClientConnection connection, ReadOnlyMemory<byte> bytes)
     {
-        Enter(connection, Stage.Answer, AnswerTime);
+        Enter(connection, ConnectionState.Answer, AnswerTime);
         return connection.Stream.WriteAsync(bytes);
     }
 
     /// <summary>Answers for the gate itself. False: the connection ends.</summary>
-    private async Task<bool> AnswerAsync(Connection connection, Reply reply, bool isHead, bool closes)
+    private async Task<bool> AnswerAsync(ClientConnection connection, Reply reply, bool isHead, bool closes)
     {
         if (reply.HeldBack > TimeSpan.Zero)
         {
-            Enter(connection, Stage.Answer, reply.HeldBack + AnswerTime);
+            Enter(connection, ConnectionState.Answer, reply.HeldBack + AnswerTime);
             await Task.Delay(reply.HeldBack, _clock);
         }
         var head = $"HTTP/1.1 {reply.Code} {Reply.Phrase(reply.Code)}\r\nDate: {_clock.GetUtcNow():R}\r\n"
@@ -8623,9 +8652,9 @@ internal sealed class Gate
     }
 
     /// <summary>Closes without taking the answer away from a client that still sends.</summary>
-    private async Task<bool> LingerAsync(Connection connection)
+    private async Task<bool> LingerAsync(ClientConnection connection)
     {
-        Enter(connection, Stage.Linger, LingerTime);
+        Enter(connection, ConnectionState.Linger, LingerTime);
         if (connection.Stream is SslStream tls)
             await tls.ShutdownAsync();
         connection.Shutdown(SocketShutdown.Send);
@@ -8638,8 +8667,8 @@ internal sealed class Gate
 
 // ================================= 18. Linux =================================
 //
-// What the host is asked for: as many descriptors as the process may have, silence about its secrets, and
-// systemd's ear (sd_notify(3): one datagram a word to the socket that systemd names).
+// What the host provides: as many descriptors as the process may have, protection of its secrets, and
+// systemd's notification socket (sd_notify(3): one datagram for each change of state).
 
 internal static partial class Linux
 {
@@ -8693,22 +8722,22 @@ internal static partial class Linux
         }
     }
 
-    private record struct Limit(ulong Soft, ulong Hard);
+    private record struct ResourceLimit(ulong Soft, ulong Hard);
 
     [LibraryImport("libc", EntryPoint = "getrlimit")]
-    private static partial int GetLimit(int resource, out Limit limit);
+    private static partial int GetLimit(int resource, out ResourceLimit limit);
 
     [LibraryImport("libc", EntryPoint = "setrlimit")]
-    private static partial int SetLimit(int resource, in Limit limit);
+    private static partial int SetLimit(int resource, in ResourceLimit limit);
 
     [LibraryImport("libc", EntryPoint = "prctl")]
     private static partial int Control(int option, nuint a, nuint b, nuint c, nuint d);
 }
 
 /// <summary>Gives memory back to the system when it is quiet again after work.</summary>
-internal sealed class Tidying(Func<long> work)
+internal sealed class MemoryTrimmer(Func<long> work)
 {
-    /// <summary>Less than this between two looks is quiet: probes and scrapes.</summary>
+    /// <summary>Less work than this between two checks is quiet: probes and scrapes.</summary>
     public const int Quiet = 100;
 
     public static readonly TimeSpan Period = TimeSpan.FromSeconds(10);
@@ -8716,7 +8745,7 @@ internal sealed class Tidying(Func<long> work)
     private long _seen, _tidied;
 
     /// <summary>To be called every <see cref="Period"/>.</summary>
-    public void Look()
+    public void Check()
     {
         var now = work();
         if (now - _seen < Quiet && now - _tidied >= Quiet)
@@ -8729,11 +8758,11 @@ internal sealed class Tidying(Func<long> work)
 }
 
 /// <summary>
-/// Tells when the clock is set: what is too far ahead, or to be kept no longer, is judged by it.
+/// Logs when the clock is set: by it SeS judges which events are too far ahead, or too old to keep.
 /// </summary>
 internal sealed class ClockWatch(TimeProvider clock, Log log)
 {
-    /// <summary>Less than this between two looks is the clock's own correction.</summary>
+    /// <summary>Less than this between two checks is the clock's own correction.</summary>
     public static readonly TimeSpan Jump = TimeSpan.FromSeconds(10);
 
     private readonly DateTimeOffset _began = clock.GetUtcNow();
@@ -8741,7 +8770,7 @@ internal sealed class ClockWatch(TimeProvider clock, Log log)
     private TimeSpan _lead;
 
     /// <summary>To be called now and then.</summary>
-    public void Look()
+    public void Check()
     {
         var lead = clock.GetUtcNow() - _began - clock.GetElapsedTime(_start);
         if ((lead - _lead).Duration() < Jump)
@@ -8778,12 +8807,12 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     }
 
     /// <summary>Sends such as <c>READY=1</c>; several are joined by line breaks.</summary>
-    public void Notify(string words)
+    public void Notify(string state)
     {
         try
         {
             // A leading @ means Linux's abstract namespace, which begins with a NUL.
-            _socket?.SendTo(Encoding.UTF8.GetBytes(words), new UnixDomainSocketEndPoint(
+            _socket?.SendTo(Encoding.UTF8.GetBytes(state), new UnixDomainSocketEndPoint(
                 socketPath![0] == '@' ? '\0' + socketPath[1..] : socketPath));
         }
         catch (SocketException e)
@@ -8797,9 +8826,9 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 
 // =============================== 19. Commands ================================
 //
-// What the program does besides serving: it answers questions from a data directory, checks one, and shows
+// What the program does besides serving: it answers questions from a data directory, checks one, and lists
 // the quarantine, whether a SeS is using the directory or not. Nothing here writes to it but the indexes.
-// And it asks a SeS on the same host how it is.
+// It also probes a SeS on the same host.
 
 /// <summary>One thing to do, other than to serve.</summary>
 internal sealed record Command(string Name, string Help, string Example, IReadOnlyList<Setting> Settings)
@@ -8850,7 +8879,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 
 /// <summary>Carries commands out.</summary>
 /// <param name="isTerminal">Tables are for people.</param>
-internal sealed class Commands(
+internal sealed class CommandRunner(
     IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
     bool isTerminal, TimeProvider clock)
 {
@@ -8886,19 +8915,19 @@ internal sealed class Commands(
         }
         var (archive, format) = (Archive.Open(_dir), Format());
         var answers = new Answers(archive, archive.Known(), Now);
-        foreach (var part in answers.Tell(question, format))
+        foreach (var part in answers.Write(question, format))
             output.Write(part.Span);
-        if (format != Ses.Format.Json && answers.Next is { } next)
+        if (format != OutputFormat.Json && answers.Next is { } next)
             Console.Error.WriteLine($"There is more: --cursor {next}");
         return true;
     }
 
-    private Format Format() => flags.GetValueOrDefault("--format") switch
+    private OutputFormat Format() => flags.GetValueOrDefault("--format") switch
     {
-        null => isTerminal ? Ses.Format.Table : Ses.Format.Json,
-        "table" => Ses.Format.Table,
-        "json" => Ses.Format.Json,
-        "csv" => Ses.Format.Csv,
+        null => isTerminal ? OutputFormat.Table : OutputFormat.Json,
+        "table" => OutputFormat.Table,
+        "json" => OutputFormat.Json,
+        "csv" => OutputFormat.Csv,
         var other => throw new OptionsException(
             $"--format: '{other}' is not usable; allowed: table, json, csv"),
     };
@@ -8909,20 +8938,20 @@ internal sealed class Commands(
     {
         var inspection = new Inspection(Archive.Open(_dir), _dir);
         var faults = 0;
-        foreach (var (name, told, found) in inspection.Look())
+        foreach (var (name, summary, found) in inspection.CheckFiles())
         {
-            Say(found.Count == 0 ? $"{name}: {told}" : $"{name}: {told}; {found.Count} faults");
+            Print(found.Count == 0 ? $"{name}: {summary}" : $"{name}: {summary}; {found.Count} faults");
             foreach (var fault in found)
-                Say("  " + fault);
+                Print("  " + fault);
             faults += found.Count;
         }
-        Say(faults == 0 ? $"Nothing is wrong: {inspection.Events} events of {inspection.Services} services."
+        Print(faults == 0 ? $"Nothing is wrong: {inspection.Events} events of {inspection.Services} services."
             : $"{faults} faults. What does not parse is passed over; the rest of the log is used.");
         return faults == 0;
     }
 
     /// <summary>At once: a large log takes its time.</summary>
-    private void Say(string line)
+    private void Print(string line)
     {
         output.Write(Encoding.UTF8.GetBytes(line + "\n"));
         output.Flush();
@@ -8945,17 +8974,17 @@ internal sealed class Commands(
         try
         {
             using var answer = await client.GetAsync(target);
-            Say((await answer.Content.ReadAsStringAsync()).Trim());
+            Print((await answer.Content.ReadAsStringAsync()).Trim());
             return answer.IsSuccessStatusCode;
         }
         catch (HttpRequestException) when (isThere && needsCertificate)
         {
-            Say($"{target} is there; it takes only clients with a certificate, and a probe has none");
+            Print($"{target} is there; it takes only clients with a certificate, and a probe has none");
             return true;
         }
         catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
         {
-            Say($"{target} does not answer: {Reason(e)}");
+            Print($"{target} does not answer: {Reason(e)}");
             return false;
         }
     }
@@ -9009,7 +9038,7 @@ internal sealed class Commands(
             if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
                 cured++;
         }
-        Say($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
+        Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
         return cured == alerts.Count;
     }
 
@@ -9110,7 +9139,7 @@ internal static class Program
     // ---- Command line ----
 
     /// <summary>
-    /// What the command line gave, by flag; or the code to exit with, after help or a word why.
+    /// What the command line gave, by flag; or the code to exit with, after help or the version.
     /// </summary>
     /// <param name="command">Null: to serve.</param>
     internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(
@@ -9230,8 +9259,8 @@ internal static class Program
     private static async Task<int> RunAsync(Command command, IReadOnlyDictionary<string, string> flags,
         IReadOnlyDictionary<string, string> variables)
     {
-        using var output = new BufferedStream(Console.OpenStandardOutput(), Parts.Size);
-        var isWell = await new Commands(flags, variables, output, !Console.IsOutputRedirected,
+        using var output = new BufferedStream(Console.OpenStandardOutput(), BodyWriter.Size);
+        var isWell = await new CommandRunner(flags, variables, output, !Console.IsOutputRedirected,
             TimeProvider.System).RunAsync(command.Name);
         await output.FlushAsync();
         return isWell ? Success : Failure;
@@ -9247,7 +9276,7 @@ internal static class Program
             log.Warn(warning);
         var meters = new Meters(Version, Commit);
         using var claim = Claim(options.DataDir);
-        var auth = new Auth(options, Auth.Connection(), TimeProvider.System, log, meters);
+        var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
@@ -9257,7 +9286,7 @@ internal static class Program
         using var stop = new CancellationTokenSource();
         using var systemd = new Systemd(Environment.GetEnvironmentVariable("NOTIFY_SOCKET"), log);
         using var signals = new Signals(stop);
-        // Nobody waits for it: it says what is wrong, and the first token asks again.
+        // Nobody waits for it: it logs its failure, and the first token asks again.
         _ = auth.PrepareAsync();
         var eventLog = OpenLog(options, log, meters);
         var recorder = OpenRecorder(options, eventLog, log, meters);
@@ -9266,10 +9295,10 @@ internal static class Program
         log.Info("SeS is ready");
         systemd.Notify("READY=1\nSTATUS=" + web.StatusLine());
 
-        var tidying = new Tidying(() => gate.Work);
+        var memoryTrimmer = new MemoryTrimmer(() => gate.Work);
         var clockWatch = new ClockWatch(TimeProvider.System, log);
-        using (new Timer(_ => tidying.Look(), null, Tidying.Period, Tidying.Period))
-        using (new Timer(_ => clockWatch.Look(), null, ClockWatch.Jump, ClockWatch.Jump))
+        using (new Timer(_ => memoryTrimmer.Check(), null, MemoryTrimmer.Period, MemoryTrimmer.Period))
+        using (new Timer(_ => clockWatch.Check(), null, ClockWatch.Jump, ClockWatch.Jump))
         using (new Timer(_ => systemd.Notify(
             (web.IsAlive ? "WATCHDOG=1\n" : "") + "STATUS=" + web.StatusLine()), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
@@ -9385,7 +9414,8 @@ internal static class Program
         }
         try
         {
-            var onix = new OnixClient(options, OnixClient.Connection(options), TimeProvider.System, meters);
+            var onix = new OnixClient(
+                options, OnixClient.CreateHandler(options), TimeProvider.System, meters);
             return new Recorder(
                 eventLog, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
         }

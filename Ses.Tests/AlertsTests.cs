@@ -7,7 +7,7 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>What an alert means; one that means nothing gets a clear word and spoils no other.</summary>
+/// <summary>What an alert means; one that means nothing is quarantined with a clear reason and spoils no other.</summary>
 public sealed class AlertsTests
 {
     private const string Start = "2026-11-22T11:34:34.489Z", End = "2026-11-22T11:44:34.489Z",
@@ -37,20 +37,20 @@ public sealed class AlertsTests
         $$"""{"receiver":"ses","version":"4","alerts":[{{string.Join(',', alerts)}}],"truncatedAlerts":0}""";
 
     private static Payload Read(string body, FieldMap? map = null) =>
-        Mapping.Read(Encoding.UTF8.GetBytes(body), "INS", map ?? FieldMap.Default, Now);
+        AlertMapping.Read(Encoding.UTF8.GetBytes(body), "INS", map ?? FieldMap.Default, Now);
 
-    private static Reading ReadOne(string alert, string? map = null)
+    private static MappedAlert ReadOne(string alert, string? map = null)
     {
         var payload = Read(Body(alert), map == null ? null : FieldMap.Parse(map));
-        Assert.Empty(payload.Misfits);
-        return Assert.Single(payload.Readings);
+        Assert.Empty(payload.UnmappableAlerts);
+        return Assert.Single(payload.MappedAlerts);
     }
 
     private static string ReasonOf(string alert)
     {
         var payload = Read(Body(alert));
-        Assert.Empty(payload.Readings);
-        return Assert.Single(payload.Misfits).Reason;
+        Assert.Empty(payload.MappedAlerts);
+        return Assert.Single(payload.UnmappableAlerts).Reason;
     }
 
     private static DateTime Utc(string text) => DateTime.Parse(text, CultureInfo.InvariantCulture,
@@ -59,12 +59,12 @@ public sealed class AlertsTests
     // ---- The dialect of SeS ----
 
     [Fact]
-    public void DialectTellsItsStatusAtItsStart()
+    public void DialectAlertGivesItsStatusAtItsStart()
     {
-        var reading = ReadOne(
+        var alert = ReadOne(
             Alert(Dialect + ";description=d;instance=n1;severity=page", "location=n1:2379"));
-        Assert.Equal(new Reading(new ServiceKey("INS", "p1", "etcd", "node", "n1:2379"), "d", false, "down",
-            StartTime, null), reading);
+        Assert.Equal(new MappedAlert(new ServiceKey("INS", "p1", "etcd", "node", "n1:2379"), "d", false, "down",
+            StartTime, null), alert);
     }
 
     [Fact]
@@ -96,10 +96,10 @@ public sealed class AlertsTests
     [Fact]
     public void NamesAreTakenWithoutRegardToCase()
     {
-        var reading = ReadOne(
+        var alert = ReadOne(
             Alert("Platform=p1;SERVICE=etcd;fAcEt=node;Status=up", "LOCATION=n1;Description=d"));
-        Assert.Equal(new Reading(new ServiceKey("INS", "p1", "etcd", "node", "n1"), "d", false, "up",
-            StartTime, null), reading);
+        Assert.Equal(new MappedAlert(new ServiceKey("INS", "p1", "etcd", "node", "n1"), "d", false, "up",
+            StartTime, null), alert);
         Assert.Equal("etcd", ReadOne(Alert("AlertName=A;JOB=etcd;Instance=n1")).Service.Service);
         Assert.Equal("n1", ReadOne(Alert("AlertName=A;JOB=etcd;Instance=n1")).Service.Location);
     }
@@ -130,9 +130,9 @@ public sealed class AlertsTests
     [Fact]
     public void StockAlertIsDownWhileItFires()
     {
-        var reading = ReadOne(Alert(Stock));
-        Assert.Equal(new Reading(new ServiceKey("INS", "INS", "etcd", "InstanceDown", "n1:2379"),
-            "InstanceDown", true, "down", StartTime, null), reading);
+        var alert = ReadOne(Alert(Stock));
+        Assert.Equal(new MappedAlert(new ServiceKey("INS", "INS", "etcd", "InstanceDown", "n1:2379"),
+            "InstanceDown", true, "down", StartTime, null), alert);
         Assert.Equal(Utc(End), ReadOne(Alert(Stock, status: "resolved", endsAt: End)).EndsAt);
     }
 
@@ -185,8 +185,8 @@ public sealed class AlertsTests
     [Fact]
     public void StockAlertWithAStatusLabelOfItsOwnIsDownWhileItFires()
     {
-        var reading = ReadOne(Alert(Stock + ";status=500"));
-        Assert.Equal(("down", """n1:2379{status="500"}"""), (reading.Status, reading.Service.Location));
+        var alert = ReadOne(Alert(Stock + ";status=500"));
+        Assert.Equal(("down", """n1:2379{status="500"}"""), (alert.Status, alert.Service.Location));
     }
 
     [Fact]
@@ -257,7 +257,7 @@ public sealed class AlertsTests
     {
         var labels = Dialect.Split(';').Where(l => !l.StartsWith(field, Ordinal));
         string With(int length) => Alert($"{string.Join(';', labels)};{field}={new string('x', length)}");
-        Assert.Single(Read(Body(With(limit))).Readings);
+        Assert.Single(Read(Body(With(limit))).MappedAlerts);
         var reason = ReasonOf(With(limit + 1));
         Assert.Contains(field, reason, Ordinal);
         Assert.Contains($"more than {limit}", reason, Ordinal);
@@ -276,11 +276,11 @@ public sealed class AlertsTests
         foreach (var alert in new[] { Alert(Dialect, startsAt: time), Alert(Stock, startsAt: time) })
         {
             var payload = Read(Body(alert));
-            Assert.Equal(reason, payload.Misfits.SingleOrDefault()?.Reason);
-            Assert.Equal(reason == null ? 1 : 0, payload.Readings.Count);
+            Assert.Equal(reason, payload.UnmappableAlerts.SingleOrDefault()?.Reason);
+            Assert.Equal(reason == null ? 1 : 0, payload.MappedAlerts.Count);
         }
         var ended = Read(Body(Alert(Stock, status: "resolved", endsAt: time)));
-        Assert.Equal(reason?.Replace("startsAt", "endsAt", Ordinal), ended.Misfits.SingleOrDefault()?.Reason);
+        Assert.Equal(reason?.Replace("startsAt", "endsAt", Ordinal), ended.UnmappableAlerts.SingleOrDefault()?.Reason);
     }
 
     // ---- Bad inputs ----
@@ -310,21 +310,21 @@ public sealed class AlertsTests
 
     [Theory]
     [MemberData(nameof(UnusableBodies))]
-    public void UnusableBodyIsRefusedWithAClearWord(string body, string word)
+    public void UnusableBodyIsRefusedWithAClearReason(string body, string expected)
     {
         var message = Assert.Throws<PayloadException>(() => Read(body)).Message;
-        Assert.Contains(word, message, Ordinal);
+        Assert.Contains(expected, message, Ordinal);
         Assert.True(message.Length < 300, message);
     }
 
     [Fact]
-    public void PayloadWithoutAnAlertIsUsable() => Assert.Empty(Read(Body()).Readings);
+    public void PayloadWithoutAnAlertIsUsable() => Assert.Empty(Read(Body()).MappedAlerts);
 
     private static string With(string field, string json) =>
         $$"""{"status":"firing","labels":{{Texts(Stock)}},"startsAt":"{{Start}}","{{field}}":{{json}}}""";
 
     /// <summary>What it is, the alert (each character a byte), and what the reason must tell.</summary>
-    public static TheoryData<string, string, string> Misfits => new()
+    public static TheoryData<string, string, string> UnmappableAlerts => new()
     {
         { "null", "null", "not an object" },
         { "number", "5", "not an object" },
@@ -361,17 +361,17 @@ public sealed class AlertsTests
     };
 
     [Theory]
-    [MemberData(nameof(Misfits))]
-    public void BadAlertIsSetAsideWithAClearWordAndSpoilsNoOther(string what, string alert, string word)
+    [MemberData(nameof(UnmappableAlerts))]
+    public void BadAlertIsQuarantinedWithAClearReasonAndSpoilsNoOther(string what, string alert, string expected)
     {
         var body = Encoding.Latin1.GetBytes(Body(Alert(Dialect), alert, Alert(Stock)));
-        var payload = Mapping.Read(body, "INS", FieldMap.Default, Now);
-        Assert.True(payload.Readings.Count == 2, what);
-        var misfit = Assert.Single(payload.Misfits);
-        Assert.Contains(word, misfit.Reason, Ordinal);
-        Assert.True(misfit.Reason.Length < 200, misfit.Reason);
-        Assert.DoesNotContain((byte)'\n', misfit.Raw);
-        Assert.Equal(Encoding.Latin1.GetBytes(alert.Replace('\n', ' ')), misfit.Raw);
+        var payload = AlertMapping.Read(body, "INS", FieldMap.Default, Now);
+        Assert.True(payload.MappedAlerts.Count == 2, what);
+        var unmappable = Assert.Single(payload.UnmappableAlerts);
+        Assert.Contains(expected, unmappable.Reason, Ordinal);
+        Assert.True(unmappable.Reason.Length < 200, unmappable.Reason);
+        Assert.DoesNotContain((byte)'\n', unmappable.Raw);
+        Assert.Equal(Encoding.Latin1.GetBytes(alert.Replace('\n', ' ')), unmappable.Raw);
     }
 
     [Fact]
@@ -384,19 +384,19 @@ public sealed class AlertsTests
     {
         var deep = new string('[', 1000) + new string(']', 1000);
         var payload = Read(Body(Alert(Dialect), With("news", deep), Alert(Stock)));
-        Assert.Contains(payload.Readings, r => !r.Stock);
-        Assert.Contains(payload.Readings, r => r.Stock);
-        Assert.Equal(3, payload.Readings.Count + payload.Misfits.Count);
-        Assert.All(payload.Misfits, m => Assert.Contains("deep", m.Reason, Ordinal));
+        Assert.Contains(payload.MappedAlerts, r => !r.Stock);
+        Assert.Contains(payload.MappedAlerts, r => r.Stock);
+        Assert.Equal(3, payload.MappedAlerts.Count + payload.UnmappableAlerts.Count);
+        Assert.All(payload.UnmappableAlerts, m => Assert.Contains("deep", m.Reason, Ordinal));
     }
 
     [Fact]
-    public void NestingAThousandDeepInALabelIsSetAsideInAShortWord()
+    public void NestingAThousandDeepInALabelIsQuarantinedWithAShortReason()
     {
         var deep = string.Concat(Enumerable.Repeat("{\"a\":", 1000)) + "1" + new string('}', 1000);
         var payload = Read(Body(Alert(Dialect), With("labels", $$"""{"job":{{deep}}}"""), Alert(Stock)));
-        Assert.Equal(2, payload.Readings.Count);
-        var reason = Assert.Single(payload.Misfits).Reason;
+        Assert.Equal(2, payload.MappedAlerts.Count);
+        var reason = Assert.Single(payload.UnmappableAlerts).Reason;
         Assert.Contains("labels.job", reason, Ordinal);
         Assert.True(reason.Length < 200, reason);
     }
@@ -407,8 +407,8 @@ public sealed class AlertsTests
         var deep = new string('[', 1000) + new string(']', 1000);
         var alert = With("news", "{\"a\":[1,null,{\"b\":\"\"}]}");
         var body = $$"""{"news":{{deep}},"version":"4","more":{"alerts":5},"alerts":[{{alert}}],"x":null}""";
-        Assert.Single(Read(body).Readings);
-        Assert.Empty(Read(body).Misfits);
+        Assert.Single(Read(body).MappedAlerts);
+        Assert.Empty(Read(body).UnmappableAlerts);
     }
 
     [Fact]
@@ -417,7 +417,7 @@ public sealed class AlertsTests
         const string Nul = "a\0b", Clean = "a\ufffdb";
         var dialect = ReadOne(Alert($"platform={Nul};service={Nul};facet={Nul};status={Nul}",
             $"location={Nul};description={Nul}"));
-        Assert.Equal(new Reading(new ServiceKey("INS", Clean, Clean, Clean, Clean), Clean, false, Clean,
+        Assert.Equal(new MappedAlert(new ServiceKey("INS", Clean, Clean, Clean, Clean), Clean, false, Clean,
             StartTime, null), dialect);
         var stock = ReadOne(Alert($"{Stock};{Nul}={Nul}"));
         Assert.Equal($"n1:2379{{{Clean}=\"{Clean}\"}}", stock.Service.Location);
@@ -431,16 +431,16 @@ public sealed class AlertsTests
     public void TwoDisksOfOneMachineAreTwoServices()
     {
         var payload = Read(Body(Alert(Stock + ";device=sda"), Alert(Stock + ";device=sdb")));
-        Assert.Equal(2, payload.Readings.Select(r => r.Service).Distinct().Count());
+        Assert.Equal(2, payload.MappedAlerts.Select(r => r.Service).Distinct().Count());
     }
 
     [Fact]
-    public void ReadingsAreInOrderOfTheirStart()
+    public void MappedAlertsAreInOrderOfTheirStart()
     {
         var payload = Read(Body(Alert(Dialect), Alert(Dialect, startsAt: "2026-11-22T11:00:00Z"),
             Alert(Dialect, startsAt: "2026-11-22T12:00:00+02:00")));
         Assert.Equal(["10:00", "11:00", "11:34"],
-            payload.Readings.Select(r => r.StartsAt.ToString("HH:mm", CultureInfo.InvariantCulture)));
+            payload.MappedAlerts.Select(r => r.StartsAt.ToString("HH:mm", CultureInfo.InvariantCulture)));
     }
 
     [Fact]
@@ -452,15 +452,15 @@ public sealed class AlertsTests
     }
 
     [Fact]
-    public void MisfitTellsFingerprintAndNameAndCopiesShareItsIdentity()
+    public void UnmappableAlertHasFingerprintAndNameAndCopiesShareItsIdentity()
     {
         var alert = Alert("alertname=A", startsAt: "x");
-        var (one, two) = (Read(Body(alert)).Misfits[0], Read(Body(alert)).Misfits[0]);
+        var (one, two) = (Read(Body(alert)).UnmappableAlerts[0], Read(Body(alert)).UnmappableAlerts[0]);
         Assert.Equal(("f1", "A"), (one.Fingerprint, one.Alertname));
         Assert.Equal(one.Identity, two.Identity);
-        Assert.NotEqual(one.Identity, Read(Body(Alert("alertname=A", startsAt: "y"))).Misfits[0].Identity);
-        Assert.NotEqual("", Read(Body("5")).Misfits[0].Fingerprint);
-        Assert.NotEqual(Read(Body("5")).Misfits[0].Identity, Read(Body("6")).Misfits[0].Identity);
+        Assert.NotEqual(one.Identity, Read(Body(Alert("alertname=A", startsAt: "y"))).UnmappableAlerts[0].Identity);
+        Assert.NotEqual("", Read(Body("5")).UnmappableAlerts[0].Fingerprint);
+        Assert.NotEqual(Read(Body("5")).UnmappableAlerts[0].Identity, Read(Body("6")).UnmappableAlerts[0].Identity);
     }
 
     [Fact]
@@ -477,8 +477,8 @@ public sealed class AlertsTests
                     body[at] = value;
                 try
                 {
-                    var payload = Mapping.Read(body, "INS", FieldMap.Default, Now);
-                    Assert.All(payload.Misfits, m => Assert.NotEqual("", m.Reason));
+                    var payload = AlertMapping.Read(body, "INS", FieldMap.Default, Now);
+                    Assert.All(payload.UnmappableAlerts, m => Assert.NotEqual("", m.Reason));
                 }
                 catch (PayloadException e)
                 {
@@ -538,6 +538,6 @@ public sealed class AlertsTests
     [InlineData("2016-12-31T23:59:60Z")]
     [InlineData("2026-11-22t11:34:34z")]
     [InlineData("2026-11-22T11:34:34z")]
-    public void LeapSecondAndLowerCaseAreSetAsideWithAClearWord(string time) =>
+    public void LeapSecondAndLowerCaseAreQuarantinedWithAClearReason(string time) =>
         Assert.Contains("startsAt", ReasonOf(Alert(Dialect, startsAt: time)), Ordinal);
 }

@@ -331,7 +331,7 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
             if (round < 10)
                 await crowd.ComeAsync(1000);
             await crowd.DribbleAsync(500);
-            await pair.TellAsync($"alert-{told++}");
+            await pair.SendAlertAsync($"alert-{told++}");
             await Wait.UntilAsync(() => LogFiles.ReadEvents(ses.DataDir).Any(e => e.Service.Facet == $"alert-{told - 1}"),
                 Soon, $"alert {told - 1}");
         }

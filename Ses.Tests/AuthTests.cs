@@ -446,7 +446,7 @@ public sealed class AuthTests
         var door = Door.Oidc();
         var reply = await door.AskAsync(authorization);
         Assert.Equal((401, ("WWW-Authenticate", "Bearer realm=\"SeS\"")), (reply!.Code, Assert.Single(reply.Headers)));
-        Assert.Equal(Failures.FirstDelay, reply.HeldBack);
+        Assert.Equal(SignInFailures.FirstDelay, reply.HeldBack);
         Assert.Empty(door.Issuer.Asked);
     }
 
@@ -462,7 +462,7 @@ public sealed class AuthTests
                 Assert.DoesNotContain("error", Assert.Single(reply.Headers).Value, Ordinal);
                 Assert.Equal(i, door.Failed("missing"));
             }
-            Assert.Equal(Failures.FirstDelay, (await door.AskAsync("Other x"))!.HeldBack);
+            Assert.Equal(SignInFailures.FirstDelay, (await door.AskAsync("Other x"))!.HeldBack);
             Assert.Equal((1, 0), (door.Failed("scheme"), door.Failed("wrong")));
         }
     }
@@ -865,7 +865,7 @@ public sealed class AuthTests
         var reply = await door.AskAsync(authorization);
         Assert.Equal((401, ("WWW-Authenticate", "Basic realm=\"SeS\", charset=\"UTF-8\"")),
             (reply!.Code, Assert.Single(reply.Headers)));
-        Assert.Equal((1, Failures.FirstDelay), (door.Failed("wrong"), reply.HeldBack));
+        Assert.Equal((1, SignInFailures.FirstDelay), (door.Failed("wrong"), reply.HeldBack));
     }
 
     [Theory]
@@ -894,7 +894,7 @@ public sealed class AuthTests
     }
 
     [Fact]
-    public async Task WrongCredentialsAreToldLaterAndRightOnesNever()
+    public async Task WrongCredentialsAreRefusedLaterAndRightOnesAreNeverDelayed()
     {
         foreach (var (door, right, wrong) in new[]
         {
@@ -910,7 +910,7 @@ public sealed class AuthTests
             }
             Assert.Equal([0.25, 0.5, 1, 2, 4, 5, 5, 5], delays);
             Assert.Equal(8, door.Failed("wrong"));
-            Assert.Equal(Failures.FirstDelay,
+            Assert.Equal(SignInFailures.FirstDelay,
                 (await door.AskAsync(wrong, IPAddress.Parse("192.0.2.2")))!.HeldBack);
         }
     }
@@ -919,13 +919,13 @@ public sealed class AuthTests
 
     private readonly ManualClock _clock = new(Start);
 
-    private static double Delay(Failures failures, string address) =>
+    private static double Delay(SignInFailures failures, string address) =>
         failures.Add(IPAddress.Parse(address)).TotalSeconds;
 
     [Fact]
     public void DelayDoublesUpToFiveSecondsAndNoFurther()
     {
-        var failures = new Failures(_clock);
+        var failures = new SignInFailures(_clock);
         var delays = Enumerable.Range(0, 1_000).Select(_ => Delay(failures, "192.0.2.1")).ToList();
         Assert.Equal([0.25, 0.5, 1, 2, 4, 5], delays.Take(6));
         Assert.All(delays.Skip(5), d => Assert.Equal(5, d));
@@ -934,14 +934,14 @@ public sealed class AuthTests
     [Fact]
     public void FailuresAreForgottenFiveMinutesAfterTheLast()
     {
-        var failures = new Failures(_clock);
+        var failures = new SignInFailures(_clock);
         for (var i = 0; i < 4; i++)
         {
             Delay(failures, "192.0.2.1");
-            _clock.Advance(Failures.Forgotten);
+            _clock.Advance(SignInFailures.Forgotten);
         }
         Assert.Equal(4, Delay(failures, "192.0.2.1"));
-        _clock.Advance(Failures.Forgotten + TimeSpan.FromMilliseconds(1));
+        _clock.Advance(SignInFailures.Forgotten + TimeSpan.FromMilliseconds(1));
         Assert.Equal(0.25, Delay(failures, "192.0.2.1"));
         Assert.Equal(0.5, Delay(failures, "192.0.2.1"));
     }
@@ -954,7 +954,7 @@ public sealed class AuthTests
     [InlineData("127.0.0.1", "::1", false)]
     public void AddressesOfIPv6AreOneByTheirFirst64Bits(string one, string other, bool same)
     {
-        var failures = new Failures(_clock);
+        var failures = new SignInFailures(_clock);
         Assert.Equal(0.25, Delay(failures, one));
         Assert.Equal(same ? 0.5 : 0.25, Delay(failures, other));
     }
@@ -962,16 +962,16 @@ public sealed class AuthTests
     [Fact]
     public void NoMoreThanTenThousandAddressesAreRememberedAndOldOnesGiveWay()
     {
-        var failures = new Failures(_clock);
+        var failures = new SignInFailures(_clock);
         static IPAddress Address(int n) => new([10, (byte)(n >> 16), (byte)(n >> 8), (byte)n]);
-        for (var n = 0; n < Failures.MaxAddresses; n++)
+        for (var n = 0; n < SignInFailures.MaxAddresses; n++)
             failures.Add(Address(n));
         // No room: slowed, not remembered, and nobody else is forgotten for them.
         for (var i = 0; i < 3; i++)
-            Assert.Equal(Failures.FirstDelay, failures.Add(Address(20_000)));
+            Assert.Equal(SignInFailures.FirstDelay, failures.Add(Address(20_000)));
         Assert.Equal(0.5, failures.Add(Address(0)).TotalSeconds);
         Assert.Equal(0.5, failures.Add(Address(9_999)).TotalSeconds);
-        _clock.Advance(Failures.Forgotten + TimeSpan.FromSeconds(1));
+        _clock.Advance(SignInFailures.Forgotten + TimeSpan.FromSeconds(1));
         Assert.Equal(0.25, failures.Add(Address(20_000)).TotalSeconds);
         Assert.Equal(0.5, failures.Add(Address(20_000)).TotalSeconds);
     }

@@ -40,7 +40,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     // ---- One story ----
 
     [Fact]
-    public async Task TheOutageIsToldTheSameInEachWay()
+    public async Task TheOutageIsReportedAlikeInEachWay()
     {
         await using var ses = await SesProcess.StartAsync("none", _dir);
         foreach (var body in Etcd.Bodies)
@@ -226,7 +226,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     // ---- Check ----
 
     [Fact]
-    public async Task CheckTellsWhatIsWrong()
+    public async Task CheckReportsWhatIsWrong()
     {
         var clock = new ManualClock(new DateTime(2026, 11, 1, 12, 0, 0, DateTimeKind.Utc));
         var log = new EventLog(_dir, TimeSpan.FromDays(400), clock,
@@ -234,7 +234,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
         for (var day = 0; day < 3; day++)
         {
             clock.UtcNow = new DateTime(2026, 11, 1 + day, 12, 0, 0, DateTimeKind.Utc);
-            await log.AppendAsync(new Payload([new Reading(Site.Service(1), "d", false, day % 2 == 0 ? "up" : "down",
+            await log.AppendAsync(new Payload([new(Site.Service(1), "d", false, day % 2 == 0 ? "up" : "down",
                 clock.UtcNow, null)], [], 0), "INS");
         }
         log.Stop();
@@ -281,7 +281,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
             clock.UtcNow = new DateTime(2026, 11, day, 12, 0, 0, DateTimeKind.Utc);
             clock.Timestamp += TimeSpan.FromDays(1).Ticks;
             foreach (var number in day is 1 or 7 ? new[] { 1, 2 } : [2])
-                await log.AppendAsync(new Payload([new Reading(Site.Service(number), "d", false,
+                await log.AppendAsync(new Payload([new(Site.Service(number), "d", false,
                     day % 2 == 0 ? "up" : "down", clock.UtcNow, null)], [], 0), "INS");
         }
         log.Stop();
@@ -371,7 +371,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
-    public async Task ProbeTellsWhetherSeSIsReady(bool isSecure)
+    public async Task ProbeReportsWhetherSeSIsReady(bool isSecure)
     {
         string[] tls = [];
         if (isSecure)
@@ -457,7 +457,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [InlineData("report", "--threshold COUNT")]
     [InlineData("check", "--data-dir DIR  (OXSES_DATADIR)")]
     [InlineData("quarantine", "--retry BOOL")]
-    public async Task HelpOfEachCommandTellsItsFlags(string command, string says)
+    public async Task HelpOfEachCommandListsItsFlags(string command, string says)
     {
         var (exit, output) = await RunAsync(command, "--help");
         Assert.Equal(0, exit);

@@ -36,8 +36,8 @@ public sealed class EtcdOutageTests
             var eventLog = new EventLog(dir, TimeSpan.FromDays(400), clock, log, new Meters("test", "test"));
             foreach (var body in bodies)
             {
-                var payload = Mapping.Read(body, "INS", FieldMap.Default, clock.UtcNow);
-                Assert.Empty(payload.Misfits);
+                var payload = AlertMapping.Read(body, "INS", FieldMap.Default, clock.UtcNow);
+                Assert.Empty(payload.UnmappableAlerts);
                 await eventLog.AppendAsync(payload, "INS");
             }
             eventLog.Stop();

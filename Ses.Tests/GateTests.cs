@@ -581,9 +581,9 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         listener.Start();
         using var client = new TcpClient();
         await client.ConnectAsync((IPEndPoint)listener.LocalEndpoint);
-        using var connection = new Connection(await listener.AcceptSocketAsync(), IPAddress.Loopback)
+        using var connection = new ClientConnection(await listener.AcceptSocketAsync(), IPAddress.Loopback)
         {
-            Stage = Stage.Body,
+            State = ConnectionState.Body,
         };
         connection.Expire(again: 7);
         Assert.Equal((true, 7), (connection.IsOverdue, connection.Deadline));

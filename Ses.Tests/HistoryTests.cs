@@ -31,8 +31,8 @@ public sealed class HistoryTests : IDisposable
         private static EventLog Open(string dir, ManualClock clock) => new(dir, TimeSpan.FromDays(400), clock,
             new Log(LogLevel.Error, json: false, TextWriter.Null, clock), new Meters("test", "test"));
 
-        public Task SayAsync(params (int Service, string Status, DateTime Time)[] words) =>
-            _log.AppendAsync(new Payload([.. words.Select(w => new Reading(Site.Service(w.Service),
+        public Task RecordAsync(params (int Service, string Status, DateTime Time)[] words) =>
+            _log.AppendAsync(new Payload([.. words.Select(w => new MappedAlert(Site.Service(w.Service),
                 $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
 
         /// <summary>Ends the file; the next event is in another.</summary>
@@ -45,7 +45,7 @@ public sealed class HistoryTests : IDisposable
             _log = Open(dir, _clock);
         }
 
-        public Answers Look(DateTime now) =>
+        public Answers Open(DateTime now) =>
             new(new Archive(_log.Archive().Files, _slices), _log.Known(), now);
 
         public void Dispose() => _log.Stop();
@@ -55,7 +55,7 @@ public sealed class HistoryTests : IDisposable
     {
         var question = Question.Parse(subject, "INS", parameters.Where(p => p.Value != null)
             .Select(p => KeyValuePair.Create(p.Name, p.Value!)), answers.Now);
-        var text = string.Concat(answers.Tell(question, Format.Json).Select(p => Encoding.UTF8.GetString(p.Span)));
+        var text = string.Concat(answers.Write(question, OutputFormat.Json).Select(p => Encoding.UTF8.GetString(p.Span)));
         using var json = JsonDocument.Parse(text);
         return json.RootElement.Clone();
     }
@@ -158,19 +158,19 @@ public sealed class HistoryTests : IDisposable
         (steps, from, length, threshold, limit) => (steps, from, from + length, threshold, limit));
 
     [Fact]
-    public void RandomPastsAreToldRight() => Pasts.Sample(p =>
+    public void RandomPastsAreAnsweredRight() => Pasts.Sample(p =>
     {
         var dir = Directory.CreateDirectory(Path.Combine(_dir, Guid.NewGuid().ToString("N"))).FullName;
         using (var past = new Past(dir))
         {
-            var said = SayAsync(past, dir, p.Steps).GetAwaiter().GetResult();
-            AssertHistory(past.Look(At(p.To)), said, p.From, p.To, p.Limit);
-            AssertReport(past.Look(At(p.To)), said, p.From, p.To, p.Threshold);
+            var said = RecordAsync(past, dir, p.Steps).GetAwaiter().GetResult();
+            AssertHistory(past.Open(At(p.To)), said, p.From, p.To, p.Limit);
+            AssertReport(past.Open(At(p.To)), said, p.From, p.To, p.Threshold);
         }
         Directory.Delete(dir, recursive: true);
     }, iter: 300, threads: 1);
 
-    private static async Task<List<Word>> SayAsync(Past past, string dir, Step[] steps)
+    private static async Task<List<Word>> RecordAsync(Past past, string dir, Step[] steps)
     {
         var said = new List<Word>();
         var windows = new Dictionary<int, List<Word>>();
@@ -189,7 +189,7 @@ public sealed class HistoryTests : IDisposable
             // What comes later than a whole window is stale, and not kept.
             if (window.Count == Window.Size && Order(word, window[0]) < 0)
                 continue;
-            await past.SayAsync((word.Service, word.Status, word.Time));
+            await past.RecordAsync((word.Service, word.Status, word.Time));
             said.Add(word);
             if (!window.Contains(word))
                 window.Add(word);
@@ -297,7 +297,8 @@ public sealed class HistoryTests : IDisposable
         var log = new EventLog(_dir, TimeSpan.FromDays(400), new ManualClock(Day.AddDays(1)),
             new Log(LogLevel.Error, false, TextWriter.Null, TimeProvider.System), new Meters("test", "test"));
         var reports = OnixReports();
-        await log.AppendAsync(new Payload([.. reports.GetProperty("changes").EnumerateArray().Select(c => new Reading(
+        await log.AppendAsync(new Payload([.. reports.GetProperty("changes").EnumerateArray()
+            .Select(c => new MappedAlert(
             new ServiceKey("INS", Text(c, "platform")!, Text(c, "service")!, Text(c, "facet")!, Text(c, "location")!),
             Text(c, "description")!, false, Text(c, "status")!, c.GetProperty("time").GetDateTime().ToUniversalTime(),
             null))], [], 0), "INS");
@@ -326,7 +327,7 @@ public sealed class HistoryTests : IDisposable
 
     /// <summary>Where the first word is down, Onix counts -1; and it takes rows in the order of recording.</summary>
     [Fact]
-    public void FirstWordDownCountsNothingAndTimeRunsFromIt()
+    public void FirstEventDownCountsNothingAndTimeRunsFromIt()
     {
         var threshold = new Threshold(1);
         (int Up, TimeSpan Under) Say(int service, string status, int minute) =>
@@ -347,14 +348,14 @@ public sealed class HistoryTests : IDisposable
     public async Task RunLongerThanTheWindowBeganWhereItBegan()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "down", At(0)));
+        await past.RecordAsync((1, "down", At(0)));
         for (var i = 1; i <= 3 * Window.Size; i++)
         {
-            await past.SayAsync((1, "up", At(i)));
+            await past.RecordAsync((1, "up", At(i)));
             if (i % 10 == 0)
                 past.TurnDay();
         }
-        var one = Assert.Single(Ask(past.Look(At(100)), Subject.Status).GetProperty("services").EnumerateArray());
+        var one = Assert.Single(Ask(past.Open(At(100)), Subject.Status).GetProperty("services").EnumerateArray());
         Assert.Equal(At(1), one.GetProperty("since").GetDateTime());
         Assert.Equal(At(24), one.GetProperty("time").GetDateTime());
     }
@@ -363,12 +364,12 @@ public sealed class HistoryTests : IDisposable
     public async Task RangeBetweenTwoFilesKnowsWhatWasBefore()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)));
+        await past.RecordAsync((1, "up", At(0)));
         past.TurnDay();
-        await past.SayAsync((1, "down", At(100)));
+        await past.RecordAsync((1, "down", At(100)));
         past.TurnDay();
-        await past.SayAsync((1, "up", At(200)));
-        var answers = past.Look(At(300));
+        await past.RecordAsync((1, "up", At(200)));
+        var answers = past.Open(At(300));
         var one = Ask(answers, Subject.Report, ("from", Rfc3339.Format(At(40))), ("to", Rfc3339.Format(At(50))))
             .GetProperty("services")[0];
         Assert.Equal((600, 0), (one.GetProperty("up_seconds").GetInt32(), one.GetProperty("down_seconds").GetInt32()));
@@ -383,15 +384,15 @@ public sealed class HistoryTests : IDisposable
     public async Task OutageOlderThanTheWindowBeganWhereItBegan(string repeated)
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (2, "up", At(0)));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(1)), (2, "up", At(0)));
         for (var i = 2; i <= 3 * Window.Size; i++)
         {
-            await past.SayAsync((1, repeated, At(i)));
+            await past.RecordAsync((1, repeated, At(i)));
             if (i % 5 == 0)
                 past.TurnDay();
         }
-        await past.SayAsync((1, "up", At(90)));
-        var answers = past.Look(At(100));
+        await past.RecordAsync((1, "up", At(90)));
+        var answers = past.Open(At(100));
         var range = new[] { ("from", (string?)Rfc3339.Format(At(60))), ("to", Rfc3339.Format(At(80))) };
         var one = Ask(answers, Subject.Report, range).GetProperty("services")[0];
         Assert.Equal((1200, true), (one.GetProperty("down_seconds").GetInt32(), one.GetProperty("open").GetBoolean()));
@@ -406,10 +407,10 @@ public sealed class HistoryTests : IDisposable
     public async Task LatestOutagesAreThoseThatEndedLast()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(90)));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(90)));
         for (var i = 10; i < 40; i += 2)
-            await past.SayAsync((2, "down", At(i)), (2, "up", At(i + 1)));
-        var (_, outages) = past.Look(At(100)).Tallies([Site.Service(1), Site.Service(2)], At(0), null, 0, 2);
+            await past.RecordAsync((2, "down", At(i)), (2, "up", At(i + 1)));
+        var (_, outages) = past.Open(At(100)).Tallies([Site.Service(1), Site.Service(2)], At(0), null, 0, 2);
         Assert.Equal([At(90), At(39)], outages.Select(o => o.End));
     }
 
@@ -417,8 +418,8 @@ public sealed class HistoryTests : IDisposable
     public async Task WhatIsStillToComeIsNotYetTimeUnderTheThreshold()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(10)), (1, "up", At(90)));
-        Assert.Equal(["up", "down"], Events(Ask(past.Look(At(50)), Subject.Report, ("threshold", "1")))
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(10)), (1, "up", At(90)));
+        Assert.Equal(["up", "down"], Events(Ask(past.Open(At(50)), Subject.Report, ("threshold", "1")))
             .Select(e => e.Status));
     }
 
@@ -426,8 +427,8 @@ public sealed class HistoryTests : IDisposable
     public async Task AvailabilityIs100OnlyWithoutAnOutage()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(1).AddMilliseconds(1)));
-        var one = Ask(past.Look(At(60 * 24 * 300)), Subject.Report).GetProperty("services")[0];
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(1).AddMilliseconds(1)));
+        var one = Ask(past.Open(At(60 * 24 * 300)), Subject.Report).GetProperty("services")[0];
         Assert.Equal(99.999999, one.GetProperty("availability").GetDouble());
     }
 
@@ -437,10 +438,10 @@ public sealed class HistoryTests : IDisposable
         using var past = new Past(_dir);
         for (var day = 0; day < 4; day++)
         {
-            await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
+            await past.RecordAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
             past.TurnDay();
         }
-        var answers = past.Look(At(100));
+        var answers = past.Open(At(100));
         Assert.Equal(4, Events(Ask(answers, Subject.History)).Count);
         File.Delete(Directory.GetFiles(_dir, "events-000001-*.jsonl").Single());
         // The next file's window still knows of the word, which now stands only there.
@@ -454,10 +455,10 @@ public sealed class HistoryTests : IDisposable
         using var past = new Past(_dir);
         for (var day = 0; day < 3; day++)
         {
-            await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
+            await past.RecordAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
             past.TurnDay();
         }
-        var answers = past.Look(At(100));
+        var answers = past.Open(At(100));
         var expected = Events(Ask(answers, Subject.History));
         var indexes = Directory.GetFiles(_dir, "*.index").Order(StringComparer.Ordinal).ToList();
         Assert.Equal(2, indexes.Count);
@@ -478,16 +479,16 @@ public sealed class HistoryTests : IDisposable
     public async Task IndexIsTheSameWhateverMemoryHeldBefore(byte before)
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (2, "up", At(0)), (3, "down", At(0)));
+        await past.RecordAsync((1, "up", At(0)), (2, "up", At(0)), (3, "down", At(0)));
         past.TurnDay();
-        await past.SayAsync((1, "down", At(50)));
+        await past.RecordAsync((1, "down", At(50)));
         for (var size = 64; size <= 1024 * 1024; size *= 2)
         {
             var buffer = ArrayPool<byte>.Shared.Rent(size);
             buffer.AsSpan().Fill(before);
             ArrayPool<byte>.Shared.Return(buffer);
         }
-        _ = Ask(past.Look(At(100)), Subject.Report);
+        _ = Ask(past.Open(At(100)), Subject.Report);
         var index = File.ReadAllBytes(Directory.GetFiles(_dir, "*.index").Single());
         const int Head = 56, Entry = 32;
         Assert.Equal([0, 0, 0, 0], new[] { 0, 1, 2, 3 }.Select(i => BitConverter.ToInt32(
@@ -501,11 +502,11 @@ public sealed class HistoryTests : IDisposable
         using var past = new Past(_dir);
         for (var day = 0; day < 3; day++)
         {
-            await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(60 * day)));
+            await past.RecordAsync((1, day % 2 == 0 ? "up" : "down", At(60 * day)));
             past.TurnDay();
         }
-        await past.SayAsync((1, "down", At(200)));
-        var answers = past.Look(At(300));
+        await past.RecordAsync((1, "down", At(200)));
+        var answers = past.Open(At(300));
         var range = new[] { ("from", (string?)Rfc3339.Format(At(110))) };
         var told = Ask(answers, Subject.Report, range).GetRawText();
         var oldest = Directory.GetFiles(_dir, "*.index").Order(StringComparer.Ordinal).First();
@@ -521,15 +522,15 @@ public sealed class HistoryTests : IDisposable
     {
         using var past = new Past(_dir);
         await FlapAsync(past, 1, 0);
-        Assert.Equal(6000, DownSeconds(past.Look(At(300))));
+        Assert.Equal(6000, DownSeconds(past.Open(At(300))));
         var path = LogFile.Find(_dir)[^1].Path;
         using (var file = new FileStream(path, FileMode.Open, FileAccess.Write, FileShare.ReadWrite))
         {
             file.Seek(100, SeekOrigin.Begin);
             file.Write(new byte[1000]);
         }
-        await past.SayAsync((1, "down", At(290)));
-        Assert.Equal(6600, DownSeconds(past.Look(At(300))));
+        await past.RecordAsync((1, "down", At(290)));
+        Assert.Equal(6600, DownSeconds(past.Open(At(300))));
     }
 
     [Theory]
@@ -539,13 +540,13 @@ public sealed class HistoryTests : IDisposable
     {
         using var past = new Past(_dir);
         await FlapAsync(past, 1, 0);
-        await past.SayAsync((2, "up", At(0)));
-        var (before, asked) = (past.Look(At(300)), past.Look(At(300)));
+        await past.RecordAsync((2, "up", At(0)));
+        var (before, asked) = (past.Open(At(300)), past.Open(At(300)));
         var told = Ask(asked, Subject.Report).GetRawText();
         if (fileTurned)
             past.TurnDay();
         await FlapAsync(past, 2, 5);
-        var answers = past.Look(At(300));
+        var answers = past.Open(At(300));
         Assert.Equal(
             Ask(new Answers(Archive.Open(_dir), answers.Known, At(300)), Subject.Report).GetRawText(),
             Ask(answers, Subject.Report).GetRawText());
@@ -556,8 +557,8 @@ public sealed class HistoryTests : IDisposable
     public async Task TornEndOfTheNewestFileIsLeftOut()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(10)));
-        var answers = past.Look(At(20));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(10)));
+        var answers = past.Open(At(20));
         File.AppendAllText(LogFile.Find(_dir)[^1].Path, new string('x', 2000));
         var torn = new Answers(new Archive(LogFile.Find(_dir), new Slices(size: 300)), answers.Known, answers.Now);
         Assert.Equal(600, await Task.Run(() => DownSeconds(torn)).WaitAsync(TimeSpan.FromMinutes(1)));
@@ -567,7 +568,7 @@ public sealed class HistoryTests : IDisposable
     private static async Task FlapAsync(Past past, int service, double from)
     {
         for (var i = 0; i < 20; i++)
-            await past.SayAsync((service, i % 2 == 0 ? "down" : "up", At(from + 10 * i)));
+            await past.RecordAsync((service, i % 2 == 0 ? "down" : "up", At(from + 10 * i)));
     }
 
     private static double DownSeconds(Answers answers) => Assert.Single(
@@ -578,10 +579,10 @@ public sealed class HistoryTests : IDisposable
     public async Task IndexOfACopiedFileIsStaleAndNotWrong()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)));
+        await past.RecordAsync((1, "up", At(0)));
         past.TurnDay();
-        await past.SayAsync((1, "down", At(50)));
-        _ = Ask(past.Look(At(100)), Subject.Report);
+        await past.RecordAsync((1, "down", At(50)));
+        _ = Ask(past.Open(At(100)), Subject.Report);
         var file = LogFile.Find(_dir)[0];
         Assert.False(FileIndex.IsWrong(file));
         var index = File.ReadAllBytes(file.IndexPath);

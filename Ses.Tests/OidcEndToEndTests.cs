@@ -27,7 +27,7 @@ public sealed class OidcEndToEndTests
         var clock = Stopwatch.StartNew();
         for (var n = 1; clock.Elapsed < TimeSpan.FromSeconds(20); n++)
         {
-            await TellAsync(ses, onix, n);
+            await SendAlertAsync(ses, onix, n);
             await pace.WaitForNextTickAsync();
         }
         Assert.InRange(oidc.Granted, 3, 10);
@@ -41,10 +41,10 @@ public sealed class OidcEndToEndTests
         await using var oidc = await OidcServer.StartAsync(TimeSpan.FromHours(1));
         await using var onix = Onix(oidc);
         await using var ses = await StartAsync(onix, oidc);
-        await TellAsync(ses, onix, 1);
+        await SendAlertAsync(ses, onix, 1);
         var revoked = Assert.Single(_seen.Keys);
         onix.IsToken = token => token != revoked && oidc.Accepts(token);
-        await TellAsync(ses, onix, 2);
+        await SendAlertAsync(ses, onix, 2);
         Assert.Equal(2, oidc.Granted);
     }
 
@@ -71,7 +71,7 @@ public sealed class OidcEndToEndTests
         ]);
 
     /// <summary>Posts the n-th change of a service, and waits until Onix has it.</summary>
-    private static async Task TellAsync(SesProcess ses, OnixStandIn onix, int n)
+    private static async Task SendAlertAsync(SesProcess ses, OnixStandIn onix, int n)
     {
         var status = n % 2 == 1 ? "up" : "down";
         var time = DateTime.UnixEpoch.AddYears(56).AddSeconds(n).ToString("O", CultureInfo.InvariantCulture);

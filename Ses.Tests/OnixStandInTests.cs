@@ -116,22 +116,22 @@ public sealed class OnixStandInTests
         await using var onix = new OnixStandIn();
         onix.Start();
         await using var site = new Site(onix.Url);
-        await site.SayAsync(Site.Service(1), "up", 1);
+        await site.RecordAsync(Site.Service(1), "up", 1);
         await site.DrainedAsync();
-        await site.SayAsync(Site.Service(1), "down", 100);
+        await site.RecordAsync(Site.Service(1), "down", 100);
         await site.DrainedAsync();
         var key = OnixNames.Key(Site.Service(1));
         using var client = new HttpClient();
         client.DefaultRequestHeaders.Authorization =
             new AuthenticationHeaderValue("Basic", Convert.ToBase64String("admin:0n1x"u8));
-        Change[] chain = [Of("down", 10, 1), Of("up", 20, 2)];
+        ItemChange[] chain = [Of("down", 10, 1), Of("up", 20, 2)];
         var data = new DataBody { Items = [.. chain.Select(OnixNames.Item)] };
         using var content = new ByteArrayContent(JsonSerializer.SerializeToUtf8Bytes(data, OnixJson.Default.DataBody));
         await client.PutAsync(new Uri(onix.Url, "data"), content);
         Assert.Equal("up", onix.History[^1].Status);
         Assert.Equal("2026-11-01T00:00:20Z", onix.History[^1].Time);
 
-        Change Of(string status, double second, long version) => new(key, new StatusEvent(
+        ItemChange Of(string status, double second, long version) => new(key, new StatusEvent(
             Site.Service(1), status, Site.At(second), "", Site.At(second), Site.At(second)), version);
     }
 }

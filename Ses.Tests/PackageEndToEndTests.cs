@@ -110,7 +110,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     [InlineData("ses --log-level D", "Debug")]
     [InlineData("ses --metrics-auth t", "true")]
     [InlineData("ses check --data-dir /et", "/etc")]
-    public async Task ShellCompletesWhatTheHelpTells(string typed, string offered)
+    public async Task ShellCompletesWhatTheHelpLists(string typed, string offered)
     {
         var script = "source deploy/ses.bash; read -ra COMP_WORDS <<<\"$1\"; "
             + "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _ses \"$2\"; echo \"${COMPREPLY[*]}\"";

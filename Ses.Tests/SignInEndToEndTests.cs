@@ -33,7 +33,7 @@ public sealed class SignInEndToEndTests
             "--auth-mode", "basic", "--username", User, "--password", Password);
         string Http(string password) => $"{{basic_auth: {{username: '{User}', password: '{password}'}}}}";
         await using var alertmanager = await Alertmanagers.StartAsync(1, ses.Webhook("INS"), Http("wrong"));
-        await alertmanager.TellAsync("first");
+        await alertmanager.SendAlertAsync("first");
         await Wait.UntilAsync(async () => await alertmanager.SumAsync("alertmanager_notifications_failed_total") > 0,
             Soon, "a delivery to fail");
         Assert.Empty(LogFiles.ReadEvents(ses.DataDir));
@@ -99,7 +99,7 @@ public sealed class SignInEndToEndTests
             + $"client_secret: '{OidcServer.ClientSecret}', token_url: '{oidc.TokenUri}', "
             + $"endpoint_params: {{resource: '{Audience}'}}}}}}");
         await using var alertmanager = await Alertmanagers.StartAsync(1, ses.Webhook("INS"), http);
-        await alertmanager.TellAsync("told");
+        await alertmanager.SendAlertAsync("told");
         await ArrivesAsync(ses, "told");
         Assert.Equal(0, await alertmanager.SumAsync("alertmanager_notifications_failed_total"));
         foreach (var (path, code) in new[] { ("metrics", 401), ("live", 200), ("ready", 200) })

@@ -127,7 +127,7 @@ public sealed class TlsEndToEndTests : IDisposable
         $"{{ca_file: {_ca}, server_name: localhost"
         + (hasClient ? $", cert_file: {_clientCert}, key_file: {_clientKey}}}" : "}");
 
-    private static Task HeardAsync(SesProcess ses, int count, Alertmanagers alertmanager) => Wait.UntilAsync(
+    private static Task ReceivedAsync(SesProcess ses, int count, Alertmanagers alertmanager) => Wait.UntilAsync(
         () => LogFiles.ReadEvents(ses.DataDir).Count >= count, Soon,
         $"{count} events; Alertmanager said: {alertmanager.Output}; SeS said: {ses.Child.Output}");
 
@@ -140,11 +140,11 @@ public sealed class TlsEndToEndTests : IDisposable
             $"{{tls_config: {TlsConfig()}, basic_auth: {{username: am, password: s3cret}}}}");
         await using var wrong = await Alertmanagers.StartAsync(1, ses.Webhook("INS"),
             $"{{tls_config: {TlsConfig(hasClient: false)}, basic_auth: {{username: am, password: s3cret}}}}");
-        await wrong.TellAsync("wrong");
+        await wrong.SendAlertAsync("wrong");
         await Wait.UntilAsync(async () => await FailedAsync(wrong) > 0, Soon, "a delivery to fail");
         for (var i = 0; i < 10; i++)
-            await right.TellAsync($"n{i}");
-        await HeardAsync(ses, 10, right);
+            await right.SendAlertAsync($"n{i}");
+        await ReceivedAsync(ses, 10, right);
         await NoneFailedAsync(ses, right);
         Assert.DoesNotContain(LogFiles.ReadEvents(ses.DataDir),
             e => e.Service.Location.Contains("wrong", Ordinal));
@@ -166,10 +166,10 @@ public sealed class TlsEndToEndTests : IDisposable
         {
             await Wait.UntilAsync(async () =>
             {
-                await alertmanager.TellAsync($"n{told++}");
+                await alertmanager.SendAlertAsync($"n{told++}");
                 return condition();
             }, Reread, what);
-            await HeardAsync(ses, told, alertmanager);
+            await ReceivedAsync(ses, told, alertmanager);
         }
 
         await DeliverUntilAsync(() => steady.Last == _server.Thumbprint, "the first certificate");

@@ -110,7 +110,7 @@ internal sealed class Alertmanagers : IAsyncDisposable
     }
 
     /// <summary>Tells all of them of an alert that fires from now on.</summary>
-    public async Task TellAsync(string name)
+    public async Task SendAlertAsync(string name)
     {
         object[] alerts =
         [

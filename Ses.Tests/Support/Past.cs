@@ -17,17 +17,17 @@ internal static class Past
         var step = TimeSpan.FromDays(days) / events;
         for (var i = 0; i < events;)
         {
-            var readings = new List<Reading>();
-            for (; readings.Count < Math.Min(services, 500) && i < events; i++)
+            var alerts = new List<MappedAlert>();
+            for (; alerts.Count < Math.Min(services, 500) && i < events; i++)
             {
                 var isUp = i / services % 2 == 1;
                 // An outage ends a fifth of a round after it began, and the next begins a round and more later.
                 var time = end.AddDays(-days) + (step * (isUp ? i - (services * 4 / 5) : i));
-                readings.Add(new Reading(Service(i % services), isUp ? "It answers" : "It does not answer", false,
+                alerts.Add(new MappedAlert(Service(i % services), isUp ? "It answers" : "It does not answer", false,
                     isUp ? "up" : "down", time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond)), null));
             }
             clock.UtcNow = end.AddDays(-days) + (step * i);
-            await log.AppendAsync(new Payload(readings, [], 0), "INS");
+            await log.AppendAsync(new Payload(alerts, [], 0), "INS");
         }
         log.Stop();
     }

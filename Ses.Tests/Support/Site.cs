@@ -37,30 +37,30 @@ internal sealed class Site : IAsyncDisposable
         new DateTime(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc).AddSeconds(seconds);
 
     /// <summary>Makes status events durable, as one webhook does.</summary>
-    public Task SayAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
+    public Task RecordAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
         Log.AppendAsync(new Payload([.. words.Select(w =>
-            new Reading(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
+            new MappedAlert(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
 
-    public Task SayAsync(ServiceKey service, string status, double seconds) =>
-        SayAsync((service, status, At(seconds)));
+    public Task RecordAsync(ServiceKey service, string status, double seconds) =>
+        RecordAsync((service, status, At(seconds)));
 
     /// <summary>Waits until Onix has confirmed all, and nothing is barred.</summary>
     public async Task DrainedAsync()
     {
         try
         {
-            await Wait.UntilAsync(() => IsSettled() && Recorder.Look().Barred.Count == 0, Deadline, "all in Onix");
+            await Wait.UntilAsync(() => IsSettled() && Recorder.Snapshot().Barred.Count == 0, Deadline, "all in Onix");
         }
         catch (TimeoutException e)
         {
-            throw new TimeoutException($"{Recorder.Look()}, running: {_running.Status}; the log: {Lines}", e);
+            throw new TimeoutException($"{Recorder.Snapshot()}, running: {_running.Status}; the log: {Lines}", e);
         }
     }
 
     /// <summary>Waits until all is read, whether Onix took it or refuses it.</summary>
     public Task SettledAsync() => Wait.UntilAsync(IsSettled, Deadline, $"all of {Dir} to be settled");
 
-    private bool IsSettled() => Recorder.Look() is { Backlog: 0, Trouble: null, Confirmed: not null };
+    private bool IsSettled() => Recorder.Snapshot() is { Backlog: 0, Trouble: null, Confirmed: not null };
 
     /// <summary>Ends it and starts it again on the same folder; disorderly: the log is not ended.</summary>
     public async Task RestartAsync()
@@ -95,7 +95,7 @@ internal sealed class Site : IAsyncDisposable
         var log = new Log(LogLevel.Trace, false, TextWriter.Synchronized(Lines), TimeProvider.System);
         Meters = new Meters("test", "test");
         Log = new EventLog(Dir, TimeSpan.FromDays(400), TimeProvider.System, log, Meters);
-        var onix = new OnixClient(options, OnixClient.Connection(options), TimeProvider.System, Meters);
+        var onix = new OnixClient(options, OnixClient.CreateHandler(options), TimeProvider.System, Meters);
         Recorder = new Recorder(Log, onix, _onix.AbsoluteUri, TimeProvider.System, log, Meters);
         _running = Recorder.RunAsync(_stop.Token);
     }
