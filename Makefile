@@ -11,7 +11,7 @@
 SHELL := /bin/bash
 PORT ?= 8888
 DOTNET := dotnet
-PUBLISH = $(DOTNET) publish Ses.csproj -c Release -r $(RID) -o $(@D) --nologo
+PUBLISH = $(DOTNET) publish Ses.csproj -c Release -r $(RID) -o $(@D) --nologo -p:SqliteLibrary=$(abspath $(SQLITE))
 SOURCES := Ses.cs Ses.csproj trim.xml
 # Told by git, or given: make VERSION=1.2.3. Debian's "-" is before a revision; its "~" is less than nothing.
 DESCRIBED := $(shell VERSION='$(VERSION)' .ci/version)
@@ -30,6 +30,18 @@ STATIC = $(shell command -v cmake >/dev/null && for zstd in "" -lzstd; do \
 		| cc -xc - -o /dev/null -w -static -fuse-ld=lld -lssl -lcrypto $$zstd -lz 2>/dev/null \
 		&& echo "-p:Static=true -p:StaticLibraries=$$zstd" && break; done)
 
+# SQLite in the native binary: compiled from its one source file, which an npm package carries unmodified (it is
+# fetched, nothing of it is run), or a static library of one's own: make SQLITE=/usr/lib/libsqlite3.a
+SQLITE_PACKAGE := better-sqlite3-13.2.0
+SQLITE_SHA256 := 75a4760a7b9727a4c4c877aec92eacf39e52a8f2921ce00bd33be6d3a8e8e254
+SQLITE_DIR := obj/sqlite/$(SQLITE_PACKAGE)
+SQLITE ?= $(SQLITE_DIR)/libe_sqlite3.a
+# Tables for unwinding are of use to exceptions and debuggers alone: 0.1 MB less.
+SQLITE_CFLAGS := -Os -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
+	$(addprefix -DSQLITE_,THREADSAFE=2 DQS=0 DEFAULT_MEMSTATUS=0 LIKE_DOESNT_MATCH_BLOBS MAX_EXPR_DEPTH=0 \
+	OMIT_DEPRECATED OMIT_LOAD_EXTENSION OMIT_SHARED_CACHE USE_ALLOCA DEFAULT_WAL_SYNCHRONOUS=2)
+SQLITE_OR := or name a static library of SQLite: make SQLITE=/usr/lib/libsqlite3.a
+
 PREFIX ?= /usr/local
 UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib/systemd/system,/etc/systemd/system)
 BIN = $(DESTDIR)$(PREFIX)/bin/ses
@@ -47,8 +59,7 @@ run:
 	@echo "  curl -i http://localhost:$(PORT)/alerts/INS -d '{\"version\":\"4\",\"alerts\":[{\"status\":\"firing\",\"labels\":{\"alertname\":\"Down\",\"job\":\"etcd\",\"instance\":\"n1:2379\"},\"startsAt\":\"'\$$(date -u +%FT%TZ)'\"}]}'"
 	@echo "  cat ses-data/events-*.jsonl"
 	@echo
-	@dll=$$(ls bin/Release/net10.0/*/ses.dll bin/Release/net10.0/ses.dll 2>/dev/null | head -1); \
-		exec $(DOTNET) "$$dll" --onix-url none --data-dir ses-data --port $(PORT)
+	@exec $(DOTNET) bin/Release/net10.0/ses.dll --onix-url none --data-dir ses-data --port $(PORT)
 
 test:
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category!=E2E&Category!=Bench' 2>&1 | $(SUMMARY)
@@ -63,14 +74,32 @@ publish: out/ses
 out/version: always
 	@mkdir -p $(@D); echo '$(DESCRIBED)' | cmp -s - $@ || echo '$(DESCRIBED)' > $@
 
-out/ses: $(SOURCES) out/version
+$(SQLITE_DIR)/sqlite3.c:
+	@command -v npm >/dev/null || { echo "npm is missing, which fetches SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
+	@mkdir -p $(@D)
+	@echo "Fetching SQLite: npm pack $(SQLITE_PACKAGE:better-sqlite3-%=better-sqlite3@%)"
+	@npm pack $(SQLITE_PACKAGE:better-sqlite3-%=better-sqlite3@%) --ignore-scripts --pack-destination $(@D) \
+		--loglevel error >/dev/null || { echo "npm cannot fetch SQLite: try again, $(SQLITE_OR)" >&2; exit 1; }
+	@tar -xzOf $(@D)/$(SQLITE_PACKAGE).tgz package/deps/sqlite3/sqlite3.c > $@.unchecked
+	@rm $(@D)/$(SQLITE_PACKAGE).tgz
+	@echo "$(SQLITE_SHA256)  $@.unchecked" | sha256sum --check --status \
+		|| { echo "$@.unchecked is not SQLite as the Makefile knows it: its SHA-256 differs." >&2; exit 1; }
+	@mv $@.unchecked $@
+
+$(SQLITE_DIR)/libe_sqlite3.a: $(SQLITE_DIR)/sqlite3.c
+	@command -v $(firstword $(CC)) >/dev/null \
+		|| { echo "$(CC) is missing, which compiles SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
+	$(CC) $(SQLITE_CFLAGS) -c $< -o $(@D)/sqlite3.o
+	@rm -f $@ && $(AR) rcsD $@ $(@D)/sqlite3.o
+
+out/ses: $(SOURCES) $(SQLITE) out/version
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake, static OpenSSL or its zstd is missing (Debian:" \
 		"lld cmake libssl-dev libzstd-dev). This one needs libc, and libssl for TLS."
 	$(PUBLISH) $(STATIC)
 	@touch $@
 
 # The one that is linked to libc, which the tests can put another clock under.
-out/dynamic/ses: $(SOURCES) out/version
+out/dynamic/ses: $(SOURCES) $(SQLITE) out/version
 	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
 	@touch $@
 
