@@ -1,9 +1,11 @@
 # Two stages: the SDK builds one static file, and that file is the image, with the CAs that it trusts.
 FROM mcr.microsoft.com/dotnet/sdk:10.0-noble AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
-    ca-certificates clang cmake git lld libssl-dev libzstd-dev make zlib1g-dev
+    ca-certificates clang cmake git lld libssl-dev libzstd-dev make npm zlib1g-dev
 WORKDIR /src
 COPY . .
+# Where .git is not part of the context, or another version is wanted.
+ARG VERSION
 RUN make publish && ldd out/ses | grep -q 'statically linked' && mkdir /empty
 
 FROM scratch

@@ -1,5 +1,6 @@
 # make run      build SeS and start it without an Onix, data in ses-data
 # make test     all tests that need nothing but the SDK
+# make lint     whether each file is formatted as dotnet format would
 # make publish  the native binary, out/ses
 # make install  the binary, its unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
 # make deb      a package for Debian, out/ses_VERSION_ARCH.deb
@@ -10,12 +11,15 @@
 SHELL := /bin/bash
 PORT ?= 8888
 DOTNET := dotnet
-PUBLISH = $(DOTNET) publish Ses.csproj -c Release -r $(RID) -o $(@D) --nologo
+PUBLISH = $(DOTNET) publish Ses.csproj -c Release -r $(RID) -o $(@D) --nologo -p:SqliteLibrary=$(abspath $(SQLITE))
 SOURCES := Ses.cs Ses.csproj trim.xml
-VERSION := $(shell sed -n 's|.*<Version>\(.*\)</Version>.*|\1|p' Ses.csproj)
+# Told by git, or given: make VERSION=1.2.3. Debian's "-" is before a revision; its "~" is less than nothing.
+DESCRIBED := $(shell VERSION='$(VERSION)' .ci/version)
+VERSION := $(or $(word 1,$(DESCRIBED)),$(error There is no version))
+DEB_VERSION := $(subst -,~,$(VERSION))
 RID := linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)
 # What is packed is as old as the commit, so that the same commit makes the same package.
-export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Ses.cs)
+export SOURCE_DATE_EPOCH := $(or $(word 3,$(DESCRIBED)),$(shell stat -c %Y Ses.cs))
 SUMMARY := awk '{ print } /(Passed!|Failed!)  - Failed:/ { gsub(",", ""); failed += $$4; passed += $$6 } \
 	END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 || passed == 0 }'
 
@@ -26,6 +30,18 @@ STATIC = $(shell command -v cmake >/dev/null && for zstd in "" -lzstd; do \
 		| cc -xc - -o /dev/null -w -static -fuse-ld=lld -lssl -lcrypto $$zstd -lz 2>/dev/null \
 		&& echo "-p:Static=true -p:StaticLibraries=$$zstd" && break; done)
 
+# SQLite in the native binary: compiled from its one source file, which an npm package carries unmodified (it is
+# fetched, nothing of it is run), or a static library of one's own: make SQLITE=/usr/lib/libsqlite3.a
+SQLITE_PACKAGE := better-sqlite3-13.2.0
+SQLITE_SHA256 := 75a4760a7b9727a4c4c877aec92eacf39e52a8f2921ce00bd33be6d3a8e8e254
+SQLITE_DIR := obj/sqlite/$(SQLITE_PACKAGE)
+SQLITE ?= $(SQLITE_DIR)/libe_sqlite3.a
+# Tables for unwinding are of use to exceptions and debuggers alone: 0.1 MB less.
+SQLITE_CFLAGS := -Os -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
+	$(addprefix -DSQLITE_,THREADSAFE=2 DQS=0 DEFAULT_MEMSTATUS=0 LIKE_DOESNT_MATCH_BLOBS MAX_EXPR_DEPTH=0 \
+	OMIT_DEPRECATED OMIT_LOAD_EXTENSION OMIT_SHARED_CACHE USE_ALLOCA DEFAULT_WAL_SYNCHRONOUS=2)
+SQLITE_OR := or name a static library of SQLite: make SQLITE=/usr/lib/libsqlite3.a
+
 PREFIX ?= /usr/local
 UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib/systemd/system,/etc/systemd/system)
 BIN = $(DESTDIR)$(PREFIX)/bin/ses
@@ -33,7 +49,7 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man8/ses.8.gz
 COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ses
 DEFAULTS = $(DESTDIR)/etc/default/ses
 
-.PHONY: run test publish install uninstall deb e2e soak bench clean
+.PHONY: run test lint publish install uninstall deb e2e soak bench clean always
 
 run:
 	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo
@@ -43,25 +59,52 @@ run:
 	@echo "  curl -i http://localhost:$(PORT)/alerts/INS -d '{\"version\":\"4\",\"alerts\":[{\"status\":\"firing\",\"labels\":{\"alertname\":\"Down\",\"job\":\"etcd\",\"instance\":\"n1:2379\"},\"startsAt\":\"'\$$(date -u +%FT%TZ)'\"}]}'"
 	@echo "  cat ses-data/events-*.jsonl"
 	@echo
-	@dll=$$(ls bin/Release/net10.0/*/ses.dll bin/Release/net10.0/ses.dll 2>/dev/null | head -1); \
-		exec $(DOTNET) "$$dll" --onix-url none --data-dir ses-data --port $(PORT)
+	@exec $(DOTNET) bin/Release/net10.0/ses.dll --onix-url none --data-dir ses-data --port $(PORT)
 
 test:
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category!=E2E&Category!=Bench' 2>&1 | $(SUMMARY)
 
+lint:
+	@for project in Ses.csproj Ses.Tests/Ses.Tests.csproj; do \
+		$(DOTNET) format $$project --verify-no-changes || status=1; done; exit $${status:-0}
+
 publish: out/ses
 
-out/ses: $(SOURCES)
+# Written when it tells something else: what depends on it is made anew for another commit, and only then.
+out/version: always
+	@mkdir -p $(@D); echo '$(DESCRIBED)' | cmp -s - $@ || echo '$(DESCRIBED)' > $@
+
+$(SQLITE_DIR)/sqlite3.c:
+	@command -v npm >/dev/null || { echo "npm is missing, which fetches SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
+	@mkdir -p $(@D)
+	@echo "Fetching SQLite: npm pack $(SQLITE_PACKAGE:better-sqlite3-%=better-sqlite3@%)"
+	@npm pack $(SQLITE_PACKAGE:better-sqlite3-%=better-sqlite3@%) --ignore-scripts --pack-destination $(@D) \
+		--loglevel error >/dev/null || { echo "npm cannot fetch SQLite: try again, $(SQLITE_OR)" >&2; exit 1; }
+	@tar -xzOf $(@D)/$(SQLITE_PACKAGE).tgz package/deps/sqlite3/sqlite3.c > $@.unchecked
+	@rm $(@D)/$(SQLITE_PACKAGE).tgz
+	@echo "$(SQLITE_SHA256)  $@.unchecked" | sha256sum --check --status \
+		|| { echo "$@.unchecked is not SQLite as the Makefile knows it: its SHA-256 differs." >&2; exit 1; }
+	@mv $@.unchecked $@
+
+$(SQLITE_DIR)/libe_sqlite3.a: $(SQLITE_DIR)/sqlite3.c
+	@command -v $(firstword $(CC)) >/dev/null \
+		|| { echo "$(CC) is missing, which compiles SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
+	$(CC) $(SQLITE_CFLAGS) -c $< -o $(@D)/sqlite3.o
+	@rm -f $@ && $(AR) rcsD $@ $(@D)/sqlite3.o
+
+out/ses: $(SOURCES) $(SQLITE) out/version
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake, static OpenSSL or its zstd is missing (Debian:" \
 		"lld cmake libssl-dev libzstd-dev). This one needs libc, and libssl for TLS."
 	$(PUBLISH) $(STATIC)
+	@touch $@
 
 # The one that is linked to libc, which the tests can put another clock under.
-out/dynamic/ses: $(SOURCES)
+out/dynamic/ses: $(SOURCES) $(SQLITE) out/version
 	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
+	@touch $@
 
 # The manual and the settings' file say what --help says.
-out/ses.8: out/ses deploy/ses.8.awk
+out/ses.8: out/ses out/version deploy/ses.8.awk
 	{ out/ses --help; for command in $$(out/ses --help | sed -n '/^Commands:/,/^$$/s/^  \([a-z]*\).*/\1/p'); \
 		do echo "@$$command"; out/ses $$command --help; done; } \
 		| awk -v version=$(VERSION) -v date=$$(date -u -d @$$SOURCE_DATE_EPOCH +%F) -f deploy/ses.8.awk > $@
@@ -85,16 +128,16 @@ uninstall:
 
 DEB = out/deb
 deb: out/ses
-	rm -rf $(DEB)
+	rm -rf $(DEB) out/ses_*.deb
 	$(MAKE) --no-print-directory -o out/ses install DESTDIR=$(DEB) PREFIX=/usr
 	install -D -m 644 deploy/debian/copyright $(DEB)/usr/share/doc/ses/copyright
 	install -D -m 644 deploy/debian/lintian-overrides $(DEB)/usr/share/lintian/overrides/ses
-	sed -e 's/@VERSION@/$(VERSION)/' -e "s/@DATE@/$$(date -Ru -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
+	sed -e 's/@VERSION@/$(DEB_VERSION)/' -e "s/@DATE@/$$(date -Ru -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
 		| gzip -9n > $(DEB)/usr/share/doc/ses/changelog.gz
 	chmod 644 $(DEB)/usr/share/doc/ses/changelog.gz
 	install -d $(DEB)/DEBIAN && echo /etc/default/ses > $(DEB)/DEBIAN/conffiles
 	install -m 755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm $(DEB)/DEBIAN
-	sed -e 's/@VERSION@/$(VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" \
+	sed -e 's/@VERSION@/$(DEB_VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" \
 		-e "s/@SIZE@/$$(du -sk --exclude=DEBIAN $(DEB) | cut -f1)/" deploy/debian/control > $(DEB)/DEBIAN/control
 	cd $(DEB) && find usr -type f -print0 | sort -z | xargs -0 md5sum > DEBIAN/md5sums
 	chmod 644 $(DEB)/DEBIAN/control $(DEB)/DEBIAN/conffiles $(DEB)/DEBIAN/md5sums

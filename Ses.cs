@@ -1,7 +1,7 @@
 // SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
 //
 // It receives Alertmanager's webhooks, turns each alert into status events, puts them on disk, brings
-// every change of status to the Onix CMDB, and tells people and programs what happened when.
+// every change of status to the Onix CMDB, and shows people and programs what happened when.
 //
 // THE PROMISE. A 2xx answer means: every event of the payload is on disk, flushed (or so old that its
 // place in the history is long past, which is counted), and every unusable alert is on disk too, in
@@ -23,7 +23,7 @@
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
 //     GET  /, /service                    the status page, and that of one service
-//     GET  /live, /ready                  probes; /ready tells of Onix, but depends on the disk alone
+//     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
 //
 // COMMANDS, beside the daemon: ses status, history, report, check, probe, quarantine
@@ -35,6 +35,19 @@
 //     cursor.json                      how far Onix has confirmed the log, and the barred services
 //     quarantine.jsonl                 alerts that could not be mapped, whole, with reason and time
 //     lock                             held while a process uses the directory
+//
+// GLOSSARY
+//
+//     partition      a part of Onix that services are in; the last segment of the webhook's path
+//     service        what has a status: a platform, service, facet (aspect) and location in a partition
+//     dialect        alerts whose labels name a status: "status", with "platform" or "facet"
+//     stock alert    any other alert: its service is down while it fires, and up once it is resolved
+//     status event   the fact that a service has a status from a time on; the event log holds these
+//     window         a service's last eight events in order of time; it tells new events from copies
+//     quarantine     the file of alerts that cannot be mapped to a service, until they are sent again
+//     backlog        the events that Onix has not confirmed; barred: a service whose change Onix refuses
+//     outage         the time from an event "down" to the next "up" of the same service
+//     lock           Onix's refusal of a change to an item that somebody else has changed meanwhile
 //
 // EXIT CODES
 //
@@ -514,7 +527,7 @@ internal sealed record Options
 // One line an event on standard error, as text or JSON, with fields after the message. Values come
 // from strangers, so control characters are always escaped. Nothing is logged per alert that a busy
 // site would drown in: what a stranger can cause goes through Often, which lets one line of a kind
-// pass every ten seconds and says how many it held back.
+// pass every ten seconds, with the number of those held back.
 
 internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProvider clock)
 {
@@ -616,7 +629,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
 
 /// <summary>
 /// Writes lines by a thread of its own: whoever reads them may stall, and that must not stop the service.
-/// What comes meanwhile waits, up to a limit; what is beyond it is dropped, and told when there is room.
+/// Lines wait meanwhile, up to a limit. Those beyond it are dropped, and counted when there is room again.
 /// </summary>
 internal sealed class QueuedWriter : TextWriter
 {
@@ -651,7 +664,7 @@ internal sealed class QueuedWriter : TextWriter
         }
     }
 
-    /// <summary>How many lines were dropped, once there is room to tell it; told once.</summary>
+    /// <summary>How many lines were dropped since the last call; 0 until there is room to log it.</summary>
     public int TakeDropped() => _lines.Count < MaxLines / 2 ? Interlocked.Exchange(ref _dropped, 0) : 0;
 
     private void Work()
@@ -755,7 +768,7 @@ internal sealed class Meters
 
         Alerts = Count("ses_alerts_total", "Alerts received: accepted, quarantined.", "outcome");
         Events = Count("ses_events_total",
-            "Status events heard: new, known (a copy), stale (older than its service's whole window).",
+            "Status events received: new, known (a copy), stale (older than its service's whole window).",
             "outcome");
         Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
         BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
@@ -824,7 +837,7 @@ internal sealed class Meters
     private async Task<byte[]> ExportAfterAsync(Task before)
     {
         await Task.Yield();
-        // If that failed, those who asked for it hear of it.
+        // If that failed, its exception is for those who asked for it.
         await Task.WhenAny(before);
         lock (_gate)
             (_last, _next) = (_next!, null);
@@ -7143,11 +7156,11 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 //
 // Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
 // it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
-// anything else is "L", -1 inserts only, and an absent item is inserted whatever the version says.
-// Here is only the talking; what an answer means for the history is the Recorder's business.
+// anything else is "L", -1 inserts only, and an absent item is inserted whatever the version is.
+// This section exchanges requests and answers; the Recorder decides what an answer means for the history.
 
 /// <summary>
-/// Is thrown when Onix is away, slow or denies access: nothing was learnt, try again later.
+/// Is thrown when Onix is away, slow or denies access: the result is unknown, try again later.
 /// </summary>
 internal sealed class OnixException(string message) : Exception(message);
 
@@ -7156,10 +7169,10 @@ internal sealed class OnixException(string message) : Exception(message);
 /// </summary>
 internal sealed class OnixRequestRefusedException(string message) : Exception(message);
 
-/// <summary>What Onix holds of a service.</summary>
+/// <summary>A service as Onix holds it.</summary>
 internal sealed record OnixItem(string Key, ServiceKey Service, string Status, DateTime Time, long Version)
 {
-    /// <summary>Whether an event is later than what is held, in the order that windows have.</summary>
+    /// <summary>Whether an event is later than the item's, in the order that windows have.</summary>
     public bool IsBefore(StatusEvent e) => StatusEvent.Compare(Time, Status, e.Time, e.Status) < 0;
 }
 
@@ -7172,7 +7185,7 @@ internal sealed record ItemChange(string Key, StatusEvent Event, long Version)
 
 internal enum ChangeOutcome { Inserted, Updated, Unchanged, Locked, Refused }
 
-/// <summary>What Onix said of one change; the message is its own.</summary>
+/// <summary>Onix's result for one change, with Onix's own message.</summary>
 internal readonly record struct ChangeResult(ChangeOutcome Outcome, string Message)
 {
     public bool IsAccepted => Outcome is not (ChangeOutcome.Refused or ChangeOutcome.Locked);
@@ -7338,10 +7351,10 @@ internal static class OnixNames
         new($"{ItemType}_ATTR_{key}", name, description, type, required, ItemType);
 }
 
-/// <summary>Talks to Onix, one request at a time; only the Recorder uses it.</summary>
+/// <summary>Sends requests to Onix, one at a time; only the Recorder uses it.</summary>
 internal sealed class OnixClient
 {
-    /// <summary>Longer than Onix's own 30 s, after which it says what is wrong.</summary>
+    /// <summary>Longer than Onix's own 30 s, after which it answers with an error.</summary>
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(60);
 
     /// <summary>More items than any site has; Onix takes the number as a limit.</summary>
@@ -7369,7 +7382,7 @@ internal sealed class OnixClient
     }
 
     /// <summary>
-    /// The connection that Onix deserves: one, kept for less than its own 30 s, no redirects.
+    /// Connects to Onix: one connection, kept for less than Onix's own 30 s, without redirects.
     /// </summary>
     /// <exception cref="CryptographicException">The CA file holds no certificate.</exception>
     public static SocketsHttpHandler CreateHandler(Options options)
@@ -7423,7 +7436,7 @@ internal sealed class OnixClient
                 $"Onix refuses the model SES ({FirstLine(refused.Message)}); {LeastRights}");
     }
 
-    /// <summary>All items of SeS that the user may read: truthful, unlike reading one.</summary>
+    /// <summary>All items that the user may read; an item that is not listed is absent.</summary>
     public async Task<Dictionary<string, OnixItem>> ListAsync(CancellationToken stop)
     {
         var path = $"/item?type={OnixNames.ItemType}&top={ListLimit}";
@@ -7591,7 +7604,7 @@ internal sealed class OnixClient
         var token = await ExchangeAsync("token", request, (answer, limit) =>
             answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenResponse, limit)
             : throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}"), stop);
-        // A fifth of its life is left for clocks and the way; without a word on it, a minute is safe.
+        // A fifth of its life is left for clocks and the way; without expires_in, a minute is safe.
         (_tokenTaken, _tokenLife) = (asked, TimeSpan.FromSeconds((token.ExpiresIn ?? 60) * 0.8));
         return _token = token.AccessToken
             ?? throw new OnixException("the token endpoint gave no access_token");
@@ -8385,9 +8398,9 @@ internal sealed class Recorder
 
 // ================================= 12. HTTP ==================================
 //
-// What a request may look like and what an answer looks like: HTTP/1.1 (RFC 9110, RFC 9112), read strictly
-// from bytes alone. What two readers could understand differently is refused, never mended, so that nothing
-// can be smuggled past this one. Only what SeS uses of a head is kept; the rest is checked and forgotten.
+// The forms of requests and answers: HTTP/1.1 (RFC 9110, RFC 9112), parsed strictly, from bytes alone. What
+// two parsers could understand differently is refused, never mended, so that no request can be smuggled past
+// this one. Of a head only the fields that SeS uses are kept; the others are checked and dropped.
 
 /// <summary>What a request is answered with.</summary>
 internal sealed record Reply(int Code, string ContentType, byte[] Body)
@@ -8486,7 +8499,7 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
     public Reply Reply => reply;
 }
 
-/// <summary>The head of a request, as far as SeS looks at it.</summary>
+/// <summary>The head of a request, as far as SeS uses it.</summary>
 /// <param name="Target">In origin form (RFC 9112, 3.2.1), percent-encoded, as it was sent.</param>
 /// <param name="Length">Of the body in bytes; null when the request names none.</param>
 /// <param name="Closes">The client wants the connection closed after the answer.</param>
@@ -8542,8 +8555,8 @@ internal sealed record RequestHead(
         var end = head.IndexOf("\r\n"u8);
         var (method, target) = ParseRequestLine(head[..end]);
         var fields = new HeaderFields();
-        for (var rest = head[(end + 2)..]; (end = rest.IndexOf("\r\n"u8)) > 0; rest = rest[(end + 2)..])
-            fields.Add(rest[..end]);
+        for (var lines = head[(end + 2)..]; (end = lines.IndexOf("\r\n"u8)) > 0; lines = lines[(end + 2)..])
+            fields.Add(lines[..end]);
         if (fields.Host == null)
             throw Malformed("There is no Host.");
         if (fields.IsEncoded)
@@ -8662,13 +8675,13 @@ internal sealed record RequestHead(
 // ================================= 13. Auth ==================================
 //
 // Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
-// OIDC issuer (bearer, RFC 6750). What is secret is compared in constant time. A wrong answer is told later
-// the more of them came from an address; a right one is never slowed, so nobody can lock others out.
+// OIDC issuer (bearer, RFC 6750). Secrets are compared in constant time. The more wrong credentials came from
+// an address, the later they are refused; right ones are never delayed, so nobody can lock others out.
 
 /// <summary>How often addresses gave wrong credentials lately.</summary>
 internal sealed class SignInFailures(TimeProvider clock)
 {
-    /// <summary>More addresses at once are not told apart from those that never failed.</summary>
+    /// <summary>Failures of further addresses are not counted: each is treated as the first.</summary>
     public const int MaxAddresses = 10_000;
 
     public static readonly TimeSpan
@@ -8679,7 +8692,7 @@ internal sealed class SignInFailures(TimeProvider clock)
     private readonly Dictionary<IPAddress, (int Count, long Last)> _failed = [];
     private long _tidied;
 
-    /// <summary>Counts a failure of this address, and tells how long its answer has to wait.</summary>
+    /// <summary>Counts a failure of this address, and returns how long its answer has to wait.</summary>
     public TimeSpan Add(IPAddress client)
     {
         lock (_gate)
@@ -8874,7 +8887,7 @@ internal sealed class Issuer
         _http = new HttpClient(handler) { Timeout = Patience, MaxResponseContentBufferSize = MaxAnswer };
     }
 
-    /// <summary>Why the token is refused, in words for <c>error_description</c>; null: it is good.</summary>
+    /// <summary>Why the token is refused, for <c>error_description</c>; null: it is valid.</summary>
     /// <exception cref="IssuerException">The keys that it needs cannot be had now.</exception>
     public async ValueTask<string?> RefusalAsync(string token)
     {
@@ -8974,7 +8987,7 @@ internal sealed class Issuer
         }
         catch (IssuerException) when (Fitting().Count > 0)
         {
-            // The issuer is away: what it said before still holds.
+            // The issuer is away: the keys that it gave before are still used.
         }
         var keys = Fitting();
         return keys.Count > 0 || _failure == null ? keys : throw _failure;
@@ -9061,7 +9074,7 @@ internal sealed class Auth
     /// <summary>For asking the issuer: at the address that it names, with the system's CAs.</summary>
     public static SocketsHttpHandler CreateHandler() => new() { AllowAutoRedirect = false };
 
-    /// <summary>Fetches the issuer's keys before they are needed, and says so when it cannot.</summary>
+    /// <summary>Fetches the issuer's keys before they are needed, and logs when it cannot.</summary>
     public async Task PrepareAsync()
     {
         try
@@ -9140,7 +9153,7 @@ internal sealed class Auth
 // then all services by partition and platform, then past outages, and what SeS could not take or pass on.
 // Labels come from strangers, so all text is escaped. Links are relative: the page works under any path.
 
-/// <summary>What the page tells of Onix, and of alerts that were set aside.</summary>
+/// <summary>What the page shows beside the services: Onix's state, and the quarantine.</summary>
 /// <param name="Onix">Null: SeS runs without one.</param>
 /// <param name="Quarantined">How many alerts there are, and the latest of them.</param>
 internal sealed record DaemonState(
@@ -9350,16 +9363,16 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
     {
         var down = all.Count(k => k.LastEvent.Status == "down");
         var other = all.Count(k => k.LastEvent.Status is not ("up" or "down"));
-        var rest = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
+        var others = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
         if (all.Count == 0)
             return Markup.Of($"SeS knows of no service yet.");
         if (down > 0 && all.Count > 1)
             return Markup.Of($"<span class=\"down\">✖ {down} of {all.Count} services ")
-                + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{rest}");
+                + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{others}");
         if (down > 0)
             return Markup.Of($"<span class=\"down\">✖ The one service is down.</span>");
         if (other > 0)
-            return Markup.Of($"No service is down.{rest}");
+            return Markup.Of($"No service is down.{others}");
         var who = all.Count == 1 ? "The one service is" : $"All {all.Count} services are";
         return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
     }
@@ -9447,7 +9460,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
             _html.Add($"<p>None ended in this time.</p>");
         _html.Add($"<ul>");
         var starts = outages.Select(o => new ServiceMark(o.Service, o.Start)).ToList();
-        var said = answers.Archive.Events(starts, services)
+        var texts = answers.Archive.Events(starts, services)
             .ToDictionary(e => e.Change, e => e.Event.Description);
         foreach (var outage in outages)
         {
@@ -9456,7 +9469,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
                 <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
                 {Time(outage.Start.Time)} to {Time(outage.End)},
                 {Lasted(outage.End - outage.Start.Time)}.
-                <bdi>{said.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
+                <bdi>{texts.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
                 """);
         }
         _html.Add($"</ul>{AndNoMore(outages.Count, MostOutages)}</section>");
@@ -9657,7 +9670,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
     };
 
     /// <summary>
-    /// Equal intervals are drawn as one. Height tells what colour tells: down is tall, unknown is low.
+    /// Equal intervals are drawn as one. Height repeats the colour's meaning: down is tall, unknown is low.
     /// </summary>
     private Markup Strip(IReadOnlyList<Condition> strip, string name)
     {
@@ -9666,28 +9679,28 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
         {
             for (next = i + 1; next < strip.Count && strip[next] == strip[i];)
                 next++;
-            var (word, top) = strip[i] switch
+            var (kind, top) = strip[i] switch
             {
                 Condition.Up => ("up", 40),
                 Condition.Down => ("down", 0),
                 Condition.Other => ("other", 20),
                 _ => ("unknown", 80),
             };
-            var told = (word == "other" ? "neither up nor down" : word)
+            var title = (kind == "other" ? "neither up nor down" : kind)
                 + $", {Written(Edge(i))} to {Written(Edge(next))}";
-            if (word != "up")
-                bad.Add(told);
+            if (kind != "up")
+                bad.Add(title);
             bars.Append(Markup.Of($"""
-                <rect class="{word}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}">
-                <title>{told}</title></rect>
+                <rect class="{kind}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}">
+                <title>{title}</title></rect>
                 """).Text);
         }
-        var spoken = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MaxSpokenIntervals))
+        var summary = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MaxSpokenIntervals))
             + (bad.Count > MaxSpokenIntervals ? $"; and {bad.Count - MaxSpokenIntervals} more" : "")
             + (strip.Contains(Condition.Up) ? "; else up" : "");
         return Markup.Of($"""
             <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
-            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {spoken}">
+            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {summary}">
             {new Markup(bars.ToString())}</svg>
             """);
     }
@@ -9727,7 +9740,7 @@ internal sealed class Web
     /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
     private const int MaxListedAlerts = 100, MaxShown = 200;
 
-    /// <summary>Questions that are thought about at once: one, and webhooks have the other core.</summary>
+    /// <summary>Questions that are computed at once; other requests need a core, too.</summary>
     public const int MaxActiveQuestions = 2;
 
     /// <summary>How long a question waits for its turn.</summary>
@@ -9829,7 +9842,7 @@ internal sealed class Web
         return refusal;
     }
 
-    /// <summary>All but probes, and metrics unless it is said of them.</summary>
+    /// <summary>All but probes, and metrics unless the settings ask for it.</summary>
     private bool NeedsCredentials(Resource resource) =>
         !(resource is Resource.None or Resource.Live or Resource.Ready
             || (resource == Resource.Metrics && !_options.MetricsAuth));
@@ -9860,7 +9873,7 @@ internal sealed class Web
             ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.", $"{client}")
         : null;
 
-    /// <summary>Why no alert can be taken now, whatever it says.</summary>
+    /// <summary>Why no alert can be taken now, whatever it contains.</summary>
     private Reply? Unavailable() =>
         _draining ? Reply.Problem(503, "SeS is shutting down.")
         : _eventLog == null ? Reply.Problem(503, "SeS is starting: its log is being read.")
@@ -10266,7 +10279,7 @@ internal sealed class Web
     public StreamedBody? TakeStreamedBody(string id) =>
         _streamedBodies.TryRemove(id, out var body) ? body : null;
 
-    // ---- Seeing inside ----
+    // ---- Probes and gauges ----
 
     /// <summary>Why alerts cannot be made durable now; null when they can.</summary>
     private string? Unready() =>
@@ -10346,8 +10359,8 @@ internal sealed class Web
 // ================================== 16. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
-// The files are read again every few seconds; what changed and is usable serves new connections, and what
-// is not leaves the old in place and is said once. Connections that stand keep what they began with.
+// The files are read again every few seconds. Changed files that are usable serve new connections; others
+// are logged once, and the old certificate stays in use. Open connections keep the one they began with.
 
 /// <summary>Is thrown when certificate, key or CA cannot be used; names the setting and why.</summary>
 internal sealed class CertificateException(string message) : Exception(message);
@@ -10372,10 +10385,10 @@ internal sealed class Tls : IDisposable
     private readonly Meters _meters;
     private readonly System.Threading.ITimer _timer;
     private CertificateFiles _seen;
-    // Told already, so that what goes on is not told at each look.
+    // The last failure, so that one that lasts is logged once and not at each check.
     private string? _unreadable;
     private DateTime _ends;
-    private bool _endIsTold;
+    private bool _expiryIsLogged;
     private volatile SslServerAuthenticationOptions _current;
 
     /// <summary>What the files held, to see whether they have changed.</summary>
@@ -10391,7 +10404,7 @@ internal sealed class Tls : IDisposable
         _timer = clock.CreateTimer(_ => Reread(), null, RereadPeriod, RereadPeriod);
     }
 
-    /// <summary>How a complaint about the certificate begins.</summary>
+    /// <summary>How each error about the certificate begins.</summary>
     private string Certificate => $"{Options.TlsCertSetting}: the certificate in '{_certificatePath}'";
 
     /// <summary>What a new connection is to be served with.</summary>
@@ -10401,7 +10414,7 @@ internal sealed class Tls : IDisposable
 
     private void Reread()
     {
-        WarnOfEnd();
+        WarnOfExpiry();
         try
         {
             var files = ReadFiles();
@@ -10415,7 +10428,7 @@ internal sealed class Tls : IDisposable
         }
         catch (CertificateException e) when (e.Message == _unreadable)
         {
-            // It was told and counted.
+            // It was logged and counted.
         }
         catch (CertificateException e)
         {
@@ -10426,12 +10439,12 @@ internal sealed class Tls : IDisposable
         }
     }
 
-    /// <summary>Once for each certificate, at the start or when its end comes near.</summary>
-    private void WarnOfEnd()
+    /// <summary>Logs once for each certificate, at the start or when its expiry comes near.</summary>
+    private void WarnOfExpiry()
     {
-        if (_endIsTold || _clock.GetUtcNow().UtcDateTime <= _ends - EndsSoon)
+        if (_expiryIsLogged || _clock.GetUtcNow().UtcDateTime <= _ends - EndsSoon)
             return;
-        _endIsTold = true;
+        _expiryIsLogged = true;
         _log.Warn("the certificate expires soon",
             ("file", _certificatePath), ("at", Rfc3339.Format(_ends)));
     }
@@ -10465,9 +10478,9 @@ internal sealed class Tls : IDisposable
         if (files.ClientCa != null)
             RequireClients(
                 options, Certificates(Options.TlsClientCaSetting, _clientCaPath!, files.ClientCa));
-        (_ends, _endIsTold) = (chain[0].NotAfter.ToUniversalTime(), false);
+        (_ends, _expiryIsLogged) = (chain[0].NotAfter.ToUniversalTime(), false);
         _meters.TlsExpiry.Set((_ends - DateTime.UnixEpoch).TotalSeconds);
-        WarnOfEnd();
+        WarnOfExpiry();
         return options;
     }
 
@@ -10673,7 +10686,7 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
     }
 }
 
-/// <summary>A connection to the HttpListener: it speaks for one request at a time.</summary>
+/// <summary>A connection to the HttpListener; it carries one request at a time.</summary>
 internal sealed class Upstream(Socket socket) : IDisposable
 {
     private readonly byte[] _buffer = new byte[8 * 1024];
@@ -10738,10 +10751,10 @@ internal sealed class Gate
     /// <summary>Alertmanager sends one request for each group and waits for its answer.</summary>
     public const int MaxInFlight = 1024;
 
-    /// <summary>Of questions: most of them wait, since two are thought about at once.</summary>
+    /// <summary>Of questions: most of them wait, since two are computed at once.</summary>
     public const int MaxQuestions = 128;
 
-    /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body says.</summary>
+    /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body is.</summary>
     public const long MaxBytesInFlight = 256L * 1024 * 1024;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
@@ -10773,7 +10786,7 @@ internal sealed class Gate
 
     private static readonly byte[] StreamFieldStart = Encoding.ASCII.GetBytes(Web.StreamField + ": ");
 
-    /// <summary>What clients send beyond the end goes here, and is never looked at.</summary>
+    /// <summary>Receives what clients send beyond the end, which is discarded.</summary>
     private static readonly byte[] Waste = new byte[64 * 1024];
 
     private readonly Options _options;
@@ -11027,7 +11040,7 @@ internal sealed class Gate
         }
     }
 
-    /// <exception cref="RefusedException">The client speaks HTTP where TLS is spoken.</exception>
+    /// <exception cref="RefusedException">The client sends HTTP to a port that expects TLS.</exception>
     /// <exception cref="IOException">The handshake failed, which was counted.</exception>
     private async Task HandshakeAsync(ClientConnection connection, SslServerAuthenticationOptions options)
     {
@@ -11132,8 +11145,8 @@ internal sealed class Gate
     }
 
     /// <summary>
-    /// The bytes of one HTTP message: of a whole request on its way to the HttpListener, or of an answer. What
-    /// a request's body takes beyond its first part is counted, and refused when all together hold too much.
+    /// The bytes of one HTTP message: a whole request on its way to the HttpListener, or an answer. What a
+    /// request's body takes beyond its first part is counted, and refused when all together hold too much.
     /// </summary>
     /// <param name="expected">How many bytes it will hold, as far as that is known.</param>
     private sealed class MessageBuffer(Gate gate, long expected, bool isCounted) : IDisposable
@@ -11411,8 +11424,8 @@ internal sealed class Gate
 
 // ================================= 18. Linux =================================
 //
-// What the host is asked for: as many descriptors as the process may have, silence about its secrets, and
-// systemd's ear (sd_notify(3): one datagram a word to the socket that systemd names).
+// What the host provides: as many descriptors as the process may have, protection of its secrets, and
+// systemd's notification socket (sd_notify(3): one datagram for each change of state).
 
 internal static partial class Linux
 {
@@ -11481,7 +11494,7 @@ internal static partial class Linux
 /// <summary>Gives memory back to the system when it is quiet again after work.</summary>
 internal sealed class MemoryTrimmer(Func<long> work)
 {
-    /// <summary>Less than this between two looks is quiet: probes and scrapes.</summary>
+    /// <summary>Less work than this between two checks is quiet: probes and scrapes.</summary>
     public const int Quiet = 100;
 
     public static readonly TimeSpan Period = TimeSpan.FromSeconds(10);
@@ -11502,11 +11515,11 @@ internal sealed class MemoryTrimmer(Func<long> work)
 }
 
 /// <summary>
-/// Tells when the clock is set: what is too far ahead, or to be kept no longer, is judged by it.
+/// Logs when the clock is set: by it SeS judges which events are too far ahead, or too old to keep.
 /// </summary>
 internal sealed class ClockWatch(TimeProvider clock, Log log)
 {
-    /// <summary>Less than this between two looks is the clock's own correction.</summary>
+    /// <summary>Less than this between two checks is the clock's own correction.</summary>
     public static readonly TimeSpan Jump = TimeSpan.FromSeconds(10);
 
     private readonly DateTimeOffset _began = clock.GetUtcNow();
@@ -11551,12 +11564,12 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     }
 
     /// <summary>Sends such as <c>READY=1</c>; several are joined by line breaks.</summary>
-    public void Notify(string words)
+    public void Notify(string state)
     {
         try
         {
             // A leading @ means Linux's abstract namespace, which begins with a NUL.
-            _socket?.SendTo(Encoding.UTF8.GetBytes(words), new UnixDomainSocketEndPoint(
+            _socket?.SendTo(Encoding.UTF8.GetBytes(state), new UnixDomainSocketEndPoint(
                 socketPath![0] == '@' ? '\0' + socketPath[1..] : socketPath));
         }
         catch (SocketException e)
@@ -11570,9 +11583,9 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 
 // =============================== 19. Commands ================================
 //
-// What the program does besides serving: it answers questions from a data directory, checks one, and shows
+// What the program does besides serving: it answers questions from a data directory, checks one, and lists
 // the quarantine, whether a SeS is using the directory or not. Nothing here writes to it but the indexes.
-// And it asks a SeS on the same host how it is.
+// It also probes a SeS on the same host.
 
 /// <summary>One thing to do, other than to serve.</summary>
 internal sealed record Command(string Name, string Help, string Example, IReadOnlyList<Setting> Settings)
@@ -11831,12 +11844,16 @@ internal static class Program
     private static readonly string Version = typeof(Program).Assembly
         .GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";
 
+    private static readonly string Commit = Metadata("Commit") is { Length: > 0 } hash ? hash : "unknown";
+
     /// <summary>When the program's commit was made; the year 1 when that is not known.</summary>
-    private static readonly DateTime Built = typeof(Program).Assembly
-        .GetCustomAttributes<AssemblyMetadataAttribute>()
-        .FirstOrDefault(a => a.Key == "CommitTime")?.Value is { } text
-        && long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
+    private static readonly DateTime Built = long.TryParse(
+        Metadata("CommitTime"), NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
         ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
+
+    /// <summary>What the build said of the program under this name.</summary>
+    private static string? Metadata(string name) => typeof(Program).Assembly
+        .GetCustomAttributes<AssemblyMetadataAttribute>().FirstOrDefault(a => a.Key == name)?.Value;
 
     public static async Task<int> Main(string[] args)
     {
@@ -11879,7 +11896,7 @@ internal static class Program
     // ---- Command line ----
 
     /// <summary>
-    /// What the command line gave, by flag; or the code to exit with, after help or a word why.
+    /// What the command line gave, by flag; or the code to exit with, after help or the version.
     /// </summary>
     /// <param name="command">Null: to serve.</param>
     internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(
@@ -11990,7 +12007,8 @@ internal static class Program
     {
         public override int Invoke(ParseResult parseResult)
         {
-            parseResult.InvocationConfiguration.Output.WriteLine($"ses {Version}");
+            parseResult.InvocationConfiguration.Output.WriteLine(Built == DateTime.MinValue
+                ? $"ses {Version}" : $"ses {Version}, commit {Commit} of {Rfc3339.Format(Built)}");
             return Success;
         }
     }
@@ -12013,20 +12031,19 @@ internal static class Program
         var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
         foreach (var warning in options.Warnings)
             log.Warn(warning);
-        var version = Version.Split('+', 2);
-        var meters = new Meters(version[0], version.Length > 1 ? version[1] : "unknown");
+        var meters = new Meters(Version, Commit);
         using var claim = Claim(options.DataDir);
         var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
-        log.Info("SeS listens", ("version", Version), ("url", Listen(gate, options)),
+        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("url", Listen(gate, options)),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
 
         using var stop = new CancellationTokenSource();
         using var systemd = new Systemd(Environment.GetEnvironmentVariable("NOTIFY_SOCKET"), log);
         using var signals = new Signals(stop);
-        // Nobody waits for it: it says what is wrong, and the first token asks again.
+        // Nobody waits for it: it logs its failure, and the first token asks again.
         _ = auth.PrepareAsync();
         var eventLog = OpenLog(options, log, meters);
         var recorder = OpenRecorder(options, eventLog, log, meters);

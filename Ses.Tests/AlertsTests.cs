@@ -7,7 +7,7 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>What an alert means; one that means nothing gets a clear word and spoils no other.</summary>
+/// <summary>What an alert means; one that means nothing is quarantined with a clear reason and spoils no other.</summary>
 public sealed class AlertsTests
 {
     private const string Start = "2026-11-22T11:34:34.489Z", End = "2026-11-22T11:44:34.489Z",
@@ -59,7 +59,7 @@ public sealed class AlertsTests
     // ---- The dialect of SeS ----
 
     [Fact]
-    public void DialectTellsItsStatusAtItsStart()
+    public void DialectAlertGivesItsStatusAtItsStart()
     {
         var alert = ReadOne(
             Alert(Dialect + ";description=d;instance=n1;severity=page", "location=n1:2379"));
@@ -310,10 +310,10 @@ public sealed class AlertsTests
 
     [Theory]
     [MemberData(nameof(UnusableBodies))]
-    public void UnusableBodyIsRefusedWithAClearWord(string body, string word)
+    public void UnusableBodyIsRefusedWithAClearReason(string body, string expected)
     {
         var message = Assert.Throws<PayloadException>(() => Read(body)).Message;
-        Assert.Contains(word, message, Ordinal);
+        Assert.Contains(expected, message, Ordinal);
         Assert.True(message.Length < 300, message);
     }
 
@@ -362,13 +362,13 @@ public sealed class AlertsTests
 
     [Theory]
     [MemberData(nameof(UnmappableAlerts))]
-    public void BadAlertIsSetAsideWithAClearWordAndSpoilsNoOther(string what, string alert, string word)
+    public void BadAlertIsQuarantinedWithAClearReasonAndSpoilsNoOther(string what, string alert, string expected)
     {
         var body = Encoding.Latin1.GetBytes(Body(Alert(Dialect), alert, Alert(Stock)));
         var payload = AlertMapping.Read(body, "INS", FieldMap.Default, Now);
         Assert.True(payload.MappedAlerts.Count == 2, what);
         var unmappable = Assert.Single(payload.UnmappableAlerts);
-        Assert.Contains(word, unmappable.Reason, Ordinal);
+        Assert.Contains(expected, unmappable.Reason, Ordinal);
         Assert.True(unmappable.Reason.Length < 200, unmappable.Reason);
         Assert.DoesNotContain((byte)'\n', unmappable.Raw);
         Assert.Equal(Encoding.Latin1.GetBytes(alert.Replace('\n', ' ')), unmappable.Raw);
@@ -391,7 +391,7 @@ public sealed class AlertsTests
     }
 
     [Fact]
-    public void NestingAThousandDeepInALabelIsSetAsideInAShortWord()
+    public void NestingAThousandDeepInALabelIsQuarantinedWithAShortReason()
     {
         var deep = string.Concat(Enumerable.Repeat("{\"a\":", 1000)) + "1" + new string('}', 1000);
         var payload = Read(Body(Alert(Dialect), With("labels", $$"""{"job":{{deep}}}"""), Alert(Stock)));
@@ -452,7 +452,7 @@ public sealed class AlertsTests
     }
 
     [Fact]
-    public void UnmappableAlertTellsFingerprintAndNameAndCopiesShareItsIdentity()
+    public void UnmappableAlertHasFingerprintAndNameAndCopiesShareItsIdentity()
     {
         var alert = Alert("alertname=A", startsAt: "x");
         var (one, two) = (Read(Body(alert)).UnmappableAlerts[0], Read(Body(alert)).UnmappableAlerts[0]);
@@ -538,6 +538,6 @@ public sealed class AlertsTests
     [InlineData("2016-12-31T23:59:60Z")]
     [InlineData("2026-11-22t11:34:34z")]
     [InlineData("2026-11-22T11:34:34z")]
-    public void LeapSecondAndLowerCaseAreSetAsideWithAClearWord(string time) =>
+    public void LeapSecondAndLowerCaseAreQuarantinedWithAClearReason(string time) =>
         Assert.Contains("startsAt", ReasonOf(Alert(Dialect, startsAt: time)), Ordinal);
 }

@@ -19,13 +19,13 @@ public sealed class AskingTests
         "annotations":{"location":{{JsonSerializer.Serialize(location)}}},"startsAt":"{{time}}"}
         """;
 
-    private static async Task SayAsync(Host host, params string[] alerts) => Assert.Equal(204, (await host.PostAsync(
+    private static async Task RecordAsync(Host host, params string[] alerts) => Assert.Equal(204, (await host.PostAsync(
         $$"""{"version":"4","alerts":[{{string.Join(',', alerts)}}]}""")).Code);
 
     private static async Task<Host> WithAPastAsync(params string[] flags)
     {
         var host = Host.Serving(flags);
-        await SayAsync(host, Alert("etcd", "up", "2026-11-22T08:00:00Z"),
+        await RecordAsync(host, Alert("etcd", "up", "2026-11-22T08:00:00Z"),
             Alert("etcd", "down", "2026-11-22T10:00:00.5Z", "it \"fell\",\nhard"), Alert("db", "down", "2026-11-22T09:00:00Z", location: ""));
         return host;
     }
@@ -34,7 +34,7 @@ public sealed class AskingTests
     private static async Task SayManyAsync(Host host, int count)
     {
         for (var i = 0; i < count; i += 200)
-            await SayAsync(host, [.. Enumerable.Range(i, 200).Select(n => Alert("etcd", n % 2 == 0 ? "up" : "down",
+            await RecordAsync(host, [.. Enumerable.Range(i, 200).Select(n => Alert("etcd", n % 2 == 0 ? "up" : "down",
                 Rfc3339.Format(Host.Now.AddSeconds(n - count)), new string('d', 200)))]);
     }
 
@@ -277,7 +277,7 @@ public sealed class AskingTests
         }
         Assert.Equal(200, (await host.GetAsync("/alerts/INS").WaitAsync(Soon)).Code);
         Assert.Equal(200, (await host.GetAsync("/").WaitAsync(Soon)).Code);
-        await SayAsync(host, Alert("other", "up", "2026-11-22T11:00:00Z"));
+        await RecordAsync(host, Alert("other", "up", "2026-11-22T11:00:00Z"));
         Assert.Contains("ask again", (await host.GetAsync("/alerts/INS/history")).Problem(503), Ordinal);
         // Then the one that waits longest gives way.
         host.Clock.Timestamp += TimeSpan.FromSeconds(1).Ticks;
@@ -337,7 +337,7 @@ public sealed class AskingTests
         {
             host.Clock.UtcNow = Host.Now.AddHours(hour);
             host.Clock.Timestamp += TimeSpan.FromHours(1).Ticks;
-            await SayAsync(host, [.. Enumerable.Range(0, 3).Select(s => Alert($"s{s}", hour % 2 == 0 ? "up" : "down",
+            await RecordAsync(host, [.. Enumerable.Range(0, 3).Select(s => Alert($"s{s}", hour % 2 == 0 ? "up" : "down",
                 Rfc3339.Format(host.Clock.UtcNow)))]);
         }
         await stop.CancelAsync();

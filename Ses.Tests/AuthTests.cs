@@ -894,7 +894,7 @@ public sealed class AuthTests
     }
 
     [Fact]
-    public async Task WrongCredentialsAreToldLaterAndRightOnesNever()
+    public async Task WrongCredentialsAreRefusedLaterAndRightOnesAreNeverDelayed()
     {
         foreach (var (door, right, wrong) in new[]
         {

@@ -6,7 +6,7 @@ using Xunit;
 
 namespace Ses.Tests;
 
-/// <summary>Bad input on the native binary: a clear word for each, and the good alerts beside it are kept.</summary>
+/// <summary>Bad input on the native binary: a clear reason for each, and the good alerts beside it are kept.</summary>
 [Trait("Category", "E2E")]
 public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture<BadInputTests.Running>
 {
@@ -46,7 +46,7 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
 
     [Theory]
     [MemberData(nameof(BadAlerts))]
-    public async Task ABadAlertIsQuarantinedAndTheGoodOneBesideItKept(string name, string bad, string word)
+    public async Task ABadAlertIsQuarantinedAndTheGoodOneBesideItKept(string name, string bad, string expected)
     {
         var good = Alert($"\"labels\":{{\"alertname\":\"Good\",\"job\":\"{name}\",\"instance\":\"i\"}},{Time}");
         var (code, body) = await PostAsync($"{{\"version\":\"4\",\"alerts\":[{bad},{good}]}}");
@@ -54,7 +54,7 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
         using var answer = JsonDocument.Parse(body);
         Assert.Equal(1, answer.RootElement.GetProperty("accepted").GetInt32());
         var reason = answer.RootElement.GetProperty("quarantined")[0].GetProperty("reason").GetString();
-        Assert.Contains(word, reason, StringComparison.Ordinal);
+        Assert.Contains(expected, reason, StringComparison.Ordinal);
         Assert.Contains(LogFiles.ReadEvents(running.Ses.DataDir), e => e.Service.Service == name);
         var kept = File.ReadLines(Path.Combine(running.Ses.DataDir, "quarantine.jsonl")).ToList();
         Assert.All(kept, line => JsonDocument.Parse(line, new JsonDocumentOptions { MaxDepth = 4000 }).Dispose());
@@ -72,11 +72,11 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
     [InlineData("{\"version\":\"4\"}", "no list of alerts")]
     [InlineData("{\"version\":\"4\",\"alerts\":null}", "no list of alerts")]
     [InlineData("{\"version\":\"4\",\"alerts\":{}}", "no list of alerts")]
-    public async Task AnUnusableBodyIsRefusedWithAClearWord(string body, string word)
+    public async Task AnUnusableBodyIsRefusedWithAClearReason(string body, string expected)
     {
         var (code, answer) = await PostAsync(body);
         Assert.Equal(HttpStatusCode.BadRequest, code);
-        Assert.Contains(word, answer, StringComparison.Ordinal);
+        Assert.Contains(expected, answer, StringComparison.Ordinal);
     }
 
     [Theory]

@@ -40,7 +40,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     // ---- One story ----
 
     [Fact]
-    public async Task TheOutageIsToldTheSameInEachWay()
+    public async Task TheOutageIsReportedAlikeInEachWay()
     {
         await using var ses = await SesProcess.StartAsync("none", _dir);
         foreach (var body in Etcd.Bodies)
@@ -226,7 +226,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     // ---- Check ----
 
     [Fact]
-    public async Task CheckTellsWhatIsWrong()
+    public async Task CheckReportsWhatIsWrong()
     {
         var clock = new ManualClock(new DateTime(2026, 11, 1, 12, 0, 0, DateTimeKind.Utc));
         var log = new EventLog(_dir, TimeSpan.FromDays(400), clock,
@@ -371,7 +371,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
-    public async Task ProbeTellsWhetherSeSIsReady(bool isSecure)
+    public async Task ProbeReportsWhetherSeSIsReady(bool isSecure)
     {
         string[] tls = [];
         if (isSecure)
@@ -457,7 +457,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [InlineData("report", "--threshold COUNT")]
     [InlineData("check", "--data-dir DIR  (OXSES_DATADIR)")]
     [InlineData("quarantine", "--retry BOOL")]
-    public async Task HelpOfEachCommandTellsItsFlags(string command, string says)
+    public async Task HelpOfEachCommandListsItsFlags(string command, string says)
     {
         var (exit, output) = await RunAsync(command, "--help");
         Assert.Equal(0, exit);

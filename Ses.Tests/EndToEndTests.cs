@@ -31,11 +31,11 @@ public sealed class EndToEndTests
             i => new LoggedService("INS", "INS", "etcd", "InstanceDown", $$"""{{i}}{severity="page"}"""))];
 
         deeds.Add("up", started, [.. nodes, Quorum]);
-        await deeds.ToldAsync();
+        await deeds.ReceivedAsync();
 
         deeds.Add("down", DateTime.UtcNow, nodes[2], stock[2]);
         rig.KillNode(2);
-        await deeds.ToldAsync();
+        await deeds.ReceivedAsync();
 
         onix.Stop();
         var second = DateTime.UtcNow;
@@ -45,11 +45,11 @@ public sealed class EndToEndTests
             Told, "the first word on the second outage");
         ses.Kill(Signal.Kill);
         await ses.RestartAsync();
-        await deeds.ToldAsync();
+        await deeds.ReceivedAsync();
 
         deeds.Add("up", DateTime.UtcNow, nodes[1], nodes[2], stock[1], stock[2], Quorum);
         await Task.WhenAll(rig.RestartNodeAsync(1), rig.RestartNodeAsync(2));
-        await deeds.ToldAsync();
+        await deeds.ReceivedAsync();
 
         onix.Start();
         await Deeds.SoonAsync(deeds.Expected, () => Deeds.Statuses(Recorded(onix)));
@@ -97,7 +97,7 @@ public sealed class EndToEndTests
             _deeds.AddRange(services.Select(s => (s, new Change(status, time))));
 
         /// <summary>Waits until SeS's log files tell all that was done so far, and nothing else.</summary>
-        public Task ToldAsync() => SoonAsync(Expected, () => Statuses(LogFiles.History(dataDir)
+        public Task ReceivedAsync() => SoonAsync(Expected, () => Statuses(LogFiles.History(dataDir)
             .SelectMany(s => s.Value).ToLookup(e => e.Service, e => new Change(e.Status, e.Time))));
 
         /// <summary>Each change is dated after its cause, and not by long.</summary>

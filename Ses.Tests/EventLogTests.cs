@@ -28,15 +28,15 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task TornLastLineIsCutOnOpen()
     {
-        await _store.SayAsync(Etcd, "up", 1);
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "down", 2);
         _store.StopDisorderly();
         var whole = File.ReadAllBytes(_store.Newest);
         File.AppendAllText(_store.Newest, "{\"time\":\"2026-11-22T12:00:03Z\",\"partiti");
         _store.Open();
         Assert.Equal(whole, File.ReadAllBytes(_store.Newest));
         Assert.Equal(new Cursor(1, whole.Length), _store.Log.Position.Flushed);
-        await _store.SayAsync(Etcd, "up", 3);
+        await _store.RecordAsync(Etcd, "up", 3);
         Assert.Equal(["up 1", "down 2", "up 3"], _store.Words());
         Assert.Equal(0, _store.Meters.BrokenLines.Value);
     }
@@ -51,11 +51,11 @@ public sealed partial class EventLogTests : IDisposable
     [InlineData("\0\0\0\0\0\0")]
     public async Task LineThatDoesNotParseIsPassedOverAndCounted(string line)
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.StopDisorderly();
         File.AppendAllText(_store.Newest, line + "\n");
         _store.Open();
-        await _store.SayAsync(Etcd, "down", 3);
+        await _store.RecordAsync(Etcd, "down", 3);
         Assert.Equal(1, _store.Meters.BrokenLines.Value);
         Assert.Equal(["up 1", "down 3"], _store.Words());
         Assert.Contains("does not parse", _store.Lines, StringComparison.Ordinal);
@@ -65,13 +65,13 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task FileThatEndedInOrderIsGoneOnWith()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.Stop();
         Assert.StartsWith("{\"end\":\"", File.ReadAllLines(_store.Newest)[^1], StringComparison.Ordinal);
         using var same = OpenShared(_store.Newest);
         var before = same.Length;
         _store.Open();
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "down", 2);
         Assert.True(same.Length > before, "the file was copied, though its process ended in order");
         Assert.Equal(["up 1", "down 2"], _store.Words());
     }
@@ -79,12 +79,12 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task FileThatDidNotEndInOrderIsCopiedAndRenamedOver()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.StopDisorderly();
         using var dead = OpenShared(_store.Newest);
         var before = dead.Length;
         _store.Open();
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "down", 2);
         Assert.Equal(before, dead.Length);
         Assert.Equal(["up 1", "down 2"], _store.Words());
         Assert.Contains("not ended in order", _store.Lines, StringComparison.Ordinal);
@@ -94,21 +94,21 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task EndIsForgottenOnceAnotherEventFollowsIt()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.Reopen();
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "down", 2);
         _store.StopDisorderly();
         using var dead = OpenShared(_store.Newest);
         var before = dead.Length;
         _store.Open();
-        await _store.SayAsync(Etcd, "up", 3);
+        await _store.RecordAsync(Etcd, "up", 3);
         Assert.Equal(before, dead.Length);
     }
 
     [Fact]
     public async Task NewerFormatIsRefusedAndLeftAlone()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.Stop();
         var newer = File.ReadAllText(_store.Newest)
             .Replace("{\"ses\":1,", "{\"ses\":2,", StringComparison.Ordinal);
@@ -121,16 +121,16 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task StartReadsTheNewestFileOnly()
     {
-        await _store.SayAsync(Etcd, "up", 1);
-        await _store.SayAsync(Other, "down", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Other, "down", 1);
         _store.Clock.Pass(TimeSpan.FromDays(1));
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "down", 2);
         _store.Stop();
         File.WriteAllText(_store.Files[0], "spoiled\n");
         _store.Open();
-        await _store.SayAsync(Etcd, "up", 1);
-        await _store.SayAsync(Etcd, "down", 2);
-        await _store.SayAsync(Other, "down", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Other, "down", 1);
         Assert.Equal(0, _store.Meters.BrokenLines.Value);
         Assert.Equal((0, 3, 0), _store.Outcomes());
         Assert.Equal(2, _store.Meters.Services.Value);
@@ -141,13 +141,13 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task FileEndsWithTheDayAndTheNextBeginsWithTheWindows()
     {
-        await _store.SayAsync(Etcd, "up", 1);
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "down", 2);
         _store.Clock.Pass(TimeSpan.FromHours(11.9));
-        await _store.SayAsync(Other, "up", 3);
+        await _store.RecordAsync(Other, "up", 3);
         Assert.Single(_store.Files);
         _store.Clock.Pass(TimeSpan.FromHours(0.2));
-        await _store.SayAsync(Etcd, "up", 4);
+        await _store.RecordAsync(Etcd, "up", 4);
         Assert.Equal(["events-000001-2026-11-23.jsonl", "events-000002-2026-11-24.jsonl"],
             _store.Files.Select(Path.GetFileName));
         var lines = File.ReadAllLines(_store.Newest);
@@ -166,18 +166,18 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ClockSetBackKeepsTheFileForAnHourAndTheNumberOrders()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.Clock.SetBack(TimeSpan.FromDays(3));
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "down", 2);
         _store.Clock.Pass(TimeSpan.FromMinutes(59));
-        await _store.SayAsync(Etcd, "up", 3);
+        await _store.RecordAsync(Etcd, "up", 3);
         Assert.Single(_store.Files);
         _store.Clock.Pass(TimeSpan.FromMinutes(2));
-        await _store.SayAsync(Etcd, "down", 4);
+        await _store.RecordAsync(Etcd, "down", 4);
         Assert.EndsWith("events-000002-2026-11-20.jsonl", _store.Newest, StringComparison.Ordinal);
-        await _store.SayAsync(Etcd, "up", 5);
+        await _store.RecordAsync(Etcd, "up", 5);
         _store.Reopen();
-        await _store.SayAsync(Etcd, "down", 6);
+        await _store.RecordAsync(Etcd, "down", 6);
         Assert.Equal(2, _store.Files.Count);
         Assert.Equal(["up 1", "down 2", "up 3", "down 4", "up 5", "down 6"], _store.Words());
     }
@@ -191,7 +191,7 @@ public sealed partial class EventLogTests : IDisposable
         async Task<string> NextDayAsync()
         {
             store.Clock.Pass(TimeSpan.FromDays(1));
-            await store.SayAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+            await store.RecordAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
             return string.Join(' ', store.Files.Select(NumberOf));
         }
 
@@ -214,24 +214,24 @@ public sealed partial class EventLogTests : IDisposable
     public async Task RetentionMakesRoomThoughTheNextFileIsRefused()
     {
         using var store = new Store(TimeSpan.FromDays(2));
-        Task SayAsync() => store.SayAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+        Task RecordAsync() => store.RecordAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
         store.Log.KeepFrom = int.MaxValue;
         for (var day = 2; day <= 4; day++)
         {
             store.Clock.Pass(TimeSpan.FromDays(1));
-            await SayAsync();
+            await RecordAsync();
         }
         // Nothing can be made under this name.
         var blocked = Path.Combine(store.Dir, "events-000005-2026-11-27.jsonl.tmp");
         Directory.CreateDirectory(blocked);
         store.Clock.Pass(TimeSpan.FromDays(1));
-        await SayAsync();
+        await RecordAsync();
         Assert.Equal([3, 4], store.Files.Select(NumberOf));
         Directory.Delete(blocked);
-        await SayAsync();
+        await RecordAsync();
         Assert.Equal([3, 4], store.Files.Select(NumberOf));
         store.Clock.Pass(TimeSpan.FromMinutes(1));
-        await SayAsync();
+        await RecordAsync();
         Assert.Equal([3, 4, 5], store.Files.Select(NumberOf));
     }
 
@@ -239,19 +239,19 @@ public sealed partial class EventLogTests : IDisposable
     public async Task FileMadeWhileTheClockWasAheadGoesWithItsNeighbours()
     {
         using var store = new Store(TimeSpan.FromDays(2));
-        Task SayAsync() => store.SayAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
+        Task RecordAsync() => store.RecordAsync(Etcd, "up", store.Clock.GetElapsedTime(0).TotalSeconds);
         store.Log.KeepFrom = 1;
         store.Clock.Pass(TimeSpan.FromDays(1000));
-        await SayAsync();
+        await RecordAsync();
         store.Clock.SetBack(TimeSpan.FromDays(1000));
         store.Clock.Pass(TimeSpan.FromHours(1));
-        await SayAsync();
+        await RecordAsync();
         Assert.Equal([1, 2, 3], store.Files.Select(NumberOf));
         store.Log.KeepFrom = int.MaxValue;
         for (var day = 2; day <= 5; day++)
         {
             store.Clock.Pass(TimeSpan.FromDays(1));
-            await SayAsync();
+            await RecordAsync();
         }
         Assert.DoesNotContain(2, store.Files.Select(NumberOf));
         Assert.Contains(7, store.Files.Select(NumberOf));
@@ -262,28 +262,28 @@ public sealed partial class EventLogTests : IDisposable
     }
 
     [Fact]
-    public async Task ServicesLastHeardBeforeTheDeletedFileAreLeftOut()
+    public async Task ServicesWithNoAlertSinceTheDeletedFileAreLeftOut()
     {
         using var store = new Store(TimeSpan.FromDays(1));
         var (gone, copied, kept) = (Service(1), Service(2), Service(3));
-        await store.SayAsync(gone, "up", 1);
-        await store.SayAsync(copied, "up", 1);
+        await store.RecordAsync(gone, "up", 1);
+        await store.RecordAsync(copied, "up", 1);
         store.Log.KeepFrom = int.MaxValue;
         store.Clock.Pass(TimeSpan.FromDays(1));
-        await store.SayAsync(kept, "up", 2);
+        await store.RecordAsync(kept, "up", 2);
         store.Clock.Pass(TimeSpan.FromDays(1));
-        await store.SayAsync(copied, "up", 1);
+        await store.RecordAsync(copied, "up", 1);
         store.Clock.Pass(TimeSpan.FromDays(1));
-        await store.SayAsync(kept, "down", 3);
+        await store.RecordAsync(kept, "down", 3);
         store.Clock.Pass(TimeSpan.FromDays(1));
-        await store.SayAsync(kept, "up", 4);
+        await store.RecordAsync(kept, "up", 4);
         var windows = File.ReadAllLines(store.Newest)
             .Where(l => l.StartsWith("{\"window\"", StringComparison.Ordinal)).ToList();
         Assert.Equal(2, windows.Count);
         Assert.DoesNotContain(windows, l => l.Contains("\"s1\"", StringComparison.Ordinal));
         Assert.Contains(windows, l => l.Contains("\"s2\"", StringComparison.Ordinal));
         store.Reopen();
-        await store.SayAsync(copied, "up", 1);
+        await store.RecordAsync(copied, "up", 1);
         Assert.Equal((0, 1, 0), store.Outcomes());
         Assert.Equal(2, store.Meters.Services.Value);
     }
@@ -293,12 +293,12 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ConcurrentRequestsShareOneFlush()
     {
-        await _store.SayAsync(Etcd, "up", 0);
+        await _store.RecordAsync(Etcd, "up", 0);
         var before = _store.Meters.FlushDuration.Count;
         _store.Clock.HoldWriter();
-        var first = _store.SayAsync(Etcd, "down", 1);
+        var first = _store.RecordAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
-        var others = Enumerable.Range(2, 500).Select(i => _store.SayAsync(Service(i), "up", i)).ToList();
+        var others = Enumerable.Range(2, 500).Select(i => _store.RecordAsync(Service(i), "up", i)).ToList();
         Assert.DoesNotContain(others.Append(first), t => t.IsCompleted);
         _store.Clock.ReleaseWriter();
         await Task.WhenAll(others.Append(first)).WaitAsync(Soon);
@@ -309,10 +309,10 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task NothingIsAcknowledgedOrSeenBeforeItIsFlushed()
     {
-        await _store.SayAsync(Etcd, "up", 0);
+        await _store.RecordAsync(Etcd, "up", 0);
         var flushed = _store.Log.Position.Flushed;
         _store.Clock.HoldWriter();
-        var said = _store.SayAsync(Etcd, "down", 1);
+        var said = _store.RecordAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
         Assert.False(said.IsCompleted);
         Assert.Equal(flushed, _store.Log.Position.Flushed);
@@ -328,9 +328,9 @@ public sealed partial class EventLogTests : IDisposable
     public async Task CopyOfAnEventInFlightWaitsForItsFlush()
     {
         _store.Clock.HoldWriter();
-        var first = _store.SayAsync(Etcd, "down", 1);
+        var first = _store.RecordAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
-        var copy = _store.SayAsync(Etcd, "down", 1);
+        var copy = _store.RecordAsync(Etcd, "down", 1);
         Assert.False(copy.IsCompleted);
         Assert.False(first.IsCompleted);
         _store.Clock.ReleaseWriter();
@@ -343,18 +343,18 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task CopyOfAnEventInFlightSharesItsRefusal()
     {
-        await _store.SayAsync(Etcd, "up", 0);
+        await _store.RecordAsync(Etcd, "up", 0);
         _store.Clock.HoldWriter();
-        var first = _store.SayAsync(Etcd, "down", 1);
+        var first = _store.RecordAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
-        var copy = _store.SayAsync(Etcd, "down", 1);
+        var copy = _store.RecordAsync(Etcd, "down", 1);
         using (new RefusingFile(_store.Newest))
         {
             _store.Clock.ReleaseWriter();
             await Assert.ThrowsAsync<LogRefusedException>(() => first.WaitAsync(Soon));
             await Assert.ThrowsAsync<LogRefusedException>(() => copy.WaitAsync(Soon));
         }
-        await _store.SayAsync(Etcd, "down", 1);
+        await _store.RecordAsync(Etcd, "down", 1);
         Assert.Equal((2, 0, 0), _store.Outcomes());
         Assert.Equal(["up 0", "down 1"], _store.Words());
     }
@@ -364,9 +364,9 @@ public sealed partial class EventLogTests : IDisposable
     {
         var firing = new MappedAlert(Etcd, "d", true, "down", At(5), null);
         _store.Clock.HoldWriter();
-        var first = SayAsync(firing);
+        var first = RecordAsync(firing);
         await _store.Clock.WriterHeldAsync();
-        var resolved = SayAsync(firing with { EndsAt = At(9) });
+        var resolved = RecordAsync(firing with { EndsAt = At(9) });
         using (new RefusingFile(_store.Newest))
         {
             _store.Clock.LetWriterOn();
@@ -378,44 +378,44 @@ public sealed partial class EventLogTests : IDisposable
         await Wait.UntilAsync(() => _store.Log.Position.Appended == 1, Soon, "the up on disk");
         Assert.Equal(["up 9"], _store.Words());
         Assert.Equal((1, 0, 0), _store.Outcomes());
-        await SayAsync(firing with { EndsAt = At(9) });
+        await RecordAsync(firing with { EndsAt = At(9) });
         Assert.Equal(["up 9", "down 5"], _store.Words());
     }
 
-    private Task SayAsync(MappedAlert alert) =>
+    private Task RecordAsync(MappedAlert alert) =>
         _store.Log.AppendAsync(new Payload([alert], [], 0), "INS").WaitAsync(Soon);
 
     [Fact]
     public async Task RefusedWriteLeavesTheLogAsItWasAndIsTriedAgain()
     {
-        await _store.SayAsync(Etcd, "up", 0);
+        await _store.RecordAsync(Etcd, "up", 0);
         var (before, position) = (File.ReadAllBytes(_store.Newest), _store.Log.Position);
         using (new RefusingFile(_store.Newest))
         {
-            await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "down", 1));
-            await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "down", 1));
+            await Assert.ThrowsAsync<LogRefusedException>(() => _store.RecordAsync(Etcd, "down", 1));
+            await Assert.ThrowsAsync<LogRefusedException>(() => _store.RecordAsync(Etcd, "down", 1));
             Assert.NotNull(_store.Log.Refusal);
         }
         Assert.Equal(before, File.ReadAllBytes(_store.Newest));
         Assert.Equal(position, _store.Log.Position);
-        await _store.SayAsync(Etcd, "down", 1);
+        await _store.RecordAsync(Etcd, "down", 1);
         Assert.Null(_store.Log.Refusal);
         Assert.Equal(["up 0", "down 1"], _store.Words());
         Assert.False(_store.Log.Failed.IsCompleted);
     }
 
     [Fact]
-    public async Task DiskThatDoesNotAnswerIsTold()
+    public async Task DiskThatDoesNotAnswerIsLogged()
     {
-        await _store.SayAsync(Etcd, "up", 0);
+        await _store.RecordAsync(Etcd, "up", 0);
         _store.Clock.HoldWriter();
-        var held = _store.SayAsync(Etcd, "down", 1);
+        var held = _store.RecordAsync(Etcd, "down", 1);
         await _store.Clock.WriterHeldAsync();
         Assert.Null(_store.Log.Refusal);
         _store.Clock.Pass(TimeSpan.FromSeconds(11));
         Assert.Equal("The disk does not answer.", _store.Log.Refusal);
         Assert.True(_store.Log.IsStuck);
-        var refused = await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "up", 2));
+        var refused = await Assert.ThrowsAsync<LogRefusedException>(() => _store.RecordAsync(Etcd, "up", 2));
         Assert.Equal("The disk does not answer.", refused.Message);
         Assert.Contains("the disk does not answer", _store.Lines, StringComparison.Ordinal);
         _store.Clock.ReleaseWriter();
@@ -430,10 +430,10 @@ public sealed partial class EventLogTests : IDisposable
     public async Task StopFlushesWhatIsWaitingAndRefusesTheRest()
     {
         _store.Clock.HoldWriter();
-        var waiting = Enumerable.Range(0, 20).Select(i => _store.SayAsync(Service(i), "up", i)).ToList();
+        var waiting = Enumerable.Range(0, 20).Select(i => _store.RecordAsync(Service(i), "up", i)).ToList();
         var stopping = Task.Run(_store.Stop);
         await Support.Wait.UntilAsync(() => _store.Log.Refusal != null, Soon, "the stop to begin");
-        await Assert.ThrowsAsync<LogRefusedException>(() => _store.SayAsync(Etcd, "down", 99));
+        await Assert.ThrowsAsync<LogRefusedException>(() => _store.RecordAsync(Etcd, "down", 99));
         _store.Clock.ReleaseWriter();
         await Task.WhenAll(waiting).WaitAsync(Soon);
         await stopping.WaitAsync(Soon);
@@ -446,10 +446,10 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task LogCutAtAnyByteOfTheLastFlushOpensWithAllThatCameBefore()
     {
-        await _store.SayAsync(Etcd, "up", 1);
-        await _store.SayAsync(Other, "up", 2);
+        await _store.RecordAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Other, "up", 2);
         var before = (int)_store.Log.Position.Flushed.Offset;
-        await _store.SayAsync((Etcd, "down", At(3)), (Other, "down", At(4)));
+        await _store.RecordAsync((Etcd, "down", At(3)), (Other, "down", At(4)));
         var whole = File.ReadAllBytes(_store.Newest);
         var middle = Array.IndexOf(whole, (byte)'\n', before) + 1;
         for (var cut = before; cut <= whole.Length; cut++)
@@ -461,7 +461,7 @@ public sealed partial class EventLogTests : IDisposable
             string[] expected = ["up 1", "up 2", .. cut >= middle ? new[] { "down 3" } : [],
                 .. cut >= whole.Length ? new[] { "down 4" } : []];
             Assert.Equal(expected, copy.Words());
-            await copy.SayAsync((Etcd, "up", At(1)), (Other, "up", At(2)),
+            await copy.RecordAsync((Etcd, "up", At(1)), (Other, "up", At(2)),
                 (Etcd, "down", At(3)), (Other, "down", At(4)));
             Assert.Equal(["up 1", "up 2", "down 3", "down 4"], copy.Words());
             Assert.Equal((4 - expected.Length, expected.Length, 0), copy.Outcomes());
@@ -474,12 +474,12 @@ public sealed partial class EventLogTests : IDisposable
     [InlineData(3 << 20)]
     public async Task ZeroFilledTailIsCut(int zeros)
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         using var copy = _store.CopyOfDisk();
         using (var file = File.OpenWrite(copy.Newest))
             file.SetLength(file.Length + zeros);
         copy.Open();
-        await copy.SayAsync(Etcd, "down", 2);
+        await copy.RecordAsync(Etcd, "down", 2);
         Assert.Equal(["up 1", "down 2"], copy.Words());
         Assert.Equal(0, copy.Meters.BrokenLines.Value);
         Assert.DoesNotContain((byte)0, File.ReadAllBytes(copy.Newest));
@@ -488,12 +488,12 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task ZeroFilledTailAfterAnOrderlyEndIsCut()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.Stop();
         using (var file = File.OpenWrite(_store.Newest))
             file.SetLength(file.Length + 512);
         _store.Open();
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "down", 2);
         Assert.Equal(["up 1", "down 2"], _store.Words());
         Assert.DoesNotContain((byte)0, File.ReadAllBytes(_store.Newest));
     }
@@ -507,7 +507,7 @@ public sealed partial class EventLogTests : IDisposable
         copy.Open();
         Assert.Equal(["up 1", "down 2"], copy.Words());
         copy.Clock.Pass(TimeSpan.FromDays(2));
-        await copy.SayAsync((Etcd, "up", At(1)), (Etcd, "down", At(2)), (Etcd, "up", At(3)));
+        await copy.RecordAsync((Etcd, "up", At(1)), (Etcd, "down", At(2)), (Etcd, "up", At(3)));
         Assert.Equal((1, 2, 0), copy.Outcomes());
         Assert.Equal(["up 1", "down 2", "up 3"], copy.Words());
         Assert.Equal([1, 2, 3], copy.Files.Select(NumberOf));
@@ -523,7 +523,7 @@ public sealed partial class EventLogTests : IDisposable
         File.Delete(copy.Files[missing]);
         copy.Open();
         Assert.Equal(left, copy.Words());
-        await copy.SayAsync((Etcd, "up", At(1)), (Etcd, "down", At(2)), (Etcd, "up", At(3)));
+        await copy.RecordAsync((Etcd, "up", At(1)), (Etcd, "down", At(2)), (Etcd, "up", At(3)));
         Assert.Equal((0, 3, 0), copy.Outcomes());
         Assert.Equal(left.Length, copy.Log.Count(copy.Log.Oldest, copy.Log.Position.Flushed));
     }
@@ -531,7 +531,7 @@ public sealed partial class EventLogTests : IDisposable
     [Fact]
     public async Task LeftoversOfFilesInTheMakingAreRemoved()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.Stop();
         File.WriteAllText(Path.Combine(_store.Dir, "events-000002-2026-11-24.jsonl.tmp"), "{\"ses\":1,");
         File.WriteAllText(Path.Combine(_store.Dir, "events-000000-2026-11-22.index"), "of a file that is gone");
@@ -544,11 +544,11 @@ public sealed partial class EventLogTests : IDisposable
 
     private async Task ThreeDaysAsync()
     {
-        await _store.SayAsync(Etcd, "up", 1);
+        await _store.RecordAsync(Etcd, "up", 1);
         _store.Clock.Pass(TimeSpan.FromDays(1));
-        await _store.SayAsync(Etcd, "down", 2);
+        await _store.RecordAsync(Etcd, "down", 2);
         _store.Clock.Pass(TimeSpan.FromDays(1));
-        await _store.SayAsync(Etcd, "up", 3);
+        await _store.RecordAsync(Etcd, "up", 3);
     }
 
     // ---- Windows ----
@@ -557,14 +557,14 @@ public sealed partial class EventLogTests : IDisposable
     public async Task StaleEventIsCountedAndNotKept()
     {
         for (var second = 10; second < 18; second++)
-            await _store.SayAsync(Etcd, second % 2 == 0 ? "up" : "down", second);
+            await _store.RecordAsync(Etcd, second % 2 == 0 ? "up" : "down", second);
         var position = _store.Log.Position;
-        await _store.SayAsync(Etcd, "down", 9);
+        await _store.RecordAsync(Etcd, "down", 9);
         Assert.Equal((8, 0, 1), _store.Outcomes());
         Assert.Equal(position, _store.Log.Position);
         // Not older than all of the window: it is new, and the oldest falls out, and is then stale.
-        await _store.SayAsync(Etcd, "down", 12);
-        await _store.SayAsync(Etcd, "up", 10);
+        await _store.RecordAsync(Etcd, "down", 12);
+        await _store.RecordAsync(Etcd, "up", 10);
         Assert.Equal((9, 0, 2), _store.Outcomes());
     }
 
@@ -572,11 +572,11 @@ public sealed partial class EventLogTests : IDisposable
     public async Task WindowWithRoomTakesAnEventOfAnyAge()
     {
         for (var second = 10; second < 17; second++)
-            await _store.SayAsync(Etcd, "up", second);
-        await _store.SayAsync(Etcd, "down", -1_000_000);
+            await _store.RecordAsync(Etcd, "up", second);
+        await _store.RecordAsync(Etcd, "down", -1_000_000);
         Assert.Equal((8, 0, 0), _store.Outcomes());
         _store.Reopen();
-        await _store.SayAsync(Etcd, "down", -1_000_001);
+        await _store.RecordAsync(Etcd, "down", -1_000_001);
         Assert.Equal((0, 0, 1), _store.Outcomes());
     }
 
@@ -586,7 +586,7 @@ public sealed partial class EventLogTests : IDisposable
     public async Task ReadStopsAtItsLimitAndGoesOnWithoutLossAcrossFiles()
     {
         await ThreeDaysAsync();
-        await _store.SayAsync((Etcd, "down", At(4)), (Other, "up", At(5)));
+        await _store.RecordAsync((Etcd, "down", At(4)), (Other, "up", At(5)));
         var end = _store.Log.Position.Flushed;
         foreach (var most in new[] { 1, 2, 3, 4, 5, 6 })
         {
@@ -630,8 +630,8 @@ public sealed partial class EventLogTests : IDisposable
     public async Task WindowsAtAPlaceAreThoseOfTheEventsBeforeIt()
     {
         await ThreeDaysAsync();
-        await _store.SayAsync(Other, "up", 7);
-        await _store.SayAsync(Etcd, "down", 4);
+        await _store.RecordAsync(Other, "up", 7);
+        await _store.RecordAsync(Etcd, "down", 4);
         var end = _store.Log.Position.Flushed;
         var before = new List<StatusEvent>();
         for (var place = _store.Log.Oldest; place != end;)
@@ -822,7 +822,7 @@ public sealed partial class EventLogTests : IDisposable
         (deed, words) => new Step(deed, words));
 
     [Fact]
-    public void AnyHistoryIsKeptAsThePlainOracleTells() =>
+    public void AnyHistoryIsKeptAsThePlainOracleHasIt() =>
         Steps.Array[1, 60].Sample(steps => Play(steps).GetAwaiter().GetResult(), iter: 60, threads: 2);
 
     private static async Task Play(Step[] steps)
@@ -837,7 +837,7 @@ public sealed partial class EventLogTests : IDisposable
                     (ServiceKey, string, DateTime)[] words =
                         [.. step.Words.Select(w => (Service(w.Service), w.Status, At(w.Second)))];
                     var (before, expected) = (store.Outcomes(), oracle.Hear(words));
-                    await store.SayAsync(words);
+                    await store.RecordAsync(words);
                     Assert.Equal(expected, Minus(store.Outcomes(), before));
                     break;
                 case Deed.StopAndOpen:
@@ -970,13 +970,13 @@ public sealed partial class EventLogTests : IDisposable
         /// <summary>What is on the disk now, in another folder, not opened.</summary>
         public Store CopyOfDisk() => new(this);
 
-        public Task SayAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
+        public Task RecordAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
             Log.AppendAsync(new Payload([.. words.Select(w =>
                 new MappedAlert(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS")
                 .WaitAsync(Soon);
 
-        public Task SayAsync(ServiceKey service, string status, double second) =>
-            SayAsync((service, status, At(second)));
+        public Task RecordAsync(ServiceKey service, string status, double second) =>
+            RecordAsync((service, status, At(second)));
 
         public IReadOnlyList<StatusEvent> Events() =>
             Log.Read(Log.Oldest, Log.Position.Flushed, int.MaxValue).Events;

@@ -31,7 +31,7 @@ public sealed class HistoryTests : IDisposable
         private static EventLog Open(string dir, ManualClock clock) => new(dir, TimeSpan.FromDays(400), clock,
             new Log(LogLevel.Error, json: false, TextWriter.Null, clock), new Meters("test", "test"));
 
-        public Task SayAsync(params (int Service, string Status, DateTime Time)[] words) =>
+        public Task RecordAsync(params (int Service, string Status, DateTime Time)[] words) =>
             _log.AppendAsync(new Payload([.. words.Select(w => new MappedAlert(Site.Service(w.Service),
                 $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
 
@@ -158,19 +158,19 @@ public sealed class HistoryTests : IDisposable
         (steps, from, length, threshold, limit) => (steps, from, from + length, threshold, limit));
 
     [Fact]
-    public void RandomPastsAreToldRight() => Pasts.Sample(p =>
+    public void RandomPastsAreAnsweredRight() => Pasts.Sample(p =>
     {
         var dir = Directory.CreateDirectory(Path.Combine(_dir, Guid.NewGuid().ToString("N"))).FullName;
         using (var past = new Past(dir))
         {
-            var said = SayAsync(past, dir, p.Steps).GetAwaiter().GetResult();
+            var said = RecordAsync(past, dir, p.Steps).GetAwaiter().GetResult();
             AssertHistory(past.Open(At(p.To)), said, p.From, p.To, p.Limit);
             AssertReport(past.Open(At(p.To)), said, p.From, p.To, p.Threshold);
         }
         Directory.Delete(dir, recursive: true);
     }, iter: 300, threads: 1);
 
-    private static async Task<List<Word>> SayAsync(Past past, string dir, Step[] steps)
+    private static async Task<List<Word>> RecordAsync(Past past, string dir, Step[] steps)
     {
         var said = new List<Word>();
         var windows = new Dictionary<int, List<Word>>();
@@ -189,7 +189,7 @@ public sealed class HistoryTests : IDisposable
             // What comes later than a whole window is stale, and not kept.
             if (window.Count == Window.Size && Order(word, window[0]) < 0)
                 continue;
-            await past.SayAsync((word.Service, word.Status, word.Time));
+            await past.RecordAsync((word.Service, word.Status, word.Time));
             said.Add(word);
             if (!window.Contains(word))
                 window.Add(word);
@@ -327,7 +327,7 @@ public sealed class HistoryTests : IDisposable
 
     /// <summary>Where the first word is down, Onix counts -1; and it takes rows in the order of recording.</summary>
     [Fact]
-    public void FirstWordDownCountsNothingAndTimeRunsFromIt()
+    public void FirstEventDownCountsNothingAndTimeRunsFromIt()
     {
         var threshold = new Threshold(1);
         (int Up, TimeSpan Under) Say(int service, string status, int minute) =>
@@ -348,10 +348,10 @@ public sealed class HistoryTests : IDisposable
     public async Task RunLongerThanTheWindowBeganWhereItBegan()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "down", At(0)));
+        await past.RecordAsync((1, "down", At(0)));
         for (var i = 1; i <= 3 * Window.Size; i++)
         {
-            await past.SayAsync((1, "up", At(i)));
+            await past.RecordAsync((1, "up", At(i)));
             if (i % 10 == 0)
                 past.TurnDay();
         }
@@ -364,11 +364,11 @@ public sealed class HistoryTests : IDisposable
     public async Task RangeBetweenTwoFilesKnowsWhatWasBefore()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)));
+        await past.RecordAsync((1, "up", At(0)));
         past.TurnDay();
-        await past.SayAsync((1, "down", At(100)));
+        await past.RecordAsync((1, "down", At(100)));
         past.TurnDay();
-        await past.SayAsync((1, "up", At(200)));
+        await past.RecordAsync((1, "up", At(200)));
         var answers = past.Open(At(300));
         var one = Ask(answers, Subject.Report, ("from", Rfc3339.Format(At(40))), ("to", Rfc3339.Format(At(50))))
             .GetProperty("services")[0];
@@ -384,14 +384,14 @@ public sealed class HistoryTests : IDisposable
     public async Task OutageOlderThanTheWindowBeganWhereItBegan(string repeated)
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (2, "up", At(0)));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(1)), (2, "up", At(0)));
         for (var i = 2; i <= 3 * Window.Size; i++)
         {
-            await past.SayAsync((1, repeated, At(i)));
+            await past.RecordAsync((1, repeated, At(i)));
             if (i % 5 == 0)
                 past.TurnDay();
         }
-        await past.SayAsync((1, "up", At(90)));
+        await past.RecordAsync((1, "up", At(90)));
         var answers = past.Open(At(100));
         var range = new[] { ("from", (string?)Rfc3339.Format(At(60))), ("to", Rfc3339.Format(At(80))) };
         var one = Ask(answers, Subject.Report, range).GetProperty("services")[0];
@@ -407,9 +407,9 @@ public sealed class HistoryTests : IDisposable
     public async Task LatestOutagesAreThoseThatEndedLast()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(90)));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(90)));
         for (var i = 10; i < 40; i += 2)
-            await past.SayAsync((2, "down", At(i)), (2, "up", At(i + 1)));
+            await past.RecordAsync((2, "down", At(i)), (2, "up", At(i + 1)));
         var (_, outages) = past.Open(At(100)).Tallies([Site.Service(1), Site.Service(2)], At(0), null, 0, 2);
         Assert.Equal([At(90), At(39)], outages.Select(o => o.End));
     }
@@ -418,7 +418,7 @@ public sealed class HistoryTests : IDisposable
     public async Task WhatIsStillToComeIsNotYetTimeUnderTheThreshold()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(10)), (1, "up", At(90)));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(10)), (1, "up", At(90)));
         Assert.Equal(["up", "down"], Events(Ask(past.Open(At(50)), Subject.Report, ("threshold", "1")))
             .Select(e => e.Status));
     }
@@ -427,7 +427,7 @@ public sealed class HistoryTests : IDisposable
     public async Task AvailabilityIs100OnlyWithoutAnOutage()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(1).AddMilliseconds(1)));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(1)), (1, "up", At(1).AddMilliseconds(1)));
         var one = Ask(past.Open(At(60 * 24 * 300)), Subject.Report).GetProperty("services")[0];
         Assert.Equal(99.999999, one.GetProperty("availability").GetDouble());
     }
@@ -438,7 +438,7 @@ public sealed class HistoryTests : IDisposable
         using var past = new Past(_dir);
         for (var day = 0; day < 4; day++)
         {
-            await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
+            await past.RecordAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
             past.TurnDay();
         }
         var answers = past.Open(At(100));
@@ -455,7 +455,7 @@ public sealed class HistoryTests : IDisposable
         using var past = new Past(_dir);
         for (var day = 0; day < 3; day++)
         {
-            await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
+            await past.RecordAsync((1, day % 2 == 0 ? "up" : "down", At(day)));
             past.TurnDay();
         }
         var answers = past.Open(At(100));
@@ -479,9 +479,9 @@ public sealed class HistoryTests : IDisposable
     public async Task IndexIsTheSameWhateverMemoryHeldBefore(byte before)
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (2, "up", At(0)), (3, "down", At(0)));
+        await past.RecordAsync((1, "up", At(0)), (2, "up", At(0)), (3, "down", At(0)));
         past.TurnDay();
-        await past.SayAsync((1, "down", At(50)));
+        await past.RecordAsync((1, "down", At(50)));
         for (var size = 64; size <= 1024 * 1024; size *= 2)
         {
             var buffer = ArrayPool<byte>.Shared.Rent(size);
@@ -502,10 +502,10 @@ public sealed class HistoryTests : IDisposable
         using var past = new Past(_dir);
         for (var day = 0; day < 3; day++)
         {
-            await past.SayAsync((1, day % 2 == 0 ? "up" : "down", At(60 * day)));
+            await past.RecordAsync((1, day % 2 == 0 ? "up" : "down", At(60 * day)));
             past.TurnDay();
         }
-        await past.SayAsync((1, "down", At(200)));
+        await past.RecordAsync((1, "down", At(200)));
         var answers = past.Open(At(300));
         var range = new[] { ("from", (string?)Rfc3339.Format(At(110))) };
         var told = Ask(answers, Subject.Report, range).GetRawText();
@@ -529,7 +529,7 @@ public sealed class HistoryTests : IDisposable
             file.Seek(100, SeekOrigin.Begin);
             file.Write(new byte[1000]);
         }
-        await past.SayAsync((1, "down", At(290)));
+        await past.RecordAsync((1, "down", At(290)));
         Assert.Equal(6600, DownSeconds(past.Open(At(300))));
     }
 
@@ -540,7 +540,7 @@ public sealed class HistoryTests : IDisposable
     {
         using var past = new Past(_dir);
         await FlapAsync(past, 1, 0);
-        await past.SayAsync((2, "up", At(0)));
+        await past.RecordAsync((2, "up", At(0)));
         var (before, asked) = (past.Open(At(300)), past.Open(At(300)));
         var told = Ask(asked, Subject.Report).GetRawText();
         if (fileTurned)
@@ -557,7 +557,7 @@ public sealed class HistoryTests : IDisposable
     public async Task TornEndOfTheNewestFileIsLeftOut()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)), (1, "down", At(10)));
+        await past.RecordAsync((1, "up", At(0)), (1, "down", At(10)));
         var answers = past.Open(At(20));
         File.AppendAllText(LogFile.Find(_dir)[^1].Path, new string('x', 2000));
         var torn = new Answers(new Archive(LogFile.Find(_dir), new Slices(size: 300)), answers.Known, answers.Now);
@@ -568,7 +568,7 @@ public sealed class HistoryTests : IDisposable
     private static async Task FlapAsync(Past past, int service, double from)
     {
         for (var i = 0; i < 20; i++)
-            await past.SayAsync((service, i % 2 == 0 ? "down" : "up", At(from + 10 * i)));
+            await past.RecordAsync((service, i % 2 == 0 ? "down" : "up", At(from + 10 * i)));
     }
 
     private static double DownSeconds(Answers answers) => Assert.Single(
@@ -579,9 +579,9 @@ public sealed class HistoryTests : IDisposable
     public async Task IndexOfACopiedFileIsStaleAndNotWrong()
     {
         using var past = new Past(_dir);
-        await past.SayAsync((1, "up", At(0)));
+        await past.RecordAsync((1, "up", At(0)));
         past.TurnDay();
-        await past.SayAsync((1, "down", At(50)));
+        await past.RecordAsync((1, "down", At(50)));
         _ = Ask(past.Open(At(100)), Subject.Report);
         var file = LogFile.Find(_dir)[0];
         Assert.False(FileIndex.IsWrong(file));

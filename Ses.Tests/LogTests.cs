@@ -182,7 +182,7 @@ public sealed class LogTests
     }
 
     [Fact]
-    public void OftenLetsOneLineOfAKindPassEachTenSecondsAndSaysHowManyItHeldBack()
+    public void OftenLetsOneLineOfAKindPassEachTenSecondsAndCountsThoseHeldBack()
     {
         var log = Text();
         for (var i = 0; i < 5; i++)
@@ -207,7 +207,7 @@ public sealed class LogTests
     }
 
     [Fact]
-    public void FieldsAreToldTheSameInEveryCulture()
+    public void FieldsAreWrittenAlikeInEveryCulture()
     {
         var before = CultureInfo.CurrentCulture;
         CultureInfo.CurrentCulture = new CultureInfo("") { NumberFormat = { NumberDecimalSeparator = "," } };
@@ -227,7 +227,7 @@ public sealed class LogTests
         new Log(LogLevel.Trace, json: false, new BrokenPipe(), _clock).Info("m");
 
     [Fact]
-    public void ClockThatIsSetIsToldOnceAndByHowMuch()
+    public void ClockThatIsSetIsLoggedOnceWithByHowMuch()
     {
         var watch = new ClockWatch(_clock, Text());
         Step(passed: 10, set: 0);

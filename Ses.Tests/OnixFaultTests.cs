@@ -22,12 +22,12 @@ public sealed class OnixFaultTests
         await using var onix = new OnixStandIn();
         onix.Start();
         await using var site = new Site(onix.Url);
-        await SayRoundAsync(site, 1);
+        await RecordRoundAsync(site, 1);
         await site.DrainedAsync();
         var before = onix.History.Count;
         var cure = Break(onix, fault);
         for (var second = 2; second <= 6; second++)
-            await SayRoundAsync(site, second);
+            await RecordRoundAsync(site, second);
         if (nothingArrives)
         {
             await Wait.UntilAsync(() => site.Recorder.Snapshot().Trouble != null || fault == "hanging",
@@ -45,7 +45,7 @@ public sealed class OnixFaultTests
 
     internal static string StatusOf(int second) => second % 2 == 0 ? "down" : "up";
 
-    private static Task SayRoundAsync(Site site, int second) => site.SayAsync(
+    private static Task RecordRoundAsync(Site site, int second) => site.RecordAsync(
         [.. Enumerable.Range(0, 10).Select(i => (Site.Service(i), StatusOf(second), Site.At(second)))]);
 
     /// <summary>Brings a fault about, and returns what ends it.</summary>
@@ -98,15 +98,15 @@ public sealed class OnixFaultTests
         onix.Start();
         await using var site = new Site(onix.Url);
         var service = Site.Service(1);
-        await site.SayAsync(service, "up", 1);
-        await site.SayAsync(Site.Service(2), "up", 1);
+        await site.RecordAsync(service, "up", 1);
+        await site.RecordAsync(Site.Service(2), "up", 1);
         await site.DrainedAsync();
         onix.DeleteItem(OnixNames.Key(service));
         await site.RestartAsync();
-        await site.SayAsync(Site.Service(2), "down", 2);
+        await site.RecordAsync(Site.Service(2), "down", 2);
         await site.DrainedAsync();
         Assert.Single(Oracle.Recorded(onix, service));
-        await site.SayAsync(service, "down", 3);
+        await site.RecordAsync(service, "down", 3);
         await site.DrainedAsync();
         Assert.Equal([("up", Site.At(1)), ("down", Site.At(3))], Oracle.Recorded(onix, service));
     }
@@ -120,8 +120,8 @@ public sealed class OnixFaultTests
         other.Start();
         var dir = Directory.CreateTempSubdirectory("ses-site-").FullName;
         var site = new Site(onix.Url, dir);
-        await site.SayAsync(Site.Service(1), "up", 1);
-        await site.SayAsync(Site.Service(1), "down", 2);
+        await site.RecordAsync(Site.Service(1), "up", 1);
+        await site.RecordAsync(Site.Service(1), "down", 2);
         await site.DrainedAsync();
         await site.StopAsync();
         await using var moved = new Site(other.Url, dir);
@@ -135,7 +135,7 @@ public sealed class OnixFaultTests
         await using var onix = new OnixStandIn();
         onix.Start();
         await using var site = new Site(onix.Url);
-        await site.SayAsync(Site.Service(1), "up", 1);
+        await site.RecordAsync(Site.Service(1), "up", 1);
         await site.DrainedAsync();
         await site.StopAsync();
         foreach (var wrong in new[] { "{\"file\":1,\"offset\":99999}", "{\"file\":7,\"offset\":0}", "{\"fi", "",
@@ -148,7 +148,7 @@ public sealed class OnixFaultTests
             await site.StopAsync();
         }
         await site.RestartAsync();
-        await site.SayAsync(Site.Service(1), "down", 2);
+        await site.RecordAsync(Site.Service(1), "down", 2);
         await site.DrainedAsync();
         Assert.Equal([("up", Site.At(1)), ("down", Site.At(2))], Oracle.Recorded(onix, Site.Service(1)));
     }
@@ -164,7 +164,7 @@ public sealed class OnixFaultTests
         var random = new Random(7);
         var words = Enumerable.Range(1, 60).OrderBy(_ => random.Next()).ToList();
         foreach (var second in words)
-            await (random.Next(2) == 0 ? one : other).SayAsync(
+            await (random.Next(2) == 0 ? one : other).RecordAsync(
                 [.. Enumerable.Range(0, 5).Select(i => (Site.Service(i), StatusOf(second), Site.At(second)))]);
         await Task.WhenAll(one.DrainedAsync(), other.DrainedAsync());
         await one.RestartAsync();
@@ -205,7 +205,7 @@ public sealed class OnixFaultTests
                 await DoAsync(step, onix, one);
                 // More than a window holds may be stale, which is another test's matter.
                 if (step.Kind > 4 && said.Count(s => s.Service == step.Service) < Window.Size && said.Add((step.Service, step.Status, step.Second)))
-                    await Task.WhenAll(SayAsync(one, step), SayAsync(other, step));
+                    await Task.WhenAll(RecordAsync(one, step), RecordAsync(other, step));
             }
             (onix.Refuse, onix.Database) = (null, Database.Up);
             await Task.WhenAll(one.DrainedAsync(), other.DrainedAsync());
@@ -215,8 +215,8 @@ public sealed class OnixFaultTests
                 Check(onix, one, service, said.Where(s => s.Service == service).Select(s => (s.Status, Site.At(s.Second))));
         }, iter: 30, threads: 1);
 
-    private static Task SayAsync(Site site, Step step) =>
-        site.SayAsync(Site.Service(step.Service), step.Status, step.Second);
+    private static Task RecordAsync(Site site, Step step) =>
+        site.RecordAsync(Site.Service(step.Service), step.Status, step.Second);
 
     private static async Task DoAsync(Step step, OnixStandIn onix, Site site)
     {

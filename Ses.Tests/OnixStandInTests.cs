@@ -116,9 +116,9 @@ public sealed class OnixStandInTests
         await using var onix = new OnixStandIn();
         onix.Start();
         await using var site = new Site(onix.Url);
-        await site.SayAsync(Site.Service(1), "up", 1);
+        await site.RecordAsync(Site.Service(1), "up", 1);
         await site.DrainedAsync();
-        await site.SayAsync(Site.Service(1), "down", 100);
+        await site.RecordAsync(Site.Service(1), "down", 100);
         await site.DrainedAsync();
         var key = OnixNames.Key(Site.Service(1));
         using var client = new HttpClient();

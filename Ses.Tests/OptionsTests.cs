@@ -4,7 +4,7 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>A flag wins over its variable, that over the default; a wrong value is told in one line.</summary>
+/// <summary>A flag wins over its variable, that over the default; a wrong value is refused in one line.</summary>
 public sealed class OptionsTests : IDisposable
 {
     private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret"];
@@ -147,7 +147,7 @@ public sealed class OptionsTests : IDisposable
     [InlineData("--max-body", "2048", "2KiB")]
     [InlineData("--max-body", "256MiB", "262144KiB")]
     [InlineData("--address", "", "")]
-    public void CaseOfWordsIsFreeAndUnitsAreUnderstood(string flag, string value, string shown) =>
+    public void CaseOfValuesIsFreeAndUnitsAreUnderstood(string flag, string value, string shown) =>
         Assert.Equal(shown, Show(Read(Given(flag, value)), flag));
 
     [Fact]
@@ -234,7 +234,7 @@ public sealed class OptionsTests : IDisposable
 
     [Theory]
     [MemberData(nameof(BadValues))]
-    public void NoMessageTellsASecret(string flag, string value, string allowed)
+    public void NoMessageContainsASecret(string flag, string value, string allowed)
     {
         Assert.NotEqual("", allowed);
         var flags = Given(flag, value);
@@ -250,7 +250,7 @@ public sealed class OptionsTests : IDisposable
     [InlineData("--onix-url", "http:/ann:hunter2@onix")]
     [InlineData("--oidc-issuer", "ann:hunter2@id")]
     [InlineData("--onix-url", "http://onix?token=hunter2")]
-    public void UrlWithCredentialsIsRefusedWithoutTellingThem(string flag, string value)
+    public void UrlWithCredentialsIsRefusedWithoutPrintingThem(string flag, string value)
     {
         var message = Refusal(Given(flag, value));
         Assert.Contains(flag, message, Ordinal);
@@ -258,7 +258,7 @@ public sealed class OptionsTests : IDisposable
     }
 
     [Fact]
-    public void BadValueWithALineBreakIsToldInOneLine() =>
+    public void BadValueWithALineBreakIsPrintedInOneLine() =>
         Assert.DoesNotContain("\n", Refusal(Given("--port", "80\n81")), Ordinal);
 
     /// <summary>As a number it would be 0.0.34.184.</summary>
@@ -389,7 +389,7 @@ public sealed class OptionsTests : IDisposable
     }
 
     [Fact]
-    public void DefaultPasswordIsWarnedOfWithoutTellingIt()
+    public void DefaultPasswordIsWarnedOfWithoutPrintingIt()
     {
         var warning = Assert.Single(Read(Given("--auth-mode", "basic")).Warnings);
         Assert.Contains("--password (OXSES_PASSWORD)", warning, Ordinal);
@@ -444,7 +444,7 @@ public sealed class OptionsTests : IDisposable
     [InlineData("--password", "my", "hunter2")]
     [InlineData("--password", "hunter2", "--password", "hunter2")]
     [InlineData("--pasword=hunter2")]
-    public void UnusableCommandLineIsRefusedWithoutTellingASecret(params string[] args) =>
+    public void UnusableCommandLineIsRefusedWithoutPrintingASecret(params string[] args) =>
         Assert.DoesNotContain("hunter2",
             Assert.Throws<OptionsException>(() => Program.ParseFlags(args)).Message, Ordinal);
 

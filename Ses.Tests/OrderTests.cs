@@ -14,7 +14,7 @@ public sealed class OrderTests
 
     private static DateTime At(double seconds) => Now.AddHours(-1).AddSeconds(seconds);
 
-    private static StatusEvent Said(string status, double seconds) =>
+    private static StatusEvent EventOf(string status, double seconds) =>
         new(Etcd, status, At(seconds), "", Now, At(seconds));
 
     private static Window WindowOf(params StatusEvent[] events)
@@ -29,7 +29,7 @@ public sealed class OrderTests
 
     private static StatusEvent? Last(Window window) => window.Events.Count > 0 ? window.Events[^1] : null;
 
-    private static IEnumerable<(string, double)> Told(IEnumerable<StatusEvent> events) =>
+    private static IEnumerable<(string, double)> Pairs(IEnumerable<StatusEvent> events) =>
         events.Select(e => (e.Status, Math.Round((e.Time - At(0)).TotalSeconds, 3)));
 
     // ---- Window ----
@@ -37,53 +37,53 @@ public sealed class OrderTests
     [Fact]
     public void WindowIsInOrderOfTimeWhateverTheArrival()
     {
-        var window = WindowOf(Said("up", 20), Said("down", 10), Said("up", 0), Said("down", 15));
-        Assert.Equal([("up", 0), ("down", 10), ("down", 15), ("up", 20)], Told(window.Events));
+        var window = WindowOf(EventOf("up", 20), EventOf("down", 10), EventOf("up", 0), EventOf("down", 15));
+        Assert.Equal([("up", 0), ("down", 10), ("down", 15), ("up", 20)], Pairs(window.Events));
     }
 
     [Fact]
     public void AtEqualTimesDownIsLast()
     {
-        Assert.Equal([("up", 5), ("down", 5)], Told(WindowOf(Said("down", 5), Said("up", 5)).Events));
-        Assert.Equal([("up", 5), ("down", 5)], Told(WindowOf(Said("up", 5), Said("down", 5)).Events));
+        Assert.Equal([("up", 5), ("down", 5)], Pairs(WindowOf(EventOf("down", 5), EventOf("up", 5)).Events));
+        Assert.Equal([("up", 5), ("down", 5)], Pairs(WindowOf(EventOf("up", 5), EventOf("down", 5)).Events));
         Assert.Equal([("degraded", 5), ("up", 5), ("down", 5)],
-            Told(WindowOf(Said("up", 5), Said("down", 5), Said("degraded", 5)).Events));
+            Pairs(WindowOf(EventOf("up", 5), EventOf("down", 5), EventOf("degraded", 5)).Events));
     }
 
     [Fact]
     public void SameTimeAndStatusIsKnown()
     {
-        var window = WindowOf(Said("up", 5));
-        Assert.Equal(Place.Known, window.PlaceOf(Said("up", 5) with { Description = "other" }));
-        Assert.Equal(Place.New, window.PlaceOf(Said("down", 5)));
-        Assert.Equal(Place.New, window.PlaceOf(Said("up", 6)));
+        var window = WindowOf(EventOf("up", 5));
+        Assert.Equal(Place.Known, window.PlaceOf(EventOf("up", 5) with { Description = "other" }));
+        Assert.Equal(Place.New, window.PlaceOf(EventOf("down", 5)));
+        Assert.Equal(Place.New, window.PlaceOf(EventOf("up", 6)));
     }
 
     [Fact]
     public void RepeatOfTheStatusAtALaterTimeIsNew() =>
-        Assert.Equal(Place.New, WindowOf(Said("up", 5)).PlaceOf(Said("up", 10)));
+        Assert.Equal(Place.New, WindowOf(EventOf("up", 5)).PlaceOf(EventOf("up", 10)));
 
     [Fact]
     public void OlderThanAFullWindowIsStaleAndOlderThanOneWithRoomIsNew()
     {
-        var seven = WindowOf([.. Enumerable.Range(1, 7).Select(i => Said("up", 10 * i))]);
-        Assert.Equal(Place.New, seven.PlaceOf(Said("down", 5)));
-        var eight = WindowOf([.. Enumerable.Range(1, 8).Select(i => Said("up", 10 * i))]);
-        Assert.Equal(Place.Stale, eight.PlaceOf(Said("down", 5)));
-        Assert.Equal(Place.Known, eight.PlaceOf(Said("up", 10)));
-        Assert.Equal(Place.New, eight.PlaceOf(Said("down", 10)));
-        Assert.Equal(Place.New, eight.PlaceOf(Said("down", 15)));
+        var seven = WindowOf([.. Enumerable.Range(1, 7).Select(i => EventOf("up", 10 * i))]);
+        Assert.Equal(Place.New, seven.PlaceOf(EventOf("down", 5)));
+        var eight = WindowOf([.. Enumerable.Range(1, 8).Select(i => EventOf("up", 10 * i))]);
+        Assert.Equal(Place.Stale, eight.PlaceOf(EventOf("down", 5)));
+        Assert.Equal(Place.Known, eight.PlaceOf(EventOf("up", 10)));
+        Assert.Equal(Place.New, eight.PlaceOf(EventOf("down", 10)));
+        Assert.Equal(Place.New, eight.PlaceOf(EventOf("down", 15)));
     }
 
     [Fact]
     public void WindowHoldsTheLastEightEvents()
     {
-        var window = WindowOf([.. Enumerable.Range(1, 9).Select(i => Said("up", 10 * i))]);
-        Assert.Equal(Enumerable.Range(2, 8).Select(i => ("up", 10.0 * i)), Told(window.Events));
-        window.Add(Said("down", 25));
-        Assert.Equal(("down", 25), Told(window.Events).First());
-        window.Add(Said("down", 15));
-        Assert.Equal(("down", 25), Told(window.Events).First());
+        var window = WindowOf([.. Enumerable.Range(1, 9).Select(i => EventOf("up", 10 * i))]);
+        Assert.Equal(Enumerable.Range(2, 8).Select(i => ("up", 10.0 * i)), Pairs(window.Events));
+        window.Add(EventOf("down", 25));
+        Assert.Equal(("down", 25), Pairs(window.Events).First());
+        window.Add(EventOf("down", 15));
+        Assert.Equal(("down", 25), Pairs(window.Events).First());
     }
 
     // ---- Interpretation ----
@@ -98,21 +98,21 @@ public sealed class OrderTests
 
     private static IEnumerable<(string, double)> Meaning(
         MappedAlert alert, StatusEvent? last = null, DateTime? now = null) =>
-        Told(Interpretation.Events(alert, last, now ?? Now));
+        Pairs(Interpretation.Events(alert, last, now ?? Now));
 
-    /// <summary>The <c>up</c> of a stock alert, heard some time ago.</summary>
+    /// <summary>The <c>up</c> of a stock alert, received some time ago.</summary>
     private static StatusEvent Up(double start, double end, TimeSpan ago) =>
-        Said("up", end) with { StartsAt = At(start), Received = Now - ago };
+        EventOf("up", end) with { StartsAt = At(start), Received = Now - ago };
 
     [Fact]
-    public void DialectAlertSaysItsStatusAtItsStart()
+    public void DialectAlertGivesItsStatusAtItsStart()
     {
         Assert.Equal([("up", 5)], Meaning(Dialect("up", 5)));
         Assert.Equal([("up", 5)], Meaning(Dialect("up", 5), Up(5, 9, TimeSpan.FromHours(1))));
     }
 
     [Fact]
-    public void EventKeepsDescriptionStartAndWhenItWasHeard()
+    public void EventKeepsDescriptionStartAndWhenItWasReceived()
     {
         var events = Interpretation.Events(Resolved(5, 9), null, Now);
         Assert.Equal(2, events.Count);
@@ -125,8 +125,8 @@ public sealed class OrderTests
     {
         Assert.Equal([("down", 5)], Meaning(Firing(5)));
         Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9)));
-        Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9), Said("down", 5)));
-        Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9), Said("down", 1)));
+        Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9), EventOf("down", 5)));
+        Assert.Equal([("down", 5), ("up", 9)], Meaning(Resolved(5, 9), EventOf("down", 1)));
     }
 
     [Theory]
@@ -148,7 +148,7 @@ public sealed class OrderTests
     [Fact]
     public void ResolvedCopyThatEndsNotAfterTheNewDownIsUpJustAfterIt()
     {
-        var down = Said("down", 9.001) with { StartsAt = At(5) };
+        var down = EventOf("down", 9.001) with { StartsAt = At(5) };
         Assert.Equal([("down", 9.001), ("up", 9.002)], Meaning(Resolved(5, 9), down));
         Assert.Equal([("down", 9.001), ("up", 9.002)], Meaning(Resolved(5, 9.001), down));
     }
@@ -162,10 +162,10 @@ public sealed class OrderTests
     [Fact]
     public void AlertThatEndedAsItBeganIsUpInAnyOrderOfArrival()
     {
-        foreach (var heard in new[] { new[] { Firing(5), Resolved(5, 5) }, [Resolved(5, 5), Firing(5)] })
+        foreach (var received in new[] { new[] { Firing(5), Resolved(5, 5) }, [Resolved(5, 5), Firing(5)] })
         {
             var window = new Window();
-            foreach (var alert in heard)
+            foreach (var alert in received)
             {
                 foreach (var e in Interpretation.Events(alert, Last(window), Now))
                     window.Add(e);
@@ -184,19 +184,19 @@ public sealed class OrderTests
     [Fact]
     public void TwoSeSAgreeOnAnAlertThatFiresAgain()
     {
-        IEnumerable<(string, double)> Hear(params (MappedAlert MappedAlert, int Second)[] heard)
+        IEnumerable<(string, double)> Receive(params (MappedAlert Alert, int Second)[] received)
         {
             var window = new Window();
-            foreach (var (alert, second) in heard)
+            foreach (var (alert, second) in received)
             {
                 foreach (var e in Interpretation.Events(alert, Last(window), Now.AddSeconds(second)))
                     window.Add(e);
             }
-            return Told(window.Events);
+            return Pairs(window.Events);
         }
 
-        var one = Hear((Firing(5), 0), (Resolved(5, 9), 10), (Firing(5), 100), (Resolved(5, 50), 130));
-        var two = Hear((Resolved(5, 9), 12), (Resolved(5, 9), 13), (Firing(5), 108), (Firing(5), 109),
+        var one = Receive((Firing(5), 0), (Resolved(5, 9), 10), (Firing(5), 100), (Resolved(5, 50), 130));
+        var two = Receive((Resolved(5, 9), 12), (Resolved(5, 9), 13), (Firing(5), 108), (Firing(5), 109),
             (Resolved(5, 50), 140), (Resolved(5, 50), 141));
         Assert.Equal([("down", 5), ("up", 9), ("down", 9.001), ("up", 50)], one);
         Assert.Equal(one, two);
@@ -231,7 +231,7 @@ public sealed class OrderTests
             {
                 var sent = words.DistinctBy(w => (w.Item1, w.Item2)).OrderBy(w => w.Item1)
                     .ThenBy(w => w.Item2 == "down").ThenBy(w => w.Item2, StringComparer.Ordinal)
-                    .Select((w, i) => (Event: Said(w.Item2, w.Item1), First: i + w.Item3, Copy: i + w.Item4))
+                    .Select((w, i) => (Event: EventOf(w.Item2, w.Item1), First: i + w.Item3, Copy: i + w.Item4))
                     .ToList();
                 var arrivals = sent.Select(s => (s.Event, Turn: s.First))
                     .Concat(sent.Select(s => (s.Event, Turn: s.Copy)))
@@ -240,7 +240,7 @@ public sealed class OrderTests
                 var kept = Keep(arrivals, window);
                 Assert.Equal(sent.Count, kept.Count);
                 Assert.Equal(History(sent.Select(s => s.Event)), History(kept));
-                Assert.Equal(Told(sent.TakeLast(Window.Size).Select(s => s.Event)), Told(window.Events));
+                Assert.Equal(Pairs(sent.TakeLast(Window.Size).Select(s => s.Event)), Pairs(window.Events));
             }, iter: 3000);
 
     /// <summary>Four outages are a window of eight events; each is told firing and resolved, twice.</summary>
@@ -257,6 +257,6 @@ public sealed class OrderTests
                 foreach (var e in Interpretation.Events(alert, Last(window), Now))
                     window.Add(e);
             }
-            Assert.Equal(times.Select((t, i) => (i % 2 == 0 ? "down" : "up", t)), Told(window.Events));
+            Assert.Equal(times.Select((t, i) => (i % 2 == 0 ? "down" : "up", t)), Pairs(window.Events));
         }, iter: 3000);
 }

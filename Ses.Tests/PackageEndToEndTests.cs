@@ -13,17 +13,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
 {
     private static readonly TimeSpan Soon = TimeSpan.FromMinutes(2);
 
-    private static readonly string Project = Above();
-
     private readonly string _root = Directory.CreateTempSubdirectory("ses-host-").FullName;
-
-    private static string Above()
-    {
-        for (var dir = new DirectoryInfo(AppContext.BaseDirectory); dir != null; dir = dir.Parent)
-            if (File.Exists(Path.Combine(dir.FullName, "Ses.cs")))
-                return dir.FullName;
-        throw new FileNotFoundException("there is no Ses.cs above the tests");
-    }
 
     public Task InitializeAsync() => Task.CompletedTask;
 
@@ -41,7 +31,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
             ["LC_ALL"] = "C.UTF-8",
             ["MAKEFLAGS"] = null,
             ["MAKELEVEL"] = null,
-        }, Project);
+        }, Project.Folder);
         Assert.True(await run.ExitAsync(Soon) == 0, $"{program} {string.Join(' ', arguments)}: {run.Output}");
         return run.Output;
     }
@@ -49,6 +39,10 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     // The binary is there: what is built here is what is packed.
     private static Task<string> MakeAsync(params string[] arguments) =>
         RunAsync("make", ["--no-print-directory", "-o", "out/ses", .. arguments]);
+
+    // That of out/ses.
+    private static string Version =>
+        File.ReadAllText(Path.Combine(Project.Folder, "out", "version")).Split(' ', '\n')[0];
 
     private IEnumerable<string> Files() => Directory.EnumerateFiles(_root, "*", SearchOption.AllDirectories)
         .Select(f => f[_root.Length..]).Order(StringComparer.Ordinal);
@@ -90,6 +84,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     {
         await MakeAsync("install", $"DESTDIR={_root}", "PREFIX=/usr");
         var page = await RunAsync("gzip", "-dc", _root + "/usr/share/man/man8/ses.8.gz");
+        Assert.Contains($"\"ses {Version.Replace("-", "\\-", Ordinal)}\"", page, Ordinal);
         var defaults = File.ReadAllText(_root + "/etc/default/ses");
         Assert.All(Options.Settings, setting =>
         {
@@ -115,7 +110,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     [InlineData("ses --log-level D", "Debug")]
     [InlineData("ses --metrics-auth t", "true")]
     [InlineData("ses check --data-dir /et", "/etc")]
-    public async Task ShellCompletesWhatTheHelpTells(string typed, string offered)
+    public async Task ShellCompletesWhatTheHelpLists(string typed, string offered)
     {
         var script = "source deploy/ses.bash; read -ra COMP_WORDS <<<\"$1\"; "
             + "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _ses \"$2\"; echo \"${COMPREPLY[*]}\"";
@@ -129,7 +124,8 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     public async Task PackageIsInstalledUpgradedOverRunningDataAndRemoved()
     {
         await MakeAsync("deb");
-        var package = Directory.GetFiles(Path.Combine(Project, "out"), "ses_*.deb").Single();
+        var package = Directory.GetFiles(Path.Combine(Project.Folder, "out"), "ses_*.deb").Single();
+        Assert.Equal(Version.Replace('-', '~') + "\n", await RunAsync("dpkg-deb", "--field", package, "Version"));
         Assert.DoesNotContain("E: ", await RunAsync("lintian", "--allow-root", package), Ordinal);
         await RunAsync("bash", "-c", """
             set -eo pipefail; cd "$1"

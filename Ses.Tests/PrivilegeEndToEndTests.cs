@@ -254,7 +254,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
     [InlineData("mem")]
     [InlineData("maps")]
     [InlineData("fd")]
-    public async Task OtherProcessesOfItsUserCannotLookInside(string file)
+    public async Task OtherProcessesOfItsUserCannotReadItsMemory(string file)
     {
         await using var ses = await StartAsNobodyAsync();
         await using var open = ChildProcess.Start("setpriv", [.. AsNobody[1..], "sleep", "60"]);

@@ -133,7 +133,7 @@ public sealed class ProcessTests : IDisposable
     private async Task RefusesAsync(ChildProcess ses, Func<Task> refuse, Func<Task> allow)
     {
         var kept = new List<Event>();
-        async Task<HttpStatusCode> SayAsync(int number)
+        async Task<HttpStatusCode> RecordAsync(int number)
         {
             Event[] events = [.. Enumerable.Range(0, 8)
                 .Select(i => new Event($"s{i}", "down", Load.At(number)))];
@@ -143,12 +143,12 @@ public sealed class ProcessTests : IDisposable
             return code;
         }
 
-        Assert.Equal(HttpStatusCode.NoContent, await SayAsync(0));
+        Assert.Equal(HttpStatusCode.NoContent, await RecordAsync(0));
         await refuse();
         var number = 1;
-        for (; await SayAsync(number) == HttpStatusCode.NoContent; number++)
+        for (; await RecordAsync(number) == HttpStatusCode.NoContent; number++)
             Assert.True(number < 1000, "nothing is refused");
-        Assert.Equal(HttpStatusCode.ServiceUnavailable, await SayAsync(number));
+        Assert.Equal(HttpStatusCode.ServiceUnavailable, await RecordAsync(number));
         Assert.Equal(HttpStatusCode.ServiceUnavailable, await Sender.GetAsync(_port, "ready"));
         Assert.Equal(HttpStatusCode.OK, await Sender.GetAsync(_port, "live"));
         Assert.False(ses.HasExited);
@@ -158,12 +158,12 @@ public sealed class ProcessTests : IDisposable
         await allow();
         await Wait.UntilAsync(async () => await Sender.GetAsync(_port, "ready") == HttpStatusCode.OK,
             Soon, "/ready once there is room");
-        Assert.Equal(HttpStatusCode.NoContent, await SayAsync(number));
+        Assert.Equal(HttpStatusCode.NoContent, await RecordAsync(number));
         ses.Kill(Signal.Terminate);
         Assert.Equal(0, await ses.ExitAsync(StopWithin));
         AssertKept(kept, "room again");
         await using var next = await ReadyAsync(Launch());
-        Assert.Equal(HttpStatusCode.NoContent, await SayAsync(number + 1));
+        Assert.Equal(HttpStatusCode.NoContent, await RecordAsync(number + 1));
         AssertKept(kept, "the restart");
         next.Kill(Signal.Terminate);
         Assert.Equal(0, await next.ExitAsync(StopWithin));
@@ -199,7 +199,7 @@ public sealed class ProcessTests : IDisposable
     }
 
     [Fact]
-    public async Task PortInUseIsSaidAndExitsWithTwo()
+    public async Task PortInUseIsReportedAndExitsWithTwo()
     {
         using var taken = new TcpListener(IPAddress.Loopback, _port);
         taken.Start();
@@ -210,7 +210,7 @@ public sealed class ProcessTests : IDisposable
     [Theory]
     [InlineData("192.0.2.1")]
     [InlineData("::ffff:127.0.0.1")]
-    public async Task AddressOfAnotherHostIsSaidAndExitsWithTwo(string address)
+    public async Task AddressOfAnotherHostIsReportedAndExitsWithTwo(string address)
     {
         await using var ses = Start(["--onix-url", "none", "--data-dir", DataDir, "--port", "0", "--address", address]);
         await AssertRefusedAsync(ses, $"--address (OXSES_ADDRESS): '{address}' cannot be listened on");
@@ -247,13 +247,13 @@ public sealed class ProcessTests : IDisposable
     }
 
     [Theory]
-    [InlineData("--version", "ses 0.")]
-    [InlineData("--help", "--data-dir DIR  (OXSES_DATADIR)")]
+    [InlineData("--version", @"^ses (\d+\.){2}\d+")]
+    [InlineData("--help", @"--data-dir DIR  \(OXSES_DATADIR\)")]
     public async Task VersionAndHelpExitWithZero(string flag, string says)
     {
         await using var ses = Start([flag]);
         Assert.Equal(0, await ses.ExitAsync(Soon));
-        Assert.Contains(says, ses.Output, StringComparison.Ordinal);
+        Assert.Matches(says, ses.Output);
     }
 
     // ---- What others hear of it ----
@@ -261,27 +261,27 @@ public sealed class ProcessTests : IDisposable
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
-    public async Task SystemdIsToldOfReadinessLifeAndStop(bool isAbstract)
+    public async Task SystemdIsNotifiedOfReadinessLifeAndStop(bool isAbstract)
     {
         var name = isAbstract ? $"@ses-test-{Guid.NewGuid():N}" : Path.Combine(_dir, "notify");
         using var socket = new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified);
         socket.Bind(new UnixDomainSocketEndPoint(isAbstract ? '\0' + name[1..] : name));
         await using var ses = Launch(new() { ["NOTIFY_SOCKET"] = name, ["WATCHDOG_USEC"] = "400000" });
         var buffer = new byte[4096];
-        async Task<string> HearAsync()
+        async Task<string> NextStateAsync()
         {
             using var deadline = new CancellationTokenSource(Soon);
             return Encoding.UTF8.GetString(buffer, 0, await socket.ReceiveAsync(buffer, deadline.Token));
         }
 
-        var ready = await HearAsync();
+        var ready = await NextStateAsync();
         Assert.StartsWith("READY=1\nSTATUS=", ready, StringComparison.Ordinal);
         Assert.Equal(HttpStatusCode.OK, await Sender.GetAsync(_port, "ready"));
         for (var beat = 0; beat < 3; beat++)
-            Assert.StartsWith("WATCHDOG=1\nSTATUS=", await HearAsync(), StringComparison.Ordinal);
+            Assert.StartsWith("WATCHDOG=1\nSTATUS=", await NextStateAsync(), StringComparison.Ordinal);
         ses.Kill(Signal.Terminate);
         string word;
-        while ((word = await HearAsync()).StartsWith("WATCHDOG=1", StringComparison.Ordinal))
+        while ((word = await NextStateAsync()).StartsWith("WATCHDOG=1", StringComparison.Ordinal))
             Assert.False(word.Contains("STOPPING", StringComparison.Ordinal));
         Assert.Equal("STOPPING=1", word);
         Assert.Equal(0, await ses.ExitAsync(StopWithin));
@@ -306,7 +306,7 @@ public sealed class ProcessTests : IDisposable
     }
 
     [Fact]
-    public async Task SecretsAreNeverTold()
+    public async Task SecretsAreNeverLogged()
     {
         string[] secrets = ["s3cret-own", "s3cret-onix", "s3cret-app"];
         var file = Path.Combine(_dir, "secret");

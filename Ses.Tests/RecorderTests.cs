@@ -25,7 +25,7 @@ public sealed class RecorderTests
         await using var onix = await OnixAsync();
         await using var site = new Site(onix.Url);
         foreach (var (status, second) in new[] { ("up", 1), ("up", 2), ("down", 3), ("down", 4), ("up", 5) })
-            await site.SayAsync(Etcd, status, second);
+            await site.RecordAsync(Etcd, status, second);
         await site.DrainedAsync();
         Assert.Equal(Changes(("up", 1), ("down", 3), ("up", 5)), Oracle.Recorded(onix, Etcd));
         Assert.Equal(3, site.Outcome("recorded"));
@@ -37,11 +37,11 @@ public sealed class RecorderTests
     {
         await using var onix = await OnixAsync();
         await using var site = new Site(onix.Url);
-        await site.SayAsync(Etcd, "up", 1);
+        await site.RecordAsync(Etcd, "up", 1);
         await site.DrainedAsync();
-        await site.SayAsync(Etcd, "up", 20);
+        await site.RecordAsync(Etcd, "up", 20);
         await site.DrainedAsync();
-        await site.SayAsync(Etcd, "down", 10);
+        await site.RecordAsync(Etcd, "down", 10);
         await site.DrainedAsync();
         Assert.Equal(Changes(("up", 1), ("down", 10), ("up", 20)), Oracle.Recorded(onix, Etcd));
     }
@@ -51,9 +51,9 @@ public sealed class RecorderTests
     {
         await using var onix = await OnixAsync();
         await using var site = new Site(onix.Url);
-        await site.SayAsync(Etcd, "down", 10);
+        await site.RecordAsync(Etcd, "down", 10);
         await site.DrainedAsync();
-        await site.SayAsync(Etcd, "up", 5);
+        await site.RecordAsync(Etcd, "up", 5);
         await site.DrainedAsync();
         Assert.Equal(Changes(("down", 10)), Oracle.Recorded(onix, Etcd));
         Assert.Equal(1, site.Outcome("late"));
@@ -66,7 +66,7 @@ public sealed class RecorderTests
         onix.Stop();
         await using var site = new Site(onix.Url);
         foreach (var second in new[] { 3, 1, 4, 2, 6, 5 })
-            await site.SayAsync(Etcd, second % 2 == 0 ? "down" : "up", second);
+            await site.RecordAsync(Etcd, second % 2 == 0 ? "down" : "up", second);
         onix.Start();
         await site.DrainedAsync();
         Assert.Equal(Changes(("up", 1), ("down", 2), ("up", 3), ("down", 4), ("up", 5), ("down", 6)),
@@ -78,10 +78,10 @@ public sealed class RecorderTests
     {
         await using var onix = await OnixAsync();
         await using var site = new Site(onix.Url);
-        await site.SayAsync(Etcd, "up", 1);
+        await site.RecordAsync(Etcd, "up", 1);
         await site.DrainedAsync();
         await site.RestartAsync();
-        await site.SayAsync(Etcd, "down", 2);
+        await site.RecordAsync(Etcd, "down", 2);
         await site.DrainedAsync();
         await site.StopAsync();
         File.Delete(Path.Combine(site.Dir, "cursor.json"));
@@ -97,7 +97,7 @@ public sealed class RecorderTests
         await using var site = new Site(onix.Url);
         ServiceKey[] clash = [new("INS", "p_a", "b", "n", ""), new("INS", "p", "a_b", "n", "")];
         foreach (var service in clash)
-            await site.SayAsync((service, "up", Site.At(1)), (service, "down", Site.At(2)));
+            await site.RecordAsync((service, "up", Site.At(1)), (service, "down", Site.At(2)));
         await site.DrainedAsync();
         foreach (var service in clash)
             Assert.Equal(Changes(("up", 1), ("down", 2)), Oracle.Recorded(onix, service));
@@ -112,13 +112,13 @@ public sealed class RecorderTests
         var (first, second) = (new ServiceKey("INS", "p_a", "b", "n", ""), new ServiceKey("INS", "p", "a_b", "n", ""));
         foreach (var service in new[] { first, second })
         {
-            await site.SayAsync((service, "up", Site.At(1)));
+            await site.RecordAsync((service, "up", Site.At(1)));
             await site.DrainedAsync();
         }
         await site.StopAsync();
         onix.DeleteItem(OnixNames.Key(first));
         await site.RestartAsync();
-        await site.SayAsync((second, "down", Site.At(2)));
+        await site.RecordAsync((second, "down", Site.At(2)));
         await site.DrainedAsync();
         Assert.Equal(Changes(("up", 1), ("down", 2)), Oracle.Recorded(onix, second));
         Assert.Equal(OnixNames.AlternateKey(second), Assert.Single(
@@ -133,11 +133,11 @@ public sealed class RecorderTests
     {
         await using var onix = await OnixAsync();
         await using var site = new Site(onix.Url);
-        await site.SayAsync([.. Enumerable.Range(2, 600).Select(i => (Site.Service(i, "NOPE"), "up", Site.At(1)))]);
+        await site.RecordAsync([.. Enumerable.Range(2, 600).Select(i => (Site.Service(i, "NOPE"), "up", Site.At(1)))]);
         await site.SettledAsync();
         for (var i = 1; i <= 40; i++)
         {
-            await site.SayAsync(Etcd, i % 2 == 0 ? "up" : "down", i);
+            await site.RecordAsync(Etcd, i % 2 == 0 ? "up" : "down", i);
             await site.SettledAsync();
         }
         Assert.Equal(40, Oracle.Recorded(onix, Etcd).Count);
@@ -151,9 +151,9 @@ public sealed class RecorderTests
         await using var onix = await OnixAsync();
         await using var site = new Site(onix.Url);
         var (one, other) = (Site.Service(1), Site.Service(1, "REF"));
-        await site.SayAsync(one, "up", 1);
+        await site.RecordAsync(one, "up", 1);
         await site.DrainedAsync();
-        await site.SayAsync(other, "down", 2);
+        await site.RecordAsync(other, "down", 2);
         await site.DrainedAsync();
         Assert.Equal(Changes(("up", 1)), Oracle.Recorded(onix, one));
         Assert.Equal(Changes(("down", 2)), Oracle.Recorded(onix, other));
@@ -165,8 +165,8 @@ public sealed class RecorderTests
         await using var onix = await OnixAsync();
         await using var site = new Site(onix.Url);
         var barred = Site.Service(2, "NOPE");
-        await site.SayAsync((barred, "up", Site.At(1)), (Etcd, "up", Site.At(1)));
-        await site.SayAsync((barred, "down", Site.At(2)), (Etcd, "down", Site.At(2)));
+        await site.RecordAsync((barred, "up", Site.At(1)), (Etcd, "up", Site.At(1)));
+        await site.RecordAsync((barred, "down", Site.At(2)), (Etcd, "down", Site.At(2)));
         await site.SettledAsync();
         Assert.Equal(Changes(("up", 1), ("down", 2)), Oracle.Recorded(onix, Etcd));
         Assert.Empty(Oracle.Recorded(onix, barred));
@@ -184,7 +184,7 @@ public sealed class RecorderTests
         {
             var status = second % 2 == 0 ? "down" : "up";
             await Task.WhenAll(Enumerable.Range(0, 10).Select(i => Task.WhenAll(
-                one.SayAsync(Site.Service(i), status, second), other.SayAsync(Site.Service(i), status, second))));
+                one.RecordAsync(Site.Service(i), status, second), other.RecordAsync(Site.Service(i), status, second))));
         }
         await one.DrainedAsync();
         await other.DrainedAsync();

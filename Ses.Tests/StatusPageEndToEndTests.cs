@@ -28,7 +28,7 @@ public sealed partial class StatusPageEndToEndTests
     /// <summary>What the test before left is gone.</summary>
     public async Task InitializeAsync()
     {
-        await LookAsync("light", 1400);
+        await SetAppearanceAsync("light", 1400);
         await _browser.ConsoleAsync();
     }
 
@@ -44,7 +44,7 @@ public sealed partial class StatusPageEndToEndTests
         public async Task DisposeAsync() => await Browser.DisposeAsync();
     }
 
-    public static TheoryData<string, int> Looks => new()
+    public static TheoryData<string, int> Appearances => new()
     {
         { "light", 360 }, { "light", 1400 }, { "dark", 360 }, { "dark", 1400 },
     };
@@ -79,7 +79,7 @@ public sealed partial class StatusPageEndToEndTests
 
     private static DateTime Ago(double hours) => DateTime.UtcNow.AddHours(-hours);
 
-    private static async Task SayAsync(
+    private static async Task RecordAsync(
         SesProcess ses, IEnumerable<(ServiceKey Service, string Status, double HoursAgo)> words)
     {
         foreach (var partition in words.GroupBy(w => w.Service.Partition))
@@ -92,14 +92,14 @@ public sealed partial class StatusPageEndToEndTests
         }
     }
 
-    private static Task SayAsync(
+    private static Task RecordAsync(
         SesProcess ses, ServiceKey service, params (string Status, double HoursAgo)[] words) =>
-        SayAsync(ses, words.Select(w => (service, w.Status, w.HoursAgo)));
+        RecordAsync(ses, words.Select(w => (service, w.Status, w.HoursAgo)));
 
     /// <summary>Each has an outage behind it, and the status that is told by its number.</summary>
     private static Task SayAllAsync(
         SesProcess ses, IReadOnlyList<ServiceKey> services, Func<int, string> statusOf) =>
-        SayAsync(ses, services.SelectMany((s, i) => new[]
+        RecordAsync(ses, services.SelectMany((s, i) => new[]
         {
             (s, "up", 20.5), (s, "down", 10.5), (s, "up", 9.5), (s, statusOf(i), 3.5),
         }));
@@ -110,7 +110,7 @@ public sealed partial class StatusPageEndToEndTests
     private async Task OpenAsync(SesProcess ses, string target = "") =>
         await _browser.OpenAsync(new Uri(ses.Client.BaseAddress!, target));
 
-    private async Task LookAsync(string scheme, int width)
+    private async Task SetAppearanceAsync(string scheme, int width)
     {
         await _browser.ResizeAsync(width);
         await _browser.PreferAsync(scheme);
@@ -169,9 +169,9 @@ public sealed partial class StatusPageEndToEndTests
     {
         await using var ses = await StartAsync();
         await SayAllAsync(ses, Hostile(count), StatusOf);
-        foreach (var (scheme, width) in Looks.Select(l => ((string)l[0], (int)l[1])))
+        foreach (var (scheme, width) in Appearances.Select(l => ((string)l[0], (int)l[1])))
         {
-            await LookAsync(scheme, width);
+            await SetAppearanceAsync(scheme, width);
             await OpenAsync(ses);
             Assert.Equal(sentence, await TextAsync("h1,h2"));
             await KeepPictureAsync($"{count}-{scheme}-{width}");
@@ -186,7 +186,7 @@ public sealed partial class StatusPageEndToEndTests
         await SayAllAsync(ses, Plain(2000), i => i % 100 == 0 ? "down" : "up");
         foreach (var (scheme, width) in new[] { ("dark", 360), ("light", 1400) })
         {
-            await LookAsync(scheme, width);
+            await SetAppearanceAsync(scheme, width);
             await OpenAsync(ses);
             Assert.Equal("✖ 20 of 2000 services are down.", await TextAsync("h1"));
             Assert.Equal(2000, await CountAsync("svg"));
@@ -199,7 +199,7 @@ public sealed partial class StatusPageEndToEndTests
     {
         await using var ses = await StartAsync();
         for (var hour = 12; hour >= 3; hour--)
-            await SayAsync(ses, Plain(1000).Select(s => (s, "down", hour + 0.5)));
+            await RecordAsync(ses, Plain(1000).Select(s => (s, "down", hour + 0.5)));
         var clock = Stopwatch.StartNew();
         foreach (var path in new[] { "", "alerts/INS" })
             Assert.Contains("service9", await ses.Client.GetStringAsync(path), Ordinal);
@@ -211,7 +211,7 @@ public sealed partial class StatusPageEndToEndTests
     {
         await using var ses = await StartAsync();
         var long341 = string.Concat(Enumerable.Repeat("语", 341));
-        await SayAsync(ses, new ServiceKey(long341, long341, long341[..192], long341, long341), ("up", 2));
+        await RecordAsync(ses, new ServiceKey(long341, long341, long341[..192], long341, long341), ("up", 2));
         await OpenAsync(ses);
         await ClickAsync("details a", "语");
         await UntilAddressAsync("&range=24h");
@@ -227,12 +227,12 @@ public sealed partial class StatusPageEndToEndTests
     }
 
     [Theory]
-    [MemberData(nameof(Looks))]
+    [MemberData(nameof(Appearances))]
     public async Task PageOfEachHostileServiceIsSound(string scheme, int width)
     {
         await using var ses = await StartAsync();
         await SayAllAsync(ses, Hostile(30), StatusOf);
-        await LookAsync(scheme, width);
+        await SetAppearanceAsync(scheme, width);
         await OpenAsync(ses);
         var links = await _browser.TextsAsync(
             "return [...new Set([...document.querySelectorAll('details a')].map(a => a.href))]");
@@ -306,7 +306,7 @@ public sealed partial class StatusPageEndToEndTests
     public async Task EachLinkFieldAndStripIsReachedByTabOnce()
     {
         await using var ses = await StartAsync();
-        await SayAsync(ses, Node, ("up", 5.5), ("down", 2.5));
+        await RecordAsync(ses, Node, ("up", 5.5), ("down", 2.5));
         await OpenAsync(ses);
         var stops = new List<string>();
         for (var i = 0; i < 40; i++)
@@ -330,8 +330,8 @@ public sealed partial class StatusPageEndToEndTests
     {
         await using var ses = await StartAsync();
         var odd = Node with { Service = "a+b & \"c\" 100 %" };
-        await SayAsync(ses, Node, ("up", 5.5));
-        await SayAsync(ses, odd, ("up", 50.5), ("down", 49.5), ("up", 47.5));
+        await RecordAsync(ses, Node, ("up", 5.5));
+        await RecordAsync(ses, odd, ("up", 50.5), ("down", 49.5), ("up", 47.5));
         await OpenAsync(ses);
         Assert.Equal(2, await CountAsync("svg"));
         await _browser.RunAsync("document.querySelector('#search').focus()");
@@ -371,7 +371,7 @@ public sealed partial class StatusPageEndToEndTests
     public async Task PageOfAServiceHasTheFiguresOfTheReport()
     {
         await using var ses = await StartAsync();
-        await SayAsync(ses, Node, ("up", 20.5), ("down", 12.5), ("up", 12), ("down", 3), ("up", 2.75));
+        await RecordAsync(ses, Node, ("up", 20.5), ("down", 12.5), ("up", 12), ("down", 3), ("up", 2.75));
         await OpenAsync(ses);
         await ClickAsync("details a", "etcd");
         await UntilAddressAsync("&range=24h");
@@ -416,7 +416,7 @@ public sealed partial class StatusPageEndToEndTests
     public async Task PageWorksUnderAPathOfAProxy()
     {
         await using var ses = await StartAsync();
-        await SayAsync(ses, Node, ("up", 5.5), ("down", 2.5));
+        await RecordAsync(ses, Node, ("up", 5.5), ("down", 2.5));
         await using var proxy = new SubPath(ses.Client.BaseAddress!);
         await _browser.OpenAsync(proxy.Root);
         await AssertLinksStayAsync();
@@ -475,15 +475,15 @@ public sealed partial class StatusPageEndToEndTests
     // ---- What went wrong ----
 
     [Fact]
-    public async Task AwayOnixIsToldWithHowFarItIsBehind()
+    public async Task AwayOnixIsShownWithHowFarItIsBehind()
     {
         await using var onix = new OnixStandIn();
         onix.Start();
         await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
-        await SayAsync(ses, Node, ("up", 5.5));
+        await RecordAsync(ses, Node, ("up", 5.5));
         await UntilShownAsync(ses, "Onix has all changes.");
         onix.Stop();
-        await SayAsync(ses, Node, ("down", 4.5), ("up", 3.5));
+        await RecordAsync(ses, Node, ("down", 4.5), ("up", 3.5));
         await UntilShownAsync(
             ses, "Onix is behind by 2 events, the oldest received ", "Onix confirms nothing:");
         Assert.Equal("✔ The one service is up.", await TextAsync("h1"));
@@ -502,8 +502,8 @@ public sealed partial class StatusPageEndToEndTests
         };
         onix.Start();
         await using var ses = await SesProcess.StartAsync(onix.Url.AbsoluteUri);
-        await SayAsync(ses, Node, ("up", 5.5));
-        await SayAsync(ses, Node with { Location = "n2" }, ("up", 5.5));
+        await RecordAsync(ses, Node, ("up", 5.5));
+        await RecordAsync(ses, Node with { Location = "n2" }, ("up", 5.5));
         await UntilShownAsync(
             ses, "Refused by Onix", "1 service; SeS tries again", "etcd node n2 since ", "<b>no</b>");
         await AssertSoundAsync(1400);

@@ -28,7 +28,7 @@ public sealed partial class StatusPageTests
     /// <summary>So many hours ago.</summary>
     private static DateTime Ago(double hours) => Host.Now.AddHours(-hours);
 
-    private static async Task SayAsync(
+    private static async Task RecordAsync(
         Host host, ServiceKey service, params (string Status, double HoursAgo)[] words)
     {
         var alerts = words.Select(w => Dialect.Alert(
@@ -49,7 +49,7 @@ public sealed partial class StatusPageTests
     // ---- What it says ----
 
     [Fact]
-    public async Task EmptyInstallationIsToldItsFirstStep()
+    public async Task EmptyInstallationIsShownItsFirstStep()
     {
         await using var host = Host.Serving("--path", "hooks/ses");
         var page = await PageAsync(host);
@@ -67,16 +67,16 @@ public sealed partial class StatusPageTests
     public async Task FirstHeadingIsTheWholeInASentence(string one, string other, string sentence)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, (one, 2));
-        await SayAsync(host, Quorum, (other, 2));
+        await RecordAsync(host, Node, (one, 2));
+        await RecordAsync(host, Quorum, (other, 2));
         Assert.Equal(sentence, (await PageAsync(host)).All("h1").Single().Text);
     }
 
     [Fact]
-    public async Task WhatIsDownIsToldWithItsBeginningAndReason()
+    public async Task WhatIsDownIsShownWithItsBeginningAndReason()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 9), ("down", 2.5));
+        await RecordAsync(host, Node, ("up", 9), ("down", 2.5));
         var page = await PageAsync(host);
         var item = page.All("li").First().Text;
         Assert.StartsWith("etcd node n1:2379 INS / p01-dev down since 2026-11-22 09:30:00, for 2 h 30 min.",
@@ -86,10 +86,10 @@ public sealed partial class StatusPageTests
     }
 
     [Fact]
-    public async Task PastOutagesAreToldWithTheirEndsAndLength()
+    public async Task PastOutagesAreShownWithTheirEndsAndLength()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 9), ("down", 5), ("up", 4.5));
+        await RecordAsync(host, Node, ("up", 9), ("down", 5), ("up", 4.5));
         var page = await PageAsync(host);
         Assert.Contains("etcd node n1:2379 INS / p01-dev 2026-11-22 07:00:00 to 2026-11-22 07:30:00, "
             + "30 min 0 s. It is down", page.All("li").Select(l => l.Text));
@@ -99,9 +99,9 @@ public sealed partial class StatusPageTests
     public async Task DetailsAreOpenOnlyWhereSomethingIsNotUp()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 2));
-        await SayAsync(host, Node with { Platform = "p02" }, ("down", 2));
-        await SayAsync(host, Node with { Platform = "p03" }, ("degraded", 2));
+        await RecordAsync(host, Node, ("up", 2));
+        await RecordAsync(host, Node with { Platform = "p02" }, ("down", 2));
+        await RecordAsync(host, Node with { Platform = "p03" }, ("degraded", 2));
         var details = (await PageAsync(host)).All("details").ToList();
         Assert.Equal([false, true, true], details.Select(d => d.Attributes.ContainsKey("open")));
         Assert.StartsWith("INS / p01-dev: 1 service, ✔ all up", details[0].Text, Ordinal);
@@ -112,8 +112,8 @@ public sealed partial class StatusPageTests
     public async Task SearchShowsServicesWithTheTextInANameAndKeepsItInTheForm()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 2));
-        await SayAsync(host, Quorum, ("up", 2));
+        await RecordAsync(host, Node, ("up", 2));
+        await RecordAsync(host, Quorum, ("up", 2));
         var page = await PageAsync(host, "/?search=QUORUM&range=7d");
         Assert.Equal(["etcd quorum"],
             page.All("a").Select(a => a.Text).Where(t => t.StartsWith("etcd", Ordinal)));
@@ -127,7 +127,7 @@ public sealed partial class StatusPageTests
     public async Task SearchThatFindsNothingSaysSo()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 2));
+        await RecordAsync(host, Node, ("up", 2));
         var page = await PageAsync(host, "/?search=%22%3Cb%3E%26");
         Assert.Contains("No service has “\"<b>&” in its names.", page.All("p").Select(p => p.Text));
         Assert.Empty(page.All("details"));
@@ -141,7 +141,7 @@ public sealed partial class StatusPageTests
     public async Task RangeIsThatOfTheStripsAndLinks(string range, int hours, int intervals)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", hours + 1), ("down", hours / 2.0), ("up", 0));
+        await RecordAsync(host, Node, ("up", hours + 1), ("down", hours / 2.0), ("up", 0));
         var page = await PageAsync(host, "/?range=" + range);
         var strip = page.All("svg").Single().Attributes;
         Assert.Equal($"0 0 {intervals} 100", strip["viewBox"]);
@@ -161,7 +161,7 @@ public sealed partial class StatusPageTests
     public async Task ConditionsOfAStripDifferInHeightToo()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 20), ("down", 15), ("degraded", 10), ("up", 5));
+        await RecordAsync(host, Node, ("up", 20), ("down", 15), ("degraded", 10), ("up", 5));
         var rects = (await PageAsync(host)).All("rect").ToList();
         Assert.Equal(["down", "other", "unknown", "up"],
             rects.Select(r => r.Attributes["class"]).Distinct().Order(StringComparer.Ordinal));
@@ -174,8 +174,8 @@ public sealed partial class StatusPageTests
     public async Task PageOfAServiceHasTheFiguresOfTheReport()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 20), ("down", 12), ("up", 11.5), ("down", 3), ("up", 2.75));
-        await SayAsync(host, Quorum, ("down", 5));
+        await RecordAsync(host, Node, ("up", 20), ("down", 12), ("up", 11.5), ("down", 3), ("up", 2.75));
+        await RecordAsync(host, Quorum, ("down", 5));
         var page = await PageAsync(host, Target(Node));
         var figures = page.All("dt").Zip(page.All("dd")).ToDictionary(p => p.First.Text, p => p.Second.Text);
         var report = (await host.GetAsync("/alerts/INS/report?facet=node&from=-24h")).Json
@@ -198,8 +198,8 @@ public sealed partial class StatusPageTests
     public async Task LinksOfAServiceAreToItsOwnFigures()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 2));
-        await SayAsync(host, Node with { Location = "n2" }, ("up", 2));
+        await RecordAsync(host, Node, ("up", 2));
+        await RecordAsync(host, Node with { Location = "n2" }, ("up", 2));
         var page = await PageAsync(host, Target(Node));
         foreach (var link in page.All("a").Where(a => a.Text is "JSON"))
         {
@@ -214,8 +214,8 @@ public sealed partial class StatusPageTests
     public async Task LinksOfAServiceWithoutALocationAreToItsOwnFiguresToo()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Quorum, ("up", 2));
-        await SayAsync(host, Quorum with { Location = "n1" }, ("up", 2));
+        await RecordAsync(host, Quorum, ("up", 2));
+        await RecordAsync(host, Quorum with { Location = "n1" }, ("up", 2));
         var page = await PageAsync(host, Target(Quorum));
         foreach (var link in page.All("a").Where(a => a.Text is "JSON"))
         {
@@ -231,7 +231,7 @@ public sealed partial class StatusPageTests
     public async Task TitleSaysThatAllIsWellOnlyWhenItIs(string status, string title)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, (status, 2));
+        await RecordAsync(host, Node, (status, 2));
         Assert.Equal(title, (await PageAsync(host)).TextOf("title"));
     }
 
@@ -239,7 +239,7 @@ public sealed partial class StatusPageTests
     public async Task EveryTimeHasItsMachineReadableTwinInUtc()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 9), ("down", 5), ("up", 4.5), ("down", 1));
+        await RecordAsync(host, Node, ("up", 9), ("down", 5), ("up", 4.5), ("down", 1));
         foreach (var target in new[] { "/", Target(Node) })
         {
             var page = await PageAsync(host, target);
@@ -274,7 +274,7 @@ public sealed partial class StatusPageTests
     public async Task ServiceThatIsNotKnownIsAnswered404(string target)
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 2));
+        await RecordAsync(host, Node, ("up", 2));
         (await host.GetAsync(target)).Problem(404);
         await PageAsync(host, Target(Node));
     }
@@ -283,7 +283,7 @@ public sealed partial class StatusPageTests
     public async Task HeadIsAnsweredAsGetWithoutABody()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 2));
+        await RecordAsync(host, Node, ("up", 2));
         foreach (var target in new[] { "/", Target(Node) })
         {
             var answer = await host.SendAsync(HttpMethod.Head, target);
@@ -298,7 +298,7 @@ public sealed partial class StatusPageTests
     {
         await using var host = Host.Serving();
         for (var i = 0; i < 200; i++)
-            await SayAsync(host, Node with { Location = $"n{i}" }, ("up", 2));
+            await RecordAsync(host, Node with { Location = $"n{i}" }, ("up", 2));
         Assert.InRange((await host.GetAsync("/")).Body.Length, 100_000, 1_000_000);
         for (var i = 0; i < Web.MaxUnfinished + 5; i++)
         {
@@ -318,7 +318,7 @@ public sealed partial class StatusPageTests
     public async Task PolicyAllowsThePagesOwnStyleAndNothingElseToRun()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("down", 2));
+        await RecordAsync(host, Node, ("down", 2));
         foreach (var target in new[] { "/", Target(Node) })
         {
             var answer = await host.GetAsync(target);
@@ -343,7 +343,7 @@ public sealed partial class StatusPageTests
     private static partial Regex StyleElement();
 
     [Fact]
-    public async Task NoAnswerTellsASecret()
+    public async Task NoAnswerContainsASecret()
     {
         string[] secrets =
             ["pw-of-alertmanager", "pw-of-onix", Web.SecretField, Web.StreamField, Web.ClientField];
@@ -410,7 +410,7 @@ public sealed partial class StatusPageTests
     }
 
     [Fact]
-    public void EveryTextFromOutsideIsToldAsItIs()
+    public void EveryTextFromOutsideIsShownAsItIs()
     {
         Hostile.Array[Tame.Length].Sample(texts =>
         {
@@ -492,7 +492,7 @@ public sealed partial class StatusPageTests
     public async Task SearchIsTextWhateverItIs()
     {
         await using var host = Host.Serving();
-        await SayAsync(host, Node, ("up", 2));
+        await RecordAsync(host, Node, ("up", 2));
         var expected = (await PageAsync(host, "/?search=tame")).Skeleton;
         await Hostile.SampleAsync(async text =>
         {

@@ -127,7 +127,7 @@ public sealed class TlsEndToEndTests : IDisposable
         $"{{ca_file: {_ca}, server_name: localhost"
         + (hasClient ? $", cert_file: {_clientCert}, key_file: {_clientKey}}}" : "}");
 
-    private static Task HeardAsync(SesProcess ses, int count, Alertmanagers alertmanager) => Wait.UntilAsync(
+    private static Task ReceivedAsync(SesProcess ses, int count, Alertmanagers alertmanager) => Wait.UntilAsync(
         () => LogFiles.ReadEvents(ses.DataDir).Count >= count, Soon,
         $"{count} events; Alertmanager said: {alertmanager.Output}; SeS said: {ses.Child.Output}");
 
@@ -144,7 +144,7 @@ public sealed class TlsEndToEndTests : IDisposable
         await Wait.UntilAsync(async () => await FailedAsync(wrong) > 0, Soon, "a delivery to fail");
         for (var i = 0; i < 10; i++)
             await right.SendAlertAsync($"n{i}");
-        await HeardAsync(ses, 10, right);
+        await ReceivedAsync(ses, 10, right);
         await NoneFailedAsync(ses, right);
         Assert.DoesNotContain(LogFiles.ReadEvents(ses.DataDir),
             e => e.Service.Location.Contains("wrong", Ordinal));
@@ -169,7 +169,7 @@ public sealed class TlsEndToEndTests : IDisposable
                 await alertmanager.SendAlertAsync($"n{told++}");
                 return condition();
             }, Reread, what);
-            await HeardAsync(ses, told, alertmanager);
+            await ReceivedAsync(ses, told, alertmanager);
         }
 
         await DeliverUntilAsync(() => steady.Last == _server.Thumbprint, "the first certificate");

@@ -207,7 +207,7 @@ public sealed class TlsTests : IDisposable
     [InlineData("server")]
     [InlineData("any")]
     [InlineData("rsa")]
-    public void UsablePairIsTakenWithoutAWord(string kind)
+    public void UsablePairIsTakenWithoutAWarning(string kind)
     {
         Write(kind switch
         {
@@ -290,7 +290,7 @@ public sealed class TlsTests : IDisposable
 
     [Theory]
     [MemberData(nameof(Unusable))]
-    public void WhatIsSpoiledLaterIsSaidOnceAndTheOldPairStaysUntilItIsMended(
+    public void WhatIsSpoiledLaterIsLoggedOnceAndTheOldPairStaysUntilItIsMended(
         string what, string setting, string reason)
     {
         using var tls = Open(asksClients: true);
@@ -316,7 +316,7 @@ public sealed class TlsTests : IDisposable
     }
 
     [Fact]
-    public void EachOtherBadPairIsSaidHoweverSoonItFollows()
+    public void EachOtherBadPairIsLoggedHoweverSoonItFollows()
     {
         // The log's own clock stands still: what strangers cause would be held back.
         var log = new Log(LogLevel.Trace, json: false, _lines, new ManualClock(DateTime.UtcNow));
@@ -496,7 +496,7 @@ public sealed class TlsTests : IDisposable
     }
 
     [Fact]
-    public async Task StandingConnectionGoesOnOverAReloadAndANewOneGetsTheNewCertificate()
+    public async Task OpenConnectionGoesOnOverAReloadAndANewOneGetsTheNewCertificate()
     {
         await using var host = new Host(this);
         using var standing = await host.ConnectAsync();
@@ -514,7 +514,7 @@ public sealed class TlsTests : IDisposable
     [Theory]
     [InlineData("GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")]
     [InlineData("POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")]
-    public async Task PlainHttpIsAnswered400WithAClearWord(string request)
+    public async Task PlainHttpIsAnswered400WithAClearReason(string request)
     {
         await using var host = new Host(this);
         using var client = await host.PlainAsync();

@@ -85,11 +85,11 @@ public sealed class UpkeepEndToEndTests : IDisposable
         var start = DateTime.UtcNow.AddHours(-3);
         await PostAsync(0, "up");
         Set("+2d");
-        await ToldAsync("the clock was set forward");
+        await LoggedAsync("the clock was set forward");
         await PostAsync(1, "down");
         await PostAsync(1, "down");
         Set("-2h");
-        await ToldAsync("the clock was set back");
+        await LoggedAsync("the clock was set back");
         await PostAsync(1, "down");
         await PostAsync(2, "up");
         Set("+0");
@@ -112,7 +112,7 @@ public sealed class UpkeepEndToEndTests : IDisposable
             File.Move(clock + ".new", clock, overwrite: true);
         }
 
-        Task ToldAsync(string words) => Wait.UntilAsync(() => ses.Child.Output.Contains(words, Ordinal), Soon, words);
+        Task LoggedAsync(string words) => Wait.UntilAsync(() => ses.Child.Output.Contains(words, Ordinal), Soon, words);
 
         async Task PostAsync(int minute, string status)
         {

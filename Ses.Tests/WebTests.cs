@@ -114,10 +114,10 @@ public sealed class WebTests
     [InlineData("hello", "not JSON")]
     [InlineData("{\"version\":\"4\"}", "no list of alerts")]
     [InlineData("{\"version\":\"3\",\"alerts\":[]}", "version is 3")]
-    public async Task UnusableBodyIsAnswered400(string body, string word)
+    public async Task UnusableBodyIsAnswered400(string body, string expected)
     {
         await using var host = Host.Serving();
-        Assert.Contains(word, (await host.PostAsync(body)).Problem(400), Ordinal);
+        Assert.Contains(expected, (await host.PostAsync(body)).Problem(400), Ordinal);
         Assert.Equal(0, host.Events);
     }
 
@@ -268,7 +268,7 @@ public sealed class WebTests
     }
 
     [Fact]
-    public async Task WhileShuttingDownStandingConnectionsAreAnswered503AndNewOnesAreNotTaken()
+    public async Task WhileShuttingDownOpenConnectionsAreAnswered503AndNewOnesAreNotTaken()
     {
         await using var host = Host.Serving();
         using var probe = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{host.Port}") };

@@ -6,7 +6,7 @@ function roff(s) {
 }
 
 BEGIN {
-    printf ".TH SES 8 \"%s\" \"ses %s\" \"System Administration\"\n", date, version
+    printf ".TH SES 8 \"%s\" \"ses %s\" \"System Administration\"\n", date, roff(version)
     part = "about"
 }
 

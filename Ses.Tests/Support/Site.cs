@@ -37,12 +37,12 @@ internal sealed class Site : IAsyncDisposable
         new DateTime(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc).AddSeconds(seconds);
 
     /// <summary>Makes status events durable, as one webhook does.</summary>
-    public Task SayAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
+    public Task RecordAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
         Log.AppendAsync(new Payload([.. words.Select(w =>
             new MappedAlert(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
 
-    public Task SayAsync(ServiceKey service, string status, double seconds) =>
-        SayAsync((service, status, At(seconds)));
+    public Task RecordAsync(ServiceKey service, string status, double seconds) =>
+        RecordAsync((service, status, At(seconds)));
 
     /// <summary>Waits until Onix has confirmed all, and nothing is barred.</summary>
     public async Task DrainedAsync()
