@@ -1541,6 +1541,7 @@ internal static class Episodes
 /// <summary>One firing of an alert, as its observations have it.</summary>
 internal struct Episode
 {
+    public long Alert;
     public DateTime Starts;
 
     /// <summary>Of several stated ends the greatest; MaxValue: none is known.</summary>
@@ -1597,6 +1598,7 @@ internal ref struct EpisodeBuffer
     // The alert whose observations are being taken: its first episode, and the newest that was received.
     private int _first, _newest;
     private AlertTraits _traits;
+    private long _alert;
 
     /// <summary>Has room for the episodes of so many observations.</summary>
     public EpisodeBuffer(int observations)
@@ -1620,7 +1622,7 @@ internal ref struct EpisodeBuffer
     /// <param name="expected">Makes room for an episode that may yet be taken.</param>
     public void Receive(ReadOnlySpan<Observation> alert, AlertTraits traits, DateTime? expected = null)
     {
-        (_first, _newest, _traits) = (_count, -1, traits);
+        (_first, _newest, _traits, _alert) = (_count, -1, traits, alert.IsEmpty ? 0 : alert[0].Alert);
         foreach (ref readonly var observation in alert)
         {
             if (expected < observation.Starts)
@@ -1644,6 +1646,7 @@ internal ref struct EpisodeBuffer
         if (_count == _first || _episodes[_count - 1].Starts < starts)
             _episodes[_count++] = new()
             {
+                Alert = _alert,
                 Starts = starts,
                 Ends = DateTime.MaxValue,
                 IsDialect = _traits.Dialect,
@@ -1919,12 +1922,15 @@ internal static class Timeline
     /// not known, or unknown if it follows an outage.
     /// </param>
     /// <param name="runs">Is cleared first.</param>
+    /// <param name="open">Gets the open episodes, of an alert at most one: what may yet lapse.</param>
     /// <returns>When the result changes by time alone; null: never.</returns>
     public static DateTime? Derive(
         ReadOnlySpan<Observation> observations, Func<long, AlertTraits> traitsOf, DateTime? knownFrom,
-        DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs)
+        DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs,
+        List<(long Alert, DateTime Starts)>? open = null)
     {
         runs.Clear();
+        open?.Clear();
         if (observations.IsEmpty)
             return null;
         var isDialect = false;
@@ -1941,6 +1947,11 @@ internal static class Timeline
         }
         if (isDialect)
             episodes.EndOpposed();
+        foreach (ref readonly var episode in episodes.All)
+        {
+            if (!episode.HasEnd)
+                open?.Add((episode.Alert, episode.Starts));
+        }
         using var sweep = new TimelineSweep(episodes, isDialect, now, rules.Pause, runs);
         return sweep.Run(knownFrom, oldest);
     }
@@ -5588,6 +5599,7 @@ internal static class Schema
         CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
             seen INTEGER NOT NULL) STRICT;
         CREATE INDEX open_seen ON open(seen);
+        CREATE INDEX open_service ON open(service);
         -- Derived: the runs of each service. until: 9e15 for the last; since: when its status began, since
         -- runs of one status follow each other where one rests on an open alert and the other does not.
         CREATE TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
@@ -5969,8 +5981,9 @@ internal sealed class ServiceFacts(SqliteConnection database)
     }
 
     /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
-    public DateTime? Derive(DateTime? knownFrom, DateTime now, TimelineRules rules, List<Run> runs) =>
-        Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs);
+    public DateTime? Derive(DateTime? knownFrom, DateTime now, TimelineRules rules, List<Run> runs,
+        List<(long Alert, DateTime Starts)>? open = null) =>
+        Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs, open);
 
     /// <summary>The runs that are held of a service.</summary>
     public void ReadRuns(long service, List<Run> runs)
@@ -6052,6 +6065,8 @@ internal sealed class Writer : IDisposable
     // Used again for each service.
     private readonly List<Observation> _newestFacts = [];
     private readonly List<Run> _made = [], _held = [];
+    private readonly List<(long Alert, DateTime Starts)> _open = [];
+    private readonly Dictionary<long, long> _heldOpen = [];
 
     public Writer(string path, int cache, StoreRules rules, RecentAlerts recent)
     {
@@ -6476,9 +6491,9 @@ internal sealed class Writer : IDisposable
         _service.Reset();
         _facts.Read(service);
         var due = _facts.Derive(
-            _knownFrom.TryGetValue(partition, out var from) ? from : null, now, _rules.Timeline, _made);
+            _knownFrom.TryGetValue(partition, out var from) ? from : null, now, _rules.Timeline, _made, _open);
         WriteRuns(service, partition);
-        WriteOpen(service, _facts.Observations);
+        WriteOpen(service);
         var last = _made.Count == 0 ? default : _made[^1];
         long seen = 0;
         foreach (var fact in _facts.Observations)
@@ -6521,29 +6536,31 @@ internal sealed class Writer : IDisposable
                 .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Run();
     }
 
-    /// <summary>Which alerts are open; facts come by alert, so the newest episode is the last of each.</summary>
-    private void WriteOpen(long service, ReadOnlySpan<Observation> facts)
+    /// <summary>Which episodes are open, and when their last copy came, as far as the facts have it.</summary>
+    private void WriteOpen(long service)
     {
-        var held = new Dictionary<long, long>();
+        _heldOpen.Clear();
         _openOfService.Bind(1, service);
         while (_openOfService.Step())
-            held[_openOfService.Number(0)] = _openOfService.Number(1);
-        for (var i = 0; i < facts.Length;)
+            _heldOpen[_openOfService.Number(0)] = _openOfService.Number(1);
+        foreach (var (alert, start) in _open)
         {
-            var end = i;
-            while (end < facts.Length && facts[end].Alert == facts[i].Alert)
-                end++;
-            var (alert, starts) = (facts[i].Alert, UnixTime.From(facts[end - 1].Starts));
-            var seen = UnixTime.From(facts[end - 1].Received);
-            var isOpen = Episodes.Open(facts[i..end], _facts.TraitsOf(alert)) != null;
-            if (isOpen && !held.ContainsKey(alert))
-                _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, seen).Run();
-            else if (isOpen && held[alert] != starts)
-                _moveOpen.Bind(1, alert).Bind(2, starts).Bind(3, seen).Run();
-            else if (!isOpen && held.ContainsKey(alert))
-                _deleteOpen.Bind(1, alert).Run();
-            i = end;
+            var starts = UnixTime.From(start);
+            if (!_heldOpen.Remove(alert, out var held))
+                _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, LastSeen(alert)).Run();
+            else if (held != starts)
+                _moveOpen.Bind(1, alert).Bind(2, starts).Bind(3, LastSeen(alert)).Run();
         }
+        foreach (var alert in _heldOpen.Keys)
+            _deleteOpen.Bind(1, alert).Run();
+    }
+
+    private long LastSeen(long alert)
+    {
+        var seen = DateTime.UnixEpoch;
+        foreach (var fact in _facts.Observations)
+            seen = fact.Alert == alert && fact.Received > seen ? fact.Received : seen;
+        return UnixTime.From(seen);
     }
 
     /// <summary>Throws away what is derived, to be derived anew; the last copies of open episodes stay.</summary>

@@ -141,6 +141,16 @@ public sealed class StoreTests : IDisposable
         Assert.Equal(0, await CountAsync("open"));
     }
 
+    /// <summary>An up ends the dialect's down: that is given up by nobody.</summary>
+    [Fact]
+    public async Task DialectAlertThatItsOppositeEndedIsNotOpen()
+    {
+        await AppendAsync(Alert("n1") with { Dialect = true });
+        await AppendAsync(Alert("n1", starts: 10) with { Dialect = true, Status = "up", Labels = "{}" });
+        Assert.Equal(1, await CountAsync("open"));
+        Assert.Equal(["2026-11-23T12:00:00.000Z|down", "2026-11-23T12:00:10.000Z|up"], await RunsAsync());
+    }
+
     [Theory]
     [InlineData("", true)]
     [InlineData("-wal", true)]

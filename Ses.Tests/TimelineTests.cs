@@ -11,7 +11,7 @@ using Xunit.Abstractions;
 namespace Ses.Tests;
 
 /// <summary>From observations to history: worked examples of each rule, a slow reference, any order.</summary>
-public sealed partial class TimelineTests
+public sealed partial class TimelineTests(ITestOutputHelper output)
 {
     private static readonly DateTime Day = new(2026, 11, 26, 0, 0, 0, DateTimeKind.Utc);
 
