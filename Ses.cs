@@ -74,6 +74,7 @@ using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using System.Text.Unicode;
 using Microsoft.Win32.SafeHandles;
 using Prometheus;
 using SQLitePCL;
@@ -871,7 +872,7 @@ internal sealed record Payload(
 internal sealed class PayloadException(string message) : Exception(message);
 
 /// <summary>Where the value of a field comes from.</summary>
-internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition }
+internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition, AlertName }
 
 internal readonly record struct FieldSource(FieldSourceKind Kind, string Name);
 
@@ -880,29 +881,32 @@ internal sealed class FieldMap
 {
     private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
 
-    private static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
+    public static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
 
-    public static FieldMap Default { get; } = new();
+    public static FieldMap Default { get; } = new(
+        new()
+        {
+            ["platform"] = Labels("platform"),
+            ["service"] = Labels("service"),
+            ["facet"] = Labels("facet"),
+            ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
+            ["description"] = Labels("description"),
+        },
+        new()
+        {
+            ["platform"] = [.. Labels("platform", "cluster"), InPartition],
+            ["service"] = Labels("service", "job"),
+            ["facet"] = Labels("facet", "alertname"),
+            ["location"] = Labels("location", "instance"),
+            ["description"] = Labels("description", "summary", "message"),
+        });
 
-    private readonly Dictionary<string, FieldSource[]> _dialect = new()
-    {
-        ["platform"] = Labels("platform"),
-        ["service"] = Labels("service"),
-        ["facet"] = Labels("facet"),
-        ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
-        ["description"] = Labels("description"),
-    };
+    private readonly Dictionary<string, FieldSource[]> _dialect, _stock;
 
-    private readonly Dictionary<string, FieldSource[]> _stock = new()
-    {
-        ["platform"] = [.. Labels("platform", "cluster"), InPartition],
-        ["service"] = Labels("service", "job"),
-        ["facet"] = Labels("facet", "alertname"),
-        ["location"] = Labels("location", "instance"),
-        ["description"] = Labels("description", "summary", "message"),
-    };
+    public FieldMap(Dictionary<string, FieldSource[]> dialect, Dictionary<string, FieldSource[]> stock) =>
+        (_dialect, _stock) = (dialect, stock);
 
-    private static FieldSource[] Labels(params string[] names) =>
+    public static FieldSource[] Labels(params string[] names) =>
         [.. names.Select(n => new FieldSource(FieldSourceKind.Label, n))];
 
     public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
@@ -911,10 +915,12 @@ internal sealed class FieldMap
     /// Reads <c>platform=platform,cluster,'prod';location=instance</c>: the sources of the fields named
     /// are replaced for both kinds of alert; a text in single quotes is a literal.
     /// </summary>
+    /// <param name="defaults">Has the fields that are not named.</param>
     /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static FieldMap Parse(string text)
+    public static FieldMap Parse(string text, FieldMap? defaults = null)
     {
-        var map = new FieldMap();
+        var (dialect, stock) = ((defaults ?? Default)._dialect, (defaults ?? Default)._stock);
+        var map = new FieldMap(new(dialect), new(stock));
         foreach (var rule in Split(text, ';'))
         {
             var equals = rule.IndexOf('=', StringComparison.Ordinal);
@@ -973,18 +979,18 @@ internal sealed partial class AlertJson : JsonSerializerContext;
 internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
-    private const int MaxDepth = 10_000;
+    public const int MaxDepth = 10_000;
 
     /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
     private const int MaxService = 192;
 
-    private const int MaxField = 1024, MaxDescription = 4096;
+    public const int MaxField = 1024, MaxDescription = 4096;
 
     /// <summary>No monitoring is older; a time before it is an unset one.</summary>
     private static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
 
     /// <summary>An event further ahead would stay its service's latest for ever.</summary>
-    private static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
+    public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
 
     /// <summary>They identify the Prometheus that sent the alert, not the service.</summary>
     private static readonly string[] SenderLabels = ["prometheus", "prometheus_replica", "replica"];
@@ -1081,7 +1087,7 @@ internal static class AlertMapping
         }
     }
 
-    private static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
+    public static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
     {
         // Within valid JSON a line break can only stand between tokens.
         var line = raw.ToArray();
@@ -1156,14 +1162,19 @@ internal static class AlertMapping
             return "";
         var text = new StringBuilder("{");
         foreach (var (name, value) in unused)
-            text.Append(text.Length > 1 ? "," : "").Append(LabelLookup.Clean(name)).Append("=\"")
-                .Append(LabelLookup.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
-                    .Replace("\"", "\\\"", StringComparison.Ordinal)
-                    .Replace("\n", "\\n", StringComparison.Ordinal)).Append('"');
+            text.Append(text.Length > 1 ? "," : "")
+                .Append(WriteLabel(LabelLookup.Clean(name), LabelLookup.Clean(value!)));
         return text.Append('}').ToString();
     }
 
-    private static string? Unusable(ServiceKey service, string? status)
+    /// <summary>As Prometheus writes it: <c>device="sda"</c>.</summary>
+    public static string WriteLabel(string name, string value) =>
+        $"{name}=\"{value.Replace("\\", "\\\\", StringComparison.Ordinal)
+            .Replace("\"", "\\\"", StringComparison.Ordinal)
+            .Replace("\n", "\\n", StringComparison.Ordinal)}\"";
+
+    /// <summary>Why no service can be made of it; null: one can.</summary>
+    public static string? Unusable(ServiceKey service, string? status)
     {
         foreach (var (name, value) in new[]
             { ("platform", service.Platform), ("service", service.Service), ("facet", service.Facet) })
@@ -1182,7 +1193,8 @@ internal static class AlertMapping
         return null;
     }
 
-    private static bool ReadTime(
+    /// <summary>False, with the reason, when the text is no time, or none that can be meant.</summary>
+    public static bool ReadTime(
         string? text, string name, DateTime now, out DateTime time, out string reason)
     {
         reason = "";
@@ -5583,10 +5595,17 @@ internal static class Schema
 /// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
 /// <param name="Labels">As JSON, sorted by name: two alerts are one if this, source and sender are the same.</param>
 /// <param name="Status">In lower case.</param>
-/// <param name="Ends">Null: it fires.</param>
+/// <param name="Starts">Of Prometheus's <c>default</c>: none was sent.</param>
+/// <param name="Ends">Null: it fires, or it is Prometheus's: see <paramref name="ValidUntil"/>.</param>
+/// <param name="Description">As sent, that of an end too.</param>
+/// <param name="ValidUntil">
+/// Of Prometheus's alone: the end as sent, until when a firing copy is valid and past which one is resolved,
+/// but at most a day ahead; null: none was sent.
+/// </param>
+/// <param name="Uncertain">Its end, if it has one, is no recovery (3.4).</param>
 internal sealed record IncomingAlert(
     ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
-    DateTime Starts, DateTime? Ends, string Description);
+    DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false);
 
 /// <summary>What became of the alerts of a request.</summary>
 internal readonly record struct Stored(int New, int Known, int Quarantined);
@@ -6149,7 +6168,7 @@ internal sealed class Writer : IDisposable
         var (service, id) = _recent.Find(key) is { } found ? (found.Service, found.Alert) : Place(partition, alert);
         if (service == 0)
             return null;
-        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received);
+        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         ReadNewest(service, id, alert.Starts);
         var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_facts), copy, new AlertTraits(alert.Dialect, alert.Source));
         if (kind is { } brings)
@@ -6637,6 +6656,658 @@ internal sealed class Snapshot : IDisposable
     {
         _database.Execute("ROLLBACK");
         _giveBack(_database);
+    }
+}
+
+// ============================ 9d. Incoming alerts ============================
+//
+// Reads the bodies of Alertmanager's webhook and of Prometheus, and maps each alert in them to a service and
+// its status, as the store takes it. Each alert is read on its own, so that one bad field spoils one alert,
+// and without an exception, so that a bad one costs no more than a good one. An alert with the labels
+// "status" and "facet" is in the SeS dialect, and its status is that label; any other is a stock alert, and
+// its severity decides its status. Alerts that cannot be mapped are quarantined, with a reason.
+
+/// <summary>The alerts of one body.</summary>
+/// <param name="UnmappableAlerts">Each once, the first of them whole.</param>
+/// <param name="MoreUnmappable">All others: copies, and what came after those.</param>
+/// <param name="Ignored">Alerts that are about no service, by name, severity or status.</param>
+/// <param name="Heartbeats">Alerts that always fire.</param>
+/// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
+internal sealed record ReceivedAlerts(
+    IReadOnlyList<IncomingAlert> Alerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long MoreUnmappable,
+    long Ignored, long Heartbeats, long Truncated);
+
+/// <summary>What alerts mean, by the settings.</summary>
+/// <param name="Statuses">
+/// By severity, of the dialect by status, in any case; <see cref="Ignore"/>: the alert is left out.
+/// </param>
+/// <param name="Ignored">Names of alerts that are about no service, in any case.</param>
+/// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
+internal sealed record MappingRules(
+    FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
+    IReadOnlySet<string> Heartbeats)
+{
+    public const string DefaultStatuses = "warning=degraded,info=ignore,none=ignore",
+        DefaultIgnored = "InfoInhibitor,DatasourceNoData,DatasourceError",
+        DefaultHeartbeats = "Watchdog,DeadMansSwitch", Ignore = "ignore";
+
+    private static readonly FieldMap DefaultFields = new(
+        new()
+        {
+            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
+            ["service"] = FieldMap.Labels("service"),
+            ["facet"] = FieldMap.Labels("facet"),
+            ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
+            ["description"] = FieldMap.Labels("description"),
+        },
+        new()
+        {
+            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
+            ["service"] = [.. FieldMap.Labels("service", "job", "app", "app_kubernetes_io_name"),
+                new(FieldSourceKind.AlertName, "")],
+            ["facet"] = FieldMap.Labels("facet", "alertname"),
+            ["location"] = FieldMap.Labels("location", "instance"),
+            ["description"] = FieldMap.Labels("summary", "description", "message"),
+        });
+
+    public static MappingRules Default { get; } = new(DefaultFields, ParseStatuses(DefaultStatuses),
+        ParseNames(DefaultIgnored), ParseNames(DefaultHeartbeats));
+
+    /// <summary>As <see cref="FieldMap.Parse"/>; fields that are not named keep the defaults here.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static FieldMap ParseFields(string text) => FieldMap.Parse(text, DefaultFields);
+
+    /// <summary>Reads <c>warning=degraded,info=ignore</c>; an empty text names no severity.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlyDictionary<string, string> ParseStatuses(string text)
+    {
+        var statuses = new Dictionary<string, string>(StringComparer.OrdinalIgnoreCase);
+        foreach (var rule in Split(text))
+        {
+            var equals = rule.IndexOf('=', StringComparison.Ordinal);
+            var severity = rule[..Math.Max(equals, 0)].TrimEnd();
+            var status = rule[(equals + 1)..].TrimStart();
+            if (severity == "" || status == "" || status.Contains('=', StringComparison.Ordinal)
+                || !statuses.TryAdd(severity, status.ToLowerInvariant()))
+                throw new FormatException($"SEVERITY=STATUS,... or SEVERITY={Ignore}, each severity once");
+        }
+        return statuses;
+    }
+
+    /// <summary>Reads <c>Watchdog,DeadMansSwitch</c>; an empty text names no alert.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlySet<string> ParseNames(string text)
+    {
+        var names = Split(text);
+        return !names.Contains("") ? names.ToHashSet(StringComparer.OrdinalIgnoreCase)
+            : throw new FormatException("names of alerts with commas between them");
+    }
+
+    private static string[] Split(string text) =>
+        text.Trim() == "" ? [] : text.Split(',', StringSplitOptions.TrimEntries);
+}
+
+/// <summary>Reads bodies and maps their alerts; pure, so that two SeS map alike.</summary>
+internal static class AlertReader
+{
+    /// <summary>Reasons of Grafana for the end of an alert that is no recovery.</summary>
+    private static readonly string[] GivenUp = ["MissingSeries", "Paused", "Updated"];
+
+    /// <summary>No time is too far ahead of it.</summary>
+    private static readonly DateTime Endless = DateTime.MaxValue - AlertMapping.MaxAhead;
+
+    /// <summary>What the alerts of a body are mapped by.</summary>
+    private sealed record Context(string Partition, AlertSource Source, MappingRules Rules, DateTime Now);
+
+    private enum Outcome { Mapped, Ignored, Heartbeat, Unmappable }
+
+    /// <summary>Maps the alerts of a body, in the order in which they were sent.</summary>
+    /// <param name="body">
+    /// Of a webhook an object with the list <c>alerts</c>, as Alertmanager and Grafana send it; of Prometheus
+    /// that list alone.
+    /// </param>
+    /// <exception cref="PayloadException">It is no JSON, or has no list of alerts.</exception>
+    public static ReceivedAlerts Read(
+        ReadOnlySpan<byte> body, string partition, AlertSource source, MappingRules rules, DateTime now)
+    {
+        var (list, truncated) = FindAlerts(body, source);
+        var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts());
+        var (ignored, heartbeats) = (0L, 0L);
+        var (alert, context) = (new AlertFields(source), new Context(partition, source, rules, now));
+        var reader = JsonText.NewReader(body[list]);
+        reader.Read();
+        while (reader.Read() && reader.TokenType != JsonTokenType.EndArray)
+        {
+            var start = list.Start.Value + (int)reader.TokenStartIndex;
+            alert.Read(ref reader);
+            switch (Map(alert, context, out var mapped))
+            {
+                case Outcome.Mapped:
+                    alerts.Add(mapped!);
+                    break;
+                case Outcome.Ignored:
+                    ignored++;
+                    break;
+                case Outcome.Heartbeat:
+                    heartbeats++;
+                    break;
+                default:
+                    unmappable.Add(alert, body, start..(list.Start.Value + (int)reader.BytesConsumed));
+                    break;
+            }
+        }
+        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated);
+    }
+
+    /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
+    private static (Range Alerts, long Truncated) FindAlerts(ReadOnlySpan<byte> body, AlertSource source)
+    {
+        if (body.IsEmpty)
+            throw new PayloadException("The body is empty.");
+        var reader = JsonText.NewReader(body);
+        try
+        {
+            reader.Read();
+            var found = source == AlertSource.Webhook ? FindInObject(ref reader)
+                : reader.TokenType == JsonTokenType.StartArray ? (SkipArray(ref reader), 0)
+                : throw new PayloadException("The body is not a JSON array.");
+            // What follows must be white space: else this throws.
+            reader.Read();
+            return found;
+        }
+        catch (JsonException e)
+        {
+            throw new PayloadException($"The body is not JSON: {e.Message}");
+        }
+    }
+
+    private static (Range Alerts, long Truncated) FindInObject(ref Utf8JsonReader reader)
+    {
+        if (reader.TokenType != JsonTokenType.StartObject)
+            throw new PayloadException("The body is not a JSON object.");
+        (Range? alerts, long truncated) = (null, 0);
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == "alerts" && reader.TokenType == JsonTokenType.StartArray)
+                alerts = SkipArray(ref reader);
+            else if (name == "truncatedAlerts" && reader.TokenType == JsonTokenType.Number)
+                truncated = reader.TryGetInt64(out var count) ? Math.Max(count, 0) : 0;
+            else
+                reader.Skip();
+        }
+        return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
+    }
+
+    private static Range SkipArray(ref Utf8JsonReader reader)
+    {
+        var start = (int)reader.TokenStartIndex;
+        reader.Skip();
+        return start..(int)reader.BytesConsumed;
+    }
+
+    private static Outcome Map(AlertFields alert, Context context, out IncomingAlert? mapped)
+    {
+        mapped = null;
+        if (alert.Reason != null)
+            return Outcome.Unmappable;
+        var (rules, name) = (context.Rules, alert.Labels.Get("alertname"));
+        if (name != null && rules.Heartbeats.Contains(name))
+            return Outcome.Heartbeat;
+        if (name != null && rules.Ignored.Contains(name))
+            return Outcome.Ignored;
+        CheckKind(alert, name);
+        var status = StatusOf(alert, rules);
+        if (alert.Reason == null && status == MappingRules.Ignore)
+            return Outcome.Ignored;
+        mapped = alert.Reason == null ? Map(alert, name, status, context) : null;
+        return mapped == null ? Outcome.Unmappable : Outcome.Mapped;
+    }
+
+    /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
+    private static void CheckKind(AlertFields alert, string? name)
+    {
+        if (alert.IsDialect)
+            return;
+        var status = alert.Labels.Get("status")?.ToLowerInvariant();
+        if (status is "up" or "down" && alert.Labels.Get("platform") != null)
+            alert.Fail("it has no facet, but a platform and the status up or down");
+        else if (name == null)
+            alert.Fail("it has no alertname");
+    }
+
+    private static string StatusOf(AlertFields alert, MappingRules rules)
+    {
+        var text = alert.Labels.Get(alert.IsDialect ? "status" : "severity");
+        return text != null && rules.Statuses.TryGetValue(text, out var status) ? status
+            : alert.IsDialect ? text!.ToLowerInvariant() : "down";
+    }
+
+    /// <summary>Null when the alert cannot be mapped; it then has the reason.</summary>
+    private static IncomingAlert? Map(AlertFields alert, string? name, string status, Context context)
+    {
+        var service = ServiceOf(alert, name, context);
+        var description = ValueOf(alert, "description", name, context) ?? name ?? "";
+        if (AlertMapping.Unusable(service with { Location = "" }, status) is { } flaw)
+            alert.Fail(flaw);
+        // Labels are left over once all fields have theirs.
+        service = service with { Location = LocationOf(service.Location, alert) };
+        var (starts, ends) = TimesOf(alert, context);
+        var isPrometheus = context.Source == AlertSource.Prometheus;
+        return alert.Reason != null ? null : new IncomingAlert(
+            service, alert.IsDialect, context.Source, isPrometheus ? SenderOf(alert.GeneratorUrl) : "",
+            alert.Labels.ToJson(), status, starts, isPrometheus ? null : ends,
+            AlertMapping.Clip(description, AlertMapping.MaxDescription), isPrometheus ? ends : null,
+            (isPrometheus || ends != null) && IsGivenUp(alert));
+    }
+
+    // ---- Fields ----
+
+    private static ServiceKey ServiceOf(AlertFields alert, string? name, Context context)
+    {
+        string Value(string field) => ValueOf(alert, field, name, context) ?? "";
+        return new(context.Partition, Value("platform"), Value("service"), Value("facet"), Value("location"));
+    }
+
+    /// <summary>The first of a field's sources among the labels, else among the annotations.</summary>
+    private static string? ValueOf(AlertFields alert, string field, string? name, Context context)
+    {
+        var sources = context.Rules.Fields.Of(field, !alert.IsDialect);
+        var (first, second) = sources[0].Kind == FieldSourceKind.AnnotationFirst
+            ? (alert.Annotations, alert.Labels) : (alert.Labels, alert.Annotations);
+        var fallback = Array.FindIndex(
+            sources, s => s.Kind is not (FieldSourceKind.Label or FieldSourceKind.AnnotationFirst));
+        var named = fallback < 0 ? sources : sources.AsSpan(0, fallback);
+        if ((first.Use(named) ?? second.Use(named)) is { } value)
+            return value;
+        return fallback < 0 ? null : sources[fallback].Kind switch
+        {
+            FieldSourceKind.Literal => sources[fallback].Name,
+            FieldSourceKind.Partition => context.Partition,
+            _ => name,
+        };
+    }
+
+    /// <summary>
+    /// The place, and of a stock alert the labels that no field used: an alert is its labels. One that is too
+    /// long is cut after a whole label, and told apart from others by its hash.
+    /// </summary>
+    private static string LocationOf(string place, AlertFields alert)
+    {
+        List<string> labels = alert.IsDialect ? [] : alert.Labels.Unused();
+        var whole = labels.Count == 0 ? place : $"{place}{{{string.Join(',', labels)}}}";
+        if (Encoding.UTF8.GetByteCount(whole) <= AlertMapping.MaxField)
+            return whole;
+        var digest = SHA256.HashData(Encoding.UTF8.GetBytes(whole)).AsSpan(0, 4);
+        var hash = $"…#{Convert.ToHexStringLower(digest)}";
+        var space = AlertMapping.MaxField - Encoding.UTF8.GetByteCount(hash);
+        var text = new StringBuilder(AlertMapping.Clip(place, space));
+        space -= Encoding.UTF8.GetByteCount(place);
+        foreach (var label in labels)
+        {
+            space -= 1 + Encoding.UTF8.GetByteCount(label);
+            if (space < 0)
+                break;
+            text.Append(text.Length == place.Length ? '{' : ',').Append(label);
+        }
+        return text.Append(hash).ToString();
+    }
+
+    // ---- Start and end ----
+
+    /// <summary>The start, and the end, if there is one; of Prometheus's until when it is valid.</summary>
+    private static (DateTime Starts, DateTime? Ends) TimesOf(AlertFields alert, Context context)
+    {
+        if (context.Source == AlertSource.Prometheus)
+        {
+            var latest = context.Now + AlertMapping.MaxAhead;
+            var starts = IsUnset(alert.StartsAt) ? default
+                : TimeOf(alert, alert.StartsAt, "startsAt", context.Now);
+            DateTime? ends = IsUnset(alert.EndsAt) ? null : TimeOf(alert, alert.EndsAt, "endsAt", Endless);
+            return (starts, ends > latest ? latest : ends);
+        }
+        // A dialect alert may lack what Alertmanager says of each.
+        var isFiring = alert.Status == "firing" || (alert.Status == null && alert.IsDialect);
+        if (!isFiring && alert.Status != "resolved")
+            alert.Fail("status is neither firing nor resolved");
+        return (TimeOf(alert, alert.StartsAt, "startsAt", context.Now),
+            isFiring ? null : TimeOf(alert, alert.EndsAt, "endsAt", context.Now));
+    }
+
+    /// <summary>Zero is what Go writes for no time.</summary>
+    private static bool IsUnset(string? text) => string.IsNullOrEmpty(text)
+        || (text.StartsWith("0001-", StringComparison.Ordinal)
+            && Rfc3339.TryParse(text.ToUpperInvariant(), out var time) && time == default);
+
+    /// <summary>In whole milliseconds; RFC 3339 allows t and z. No time: the alert has the reason.</summary>
+    private static DateTime TimeOf(AlertFields alert, string? text, string name, DateTime now)
+    {
+        if (!AlertMapping.ReadTime(text?.ToUpperInvariant(), name, now, out var time, out var reason))
+            alert.Fail(reason);
+        return time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond));
+    }
+
+    /// <summary>Grafana gives one reason or several.</summary>
+    private static bool IsGivenUp(AlertFields alert) =>
+        alert.Annotations.Get("grafana_state_reason")?.Split(", ").Any(GivenUp.Contains) == true;
+
+    /// <summary>Scheme and host of a URL, without credentials; empty when there are none.</summary>
+    private static string SenderOf(string? url)
+    {
+        var colon = url?.IndexOf("://", StringComparison.Ordinal) ?? -1;
+        if (colon <= 0)
+            return "";
+        var host = url.AsSpan(colon + 3);
+        var end = host.IndexOfAny('/', '?', '#');
+        host = end < 0 ? host : host[..end];
+        host = host[(host.LastIndexOf('@') + 1)..];
+        return host.IsEmpty ? ""
+            : AlertMapping.Clip($"{url.AsSpan(0, colon)}://{host}".ToLowerInvariant(), AlertMapping.MaxField);
+    }
+}
+
+/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
+internal sealed class AlertFields(AlertSource source)
+{
+    public AlertTexts Labels { get; } = new();
+    public AlertTexts Annotations { get; } = new();
+
+    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
+    public string? Status { get; private set; }
+    public string? StartsAt { get; private set; }
+    public string? EndsAt { get; private set; }
+    public string? Fingerprint { get; private set; }
+    public string? GeneratorUrl { get; private set; }
+
+    public bool IsDialect { get; private set; }
+
+    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
+    public string? Reason { get; private set; }
+
+    public void Fail(string reason) => Reason ??= reason;
+
+    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
+    public void Read(ref Utf8JsonReader reader)
+    {
+        Labels.Clear();
+        Annotations.Clear();
+        Status = StartsAt = EndsAt = Fingerprint = GeneratorUrl = Reason = null;
+        if (reader.TokenType != JsonTokenType.StartObject)
+        {
+            Fail("it is not an object");
+            reader.Skip();
+            return;
+        }
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+            ReadField(ref reader);
+        Labels.Sort();
+        Annotations.Sort();
+        IsDialect = Labels.Get("status") != null && Labels.Get("facet") != null;
+    }
+
+    private void ReadField(ref Utf8JsonReader reader)
+    {
+        var name = JsonText.Read(ref reader);
+        reader.Read();
+        switch (name)
+        {
+            case "labels":
+                ReadTexts(ref reader, name, Labels);
+                break;
+            case "annotations":
+                ReadTexts(ref reader, name, Annotations);
+                break;
+            case "status" when source == AlertSource.Webhook:
+                Status = ReadText(ref reader, name);
+                break;
+            case "startsAt":
+                StartsAt = ReadText(ref reader, name);
+                break;
+            case "endsAt":
+                EndsAt = ReadText(ref reader, name);
+                break;
+            case "fingerprint":
+                Fingerprint = JsonText.Read(ref reader);
+                break;
+            case "generatorURL":
+                GeneratorUrl = JsonText.Read(ref reader);
+                break;
+        }
+        reader.Skip();
+    }
+
+    private string? ReadText(ref Utf8JsonReader reader, string field)
+    {
+        var text = JsonText.Read(ref reader);
+        if (text == null && reader.TokenType != JsonTokenType.Null)
+            FailType(field);
+        return text;
+    }
+
+    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts)
+    {
+        // Of two fields of one name the last counts, and of two labels too.
+        texts.Clear();
+        if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
+            FailType(field);
+        if (reader.TokenType != JsonTokenType.StartObject)
+            return;
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == null)
+                Fail("a text in it is not valid Unicode");
+            else if (JsonText.Read(ref reader) is { } text)
+                texts.Add(name, text);
+            else if (reader.TokenType == JsonTokenType.Null)
+                texts.Add(name, "");
+            else
+                FailType(name.Length <= 100 && !name.Any(char.IsControl) ? $"{field}.{name}" : field);
+            reader.Skip();
+        }
+    }
+
+    private void FailType(string field) => Fail($"{field} is of the wrong type, or not usable as text");
+}
+
+/// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
+internal sealed class AlertTexts
+{
+    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
+    private static readonly string[] NoPlace =
+        ["severity", "prometheus", "prometheus_replica", "replica", "alertname"];
+
+    private readonly List<Entry> _entries = [];
+
+    private record struct Entry(string Name, string Value, int Index, bool IsUsed = false);
+
+    public int Count => _entries.Count;
+
+    public void Clear() => _entries.Clear();
+
+    public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
+
+    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
+    public void Sort()
+    {
+        _entries.Sort(static (a, b) =>
+            string.CompareOrdinal(a.Name, b.Name) is not 0 and var order ? order : a.Index - b.Index);
+        var count = 0;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            var isLast = i + 1 == _entries.Count || _entries[i + 1].Name != _entries[i].Name;
+            if (isLast && _entries[i].Value != "")
+                _entries[count++] = _entries[i];
+        }
+        _entries.RemoveRange(count, _entries.Count - count);
+    }
+
+    /// <summary>Null when it is absent or empty.</summary>
+    public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
+
+    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
+    public string? Use(ReadOnlySpan<FieldSource> sources)
+    {
+        foreach (var source in sources)
+        {
+            var i = Find(source.Name);
+            if (i < 0)
+                continue;
+            _entries[i] = _entries[i] with { IsUsed = true };
+            return _entries[i].Value;
+        }
+        return null;
+    }
+
+    /// <summary>The exact name before others, of these the first by name.</summary>
+    private int Find(string name)
+    {
+        var found = -1;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            if (_entries[i].Name == name)
+                return i;
+            if (found < 0 && _entries[i].Name.Equals(name, StringComparison.OrdinalIgnoreCase))
+                found = i;
+        }
+        return found;
+    }
+
+    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
+    public List<string> Unused() =>
+    [
+        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
+            .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
+    ];
+
+    /// <summary>
+    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
+    /// control characters, these as <c>\u0009</c>, are escaped.
+    /// </summary>
+    public string ToJson()
+    {
+        var json = new StringBuilder("{");
+        foreach (var (name, value, _, _) in _entries)
+        {
+            JsonText.Write(json.Append(json.Length > 1 ? "," : ""), name);
+            JsonText.Write(json.Append(':'), value);
+        }
+        return json.Append('}').ToString();
+    }
+}
+
+/// <summary>
+/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
+/// </summary>
+internal sealed class UnmappableAlerts
+{
+    public const int MaxKept = 1000;
+
+    private readonly List<UnmappableAlert> _kept = [];
+    private readonly HashSet<string> _identities = [];
+
+    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
+    private readonly Dictionary<int, Range> _places = [];
+
+    public IReadOnlyList<UnmappableAlert> Kept => _kept;
+
+    public long More { get; private set; }
+
+    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
+    public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
+    {
+        if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
+            More++;
+        else
+            _places[hash] = place;
+    }
+
+    private bool IsCopy(ReadOnlySpan<byte> body, Range place, out int hash)
+    {
+        var code = new HashCode();
+        code.AddBytes(body[place]);
+        hash = code.ToHashCode();
+        return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
+    }
+
+    private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
+    {
+        // Prometheus sends no fingerprint, and each copy has another end: its alerts are their labels.
+        var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
+        var unmappable = AlertMapping.MakeUnmappable(new AlertBody
+        {
+            Labels = new() { ["alertname"] = alert.Labels.Get("alertname") },
+            Fingerprint = alert.Fingerprint ?? (labels == null ? null
+                : Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8))),
+            Status = alert.Status,
+            StartsAt = alert.StartsAt,
+            EndsAt = alert.Status == null ? null : alert.EndsAt,
+        }, alert.Reason!, raw);
+        if (!_identities.Add(unmappable.Identity))
+            return false;
+        _kept.Add(unmappable);
+        return true;
+    }
+}
+
+/// <summary>Texts in JSON, read without an exception and written in one form.</summary>
+internal static class JsonText
+{
+    public static Utf8JsonReader NewReader(ReadOnlySpan<byte> json) =>
+        new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
+
+    /// <summary>
+    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
+    /// valid Unicode.
+    /// </summary>
+    public static string? Read(ref Utf8JsonReader reader) => reader.TokenType switch
+    {
+        JsonTokenType.PropertyName or JsonTokenType.String =>
+            IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
+        JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
+            Encoding.UTF8.GetString(reader.ValueSpan),
+        _ => null,
+    };
+
+    /// <summary>The reader checks the form of escapes, but neither surrogates nor bytes above 127.</summary>
+    private static bool IsUnicode(in Utf8JsonReader reader)
+    {
+        var text = reader.ValueSpan;
+        if (!Utf8.IsValid(text))
+            return false;
+        var isAfterHigh = false;
+        for (var i = reader.ValueIsEscaped ? 0 : text.Length; i < text.Length; i++)
+        {
+            var c = '\0';
+            if (text[i] == '\\' && text[++i] == 'u')
+            {
+                c = (char)ushort.Parse(
+                    text.Slice(i + 1, 4), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+                i += 4;
+            }
+            if (char.IsLowSurrogate(c) != isAfterHigh)
+                return false;
+            isAfterHigh = char.IsHighSurrogate(c);
+        }
+        return !isAfterHigh;
+    }
+
+    /// <summary>Within quotes; the text has no lone surrogates.</summary>
+    public static void Write(StringBuilder json, string text)
+    {
+        json.Append('"');
+        foreach (var c in text)
+        {
+            if (c is '"' or '\\')
+                json.Append('\\').Append(c);
+            else if (c < ' ')
+                json.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
+            else
+                json.Append(c);
+        }
+        json.Append('"');
     }
 }
 
