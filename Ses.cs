@@ -87,6 +87,7 @@ using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using System.Text.Unicode;
 using Microsoft.Win32.SafeHandles;
 using Prometheus;
 using SQLitePCL;
@@ -884,7 +885,7 @@ internal sealed record Payload(
 internal sealed class PayloadException(string message) : Exception(message);
 
 /// <summary>Where the value of a field comes from.</summary>
-internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition }
+internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition, AlertName }
 
 internal readonly record struct FieldSource(FieldSourceKind Kind, string Name);
 
@@ -893,29 +894,32 @@ internal sealed class FieldMap
 {
     private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
 
-    private static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
+    public static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
 
-    public static FieldMap Default { get; } = new();
+    public static FieldMap Default { get; } = new(
+        new()
+        {
+            ["platform"] = Labels("platform"),
+            ["service"] = Labels("service"),
+            ["facet"] = Labels("facet"),
+            ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
+            ["description"] = Labels("description"),
+        },
+        new()
+        {
+            ["platform"] = [.. Labels("platform", "cluster"), InPartition],
+            ["service"] = Labels("service", "job"),
+            ["facet"] = Labels("facet", "alertname"),
+            ["location"] = Labels("location", "instance"),
+            ["description"] = Labels("description", "summary", "message"),
+        });
 
-    private readonly Dictionary<string, FieldSource[]> _dialect = new()
-    {
-        ["platform"] = Labels("platform"),
-        ["service"] = Labels("service"),
-        ["facet"] = Labels("facet"),
-        ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
-        ["description"] = Labels("description"),
-    };
+    private readonly Dictionary<string, FieldSource[]> _dialect, _stock;
 
-    private readonly Dictionary<string, FieldSource[]> _stock = new()
-    {
-        ["platform"] = [.. Labels("platform", "cluster"), InPartition],
-        ["service"] = Labels("service", "job"),
-        ["facet"] = Labels("facet", "alertname"),
-        ["location"] = Labels("location", "instance"),
-        ["description"] = Labels("description", "summary", "message"),
-    };
+    public FieldMap(Dictionary<string, FieldSource[]> dialect, Dictionary<string, FieldSource[]> stock) =>
+        (_dialect, _stock) = (dialect, stock);
 
-    private static FieldSource[] Labels(params string[] names) =>
+    public static FieldSource[] Labels(params string[] names) =>
         [.. names.Select(n => new FieldSource(FieldSourceKind.Label, n))];
 
     public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
@@ -924,10 +928,12 @@ internal sealed class FieldMap
     /// Reads <c>platform=platform,cluster,'prod';location=instance</c>: the sources of the fields named
     /// are replaced for both kinds of alert; a text in single quotes is a literal.
     /// </summary>
+    /// <param name="defaults">Has the fields that are not named.</param>
     /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static FieldMap Parse(string text)
+    public static FieldMap Parse(string text, FieldMap? defaults = null)
     {
-        var map = new FieldMap();
+        var (dialect, stock) = ((defaults ?? Default)._dialect, (defaults ?? Default)._stock);
+        var map = new FieldMap(new(dialect), new(stock));
         foreach (var rule in Split(text, ';'))
         {
             var equals = rule.IndexOf('=', StringComparison.Ordinal);
@@ -986,18 +992,18 @@ internal sealed partial class AlertJson : JsonSerializerContext;
 internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
-    private const int MaxDepth = 10_000;
+    public const int MaxDepth = 10_000;
 
     /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
     private const int MaxService = 192;
 
-    private const int MaxField = 1024, MaxDescription = 4096;
+    public const int MaxField = 1024, MaxDescription = 4096;
 
     /// <summary>No monitoring is older; a time before it is an unset one.</summary>
     private static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
 
     /// <summary>An event further ahead would stay its service's latest for ever.</summary>
-    private static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
+    public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
 
     /// <summary>They identify the Prometheus that sent the alert, not the service.</summary>
     private static readonly string[] SenderLabels = ["prometheus", "prometheus_replica", "replica"];
@@ -1094,7 +1100,7 @@ internal static class AlertMapping
         }
     }
 
-    private static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
+    public static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
     {
         // Within valid JSON a line break can only stand between tokens.
         var line = raw.ToArray();
@@ -1169,14 +1175,19 @@ internal static class AlertMapping
             return "";
         var text = new StringBuilder("{");
         foreach (var (name, value) in unused)
-            text.Append(text.Length > 1 ? "," : "").Append(LabelLookup.Clean(name)).Append("=\"")
-                .Append(LabelLookup.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
-                    .Replace("\"", "\\\"", StringComparison.Ordinal)
-                    .Replace("\n", "\\n", StringComparison.Ordinal)).Append('"');
+            text.Append(text.Length > 1 ? "," : "")
+                .Append(WriteLabel(LabelLookup.Clean(name), LabelLookup.Clean(value!)));
         return text.Append('}').ToString();
     }
 
-    private static string? Unusable(ServiceKey service, string? status)
+    /// <summary>As Prometheus writes it: <c>device="sda"</c>.</summary>
+    public static string WriteLabel(string name, string value) =>
+        $"{name}=\"{value.Replace("\\", "\\\\", StringComparison.Ordinal)
+            .Replace("\"", "\\\"", StringComparison.Ordinal)
+            .Replace("\n", "\\n", StringComparison.Ordinal)}\"";
+
+    /// <summary>Why no service can be made of it; null: one can.</summary>
+    public static string? Unusable(ServiceKey service, string? status)
     {
         foreach (var (name, value) in new[]
             { ("platform", service.Platform), ("service", service.Service), ("facet", service.Facet) })
@@ -1195,7 +1206,8 @@ internal static class AlertMapping
         return null;
     }
 
-    private static bool ReadTime(
+    /// <summary>False, with the reason, when the text is no time, or none that can be meant.</summary>
+    public static bool ReadTime(
         string? text, string name, DateTime now, out DateTime time, out string reason)
     {
         reason = "";
@@ -5605,7 +5617,7 @@ internal static class Schema
         CREATE TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
             since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
             observation INTEGER NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY(service, at)) STRICT, WITHOUT ROWID;
-        CREATE INDEX timeline_time ON timeline(partition, at, service, status, since);
+        CREATE INDEX timeline_time ON timeline(partition, at, service, status, since, observation);
         CREATE INDEX timeline_ended ON timeline(until, at, status)
             WHERE status IN (1, 2, 3) AND until < 9000000000000000;
         -- Facts, bounded: alerts that could not be mapped.
@@ -5647,10 +5659,17 @@ internal static class Schema
 /// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
 /// <param name="Labels">As JSON, sorted by name: two alerts are one if this, source and sender are the same.</param>
 /// <param name="Status">In lower case.</param>
-/// <param name="Ends">Null: it fires.</param>
+/// <param name="Starts">Of Prometheus's <c>default</c>: none was sent.</param>
+/// <param name="Ends">Null: it fires, or it is Prometheus's: see <paramref name="ValidUntil"/>.</param>
+/// <param name="Description">As sent, that of an end too.</param>
+/// <param name="ValidUntil">
+/// Of Prometheus's alone: the end as sent, until when a firing copy is valid and past which one is resolved,
+/// but at most a day ahead; null: none was sent.
+/// </param>
+/// <param name="Uncertain">Its end, if it has one, is no recovery (3.4).</param>
 internal sealed record IncomingAlert(
     ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
-    DateTime Starts, DateTime? Ends, string Description);
+    DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false);
 
 /// <summary>What became of the alerts of a request.</summary>
 internal readonly record struct Stored(int New, int Known, int Quarantined);
@@ -6283,7 +6302,7 @@ internal sealed class Writer : IDisposable
         var (service, id) = _recent.Find(key) is { } found ? (found.Service, found.Alert) : Place(partition, alert);
         if (service == 0)
             return null;
-        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received);
+        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         ReadNewest(service, id, alert.Starts);
         var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, new AlertTraits(alert.Dialect, alert.Source));
         if (kind is { } brings)
@@ -6957,6 +6976,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>So few services of a partition are sorted by time, rather than found among all of its changes.</summary>
     private const int FewServices = 1000;
 
+    private readonly Dictionary<Status, string> _statuses = [];
     private bool _isDerived;
 
     /// <summary>The moment that the answers are of; what is later is not yet.</summary>
@@ -6965,14 +6985,16 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>The present of each service that a filter takes, in the order of names.</summary>
     public IEnumerable<PresentRow> Present(ServiceFilter filter)
     {
-        using var runs = snapshot.Query($"""
-            SELECT t.since, n.name, {Description} FROM {Timeline} t JOIN status n ON n.id = t.status {Observed}
-            WHERE t.service = ?1 ORDER BY t.at DESC LIMIT 1
-            """);
+        using var runs = snapshot.Query(
+            $"SELECT since, status, observation FROM {Timeline} WHERE service = ?1 ORDER BY at DESC LIMIT 1");
+        using var texts = new ObservedTexts(snapshot);
         foreach (var (id, service) in Services(filter))
         {
-            if (runs.Bind(1, id).Step())
-                yield return new PresentRow(service, runs.Text(1), UnixTime.Read(runs.Number(0)), runs.Text(2));
+            if (!runs.Bind(1, id).Step())
+                continue;
+            var status = (Status)runs.Number(1);
+            yield return new PresentRow(service, NameOf(status), UnixTime.Read(runs.Number(0)),
+                texts.Of(runs.Number(2), status).Text);
             runs.Reset();
         }
     }
@@ -6984,21 +7006,12 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     public IEnumerable<ChangeRow> History(
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
     {
-        using var rows = snapshot.Query($"""
-            SELECT t.service, {Names}, n.name, t.at, {Description}, o.received
-            FROM {(AreFew(filter) ? $"{ServiceJoin} JOIN {Timeline} t ON t.service = s.id"
-                : $"{Timeline} t JOIN service s ON s.id = t.service JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition")}
-            JOIN status n ON n.id = t.status {Observed}
-            WHERE t.at = t.since AND t.at >= ?6 AND t.at < ?7 AND (t.at > ?8 OR (t.at = ?8 AND t.service > ?9))
-                AND {Takes} {(filter.Partition == null ? "" : "AND t.partition = (SELECT id FROM partition WHERE name = ?1)")}
-            ORDER BY t.at, t.service
-            """);
-        Bind(rows, filter).Bind(6, from is { } first ? UnixTime.From(first) : long.MinValue)
-            .Bind(7, to is { } end ? UnixTime.From(end) : UnixTime.Open)
-            .Bind(8, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(9, after?.Place ?? 0);
-        while (rows.Step())
-            yield return new ChangeRow(rows.Number(0), ServiceOf(rows, 1), rows.Text(6), UnixTime.Read(rows.Number(7)),
-                rows.Text(8), rows.NumberOrNull(9) is { } received ? UnixTime.Read(received) : null);
+        using var texts = new ObservedTexts(snapshot);
+        foreach (var (service, id, change) in Changes(filter, from, to, after))
+        {
+            var (text, received) = texts.Of(change.Observation, change.Status);
+            yield return new ChangeRow(id, service, NameOf(change.Status), change.Time, text, received);
+        }
     }
 
     /// <summary>How each service that a filter takes, and that was known, fared; in the order of names.</summary>
@@ -7007,63 +7020,131 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         ServiceFilter filter, DateTime? from, DateTime? to)
     {
         var end = to is { } given && given < Moment ? given : Moment;
-        using var runs = snapshot.Query($"""
-            SELECT at, until, status FROM {Timeline} WHERE service = ?1 AND at < ?2 ORDER BY at
-            """);
-        using var known = snapshot.Query($"SELECT EXISTS (SELECT 1 FROM {Timeline} WHERE service = ?1)");
+        using var runs = snapshot.Query($"SELECT at, until, status FROM {Timeline} WHERE service = ?1 ORDER BY at");
         foreach (var (id, service) in Services(filter))
         {
-            if (known.Bind(1, id).Number() == 0)
-                continue;
             var sum = new AvailabilitySum(from ?? DateTime.MinValue, end);
-            runs.Bind(1, id).Bind(2, UnixTime.From(end));
-            while (runs.Step())
+            var isKnown = false;
+            for (runs.Bind(1, id); runs.Step(); isKnown = true)
                 sum.Add(UnixTime.Read(runs.Number(0)), runs.Number(1) == UnixTime.Open ? end
                     : UnixTime.Read(runs.Number(1)), (Status)runs.Number(2));
-            yield return (service, sum.Result);
+            if (isKnown)
+                yield return (service, sum.Result);
         }
     }
 
     /// <summary>
-    /// The changes of a group between up and another status, as Onix's report ox_ses_events_threshold has them
-    /// where it is right: how many are up follows from all that was, so it begins with the first.
+    /// The changes of a group, how many are up after each, and for how long too few were, as Onix's report
+    /// ox_ses_events_threshold has them where it is right. It begins with the first change of all.
     /// </summary>
     public IEnumerable<ThresholdRow> Threshold(ServiceFilter filter, int threshold, DateTime? from, DateTime? to)
     {
         var up = new HashSet<long>();
         DateTime? since = null;
-        foreach (var change in History(filter, null, to is { } end && end < Moment ? end : Moment))
+        foreach (var (service, id, change) in Changes(filter, null, to is { } end && end < Moment ? end : Moment, null))
         {
-            if (change.Status == StatusNames.Own[(int)Status.Unknown])
+            if (change.Status == Status.Unknown)
                 continue;
             var under = TimeSpan.Zero;
-            if (change.Status == StatusNames.Own[(int)Status.Up])
-                up.Add(change.Place);
-            else if (change.Status == StatusNames.Own[(int)Status.Down] && up.Remove(change.Place) | true && up.Count < threshold)
-                since ??= change.Time;
+            if (change.Status == Status.Up)
+                up.Add(id);
+            if (change.Status == Status.Down)
+            {
+                up.Remove(id);
+                since ??= up.Count < threshold ? change.Time : null;
+            }
             if (up.Count >= threshold && since is { } began)
                 (under, since) = (change.Time - began, null);
             if (from == null || change.Time >= from)
-                yield return new ThresholdRow(change.Service, change.Status, change.Time, up.Count, under);
+                yield return new ThresholdRow(service, NameOf(change.Status), change.Time, up.Count, under);
         }
     }
 
-    // ---- Services and their timeline ----
+    // ---- Services, changes and texts ----
 
-    private const string
-        Names = "p.name, f.platform, f.service, f.facet, s.location",
-        ServiceJoin = "partition p JOIN family f ON f.partition = p.id JOIN service s ON s.family = f.id",
-        Takes = """
-            (?1 IS NULL OR p.name = ?1) AND (?2 IS NULL OR f.platform = ?2) AND (?3 IS NULL OR f.service = ?3)
-            AND (?4 IS NULL OR f.facet = ?4) AND (?5 IS NULL OR s.location = ?5)
-            """,
-        Observed = "LEFT JOIN observation o ON o.id = t.observation LEFT JOIN alert a ON a.id = o.alert",
-        // The recovery of a stock alert has no text of its own: the one that was sent is of the outage.
-        Description = """
-            CASE WHEN o.id IS NULL THEN '' WHEN t.status = 0 AND a.dialect = 0
-                THEN coalesce(json_extract(a.labels, '$.alertname'), 'alert') || ' resolved'
-                ELSE coalesce(o.text, a.text) END
-            """;
+    /// <summary>The services that a filter takes, in the order of names.</summary>
+    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter)
+    {
+        (string Column, string? Value)[] fields = [("p.name", filter.Partition), ("f.platform", filter.Platform),
+            ("f.service", filter.Service), ("f.facet", filter.Facet), ("s.location", filter.Location)];
+        var given = fields.Where(f => f.Value != null).ToArray();
+        using var rows = snapshot.Query($"""
+            SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location
+            FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
+            {(given.Length == 0 ? "" : "WHERE ")}{string.Join(" AND ", given.Select((f, i) => $"{f.Column} = ?{i + 1}"))}
+            ORDER BY p.name, f.platform, f.service, f.facet, s.location
+            """);
+        for (var i = 0; i < given.Length; i++)
+            rows.Bind(i + 1, given[i].Value);
+        var (family, names) = (0L, default(ServiceKey));
+        while (rows.Step())
+        {
+            // The services of a family stand together, and share its names.
+            if (rows.Number(1) != family)
+                (family, names) = (rows.Number(1),
+                    new ServiceKey(rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5), ""));
+            yield return (rows.Number(0), names with { Location = rows.Text(6) });
+        }
+    }
+
+    /// <summary>Holds the names of the services that a filter takes, of which there are at most --max-services.</summary>
+    private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
+        ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
+    {
+        var services = Services(filter).ToDictionary(s => s.Id, s => s.Service);
+        var areFew = services.Count <= FewServices || filter.Partition == null;
+        using var rows = snapshot.Query($"""
+            SELECT service, at, status, observation FROM {Timeline}
+            WHERE {(areFew ? "service IN (SELECT value FROM json_each(?5))" : "partition = (SELECT id FROM partition WHERE name = ?5)")}
+                AND at >= ?1 AND at < ?2 AND at = since AND (at > ?3 OR service > ?4)
+            ORDER BY at, service
+            """);
+        // Of the changes at the time of the last one, those of later services are still to come.
+        var first = Math.Max(from is { } begin ? UnixTime.From(begin) : long.MinValue,
+            after is { } last ? UnixTime.From(last.Time) : long.MinValue);
+        rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
+            .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0)
+            .Bind(5, areFew ? $"[{string.Join(',', services.Keys)}]" : filter.Partition);
+        while (rows.Step())
+        {
+            if (services.TryGetValue(rows.Number(0), out var service))
+                yield return (service, rows.Number(0),
+                    new StatusChange(UnixTime.Read(rows.Number(1)), (Status)rows.Number(2), rows.Number(3)));
+        }
+    }
+
+    private string NameOf(Status status)
+    {
+        if (_statuses.Count == 0)
+        {
+            using var rows = snapshot.Query("SELECT id, name FROM status");
+            while (rows.Step())
+                _statuses[(Status)rows.Number(0)] = rows.Text(1);
+        }
+        return _statuses[status];
+    }
+
+    /// <summary>The text of the observation that made a run, and when that was received.</summary>
+    private sealed class ObservedTexts(Snapshot snapshot) : IDisposable
+    {
+        private readonly SqliteStatement _texts = snapshot.Query("""
+            SELECT coalesce(o.text, a.text), o.received, CASE WHEN a.dialect = 0 THEN json_extract(a.labels, '$.alertname') END
+            FROM observation o JOIN alert a ON a.id = o.alert WHERE o.id = ?1
+            """);
+
+        /// <summary>The recovery of a stock alert has no text of its own: what was sent with it is of the outage.</summary>
+        public (string Text, DateTime? Received) Of(long observation, Status status)
+        {
+            if (!_texts.Bind(1, observation).Step())
+                return ("", null);
+            var text = status == Status.Up && _texts.TextOrNull(2) is { } alert ? $"{alert} resolved" : _texts.Text(0);
+            var received = UnixTime.Read(_texts.Number(1));
+            _texts.Reset();
+            return (text, received);
+        }
+
+        public void Dispose() => _texts.Dispose();
+    }
 
     /// <summary>The table of the timeline, which as of the past is derived first.</summary>
     private string Timeline
@@ -7076,29 +7157,6 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             return asOf == null ? "main.timeline" : "temp.timeline";
         }
     }
-
-    /// <summary>The services that a filter takes, in the order of names.</summary>
-    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter)
-    {
-        using var rows = snapshot.Query($"""
-            SELECT s.id, {Names} FROM {ServiceJoin} WHERE {Takes}
-            ORDER BY p.name, f.platform, f.service, f.facet, s.location
-            """);
-        Bind(rows, filter);
-        while (rows.Step())
-            yield return (rows.Number(0), ServiceOf(rows, 1));
-    }
-
-    private static SqliteStatement Bind(SqliteStatement statement, ServiceFilter filter) => statement
-        .Bind(1, filter.Partition).Bind(2, filter.Platform).Bind(3, filter.Service).Bind(4, filter.Facet)
-        .Bind(5, filter.Location);
-
-    private static ServiceKey ServiceOf(SqliteStatement row, int column) => new(row.Text(column), row.Text(column + 1),
-        row.Text(column + 2), row.Text(column + 3), row.Text(column + 4));
-
-    /// <summary>Whether a sort of these services' changes is cheaper than a pass over a partition's.</summary>
-    private bool AreFew(ServiceFilter filter) => filter.Partition == null
-        || Services(filter).Take(FewServices + 1).Count() <= FewServices;
 
     private void Derive(DateTime moment)
     {
@@ -7126,7 +7184,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                     .Bind(4, UnixTime.From(ServiceFacts.SinceOf(runs, i))).Bind(5, (long)runs[i].Status)
                     .Bind(6, runs[i].Open ? 1 : 0).Bind(7, runs[i].Observation).Bind(8, services.Number(1)).Run();
         }
-        snapshot.Execute("CREATE INDEX temp.timeline_time ON timeline(partition, at, service, status, since)");
+        snapshot.Execute("CREATE INDEX temp.timeline_time ON timeline(partition, at, service, status, since, observation)");
     }
 
     /// <summary>Adds up the runs of one service, in order, over a range.</summary>
@@ -7166,6 +7224,658 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             }
             _isOpen = status == Status.Down || (_isOpen && status == Status.Unknown && _unknownSince < EndsOutage);
         }
+    }
+}
+
+// ============================ 9d. Incoming alerts ============================
+//
+// Reads the bodies of Alertmanager's webhook and of Prometheus, and maps each alert in them to a service and
+// its status, as the store takes it. Each alert is read on its own, so that one bad field spoils one alert,
+// and without an exception, so that a bad one costs no more than a good one. An alert with the labels
+// "status" and "facet" is in the SeS dialect, and its status is that label; any other is a stock alert, and
+// its severity decides its status. Alerts that cannot be mapped are quarantined, with a reason.
+
+/// <summary>The alerts of one body.</summary>
+/// <param name="UnmappableAlerts">Each once, the first of them whole.</param>
+/// <param name="MoreUnmappable">All others: copies, and what came after those.</param>
+/// <param name="Ignored">Alerts that are about no service, by name, severity or status.</param>
+/// <param name="Heartbeats">Alerts that always fire.</param>
+/// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
+internal sealed record ReceivedAlerts(
+    IReadOnlyList<IncomingAlert> Alerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long MoreUnmappable,
+    long Ignored, long Heartbeats, long Truncated);
+
+/// <summary>What alerts mean, by the settings.</summary>
+/// <param name="Statuses">
+/// By severity, of the dialect by status, in any case; <see cref="Ignore"/>: the alert is left out.
+/// </param>
+/// <param name="Ignored">Names of alerts that are about no service, in any case.</param>
+/// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
+internal sealed record MappingRules(
+    FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
+    IReadOnlySet<string> Heartbeats)
+{
+    public const string DefaultStatuses = "warning=degraded,info=ignore,none=ignore",
+        DefaultIgnored = "InfoInhibitor,DatasourceNoData,DatasourceError",
+        DefaultHeartbeats = "Watchdog,DeadMansSwitch", Ignore = "ignore";
+
+    private static readonly FieldMap DefaultFields = new(
+        new()
+        {
+            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
+            ["service"] = FieldMap.Labels("service"),
+            ["facet"] = FieldMap.Labels("facet"),
+            ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
+            ["description"] = FieldMap.Labels("description"),
+        },
+        new()
+        {
+            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
+            ["service"] = [.. FieldMap.Labels("service", "job", "app", "app_kubernetes_io_name"),
+                new(FieldSourceKind.AlertName, "")],
+            ["facet"] = FieldMap.Labels("facet", "alertname"),
+            ["location"] = FieldMap.Labels("location", "instance"),
+            ["description"] = FieldMap.Labels("summary", "description", "message"),
+        });
+
+    public static MappingRules Default { get; } = new(DefaultFields, ParseStatuses(DefaultStatuses),
+        ParseNames(DefaultIgnored), ParseNames(DefaultHeartbeats));
+
+    /// <summary>As <see cref="FieldMap.Parse"/>; fields that are not named keep the defaults here.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static FieldMap ParseFields(string text) => FieldMap.Parse(text, DefaultFields);
+
+    /// <summary>Reads <c>warning=degraded,info=ignore</c>; an empty text names no severity.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlyDictionary<string, string> ParseStatuses(string text)
+    {
+        var statuses = new Dictionary<string, string>(StringComparer.OrdinalIgnoreCase);
+        foreach (var rule in Split(text))
+        {
+            var equals = rule.IndexOf('=', StringComparison.Ordinal);
+            var severity = rule[..Math.Max(equals, 0)].TrimEnd();
+            var status = rule[(equals + 1)..].TrimStart();
+            if (severity == "" || status == "" || status.Contains('=', StringComparison.Ordinal)
+                || !statuses.TryAdd(severity, status.ToLowerInvariant()))
+                throw new FormatException($"SEVERITY=STATUS,... or SEVERITY={Ignore}, each severity once");
+        }
+        return statuses;
+    }
+
+    /// <summary>Reads <c>Watchdog,DeadMansSwitch</c>; an empty text names no alert.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlySet<string> ParseNames(string text)
+    {
+        var names = Split(text);
+        return !names.Contains("") ? names.ToHashSet(StringComparer.OrdinalIgnoreCase)
+            : throw new FormatException("names of alerts with commas between them");
+    }
+
+    private static string[] Split(string text) =>
+        text.Trim() == "" ? [] : text.Split(',', StringSplitOptions.TrimEntries);
+}
+
+/// <summary>Reads bodies and maps their alerts; pure, so that two SeS map alike.</summary>
+internal static class AlertReader
+{
+    /// <summary>Reasons of Grafana for the end of an alert that is no recovery.</summary>
+    private static readonly string[] GivenUp = ["MissingSeries", "Paused", "Updated"];
+
+    /// <summary>No time is too far ahead of it.</summary>
+    private static readonly DateTime Endless = DateTime.MaxValue - AlertMapping.MaxAhead;
+
+    /// <summary>What the alerts of a body are mapped by.</summary>
+    private sealed record Context(string Partition, AlertSource Source, MappingRules Rules, DateTime Now);
+
+    private enum Outcome { Mapped, Ignored, Heartbeat, Unmappable }
+
+    /// <summary>Maps the alerts of a body, in the order in which they were sent.</summary>
+    /// <param name="body">
+    /// Of a webhook an object with the list <c>alerts</c>, as Alertmanager and Grafana send it; of Prometheus
+    /// that list alone.
+    /// </param>
+    /// <exception cref="PayloadException">It is no JSON, or has no list of alerts.</exception>
+    public static ReceivedAlerts Read(
+        ReadOnlySpan<byte> body, string partition, AlertSource source, MappingRules rules, DateTime now)
+    {
+        var (list, truncated) = FindAlerts(body, source);
+        var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts());
+        var (ignored, heartbeats) = (0L, 0L);
+        var (alert, context) = (new AlertFields(source), new Context(partition, source, rules, now));
+        var reader = JsonText.NewReader(body[list]);
+        reader.Read();
+        while (reader.Read() && reader.TokenType != JsonTokenType.EndArray)
+        {
+            var start = list.Start.Value + (int)reader.TokenStartIndex;
+            alert.Read(ref reader);
+            switch (Map(alert, context, out var mapped))
+            {
+                case Outcome.Mapped:
+                    alerts.Add(mapped!);
+                    break;
+                case Outcome.Ignored:
+                    ignored++;
+                    break;
+                case Outcome.Heartbeat:
+                    heartbeats++;
+                    break;
+                default:
+                    unmappable.Add(alert, body, start..(list.Start.Value + (int)reader.BytesConsumed));
+                    break;
+            }
+        }
+        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated);
+    }
+
+    /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
+    private static (Range Alerts, long Truncated) FindAlerts(ReadOnlySpan<byte> body, AlertSource source)
+    {
+        if (body.IsEmpty)
+            throw new PayloadException("The body is empty.");
+        var reader = JsonText.NewReader(body);
+        try
+        {
+            reader.Read();
+            var found = source == AlertSource.Webhook ? FindInObject(ref reader)
+                : reader.TokenType == JsonTokenType.StartArray ? (SkipArray(ref reader), 0)
+                : throw new PayloadException("The body is not a JSON array.");
+            // What follows must be white space: else this throws.
+            reader.Read();
+            return found;
+        }
+        catch (JsonException e)
+        {
+            throw new PayloadException($"The body is not JSON: {e.Message}");
+        }
+    }
+
+    private static (Range Alerts, long Truncated) FindInObject(ref Utf8JsonReader reader)
+    {
+        if (reader.TokenType != JsonTokenType.StartObject)
+            throw new PayloadException("The body is not a JSON object.");
+        (Range? alerts, long truncated) = (null, 0);
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == "alerts" && reader.TokenType == JsonTokenType.StartArray)
+                alerts = SkipArray(ref reader);
+            else if (name == "truncatedAlerts" && reader.TokenType == JsonTokenType.Number)
+                truncated = reader.TryGetInt64(out var count) ? Math.Max(count, 0) : 0;
+            else
+                reader.Skip();
+        }
+        return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
+    }
+
+    private static Range SkipArray(ref Utf8JsonReader reader)
+    {
+        var start = (int)reader.TokenStartIndex;
+        reader.Skip();
+        return start..(int)reader.BytesConsumed;
+    }
+
+    private static Outcome Map(AlertFields alert, Context context, out IncomingAlert? mapped)
+    {
+        mapped = null;
+        if (alert.Reason != null)
+            return Outcome.Unmappable;
+        var (rules, name) = (context.Rules, alert.Labels.Get("alertname"));
+        if (name != null && rules.Heartbeats.Contains(name))
+            return Outcome.Heartbeat;
+        if (name != null && rules.Ignored.Contains(name))
+            return Outcome.Ignored;
+        CheckKind(alert, name);
+        var status = StatusOf(alert, rules);
+        if (alert.Reason == null && status == MappingRules.Ignore)
+            return Outcome.Ignored;
+        mapped = alert.Reason == null ? Map(alert, name, status, context) : null;
+        return mapped == null ? Outcome.Unmappable : Outcome.Mapped;
+    }
+
+    /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
+    private static void CheckKind(AlertFields alert, string? name)
+    {
+        if (alert.IsDialect)
+            return;
+        var status = alert.Labels.Get("status")?.ToLowerInvariant();
+        if (status is "up" or "down" && alert.Labels.Get("platform") != null)
+            alert.Fail("it has no facet, but a platform and the status up or down");
+        else if (name == null)
+            alert.Fail("it has no alertname");
+    }
+
+    private static string StatusOf(AlertFields alert, MappingRules rules)
+    {
+        var text = alert.Labels.Get(alert.IsDialect ? "status" : "severity");
+        return text != null && rules.Statuses.TryGetValue(text, out var status) ? status
+            : alert.IsDialect ? text!.ToLowerInvariant() : "down";
+    }
+
+    /// <summary>Null when the alert cannot be mapped; it then has the reason.</summary>
+    private static IncomingAlert? Map(AlertFields alert, string? name, string status, Context context)
+    {
+        var service = ServiceOf(alert, name, context);
+        var description = ValueOf(alert, "description", name, context) ?? name ?? "";
+        if (AlertMapping.Unusable(service with { Location = "" }, status) is { } flaw)
+            alert.Fail(flaw);
+        // Labels are left over once all fields have theirs.
+        service = service with { Location = LocationOf(service.Location, alert) };
+        var (starts, ends) = TimesOf(alert, context);
+        var isPrometheus = context.Source == AlertSource.Prometheus;
+        return alert.Reason != null ? null : new IncomingAlert(
+            service, alert.IsDialect, context.Source, isPrometheus ? SenderOf(alert.GeneratorUrl) : "",
+            alert.Labels.ToJson(), status, starts, isPrometheus ? null : ends,
+            AlertMapping.Clip(description, AlertMapping.MaxDescription), isPrometheus ? ends : null,
+            (isPrometheus || ends != null) && IsGivenUp(alert));
+    }
+
+    // ---- Fields ----
+
+    private static ServiceKey ServiceOf(AlertFields alert, string? name, Context context)
+    {
+        string Value(string field) => ValueOf(alert, field, name, context) ?? "";
+        return new(context.Partition, Value("platform"), Value("service"), Value("facet"), Value("location"));
+    }
+
+    /// <summary>The first of a field's sources among the labels, else among the annotations.</summary>
+    private static string? ValueOf(AlertFields alert, string field, string? name, Context context)
+    {
+        var sources = context.Rules.Fields.Of(field, !alert.IsDialect);
+        var (first, second) = sources[0].Kind == FieldSourceKind.AnnotationFirst
+            ? (alert.Annotations, alert.Labels) : (alert.Labels, alert.Annotations);
+        var fallback = Array.FindIndex(
+            sources, s => s.Kind is not (FieldSourceKind.Label or FieldSourceKind.AnnotationFirst));
+        var named = fallback < 0 ? sources : sources.AsSpan(0, fallback);
+        if ((first.Use(named) ?? second.Use(named)) is { } value)
+            return value;
+        return fallback < 0 ? null : sources[fallback].Kind switch
+        {
+            FieldSourceKind.Literal => sources[fallback].Name,
+            FieldSourceKind.Partition => context.Partition,
+            _ => name,
+        };
+    }
+
+    /// <summary>
+    /// The place, and of a stock alert the labels that no field used: an alert is its labels. One that is too
+    /// long is cut after a whole label, and told apart from others by its hash.
+    /// </summary>
+    private static string LocationOf(string place, AlertFields alert)
+    {
+        List<string> labels = alert.IsDialect ? [] : alert.Labels.Unused();
+        var whole = labels.Count == 0 ? place : $"{place}{{{string.Join(',', labels)}}}";
+        if (Encoding.UTF8.GetByteCount(whole) <= AlertMapping.MaxField)
+            return whole;
+        var digest = SHA256.HashData(Encoding.UTF8.GetBytes(whole)).AsSpan(0, 4);
+        var hash = $"…#{Convert.ToHexStringLower(digest)}";
+        var space = AlertMapping.MaxField - Encoding.UTF8.GetByteCount(hash);
+        var text = new StringBuilder(AlertMapping.Clip(place, space));
+        space -= Encoding.UTF8.GetByteCount(place);
+        foreach (var label in labels)
+        {
+            space -= 1 + Encoding.UTF8.GetByteCount(label);
+            if (space < 0)
+                break;
+            text.Append(text.Length == place.Length ? '{' : ',').Append(label);
+        }
+        return text.Append(hash).ToString();
+    }
+
+    // ---- Start and end ----
+
+    /// <summary>The start, and the end, if there is one; of Prometheus's until when it is valid.</summary>
+    private static (DateTime Starts, DateTime? Ends) TimesOf(AlertFields alert, Context context)
+    {
+        if (context.Source == AlertSource.Prometheus)
+        {
+            var latest = context.Now + AlertMapping.MaxAhead;
+            var starts = IsUnset(alert.StartsAt) ? default
+                : TimeOf(alert, alert.StartsAt, "startsAt", context.Now);
+            DateTime? ends = IsUnset(alert.EndsAt) ? null : TimeOf(alert, alert.EndsAt, "endsAt", Endless);
+            return (starts, ends > latest ? latest : ends);
+        }
+        // A dialect alert may lack what Alertmanager says of each.
+        var isFiring = alert.Status == "firing" || (alert.Status == null && alert.IsDialect);
+        if (!isFiring && alert.Status != "resolved")
+            alert.Fail("status is neither firing nor resolved");
+        return (TimeOf(alert, alert.StartsAt, "startsAt", context.Now),
+            isFiring ? null : TimeOf(alert, alert.EndsAt, "endsAt", context.Now));
+    }
+
+    /// <summary>Zero is what Go writes for no time.</summary>
+    private static bool IsUnset(string? text) => string.IsNullOrEmpty(text)
+        || (text.StartsWith("0001-", StringComparison.Ordinal)
+            && Rfc3339.TryParse(text.ToUpperInvariant(), out var time) && time == default);
+
+    /// <summary>In whole milliseconds; RFC 3339 allows t and z. No time: the alert has the reason.</summary>
+    private static DateTime TimeOf(AlertFields alert, string? text, string name, DateTime now)
+    {
+        if (!AlertMapping.ReadTime(text?.ToUpperInvariant(), name, now, out var time, out var reason))
+            alert.Fail(reason);
+        return time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond));
+    }
+
+    /// <summary>Grafana gives one reason or several.</summary>
+    private static bool IsGivenUp(AlertFields alert) =>
+        alert.Annotations.Get("grafana_state_reason")?.Split(", ").Any(GivenUp.Contains) == true;
+
+    /// <summary>Scheme and host of a URL, without credentials; empty when there are none.</summary>
+    private static string SenderOf(string? url)
+    {
+        var colon = url?.IndexOf("://", StringComparison.Ordinal) ?? -1;
+        if (colon <= 0)
+            return "";
+        var host = url.AsSpan(colon + 3);
+        var end = host.IndexOfAny('/', '?', '#');
+        host = end < 0 ? host : host[..end];
+        host = host[(host.LastIndexOf('@') + 1)..];
+        return host.IsEmpty ? ""
+            : AlertMapping.Clip($"{url.AsSpan(0, colon)}://{host}".ToLowerInvariant(), AlertMapping.MaxField);
+    }
+}
+
+/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
+internal sealed class AlertFields(AlertSource source)
+{
+    public AlertTexts Labels { get; } = new();
+    public AlertTexts Annotations { get; } = new();
+
+    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
+    public string? Status { get; private set; }
+    public string? StartsAt { get; private set; }
+    public string? EndsAt { get; private set; }
+    public string? Fingerprint { get; private set; }
+    public string? GeneratorUrl { get; private set; }
+
+    public bool IsDialect { get; private set; }
+
+    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
+    public string? Reason { get; private set; }
+
+    public void Fail(string reason) => Reason ??= reason;
+
+    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
+    public void Read(ref Utf8JsonReader reader)
+    {
+        Labels.Clear();
+        Annotations.Clear();
+        Status = StartsAt = EndsAt = Fingerprint = GeneratorUrl = Reason = null;
+        if (reader.TokenType != JsonTokenType.StartObject)
+        {
+            Fail("it is not an object");
+            reader.Skip();
+            return;
+        }
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+            ReadField(ref reader);
+        Labels.Sort();
+        Annotations.Sort();
+        IsDialect = Labels.Get("status") != null && Labels.Get("facet") != null;
+    }
+
+    private void ReadField(ref Utf8JsonReader reader)
+    {
+        var name = JsonText.Read(ref reader);
+        reader.Read();
+        switch (name)
+        {
+            case "labels":
+                ReadTexts(ref reader, name, Labels);
+                break;
+            case "annotations":
+                ReadTexts(ref reader, name, Annotations);
+                break;
+            case "status" when source == AlertSource.Webhook:
+                Status = ReadText(ref reader, name);
+                break;
+            case "startsAt":
+                StartsAt = ReadText(ref reader, name);
+                break;
+            case "endsAt":
+                EndsAt = ReadText(ref reader, name);
+                break;
+            case "fingerprint":
+                Fingerprint = JsonText.Read(ref reader);
+                break;
+            case "generatorURL":
+                GeneratorUrl = JsonText.Read(ref reader);
+                break;
+        }
+        reader.Skip();
+    }
+
+    private string? ReadText(ref Utf8JsonReader reader, string field)
+    {
+        var text = JsonText.Read(ref reader);
+        if (text == null && reader.TokenType != JsonTokenType.Null)
+            FailType(field);
+        return text;
+    }
+
+    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts)
+    {
+        // Of two fields of one name the last counts, and of two labels too.
+        texts.Clear();
+        if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
+            FailType(field);
+        if (reader.TokenType != JsonTokenType.StartObject)
+            return;
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == null)
+                Fail("a text in it is not valid Unicode");
+            else if (JsonText.Read(ref reader) is { } text)
+                texts.Add(name, text);
+            else if (reader.TokenType == JsonTokenType.Null)
+                texts.Add(name, "");
+            else
+                FailType(name.Length <= 100 && !name.Any(char.IsControl) ? $"{field}.{name}" : field);
+            reader.Skip();
+        }
+    }
+
+    private void FailType(string field) => Fail($"{field} is of the wrong type, or not usable as text");
+}
+
+/// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
+internal sealed class AlertTexts
+{
+    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
+    private static readonly string[] NoPlace =
+        ["severity", "prometheus", "prometheus_replica", "replica", "alertname"];
+
+    private readonly List<Entry> _entries = [];
+
+    private record struct Entry(string Name, string Value, int Index, bool IsUsed = false);
+
+    public int Count => _entries.Count;
+
+    public void Clear() => _entries.Clear();
+
+    public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
+
+    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
+    public void Sort()
+    {
+        _entries.Sort(static (a, b) =>
+            string.CompareOrdinal(a.Name, b.Name) is not 0 and var order ? order : a.Index - b.Index);
+        var count = 0;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            var isLast = i + 1 == _entries.Count || _entries[i + 1].Name != _entries[i].Name;
+            if (isLast && _entries[i].Value != "")
+                _entries[count++] = _entries[i];
+        }
+        _entries.RemoveRange(count, _entries.Count - count);
+    }
+
+    /// <summary>Null when it is absent or empty.</summary>
+    public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
+
+    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
+    public string? Use(ReadOnlySpan<FieldSource> sources)
+    {
+        foreach (var source in sources)
+        {
+            var i = Find(source.Name);
+            if (i < 0)
+                continue;
+            _entries[i] = _entries[i] with { IsUsed = true };
+            return _entries[i].Value;
+        }
+        return null;
+    }
+
+    /// <summary>The exact name before others, of these the first by name.</summary>
+    private int Find(string name)
+    {
+        var found = -1;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            if (_entries[i].Name == name)
+                return i;
+            if (found < 0 && _entries[i].Name.Equals(name, StringComparison.OrdinalIgnoreCase))
+                found = i;
+        }
+        return found;
+    }
+
+    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
+    public List<string> Unused() =>
+    [
+        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
+            .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
+    ];
+
+    /// <summary>
+    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
+    /// control characters, these as <c>\u0009</c>, are escaped.
+    /// </summary>
+    public string ToJson()
+    {
+        var json = new StringBuilder("{");
+        foreach (var (name, value, _, _) in _entries)
+        {
+            JsonText.Write(json.Append(json.Length > 1 ? "," : ""), name);
+            JsonText.Write(json.Append(':'), value);
+        }
+        return json.Append('}').ToString();
+    }
+}
+
+/// <summary>
+/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
+/// </summary>
+internal sealed class UnmappableAlerts
+{
+    public const int MaxKept = 1000;
+
+    private readonly List<UnmappableAlert> _kept = [];
+    private readonly HashSet<string> _identities = [];
+
+    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
+    private readonly Dictionary<int, Range> _places = [];
+
+    public IReadOnlyList<UnmappableAlert> Kept => _kept;
+
+    public long More { get; private set; }
+
+    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
+    public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
+    {
+        if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
+            More++;
+        else
+            _places[hash] = place;
+    }
+
+    private bool IsCopy(ReadOnlySpan<byte> body, Range place, out int hash)
+    {
+        var code = new HashCode();
+        code.AddBytes(body[place]);
+        hash = code.ToHashCode();
+        return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
+    }
+
+    private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
+    {
+        // Prometheus sends no fingerprint, and each copy has another end: its alerts are their labels.
+        var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
+        var unmappable = AlertMapping.MakeUnmappable(new AlertBody
+        {
+            Labels = new() { ["alertname"] = alert.Labels.Get("alertname") },
+            Fingerprint = alert.Fingerprint ?? (labels == null ? null
+                : Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8))),
+            Status = alert.Status,
+            StartsAt = alert.StartsAt,
+            EndsAt = alert.Status == null ? null : alert.EndsAt,
+        }, alert.Reason!, raw);
+        if (!_identities.Add(unmappable.Identity))
+            return false;
+        _kept.Add(unmappable);
+        return true;
+    }
+}
+
+/// <summary>Texts in JSON, read without an exception and written in one form.</summary>
+internal static class JsonText
+{
+    public static Utf8JsonReader NewReader(ReadOnlySpan<byte> json) =>
+        new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
+
+    /// <summary>
+    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
+    /// valid Unicode.
+    /// </summary>
+    public static string? Read(ref Utf8JsonReader reader) => reader.TokenType switch
+    {
+        JsonTokenType.PropertyName or JsonTokenType.String =>
+            IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
+        JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
+            Encoding.UTF8.GetString(reader.ValueSpan),
+        _ => null,
+    };
+
+    /// <summary>The reader checks the form of escapes, but neither surrogates nor bytes above 127.</summary>
+    private static bool IsUnicode(in Utf8JsonReader reader)
+    {
+        var text = reader.ValueSpan;
+        if (!Utf8.IsValid(text))
+            return false;
+        var isAfterHigh = false;
+        for (var i = reader.ValueIsEscaped ? 0 : text.Length; i < text.Length; i++)
+        {
+            var c = '\0';
+            if (text[i] == '\\' && text[++i] == 'u')
+            {
+                c = (char)ushort.Parse(
+                    text.Slice(i + 1, 4), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+                i += 4;
+            }
+            if (char.IsLowSurrogate(c) != isAfterHigh)
+                return false;
+            isAfterHigh = char.IsHighSurrogate(c);
+        }
+        return !isAfterHigh;
+    }
+
+    /// <summary>Within quotes; the text has no lone surrogates.</summary>
+    public static void Write(StringBuilder json, string text)
+    {
+        json.Append('"');
+        foreach (var c in text)
+        {
+            if (c is '"' or '\\')
+                json.Append('\\').Append(c);
+            else if (c < ' ')
+                json.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
+            else
+                json.Append(c);
+        }
+        json.Append('"');
     }
 }
 
