@@ -627,7 +627,7 @@ public sealed class IncomingAlertsTests
         try
         {
             var clock = new ManualClock(Epoch.AddMinutes(5));
-            var rules = new StoreRules(new TimelineRules(TimeSpan.FromMinutes(15)), TimeSpan.FromHours(25), 100, 100);
+            var rules = new StoreRules("n", new TimelineRules(TimeSpan.FromMinutes(15)), TimeSpan.FromHours(25), 100, 100);
             using var store = new Store(
                 directory, rules, clock, new Log(LogLevel.Trace, false, new StringWriter(), clock));
             foreach (var body in bodies)
