@@ -60,6 +60,9 @@
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Archive   7 Event log   8 History   9 Asking
 //    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux
 //    19 Commands  20 Main
+//
+//     Sections 5b Timeline, 9b Database, 9c Store, 9d Incoming alerts and 9e Questions take over from 4 to 9:
+//     they are built and tested, and the daemon does not use them yet (docs/design.md, "The store to come").
 
 using System.Buffers;
 using System.Buffers.Binary;
