@@ -2381,7 +2381,8 @@ internal static partial class Disk
     /// <summary>AT_FDCWD; STATX_INO and STATX_SIZE.</summary>
     private const int CurrentFolder = -100, InodeAndSize = 0x100 | 0x200;
 
-    [LibraryImport("libc", EntryPoint = "statx", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    [LibraryImport("libc", EntryPoint = "statx", SetLastError = true,
+        StringMarshalling = StringMarshalling.Utf8)]
     private static unsafe partial int Statx(int folder, string path, int flags, uint mask, byte* status);
 
     [LibraryImport("libc", EntryPoint = "fsync", SetLastError = true)]
@@ -5331,8 +5332,10 @@ internal sealed class SqliteConnection : IDisposable
     public SqliteConnection(string path, bool isReadOnly, int cache)
     {
         if (raw.sqlite3_libversion_number() < OldestVersion)
-            throw new SqliteException(0, 0, $"SQLite {Version} can damage a database: 3.51.3 or later is needed");
-        var flags = isReadOnly ? raw.SQLITE_OPEN_READONLY : raw.SQLITE_OPEN_READWRITE | raw.SQLITE_OPEN_CREATE;
+            throw new SqliteException(
+                0, 0, $"SQLite {Version} can damage a database: 3.51.3 or later is needed");
+        var flags = isReadOnly ? raw.SQLITE_OPEN_READONLY
+            : raw.SQLITE_OPEN_READWRITE | raw.SQLITE_OPEN_CREATE;
         var code = raw.sqlite3_open_v2(path, out _connection, flags | raw.SQLITE_OPEN_NOMUTEX, null);
         Check(code, $"open {path}");
         _ = raw.sqlite3_extended_result_codes(_connection, 1);
@@ -5368,7 +5371,9 @@ internal sealed class SqliteConnection : IDisposable
         return statement.Number();
     }
 
-    /// <summary>Moves committed pages from the log into the database, as far as no reader needs them there.</summary>
+    /// <summary>
+    /// Moves committed pages from the log into the database, as far as no reader needs them there.
+    /// </summary>
     /// <returns>Pages in the log, and how many of them were moved.</returns>
     public (int Logged, int Moved) Checkpoint()
     {
@@ -5387,7 +5392,8 @@ internal sealed class SqliteConnection : IDisposable
             return;
         var errno = Sqlite.SystemErrno(_connection.DangerousGetHandle());
         throw new SqliteException(code, errno,
-            $"{raw.sqlite3_errmsg(_connection).utf8_to_string()} (SQLite's code {code}, errno {errno}): {what}");
+            $"{raw.sqlite3_errmsg(_connection).utf8_to_string()} (SQLite's code {code}, errno {errno}): "
+            + what);
     }
 
     public void Dispose()
@@ -5421,7 +5427,8 @@ internal sealed class SqliteStatement : IDisposable
         return this;
     }
 
-    public SqliteStatement Bind(int place, long? value) => value is { } number ? Bind(place, number) : BindNull(place);
+    public SqliteStatement Bind(int place, long? value) =>
+        value is { } number ? Bind(place, number) : BindNull(place);
 
     public SqliteStatement Bind(int place, string? text)
     {
@@ -5537,7 +5544,7 @@ internal static unsafe partial class Sqlite
 // present. Facts are appended and never changed; what is derived can be made again from them. Questions
 // have connections of their own, and each sees one snapshot.
 
-/// <summary>Is thrown when facts could not be stored; the sender is answered 503 and sends them again.</summary>
+/// <summary>Is thrown when facts could not be stored; the sender is answered 503, and repeats.</summary>
 internal sealed class StoreException(string message) : Exception(message);
 
 /// <summary>What the store is told by the settings.</summary>
@@ -5545,7 +5552,8 @@ internal sealed class StoreException(string message) : Exception(message);
 /// <param name="MaxServices">Alerts of further ones are quarantined.</param>
 /// <param name="MaxAlerts">Further label sets are quarantined.</param>
 /// <param name="Name">Of this SeS, as the facts that it takes have it.</param>
-internal sealed record StoreRules(string Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts);
+internal sealed record StoreRules(
+    string Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts);
 
 /// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
 internal static class UnixTime
@@ -5553,12 +5561,14 @@ internal static class UnixTime
     /// <summary>The end of a run that goes on; no time is as late.</summary>
     public const long Open = 9_000_000_000_000_000;
 
-    public static long From(DateTime time) => (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
+    public static long From(DateTime time) =>
+        (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
 
     /// <exception cref="SqliteException">No year has it: the row is damaged.</exception>
     public static DateTime Read(long milliseconds) => Math.Abs(milliseconds) <= Limit
         ? DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond)
-        : throw new SqliteException(SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
+        : throw new SqliteException(
+            SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
 
     private const long Limit = 62_000_000_000_000;
 }
@@ -5607,9 +5617,11 @@ internal static class Schema
         CREATE INDEX alert_service ON alert(service, hash);
         -- Fact: a copy of an alert that brought something new; text null: the alert's.
         CREATE TABLE observation(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, received INTEGER NOT NULL,
-            by INTEGER NOT NULL, service INTEGER NOT NULL, alert INTEGER NOT NULL, kind INTEGER NOT NULL, starts INTEGER NOT NULL,
-            ends INTEGER, status INTEGER NOT NULL, text TEXT, sum INTEGER NOT NULL) STRICT;
-        CREATE INDEX observation_service ON observation(service, alert, starts, received, kind, ends, status, by);
+            by INTEGER NOT NULL, service INTEGER NOT NULL, alert INTEGER NOT NULL, kind INTEGER NOT NULL,
+            starts INTEGER NOT NULL, ends INTEGER, status INTEGER NOT NULL, text TEXT,
+            sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX observation_service
+            ON observation(service, alert, starts, received, kind, ends, status, by);
         -- Derived: alert, starts. State: seen, the last copy, to the hour.
         CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
             seen INTEGER NOT NULL) STRICT;
@@ -5619,7 +5631,8 @@ internal static class Schema
         -- runs of one status follow each other where one rests on an open alert and the other does not.
         CREATE TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
             since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
-            observation INTEGER NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY(service, at)) STRICT, WITHOUT ROWID;
+            observation INTEGER NOT NULL, partition INTEGER NOT NULL,
+            PRIMARY KEY(service, at)) STRICT, WITHOUT ROWID;
         CREATE INDEX timeline_time ON timeline(partition, at, service, status, since, observation);
         CREATE INDEX timeline_ended ON timeline(until, at, status)
             WHERE status IN (1, 2, 3) AND until < 9000000000000000;
@@ -5660,7 +5673,9 @@ internal static class Schema
 
 /// <summary>An alert as the store takes it; times UTC, whole milliseconds.</summary>
 /// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
-/// <param name="Labels">As JSON, sorted by name: two alerts are one if this, source and sender are the same.</param>
+/// <param name="Labels">
+/// As JSON, sorted by name: two alerts are one if this, source and sender are the same.
+/// </param>
 /// <param name="Status">In lower case.</param>
 /// <param name="Starts">Of Prometheus's <c>default</c>: none was sent.</param>
 /// <param name="Ends">Null: it fires, or it is Prometheus's: see <paramref name="ValidUntil"/>.</param>
@@ -5696,7 +5711,9 @@ internal sealed class Store : IDisposable
     /// <summary>A transaction that derives holds requests up for no longer.</summary>
     private static readonly TimeSpan DeriveTime = TimeSpan.FromMilliseconds(20);
 
-    /// <summary>How soon what changes with time alone is looked for, and a disk that refused is tried again.</summary>
+    /// <summary>
+    /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
+    /// </summary>
     public static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
 
     /// <summary>A commit takes some milliseconds, on a busy disk a second.</summary>
@@ -5710,7 +5727,8 @@ internal sealed class Store : IDisposable
     private readonly Thread _thread;
     private readonly Writer _writer;
     private readonly RecentAlerts _recent = new();
-    private readonly TaskCompletionSource<string> _failed = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource<string> _failed =
+        new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly ConcurrentBag<Reader> _readers = [];
 
     // Guarded by _gate.
@@ -5730,7 +5748,8 @@ internal sealed class Store : IDisposable
         public IReadOnlyList<UnmappableAlert> Unmappable => unmappable;
         public DateTime Received => received;
         public Stored Result { get; set; }
-        public TaskCompletionSource<Stored> Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public TaskCompletionSource<Stored> Done { get; } =
+            new(TaskCreationOptions.RunContinuationsAsynchronously);
 
         public long Size { get; } = alerts.Sum(a => 200L + a.Labels.Length + a.Description.Length)
             + unmappable.Sum(u => 200L + u.Raw.Length);
@@ -5747,7 +5766,9 @@ internal sealed class Store : IDisposable
         _thread.Start();
     }
 
-    /// <summary>Completes, with the reason, when the disk can no longer be trusted: the process must end.</summary>
+    /// <summary>
+    /// Completes, with the reason, when the disk can no longer be trusted: the process must end.
+    /// </summary>
     public Task<string> Failed => _failed.Task;
 
     /// <summary>Why nothing can be stored at the moment; null when all is well.</summary>
@@ -5817,7 +5838,8 @@ internal sealed class Store : IDisposable
             Monitor.Pulse(_gate);
         }
         await caughtUp.Task;
-        return new Snapshot(_readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), _readers.Add);
+        return new Snapshot(
+            _readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), _readers.Add);
     }
 
     // ---- The writer's thread ----
@@ -5905,7 +5927,8 @@ internal sealed class Store : IDisposable
     private void Refuse(SqliteException e)
     {
         _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
-        SetRefusal(e.IsFull ? "The disk is full." : e.IsBusy ? "Another process holds the database." : "The disk refused.");
+        SetRefusal(e.IsFull ? "The disk is full."
+            : e.IsBusy ? "Another process holds the database." : "The disk refused.");
     }
 
     private void SetRefusal(string? refusal)
@@ -5979,7 +6002,9 @@ internal sealed class ServiceFacts(SqliteConnection database)
             WHERE service = ?1 AND id <= ?2 ORDER BY alert, starts, received, kind
             """),
         _traits = database.Prepare("SELECT id, dialect, source FROM alert WHERE service = ?1"),
-        _runs = database.Prepare("SELECT at, until, status, open, observation FROM timeline WHERE service = ?1 ORDER BY at");
+        _runs = database.Prepare("""
+            SELECT at, until, status, open, observation FROM timeline WHERE service = ?1 ORDER BY at
+            """);
 
     private readonly List<Observation> _facts = [];
     private readonly Dictionary<long, AlertTraits> _traitsOf = [];
@@ -5999,7 +6024,8 @@ internal sealed class ServiceFacts(SqliteConnection database)
         _traitsOf.Clear();
         _traits.Bind(1, service);
         while (_traits.Step())
-            _traitsOf[_traits.Number(0)] = new AlertTraits(_traits.Number(1) != 0, (AlertSource)_traits.Number(2));
+            _traitsOf[_traits.Number(0)] =
+                new AlertTraits(_traits.Number(1) != 0, (AlertSource)_traits.Number(2));
     }
 
     /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
@@ -6013,11 +6039,12 @@ internal sealed class ServiceFacts(SqliteConnection database)
         runs.Clear();
         _runs.Bind(1, service);
         while (_runs.Step())
-            runs.Add(new Run(UnixTime.Read(_runs.Number(0)), _runs.Number(1) == UnixTime.Open ? null
-                : UnixTime.Read(_runs.Number(1)), (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
+            runs.Add(new Run(UnixTime.Read(_runs.Number(0)),
+                _runs.Number(1) == UnixTime.Open ? null : UnixTime.Read(_runs.Number(1)),
+                (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
     }
 
-    /// <summary>When the status of a run began: with the first of the runs before it that have the same.</summary>
+    /// <summary>When the status of a run began: with the first run of those that have the same.</summary>
     public static DateTime SinceOf(List<Run> runs, int run)
     {
         while (run > 0 && runs[run - 1].Status == runs[run].Status && runs[run - 1].To == runs[run].From)
@@ -6064,7 +6091,8 @@ internal sealed class Writer : IDisposable
 
     private readonly SqliteStatement _begin, _commit, _rollback, _setMeta, _insertPartition, _insertReceipt,
         _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
-        _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine, _oldestQuarantined, _deleteQuarantined,
+        _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
+        _oldestQuarantined, _deleteQuarantined,
         _behind, _due, _stale, _service, _insertRun, _deleteRun, _endRun,
         _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _alertText;
 
@@ -6094,7 +6122,8 @@ internal sealed class Writer : IDisposable
     {
         (_rules, _recent) = (rules, recent);
         _database = new SqliteConnection(path, isReadOnly: false, cache);
-        _database.Execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
+        _database.Execute(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
         _pages = new WalPages(_database);
         Migrate();
         SqliteStatement Of(string sql) => _database.Prepare(sql);
@@ -6103,19 +6132,26 @@ internal sealed class Writer : IDisposable
         _insertPartition = Of("INSERT INTO partition VALUES (?1, ?2)");
         _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
         _insertStatus = Of("INSERT INTO status VALUES (?1, ?2)");
-        _findFamily = Of("SELECT id FROM family WHERE partition = ?1 AND platform = ?2 AND service = ?3 AND facet = ?4");
+        _findFamily = Of("""
+            SELECT id FROM family WHERE partition = ?1 AND platform = ?2 AND service = ?3 AND facet = ?4
+            """);
         _insertFamily = Of("INSERT INTO family VALUES (?1, ?2, ?3, ?4, ?5)");
         _findService = Of("SELECT id FROM service WHERE family = ?1 AND location = ?2");
         _insertService = Of("INSERT INTO service(id, family, location) VALUES (?1, ?2, ?3)");
         _findAlert = Of("""
-            SELECT id FROM alert WHERE service = ?1 AND hash = ?2 AND source = ?3 AND sender = ?4 AND labels = ?5
+            SELECT id FROM alert
+            WHERE service = ?1 AND hash = ?2 AND source = ?3 AND sender = ?4 AND labels = ?5
             """);
         _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
         _alertText = Of("SELECT text FROM alert WHERE id = ?1");
         const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation ";
-        _newest = Of(facts + "WHERE service = ?1 AND alert = ?2 ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3");
-        _ofStart = Of(facts + "WHERE service = ?1 AND alert = ?2 AND starts = ?3 ORDER BY received DESC, kind DESC LIMIT ?4");
-        _insertObservation = Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
+        _newest = Of(facts
+            + "WHERE service = ?1 AND alert = ?2 ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3");
+        _ofStart = Of(facts + """
+            WHERE service = ?1 AND alert = ?2 AND starts = ?3 ORDER BY received DESC, kind DESC LIMIT ?4
+            """);
+        _insertObservation =
+            Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
         _see = Of("UPDATE open SET seen = ?2 WHERE alert = ?1 AND seen < ?2");
         _insertQuarantined = Of("INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
         _trimQuarantine = Of("""
@@ -6127,7 +6163,8 @@ internal sealed class Writer : IDisposable
         _due = Of("SELECT id FROM service WHERE due <= ?1 ORDER BY due LIMIT ?2");
         _stale = Of("""
             SELECT o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
-                WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts ORDER BY received DESC LIMIT 1), 2)
+                WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
+                ORDER BY received DESC LIMIT 1), 2)
             FROM open o WHERE o.seen <= ?1 ORDER BY o.seen LIMIT ?2
             """);
         _service = Of("""
@@ -6141,7 +6178,9 @@ internal sealed class Writer : IDisposable
             UPDATE timeline SET until = ?3, since = ?4, status = ?5, open = ?6, observation = ?7
             WHERE service = ?1 AND at = ?2
             """);
-        _updateService = Of("UPDATE service SET status = ?2, since = ?3, open = ?4, due = ?5, seen = ?6 WHERE id = ?1");
+        _updateService = Of("""
+            UPDATE service SET status = ?2, since = ?3, open = ?4, due = ?5, seen = ?6 WHERE id = ?1
+            """);
         _openOfService = Of("SELECT alert, starts FROM open WHERE service = ?1");
         _insertOpen = Of("INSERT INTO open VALUES (?1, ?2, ?3, ?4)");
         _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
@@ -6160,16 +6199,19 @@ internal sealed class Writer : IDisposable
     /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
     private void Migrate()
     {
-        var (application, version) = (_database.Number("PRAGMA application_id"), _database.Number("PRAGMA user_version"));
+        var application = _database.Number("PRAGMA application_id");
+        var version = _database.Number("PRAGMA user_version");
         if (version == 0 && _database.Number("SELECT count(*) FROM sqlite_schema") == 0)
             _database.Execute($"""
-                BEGIN IMMEDIATE; PRAGMA application_id = {Schema.ApplicationId}; {Schema.Tables} {Schema.Views}
+                BEGIN IMMEDIATE; PRAGMA application_id = {Schema.ApplicationId};
+                {Schema.Tables} {Schema.Views}
                 PRAGMA user_version = {Schema.Version}; COMMIT;
                 """);
         else if (application != Schema.ApplicationId)
             throw new DataDirException($"{Store.FileName} is no database of SeS");
         else if (version != Schema.Version)
-            throw new DataDirException($"{Store.FileName} has version {version}, which this SeS does not know");
+            throw new DataDirException(
+                $"{Store.FileName} has version {version}, which this SeS does not know");
     }
 
     /// <summary>The number of a SeS that takes facts; it is made if it is new.</summary>
@@ -6207,7 +6249,8 @@ internal sealed class Writer : IDisposable
         _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
         _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         _lastObservation = _database.Number("SELECT max(id) FROM observation") ?? 0;
-        _recorded = UnixTime.Read(_database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
+        _recorded = UnixTime.Read(
+            _database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
         _quarantined = _trimmed = _database.Number("SELECT sum(length(alert)) FROM quarantine") ?? 0;
         _window.Clear();
     }
@@ -6302,53 +6345,59 @@ internal sealed class Writer : IDisposable
     private bool? Take(long partition, IncomingAlert alert, DateTime received)
     {
         var key = _recent.KeyOf(alert);
-        var (service, id) = _recent.Find(key) is { } found ? (found.Service, found.Alert) : Place(partition, alert);
+        var (service, id) = _recent.Find(key) is { } found
+            ? (found.Service, found.Alert) : Place(partition, alert);
         if (service == 0)
             return null;
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         ReadNewest(service, id, alert.Starts);
-        var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, new AlertTraits(alert.Dialect, alert.Source));
+        var traits = new AlertTraits(alert.Dialect, alert.Source);
+        var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
         if (kind is { } brings)
             Observe(service, id, brings, alert, copy);
         else if (alert.Ends == null)
-            _see.Bind(1, id).Bind(2, UnixTime.From(received.AddTicks(-(received.Ticks % SeenStep.Ticks)))).Run();
+            _see.Bind(1, id).Bind(2, UnixTime.From(received.AddTicks(-(received.Ticks % SeenStep.Ticks))))
+                .Run();
         Learn(key, service, id, alert, copy, kind);
         return kind != null;
     }
 
     /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
-    private void Learn(UInt128 key, long service, long id, IncomingAlert alert, AlertCopy copy, ObservationKind? kind)
+    private void Learn(
+        UInt128 key, long service, long id, IncomingAlert alert, AlertCopy copy, ObservationKind? kind)
     {
         var newest = _newestFacts.Count == 0 ? DateTime.MinValue : _newestFacts[^1].Starts;
-        if (kind != null && alert.Starts >= newest)
-            _learned.Add((key, new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, copy.Received)));
-        else if (kind == null && alert.Ends == null && alert.Starts == newest && Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new AlertTraits(alert.Dialect, alert.Source)) != null)
-            _learned.Add((key, new RecentAlert(service, id, alert.Starts, null, alert.Status, copy.Received)));
-        else
-            _learned.Add((key, new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
+        var isNewest = kind != null ? alert.Starts >= newest
+            : alert.Ends == null && alert.Starts == newest && newest == Episodes.Open(
+                CollectionsMarshal.AsSpan(_newestFacts), new AlertTraits(alert.Dialect, alert.Source));
+        _learned.Add((key, isNewest
+            ? new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, copy.Received)
+            : new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
     }
 
-    /// <summary>The service and the alert, made if they are not known; zeros when there are too many.</summary>
+    /// <summary>The service and the alert, made if they are new; zeros when there are too many.</summary>
     private (long Service, long Alert) Place(long partition, IncomingAlert alert)
     {
         var (_, platform, name, facet, location) = alert.Service;
         var family = _findFamily.Bind(1, partition).Bind(2, platform).Bind(3, name).Bind(4, facet).Number();
         var service = family == null ? null : _findService.Bind(1, family.Value).Bind(2, location).Number();
         var hash = Checksum.Hash(alert.Source, alert.Sender, alert.Labels);
-        var id = service == null ? null : _findAlert.Bind(1, service.Value).Bind(2, hash).Bind(3, (long)alert.Source)
-            .Bind(4, alert.Sender).Bind(5, alert.Labels).Number();
+        var id = service == null ? null : _findAlert.Bind(1, service.Value).Bind(2, hash)
+            .Bind(3, (long)alert.Source).Bind(4, alert.Sender).Bind(5, alert.Labels).Number();
         if (id != null)
             return (service!.Value, id.Value);
-        if ((service == null && _services >= _rules.MaxServices) || _alerts >= _rules.MaxAlerts)
+        var areServicesMany = service == null && _services >= _rules.MaxServices;
+        if (areServicesMany || _alerts >= _rules.MaxAlerts)
         {
-            Quarantine(alert.Service.Partition, alert.Labels, service == null && _services >= _rules.MaxServices
+            Quarantine(alert.Service.Partition, alert.Labels, areServicesMany
                 ? $"there are {_rules.MaxServices} services already, as many as --max-services allows"
                 : $"there are {_rules.MaxAlerts} label sets already, as many as --max-alerts allows",
                 Encoding.UTF8.GetBytes(alert.Labels));
             return default;
         }
         if (family == null)
-            _insertFamily.Bind(1, (family = NextId()).Value).Bind(2, partition).Bind(3, platform).Bind(4, name).Bind(5, facet).Run();
+            _insertFamily.Bind(1, (family = NextId()).Value).Bind(2, partition).Bind(3, platform)
+                .Bind(4, name).Bind(5, facet).Run();
         if (service == null)
         {
             _insertService.Bind(1, (service = NextId()).Value).Bind(2, family.Value).Bind(3, location).Run();
@@ -6364,7 +6413,8 @@ internal sealed class Writer : IDisposable
         var sum = Checksum.OfAlert(id, service, alert.Dialect ? 1 : 0, (long)alert.Source, alert.Sender,
             alert.Labels, hash, alert.Description);
         _insertAlert.Bind(1, id).Bind(2, service).Bind(3, alert.Dialect ? 1 : 0).Bind(4, (long)alert.Source)
-            .Bind(5, alert.Sender).Bind(6, alert.Labels).Bind(7, hash).Bind(8, alert.Description).Bind(9, sum).Run();
+            .Bind(5, alert.Sender).Bind(6, alert.Labels).Bind(7, hash).Bind(8, alert.Description).Bind(9, sum)
+            .Run();
         return id;
     }
 
@@ -6404,7 +6454,8 @@ internal sealed class Writer : IDisposable
     private void Observe(long service, long alert, ObservationKind kind, AlertCopy copy, string? text)
     {
         var id = NextId();
-        var (recorded, received, starts) = (UnixTime.From(_recorded), UnixTime.From(copy.Received), UnixTime.From(copy.Starts));
+        var (recorded, received) = (UnixTime.From(_recorded), UnixTime.From(copy.Received));
+        var starts = UnixTime.From(copy.Starts);
         long? ends = copy.Ends is { } end ? UnixTime.From(end) : null;
         var sum = Checksum.OfObservation(
             id, recorded, received, _self, service, alert, (long)kind, starts, ends, (long)copy.Status, text);
@@ -6440,7 +6491,8 @@ internal sealed class Writer : IDisposable
 
     // ---- What is derived ----
 
-    /// <summary>Derives services that are behind, or that time alone has changed, in one short transaction.</summary>
+    /// <summary>Derives services that are behind, or that time alone has changed, in a transaction.</summary>
+    /// <param name="time">It ends after so long.</param>
     public void Derive(DateTime now, TimeSpan time, TimeProvider clock)
     {
         var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked;
@@ -6479,18 +6531,20 @@ internal sealed class Writer : IDisposable
             _window.Enqueue(_behind.Number(0));
     }
 
-    /// <summary>What time alone brings: lapses, as facts, and services whose status changes by itself.</summary>
+    /// <summary>What time alone brings: lapses, as facts, and services whose status changes.</summary>
     private void Tick(DateTime now)
     {
         _ticked = now;
         var stale = new List<(long Alert, long Service, long Starts, long Seen, Status Status)>();
         _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce);
         while (_stale.Step())
-            stale.Add((_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3), (Status)_stale.Number(4)));
+            stale.Add((_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3),
+                (Status)_stale.Number(4)));
         foreach (var (alert, service, starts, seen, status) in stale)
         {
+            var end = UnixTime.Read(Math.Max(seen, starts));
             Observe(service, alert, ObservationKind.Lapse,
-                new AlertCopy(UnixTime.Read(starts), UnixTime.Read(Math.Max(seen, starts)), status, now), null);
+                new AlertCopy(UnixTime.Read(starts), end, status, now), null);
             _deleteOpen.Bind(1, alert).Run();
         }
         if (stale.Count > 0)
@@ -6512,8 +6566,8 @@ internal sealed class Writer : IDisposable
         var partition = _service.Number(0);
         _service.Reset();
         _facts.Read(service);
-        var due = _facts.Derive(
-            _knownFrom.TryGetValue(partition, out var from) ? from : null, now, _rules.Timeline, _made, _open);
+        DateTime? knownFrom = _knownFrom.TryGetValue(partition, out var from) ? from : null;
+        var due = _facts.Derive(knownFrom, now, _rules.Timeline, _made, _open);
         WriteRuns(service, partition);
         WriteOpen(service);
         var last = _made.Count == 0 ? default : _made[^1];
@@ -6521,8 +6575,8 @@ internal sealed class Writer : IDisposable
         foreach (var fact in _facts.Observations)
             seen = Math.Max(seen, UnixTime.From(fact.Received));
         _updateService.Bind(1, service).Bind(2, _made.Count == 0 ? null : (long)last.Status)
-            .Bind(3, _made.Count == 0 ? null : UnixTime.From(ServiceFacts.SinceOf(_made, _made.Count - 1))).Bind(4, last.Open ? 1 : 0)
-            .Bind(5, due is { } at ? UnixTime.From(at) : null).Bind(6, seen).Run();
+            .Bind(3, _made.Count == 0 ? null : UnixTime.From(ServiceFacts.SinceOf(_made, _made.Count - 1)))
+            .Bind(4, last.Open ? 1 : 0).Bind(5, due is { } at ? UnixTime.From(at) : null).Bind(6, seen).Run();
     }
 
     private void WriteRuns(long service, long partition)
@@ -6536,7 +6590,8 @@ internal sealed class Writer : IDisposable
                 since = UnixTime.From(run.From);
             for (; i < _held.Count && _held[i].From < run.From; i++)
                 _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
-            Write(service, partition, run, since, i < _held.Count && _held[i].From == run.From ? _held[i++] : null);
+            var isHeld = i < _held.Count && _held[i].From == run.From;
+            Write(service, partition, run, since, isHeld ? _held[i++] : null);
         }
         for (; i < _held.Count; i++)
             _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
@@ -6558,7 +6613,7 @@ internal sealed class Writer : IDisposable
                 .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Run();
     }
 
-    /// <summary>Which episodes are open, and when their last copy came, as far as the facts have it.</summary>
+    /// <summary>Which episodes are open, and when their last copy came, as far as facts tell.</summary>
     private void WriteOpen(long service)
     {
         _heldOpen.Clear();
@@ -6585,10 +6640,12 @@ internal sealed class Writer : IDisposable
         return UnixTime.From(seen);
     }
 
-    /// <summary>Throws away what is derived, to be derived anew; the last copies of open episodes stay.</summary>
+    /// <summary>Throws away what is derived, to be derived anew; last copies of open episodes stay.</summary>
     public void Rebuild() => InTransaction(() =>
     {
-        _database.Execute("DELETE FROM timeline; UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL");
+        _database.Execute("""
+            DELETE FROM timeline; UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL
+            """);
         _setMeta.Bind(1, "derived").Bind(2, _windowEnd = _derived = 0).Run();
         _window.Clear();
     });
@@ -6604,7 +6661,7 @@ internal sealed class Writer : IDisposable
     }
 
     /// <summary>Moves the log into the database when it has so many pages.</summary>
-    /// <exception cref="SqliteException">A flush failed: SQLite's own checkpoint would not say so.</exception>
+    /// <exception cref="SqliteException">A flush failed; SQLite's own checkpoint hides that.</exception>
     public void CheckpointFrom(int pages)
     {
         if (_pages.Count < pages)
@@ -6650,14 +6707,15 @@ internal sealed class DatabaseFiles(string path)
             ?? throw new SqliteException(SqliteException.FilesChanged, 0, $"{p} is not there")))];
 
     /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
-    /// <exception cref="SqliteException">A file is not the one that was opened, or shorter than it was.</exception>
+    /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
     public void Check()
     {
         foreach (ref var file in _files.AsSpan())
         {
             var now = Disk.StatusOf(file.Path);
             if (now == null || now.Value.Device != file.Status.Device || now.Value.Inode != file.Status.Inode)
-                throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
+                throw new SqliteException(
+                    SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
             if (now.Value.Size < file.Status.Size)
                 throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was cut short");
             file.Status = now.Value;
@@ -6672,13 +6730,15 @@ internal struct Checksum()
         new Checksum().Add(id).Add(partition).Add(by).Add(received).Add(recorded).Value;
 
     public static long OfAlert(
-        long id, long service, long dialect, long source, string sender, string labels, long hash, string text) =>
-        new Checksum().Add(id).Add(service).Add(dialect).Add(source).Add(sender).Add(labels).Add(hash).Add(text).Value;
+        long id, long service, long dialect, long source, string sender, string labels, long hash,
+        string text) =>
+        new Checksum().Add(id).Add(service).Add(dialect).Add(source).Add(sender).Add(labels).Add(hash)
+            .Add(text).Value;
 
     public static long OfObservation(long id, long recorded, long received, long by, long service, long alert,
         long kind, long starts, long? ends, long status, string? text) =>
-        new Checksum().Add(id).Add(recorded).Add(received).Add(by).Add(service).Add(alert).Add(kind).Add(starts)
-            .Add(ends ?? -1).Add(status).Add(text ?? "\0").Value;
+        new Checksum().Add(id).Add(recorded).Add(received).Add(by).Add(service).Add(alert).Add(kind)
+            .Add(starts).Add(ends ?? -1).Add(status).Add(text ?? "\0").Value;
 
     private uint _crc = uint.MaxValue;
 
@@ -6699,11 +6759,14 @@ internal struct Checksum()
     }
 
     /// <summary>What finds an alert; its texts are compared all the same.</summary>
-    public static long Hash(AlertSource source, string sender, string labels) => BinaryPrimitives.ReadInt64LittleEndian(
-        SHA256.HashData(Encoding.UTF8.GetBytes($"{(int)source}\n{sender}\n{labels}")));
+    public static long Hash(AlertSource source, string sender, string labels) =>
+        BinaryPrimitives.ReadInt64LittleEndian(
+            SHA256.HashData(Encoding.UTF8.GetBytes($"{(int)source}\n{sender}\n{labels}")));
 }
 
-/// <summary>The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.</summary>
+/// <summary>
+/// The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.
+/// </summary>
 internal readonly record struct RecentAlert(
     long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen);
 
@@ -6747,14 +6810,16 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         using var rows = database.Query("SELECT id, partition, by, received, recorded, sum FROM receipt");
         while (rows.Step())
         {
-            if (Checksum.OfReceipt(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Number(4)) != rows.Number(5))
+            if (Checksum.OfReceipt(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3),
+                rows.Number(4)) != rows.Number(5))
                 Fault("receipt", rows.Number(0));
         }
     }
 
     private void CheckAlerts()
     {
-        using var rows = database.Query("SELECT id, service, dialect, source, sender, labels, hash, text, sum FROM alert");
+        using var rows = database.Query(
+            "SELECT id, service, dialect, source, sender, labels, hash, text, sum FROM alert");
         while (rows.Step())
         {
             if (Checksum.OfAlert(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Text(4),
@@ -6766,13 +6831,14 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
     private void CheckObservations()
     {
         using var rows = database.Query("""
-            SELECT id, recorded, received, by, service, alert, kind, starts, ends, status, text, sum FROM observation
+            SELECT id, recorded, received, by, service, alert, kind, starts, ends, status, text, sum
+            FROM observation
             """);
         for (; rows.Step(); Observations++)
         {
-            if (Checksum.OfObservation(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Number(4),
-                rows.Number(5), rows.Number(6), rows.Number(7), rows.NumberOrNull(8), rows.Number(9),
-                rows.TextOrNull(10)) != rows.Number(11))
+            if (Checksum.OfObservation(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3),
+                rows.Number(4), rows.Number(5), rows.Number(6), rows.Number(7), rows.NumberOrNull(8),
+                rows.Number(9), rows.TextOrNull(10)) != rows.Number(11))
                 Fault("observation", rows.Number(0));
         }
     }
@@ -6780,7 +6846,8 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
     private void Fault(string table, long id)
     {
         if (_faults.Count < MaxFaults)
-            _faults.Add($"{table} {id}: a fact does not fit its checksum; a backup or another SeS may have it");
+            _faults.Add(
+                $"{table} {id}: a fact does not fit its checksum; a backup or another SeS may have it");
     }
 
     /// <summary>Only of services that are not behind; their timeline is made again, and compared.</summary>
@@ -6790,8 +6857,10 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         var derived = database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         var (made, held) = (new List<Run>(), new List<Run>());
         using var services = database.Query("""
-            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition), s.status, s.since, s.open
-            FROM service s JOIN family f ON f.id = s.family WHERE s.status IS NOT NULL AND (s.due IS NULL OR s.due > ?1)
+            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition),
+                s.status, s.since, s.open
+            FROM service s JOIN family f ON f.id = s.family
+            WHERE s.status IS NOT NULL AND (s.due IS NULL OR s.due > ?1)
             """);
         services.Bind(1, UnixTime.From(now));
         for (; services.Step(); Services++)
@@ -6800,13 +6869,15 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
             facts.Read(service);
             if (facts.Observations.ToArray().Any(o => o.Id > derived))
                 continue;
-            _ = facts.Derive(services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null, now, rules, made);
+            DateTime? knownFrom = services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null;
+            _ = facts.Derive(knownFrom, now, rules, made);
             facts.ReadRuns(service, held);
             var isPresent = made.Count > 0 && (long)made[^1].Status == services.Number(2)
                 && UnixTime.From(ServiceFacts.SinceOf(made, made.Count - 1)) == services.Number(3)
                 && made[^1].Open == (services.Number(4) != 0);
             if ((!isPresent || !made.SequenceEqual(held)) && _faults.Count < MaxFaults)
-                _faults.Add($"service {service}: its timeline is not what its facts give; ses rebuild makes it again");
+                _faults.Add($"service {service}: its timeline is not what its facts give; "
+                    + "ses rebuild makes it again");
         }
     }
 }
@@ -6829,7 +6900,7 @@ internal sealed class RecentAlerts
 
     public UInt128 KeyOf(IncomingAlert alert)
     {
-        var text = $"{alert.Service.Partition}\n{(int)alert.Source}\n{alert.Sender}\n{alert.Labels}\n{alert.Service}";
+        var text = $"{(int)alert.Source}\n{alert.Sender}\n{alert.Labels}\n{alert.Service}";
         var size = _key.Length + Encoding.UTF8.GetMaxByteCount(text.Length);
         var buffer = ArrayPool<byte>.Shared.Rent(size);
         _key.CopyTo(buffer, 0);
@@ -6843,7 +6914,8 @@ internal sealed class RecentAlerts
     /// <summary>Whether a copy tells nothing that is not on disk.</summary>
     public bool Knows(IncomingAlert alert, DateTime now) => Find(KeyOf(alert)) is { } held
         && held.Starts == alert.Starts && (alert.Ends is { } ends ? held.Ends >= ends
-            : held.Ends == null && held.Status == alert.Status && now - held.Seen < SeenStep && now >= held.Seen);
+            : held.Ends == null && held.Status == alert.Status
+                && now - held.Seen < SeenStep && now >= held.Seen);
 
     public RecentAlert? Find(UInt128 key)
     {
@@ -6912,11 +6984,12 @@ internal sealed class Snapshot : IDisposable
     /// <summary>For temporary tables; the database itself cannot be written to.</summary>
     public void Execute(string sql) => _reader.Database.Execute(sql);
 
-    /// <summary>The last observation that was recorded until a moment, by halving: recorded never decreases.</summary>
+    /// <summary>The last observation recorded until a moment, by halving: recorded never decreases.</summary>
     public long LastObservation(DateTime moment)
     {
         using var ends = Query("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM observation");
-        using var before = Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
+        using var before =
+            Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
         ends.Step();
         var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
         while (low < high)
@@ -6960,14 +7033,19 @@ internal sealed record ChangeRow(
 /// <param name="Longest">The longest outage's time down, as far as it lies in the range.</param>
 /// <param name="IsOpen">An outage goes on at the end of the range.</param>
 internal readonly record struct Availability(
-    TimeSpan Up, TimeSpan Degraded, TimeSpan Down, TimeSpan Unknown, int Outages, TimeSpan Longest, bool IsOpen)
+    TimeSpan Up, TimeSpan Degraded, TimeSpan Down, TimeSpan Unknown, int Outages, TimeSpan Longest,
+    bool IsOpen)
 {
     /// <summary>Up and degraded in percent of what is known; null: nothing is.</summary>
-    public double? Percent => Up + Degraded + Down is { Ticks: > 0 } known ? 100.0 * (Up + Degraded).Ticks / known.Ticks : null;
+    public double? Percent => Up + Degraded + Down is { Ticks: > 0 } known
+        ? 100.0 * (Up + Degraded).Ticks / known.Ticks : null;
 }
 
-/// <summary>A change of a group, how many are up after it, and, where it makes them enough again, for how long they were too few.</summary>
-internal readonly record struct ThresholdRow(ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
+/// <summary>A change of a group.</summary>
+/// <param name="Up">How many are up after it.</param>
+/// <param name="Under">Where it makes them enough again: for how long they were too few.</param>
+internal readonly record struct ThresholdRow(
+    ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
 
 /// <summary>Answers questions from a snapshot.</summary>
 /// <param name="asOf">Answers from what was recorded until then; null: all.</param>
@@ -6976,7 +7054,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>An unknown of so long ends an outage.</summary>
     private static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
 
-    /// <summary>So few services of a partition are sorted by time, rather than found among all of its changes.</summary>
+    /// <summary>So few services' changes are sorted, rather than found among all of a partition.</summary>
     private const int FewServices = 1000;
 
     private readonly Dictionary<Status, string> _statuses = [];
@@ -7005,7 +7083,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>The changes of the services that a filter takes, in order of time.</summary>
     /// <param name="from">Inclusive; null: from the first on.</param>
     /// <param name="to">Exclusive; null: up to the last.</param>
-    /// <param name="after">Goes on after this change: its time, and its <see cref="ChangeRow.Place"/>.</param>
+    /// <param name="after">Goes on after this change: its time and <see cref="ChangeRow.Place"/>.</param>
     public IEnumerable<ChangeRow> History(
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
     {
@@ -7017,13 +7095,14 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
-    /// <summary>How each service that a filter takes, and that was known, fared; in the order of names.</summary>
+    /// <summary>How each known service that a filter takes fared, in the order of names.</summary>
     /// <param name="to">Null, or later than the moment of the answer: that moment.</param>
     public IEnumerable<(ServiceKey Service, Availability Availability)> Report(
         ServiceFilter filter, DateTime? from, DateTime? to)
     {
         var end = to is { } given && given < Moment ? given : Moment;
-        using var runs = snapshot.Query($"SELECT at, until, status FROM {Timeline} WHERE service = ?1 ORDER BY at");
+        using var runs = snapshot.Query(
+            $"SELECT at, until, status FROM {Timeline} WHERE service = ?1 ORDER BY at");
         foreach (var (id, service) in Services(filter))
         {
             var sum = new AvailabilitySum(from ?? DateTime.MinValue, end);
@@ -7040,11 +7119,13 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// The changes of a group, how many are up after each, and for how long too few were, as Onix's report
     /// ox_ses_events_threshold has them where it is right. It begins with the first change of all.
     /// </summary>
-    public IEnumerable<ThresholdRow> Threshold(ServiceFilter filter, int threshold, DateTime? from, DateTime? to)
+    public IEnumerable<ThresholdRow> Threshold(
+        ServiceFilter filter, int threshold, DateTime? from, DateTime? to)
     {
         var up = new HashSet<long>();
         DateTime? since = null;
-        foreach (var (service, id, change) in Changes(filter, null, to is { } end && end < Moment ? end : Moment, null))
+        var until = to is { } end && end < Moment ? end : Moment;
+        foreach (var (service, id, change) in Changes(filter, null, until, null))
         {
             if (change.Status == Status.Unknown)
                 continue;
@@ -7068,13 +7149,15 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>The services that a filter takes, in the order of names.</summary>
     public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter)
     {
-        (string Column, string? Value)[] fields = [("p.name", filter.Partition), ("f.platform", filter.Platform),
+        (string Column, string? Value)[] fields =
+            [("p.name", filter.Partition), ("f.platform", filter.Platform),
             ("f.service", filter.Service), ("f.facet", filter.Facet), ("s.location", filter.Location)];
         var given = fields.Where(f => f.Value != null).ToArray();
+        var conditions = string.Join(" AND ", given.Select((f, i) => $"{f.Column} = ?{i + 1}"));
         using var rows = snapshot.Query($"""
             SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location
             FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
-            {(given.Length == 0 ? "" : "WHERE ")}{string.Join(" AND ", given.Select((f, i) => $"{f.Column} = ?{i + 1}"))}
+            {(given.Length == 0 ? "" : "WHERE ")}{conditions}
             ORDER BY p.name, f.platform, f.service, f.facet, s.location
             """);
         for (var i = 0; i < given.Length; i++)
@@ -7090,15 +7173,17 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
-    /// <summary>Holds the names of the services that a filter takes, of which there are at most --max-services.</summary>
+    /// <summary>Holds the names of the services that a filter takes: at most --max-services.</summary>
     private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
     {
         var services = Services(filter).ToDictionary(s => s.Id, s => s.Service);
         var areFew = services.Count <= FewServices || filter.Partition == null;
+        var ofThese = areFew ? "service IN (SELECT value FROM json_each(?5))"
+            : "partition = (SELECT id FROM partition WHERE name = ?5)";
         using var rows = snapshot.Query($"""
             SELECT service, at, status, observation FROM {Timeline}
-            WHERE {(areFew ? "service IN (SELECT value FROM json_each(?5))" : "partition = (SELECT id FROM partition WHERE name = ?5)")}
+            WHERE {ofThese}
                 AND at >= ?1 AND at < ?2 AND at = since AND (at > ?3 OR service > ?4)
             ORDER BY at, service
             """);
@@ -7131,16 +7216,18 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     private sealed class ObservedTexts(Snapshot snapshot) : IDisposable
     {
         private readonly SqliteStatement _texts = snapshot.Query("""
-            SELECT coalesce(o.text, a.text), o.received, CASE WHEN a.dialect = 0 THEN json_extract(a.labels, '$.alertname') END
+            SELECT coalesce(o.text, a.text), o.received,
+                CASE WHEN a.dialect = 0 THEN json_extract(a.labels, '$.alertname') END
             FROM observation o JOIN alert a ON a.id = o.alert WHERE o.id = ?1
             """);
 
-        /// <summary>The recovery of a stock alert has no text of its own: what was sent with it is of the outage.</summary>
+        /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
         public (string Text, DateTime? Received) Of(long observation, Status status)
         {
             if (!_texts.Bind(1, observation).Step())
                 return ("", null);
-            var text = status == Status.Up && _texts.TextOrNull(2) is { } alert ? $"{alert} resolved" : _texts.Text(0);
+            var text = status == Status.Up && _texts.TextOrNull(2) is { } alert
+                ? $"{alert} resolved" : _texts.Text(0);
             var received = UnixTime.Read(_texts.Number(1));
             _texts.Reset();
             return (text, received);
@@ -7169,25 +7256,32 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             DROP TABLE IF EXISTS temp.timeline;
             CREATE TEMP TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
                 since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
-                observation INTEGER NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY(service, at)) WITHOUT ROWID;
+                observation INTEGER NOT NULL, partition INTEGER NOT NULL,
+                PRIMARY KEY(service, at)) WITHOUT ROWID;
             """);
-        using var insert = snapshot.Query("INSERT INTO temp.timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        using var insert =
+            snapshot.Query("INSERT INTO temp.timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
         using var services = snapshot.Query("""
-            SELECT s.id, f.partition, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition AND r.recorded <= ?1)
+            SELECT s.id, f.partition,
+                (SELECT min(received) FROM receipt r WHERE r.partition = f.partition AND r.recorded <= ?1)
             FROM service s JOIN family f ON f.id = s.family ORDER BY s.id
             """);
         services.Bind(1, UnixTime.From(moment));
         while (services.Step())
         {
             facts.Read(services.Number(0), through);
-            _ = facts.Derive(services.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null, moment, rules, runs);
+            DateTime? knownFrom = services.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null;
+            _ = facts.Derive(knownFrom, moment, rules, runs);
             for (var i = 0; i < runs.Count; i++)
                 insert.Bind(1, services.Number(0)).Bind(2, UnixTime.From(runs[i].From))
                     .Bind(3, runs[i].To is { } to ? UnixTime.From(to) : UnixTime.Open)
                     .Bind(4, UnixTime.From(ServiceFacts.SinceOf(runs, i))).Bind(5, (long)runs[i].Status)
-                    .Bind(6, runs[i].Open ? 1 : 0).Bind(7, runs[i].Observation).Bind(8, services.Number(1)).Run();
+                    .Bind(6, runs[i].Open ? 1 : 0).Bind(7, runs[i].Observation).Bind(8, services.Number(1))
+                    .Run();
         }
-        snapshot.Execute("CREATE INDEX temp.timeline_time ON timeline(partition, at, service, status, since, observation)");
+        snapshot.Execute("""
+            CREATE INDEX temp.timeline_time ON timeline(partition, at, service, status, since, observation)
+            """);
     }
 
     /// <summary>Adds up the runs of one service, in order, over a range.</summary>
@@ -7197,7 +7291,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         private int _outages;
         private bool _isOpen;
 
-        public readonly Availability Result => new(_up, _degraded, _down, _unknown, _outages, _longest, _isOpen && to > from);
+        public readonly Availability Result =>
+            new(_up, _degraded, _down, _unknown, _outages, _longest, _isOpen && to > from);
 
         public void Add(DateTime at, DateTime until, Status status)
         {
@@ -7225,7 +7320,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                     _outages++;
                 _longest = _outage > _longest ? _outage : _longest;
             }
-            _isOpen = status == Status.Down || (_isOpen && status == Status.Unknown && _unknownSince < EndsOutage);
+            _isOpen = status == Status.Down
+                || (_isOpen && status == Status.Unknown && _unknownSince < EndsOutage);
         }
     }
 }
