@@ -5350,6 +5350,9 @@ internal sealed class SqliteConnection : IDisposable
 
     internal sqlite3 Handle => _connection;
 
+    /// <summary>How many rows the last statement inserted, updated or deleted.</summary>
+    public int Changes => raw.sqlite3_changes(_connection);
+
     /// <summary>Runs statements that give no rows.</summary>
     public void Execute(string sql) => Check(raw.sqlite3_exec(_connection, sql), sql);
 
@@ -5869,7 +5872,11 @@ internal sealed class Store : IDisposable
         if (requests.Count > 0)
             Commit(requests);
         if (isStopping && requests.Count == 0)
+        {
+            foreach (var question in questions)
+                question.SetException(new StoreException("SeS is shutting down."));
             return false;
+        }
         try
         {
             if (_refusal != null)
@@ -5894,7 +5901,9 @@ internal sealed class Store : IDisposable
     {
         lock (_gate)
         {
-            if (_waiting.Count == 0 && _questions.Count == 0 && !_stopping && !_writer.IsBehind)
+            // What is behind waits, too, while the disk refuses: it is tried again at the next tick.
+            var isIdle = !_writer.IsBehind || _refusal != null;
+            if (_waiting.Count == 0 && _questions.Count == 0 && !_stopping && isIdle)
                 Monitor.Wait(_gate, TickPeriod);
             var taken = (_waiting, _questions.ToList(), _stopping);
             (_waiting, _waitingBytes) = ([], 0);
@@ -5942,6 +5951,8 @@ internal sealed class Store : IDisposable
     /// </summary>
     private void Derive(List<TaskCompletionSource> questions)
     {
+        // What comes meanwhile is not waited for, else a question would wait as long as requests come.
+        var through = questions.Count > 0 ? _writer.LastObservation : 0;
         do
         {
             _writer.Derive(Now(), DeriveTime, _clock);
@@ -5954,7 +5965,7 @@ internal sealed class Store : IDisposable
             if (requests.Count > 0)
                 Commit(requests);
         }
-        while (_writer.IsBehind && (questions.Count > 0 || _writer.Underived > MaxUnderived));
+        while (_writer.Derived < through || _writer.LastObservation - _writer.Derived > MaxUnderived);
     }
 
     private void Fail(SqliteException e)
@@ -6100,7 +6111,8 @@ internal sealed class Writer : IDisposable
     private readonly Dictionary<string, long> _partitions = [];
     private readonly Dictionary<long, DateTime> _knownFrom = [];
     private readonly Dictionary<string, Status> _statuses = [];
-    private long _self, _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
+    private readonly long _self;
+    private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
     private DateTime _recorded, _alive;
 
     // Of a transaction of facts: whether it wrote, and what the cache learns from it.
@@ -6186,6 +6198,7 @@ internal sealed class Writer : IDisposable
         _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
         _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
         _facts = new ServiceFacts(_database);
+        _self = PeerOf(rules.Name);
         Load();
         _files = new DatabaseFiles(path);
     }
@@ -6193,8 +6206,10 @@ internal sealed class Writer : IDisposable
     /// <summary>Whether some service's latest observations are not derived yet.</summary>
     public bool IsBehind => _derived < _lastObservation;
 
-    /// <summary>How many observations are not derived yet, at most.</summary>
-    public long Underived => _lastObservation - _derived;
+    /// <summary>Through which observation all services are derived.</summary>
+    public long Derived => _derived;
+
+    public long LastObservation => _lastObservation;
 
     /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
     private void Migrate()
@@ -6225,7 +6240,6 @@ internal sealed class Writer : IDisposable
 
     private void Load()
     {
-        _self = PeerOf(_rules.Name);
         _partitions.Clear();
         _knownFrom.Clear();
         _statuses.Clear();
@@ -6468,8 +6482,11 @@ internal sealed class Writer : IDisposable
     private void Quarantine(string partition, string identity, string reason, ReadOnlySpan<byte> alert)
     {
         var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + identity)).AsSpan(0, 16);
-        _insertQuarantined.Bind(1, NextId()).Bind(2, UnixTime.From(_recorded)).Bind(3, partition)
+        _insertQuarantined.Bind(1, _lastId + 1).Bind(2, UnixTime.From(_recorded)).Bind(3, partition)
             .Bind(4, hash).Bind(5, reason).Bind(6, alert).Run();
+        if (_database.Changes == 0)
+            return;
+        NextId();
         _quarantined += alert.Length;
     }
 
@@ -6501,24 +6518,33 @@ internal sealed class Writer : IDisposable
         _recorded = now > _recorded ? now : _recorded;
         var began = clock.GetTimestamp();
         _isDirty = false;
+        // Not flushed by itself: with the next facts, or made again after a loss of power. A lapse is a fact.
         _database.Execute("PRAGMA synchronous = NORMAL");
-        InTransaction(() =>
+        try
         {
-            if (isTime)
-                Tick(now);
-            FillWindow();
-            while (_window.TryDequeue(out var service))
-            {
-                Derive(service, now);
-                if (clock.GetElapsedTime(began) > time)
-                    break;
-            }
-            if (_window.Count == 0 && _derived != _windowEnd)
-                _setMeta.Bind(1, "derived").Bind(2, _derived = _windowEnd).Run();
-            if (_isDirty)
-                _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
-        });
-        _database.Execute("PRAGMA synchronous = FULL");
+            InTransaction(() => DeriveWindow(now, time, clock, began, isTime));
+        }
+        finally
+        {
+            _database.Execute("PRAGMA synchronous = FULL");
+        }
+    }
+
+    private void DeriveWindow(DateTime now, TimeSpan time, TimeProvider clock, long began, bool isTime)
+    {
+        if (isTime)
+            Tick(now);
+        FillWindow();
+        while (_window.TryDequeue(out var service))
+        {
+            Derive(service, now);
+            if (clock.GetElapsedTime(began) > time)
+                break;
+        }
+        if (_window.Count == 0 && _derived != _windowEnd)
+            _setMeta.Bind(1, "derived").Bind(2, _derived = _windowEnd).Run();
+        if (_isDirty)
+            _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
     }
 
     private void FillWindow()

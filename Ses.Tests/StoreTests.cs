@@ -92,9 +92,12 @@ public sealed class StoreTests : IDisposable
     public async Task UnmappableAlertIsKeptOnce()
     {
         var misfit = new UnmappableAlert("identity", "f", "n", "it has no service", "{}"u8.ToArray());
-        for (var i = 0; i < 2; i++)
+        Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", [], [misfit]));
+        var size = new FileInfo(Path.Combine(_directory, Store.FileName + "-wal")).Length;
+        for (var i = 0; i < 50; i++)
             Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", [], [misfit]));
         Assert.Equal(1, await CountAsync("quarantine"));
+        Assert.Equal(size, new FileInfo(Path.Combine(_directory, Store.FileName + "-wal")).Length);
     }
 
     [Fact]
@@ -172,6 +175,29 @@ public sealed class StoreTests : IDisposable
         Directory.Delete(_directory, recursive: true);
         Directory.CreateDirectory(_directory);
         _store = Open();
+    }
+
+    /// <summary>Whenever the store is stopped, who asked is answered.</summary>
+    [Fact]
+    public async Task QuestionAtTheStopIsAnswered()
+    {
+        for (var i = 0; i < 20; i++)
+        {
+            var asked = Enumerable.Range(0, 8).Select(_ => Task.Run(async () =>
+            {
+                try
+                {
+                    (await _store.ReadAsync()).Dispose();
+                }
+                catch (StoreException)
+                {
+                    // It was too late.
+                }
+            })).ToArray();
+            _store.Dispose();
+            await Task.WhenAll(asked).WaitAsync(TimeSpan.FromSeconds(30));
+            _store = Open();
+        }
     }
 
     [Fact]
