@@ -60,8 +60,12 @@
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Archive   7 Event log   8 History   9 Asking
 //    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux
 //    19 Commands  20 Main
+//
+//     Sections 5b Timeline, 9b Database, 9c Store, 9d Incoming alerts and 9e Questions take over from 4 to 9:
+//     they are built and tested, and the daemon does not use them yet (docs/design.md, "The store to come").
 
 using System.Buffers;
+using System.Buffers.Binary;
 using System.Buffers.Text;
 using System.Collections.Concurrent;
 using System.CommandLine;
@@ -75,6 +79,7 @@ using System.Net;
 using System.Net.Http.Headers;
 using System.Net.Security;
 using System.Net.Sockets;
+using System.Numerics;
 using System.Reflection;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
@@ -85,8 +90,10 @@ using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using System.Text.Unicode;
 using Microsoft.Win32.SafeHandles;
 using Prometheus;
+using SQLitePCL;
 
 [assembly: System.Runtime.Versioning.SupportedOSPlatform("linux")]
 
@@ -881,7 +888,7 @@ internal sealed record Payload(
 internal sealed class PayloadException(string message) : Exception(message);
 
 /// <summary>Where the value of a field comes from.</summary>
-internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition }
+internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition, AlertName }
 
 internal readonly record struct FieldSource(FieldSourceKind Kind, string Name);
 
@@ -890,29 +897,32 @@ internal sealed class FieldMap
 {
     private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
 
-    private static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
+    public static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
 
-    public static FieldMap Default { get; } = new();
+    public static FieldMap Default { get; } = new(
+        new()
+        {
+            ["platform"] = Labels("platform"),
+            ["service"] = Labels("service"),
+            ["facet"] = Labels("facet"),
+            ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
+            ["description"] = Labels("description"),
+        },
+        new()
+        {
+            ["platform"] = [.. Labels("platform", "cluster"), InPartition],
+            ["service"] = Labels("service", "job"),
+            ["facet"] = Labels("facet", "alertname"),
+            ["location"] = Labels("location", "instance"),
+            ["description"] = Labels("description", "summary", "message"),
+        });
 
-    private readonly Dictionary<string, FieldSource[]> _dialect = new()
-    {
-        ["platform"] = Labels("platform"),
-        ["service"] = Labels("service"),
-        ["facet"] = Labels("facet"),
-        ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
-        ["description"] = Labels("description"),
-    };
+    private readonly Dictionary<string, FieldSource[]> _dialect, _stock;
 
-    private readonly Dictionary<string, FieldSource[]> _stock = new()
-    {
-        ["platform"] = [.. Labels("platform", "cluster"), InPartition],
-        ["service"] = Labels("service", "job"),
-        ["facet"] = Labels("facet", "alertname"),
-        ["location"] = Labels("location", "instance"),
-        ["description"] = Labels("description", "summary", "message"),
-    };
+    public FieldMap(Dictionary<string, FieldSource[]> dialect, Dictionary<string, FieldSource[]> stock) =>
+        (_dialect, _stock) = (dialect, stock);
 
-    private static FieldSource[] Labels(params string[] names) =>
+    public static FieldSource[] Labels(params string[] names) =>
         [.. names.Select(n => new FieldSource(FieldSourceKind.Label, n))];
 
     public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
@@ -921,10 +931,12 @@ internal sealed class FieldMap
     /// Reads <c>platform=platform,cluster,'prod';location=instance</c>: the sources of the fields named
     /// are replaced for both kinds of alert; a text in single quotes is a literal.
     /// </summary>
+    /// <param name="defaults">Has the fields that are not named.</param>
     /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static FieldMap Parse(string text)
+    public static FieldMap Parse(string text, FieldMap? defaults = null)
     {
-        var map = new FieldMap();
+        var (dialect, stock) = ((defaults ?? Default)._dialect, (defaults ?? Default)._stock);
+        var map = new FieldMap(new(dialect), new(stock));
         foreach (var rule in Split(text, ';'))
         {
             var equals = rule.IndexOf('=', StringComparison.Ordinal);
@@ -983,18 +995,18 @@ internal sealed partial class AlertJson : JsonSerializerContext;
 internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
-    private const int MaxDepth = 10_000;
+    public const int MaxDepth = 10_000;
 
     /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
     private const int MaxService = 192;
 
-    private const int MaxField = 1024, MaxDescription = 4096;
+    public const int MaxField = 1024, MaxDescription = 4096;
 
     /// <summary>No monitoring is older; a time before it is an unset one.</summary>
     private static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
 
     /// <summary>An event further ahead would stay its service's latest for ever.</summary>
-    private static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
+    public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
 
     /// <summary>They identify the Prometheus that sent the alert, not the service.</summary>
     private static readonly string[] SenderLabels = ["prometheus", "prometheus_replica", "replica"];
@@ -1091,7 +1103,7 @@ internal static class AlertMapping
         }
     }
 
-    private static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
+    public static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
     {
         // Within valid JSON a line break can only stand between tokens.
         var line = raw.ToArray();
@@ -1166,14 +1178,19 @@ internal static class AlertMapping
             return "";
         var text = new StringBuilder("{");
         foreach (var (name, value) in unused)
-            text.Append(text.Length > 1 ? "," : "").Append(LabelLookup.Clean(name)).Append("=\"")
-                .Append(LabelLookup.Clean(value!).Replace("\\", "\\\\", StringComparison.Ordinal)
-                    .Replace("\"", "\\\"", StringComparison.Ordinal)
-                    .Replace("\n", "\\n", StringComparison.Ordinal)).Append('"');
+            text.Append(text.Length > 1 ? "," : "")
+                .Append(WriteLabel(LabelLookup.Clean(name), LabelLookup.Clean(value!)));
         return text.Append('}').ToString();
     }
 
-    private static string? Unusable(ServiceKey service, string? status)
+    /// <summary>As Prometheus writes it: <c>device="sda"</c>.</summary>
+    public static string WriteLabel(string name, string value) =>
+        $"{name}=\"{value.Replace("\\", "\\\\", StringComparison.Ordinal)
+            .Replace("\"", "\\\"", StringComparison.Ordinal)
+            .Replace("\n", "\\n", StringComparison.Ordinal)}\"";
+
+    /// <summary>Why no service can be made of it; null: one can.</summary>
+    public static string? Unusable(ServiceKey service, string? status)
     {
         foreach (var (name, value) in new[]
             { ("platform", service.Platform), ("service", service.Service), ("facet", service.Facet) })
@@ -1192,7 +1209,8 @@ internal static class AlertMapping
         return null;
     }
 
-    private static bool ReadTime(
+    /// <summary>False, with the reason, when the text is no time, or none that can be meant.</summary>
+    public static bool ReadTime(
         string? text, string name, DateTime now, out DateTime time, out string reason)
     {
         reason = "";
@@ -1434,6 +1452,852 @@ internal static class Interpretation
     }
 }
 
+// ================================ 5b. Timeline ================================
+//
+// What happened, derived from what was received. A fact is an observation: a copy of an alert that brought
+// something new. Episodes tells what a copy brings, given the observations of its alert; Timeline turns all
+// observations of a service into runs of one status. Both take an alert's observations in the order in which
+// they were received and by the same rules, so that a copy which is not stored would have changed nothing,
+// and facts from elsewhere, doubled or late, may lie among them.
+// A rule's number is its place in the text on alerts and history: 3.2 are copies from Alertmanager.
+
+/// <summary>What a service is at a moment. From 4 on: other words of the dialect, as stored.</summary>
+internal enum Status { Up = 0, Degraded = 1, Down = 2, Unknown = 3 }
+
+/// <summary>Who sends an alert: Alertmanager's webhook, or Prometheus itself.</summary>
+internal enum AlertSource { Webhook = 0, Prometheus = 1 }
+
+/// <summary>
+/// What an observation brought: an episode, an end, a copy that opens an ended episode again or changes an
+/// open one's status, or an end that no sender stated.
+/// </summary>
+internal enum ObservationKind { Start = 0, End = 1, Again = 2, Lapse = 3 }
+
+/// <summary>A copy of an episode that brought something new: the fact that is stored.</summary>
+/// <param name="Starts">The episode's. All times are UTC, in whole milliseconds.</param>
+/// <param name="Ends">Null: it fires. A lapse's is the uncertain end.</param>
+/// <param name="Received">By whoever received it; a lapse's is when the episode was given up.</param>
+internal readonly record struct Observation(
+    long Id, long Alert, ObservationKind Kind, DateTime Starts, DateTime? Ends, Status Status,
+    DateTime Received);
+
+/// <summary>One copy of an alert as it arrived.</summary>
+/// <param name="Ends">Null: it fires.</param>
+/// <param name="Uncertain">The end is no recovery: Grafana lost the series, or paused the rule (3.4).</param>
+internal readonly record struct AlertCopy(
+    DateTime Starts, DateTime? Ends, Status Status, DateTime Received, bool Uncertain = false);
+
+/// <param name="Dialect">It has the labels <c>status</c> and <c>facet</c>; else it is a stock alert.</param>
+internal readonly record struct AlertTraits(bool Dialect, AlertSource Source);
+
+/// <summary>The settings of the timeline.</summary>
+/// <param name="Pause">
+/// For so long after the end of a dialect alert its status goes on, and after the giving up of an episode the
+/// service stays unknown (3.5, 4.3).
+/// </param>
+internal sealed record TimelineRules(TimeSpan Pause)
+{
+    /// <summary>
+    /// A firing copy of an ended episode within this time is a late one, from another Alertmanager; later,
+    /// the alert fires again with its old start, as after Prometheus was away.
+    /// </summary>
+    public static readonly TimeSpan LateCopy = TimeSpan.FromSeconds(20);
+}
+
+/// <summary>A stretch of one status.</summary>
+/// <param name="To">Null: it is the last.</param>
+/// <param name="Open">
+/// The status is that of an open alert, so that no gap touches it. Unknown after an uncertain end is not
+/// open, also while an alert of something better is.
+/// </param>
+/// <param name="Observation">
+/// Its id: of an open run that which gave the alert this status, else that which ended the last alert.
+/// 0: the service had no episode yet.
+/// </param>
+internal readonly record struct Run(DateTime From, DateTime? To, Status Status, bool Open, long Observation);
+
+/// <summary>A change of a service's status.</summary>
+internal readonly record struct StatusChange(DateTime Time, Status Status, long Observation);
+
+/// <summary>What copies of an alert bring, and which of its episodes is open.</summary>
+internal static class Episodes
+{
+    /// <summary>What a copy brings that is not known; null: nothing.</summary>
+    /// <param name="known">
+    /// Of the copy's alert, in order of start, receipt and kind: those of the copy's start and of the newest
+    /// start at least; others change nothing. None was received later than the copy.
+    /// </param>
+    public static ObservationKind? Decide(
+        ReadOnlySpan<Observation> known, in AlertCopy copy, AlertTraits traits)
+    {
+        using var episodes = new EpisodeBuffer(known.Length + 1);
+        episodes.Receive(known, traits, copy.Starts);
+        var kind = copy.Ends == null ? ObservationKind.Start
+            : copy.Uncertain ? ObservationKind.Lapse : ObservationKind.End;
+        return episodes.Take(new(0, 0, kind, copy.Starts, copy.Ends, copy.Status, copy.Received));
+    }
+
+    /// <summary>The start of an alert's open episode, of which it has at most one; null: none is.</summary>
+    /// <param name="known">As for <see cref="Decide"/>.</param>
+    public static DateTime? Open(ReadOnlySpan<Observation> known, AlertTraits traits)
+    {
+        using var episodes = new EpisodeBuffer(known.Length);
+        episodes.Receive(known, traits);
+        episodes.EndSuperseded();
+        for (var i = episodes.All.Length - 1; i >= 0; i--)
+        {
+            if (!episodes.All[i].HasEnd)
+                return episodes.All[i].Starts;
+        }
+        return null;
+    }
+}
+
+/// <summary>One firing of an alert, as its observations have it.</summary>
+internal struct Episode
+{
+    public long Alert;
+    public DateTime Starts;
+
+    /// <summary>Of several stated ends the greatest; MaxValue: none is known.</summary>
+    public DateTime Ends;
+
+    /// <summary>Nobody stated the end.</summary>
+    public bool IsUncertain;
+
+    /// <summary>When the end in force was first stated, or the episode given up.</summary>
+    public DateTime Stated;
+
+    /// <summary>The observation that ended it.</summary>
+    public long EndedBy;
+
+    /// <summary>The status as of the observations taken so far, and the one that gave it.</summary>
+    public Status Status;
+    public long StatusBy;
+
+    /// <summary>The same at the start.</summary>
+    public Status FirstStatus;
+    public long FirstBy;
+
+    /// <summary>When it was first received, and when the last copy was that opened it.</summary>
+    public DateTime Heard, Opened;
+
+    /// <summary>When it was last opened beside a newer one: only what is opened later ends it.</summary>
+    public DateTime OpenedAsOlder;
+
+    /// <summary>The first and last of the copies that opened it again or changed its status, or -1.</summary>
+    public int FirstAgain, LastAgain;
+
+    public bool IsDialect, IsHeard, IsOpen;
+
+    public readonly bool HasEnd => Ends != DateTime.MaxValue;
+
+    /// <summary>Its end; one before its start leaves nothing of it but its start.</summary>
+    public readonly DateTime Until => Ends > Starts ? Ends : Starts;
+
+    public readonly bool IsEmpty => Until == Starts;
+}
+
+/// <summary>A copy that opened an episode again, or changed an open one's status.</summary>
+/// <param name="Next">The next one of the episode, or -1.</param>
+internal record struct AgainCopy(
+    int Episode, DateTime Received, Status Status, long Observation, bool Opens, int Next = -1);
+
+/// <summary>The episodes of one service's alerts, each alert's in order of their starts.</summary>
+internal ref struct EpisodeBuffer
+{
+    private readonly Episode[] _episodes;
+    private readonly AgainCopy[] _agains;
+    private int _count, _againCount;
+
+    // The alert whose observations are being taken: its first episode, and the newest that was received.
+    private int _first, _newest;
+    private AlertTraits _traits;
+    private long _alert;
+
+    /// <summary>Has room for the episodes of so many observations.</summary>
+    public EpisodeBuffer(int observations)
+    {
+        _episodes = ArrayPool<Episode>.Shared.Rent(observations);
+        _agains = ArrayPool<AgainCopy>.Shared.Rent(observations);
+    }
+
+    public readonly Span<Episode> All => _episodes.AsSpan(0, _count);
+
+    public readonly Span<AgainCopy> Agains => _agains.AsSpan(0, _againCount);
+
+    public readonly void Dispose()
+    {
+        ArrayPool<Episode>.Shared.Return(_episodes);
+        ArrayPool<AgainCopy>.Shared.Return(_agains);
+    }
+
+    /// <summary>Takes an alert's observations in the order in which they were received.</summary>
+    /// <param name="alert">In order of start, receipt and kind.</param>
+    /// <param name="expected">Makes room for an episode that may yet be taken.</param>
+    public void Receive(ReadOnlySpan<Observation> alert, AlertTraits traits, DateTime? expected = null)
+    {
+        (_first, _newest, _traits, _alert) = (_count, -1, traits, alert.IsEmpty ? 0 : alert[0].Alert);
+        foreach (ref readonly var observation in alert)
+        {
+            if (expected < observation.Starts)
+                AddEpisode(expected.Value);
+            AddEpisode(observation.Starts);
+        }
+        if (expected is { } last)
+            AddEpisode(last);
+        if (IsInOrderOfReceipt(alert))
+        {
+            foreach (ref readonly var observation in alert)
+                Take(observation);
+        }
+        else
+            TakeSorted(alert);
+    }
+
+    /// <summary>Adds an episode of which nothing was received yet, unless it is there.</summary>
+    private void AddEpisode(DateTime starts)
+    {
+        if (_count == _first || _episodes[_count - 1].Starts < starts)
+            _episodes[_count++] = new()
+            {
+                Alert = _alert,
+                Starts = starts,
+                Ends = DateTime.MaxValue,
+                IsDialect = _traits.Dialect,
+                FirstAgain = -1,
+            };
+    }
+
+    private static bool IsInOrderOfReceipt(ReadOnlySpan<Observation> alert)
+    {
+        for (var i = 1; i < alert.Length; i++)
+        {
+            if (new Receipt(alert[i - 1], 0).CompareTo(new Receipt(alert[i], 1)) > 0)
+                return false;
+        }
+        return true;
+    }
+
+    private void TakeSorted(ReadOnlySpan<Observation> alert)
+    {
+        var receipts = ArrayPool<Receipt>.Shared.Rent(alert.Length);
+        for (var i = 0; i < alert.Length; i++)
+            receipts[i] = new(alert[i], i);
+        var sorted = receipts.AsSpan(0, alert.Length);
+        sorted.Sort(static (a, b) => a.CompareTo(b));
+        foreach (var receipt in sorted)
+            Take(alert[receipt.Index]);
+        ArrayPool<Receipt>.Shared.Return(receipts);
+    }
+
+    /// <summary>
+    /// The place of an observation in the order of receipt. What was received in the same millisecond is
+    /// ordered so that it means the same in every store: a copy that fires is followed by an end.
+    /// </summary>
+    private readonly struct Receipt(in Observation observation, int index)
+    {
+        private readonly DateTime _time = observation.Received;
+        private readonly int _kind = observation.Kind switch
+        {
+            ObservationKind.Start => 0,
+            ObservationKind.Again => 1,
+            ObservationKind.Lapse => 2,
+            _ => 3,
+        };
+
+        public int Index => index;
+
+        public int CompareTo(in Receipt other) => _time != other._time ? _time.CompareTo(other._time)
+            : _kind != other._kind ? _kind - other._kind : index - other.Index;
+    }
+
+    /// <summary>Takes what was received next of the alert, and tells what it brings; null: nothing.</summary>
+    public ObservationKind? Take(in Observation observation)
+    {
+        var index = Find(observation.Starts);
+        ref var episode = ref _episodes[index];
+        var isNew = !episode.IsHeard;
+        if (isNew)
+        {
+            episode.IsHeard = true;
+            episode.Heard = episode.Opened = observation.Received;
+            (episode.FirstStatus, episode.FirstBy) = (observation.Status, observation.Id);
+            (episode.Status, episode.StatusBy) = (observation.Status, observation.Id);
+            _newest = Math.Max(_newest, index);
+        }
+        if (observation.Ends == null && isNew)
+        {
+            if (index < _newest && _episodes[_newest].IsUncertain)
+                episode.OpenedAsOlder = observation.Received;
+            return ObservationKind.Start;
+        }
+        if (observation.Ends == null)
+            return Fire(index, observation);
+        return observation.Kind == ObservationKind.Lapse
+            ? GiveUp(index, observation, isNew) : End(ref episode, observation);
+    }
+
+    private readonly int Find(DateTime starts)
+    {
+        var (low, high) = (_first, _count - 1);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (_episodes[middle].Starts < starts)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return low;
+    }
+
+    /// <summary>
+    /// A firing copy of an episode that is known (3.1, 3.2): one that has ended is opened again, whole,
+    /// unless the copy is late or there is a newer episode that has not lapsed.
+    /// </summary>
+    private ObservationKind? Fire(int index, in Observation copy)
+    {
+        ref var episode = ref _episodes[index];
+        var isOlder = index < _newest;
+        if ((isOlder && !_episodes[_newest].IsUncertain) || IsLate(episode, copy))
+            return null;
+        var opens = episode.HasEnd || Successor(index) >= 0;
+        if (!opens && episode.Status == copy.Status)
+            return null;
+        if (opens)
+        {
+            (episode.Ends, episode.IsUncertain, episode.Opened) = (DateTime.MaxValue, false, copy.Received);
+            if (isOlder)
+                episode.OpenedAsOlder = copy.Received;
+        }
+        AddAgain(index, copy, opens);
+        (episode.Status, episode.StatusBy) = (copy.Status, copy.Id);
+        return ObservationKind.Again;
+    }
+
+    /// <summary>Only Alertmanagers send late copies; any is that was received with the end.</summary>
+    private readonly bool IsLate(in Episode episode, in Observation copy)
+    {
+        var isRelayed = _traits.Source == AlertSource.Webhook && !episode.IsUncertain;
+        var late = isRelayed ? TimelineRules.LateCopy : TimeSpan.Zero;
+        return episode.HasEnd && copy.Received - episode.Stated <= late;
+    }
+
+    private void AddAgain(int index, in Observation copy, bool opens)
+    {
+        ref var episode = ref _episodes[index];
+        _agains[_againCount] = new(index, copy.Received, copy.Status, copy.Id, opens);
+        if (episode.FirstAgain < 0)
+            episode.FirstAgain = _againCount;
+        else
+            _agains[episode.LastAgain].Next = _againCount;
+        episode.LastAgain = _againCount++;
+    }
+
+    /// <summary>A stated end replaces any other but a later stated one (3.1).</summary>
+    private static ObservationKind? End(ref Episode episode, in Observation copy)
+    {
+        if (episode.HasEnd && !episode.IsUncertain && copy.Ends <= episode.Ends)
+            return null;
+        SetEnd(ref episode, copy, isUncertain: false);
+        return ObservationKind.End;
+    }
+
+    /// <summary>What has a stated end, or ended as a newer episode began, is not given up (3.4).</summary>
+    private readonly ObservationKind? GiveUp(int index, in Observation lapse, bool isNew)
+    {
+        ref var episode = ref _episodes[index];
+        if (episode.HasEnd && !(episode.IsUncertain && lapse.Ends > episode.Ends))
+            return null;
+        if (!isNew && !episode.HasEnd && _traits.Source == AlertSource.Webhook
+            && Successor(index) is >= 0 and var next && _episodes[next].Starts <= lapse.Received)
+            return null;
+        SetEnd(ref episode, lapse, isUncertain: true);
+        return ObservationKind.Lapse;
+    }
+
+    private static void SetEnd(ref Episode episode, in Observation observation, bool isUncertain)
+    {
+        (episode.Ends, episode.IsUncertain) = (observation.Ends!.Value, isUncertain);
+        (episode.Stated, episode.EndedBy) = (observation.Received, observation.Id);
+    }
+
+    /// <summary>The newer episode at whose start this one ends, if no end is known; or -1.</summary>
+    private readonly int Successor(int index)
+    {
+        for (var i = index + 1; i < _count; i++)
+        {
+            if (_episodes[i].IsHeard && _episodes[i].Opened > _episodes[index].OpenedAsOlder)
+                return i;
+        }
+        return -1;
+    }
+
+    /// <summary>
+    /// Ends the open episodes of the alert but the newest where the next one begins (3.1). For one from
+    /// Prometheus, which lapses there, it is the same: that start says what the service is.
+    /// </summary>
+    public readonly void EndSuperseded()
+    {
+        for (var i = _first; i < _count; i++)
+        {
+            ref var episode = ref _episodes[i];
+            if (!episode.HasEnd && Successor(i) is >= 0 and var next)
+                (episode.Ends, episode.EndedBy) = (_episodes[next].Starts, _episodes[next].FirstBy);
+        }
+    }
+
+    /// <summary>
+    /// In the dialect up and down exclude each other: the start of one ends the other's earlier episodes of
+    /// the service, which are then not given up later (3.4, 4.2).
+    /// </summary>
+    public readonly void EndOpposed()
+    {
+        var rented = ArrayPool<OpposedStart>.Shared.Rent(_count);
+        var (count, ups) = (0, 0);
+        foreach (ref readonly var episode in All)
+        {
+            if (!episode.IsDialect || episode.FirstStatus is not (Status.Up or Status.Down))
+                continue;
+            rented[count++] = new(episode.FirstStatus, episode.Starts, episode.Heard, episode.FirstBy);
+            ups += episode.FirstStatus == Status.Up ? 1 : 0;
+        }
+        rented.AsSpan(0, count).Sort(static (a, b) => a.CompareTo(b));
+        foreach (ref var episode in All)
+        {
+            if (episode.IsDialect)
+                EndOpposed(ref episode, rented.AsSpan(0, ups), rented.AsSpan(ups, count - ups));
+        }
+        ArrayPool<OpposedStart>.Shared.Return(rented);
+    }
+
+    private readonly record struct OpposedStart(Status Status, DateTime Starts, DateTime Heard, long By)
+    {
+        public int CompareTo(in OpposedStart other) => Status != other.Status ? Status - other.Status
+            : Starts != other.Starts ? Starts.CompareTo(other.Starts)
+            : Heard != other.Heard ? Heard.CompareTo(other.Heard) : By.CompareTo(other.By);
+    }
+
+    /// <summary>Ends an episode at the first start that opposes the status which it has then.</summary>
+    private readonly void EndOpposed(
+        ref Episode episode, ReadOnlySpan<OpposedStart> ups, ReadOnlySpan<OpposedStart> downs)
+    {
+        var (from, status, again) = (episode.Starts.AddTicks(1), episode.FirstStatus, episode.FirstAgain);
+        while (true)
+        {
+            var until = again < 0 ? DateTime.MaxValue : _agains[again].Received;
+            var opposed = status == Status.Up ? downs : status == Status.Down ? ups : [];
+            var at = FirstFrom(opposed, from);
+            if (at < opposed.Length && opposed[at].Starts < until)
+            {
+                EndAt(ref episode, opposed[at]);
+                return;
+            }
+            if (again < 0)
+                return;
+            from = until > from ? until : from;
+            (status, again) = (_agains[again].Status, _agains[again].Next);
+        }
+    }
+
+    private static int FirstFrom(ReadOnlySpan<OpposedStart> starts, DateTime time)
+    {
+        var (low, high) = (0, starts.Length);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (starts[middle].Starts < time)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return low;
+    }
+
+    private static void EndAt(ref Episode episode, in OpposedStart opposed)
+    {
+        var wasKnown = opposed.Starts <= episode.Stated && opposed.Heard <= episode.Stated;
+        if (opposed.Starts < episode.Ends || (episode.IsUncertain && wasKnown))
+            (episode.Ends, episode.IsUncertain, episode.EndedBy) = (opposed.Starts, false, opposed.By);
+    }
+}
+
+/// <summary>The history of a service.</summary>
+internal static class Timeline
+{
+    /// <summary>
+    /// Makes the runs of one service as of a moment: in order, each up to the next. What is ahead of the
+    /// moment is not yet. Neighbours differ in status or in being open, but where the first episode begins.
+    /// </summary>
+    /// <param name="observations">All of the service, in order of alert, start, receipt and kind.</param>
+    /// <param name="knownFrom">The first receipt of anything of the partition; null: there was none.</param>
+    /// <param name="oldest">
+    /// The oldest time that retention has left: before it no stock service without an open alert is up, but
+    /// not known, or unknown if it follows an outage.
+    /// </param>
+    /// <param name="runs">Is cleared first.</param>
+    /// <param name="open">Gets the open episodes, of an alert at most one: what may yet lapse.</param>
+    /// <returns>When the result changes by time alone; null: never.</returns>
+    public static DateTime? Derive(
+        ReadOnlySpan<Observation> observations, Func<long, AlertTraits> traitsOf, DateTime? knownFrom,
+        DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs,
+        List<(long Alert, DateTime Starts)>? open = null)
+    {
+        runs.Clear();
+        open?.Clear();
+        if (observations.IsEmpty)
+            return null;
+        var isDialect = false;
+        using var episodes = new EpisodeBuffer(observations.Length);
+        for (int from = 0, to; from < observations.Length; from = to)
+        {
+            to = from + 1;
+            while (to < observations.Length && observations[to].Alert == observations[from].Alert)
+                to++;
+            var traits = traitsOf(observations[from].Alert);
+            isDialect |= traits.Dialect;
+            episodes.Receive(observations[from..to], traits);
+            episodes.EndSuperseded();
+        }
+        if (isDialect)
+            episodes.EndOpposed();
+        foreach (ref readonly var episode in episodes.All)
+        {
+            if (!episode.HasEnd)
+                open?.Add((episode.Alert, episode.Starts));
+        }
+        using var sweep = new TimelineSweep(episodes, isDialect, now, rules.Pause, runs);
+        return sweep.Run(knownFrom, oldest);
+    }
+
+    /// <summary>
+    /// The changes of a service as Onix is told them: from its first episode on, and while it is unknown the
+    /// status before goes on (4).
+    /// </summary>
+    /// <param name="changes">Is cleared first.</param>
+    public static void ForOnix(ReadOnlySpan<Run> runs, List<StatusChange> changes)
+    {
+        changes.Clear();
+        foreach (ref readonly var run in runs)
+        {
+            if (run.Observation != 0 && run.Status != Status.Unknown
+                && (changes.Count == 0 || changes[^1].Status != run.Status))
+                changes.Add(new(run.From, run.Status, run.Observation));
+        }
+    }
+
+    /// <summary>2 down, 1 any other, 0 up: the worst of the open ones is the status.</summary>
+    public static int Severity(Status status) => status switch { Status.Down => 2, Status.Up => 0, _ => 1 };
+}
+
+/// <summary>
+/// Goes through the moments at which episodes of a service begin, change or end, and appends runs.
+/// </summary>
+internal ref struct TimelineSweep
+{
+    /// <summary>In the order in which they are applied at one time.</summary>
+    private enum Kind { End, Again, EmptyStart, Lapse, Start }
+
+    private readonly record struct Moment(DateTime Time, Kind Kind, int Index)
+    {
+        public int CompareTo(in Moment other) => Time != other.Time ? Time.CompareTo(other.Time)
+            : Kind != other.Kind ? Kind - other.Kind : Index - other.Index;
+    }
+
+    /// <summary>An episode that is open while it has this status.</summary>
+    private readonly record struct OpenStatus(int Episode, Status Status);
+
+    /// <summary>Until when an uncertain end makes the service unknown.</summary>
+    private record struct UncertainEnd(DateTime Until, long Observation);
+
+    [InlineArray(3)]
+    private struct PerSeverity<T>
+    {
+        private T _first;
+    }
+
+    private readonly Span<Episode> _episodes;
+    private readonly ReadOnlySpan<AgainCopy> _agains;
+    private readonly bool _isDialect;
+    private readonly DateTime _now;
+    private readonly TimeSpan _pause;
+    private readonly List<Run> _runs;
+    private readonly Moment[] _moments;
+    private readonly OpenStatus[] _openStatuses;
+    private readonly int _count;
+    private DateTime _firstStart = DateTime.MaxValue, _upFrom;
+
+    // Where it is: the next moment, the next one that is a start, and up to when there are runs.
+    private int _next, _nextStart;
+    private DateTime _time;
+
+    // Of each severity: the size of the heap of open episodes, the latest start first, in which ended ones
+    // stay until they come first; and the uncertain end that counts longest.
+    private PerSeverity<int> _open;
+    private PerSeverity<UncertainEnd> _uncertain;
+
+    // What ended last, the worst of several.
+    private DateTime _lastEnd = DateTime.MinValue;
+    private int _last = -1;
+
+    public TimelineSweep(
+        in EpisodeBuffer episodes, bool isDialect, DateTime now, TimeSpan pause, List<Run> runs)
+    {
+        _episodes = episodes.All;
+        _agains = episodes.Agains;
+        (_isDialect, _now, _pause, _runs) = (isDialect, now, pause, runs);
+        _moments = ArrayPool<Moment>.Shared.Rent((2 * _episodes.Length) + _agains.Length);
+        _openStatuses = ArrayPool<OpenStatus>.Shared.Rent(3 * (_episodes.Length + _agains.Length));
+        for (var i = 0; i < _episodes.Length; i++)
+        {
+            ref var episode = ref _episodes[i];
+            (episode.Status, episode.StatusBy) = (episode.FirstStatus, episode.FirstBy);
+            if (episode.Starts < _firstStart)
+                _firstStart = episode.Starts;
+            _moments[_count++] = new(episode.Starts, episode.IsEmpty ? Kind.EmptyStart : Kind.Start, i);
+            if (episode.HasEnd)
+                _moments[_count++] = new(episode.Until,
+                    episode.IsUncertain ? Kind.Lapse : Kind.End, i);
+        }
+        for (var i = 0; i < _agains.Length; i++)
+            _moments[_count++] = new(_agains[i].Received, Kind.Again, i);
+        _moments.AsSpan(0, _count).Sort(static (a, b) => a.CompareTo(b));
+    }
+
+    public readonly void Dispose()
+    {
+        ArrayPool<Moment>.Shared.Return(_moments);
+        ArrayPool<OpenStatus>.Shared.Return(_openStatuses);
+    }
+
+    public DateTime? Run(DateTime? knownFrom, DateTime? oldest)
+    {
+        _upFrom = knownFrom < _firstStart ? knownFrom.Value : _firstStart;
+        if (oldest > _upFrom)
+            _upFrom = oldest.Value;
+        _time = !_isDialect && _upFrom < _firstStart ? _upFrom : _firstStart;
+        if (_time > _now)
+            return _time;
+        while (_next < _count && _moments[_next].Time <= _now)
+        {
+            var time = _moments[_next].Time;
+            AppendUntil(time);
+            for (; _next < _count && _moments[_next].Time == time; _next++)
+                Apply(_moments[_next]);
+        }
+        return AppendToNow();
+    }
+
+    private void AppendUntil(DateTime time)
+    {
+        while (_time < time)
+        {
+            var until = StatusFrom(_time, out var run);
+            Append(run);
+            _time = until < time ? until : time;
+        }
+    }
+
+    /// <summary>Appends up to the moment as of which is derived, and tells when the next change is.</summary>
+    private DateTime? AppendToNow()
+    {
+        var due = _next < _count ? _moments[_next].Time : DateTime.MaxValue;
+        while (true)
+        {
+            var until = StatusFrom(_time, out var run);
+            Append(run);
+            if (until > _now)
+                return until < due ? until : due < DateTime.MaxValue ? due : null;
+            _time = until;
+        }
+    }
+
+    private readonly void Append(in Run run)
+    {
+        if (_runs.Count == 0)
+        {
+            if (run.Status != Status.Unknown || run.Observation != 0)
+                _runs.Add(run);
+            return;
+        }
+        ref var last = ref CollectionsMarshal.AsSpan(_runs)[^1];
+        var isFirstEpisode = last.Observation == 0 && run.Observation != 0;
+        if (last.Status == run.Status && last.Open == run.Open && !isFirstEpisode)
+            return;
+        last = last with { To = run.From };
+        _runs.Add(run);
+    }
+
+    private void Apply(in Moment moment)
+    {
+        if (moment.Kind == Kind.Again)
+        {
+            ApplyAgain(_agains[moment.Index]);
+            return;
+        }
+        ref var episode = ref _episodes[moment.Index];
+        if (moment.Kind is Kind.End or Kind.Lapse)
+            Close(moment.Index, moment.Time);
+        if (moment.Kind == Kind.Lapse)
+            AddUncertain(Timeline.Severity(episode.Status), new(episode.Stated + _pause, episode.EndedBy));
+        else
+            _uncertain = default;
+        if (moment.Kind == Kind.Start)
+        {
+            episode.IsOpen = true;
+            AddOpen(moment.Index);
+        }
+    }
+
+    /// <summary>A copy that opens an episode again ends the unknown (3.5); one may change a status.</summary>
+    private void ApplyAgain(in AgainCopy again)
+    {
+        if (again.Opens && !(_isDialect && WorstOpen() < 0))
+            _uncertain = default;
+        ref var episode = ref _episodes[again.Episode];
+        if (again.Received >= episode.Until || episode.Status == again.Status)
+            return;
+        (episode.Status, episode.StatusBy) = (again.Status, again.Observation);
+        if (episode.IsOpen)
+            AddOpen(again.Episode);
+    }
+
+    private void Close(int index, DateTime time)
+    {
+        _episodes[index].IsOpen = false;
+        if (time > _lastEnd || _last < 0 || IsWorse(_episodes[index], _episodes[_last]))
+            _last = index;
+        _lastEnd = time;
+    }
+
+    private static bool IsWorse(in Episode one, in Episode other)
+    {
+        var bySeverity = Timeline.Severity(one.Status) - Timeline.Severity(other.Status);
+        return bySeverity != 0 ? bySeverity > 0
+            : one.Starts != other.Starts ? one.Starts > other.Starts : one.Status > other.Status;
+    }
+
+    private void AddUncertain(int severity, UncertainEnd uncertain)
+    {
+        if (uncertain.Until >= _uncertain[severity].Until)
+            _uncertain[severity] = uncertain;
+    }
+
+    private void AddOpen(int index)
+    {
+        var added = new OpenStatus(index, _episodes[index].Status);
+        var severity = Timeline.Severity(added.Status);
+        var heap = HeapOf(severity);
+        var at = _open[severity]++;
+        for (; at > 0 && IsBefore(heap[(at - 1) / 2], added); at = (at - 1) / 2)
+            heap[at] = heap[(at - 1) / 2];
+        heap[at] = added;
+    }
+
+    /// <summary>Puts another in the place of a heap's first.</summary>
+    private readonly void ReplaceFirst(Span<OpenStatus> heap, OpenStatus other)
+    {
+        var at = 0;
+        for (var child = 1; child < heap.Length; child = (2 * at) + 1)
+        {
+            if (child + 1 < heap.Length && IsBefore(heap[child], heap[child + 1]))
+                child++;
+            if (!IsBefore(other, heap[child]))
+                break;
+            heap[at] = heap[child];
+            at = child;
+        }
+        if (!heap.IsEmpty)
+            heap[at] = other;
+    }
+
+    private readonly bool IsBefore(OpenStatus one, OpenStatus other)
+    {
+        var (starts, otherStarts) = (_episodes[one.Episode].Starts, _episodes[other.Episode].Starts);
+        return starts != otherStarts ? starts < otherStarts : one.Status < other.Status;
+    }
+
+    private readonly Span<OpenStatus> HeapOf(int severity)
+    {
+        var size = _episodes.Length + _agains.Length;
+        return _openStatuses.AsSpan(severity * size, size);
+    }
+
+    /// <summary>The severity of the worst open episode, the first of its heap; -1: none is open.</summary>
+    private int WorstOpen()
+    {
+        for (var severity = 2; severity >= 0; severity--)
+        {
+            var heap = HeapOf(severity);
+            ref var size = ref _open[severity];
+            while (size > 0)
+            {
+                var (episode, status) = heap[0];
+                if (_episodes[episode].IsOpen && _episodes[episode].Status == status)
+                    return severity;
+                size--;
+                ReplaceFirst(heap[..size], heap[size]);
+            }
+        }
+        return -1;
+    }
+
+    /// <summary>The run that begins at a time (4), and when it ends if nothing happens.</summary>
+    private DateTime StatusFrom(DateTime time, out Run run)
+    {
+        var severity = WorstOpen();
+        if (UncertainAt(time, severity) is { } uncertain)
+        {
+            run = new(time, null, Status.Unknown, false, uncertain.Observation);
+            return uncertain.Until;
+        }
+        if (severity < 0)
+            return _isDialect ? KeptFrom(time, out run) : UpFrom(time, out run);
+        ref var episode = ref _episodes[HeapOf(severity)[0].Episode];
+        run = new(time, null, episode.Status, true, episode.StatusBy);
+        return DateTime.MaxValue;
+    }
+
+    /// <summary>The longest of the uncertain ends of what is worse than all that is open (3.5).</summary>
+    private readonly UncertainEnd? UncertainAt(DateTime time, int openSeverity)
+    {
+        var longest = default(UncertainEnd);
+        for (var severity = openSeverity + 1; severity <= 2; severity++)
+        {
+            if (_uncertain[severity].Until > longest.Until)
+                longest = _uncertain[severity];
+        }
+        if (longest != default && openSeverity < 0 && _isDialect)
+            return longest with { Until = DateTime.MaxValue };
+        return longest.Until > time ? longest : null;
+    }
+
+    /// <summary>A dialect service without an open alert keeps its last status, if not for too long.</summary>
+    private DateTime KeptFrom(DateTime time, out Run run)
+    {
+        for (; _nextStart < _count; _nextStart++)
+        {
+            if (_nextStart >= _next && _moments[_nextStart].Kind is Kind.Start or Kind.EmptyStart)
+                break;
+        }
+        var over = _lastEnd + _pause;
+        var isKept = _now < over || (_nextStart < _count && _moments[_nextStart].Time <= over);
+        ref var last = ref _episodes[_last];
+        run = new(time, null, isKept ? last.Status : Status.Unknown, false, last.EndedBy);
+        return isKept ? over : DateTime.MaxValue;
+    }
+
+    /// <summary>A stock service without an open alert is up, as far back as anything is known.</summary>
+    private readonly DateTime UpFrom(DateTime time, out Run run)
+    {
+        var by = _last < 0 ? 0 : _episodes[_last].EndedBy;
+        run = time >= _upFrom ? new(time, null, Status.Up, false, by)
+            : new(time, null, Status.Unknown, false, _runs.Count == 0 ? 0 : by);
+        return time >= _upFrom ? DateTime.MaxValue : _upFrom;
+    }
+}
+
 // ================================ 6. Archive =================================
 //
 // The files of the event log as they are read: JSON lines, numbered upwards, a day each. A file begins with
@@ -1453,6 +2317,9 @@ internal static class Interpretation
 
 /// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
 internal sealed class FlushException(string message) : IOException(message);
+
+/// <summary>What tells a file from another of its name, and its size in bytes.</summary>
+internal readonly record struct FileStatus(ulong Device, ulong Inode, long Size);
 
 /// <summary>
 /// fsync(2), for files and folders. .NET's own flushes (Flush(true), FlushToDisk) say nothing when it
@@ -1501,6 +2368,22 @@ internal static partial class Disk
     [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
         StringMarshalling = StringMarshalling.Utf8)]
     private static partial int Open(string path, int flags);
+
+    /// <summary>What a path leads to, symbolic links followed; null if nothing.</summary>
+    public static unsafe FileStatus? StatusOf(string path)
+    {
+        // struct statx of statx(2): the inode at 32, the size at 40, the device at 136.
+        var status = stackalloc byte[256];
+        return Statx(CurrentFolder, path, 0, InodeAndSize, status) == 0
+            ? new FileStatus(*(ulong*)(status + 136), *(ulong*)(status + 32), *(long*)(status + 40)) : null;
+    }
+
+    /// <summary>AT_FDCWD; STATX_INO and STATX_SIZE.</summary>
+    private const int CurrentFolder = -100, InodeAndSize = 0x100 | 0x200;
+
+    [LibraryImport("libc", EntryPoint = "statx", SetLastError = true,
+        StringMarshalling = StringMarshalling.Utf8)]
+    private static unsafe partial int Statx(int folder, string path, int flags, uint mask, byte* status);
 
     [LibraryImport("libc", EntryPoint = "fsync", SetLastError = true)]
     private static partial int Fsync(int handle);
@@ -4392,6 +5275,2732 @@ internal sealed class Answers(
                 yield return Row(question, services[change.Service], change.Mark.Status,
                     change.Mark.Time, up, under.TotalSeconds);
         }
+    }
+}
+
+// ================================ 9b. Database ===============================
+//
+// SQLite, through its own C interface: connections, statements that are prepared once and bound by place,
+// and errors by their code. Only the store uses it. In the native binary SQLite is linked in; else it is a
+// package's library. Before 3.51.3 a database in WAL mode can be damaged when one connection moves the
+// log into the database while another commits (https://sqlite.org/wal.html, "WAL-reset bug").
+
+/// <summary>SQLite refused; the message names what was done, the code and SQLite's own words.</summary>
+/// <param name="code">SQLite's extended result code.</param>
+/// <param name="errno">Of the last call to the system that failed, 0 if none did.</param>
+internal sealed class SqliteException(int code, int errno, string message) : Exception(message)
+{
+    // From errno(3) and sqlite3.h.
+    private const int TooLarge = 27, NoSpace = 28, QuotaExceeded = 122;
+    private const int Busy = 5, Full = 13, NotADatabase = 26, FlushFailed = 1034, FolderFlushFailed = 1290;
+
+    public int Code => code;
+
+    /// <summary>There is no space, whichever way that was noticed; it may go on when there is.</summary>
+    public bool IsFull => code == Full || errno is TooLarge or NoSpace or QuotaExceeded;
+
+    public const int Corrupt = 11;
+
+    /// <summary>No code of SQLite's: its files are not those that it opened.</summary>
+    public const int FilesChanged = -1;
+
+    /// <summary>What is on disk cannot be trusted: the process must end.</summary>
+    public bool IsFlush => code is FlushFailed or FolderFlushFailed or FilesChanged;
+
+    /// <summary>Another process holds the lock for writing.</summary>
+    public bool IsBusy => (code & 0xFF) == Busy;
+
+    /// <summary>The file is damaged.</summary>
+    public bool IsDamage => (code & 0xFF) is Corrupt or NotADatabase;
+}
+
+/// <summary>One connection; used by one thread at a time.</summary>
+internal sealed class SqliteConnection : IDisposable
+{
+    /// <summary>The first without the fault named above.</summary>
+    private const int OldestVersion = 3_051_003;
+
+    private static readonly TimeSpan LockTime = TimeSpan.FromSeconds(5);
+
+    private readonly sqlite3 _connection;
+    private readonly List<SqliteStatement> _statements = [];
+
+    static SqliteConnection() => raw.SetProvider(new SQLite3Provider_e_sqlite3());
+
+    /// <param name="cache">In KiB.</param>
+    /// <exception cref="SqliteException">It cannot be opened, or SQLite is too old.</exception>
+    public SqliteConnection(string path, bool isReadOnly, int cache)
+    {
+        if (raw.sqlite3_libversion_number() < OldestVersion)
+            throw new SqliteException(
+                0, 0, $"SQLite {Version} can damage a database: 3.51.3 or later is needed");
+        var flags = isReadOnly ? raw.SQLITE_OPEN_READONLY
+            : raw.SQLITE_OPEN_READWRITE | raw.SQLITE_OPEN_CREATE;
+        var code = raw.sqlite3_open_v2(path, out _connection, flags | raw.SQLITE_OPEN_NOMUTEX, null);
+        Check(code, $"open {path}");
+        _ = raw.sqlite3_extended_result_codes(_connection, 1);
+        _ = raw.sqlite3_busy_timeout(_connection, (int)LockTime.TotalMilliseconds);
+        Execute($"""
+            PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0;
+            PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache};
+            """);
+    }
+
+    public static string Version => raw.sqlite3_libversion().utf8_to_string();
+
+    internal sqlite3 Handle => _connection;
+
+    /// <summary>How many rows the last statement inserted, updated or deleted.</summary>
+    public int Changes => raw.sqlite3_changes(_connection);
+
+    /// <summary>Runs statements that give no rows.</summary>
+    public void Execute(string sql) => Check(raw.sqlite3_exec(_connection, sql), sql);
+
+    /// <summary>Prepares a statement that lives as long as the connection.</summary>
+    public SqliteStatement Prepare(string sql)
+    {
+        var statement = new SqliteStatement(this, sql);
+        _statements.Add(statement);
+        return statement;
+    }
+
+    /// <summary>A statement to be used once, and disposed.</summary>
+    public SqliteStatement Query(string sql) => new(this, sql);
+
+    /// <summary>The first column of the first row, as a number; null where there is none.</summary>
+    public long? Number(string sql)
+    {
+        using var statement = new SqliteStatement(this, sql);
+        return statement.Number();
+    }
+
+    /// <summary>
+    /// Moves committed pages from the log into the database, as far as no reader needs them there.
+    /// </summary>
+    /// <returns>Pages in the log, and how many of them were moved.</returns>
+    public (int Logged, int Moved) Checkpoint()
+    {
+        var code = raw.sqlite3_wal_checkpoint_v2(_connection, "main", raw.SQLITE_CHECKPOINT_PASSIVE,
+            out var logged, out var moved);
+        // Busy: another connection checkpoints.
+        if ((code & 0xFF) != raw.SQLITE_BUSY)
+            Check(code, "checkpoint");
+        return (logged, moved);
+    }
+
+    /// <exception cref="SqliteException">The code is not SQLITE_OK.</exception>
+    internal void Check(int code, string what)
+    {
+        if (code == raw.SQLITE_OK)
+            return;
+        var errno = Sqlite.SystemErrno(_connection.DangerousGetHandle());
+        throw new SqliteException(code, errno,
+            $"{raw.sqlite3_errmsg(_connection).utf8_to_string()} (SQLite's code {code}, errno {errno}): "
+            + what);
+    }
+
+    public void Dispose()
+    {
+        foreach (var statement in _statements)
+            statement.Dispose();
+        _connection.Dispose();
+    }
+}
+
+/// <summary>A prepared statement. Binding its first parameter begins it anew.</summary>
+internal sealed class SqliteStatement : IDisposable
+{
+    private readonly SqliteConnection _database;
+    private readonly sqlite3_stmt _statement;
+    private readonly nint _handle;
+    private readonly string _sql;
+
+    public SqliteStatement(SqliteConnection database, string sql)
+    {
+        (_database, _sql) = (database, sql);
+        database.Check(raw.sqlite3_prepare_v3(
+            database.Handle, sql, raw.SQLITE_PREPARE_PERSISTENT, out _statement), sql);
+        _handle = _statement.DangerousGetHandle();
+    }
+
+    public SqliteStatement Bind(int place, long value)
+    {
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_int64(_statement, place, value), _sql);
+        return this;
+    }
+
+    public SqliteStatement Bind(int place, long? value) =>
+        value is { } number ? Bind(place, number) : BindNull(place);
+
+    public SqliteStatement Bind(int place, string? text)
+    {
+        if (text == null)
+            return BindNull(place);
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_text(_statement, place, text), _sql);
+        return this;
+    }
+
+    public SqliteStatement Bind(int place, ReadOnlySpan<byte> bytes)
+    {
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_blob(_statement, place, bytes), _sql);
+        return this;
+    }
+
+    private SqliteStatement BindNull(int place)
+    {
+        Begin(place);
+        _database.Check(raw.sqlite3_bind_null(_statement, place), _sql);
+        return this;
+    }
+
+    private void Begin(int place)
+    {
+        if (place == 1)
+            Reset();
+    }
+
+    /// <summary>Goes to the next row; false, and begun anew, when there is none.</summary>
+    public bool Step()
+    {
+        var code = raw.sqlite3_step(_statement);
+        if (code == raw.SQLITE_ROW)
+            return true;
+        Reset();
+        if (code != raw.SQLITE_DONE)
+            _database.Check(code, _sql);
+        return false;
+    }
+
+    /// <summary>Runs to its end; rows are passed over.</summary>
+    public void Run()
+    {
+        while (Step())
+        {
+        }
+    }
+
+    /// <summary>The first column of the first row, as a number; null where there is none.</summary>
+    public long? Number()
+    {
+        var number = Step() ? NumberOrNull(0) : null;
+        Reset();
+        return number;
+    }
+
+    /// <summary>The first column of the first row, as text; null where there is none.</summary>
+    public string? FirstText()
+    {
+        var text = Step() ? TextOrNull(0) : null;
+        Reset();
+        return text;
+    }
+
+    public long Number(int column) => Sqlite.ColumnInt64(_handle, column);
+
+    public long? NumberOrNull(int column) =>
+        Sqlite.ColumnType(_handle, column) == raw.SQLITE_NULL ? null : Sqlite.ColumnInt64(_handle, column);
+
+    public string Text(int column) => raw.sqlite3_column_text(_statement, column).utf8_to_string() ?? "";
+
+    public string? TextOrNull(int column) => raw.sqlite3_column_text(_statement, column).utf8_to_string();
+
+    /// <summary>Valid until the next step.</summary>
+    public ReadOnlySpan<byte> Bytes(int column) => raw.sqlite3_column_blob(_statement, column);
+
+    /// <summary>Ends a query before its last row; no transaction may end with one open.</summary>
+    public void Reset() => _ = raw.sqlite3_reset(_statement);
+
+    public void Dispose() => _statement.Dispose();
+}
+
+/// <summary>
+/// What the hot passes over rows call for each column (a third of the time of the package's own way), and
+/// what the package lacks.
+/// </summary>
+internal static unsafe partial class Sqlite
+{
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_column_int64")]
+    [SuppressGCTransition]
+    public static partial long ColumnInt64(nint statement, int column);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_column_type")]
+    [SuppressGCTransition]
+    public static partial int ColumnType(nint statement, int column);
+
+    /// <summary>Replaces SQLite's own checkpoints; the hook is called after each commit.</summary>
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_wal_hook")]
+    public static partial nint WalHook(
+        nint connection, delegate* unmanaged[Cdecl]<nint, nint, byte*, int, int> hook, nint context);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_system_errno")]
+    public static partial int SystemErrno(nint connection);
+}
+
+// ================================= 9c. Store =================================
+//
+// The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
+// mode, fully synchronised. One thread writes. It commits what all waiting requests brought in one
+// transaction, and derives in others, short ones, what the facts of a service say: its timeline and its
+// present. Facts are appended and never changed; what is derived can be made again from them. Questions
+// have connections of their own, and each sees one snapshot.
+
+/// <summary>Is thrown when facts could not be stored; the sender is answered 503, and repeats.</summary>
+internal sealed class StoreException(string message) : Exception(message);
+
+/// <summary>What the store is told by the settings.</summary>
+/// <param name="StaleAfter">An open episode of Alertmanager that is not repeated for so long lapses.</param>
+/// <param name="MaxServices">Alerts of further ones are quarantined.</param>
+/// <param name="MaxAlerts">Further label sets are quarantined.</param>
+/// <param name="Name">Of this SeS, as the facts that it takes have it.</param>
+internal sealed record StoreRules(
+    string Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts);
+
+/// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
+internal static class UnixTime
+{
+    /// <summary>The end of a run that goes on; no time is as late.</summary>
+    public const long Open = 9_000_000_000_000_000;
+
+    public static long From(DateTime time) =>
+        (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
+
+    /// <exception cref="SqliteException">No year has it: the row is damaged.</exception>
+    public static DateTime Read(long milliseconds) => Math.Abs(milliseconds) <= Limit
+        ? DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond)
+        : throw new SqliteException(
+            SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
+
+    private const long Limit = 62_000_000_000_000;
+}
+
+/// <summary>The names of the four statuses that have a number of their own.</summary>
+internal static class StatusNames
+{
+    public static readonly string[] Own = ["up", "degraded", "down", "unknown"];
+}
+
+/// <summary>
+/// The tables. A time is whole milliseconds since 1970 UTC. A <c>sum</c> is CRC-32C over the row's other
+/// values in their order, since SQLite has no checksums of its own. Facts, state and what is derived are
+/// told apart at each table.
+/// </summary>
+internal static class Schema
+{
+    /// <summary>"SeS1", so that file(1) and SQLite's tools can tell what it is.</summary>
+    public const int ApplicationId = 0x53655331;
+
+    public const int Version = 1;
+
+    public const string Tables = """
+        -- State: the last id given, through which observation the timeline is derived, the store's id.
+        CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+        -- Facts: the SeS that took facts, this one is 1; partitions, statuses, families of services by name.
+        CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+        CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+        CREATE TABLE status(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+        CREATE TABLE family(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT NOT NULL,
+            service TEXT NOT NULL, facet TEXT NOT NULL, UNIQUE(partition, platform, service, facet)) STRICT;
+        -- Fact: the first receipt of anything of a partition.
+        CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, by INTEGER NOT NULL,
+            received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        -- Facts: id, family, location. Derived: the present. open: it rests on an open alert; due: when it
+        -- changes by itself; seen: the last observation; status null: not derived yet.
+        CREATE TABLE service(id INTEGER PRIMARY KEY, family INTEGER NOT NULL, location TEXT NOT NULL,
+            status INTEGER, since INTEGER, open INTEGER NOT NULL DEFAULT 0, due INTEGER,
+            seen INTEGER NOT NULL DEFAULT 0, UNIQUE(family, location)) STRICT;
+        CREATE INDEX service_due ON service(due) WHERE due IS NOT NULL;
+        CREATE INDEX service_attention ON service(status, since) WHERE status <> 0;
+        -- Fact: a label set of a sender, as mapped to a service; the hash finds candidates, texts decide.
+        CREATE TABLE alert(id INTEGER PRIMARY KEY, service INTEGER NOT NULL, dialect INTEGER NOT NULL,
+            source INTEGER NOT NULL, sender TEXT NOT NULL, labels TEXT NOT NULL, hash INTEGER NOT NULL,
+            text TEXT NOT NULL, sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX alert_service ON alert(service, hash);
+        -- Fact: a copy of an alert that brought something new; text null: the alert's.
+        CREATE TABLE observation(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, received INTEGER NOT NULL,
+            by INTEGER NOT NULL, service INTEGER NOT NULL, alert INTEGER NOT NULL, kind INTEGER NOT NULL,
+            starts INTEGER NOT NULL, ends INTEGER, status INTEGER NOT NULL, text TEXT,
+            sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX observation_service
+            ON observation(service, alert, starts, received, kind, ends, status, by);
+        -- Derived: alert, starts. State: seen, the last copy, to the hour.
+        CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
+            seen INTEGER NOT NULL) STRICT;
+        CREATE INDEX open_seen ON open(seen);
+        CREATE INDEX open_service ON open(service);
+        -- Derived: the runs of each service. until: 9e15 for the last; since: when its status began, since
+        -- runs of one status follow each other where one rests on an open alert and the other does not.
+        CREATE TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
+            since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
+            observation INTEGER NOT NULL, partition INTEGER NOT NULL,
+            PRIMARY KEY(service, at)) STRICT, WITHOUT ROWID;
+        CREATE INDEX timeline_time ON timeline(partition, at, service, status, since, observation);
+        CREATE INDEX timeline_ended ON timeline(until, at, status)
+            WHERE status IN (1, 2, 3) AND until < 9000000000000000;
+        -- Facts, bounded: alerts that could not be mapped.
+        CREATE TABLE quarantine(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, partition TEXT NOT NULL,
+            identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
+        INSERT INTO status VALUES (0, 'up'), (1, 'degraded'), (2, 'down'), (3, 'unknown');
+        """;
+
+    /// <summary>For people with sqlite3 -readonly; times are text, in UTC.</summary>
+    public const string Views = """
+        CREATE VIEW services AS
+            SELECT p.name AS partition, f.platform, f.service, f.facet, s.location, t.name AS status,
+                strftime('%FT%H:%M:%fZ', s.since / 1000.0, 'unixepoch') AS since
+            FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
+                LEFT JOIN status t ON t.id = s.status;
+        CREATE VIEW history AS
+            SELECT strftime('%FT%H:%M:%fZ', r.at / 1000.0, 'unixepoch') AS time, p.name AS partition,
+                f.platform, f.service, f.facet, s.location, t.name AS status,
+                coalesce(o.text, a.text, '') AS description,
+                strftime('%FT%H:%M:%fZ', o.received / 1000.0, 'unixepoch') AS received
+            FROM timeline r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition JOIN status t ON t.id = r.status
+                LEFT JOIN observation o ON o.id = r.observation LEFT JOIN alert a ON a.id = o.alert
+            WHERE r.at = r.since;
+        CREATE VIEW outages AS
+            SELECT p.name AS partition, f.platform, f.service, f.facet, s.location,
+                strftime('%FT%H:%M:%fZ', r.since / 1000.0, 'unixepoch') AS from_time,
+                CASE WHEN max(r.until) < 9000000000000000
+                    THEN strftime('%FT%H:%M:%fZ', max(r.until) / 1000.0, 'unixepoch') END AS to_time,
+                CASE WHEN max(r.until) < 9000000000000000
+                    THEN (max(r.until) - r.since) / 1000.0 END AS seconds
+            FROM timeline r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition
+            WHERE r.status = 2 GROUP BY r.service, r.since;
+        """;
+}
+
+/// <summary>An alert as the store takes it; times UTC, whole milliseconds.</summary>
+/// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
+/// <param name="Labels">
+/// As JSON, sorted by name: two alerts are one if this, source and sender are the same.
+/// </param>
+/// <param name="Status">In lower case.</param>
+/// <param name="Starts">Of Prometheus's <c>default</c>: none was sent.</param>
+/// <param name="Ends">Null: it fires, or it is Prometheus's: see <paramref name="ValidUntil"/>.</param>
+/// <param name="Description">As sent, that of an end too.</param>
+/// <param name="ValidUntil">
+/// Of Prometheus's alone: the end as sent, until when a firing copy is valid and past which one is resolved,
+/// but at most a day ahead; null: none was sent.
+/// </param>
+/// <param name="Uncertain">Its end, if it has one, is no recovery (3.4).</param>
+internal sealed record IncomingAlert(
+    ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
+    DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false);
+
+/// <summary>What became of the alerts of a request.</summary>
+internal readonly record struct Stored(int New, int Known, int Quarantined);
+
+/// <summary>The database, its one writer, and what questions read from.</summary>
+internal sealed class Store : IDisposable
+{
+    public const string FileName = "ses.db";
+
+    /// <summary>What may wait for the writer, about; more is answered 503.</summary>
+    private const int MaxWaiting = 64 * 1024 * 1024;
+
+    private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
+
+    /// <summary>Pages in the log from which on they are moved into the database.</summary>
+    private const int CheckpointPages = 4000;
+
+    /// <summary>Observations that may wait to be derived while requests wait for the writer.</summary>
+    private const int MaxUnderived = 5000;
+
+    /// <summary>A transaction that derives holds requests up for no longer.</summary>
+    private static readonly TimeSpan DeriveTime = TimeSpan.FromMilliseconds(20);
+
+    /// <summary>
+    /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
+    /// </summary>
+    public static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
+
+    /// <summary>A commit takes some milliseconds, on a busy disk a second.</summary>
+    private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
+
+    // For life.
+    private readonly string _path;
+    private readonly StoreRules _rules;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Thread _thread;
+    private readonly Writer _writer;
+    private readonly RecentAlerts _recent = new();
+    private readonly TaskCompletionSource<string> _failed =
+        new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly ConcurrentBag<Reader> _readers = [];
+
+    // Guarded by _gate.
+    private readonly object _gate = new();
+    private List<Request> _waiting = [];
+    private long _waitingBytes;
+    private readonly List<TaskCompletionSource> _questions = [];
+    private bool _stopping;
+    private string? _refusal;
+
+    /// <summary>What one webhook brought, waiting for its transaction.</summary>
+    private sealed class Request(string partition, IReadOnlyList<IncomingAlert> alerts,
+        IReadOnlyList<UnmappableAlert> unmappable, DateTime received)
+    {
+        public string Partition => partition;
+        public IReadOnlyList<IncomingAlert> Alerts => alerts;
+        public IReadOnlyList<UnmappableAlert> Unmappable => unmappable;
+        public DateTime Received => received;
+        public Stored Result { get; set; }
+        public TaskCompletionSource<Stored> Done { get; } =
+            new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+        public long Size { get; } = alerts.Sum(a => 200L + a.Labels.Length + a.Description.Length)
+            + unmappable.Sum(u => 200L + u.Raw.Length);
+    }
+
+    /// <summary>Opens the database, makes it if there is none, and starts the writer.</summary>
+    /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
+    /// <exception cref="SqliteException">SQLite refused.</exception>
+    public Store(string directory, StoreRules rules, TimeProvider clock, Log log)
+    {
+        (_path, _rules, _clock, _log) = (Path.Combine(directory, FileName), rules, clock, log);
+        _writer = new Writer(_path, WriterCache, rules, _recent);
+        _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
+        _thread.Start();
+    }
+
+    /// <summary>
+    /// Completes, with the reason, when the disk can no longer be trusted: the process must end.
+    /// </summary>
+    public Task<string> Failed => _failed.Task;
+
+    /// <summary>Why nothing can be stored at the moment; null when all is well.</summary>
+    public string? Refusal
+    {
+        get
+        {
+            lock (_gate)
+                return _stopping ? "shutting down" : _refusal;
+        }
+    }
+
+    // ---- Requests ----
+
+    /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
+    /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
+    public Task<Stored> AppendAsync(
+        string partition, IReadOnlyList<IncomingAlert> alerts, IReadOnlyList<UnmappableAlert> unmappable)
+    {
+        var now = Now();
+        if (unmappable.Count == 0 && alerts.Count > 0 && alerts.All(a => _recent.Knows(a, now)))
+            return Task.FromResult(new Stored(0, alerts.Count, 0));
+        var request = new Request(partition, alerts, unmappable, now);
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new StoreException("SeS is shutting down.");
+            if (_waitingBytes > MaxWaiting)
+                throw new StoreException("Too much is waiting for the disk.");
+            _waiting.Add(request);
+            _waitingBytes += request.Size;
+            Monitor.Pulse(_gate);
+        }
+        return AnswerAsync(request);
+    }
+
+    private async Task<Stored> AnswerAsync(Request request)
+    {
+        try
+        {
+            return await request.Done.Task.WaitAsync(DiskTime, _clock);
+        }
+        catch (TimeoutException)
+        {
+            _log.Often("the disk does not answer; the sender is told to send its alerts again");
+            throw new StoreException("The disk does not answer.");
+        }
+    }
+
+    /// <summary>To the millisecond.</summary>
+    private DateTime Now() => UnixTime.Read(UnixTime.From(_clock.GetUtcNow().UtcDateTime));
+
+    // ---- Questions ----
+
+    /// <summary>
+    /// A snapshot that has all that was answered 2xx before. While one is open the log cannot start anew:
+    /// it is to be short.
+    /// </summary>
+    public async Task<Snapshot> ReadAsync()
+    {
+        var caughtUp = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new StoreException("SeS is shutting down.");
+            _questions.Add(caughtUp);
+            Monitor.Pulse(_gate);
+        }
+        await caughtUp.Task;
+        return new Snapshot(
+            _readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), _readers.Add);
+    }
+
+    // ---- The writer's thread ----
+
+    private void WriteLoop()
+    {
+        try
+        {
+            while (Turn())
+            {
+            }
+        }
+        catch (SqliteException e)
+        {
+            Fail(e);
+        }
+        finally
+        {
+            EndRequests(new StoreException("SeS is shutting down."));
+        }
+    }
+
+    /// <summary>One transaction of facts if any wait, and one that derives. False: to stop.</summary>
+    private bool Turn()
+    {
+        var (requests, questions, isStopping) = Wait();
+        if (requests.Count > 0)
+            Commit(requests);
+        if (isStopping && requests.Count == 0)
+        {
+            foreach (var question in questions)
+                question.SetException(new StoreException("SeS is shutting down."));
+            return false;
+        }
+        try
+        {
+            if (_refusal != null)
+                Commit([]);
+            Derive(questions);
+            _writer.CheckpointFrom(CheckpointPages);
+        }
+        catch (SqliteException e) when (e.IsFull || e.IsBusy)
+        {
+            Refuse(e);
+        }
+        finally
+        {
+            // What is derived may lag behind while the disk refuses; no fact is acknowledged then.
+            foreach (var question in questions)
+                question.TrySetResult();
+        }
+        return true;
+    }
+
+    private (List<Request> Requests, List<TaskCompletionSource> Questions, bool IsStopping) Wait()
+    {
+        lock (_gate)
+        {
+            // What is behind waits, too, while the disk refuses: it is tried again at the next tick.
+            var isIdle = !_writer.IsBehind || _refusal != null;
+            if (_waiting.Count == 0 && _questions.Count == 0 && !_stopping && isIdle)
+                Monitor.Wait(_gate, TickPeriod);
+            var taken = (_waiting, _questions.ToList(), _stopping);
+            (_waiting, _waitingBytes) = ([], 0);
+            _questions.Clear();
+            return taken;
+        }
+    }
+
+    private void Commit(List<Request> requests)
+    {
+        try
+        {
+            _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
+                r.Partition, r.Alerts, r.Unmappable, r.Received))), Now());
+            SetRefusal(null);
+            foreach (var request in requests)
+                request.Done.SetResult(request.Result);
+        }
+        catch (SqliteException e)
+        {
+            Refuse(e);
+            var refusal = new StoreException(Refusal!);
+            foreach (var request in requests)
+                request.Done.TrySetException(refusal);
+            if (e.IsFlush || e.IsDamage)
+                throw;
+        }
+    }
+
+    private void Refuse(SqliteException e)
+    {
+        _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
+        SetRefusal(e.IsFull ? "The disk is full."
+            : e.IsBusy ? "Another process holds the database." : "The disk refused.");
+    }
+
+    private void SetRefusal(string? refusal)
+    {
+        lock (_gate)
+            _refusal = refusal;
+    }
+
+    /// <summary>
+    /// For as long as a transaction may last; to the end where a question waits, with requests in between.
+    /// </summary>
+    private void Derive(List<TaskCompletionSource> questions)
+    {
+        // What comes meanwhile is not waited for, else a question would wait as long as requests come.
+        var through = questions.Count > 0 ? _writer.LastObservation : 0;
+        do
+        {
+            _writer.Derive(Now(), DeriveTime, _clock);
+            List<Request> requests;
+            lock (_gate)
+            {
+                requests = _waiting;
+                (_waiting, _waitingBytes) = ([], 0);
+            }
+            if (requests.Count > 0)
+                Commit(requests);
+        }
+        while (_writer.Derived < through || _writer.LastObservation - _writer.Derived > MaxUnderived);
+    }
+
+    private void Fail(SqliteException e)
+    {
+        _log.Error("the disk can no longer be trusted", ("reason", e.Message));
+        SetRefusal("The disk failed.");
+        _failed.TrySetResult(e.Message);
+    }
+
+    private void EndRequests(StoreException why)
+    {
+        lock (_gate)
+        {
+            _stopping = true;
+            foreach (var request in _waiting)
+                request.Done.TrySetException(why);
+            foreach (var question in _questions)
+                question.TrySetException(why);
+            _waiting.Clear();
+            _questions.Clear();
+        }
+    }
+
+    /// <summary>Stores what waits, and closes.</summary>
+    public void Dispose()
+    {
+        lock (_gate)
+        {
+            _stopping = true;
+            Monitor.Pulse(_gate);
+        }
+        _thread.Join();
+        foreach (var reader in _readers)
+            reader.Dispose();
+        _writer.Dispose();
+    }
+}
+
+/// <summary>The facts of one service at a time, and the runs that are held of it.</summary>
+internal sealed class ServiceFacts(SqliteConnection database)
+{
+    private readonly SqliteStatement
+        _observations = database.Prepare("""
+            SELECT id, alert, kind, starts, ends, status, received FROM observation
+            WHERE service = ?1 AND id <= ?2 ORDER BY alert, starts, received, kind
+            """),
+        _traits = database.Prepare("SELECT id, dialect, source FROM alert WHERE service = ?1"),
+        _runs = database.Prepare("""
+            SELECT at, until, status, open, observation FROM timeline WHERE service = ?1 ORDER BY at
+            """);
+
+    private readonly List<Observation> _facts = [];
+    private readonly Dictionary<long, AlertTraits> _traitsOf = [];
+
+    /// <summary>In order of alert, start, receipt and kind; valid until others are read.</summary>
+    public ReadOnlySpan<Observation> Observations => CollectionsMarshal.AsSpan(_facts);
+
+    public AlertTraits TraitsOf(long alert) => _traitsOf[alert];
+
+    /// <param name="through">The last observation that counts.</param>
+    public void Read(long service, long through = long.MaxValue)
+    {
+        _facts.Clear();
+        _observations.Bind(1, service).Bind(2, through);
+        while (_observations.Step())
+            _facts.Add(ObservationOf(_observations));
+        _traitsOf.Clear();
+        _traits.Bind(1, service);
+        while (_traits.Step())
+            _traitsOf[_traits.Number(0)] =
+                new AlertTraits(_traits.Number(1) != 0, (AlertSource)_traits.Number(2));
+    }
+
+    /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
+    public DateTime? Derive(DateTime? knownFrom, DateTime now, TimelineRules rules, List<Run> runs,
+        List<(long Alert, DateTime Starts)>? open = null) =>
+        Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs, open);
+
+    /// <summary>The runs that are held of a service.</summary>
+    public void ReadRuns(long service, List<Run> runs)
+    {
+        runs.Clear();
+        _runs.Bind(1, service);
+        while (_runs.Step())
+            runs.Add(new Run(UnixTime.Read(_runs.Number(0)),
+                _runs.Number(1) == UnixTime.Open ? null : UnixTime.Read(_runs.Number(1)),
+                (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
+    }
+
+    /// <summary>When the status of a run began: with the first run of those that have the same.</summary>
+    public static DateTime SinceOf(List<Run> runs, int run)
+    {
+        while (run > 0 && runs[run - 1].Status == runs[run].Status && runs[run - 1].To == runs[run].From)
+            run--;
+        return runs[run].From;
+    }
+
+    /// <summary>A row of id, alert, kind, starts, ends, status, received.</summary>
+    public static Observation ObservationOf(SqliteStatement row) => new(row.Number(0), row.Number(1),
+        (ObservationKind)row.Number(2), UnixTime.Read(row.Number(3)),
+        row.NumberOrNull(4) is { } ends ? UnixTime.Read(ends) : null, (Status)row.Number(5),
+        UnixTime.Read(row.Number(6)));
+}
+
+/// <summary>The connection that writes, used by the store's thread alone.</summary>
+internal sealed class Writer : IDisposable
+{
+    /// <summary>Observations whose services are derived before the mark of progress moves.</summary>
+    private const int WindowSize = 20_000;
+
+    /// <summary>Services that time alone has changed, and lapses, taken at once.</summary>
+    private const int DueAtOnce = 1000;
+
+    private const int MaxQuarantined = 10_000;
+
+    /// <summary>Of quarantined alerts, in bytes, about.</summary>
+    private const int QuarantineSize = 64 * 1024 * 1024;
+
+    /// <summary>A sign of life is written so often, so that a start can tell how long SeS was away.</summary>
+    private static readonly TimeSpan AlivePeriod = TimeSpan.FromMinutes(1);
+
+    /// <summary>Rows of an alert's newest episodes that are looked at to judge a copy.</summary>
+    private const int NewestRows = 64;
+
+    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
+    private static readonly TimeSpan SeenStep = RecentAlerts.SeenStep;
+
+    private readonly SqliteConnection _database;
+    private readonly WalPages _pages;
+    private readonly DatabaseFiles _files;
+    private readonly ServiceFacts _facts;
+    private readonly StoreRules _rules;
+    private readonly RecentAlerts _recent;
+
+    private readonly SqliteStatement _begin, _commit, _rollback, _setMeta, _insertPartition, _insertReceipt,
+        _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
+        _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
+        _oldestQuarantined, _deleteQuarantined,
+        _behind, _due, _stale, _service, _insertRun, _deleteRun, _endRun,
+        _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _alertText;
+
+    // Names, loaded at the start and after a rollback.
+    private readonly Dictionary<string, long> _partitions = [];
+    private readonly Dictionary<long, DateTime> _knownFrom = [];
+    private readonly Dictionary<string, Status> _statuses = [];
+    private readonly long _self;
+    private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
+    private DateTime _recorded, _alive;
+
+    // Of a transaction of facts: whether it wrote, and what the cache learns from it.
+    private bool _isDirty;
+    private readonly List<(UInt128 Key, RecentAlert Alert)> _learned = [];
+
+    // Services still to be derived before the mark moves to _windowEnd.
+    private readonly Queue<long> _window = new();
+    private long _windowEnd;
+    private DateTime _ticked;
+
+    // Used again for each service.
+    private readonly List<Observation> _newestFacts = [];
+    private readonly List<Run> _made = [], _held = [];
+    private readonly List<(long Alert, DateTime Starts)> _open = [];
+    private readonly Dictionary<long, long> _heldOpen = [];
+
+    public Writer(string path, int cache, StoreRules rules, RecentAlerts recent)
+    {
+        (_rules, _recent) = (rules, recent);
+        _database = new SqliteConnection(path, isReadOnly: false, cache);
+        _database.Execute(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
+        _pages = new WalPages(_database);
+        Migrate();
+        SqliteStatement Of(string sql) => _database.Prepare(sql);
+        (_begin, _commit, _rollback) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"), Of("ROLLBACK"));
+        _setMeta = Of("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value");
+        _insertPartition = Of("INSERT INTO partition VALUES (?1, ?2)");
+        _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+        _insertStatus = Of("INSERT INTO status VALUES (?1, ?2)");
+        _findFamily = Of("""
+            SELECT id FROM family WHERE partition = ?1 AND platform = ?2 AND service = ?3 AND facet = ?4
+            """);
+        _insertFamily = Of("INSERT INTO family VALUES (?1, ?2, ?3, ?4, ?5)");
+        _findService = Of("SELECT id FROM service WHERE family = ?1 AND location = ?2");
+        _insertService = Of("INSERT INTO service(id, family, location) VALUES (?1, ?2, ?3)");
+        _findAlert = Of("""
+            SELECT id FROM alert
+            WHERE service = ?1 AND hash = ?2 AND source = ?3 AND sender = ?4 AND labels = ?5
+            """);
+        _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
+        _alertText = Of("SELECT text FROM alert WHERE id = ?1");
+        const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation ";
+        _newest = Of(facts
+            + "WHERE service = ?1 AND alert = ?2 ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3");
+        _ofStart = Of(facts + """
+            WHERE service = ?1 AND alert = ?2 AND starts = ?3 ORDER BY received DESC, kind DESC LIMIT ?4
+            """);
+        _insertObservation =
+            Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
+        _see = Of("UPDATE open SET seen = ?2 WHERE alert = ?1 AND seen < ?2");
+        _insertQuarantined = Of("INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+        _trimQuarantine = Of("""
+            DELETE FROM quarantine WHERE id <= (SELECT id FROM quarantine ORDER BY id DESC LIMIT 1 OFFSET ?1)
+            """);
+        _oldestQuarantined = Of("SELECT id, length(alert) FROM quarantine ORDER BY id LIMIT 1");
+        _deleteQuarantined = Of("DELETE FROM quarantine WHERE id = ?1");
+        _behind = Of("SELECT DISTINCT service FROM observation WHERE id > ?1 AND id <= ?2 ORDER BY service");
+        _due = Of("SELECT id FROM service WHERE due <= ?1 ORDER BY due LIMIT ?2");
+        _stale = Of("""
+            SELECT o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
+                WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
+                ORDER BY received DESC LIMIT 1), 2)
+            FROM open o WHERE o.seen <= ?1 ORDER BY o.seen LIMIT ?2
+            """);
+        _service = Of("""
+            SELECT f.partition, s.status, s.since, s.open, s.due, s.seen
+            FROM service s JOIN family f ON f.id = s.family WHERE s.id = ?1
+            """);
+        _insertRun = Of("INSERT INTO timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        _deleteRun = Of("DELETE FROM timeline WHERE service = ?1 AND at = ?2");
+        _endRun = Of("UPDATE timeline SET until = ?3 WHERE service = ?1 AND at = ?2");
+        _updateRun = Of("""
+            UPDATE timeline SET until = ?3, since = ?4, status = ?5, open = ?6, observation = ?7
+            WHERE service = ?1 AND at = ?2
+            """);
+        _updateService = Of("""
+            UPDATE service SET status = ?2, since = ?3, open = ?4, due = ?5, seen = ?6 WHERE id = ?1
+            """);
+        _openOfService = Of("SELECT alert, starts FROM open WHERE service = ?1");
+        _insertOpen = Of("INSERT INTO open VALUES (?1, ?2, ?3, ?4)");
+        _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
+        _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
+        _facts = new ServiceFacts(_database);
+        _self = PeerOf(rules.Name);
+        Load();
+        _files = new DatabaseFiles(path);
+    }
+
+    /// <summary>Whether some service's latest observations are not derived yet.</summary>
+    public bool IsBehind => _derived < _lastObservation;
+
+    /// <summary>Through which observation all services are derived.</summary>
+    public long Derived => _derived;
+
+    public long LastObservation => _lastObservation;
+
+    /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
+    private void Migrate()
+    {
+        var application = _database.Number("PRAGMA application_id");
+        var version = _database.Number("PRAGMA user_version");
+        if (version == 0 && _database.Number("SELECT count(*) FROM sqlite_schema") == 0)
+            _database.Execute($"""
+                BEGIN IMMEDIATE; PRAGMA application_id = {Schema.ApplicationId};
+                {Schema.Tables} {Schema.Views}
+                PRAGMA user_version = {Schema.Version}; COMMIT;
+                """);
+        else if (application != Schema.ApplicationId)
+            throw new DataDirException($"{Store.FileName} is no database of SeS");
+        else if (version != Schema.Version)
+            throw new DataDirException(
+                $"{Store.FileName} has version {version}, which this SeS does not know");
+    }
+
+    /// <summary>The number of a SeS that takes facts; it is made if it is new.</summary>
+    private long PeerOf(string name)
+    {
+        using (var insert = _database.Query("INSERT OR IGNORE INTO peer(name) VALUES (?1)"))
+            insert.Bind(1, name).Run();
+        using var find = _database.Query("SELECT id FROM peer WHERE name = ?1");
+        return find.Bind(1, name).Number()!.Value;
+    }
+
+    private void Load()
+    {
+        _partitions.Clear();
+        _knownFrom.Clear();
+        _statuses.Clear();
+        using (var rows = _database.Query("SELECT id, name FROM partition"))
+        {
+            while (rows.Step())
+                _partitions[rows.Text(1)] = rows.Number(0);
+        }
+        using (var rows = _database.Query("SELECT partition, min(received) FROM receipt GROUP BY partition"))
+        {
+            while (rows.Step())
+                _knownFrom[rows.Number(0)] = UnixTime.Read(rows.Number(1));
+        }
+        using (var rows = _database.Query("SELECT id, name FROM status"))
+        {
+            while (rows.Step())
+                _statuses[rows.Text(1)] = (Status)rows.Number(0);
+        }
+        _services = _database.Number("SELECT count(*) FROM service") ?? 0;
+        _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
+        _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
+        _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
+        _lastObservation = _database.Number("SELECT max(id) FROM observation") ?? 0;
+        _recorded = UnixTime.Read(
+            _database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
+        _quarantined = _trimmed = _database.Number("SELECT sum(length(alert)) FROM quarantine") ?? 0;
+        _window.Clear();
+    }
+
+    // ---- Facts ----
+
+    /// <summary>Runs requests in one transaction, flushed; without any change nothing is written.</summary>
+    /// <exception cref="SqliteException">Nothing of it was stored.</exception>
+    public void Commit(IEnumerable<Action> requests, DateTime now)
+    {
+        _recorded = now > _recorded ? now : _recorded;
+        _isDirty = false;
+        _learned.Clear();
+        InTransaction(() =>
+        {
+            foreach (var request in requests)
+                request();
+            TrimQuarantine();
+            if (_isDirty || now - _alive >= AlivePeriod || now < _alive)
+            {
+                _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
+                _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
+            }
+        });
+        _files.Check();
+        _recent.Learn(_learned);
+    }
+
+    private void InTransaction(Action write)
+    {
+        // Before, too: a log that was cut is as long as it was once it is written to.
+        _files.Check();
+        _begin.Run();
+        try
+        {
+            write();
+            _commit.Run();
+        }
+        catch (SqliteException)
+        {
+            // Where SQLite has rolled back by itself this is an error, which says no more.
+            try
+            {
+                _rollback.Run();
+            }
+            catch (SqliteException)
+            {
+            }
+            Load();
+            throw;
+        }
+    }
+
+    /// <summary>Takes what one request brought, within a transaction.</summary>
+    public Stored Take(string partition, IReadOnlyList<IncomingAlert> alerts,
+        IReadOnlyList<UnmappableAlert> unmappable, DateTime received)
+    {
+        var place = PartitionOf(partition, received);
+        var (brought, quarantined) = (0, 0);
+        foreach (var alert in alerts)
+        {
+            if (Take(place, alert, received) is { } isNew)
+                brought += isNew ? 1 : 0;
+            else
+                quarantined++;
+        }
+        foreach (var one in unmappable)
+            Quarantine(partition, one.Identity, one.Reason, one.Raw);
+        return new Stored(brought, alerts.Count - brought - quarantined, quarantined + unmappable.Count);
+    }
+
+    private long NextId()
+    {
+        _isDirty = true;
+        return ++_lastId;
+    }
+
+    private long PartitionOf(string name, DateTime received)
+    {
+        if (_partitions.TryGetValue(name, out var id))
+            return id;
+        _insertPartition.Bind(1, id = NextId()).Bind(2, name).Run();
+        var (receipt, at) = (NextId(), UnixTime.From(received));
+        var recorded = UnixTime.From(_recorded);
+        _insertReceipt.Bind(1, receipt).Bind(2, id).Bind(3, _self).Bind(4, at).Bind(5, recorded)
+            .Bind(6, Checksum.OfReceipt(receipt, id, _self, at, recorded)).Run();
+        _knownFrom[id] = received;
+        return _partitions[name] = id;
+    }
+
+    /// <summary>Whether it brings something new; null when it was quarantined, being one too many.</summary>
+    private bool? Take(long partition, IncomingAlert alert, DateTime received)
+    {
+        var key = _recent.KeyOf(alert);
+        var (service, id) = _recent.Find(key) is { } found
+            ? (found.Service, found.Alert) : Place(partition, alert);
+        if (service == 0)
+            return null;
+        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
+        ReadNewest(service, id, alert.Starts);
+        var traits = new AlertTraits(alert.Dialect, alert.Source);
+        var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
+        if (kind is { } brings)
+            Observe(service, id, brings, alert, copy);
+        else if (alert.Ends == null)
+            _see.Bind(1, id).Bind(2, UnixTime.From(received.AddTicks(-(received.Ticks % SeenStep.Ticks))))
+                .Run();
+        Learn(key, service, id, alert, copy, kind);
+        return kind != null;
+    }
+
+    /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
+    private void Learn(
+        UInt128 key, long service, long id, IncomingAlert alert, AlertCopy copy, ObservationKind? kind)
+    {
+        var newest = _newestFacts.Count == 0 ? DateTime.MinValue : _newestFacts[^1].Starts;
+        var isNewest = kind != null ? alert.Starts >= newest
+            : alert.Ends == null && alert.Starts == newest && newest == Episodes.Open(
+                CollectionsMarshal.AsSpan(_newestFacts), new AlertTraits(alert.Dialect, alert.Source));
+        _learned.Add((key, isNewest
+            ? new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, copy.Received)
+            : new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
+    }
+
+    /// <summary>The service and the alert, made if they are new; zeros when there are too many.</summary>
+    private (long Service, long Alert) Place(long partition, IncomingAlert alert)
+    {
+        var (_, platform, name, facet, location) = alert.Service;
+        var family = _findFamily.Bind(1, partition).Bind(2, platform).Bind(3, name).Bind(4, facet).Number();
+        var service = family == null ? null : _findService.Bind(1, family.Value).Bind(2, location).Number();
+        var hash = Checksum.Hash(alert.Source, alert.Sender, alert.Labels);
+        var id = service == null ? null : _findAlert.Bind(1, service.Value).Bind(2, hash)
+            .Bind(3, (long)alert.Source).Bind(4, alert.Sender).Bind(5, alert.Labels).Number();
+        if (id != null)
+            return (service!.Value, id.Value);
+        var areServicesMany = service == null && _services >= _rules.MaxServices;
+        if (areServicesMany || _alerts >= _rules.MaxAlerts)
+        {
+            Quarantine(alert.Service.Partition, alert.Labels, areServicesMany
+                ? $"there are {_rules.MaxServices} services already, as many as --max-services allows"
+                : $"there are {_rules.MaxAlerts} label sets already, as many as --max-alerts allows",
+                Encoding.UTF8.GetBytes(alert.Labels));
+            return default;
+        }
+        if (family == null)
+            _insertFamily.Bind(1, (family = NextId()).Value).Bind(2, partition).Bind(3, platform)
+                .Bind(4, name).Bind(5, facet).Run();
+        if (service == null)
+        {
+            _insertService.Bind(1, (service = NextId()).Value).Bind(2, family.Value).Bind(3, location).Run();
+            _services++;
+        }
+        _alerts++;
+        return (service.Value, Insert(service.Value, alert, hash));
+    }
+
+    private long Insert(long service, IncomingAlert alert, long hash)
+    {
+        var id = NextId();
+        var sum = Checksum.OfAlert(id, service, alert.Dialect ? 1 : 0, (long)alert.Source, alert.Sender,
+            alert.Labels, hash, alert.Description);
+        _insertAlert.Bind(1, id).Bind(2, service).Bind(3, alert.Dialect ? 1 : 0).Bind(4, (long)alert.Source)
+            .Bind(5, alert.Sender).Bind(6, alert.Labels).Bind(7, hash).Bind(8, alert.Description).Bind(9, sum)
+            .Run();
+        return id;
+    }
+
+    private Status StatusOf(string name)
+    {
+        if (_statuses.TryGetValue(name, out var status))
+            return status;
+        var id = _statuses.Values.Max(s => (long)s) + 1;
+        _insertStatus.Bind(1, id).Bind(2, name).Run();
+        _isDirty = true;
+        return _statuses[name] = (Status)id;
+    }
+
+    /// <summary>The alert's newest observations, and those of an older start, in the index's order.</summary>
+    private void ReadNewest(long service, long alert, DateTime starts)
+    {
+        _newestFacts.Clear();
+        _newest.Bind(1, service).Bind(2, alert).Bind(3, NewestRows);
+        while (_newest.Step())
+            _newestFacts.Add(ServiceFacts.ObservationOf(_newest));
+        if (_newestFacts.Count == NewestRows && starts <= _newestFacts[^1].Starts)
+        {
+            _newestFacts.RemoveAll(f => f.Starts == starts);
+            _ofStart.Bind(1, service).Bind(2, alert).Bind(3, UnixTime.From(starts)).Bind(4, NewestRows);
+            while (_ofStart.Step())
+                _newestFacts.Add(ServiceFacts.ObservationOf(_ofStart));
+        }
+        _newestFacts.Reverse();
+    }
+
+    private void Observe(long service, long id, ObservationKind kind, IncomingAlert alert, AlertCopy copy)
+    {
+        var text = alert.Description == _alertText.Bind(1, id).FirstText() ? null : alert.Description;
+        Observe(service, id, kind, copy, text);
+    }
+
+    private void Observe(long service, long alert, ObservationKind kind, AlertCopy copy, string? text)
+    {
+        var id = NextId();
+        var (recorded, received) = (UnixTime.From(_recorded), UnixTime.From(copy.Received));
+        var starts = UnixTime.From(copy.Starts);
+        long? ends = copy.Ends is { } end ? UnixTime.From(end) : null;
+        var sum = Checksum.OfObservation(
+            id, recorded, received, _self, service, alert, (long)kind, starts, ends, (long)copy.Status, text);
+        _insertObservation.Bind(1, id).Bind(2, recorded).Bind(3, received).Bind(4, _self).Bind(5, service)
+            .Bind(6, alert).Bind(7, (long)kind).Bind(8, starts).Bind(9, ends).Bind(10, (long)copy.Status)
+            .Bind(11, text).Bind(12, sum).Run();
+        _lastObservation = id;
+    }
+
+    private void Quarantine(string partition, string identity, string reason, ReadOnlySpan<byte> alert)
+    {
+        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + identity)).AsSpan(0, 16);
+        _insertQuarantined.Bind(1, _lastId + 1).Bind(2, UnixTime.From(_recorded)).Bind(3, partition)
+            .Bind(4, hash).Bind(5, reason).Bind(6, alert).Run();
+        if (_database.Changes == 0)
+            return;
+        NextId();
+        _quarantined += alert.Length;
+    }
+
+    /// <summary>The oldest give way to the latest.</summary>
+    private void TrimQuarantine()
+    {
+        if (_quarantined == _trimmed)
+            return;
+        _trimQuarantine.Bind(1, MaxQuarantined).Run();
+        while (_quarantined > QuarantineSize && _oldestQuarantined.Step())
+        {
+            var (id, size) = (_oldestQuarantined.Number(0), _oldestQuarantined.Number(1));
+            _oldestQuarantined.Reset();
+            _deleteQuarantined.Bind(1, id).Run();
+            _quarantined -= size;
+        }
+        _trimmed = _quarantined;
+    }
+
+    // ---- What is derived ----
+
+    /// <summary>Derives services that are behind, or that time alone has changed, in a transaction.</summary>
+    /// <param name="time">It ends after so long.</param>
+    public void Derive(DateTime now, TimeSpan time, TimeProvider clock)
+    {
+        var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked;
+        if (!IsBehind && !isTime)
+            return;
+        _recorded = now > _recorded ? now : _recorded;
+        var began = clock.GetTimestamp();
+        _isDirty = false;
+        // Not flushed by itself: with the next facts, or made again after a loss of power. A lapse is a fact.
+        _database.Execute("PRAGMA synchronous = NORMAL");
+        try
+        {
+            InTransaction(() => DeriveWindow(now, time, clock, began, isTime));
+        }
+        finally
+        {
+            _database.Execute("PRAGMA synchronous = FULL");
+        }
+    }
+
+    private void DeriveWindow(DateTime now, TimeSpan time, TimeProvider clock, long began, bool isTime)
+    {
+        if (isTime)
+            Tick(now);
+        FillWindow();
+        while (_window.TryDequeue(out var service))
+        {
+            Derive(service, now);
+            if (clock.GetElapsedTime(began) > time)
+                break;
+        }
+        if (_window.Count == 0 && _derived != _windowEnd)
+            _setMeta.Bind(1, "derived").Bind(2, _derived = _windowEnd).Run();
+        if (_isDirty)
+            _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
+    }
+
+    private void FillWindow()
+    {
+        if (_window.Count > 0 || !IsBehind)
+            return;
+        _windowEnd = Math.Min(_lastObservation, _derived + WindowSize);
+        _behind.Bind(1, _derived).Bind(2, _windowEnd);
+        while (_behind.Step())
+            _window.Enqueue(_behind.Number(0));
+    }
+
+    /// <summary>What time alone brings: lapses, as facts, and services whose status changes.</summary>
+    private void Tick(DateTime now)
+    {
+        _ticked = now;
+        var stale = new List<(long Alert, long Service, long Starts, long Seen, Status Status)>();
+        _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce);
+        while (_stale.Step())
+            stale.Add((_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3),
+                (Status)_stale.Number(4)));
+        foreach (var (alert, service, starts, seen, status) in stale)
+        {
+            var end = UnixTime.Read(Math.Max(seen, starts));
+            Observe(service, alert, ObservationKind.Lapse,
+                new AlertCopy(UnixTime.Read(starts), end, status, now), null);
+            _deleteOpen.Bind(1, alert).Run();
+        }
+        if (stale.Count > 0)
+            _recent.Clear();
+        var due = new List<long>();
+        _due.Bind(1, UnixTime.From(now)).Bind(2, DueAtOnce);
+        while (_due.Step())
+            due.Add(_due.Number(0));
+        foreach (var service in due)
+            Derive(service, now);
+    }
+
+    /// <summary>Derives one service, and writes what differs from what is held.</summary>
+    private void Derive(long service, DateTime now)
+    {
+        _service.Bind(1, service);
+        if (!_service.Step())
+            throw new SqliteException(0, 0, $"service {service} has observations, but no row: ses check");
+        var partition = _service.Number(0);
+        _service.Reset();
+        _facts.Read(service);
+        DateTime? knownFrom = _knownFrom.TryGetValue(partition, out var from) ? from : null;
+        var due = _facts.Derive(knownFrom, now, _rules.Timeline, _made, _open);
+        WriteRuns(service, partition);
+        WriteOpen(service);
+        var last = _made.Count == 0 ? default : _made[^1];
+        long seen = 0;
+        foreach (var fact in _facts.Observations)
+            seen = Math.Max(seen, UnixTime.From(fact.Received));
+        _updateService.Bind(1, service).Bind(2, _made.Count == 0 ? null : (long)last.Status)
+            .Bind(3, _made.Count == 0 ? null : UnixTime.From(ServiceFacts.SinceOf(_made, _made.Count - 1)))
+            .Bind(4, last.Open ? 1 : 0).Bind(5, due is { } at ? UnixTime.From(at) : null).Bind(6, seen).Run();
+    }
+
+    private void WriteRuns(long service, long partition)
+    {
+        _facts.ReadRuns(service, _held);
+        var (since, i) = (0L, 0);
+        for (var j = 0; j < _made.Count; j++)
+        {
+            var run = _made[j];
+            if (j == 0 || _made[j - 1].Status != run.Status || _made[j - 1].To != run.From)
+                since = UnixTime.From(run.From);
+            for (; i < _held.Count && _held[i].From < run.From; i++)
+                _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
+            var isHeld = i < _held.Count && _held[i].From == run.From;
+            Write(service, partition, run, since, isHeld ? _held[i++] : null);
+        }
+        for (; i < _held.Count; i++)
+            _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
+    }
+
+    private void Write(long service, long partition, Run run, long since, Run? held)
+    {
+        var (at, until) = (UnixTime.From(run.From), run.To is { } to ? UnixTime.From(to) : UnixTime.Open);
+        if (held == null)
+            _insertRun.Bind(1, service).Bind(2, at).Bind(3, until).Bind(4, since).Bind(5, (long)run.Status)
+                .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Bind(8, partition).Run();
+        else if (held.Value with { To = run.To } == run && since == at)
+        {
+            if (held.Value.To != run.To)
+                _endRun.Bind(1, service).Bind(2, at).Bind(3, until).Run();
+        }
+        else
+            _updateRun.Bind(1, service).Bind(2, at).Bind(3, until).Bind(4, since).Bind(5, (long)run.Status)
+                .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Run();
+    }
+
+    /// <summary>Which episodes are open, and when their last copy came, as far as facts tell.</summary>
+    private void WriteOpen(long service)
+    {
+        _heldOpen.Clear();
+        _openOfService.Bind(1, service);
+        while (_openOfService.Step())
+            _heldOpen[_openOfService.Number(0)] = _openOfService.Number(1);
+        foreach (var (alert, start) in _open)
+        {
+            var starts = UnixTime.From(start);
+            if (!_heldOpen.Remove(alert, out var held))
+                _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, LastSeen(alert)).Run();
+            else if (held != starts)
+                _moveOpen.Bind(1, alert).Bind(2, starts).Bind(3, LastSeen(alert)).Run();
+        }
+        foreach (var alert in _heldOpen.Keys)
+            _deleteOpen.Bind(1, alert).Run();
+    }
+
+    private long LastSeen(long alert)
+    {
+        var seen = DateTime.UnixEpoch;
+        foreach (var fact in _facts.Observations)
+            seen = fact.Alert == alert && fact.Received > seen ? fact.Received : seen;
+        return UnixTime.From(seen);
+    }
+
+    /// <summary>Throws away what is derived, to be derived anew; last copies of open episodes stay.</summary>
+    public void Rebuild() => InTransaction(() =>
+    {
+        _database.Execute("""
+            DELETE FROM timeline; UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL
+            """);
+        _setMeta.Bind(1, "derived").Bind(2, _windowEnd = _derived = 0).Run();
+        _window.Clear();
+    });
+
+    /// <summary>Writes a consistent, compact copy, flushed; the file may not be there yet.</summary>
+    public void Backup(string path)
+    {
+        using (var copy = _database.Query("VACUUM INTO ?1"))
+            copy.Bind(1, path).Run();
+        using (var file = new FileStream(path, FileMode.Open, FileAccess.ReadWrite))
+            Disk.Flush(file);
+        Disk.FlushFolder(Path.GetDirectoryName(Path.GetFullPath(path))!);
+    }
+
+    /// <summary>Moves the log into the database when it has so many pages.</summary>
+    /// <exception cref="SqliteException">A flush failed; SQLite's own checkpoint hides that.</exception>
+    public void CheckpointFrom(int pages)
+    {
+        if (_pages.Count < pages)
+            return;
+        var (logged, moved) = _database.Checkpoint();
+        _pages.Count = logged == moved ? 0 : logged - moved;
+    }
+
+    public void Dispose()
+    {
+        _pages.Dispose();
+        _database.Dispose();
+    }
+}
+
+/// <summary>Counts the pages of the write-ahead log, as SQLite names them after each commit.</summary>
+internal sealed unsafe class WalPages : IDisposable
+{
+    private readonly int* _count = (int*)NativeMemory.AllocZeroed(sizeof(int));
+
+    public WalPages(SqliteConnection database) =>
+        Sqlite.WalHook(database.Handle.DangerousGetHandle(), &Committed, (nint)_count);
+
+    public int Count { get => *_count; set => *_count = value; }
+
+    [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
+    private static int Committed(nint context, nint connection, byte* name, int pages)
+    {
+        *(int*)context = pages;
+        return 0;
+    }
+
+    public void Dispose() => NativeMemory.Free(_count);
+}
+
+/// <summary>
+/// The three files of the database, by name: SQLite goes on in silence when one is removed, replaced or cut.
+/// </summary>
+internal sealed class DatabaseFiles(string path)
+{
+    private readonly (string Path, FileStatus Status)[] _files =
+        [.. new[] { path, path + "-wal", path + "-shm" }.Select(p => (p, Disk.StatusOf(p)
+            ?? throw new SqliteException(SqliteException.FilesChanged, 0, $"{p} is not there")))];
+
+    /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
+    /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
+    public void Check()
+    {
+        foreach (ref var file in _files.AsSpan())
+        {
+            var now = Disk.StatusOf(file.Path);
+            if (now == null || now.Value.Device != file.Status.Device || now.Value.Inode != file.Status.Inode)
+                throw new SqliteException(
+                    SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
+            if (now.Value.Size < file.Status.Size)
+                throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was cut short");
+            file.Status = now.Value;
+        }
+    }
+}
+
+/// <summary>CRC-32C of a row's values.</summary>
+internal struct Checksum()
+{
+    public static long OfReceipt(long id, long partition, long by, long received, long recorded) =>
+        new Checksum().Add(id).Add(partition).Add(by).Add(received).Add(recorded).Value;
+
+    public static long OfAlert(
+        long id, long service, long dialect, long source, string sender, string labels, long hash,
+        string text) =>
+        new Checksum().Add(id).Add(service).Add(dialect).Add(source).Add(sender).Add(labels).Add(hash)
+            .Add(text).Value;
+
+    public static long OfObservation(long id, long recorded, long received, long by, long service, long alert,
+        long kind, long starts, long? ends, long status, string? text) =>
+        new Checksum().Add(id).Add(recorded).Add(received).Add(by).Add(service).Add(alert).Add(kind)
+            .Add(starts).Add(ends ?? -1).Add(status).Add(text ?? "\0").Value;
+
+    private uint _crc = uint.MaxValue;
+
+    public readonly long Value => ~_crc;
+
+    public Checksum Add(long value)
+    {
+        _crc = BitOperations.Crc32C(_crc, (ulong)value);
+        return this;
+    }
+
+    /// <summary>Its UTF-8, and its length: two texts side by side are not one.</summary>
+    public Checksum Add(string text)
+    {
+        foreach (var c in text)
+            _crc = BitOperations.Crc32C(_crc, c);
+        return Add(text.Length);
+    }
+
+    /// <summary>What finds an alert; its texts are compared all the same.</summary>
+    public static long Hash(AlertSource source, string sender, string labels) =>
+        BinaryPrimitives.ReadInt64LittleEndian(
+            SHA256.HashData(Encoding.UTF8.GetBytes($"{(int)source}\n{sender}\n{labels}")));
+}
+
+/// <summary>
+/// The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.
+/// </summary>
+internal readonly record struct RecentAlert(
+    long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen);
+
+/// <summary>
+/// Looks for damage in a database: that of its structure, which SQLite finds, facts that do not fit their
+/// checksums, and derived rows that are not what the facts give.
+/// </summary>
+internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rules, DateTime now)
+{
+    /// <summary>Of each kind so many are named.</summary>
+    private const int MaxFaults = 20;
+
+    private readonly List<string> _faults = [];
+
+    public long Observations { get; private set; }
+
+    public long Services { get; private set; }
+
+    /// <summary>What is wrong, a line each; none: it is sound.</summary>
+    /// <exception cref="SqliteException">It cannot be read at all.</exception>
+    public IReadOnlyList<string> Run()
+    {
+        using (var check = database.Query($"PRAGMA integrity_check({MaxFaults})"))
+        {
+            while (check.Step())
+            {
+                if (check.Text(0) != "ok")
+                    _faults.Add($"structure: {check.Text(0)}");
+            }
+        }
+        CheckReceipts();
+        CheckAlerts();
+        CheckObservations();
+        if (_faults.Count == 0)
+            CheckDerived();
+        return _faults;
+    }
+
+    private void CheckReceipts()
+    {
+        using var rows = database.Query("SELECT id, partition, by, received, recorded, sum FROM receipt");
+        while (rows.Step())
+        {
+            if (Checksum.OfReceipt(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3),
+                rows.Number(4)) != rows.Number(5))
+                Fault("receipt", rows.Number(0));
+        }
+    }
+
+    private void CheckAlerts()
+    {
+        using var rows = database.Query(
+            "SELECT id, service, dialect, source, sender, labels, hash, text, sum FROM alert");
+        while (rows.Step())
+        {
+            if (Checksum.OfAlert(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Text(4),
+                rows.Text(5), rows.Number(6), rows.Text(7)) != rows.Number(8))
+                Fault("alert", rows.Number(0));
+        }
+    }
+
+    private void CheckObservations()
+    {
+        using var rows = database.Query("""
+            SELECT id, recorded, received, by, service, alert, kind, starts, ends, status, text, sum
+            FROM observation
+            """);
+        for (; rows.Step(); Observations++)
+        {
+            if (Checksum.OfObservation(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3),
+                rows.Number(4), rows.Number(5), rows.Number(6), rows.Number(7), rows.NumberOrNull(8),
+                rows.Number(9), rows.TextOrNull(10)) != rows.Number(11))
+                Fault("observation", rows.Number(0));
+        }
+    }
+
+    private void Fault(string table, long id)
+    {
+        if (_faults.Count < MaxFaults)
+            _faults.Add(
+                $"{table} {id}: a fact does not fit its checksum; a backup or another SeS may have it");
+    }
+
+    /// <summary>Only of services that are not behind; their timeline is made again, and compared.</summary>
+    private void CheckDerived()
+    {
+        var facts = new ServiceFacts(database);
+        var derived = database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
+        var (made, held) = (new List<Run>(), new List<Run>());
+        using var services = database.Query("""
+            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition),
+                s.status, s.since, s.open
+            FROM service s JOIN family f ON f.id = s.family
+            WHERE s.status IS NOT NULL AND (s.due IS NULL OR s.due > ?1)
+            """);
+        services.Bind(1, UnixTime.From(now));
+        for (; services.Step(); Services++)
+        {
+            var service = services.Number(0);
+            facts.Read(service);
+            if (facts.Observations.ToArray().Any(o => o.Id > derived))
+                continue;
+            DateTime? knownFrom = services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null;
+            _ = facts.Derive(knownFrom, now, rules, made);
+            facts.ReadRuns(service, held);
+            var isPresent = made.Count > 0 && (long)made[^1].Status == services.Number(2)
+                && UnixTime.From(ServiceFacts.SinceOf(made, made.Count - 1)) == services.Number(3)
+                && made[^1].Open == (services.Number(4) != 0);
+            if ((!isPresent || !made.SequenceEqual(held)) && _faults.Count < MaxFaults)
+                _faults.Add($"service {service}: its timeline is not what its facts give; "
+                    + "ses rebuild makes it again");
+        }
+    }
+}
+
+/// <summary>
+/// The alerts that came last, so that repeated copies cost no query; bounded. Keys are hashes with a random
+/// key of the process, since label sets are chosen by strangers: two of one key cannot be made.
+/// </summary>
+internal sealed class RecentAlerts
+{
+    /// <summary>In each of two generations; some 200 bytes each.</summary>
+    private const int Size = 50_000;
+
+    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
+    public static readonly TimeSpan SeenStep = TimeSpan.FromHours(1);
+
+    private readonly byte[] _key = RandomNumberGenerator.GetBytes(32);
+    private readonly object _gate = new();
+    private Dictionary<UInt128, RecentAlert> _young = [], _old = [];
+
+    public UInt128 KeyOf(IncomingAlert alert)
+    {
+        var text = $"{(int)alert.Source}\n{alert.Sender}\n{alert.Labels}\n{alert.Service}";
+        var size = _key.Length + Encoding.UTF8.GetMaxByteCount(text.Length);
+        var buffer = ArrayPool<byte>.Shared.Rent(size);
+        _key.CopyTo(buffer, 0);
+        var length = _key.Length + Encoding.UTF8.GetBytes(text, buffer.AsSpan(_key.Length));
+        Span<byte> hash = stackalloc byte[32];
+        SHA256.HashData(buffer.AsSpan(0, length), hash);
+        ArrayPool<byte>.Shared.Return(buffer);
+        return BinaryPrimitives.ReadUInt128LittleEndian(hash);
+    }
+
+    /// <summary>Whether a copy tells nothing that is not on disk.</summary>
+    public bool Knows(IncomingAlert alert, DateTime now) => Find(KeyOf(alert)) is { } held
+        && held.Starts == alert.Starts && (alert.Ends is { } ends ? held.Ends >= ends
+            : held.Ends == null && held.Status == alert.Status
+                && now - held.Seen < SeenStep && now >= held.Seen);
+
+    public RecentAlert? Find(UInt128 key)
+    {
+        lock (_gate)
+        {
+            if (_young.TryGetValue(key, out var held))
+                return held;
+            if (!_old.Remove(key, out held))
+                return null;
+            _young[key] = held;
+            return held;
+        }
+    }
+
+    /// <summary>Takes what a commit has put on disk.</summary>
+    public void Learn(List<(UInt128 Key, RecentAlert Alert)> learned)
+    {
+        lock (_gate)
+        {
+            foreach (var (key, alert) in learned)
+                _young[key] = alert;
+            if (_young.Count < Size)
+                return;
+            (_young, _old) = ([], _young);
+        }
+    }
+
+    public void Clear()
+    {
+        lock (_gate)
+            (_young, _old) = ([], []);
+    }
+}
+
+/// <summary>A connection that questions take turns on.</summary>
+internal sealed class Reader(string path, int cache) : IDisposable
+{
+    private ServiceFacts? _facts;
+
+    public SqliteConnection Database { get; } = new(path, isReadOnly: true, cache);
+
+    public ServiceFacts Facts => _facts ??= new ServiceFacts(Database);
+
+    public void Dispose() => Database.Dispose();
+}
+
+/// <summary>A connection on one state of the database; to be disposed soon.</summary>
+internal sealed class Snapshot : IDisposable
+{
+    private readonly Reader _reader;
+    private readonly Action<Reader> _giveBack;
+
+    public Snapshot(Reader reader, Action<Reader> giveBack)
+    {
+        (_reader, _giveBack) = (reader, giveBack);
+        reader.Database.Execute("BEGIN");
+        // The state is taken with the first read.
+        _ = reader.Database.Number("SELECT 1 FROM meta");
+    }
+
+    public ServiceFacts Facts => _reader.Facts;
+
+    /// <summary>A query; dispose it before the snapshot.</summary>
+    public SqliteStatement Query(string sql) => _reader.Database.Query(sql);
+
+    /// <summary>For temporary tables; the database itself cannot be written to.</summary>
+    public void Execute(string sql) => _reader.Database.Execute(sql);
+
+    /// <summary>The last observation recorded until a moment, by halving: recorded never decreases.</summary>
+    public long LastObservation(DateTime moment)
+    {
+        using var ends = Query("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM observation");
+        using var before =
+            Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
+        ends.Step();
+        var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
+        while (low < high)
+        {
+            var middle = low + ((high - low + 1) / 2);
+            before.Bind(1, middle);
+            var isThere = before.Step();
+            if (isThere && before.Number(1) > until)
+                high = before.Number(0) - 1;
+            else
+                low = middle;
+        }
+        return low;
+    }
+
+    public void Dispose()
+    {
+        _reader.Database.Execute("ROLLBACK");
+        _giveBack(_reader);
+    }
+}
+
+// =============================== 9e. Questions ===============================
+//
+// What people and programs ask, answered from one snapshot: the present of services, their changes in order
+// of time, availability, and for how long too few of a group were up. Rows come one at a time, in the order
+// of an index, so that memory does not grow with the answer. A question as of a day in the past is
+// answered from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
+
+/// <summary>The present of a service.</summary>
+/// <param name="Status">Null: it is not derived, or not known yet.</param>
+internal sealed record PresentRow(ServiceKey Service, string Status, DateTime Since, string Description);
+
+/// <summary>A change of status.</summary>
+/// <param name="Place">What a cursor needs beside the time.</param>
+internal sealed record ChangeRow(
+    long Place, ServiceKey Service, string Status, DateTime Time, string Description, DateTime? Received);
+
+/// <summary>How a service fared in a range; the four times add up to its known part.</summary>
+/// <param name="Outages">Each begins and ends with down; unknown of less than a day does not end it.</param>
+/// <param name="Longest">The longest outage's time down, as far as it lies in the range.</param>
+/// <param name="IsOpen">An outage goes on at the end of the range.</param>
+internal readonly record struct Availability(
+    TimeSpan Up, TimeSpan Degraded, TimeSpan Down, TimeSpan Unknown, int Outages, TimeSpan Longest,
+    bool IsOpen)
+{
+    /// <summary>Up and degraded in percent of what is known; null: nothing is.</summary>
+    public double? Percent => Up + Degraded + Down is { Ticks: > 0 } known
+        ? 100.0 * (Up + Degraded).Ticks / known.Ticks : null;
+}
+
+/// <summary>A change of a group.</summary>
+/// <param name="Up">How many are up after it.</param>
+/// <param name="Under">Where it makes them enough again: for how long they were too few.</param>
+internal readonly record struct ThresholdRow(
+    ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
+
+/// <summary>Answers questions from a snapshot.</summary>
+/// <param name="asOf">Answers from what was recorded until then; null: all.</param>
+internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null)
+{
+    /// <summary>An unknown of so long ends an outage.</summary>
+    private static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
+
+    /// <summary>So few services' changes are sorted, rather than found among all of a partition.</summary>
+    private const int FewServices = 1000;
+
+    private readonly Dictionary<Status, string> _statuses = [];
+    private bool _isDerived;
+
+    /// <summary>The moment that the answers are of; what is later is not yet.</summary>
+    public DateTime Moment => asOf ?? now;
+
+    /// <summary>The present of each service that a filter takes, in the order of names.</summary>
+    public IEnumerable<PresentRow> Present(ServiceFilter filter)
+    {
+        using var runs = snapshot.Query(
+            $"SELECT since, status, observation FROM {Timeline} WHERE service = ?1 ORDER BY at DESC LIMIT 1");
+        using var texts = new ObservedTexts(snapshot);
+        foreach (var (id, service) in Services(filter))
+        {
+            if (!runs.Bind(1, id).Step())
+                continue;
+            var status = (Status)runs.Number(1);
+            yield return new PresentRow(service, NameOf(status), UnixTime.Read(runs.Number(0)),
+                texts.Of(runs.Number(2), status).Text);
+            runs.Reset();
+        }
+    }
+
+    /// <summary>The changes of the services that a filter takes, in order of time.</summary>
+    /// <param name="from">Inclusive; null: from the first on.</param>
+    /// <param name="to">Exclusive; null: up to the last.</param>
+    /// <param name="after">Goes on after this change: its time and <see cref="ChangeRow.Place"/>.</param>
+    public IEnumerable<ChangeRow> History(
+        ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
+    {
+        using var texts = new ObservedTexts(snapshot);
+        foreach (var (service, id, change) in Changes(filter, from, to, after))
+        {
+            var (text, received) = texts.Of(change.Observation, change.Status);
+            yield return new ChangeRow(id, service, NameOf(change.Status), change.Time, text, received);
+        }
+    }
+
+    /// <summary>How each known service that a filter takes fared, in the order of names.</summary>
+    /// <param name="to">Null, or later than the moment of the answer: that moment.</param>
+    public IEnumerable<(ServiceKey Service, Availability Availability)> Report(
+        ServiceFilter filter, DateTime? from, DateTime? to)
+    {
+        var end = to is { } given && given < Moment ? given : Moment;
+        using var runs = snapshot.Query(
+            $"SELECT at, until, status FROM {Timeline} WHERE service = ?1 ORDER BY at");
+        foreach (var (id, service) in Services(filter))
+        {
+            var sum = new AvailabilitySum(from ?? DateTime.MinValue, end);
+            var isKnown = false;
+            for (runs.Bind(1, id); runs.Step(); isKnown = true)
+                sum.Add(UnixTime.Read(runs.Number(0)), runs.Number(1) == UnixTime.Open ? end
+                    : UnixTime.Read(runs.Number(1)), (Status)runs.Number(2));
+            if (isKnown)
+                yield return (service, sum.Result);
+        }
+    }
+
+    /// <summary>
+    /// The changes of a group, how many are up after each, and for how long too few were, as Onix's report
+    /// ox_ses_events_threshold has them where it is right. It begins with the first change of all.
+    /// </summary>
+    public IEnumerable<ThresholdRow> Threshold(
+        ServiceFilter filter, int threshold, DateTime? from, DateTime? to)
+    {
+        var up = new HashSet<long>();
+        DateTime? since = null;
+        var until = to is { } end && end < Moment ? end : Moment;
+        foreach (var (service, id, change) in Changes(filter, null, until, null))
+        {
+            if (change.Status == Status.Unknown)
+                continue;
+            var under = TimeSpan.Zero;
+            if (change.Status == Status.Up)
+                up.Add(id);
+            if (change.Status == Status.Down)
+            {
+                up.Remove(id);
+                since ??= up.Count < threshold ? change.Time : null;
+            }
+            if (up.Count >= threshold && since is { } began)
+                (under, since) = (change.Time - began, null);
+            if (from == null || change.Time >= from)
+                yield return new ThresholdRow(service, NameOf(change.Status), change.Time, up.Count, under);
+        }
+    }
+
+    // ---- Services, changes and texts ----
+
+    /// <summary>The services that a filter takes, in the order of names.</summary>
+    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter)
+    {
+        (string Column, string? Value)[] fields =
+            [("p.name", filter.Partition), ("f.platform", filter.Platform),
+            ("f.service", filter.Service), ("f.facet", filter.Facet), ("s.location", filter.Location)];
+        var given = fields.Where(f => f.Value != null).ToArray();
+        var conditions = string.Join(" AND ", given.Select((f, i) => $"{f.Column} = ?{i + 1}"));
+        using var rows = snapshot.Query($"""
+            SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location
+            FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
+            {(given.Length == 0 ? "" : "WHERE ")}{conditions}
+            ORDER BY p.name, f.platform, f.service, f.facet, s.location
+            """);
+        for (var i = 0; i < given.Length; i++)
+            rows.Bind(i + 1, given[i].Value);
+        var (family, names) = (0L, default(ServiceKey));
+        while (rows.Step())
+        {
+            // The services of a family stand together, and share its names.
+            if (rows.Number(1) != family)
+                (family, names) = (rows.Number(1),
+                    new ServiceKey(rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5), ""));
+            yield return (rows.Number(0), names with { Location = rows.Text(6) });
+        }
+    }
+
+    /// <summary>Holds the names of the services that a filter takes: at most --max-services.</summary>
+    private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
+        ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
+    {
+        var services = Services(filter).ToDictionary(s => s.Id, s => s.Service);
+        var areFew = services.Count <= FewServices || filter.Partition == null;
+        var ofThese = areFew ? "service IN (SELECT value FROM json_each(?5))"
+            : "partition = (SELECT id FROM partition WHERE name = ?5)";
+        using var rows = snapshot.Query($"""
+            SELECT service, at, status, observation FROM {Timeline}
+            WHERE {ofThese}
+                AND at >= ?1 AND at < ?2 AND at = since AND (at > ?3 OR service > ?4)
+            ORDER BY at, service
+            """);
+        // Of the changes at the time of the last one, those of later services are still to come.
+        var first = Math.Max(from is { } begin ? UnixTime.From(begin) : long.MinValue,
+            after is { } last ? UnixTime.From(last.Time) : long.MinValue);
+        rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
+            .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0)
+            .Bind(5, areFew ? $"[{string.Join(',', services.Keys)}]" : filter.Partition);
+        while (rows.Step())
+        {
+            if (services.TryGetValue(rows.Number(0), out var service))
+                yield return (service, rows.Number(0),
+                    new StatusChange(UnixTime.Read(rows.Number(1)), (Status)rows.Number(2), rows.Number(3)));
+        }
+    }
+
+    private string NameOf(Status status)
+    {
+        if (_statuses.Count == 0)
+        {
+            using var rows = snapshot.Query("SELECT id, name FROM status");
+            while (rows.Step())
+                _statuses[(Status)rows.Number(0)] = rows.Text(1);
+        }
+        return _statuses[status];
+    }
+
+    /// <summary>The text of the observation that made a run, and when that was received.</summary>
+    private sealed class ObservedTexts(Snapshot snapshot) : IDisposable
+    {
+        private readonly SqliteStatement _texts = snapshot.Query("""
+            SELECT coalesce(o.text, a.text), o.received,
+                CASE WHEN a.dialect = 0 THEN json_extract(a.labels, '$.alertname') END
+            FROM observation o JOIN alert a ON a.id = o.alert WHERE o.id = ?1
+            """);
+
+        /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
+        public (string Text, DateTime? Received) Of(long observation, Status status)
+        {
+            if (!_texts.Bind(1, observation).Step())
+                return ("", null);
+            var text = status == Status.Up && _texts.TextOrNull(2) is { } alert
+                ? $"{alert} resolved" : _texts.Text(0);
+            var received = UnixTime.Read(_texts.Number(1));
+            _texts.Reset();
+            return (text, received);
+        }
+
+        public void Dispose() => _texts.Dispose();
+    }
+
+    /// <summary>The table of the timeline, which as of the past is derived first.</summary>
+    private string Timeline
+    {
+        get
+        {
+            if (asOf is { } moment && !_isDerived)
+                Derive(moment);
+            _isDerived = true;
+            return asOf == null ? "main.timeline" : "temp.timeline";
+        }
+    }
+
+    private void Derive(DateTime moment)
+    {
+        var through = snapshot.LastObservation(moment);
+        var (facts, runs) = (snapshot.Facts, new List<Run>());
+        snapshot.Execute("""
+            DROP TABLE IF EXISTS temp.timeline;
+            CREATE TEMP TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
+                since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
+                observation INTEGER NOT NULL, partition INTEGER NOT NULL,
+                PRIMARY KEY(service, at)) WITHOUT ROWID;
+            """);
+        using var insert =
+            snapshot.Query("INSERT INTO temp.timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        using var services = snapshot.Query("""
+            SELECT s.id, f.partition,
+                (SELECT min(received) FROM receipt r WHERE r.partition = f.partition AND r.recorded <= ?1)
+            FROM service s JOIN family f ON f.id = s.family ORDER BY s.id
+            """);
+        services.Bind(1, UnixTime.From(moment));
+        while (services.Step())
+        {
+            facts.Read(services.Number(0), through);
+            DateTime? knownFrom = services.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null;
+            _ = facts.Derive(knownFrom, moment, rules, runs);
+            for (var i = 0; i < runs.Count; i++)
+                insert.Bind(1, services.Number(0)).Bind(2, UnixTime.From(runs[i].From))
+                    .Bind(3, runs[i].To is { } to ? UnixTime.From(to) : UnixTime.Open)
+                    .Bind(4, UnixTime.From(ServiceFacts.SinceOf(runs, i))).Bind(5, (long)runs[i].Status)
+                    .Bind(6, runs[i].Open ? 1 : 0).Bind(7, runs[i].Observation).Bind(8, services.Number(1))
+                    .Run();
+        }
+        snapshot.Execute("""
+            CREATE INDEX temp.timeline_time ON timeline(partition, at, service, status, since, observation)
+            """);
+    }
+
+    /// <summary>Adds up the runs of one service, in order, over a range.</summary>
+    private struct AvailabilitySum(DateTime from, DateTime to)
+    {
+        private TimeSpan _up, _degraded, _down, _unknown, _longest, _outage, _unknownSince;
+        private int _outages;
+        private bool _isOpen;
+
+        public readonly Availability Result =>
+            new(_up, _degraded, _down, _unknown, _outages, _longest, _isOpen && to > from);
+
+        public void Add(DateTime at, DateTime until, Status status)
+        {
+            var (begin, end) = (at > from ? at : from, until < to ? until : to);
+            var counted = end > begin ? end - begin : TimeSpan.Zero;
+            Follow(status, until - at, counted);
+            switch (status)
+            {
+                case Status.Up: _up += counted; break;
+                case Status.Down: _down += counted; break;
+                case Status.Unknown: _unknown += counted; break;
+                default: _degraded += counted; break;
+            }
+        }
+
+        /// <summary>Whether an outage goes on, and how long it has been down within the range.</summary>
+        private void Follow(Status status, TimeSpan length, TimeSpan counted)
+        {
+            _unknownSince = status == Status.Unknown ? _unknownSince + length : TimeSpan.Zero;
+            if (status == Status.Down)
+            {
+                _outage = (_isOpen ? _outage : TimeSpan.Zero) + counted;
+                // An outage counts once some of it lies in the range.
+                if (counted > TimeSpan.Zero && _outage == counted)
+                    _outages++;
+                _longest = _outage > _longest ? _outage : _longest;
+            }
+            _isOpen = status == Status.Down
+                || (_isOpen && status == Status.Unknown && _unknownSince < EndsOutage);
+        }
+    }
+}
+
+// ============================ 9d. Incoming alerts ============================
+//
+// Reads the bodies of Alertmanager's webhook and of Prometheus, and maps each alert in them to a service and
+// its status, as the store takes it. Each alert is read on its own, so that one bad field spoils one alert,
+// and without an exception, so that a bad one costs no more than a good one. An alert with the labels
+// "status" and "facet" is in the SeS dialect, and its status is that label; any other is a stock alert, and
+// its severity decides its status. Alerts that cannot be mapped are quarantined, with a reason.
+
+/// <summary>The alerts of one body.</summary>
+/// <param name="UnmappableAlerts">Each once, the first of them whole.</param>
+/// <param name="MoreUnmappable">All others: copies, and what came after those.</param>
+/// <param name="Ignored">Alerts that are about no service, by name, severity or status.</param>
+/// <param name="Heartbeats">Alerts that always fire.</param>
+/// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
+internal sealed record ReceivedAlerts(
+    IReadOnlyList<IncomingAlert> Alerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long MoreUnmappable,
+    long Ignored, long Heartbeats, long Truncated);
+
+/// <summary>What alerts mean, by the settings.</summary>
+/// <param name="Statuses">
+/// By severity, of the dialect by status, in any case; <see cref="Ignore"/>: the alert is left out.
+/// </param>
+/// <param name="Ignored">Names of alerts that are about no service, in any case.</param>
+/// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
+internal sealed record MappingRules(
+    FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
+    IReadOnlySet<string> Heartbeats)
+{
+    public const string DefaultStatuses = "warning=degraded,info=ignore,none=ignore",
+        DefaultIgnored = "InfoInhibitor,DatasourceNoData,DatasourceError",
+        DefaultHeartbeats = "Watchdog,DeadMansSwitch", Ignore = "ignore";
+
+    private static readonly FieldMap DefaultFields = new(
+        new()
+        {
+            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
+            ["service"] = FieldMap.Labels("service"),
+            ["facet"] = FieldMap.Labels("facet"),
+            ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
+            ["description"] = FieldMap.Labels("description"),
+        },
+        new()
+        {
+            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
+            ["service"] = [.. FieldMap.Labels("service", "job", "app", "app_kubernetes_io_name"),
+                new(FieldSourceKind.AlertName, "")],
+            ["facet"] = FieldMap.Labels("facet", "alertname"),
+            ["location"] = FieldMap.Labels("location", "instance"),
+            ["description"] = FieldMap.Labels("summary", "description", "message"),
+        });
+
+    public static MappingRules Default { get; } = new(DefaultFields, ParseStatuses(DefaultStatuses),
+        ParseNames(DefaultIgnored), ParseNames(DefaultHeartbeats));
+
+    /// <summary>As <see cref="FieldMap.Parse"/>; fields that are not named keep the defaults here.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static FieldMap ParseFields(string text) => FieldMap.Parse(text, DefaultFields);
+
+    /// <summary>Reads <c>warning=degraded,info=ignore</c>; an empty text names no severity.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlyDictionary<string, string> ParseStatuses(string text)
+    {
+        var statuses = new Dictionary<string, string>(StringComparer.OrdinalIgnoreCase);
+        foreach (var rule in Split(text))
+        {
+            var equals = rule.IndexOf('=', StringComparison.Ordinal);
+            var severity = rule[..Math.Max(equals, 0)].TrimEnd();
+            var status = rule[(equals + 1)..].TrimStart();
+            if (severity == "" || status == "" || status.Contains('=', StringComparison.Ordinal)
+                || !statuses.TryAdd(severity, status.ToLowerInvariant()))
+                throw new FormatException($"SEVERITY=STATUS,... or SEVERITY={Ignore}, each severity once");
+        }
+        return statuses;
+    }
+
+    /// <summary>Reads <c>Watchdog,DeadMansSwitch</c>; an empty text names no alert.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlySet<string> ParseNames(string text)
+    {
+        var names = Split(text);
+        return !names.Contains("") ? names.ToHashSet(StringComparer.OrdinalIgnoreCase)
+            : throw new FormatException("names of alerts with commas between them");
+    }
+
+    private static string[] Split(string text) =>
+        text.Trim() == "" ? [] : text.Split(',', StringSplitOptions.TrimEntries);
+}
+
+/// <summary>Reads bodies and maps their alerts; pure, so that two SeS map alike.</summary>
+internal static class AlertReader
+{
+    /// <summary>Reasons of Grafana for the end of an alert that is no recovery.</summary>
+    private static readonly string[] GivenUp = ["MissingSeries", "Paused", "Updated"];
+
+    /// <summary>No time is too far ahead of it.</summary>
+    private static readonly DateTime Endless = DateTime.MaxValue - AlertMapping.MaxAhead;
+
+    /// <summary>What the alerts of a body are mapped by.</summary>
+    private sealed record Context(string Partition, AlertSource Source, MappingRules Rules, DateTime Now);
+
+    private enum Outcome { Mapped, Ignored, Heartbeat, Unmappable }
+
+    /// <summary>Maps the alerts of a body, in the order in which they were sent.</summary>
+    /// <param name="body">
+    /// Of a webhook an object with the list <c>alerts</c>, as Alertmanager and Grafana send it; of Prometheus
+    /// that list alone.
+    /// </param>
+    /// <exception cref="PayloadException">It is no JSON, or has no list of alerts.</exception>
+    public static ReceivedAlerts Read(
+        ReadOnlySpan<byte> body, string partition, AlertSource source, MappingRules rules, DateTime now)
+    {
+        var (list, truncated) = FindAlerts(body, source);
+        var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts());
+        var (ignored, heartbeats) = (0L, 0L);
+        var (alert, context) = (new AlertFields(source), new Context(partition, source, rules, now));
+        var reader = JsonText.NewReader(body[list]);
+        reader.Read();
+        while (reader.Read() && reader.TokenType != JsonTokenType.EndArray)
+        {
+            var start = list.Start.Value + (int)reader.TokenStartIndex;
+            alert.Read(ref reader);
+            switch (Map(alert, context, out var mapped))
+            {
+                case Outcome.Mapped:
+                    alerts.Add(mapped!);
+                    break;
+                case Outcome.Ignored:
+                    ignored++;
+                    break;
+                case Outcome.Heartbeat:
+                    heartbeats++;
+                    break;
+                default:
+                    unmappable.Add(alert, body, start..(list.Start.Value + (int)reader.BytesConsumed));
+                    break;
+            }
+        }
+        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated);
+    }
+
+    /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
+    private static (Range Alerts, long Truncated) FindAlerts(ReadOnlySpan<byte> body, AlertSource source)
+    {
+        if (body.IsEmpty)
+            throw new PayloadException("The body is empty.");
+        var reader = JsonText.NewReader(body);
+        try
+        {
+            reader.Read();
+            var found = source == AlertSource.Webhook ? FindInObject(ref reader)
+                : reader.TokenType == JsonTokenType.StartArray ? (SkipArray(ref reader), 0)
+                : throw new PayloadException("The body is not a JSON array.");
+            // What follows must be white space: else this throws.
+            reader.Read();
+            return found;
+        }
+        catch (JsonException e)
+        {
+            throw new PayloadException($"The body is not JSON: {e.Message}");
+        }
+    }
+
+    private static (Range Alerts, long Truncated) FindInObject(ref Utf8JsonReader reader)
+    {
+        if (reader.TokenType != JsonTokenType.StartObject)
+            throw new PayloadException("The body is not a JSON object.");
+        (Range? alerts, long truncated) = (null, 0);
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == "alerts" && reader.TokenType == JsonTokenType.StartArray)
+                alerts = SkipArray(ref reader);
+            else if (name == "truncatedAlerts" && reader.TokenType == JsonTokenType.Number)
+                truncated = reader.TryGetInt64(out var count) ? Math.Max(count, 0) : 0;
+            else
+                reader.Skip();
+        }
+        return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
+    }
+
+    private static Range SkipArray(ref Utf8JsonReader reader)
+    {
+        var start = (int)reader.TokenStartIndex;
+        reader.Skip();
+        return start..(int)reader.BytesConsumed;
+    }
+
+    private static Outcome Map(AlertFields alert, Context context, out IncomingAlert? mapped)
+    {
+        mapped = null;
+        if (alert.Reason != null)
+            return Outcome.Unmappable;
+        var (rules, name) = (context.Rules, alert.Labels.Get("alertname"));
+        if (name != null && rules.Heartbeats.Contains(name))
+            return Outcome.Heartbeat;
+        if (name != null && rules.Ignored.Contains(name))
+            return Outcome.Ignored;
+        CheckKind(alert, name);
+        var status = StatusOf(alert, rules);
+        if (alert.Reason == null && status == MappingRules.Ignore)
+            return Outcome.Ignored;
+        mapped = alert.Reason == null ? Map(alert, name, status, context) : null;
+        return mapped == null ? Outcome.Unmappable : Outcome.Mapped;
+    }
+
+    /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
+    private static void CheckKind(AlertFields alert, string? name)
+    {
+        if (alert.IsDialect)
+            return;
+        var status = alert.Labels.Get("status")?.ToLowerInvariant();
+        if (status is "up" or "down" && alert.Labels.Get("platform") != null)
+            alert.Fail("it has no facet, but a platform and the status up or down");
+        else if (name == null)
+            alert.Fail("it has no alertname");
+    }
+
+    private static string StatusOf(AlertFields alert, MappingRules rules)
+    {
+        var text = alert.Labels.Get(alert.IsDialect ? "status" : "severity");
+        return text != null && rules.Statuses.TryGetValue(text, out var status) ? status
+            : alert.IsDialect ? text!.ToLowerInvariant() : "down";
+    }
+
+    /// <summary>Null when the alert cannot be mapped; it then has the reason.</summary>
+    private static IncomingAlert? Map(AlertFields alert, string? name, string status, Context context)
+    {
+        var service = ServiceOf(alert, name, context);
+        var description = ValueOf(alert, "description", name, context) ?? name ?? "";
+        if (AlertMapping.Unusable(service with { Location = "" }, status) is { } flaw)
+            alert.Fail(flaw);
+        // Labels are left over once all fields have theirs.
+        service = service with { Location = LocationOf(service.Location, alert) };
+        var (starts, ends) = TimesOf(alert, context);
+        var isPrometheus = context.Source == AlertSource.Prometheus;
+        return alert.Reason != null ? null : new IncomingAlert(
+            service, alert.IsDialect, context.Source, isPrometheus ? SenderOf(alert.GeneratorUrl) : "",
+            alert.Labels.ToJson(), status, starts, isPrometheus ? null : ends,
+            AlertMapping.Clip(description, AlertMapping.MaxDescription), isPrometheus ? ends : null,
+            (isPrometheus || ends != null) && IsGivenUp(alert));
+    }
+
+    // ---- Fields ----
+
+    private static ServiceKey ServiceOf(AlertFields alert, string? name, Context context)
+    {
+        string Value(string field) => ValueOf(alert, field, name, context) ?? "";
+        return new(context.Partition, Value("platform"), Value("service"), Value("facet"), Value("location"));
+    }
+
+    /// <summary>The first of a field's sources among the labels, else among the annotations.</summary>
+    private static string? ValueOf(AlertFields alert, string field, string? name, Context context)
+    {
+        var sources = context.Rules.Fields.Of(field, !alert.IsDialect);
+        var (first, second) = sources[0].Kind == FieldSourceKind.AnnotationFirst
+            ? (alert.Annotations, alert.Labels) : (alert.Labels, alert.Annotations);
+        var fallback = Array.FindIndex(
+            sources, s => s.Kind is not (FieldSourceKind.Label or FieldSourceKind.AnnotationFirst));
+        var named = fallback < 0 ? sources : sources.AsSpan(0, fallback);
+        if ((first.Use(named) ?? second.Use(named)) is { } value)
+            return value;
+        return fallback < 0 ? null : sources[fallback].Kind switch
+        {
+            FieldSourceKind.Literal => sources[fallback].Name,
+            FieldSourceKind.Partition => context.Partition,
+            _ => name,
+        };
+    }
+
+    /// <summary>
+    /// The place, and of a stock alert the labels that no field used: an alert is its labels. One that is too
+    /// long is cut after a whole label, and told apart from others by its hash.
+    /// </summary>
+    private static string LocationOf(string place, AlertFields alert)
+    {
+        List<string> labels = alert.IsDialect ? [] : alert.Labels.Unused();
+        var whole = labels.Count == 0 ? place : $"{place}{{{string.Join(',', labels)}}}";
+        if (Encoding.UTF8.GetByteCount(whole) <= AlertMapping.MaxField)
+            return whole;
+        var digest = SHA256.HashData(Encoding.UTF8.GetBytes(whole)).AsSpan(0, 4);
+        var hash = $"…#{Convert.ToHexStringLower(digest)}";
+        var space = AlertMapping.MaxField - Encoding.UTF8.GetByteCount(hash);
+        var text = new StringBuilder(AlertMapping.Clip(place, space));
+        space -= Encoding.UTF8.GetByteCount(place);
+        foreach (var label in labels)
+        {
+            space -= 1 + Encoding.UTF8.GetByteCount(label);
+            if (space < 0)
+                break;
+            text.Append(text.Length == place.Length ? '{' : ',').Append(label);
+        }
+        return text.Append(hash).ToString();
+    }
+
+    // ---- Start and end ----
+
+    /// <summary>The start, and the end, if there is one; of Prometheus's until when it is valid.</summary>
+    private static (DateTime Starts, DateTime? Ends) TimesOf(AlertFields alert, Context context)
+    {
+        if (context.Source == AlertSource.Prometheus)
+        {
+            var latest = context.Now + AlertMapping.MaxAhead;
+            var starts = IsUnset(alert.StartsAt) ? default
+                : TimeOf(alert, alert.StartsAt, "startsAt", context.Now);
+            DateTime? ends = IsUnset(alert.EndsAt) ? null : TimeOf(alert, alert.EndsAt, "endsAt", Endless);
+            return (starts, ends > latest ? latest : ends);
+        }
+        // A dialect alert may lack what Alertmanager says of each.
+        var isFiring = alert.Status == "firing" || (alert.Status == null && alert.IsDialect);
+        if (!isFiring && alert.Status != "resolved")
+            alert.Fail("status is neither firing nor resolved");
+        return (TimeOf(alert, alert.StartsAt, "startsAt", context.Now),
+            isFiring ? null : TimeOf(alert, alert.EndsAt, "endsAt", context.Now));
+    }
+
+    /// <summary>Zero is what Go writes for no time.</summary>
+    private static bool IsUnset(string? text) => string.IsNullOrEmpty(text)
+        || (text.StartsWith("0001-", StringComparison.Ordinal)
+            && Rfc3339.TryParse(text.ToUpperInvariant(), out var time) && time == default);
+
+    /// <summary>In whole milliseconds; RFC 3339 allows t and z. No time: the alert has the reason.</summary>
+    private static DateTime TimeOf(AlertFields alert, string? text, string name, DateTime now)
+    {
+        if (!AlertMapping.ReadTime(text?.ToUpperInvariant(), name, now, out var time, out var reason))
+            alert.Fail(reason);
+        return time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond));
+    }
+
+    /// <summary>Grafana gives one reason or several.</summary>
+    private static bool IsGivenUp(AlertFields alert) =>
+        alert.Annotations.Get("grafana_state_reason")?.Split(", ").Any(GivenUp.Contains) == true;
+
+    /// <summary>Scheme and host of a URL, without credentials; empty when there are none.</summary>
+    private static string SenderOf(string? url)
+    {
+        var colon = url?.IndexOf("://", StringComparison.Ordinal) ?? -1;
+        if (colon <= 0)
+            return "";
+        var host = url.AsSpan(colon + 3);
+        var end = host.IndexOfAny('/', '?', '#');
+        host = end < 0 ? host : host[..end];
+        host = host[(host.LastIndexOf('@') + 1)..];
+        return host.IsEmpty ? ""
+            : AlertMapping.Clip($"{url.AsSpan(0, colon)}://{host}".ToLowerInvariant(), AlertMapping.MaxField);
+    }
+}
+
+/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
+internal sealed class AlertFields(AlertSource source)
+{
+    public AlertTexts Labels { get; } = new();
+    public AlertTexts Annotations { get; } = new();
+
+    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
+    public string? Status { get; private set; }
+    public string? StartsAt { get; private set; }
+    public string? EndsAt { get; private set; }
+    public string? Fingerprint { get; private set; }
+    public string? GeneratorUrl { get; private set; }
+
+    public bool IsDialect { get; private set; }
+
+    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
+    public string? Reason { get; private set; }
+
+    public void Fail(string reason) => Reason ??= reason;
+
+    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
+    public void Read(ref Utf8JsonReader reader)
+    {
+        Labels.Clear();
+        Annotations.Clear();
+        Status = StartsAt = EndsAt = Fingerprint = GeneratorUrl = Reason = null;
+        if (reader.TokenType != JsonTokenType.StartObject)
+        {
+            Fail("it is not an object");
+            reader.Skip();
+            return;
+        }
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+            ReadField(ref reader);
+        Labels.Sort();
+        Annotations.Sort();
+        IsDialect = Labels.Get("status") != null && Labels.Get("facet") != null;
+    }
+
+    private void ReadField(ref Utf8JsonReader reader)
+    {
+        var name = JsonText.Read(ref reader);
+        reader.Read();
+        switch (name)
+        {
+            case "labels":
+                ReadTexts(ref reader, name, Labels);
+                break;
+            case "annotations":
+                ReadTexts(ref reader, name, Annotations);
+                break;
+            case "status" when source == AlertSource.Webhook:
+                Status = ReadText(ref reader, name);
+                break;
+            case "startsAt":
+                StartsAt = ReadText(ref reader, name);
+                break;
+            case "endsAt":
+                EndsAt = ReadText(ref reader, name);
+                break;
+            case "fingerprint":
+                Fingerprint = JsonText.Read(ref reader);
+                break;
+            case "generatorURL":
+                GeneratorUrl = JsonText.Read(ref reader);
+                break;
+        }
+        reader.Skip();
+    }
+
+    private string? ReadText(ref Utf8JsonReader reader, string field)
+    {
+        var text = JsonText.Read(ref reader);
+        if (text == null && reader.TokenType != JsonTokenType.Null)
+            FailType(field);
+        return text;
+    }
+
+    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts)
+    {
+        // Of two fields of one name the last counts, and of two labels too.
+        texts.Clear();
+        if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
+            FailType(field);
+        if (reader.TokenType != JsonTokenType.StartObject)
+            return;
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == null)
+                Fail("a text in it is not valid Unicode");
+            else if (JsonText.Read(ref reader) is { } text)
+                texts.Add(name, text);
+            else if (reader.TokenType == JsonTokenType.Null)
+                texts.Add(name, "");
+            else
+                FailType(name.Length <= 100 && !name.Any(char.IsControl) ? $"{field}.{name}" : field);
+            reader.Skip();
+        }
+    }
+
+    private void FailType(string field) => Fail($"{field} is of the wrong type, or not usable as text");
+}
+
+/// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
+internal sealed class AlertTexts
+{
+    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
+    private static readonly string[] NoPlace =
+        ["severity", "prometheus", "prometheus_replica", "replica", "alertname"];
+
+    private readonly List<Entry> _entries = [];
+
+    private record struct Entry(string Name, string Value, int Index, bool IsUsed = false);
+
+    public int Count => _entries.Count;
+
+    public void Clear() => _entries.Clear();
+
+    public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
+
+    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
+    public void Sort()
+    {
+        _entries.Sort(static (a, b) =>
+            string.CompareOrdinal(a.Name, b.Name) is not 0 and var order ? order : a.Index - b.Index);
+        var count = 0;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            var isLast = i + 1 == _entries.Count || _entries[i + 1].Name != _entries[i].Name;
+            if (isLast && _entries[i].Value != "")
+                _entries[count++] = _entries[i];
+        }
+        _entries.RemoveRange(count, _entries.Count - count);
+    }
+
+    /// <summary>Null when it is absent or empty.</summary>
+    public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
+
+    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
+    public string? Use(ReadOnlySpan<FieldSource> sources)
+    {
+        foreach (var source in sources)
+        {
+            var i = Find(source.Name);
+            if (i < 0)
+                continue;
+            _entries[i] = _entries[i] with { IsUsed = true };
+            return _entries[i].Value;
+        }
+        return null;
+    }
+
+    /// <summary>The exact name before others, of these the first by name.</summary>
+    private int Find(string name)
+    {
+        var found = -1;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            if (_entries[i].Name == name)
+                return i;
+            if (found < 0 && _entries[i].Name.Equals(name, StringComparison.OrdinalIgnoreCase))
+                found = i;
+        }
+        return found;
+    }
+
+    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
+    public List<string> Unused() =>
+    [
+        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
+            .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
+    ];
+
+    /// <summary>
+    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
+    /// control characters, these as <c>\u0009</c>, are escaped.
+    /// </summary>
+    public string ToJson()
+    {
+        var json = new StringBuilder("{");
+        foreach (var (name, value, _, _) in _entries)
+        {
+            JsonText.Write(json.Append(json.Length > 1 ? "," : ""), name);
+            JsonText.Write(json.Append(':'), value);
+        }
+        return json.Append('}').ToString();
+    }
+}
+
+/// <summary>
+/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
+/// </summary>
+internal sealed class UnmappableAlerts
+{
+    public const int MaxKept = 1000;
+
+    private readonly List<UnmappableAlert> _kept = [];
+    private readonly HashSet<string> _identities = [];
+
+    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
+    private readonly Dictionary<int, Range> _places = [];
+
+    public IReadOnlyList<UnmappableAlert> Kept => _kept;
+
+    public long More { get; private set; }
+
+    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
+    public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
+    {
+        if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
+            More++;
+        else
+            _places[hash] = place;
+    }
+
+    private bool IsCopy(ReadOnlySpan<byte> body, Range place, out int hash)
+    {
+        var code = new HashCode();
+        code.AddBytes(body[place]);
+        hash = code.ToHashCode();
+        return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
+    }
+
+    private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
+    {
+        // Prometheus sends no fingerprint, and each copy has another end: its alerts are their labels.
+        var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
+        var unmappable = AlertMapping.MakeUnmappable(new AlertBody
+        {
+            Labels = new() { ["alertname"] = alert.Labels.Get("alertname") },
+            Fingerprint = alert.Fingerprint ?? (labels == null ? null
+                : Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8))),
+            Status = alert.Status,
+            StartsAt = alert.StartsAt,
+            EndsAt = alert.Status == null ? null : alert.EndsAt,
+        }, alert.Reason!, raw);
+        if (!_identities.Add(unmappable.Identity))
+            return false;
+        _kept.Add(unmappable);
+        return true;
+    }
+}
+
+/// <summary>Texts in JSON, read without an exception and written in one form.</summary>
+internal static class JsonText
+{
+    public static Utf8JsonReader NewReader(ReadOnlySpan<byte> json) =>
+        new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
+
+    /// <summary>
+    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
+    /// valid Unicode.
+    /// </summary>
+    public static string? Read(ref Utf8JsonReader reader) => reader.TokenType switch
+    {
+        JsonTokenType.PropertyName or JsonTokenType.String =>
+            IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
+        JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
+            Encoding.UTF8.GetString(reader.ValueSpan),
+        _ => null,
+    };
+
+    /// <summary>The reader checks the form of escapes, but neither surrogates nor bytes above 127.</summary>
+    private static bool IsUnicode(in Utf8JsonReader reader)
+    {
+        var text = reader.ValueSpan;
+        if (!Utf8.IsValid(text))
+            return false;
+        var isAfterHigh = false;
+        for (var i = reader.ValueIsEscaped ? 0 : text.Length; i < text.Length; i++)
+        {
+            var c = '\0';
+            if (text[i] == '\\' && text[++i] == 'u')
+            {
+                c = (char)ushort.Parse(
+                    text.Slice(i + 1, 4), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+                i += 4;
+            }
+            if (char.IsLowSurrogate(c) != isAfterHigh)
+                return false;
+            isAfterHigh = char.IsHighSurrogate(c);
+        }
+        return !isAfterHigh;
+    }
+
+    /// <summary>Within quotes; the text has no lone surrogates.</summary>
+    public static void Write(StringBuilder json, string text)
+    {
+        json.Append('"');
+        foreach (var c in text)
+        {
+            if (c is '"' or '\\')
+                json.Append('\\').Append(c);
+            else if (c < ' ')
+                json.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
+            else
+                json.Append(c);
+        }
+        json.Append('"');
     }
 }
 

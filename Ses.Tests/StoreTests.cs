@@ -1,0 +1,279 @@
+using Ses.Tests.Support;
+using Xunit;
+
+namespace Ses.Tests;
+
+/// <summary>Facts reach the database before they are acknowledged, each once, and survive what a store meets.</summary>
+public sealed class StoreTests : IDisposable
+{
+    private static readonly DateTime Noon = new(2026, 11, 23, 12, 0, 0, DateTimeKind.Utc);
+    private static readonly StoreRules Rules =
+        new("n", new TimelineRules(TimeSpan.FromMinutes(15)), TimeSpan.FromHours(25), 100_000, 1_000_000);
+
+    private readonly string _directory = Directory.CreateTempSubdirectory("ses-store").FullName;
+    private readonly ManualClock _clock = new(Noon.AddHours(1));
+    private readonly StringWriter _log = new();
+    private Store _store;
+
+    public StoreTests() => _store = Open();
+
+    public void Dispose()
+    {
+        _store.Dispose();
+        Directory.Delete(_directory, recursive: true);
+    }
+
+    [Fact]
+    public async Task NewAlertIsOneObservationAndItsCopyNone()
+    {
+        Assert.Equal(new Stored(1, 0, 0), await AppendAsync(Alert()));
+        Assert.Equal(new Stored(0, 1, 0), await AppendAsync(Alert()));
+        Assert.Equal(1, await CountAsync("observation"));
+    }
+
+    [Fact]
+    public async Task CopiesAreKnownAfterARestartToo()
+    {
+        await AppendAsync(Alert());
+        Reopen();
+        Assert.Equal(new Stored(0, 1, 0), await AppendAsync(Alert()));
+        Assert.Equal(new Stored(1, 0, 0), await AppendAsync(Alert(ends: 10)));
+        Reopen();
+        Assert.Equal(new Stored(0, 1, 0), await AppendAsync(Alert(ends: 10)));
+        Assert.Equal(2, await CountAsync("observation"));
+    }
+
+    [Fact]
+    public async Task CopiesInOneRequestAreStoredOnce()
+    {
+        Assert.Equal(new Stored(1, 1, 0), await AppendAsync(Alert(), Alert()));
+        Assert.Equal(1, await CountAsync("alert"));
+    }
+
+    [Fact]
+    public async Task TimelineHasWhatTheFactsSay()
+    {
+        await AppendAsync(Alert(ends: 10));
+        Assert.Contains("2026-11-23T12:00:00.000Z|down", await RunsAsync());
+        Assert.Contains("2026-11-23T12:00:10.000Z|up", await RunsAsync());
+    }
+
+    [Fact]
+    public async Task QuestionSeesAllThatWasAcknowledgedBefore()
+    {
+        for (var i = 0; i < 100; i++)
+        {
+            await AppendAsync(Alert(instance: $"n{i}"));
+            using var snapshot = await _store.ReadAsync();
+            using var count = snapshot.Query("SELECT count(*) FROM timeline WHERE status = 2");
+            Assert.Equal(i + 1, count.Number());
+        }
+    }
+
+    [Fact]
+    public async Task ServicesBeyondTheBoundAreQuarantined()
+    {
+        Reopen(Rules with { MaxServices = 2 });
+        Assert.Equal(new Stored(2, 0, 1), await AppendAsync(Alert("a"), Alert("b"), Alert("c")));
+        Assert.Equal(new Stored(0, 1, 0), await AppendAsync(Alert("a")));
+        Assert.Equal(2, await CountAsync("service"));
+        Assert.Equal(1, await CountAsync("quarantine"));
+    }
+
+    [Fact]
+    public async Task LabelSetsBeyondTheBoundAreQuarantined()
+    {
+        Reopen(Rules with { MaxAlerts = 1 });
+        Assert.Equal(new Stored(1, 0, 1), await AppendAsync(Alert("a"), Alert("b")));
+        Assert.Equal(1, await CountAsync("alert"));
+    }
+
+    [Fact]
+    public async Task UnmappableAlertIsKeptOnce()
+    {
+        var misfit = new UnmappableAlert("identity", "f", "n", "it has no service", "{}"u8.ToArray());
+        Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", [], [misfit]));
+        var size = new FileInfo(Path.Combine(_directory, Store.FileName + "-wal")).Length;
+        for (var i = 0; i < 50; i++)
+            Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", [], [misfit]));
+        Assert.Equal(1, await CountAsync("quarantine"));
+        Assert.Equal(size, new FileInfo(Path.Combine(_directory, Store.FileName + "-wal")).Length);
+    }
+
+    [Fact]
+    public async Task RequestsFromManyThreadsAreAllStored()
+    {
+        await Task.WhenAll(Enumerable.Range(0, 16).Select(thread => Task.Run(async () =>
+        {
+            for (var i = 0; i < 200; i++)
+                await AppendAsync(Alert($"{thread}-{i}"), Alert($"shared-{i}"));
+        })));
+        Assert.Equal(16 * 200 + 200, await CountAsync("observation"));
+        Assert.Equal(16 * 200 + 200, await CountAsync("service"));
+    }
+
+    [Fact]
+    public async Task LongLogIsMovedIntoTheDatabase()
+    {
+        var text = new string('x', 4000);
+        for (var i = 0; i < 30; i++)
+            await AppendAsync([.. Enumerable.Range(0, 200).Select(n => Alert($"{i}-{n}") with { Description = text })]);
+        Assert.True(new FileInfo(Path.Combine(_directory, Store.FileName)).Length > 1024 * 1024);
+    }
+
+    [Fact]
+    public void DatabaseOfANewerSesIsRefused()
+    {
+        _store.Dispose();
+        using (var database = new SqliteConnection(Path.Combine(_directory, Store.FileName), isReadOnly: false, 100))
+            database.Execute("PRAGMA user_version = 99");
+        var refusal = Assert.Throws<DataDirException>(Open);
+        Assert.Contains("version 99", refusal.Message, StringComparison.Ordinal);
+        Directory.Delete(_directory, recursive: true);
+        Directory.CreateDirectory(_directory);
+        _store = Open();
+    }
+
+    [Fact]
+    public async Task OpenEpisodeThatIsNotRepeatedLapses()
+    {
+        await AppendAsync(Alert());
+        _ = await RunsAsync();
+        _clock.Advance(TimeSpan.FromHours(26) + TimeSpan.FromSeconds(2));
+        await Wait.UntilAsync(async () => await CountAsync("observation") == 2, TimeSpan.FromSeconds(30), "the lapse");
+        Assert.Equal(0, await CountAsync("open"));
+    }
+
+    /// <summary>An up ends the dialect's down: that is given up by nobody.</summary>
+    [Fact]
+    public async Task DialectAlertThatItsOppositeEndedIsNotOpen()
+    {
+        await AppendAsync(Alert("n1") with { Dialect = true });
+        await AppendAsync(Alert("n1", starts: 10) with { Dialect = true, Status = "up", Labels = "{}" });
+        Assert.Equal(1, await CountAsync("open"));
+        Assert.Equal(["2026-11-23T12:00:00.000Z|down", "2026-11-23T12:00:10.000Z|up"], await RunsAsync());
+    }
+
+    [Theory]
+    [InlineData("", true)]
+    [InlineData("-wal", true)]
+    [InlineData("-shm", true)]
+    [InlineData("", false)]
+    [InlineData("-wal", false)]
+    public async Task RemovedOrCutFileEndsAcknowledging(string file, bool isRemoved)
+    {
+        await AppendAsync(Alert());
+        var path = Path.Combine(_directory, Store.FileName + file);
+        if (isRemoved)
+            File.Delete(path);
+        else
+            File.WriteAllBytes(path, []);
+        await Assert.ThrowsAsync<StoreException>(() => AppendAsync(Alert("n2")));
+        Assert.Contains(path, await _store.Failed, StringComparison.Ordinal);
+        await Assert.ThrowsAsync<StoreException>(() => AppendAsync(Alert("n3")));
+        _store.Dispose();
+        Directory.Delete(_directory, recursive: true);
+        Directory.CreateDirectory(_directory);
+        _store = Open();
+    }
+
+    /// <summary>Whenever the store is stopped, who asked is answered.</summary>
+    [Fact]
+    public async Task QuestionAtTheStopIsAnswered()
+    {
+        for (var i = 0; i < 20; i++)
+        {
+            var asked = Enumerable.Range(0, 8).Select(_ => Task.Run(async () =>
+            {
+                try
+                {
+                    (await _store.ReadAsync()).Dispose();
+                }
+                catch (StoreException)
+                {
+                    // It was too late.
+                }
+            })).ToArray();
+            _store.Dispose();
+            await Task.WhenAll(asked).WaitAsync(TimeSpan.FromSeconds(30));
+            _store = Open();
+        }
+    }
+
+    [Fact]
+    public async Task StoppedStoreTakesNothing()
+    {
+        _store.Dispose();
+        await Assert.ThrowsAsync<StoreException>(() => AppendAsync(Alert()));
+        await Assert.ThrowsAsync<StoreException>(() => _store.ReadAsync());
+        _store = Open();
+    }
+
+    [Fact]
+    public async Task CheckFindsNothingWrongInASoundDatabase()
+    {
+        for (var i = 0; i < 20; i++)
+            await AppendAsync(Alert($"n{i % 7}", starts: i, ends: i % 3 == 0 ? null : i + 1));
+        Assert.Equal([], await CheckAsync());
+    }
+
+    [Theory]
+    [InlineData("UPDATE observation SET ends = ends + 1", "observation")]
+    [InlineData("UPDATE observation SET text = 'x'", "observation")]
+    [InlineData("UPDATE alert SET labels = '{}'", "alert")]
+    [InlineData("UPDATE receipt SET received = 7", "receipt")]
+    [InlineData("UPDATE timeline SET until = until + 1 WHERE until < 9000000000000000", "ses rebuild")]
+    [InlineData("DELETE FROM timeline", "ses rebuild")]
+    public async Task CheckFindsWhatDoesNotFit(string damage, string word)
+    {
+        await AppendAsync(Alert(ends: 10));
+        Assert.Equal([], await CheckAsync());
+        _store.Dispose();
+        using (var database = new SqliteConnection(Path.Combine(_directory, Store.FileName), isReadOnly: false, 100))
+            database.Execute(damage);
+        _store = Open();
+        Assert.Contains(word, Assert.Single(await CheckAsync()), StringComparison.Ordinal);
+    }
+
+    private async Task<IReadOnlyList<string>> CheckAsync()
+    {
+        (await _store.ReadAsync()).Dispose();
+        using var database = new SqliteConnection(Path.Combine(_directory, Store.FileName), isReadOnly: true, 100);
+        return new DatabaseCheck(database, Rules.Timeline, _clock.UtcNow).Run();
+    }
+
+    private Store Open() => Open(Rules);
+
+    private Store Open(StoreRules rules) =>
+        new(_directory, rules, _clock, new Log(LogLevel.Trace, false, _log, _clock));
+
+    private void Reopen(StoreRules? rules = null)
+    {
+        _store.Dispose();
+        _store = Open(rules ?? Rules);
+    }
+
+    private Task<Stored> AppendAsync(params IncomingAlert[] alerts) => _store.AppendAsync("INS", alerts, []);
+
+    private static IncomingAlert Alert(string instance = "n1", int starts = 0, int? ends = null) =>
+        new(new ServiceKey("INS", "p", "etcd", "Down", instance), false, AlertSource.Webhook, "",
+            $$"""{"alertname":"Down","instance":"{{instance}}"}""", "down", Noon.AddSeconds(starts),
+            ends is { } end ? Noon.AddSeconds(end) : null, "it is down");
+
+    private async Task<long> CountAsync(string table)
+    {
+        using var snapshot = await _store.ReadAsync();
+        using var count = snapshot.Query($"SELECT count(*) FROM {table}");
+        return count.Number()!.Value;
+    }
+
+    private async Task<List<string>> RunsAsync()
+    {
+        using var snapshot = await _store.ReadAsync();
+        using var rows = snapshot.Query("SELECT time || '|' || status FROM history ORDER BY time");
+        var runs = new List<string>();
+        while (rows.Step())
+            runs.Add(rows.Text(0));
+        return runs;
+    }
+}
