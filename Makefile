@@ -57,7 +57,7 @@ run:
 	@echo "SeS listens on port $(PORT). Send it an alert from another terminal:"
 	@echo
 	@echo "  curl -i http://localhost:$(PORT)/alerts/INS -d '{\"version\":\"4\",\"alerts\":[{\"status\":\"firing\",\"labels\":{\"alertname\":\"Down\",\"job\":\"etcd\",\"instance\":\"n1:2379\"},\"startsAt\":\"'\$$(date -u +%FT%TZ)'\"}]}'"
-	@echo "  cat ses-data/events-*.jsonl"
+	@echo "  curl http://localhost:$(PORT)/alerts/INS/history"
 	@echo
 	@exec $(DOTNET) bin/Release/net10.0/ses.dll --onix-url none --data-dir ses-data --port $(PORT)
 

@@ -1,20 +1,23 @@
 // SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
 //
-// It receives Alertmanager's webhooks, turns each alert into status events, puts them on disk, brings
-// every change of status to the Onix CMDB, and shows people and programs what happened when.
+// It receives Alertmanager's webhooks, stores what each alert says as facts in its own database, derives the
+// history of each service's status from them, brings every change of it to the Onix CMDB, and shows people
+// and programs what happened when.
 //
-// THE PROMISE. A 2xx answer means: every event of the payload is on disk, flushed (or so old that its
-// place in the history is long past, which is counted), and every unusable alert is on disk too, in
-// quarantine, with the reason. What is on disk reaches Onix in order and once in effect, but for what
-// came after Onix held something later, whatever crashes, restarts or is down for however long.
+// THE PROMISE. A 2xx answer means: every fact of the payload is on disk, flushed, and every unusable alert is
+// on disk too, in quarantine, with the reason (of a payload with thousands of them the first whole, of the
+// rest the number). What is on disk reaches Onix in order and once in effect, but for what came after Onix
+// held something later, whatever crashes, restarts or is down for however long.
 //
 // THE FLOW
 //
-//     Alertmanager --> Gate (whole requests) --> Auth --> Web --> Alerts (map) --> EventLog (flush) --> 2xx
-//                                                                                     |
-//                 Onix <-- OnixClient <-- Recorder (decide, batch) <-- EventLog.Read (from the cursor)
-//                                                                                     |
-//     people, programs <-- Gate <-- Web <-- StatusPage, Answers <-- History <-- Archive (the log's files)
+//     Alertmanager --> Gate (whole requests) --> Auth --> Web --> Alerts (map) --> Store (commit) --> 2xx
+//                                                                                    |
+//                                                              Timeline (derive services that are behind)
+//                                                                                    |
+//                  Onix <-- OnixClient <-- Recorder (decide, batch) <-- Outbox (marked services)
+//                                                                                    |
+//     people, programs <-- Gate <-- Web <-- StatusPage, Answers <-- Questions <-- Store (snapshots)
 //
 // ENDPOINTS
 //
@@ -23,30 +26,31 @@
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
 //     GET  /, /service                    the status page, and that of one service
+//     GET  /health                        how SeS is, whole; text or JSON
 //     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
 //
-// COMMANDS, beside the daemon: ses status, history, report, check, probe, quarantine
+// COMMANDS, beside the daemon: ses status, history, report, check, rebuild, backup, restore, export, import,
+// probe, quarantine
 //
 // FILES in the data directory
 //
-//     events-000001-2026-11-23.jsonl   the event log, one JSON object a line, files numbered upwards
-//     events-000001-2026-11-23.index   where each service's events stand in it; may be deleted
-//     cursor.json                      how far Onix has confirmed the log, and the barred services
-//     quarantine.jsonl                 alerts that could not be mapped, whole, with reason and time
-//     lock                             held while a process uses the directory
+//     ses.db, ses.db-wal, ses.db-shm   the database, its write-ahead log, and the memory its users share
+//     lock                             held while a daemon uses the directory
 //
 // GLOSSARY
 //
 //     partition      a part of Onix that services are in; the last segment of the webhook's path
 //     service        what has a status: a platform, service, facet (aspect) and location in a partition
-//     dialect        alerts whose labels name a status: "status", with "platform" or "facet"
-//     stock alert    any other alert: its service is down while it fires, and up once it is resolved
-//     status event   the fact that a service has a status from a time on; the event log holds these
-//     window         a service's last eight events in order of time; it tells new events from copies
-//     quarantine     the file of alerts that cannot be mapped to a service, until they are sent again
-//     backlog        the events that Onix has not confirmed; barred: a service whose change Onix refuses
-//     outage         the time from an event "down" to the next "up" of the same service
+//     dialect        alerts whose labels name a status: "status" and "facet"
+//     stock alert    any other alert: its severity says what its service is while it fires
+//     episode        one firing of an alert, from its start to its end
+//     observation    a copy of an episode that brought something new: the fact that is stored
+//     timeline       the status of a service at each moment, derived from all its observations
+//     outage         the time that a service is down, until it is up
+//     quarantine     the alerts that cannot be mapped to a service, until they are sent again
+//     outbox         what Onix is known to hold of each service, and which are marked: it lacks their changes
+//     barred         a service whose change Onix refuses
 //     lock           Onix's refusal of a change to an item that somebody else has changed meanwhile
 //
 // EXIT CODES
@@ -57,12 +61,9 @@
 //
 // SECTIONS, each using only those above it
 //
-//     1 Options   2 Log   3 Metrics   4 Alerts   5 Order   6 Archive   7 Event log   8 History   9 Asking
-//    10 Onix     11 Recorder  12 HTTP  13 Auth  14 Status page  15 Web  16 TLS  17 Gate  18 Linux
-//    19 Commands  20 Main
-//
-//     Sections 5b Timeline, 9b Database, 9c Store, 9d Incoming alerts and 9e Questions take over from 4 to 9:
-//     they are built and tested, and the daemon does not use them yet (docs/design.md, "The store to come").
+//     1 Options   2 Log   3 Metrics   4 Alerts   5 Timeline   6 Database   7 Store   8 Lines   9 Questions
+//    10 Asking   11 Onix   12 Recorder  13 HTTP  14 Auth  15 Status page  16 Web  17 TLS  18 Gate  19 Linux
+//    20 Commands  21 Main
 
 using System.Buffers;
 using System.Buffers.Binary;
@@ -150,7 +151,7 @@ internal sealed record Options
     public required string? TlsKey { get; init; }
     /// <summary>Null: no certificate is asked of clients.</summary>
     public required string? TlsClientCa { get; init; }
-    /// <summary>Null: no Onix, the event log alone.</summary>
+    /// <summary>Null: no Onix, the store alone.</summary>
     public required Uri? OnixUrl { get; init; }
     public required AuthMode OnixAuthMode { get; init; }
     public required string OnixUsername { get; init; }
@@ -163,11 +164,25 @@ internal sealed record Options
     public required string DataDir { get; init; }
     public required TimeSpan Retention { get; init; }
     public required int MaxBody { get; init; }
-    public required FieldMap Map { get; init; }
+    public required MappingRules Mapping { get; init; }
+    /// <summary>Null: the one that is stored, at the first start that of the host.</summary>
+    public required string? Name { get; init; }
+    public required TimeSpan Pause { get; init; }
+    public required TimeSpan StaleAfter { get; init; }
+    public required int MaxServices { get; init; }
+    public required int MaxAlerts { get; init; }
+    /// <summary>In bytes; null: none.</summary>
+    public required long? MaxSize { get; init; }
     /// <summary>What the user should know, though it stops nothing; logged once at the start.</summary>
     public required IReadOnlyList<string> Warnings { get; init; }
 
-    private const string Listening = "Listening", Onix = "Onix", Keeping = "Keeping", Telling = "Telling";
+    private const string Listening = "Listening", Meaning = "What alerts mean", Onix = "Onix",
+        Keeping = "Keeping", Telling = "Telling";
+
+    /// <summary>
+    /// Each service has some label sets: as many as its severities, and as its labels change.
+    /// </summary>
+    private const int AlertsOfService = 10;
 
     public static readonly Setting
         PathSetting = new(Listening, "--path", "OXSES_PATH", "PATH", "alerts",
@@ -196,10 +211,20 @@ internal sealed record Options
             "Password of that user", Secret: true),
         MaxBodySetting = new(Listening, "--max-body", "OXSES_MAXBODY", "SIZE", "16MiB",
             "Largest body of a webhook, such as 512KiB or 16MiB; at most 256MiB"),
-        MapSetting = new(Listening, "--map", "OXSES_MAP", "MAP", null,
+        MapSetting = new(Meaning, "--map", "OXSES_MAP", "MAP", null,
             "Where a field comes from: \"platform=platform,cluster,'prod';location=instance\""),
+        StatusSetting = new(Meaning, "--status", "OXSES_STATUS", "STATUSES", MappingRules.DefaultStatuses,
+            "Status by severity, in the dialect by status; ignore: no service; all others are down"),
+        IgnoreSetting = new(Meaning, "--ignore", "OXSES_IGNORE", "ALERTS", MappingRules.DefaultIgnored,
+            "Names of alerts that are about no service"),
+        HeartbeatSetting = new(Meaning, "--heartbeat", "OXSES_HEARTBEAT", "ALERTS",
+            MappingRules.DefaultHeartbeats, "Names of alerts that always fire, and are about no service"),
+        PauseSetting = new(Meaning, "--pause", "OXSES_PAUSE", "TIME", "15m",
+            "Longest \"for\" of your rules: so long a status may rest on no alert before it is unknown"),
+        StaleAfterSetting = new(Meaning, "--stale-after", "OXSES_STALE_AFTER", "TIME", "25h",
+            "An alert that Alertmanager has not repeated for so long is given up; more than repeat_interval"),
         OnixUrlSetting = new(Onix, "--onix-url", "OXSES_ONIX_URL", "URL", "http://localhost:8080",
-            "Onix's web API; none: no Onix, the event log alone"),
+            "Onix's web API; none: no Onix, the store alone"),
         OnixAuthModeSetting = new(Onix, "--onix-auth-mode", "OXSES_ONIX_AUTHMODE", "MODE", "basic",
             "How to sign in to Onix: none, basic, oidc"),
         OnixUsernameSetting = new(Onix, "--onix-username", "OXSES_ONIX_USERNAME", "NAME", "admin",
@@ -217,9 +242,17 @@ internal sealed record Options
         OnixCaFileSetting = new(Onix, "--onix-ca-file", "OXSES_ONIX_CAFILE", "FILE", null,
             "PEM file of the CAs that Onix's certificate is verified against"),
         DataDirSetting = new(Keeping, "--data-dir", "OXSES_DATADIR", "DIR", null,
-            "Where the event log is kept (default: $STATE_DIRECTORY, else ses-data)"),
+            "Where the database is kept (default: $STATE_DIRECTORY, else ses-data)"),
         RetentionSetting = new(Keeping, "--retention", "OXSES_RETENTION", "TIME", "400d",
-            "How long events are kept, such as 90d; at least 1d"),
+            "How long facts are kept, such as 90d; at least 1d"),
+        MaxSizeSetting = new(Keeping, "--max-size", "OXSES_MAX_SIZE", "SIZE", null,
+            "Largest size of the database, such as 10GiB: the oldest facts go before it is reached"),
+        MaxServicesSetting = new(Keeping, "--max-services", "OXSES_MAX_SERVICES", "COUNT", "100000",
+            "Alerts of further services are quarantined; 1 to 10000000"),
+        MaxAlertsSetting = new(Keeping, "--max-alerts", "OXSES_MAX_ALERTS", "COUNT", null,
+            $"Alerts with further label sets are quarantined (default: {AlertsOfService} a service)"),
+        NameSetting = new(Keeping, "--name", "OXSES_NAME", "NAME", null,
+            "Of this SeS, which its facts carry (default: the stored one, at first the host's)"),
         LogLevelSetting = new(Telling, "--log-level", "OXSES_LOGLEVEL", "LEVEL", "Trace",
             "Least level logged: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
         LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
@@ -230,13 +263,18 @@ internal sealed record Options
     [
         PathSetting, PortSetting, AddressSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
         AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
-        OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting, MapSetting,
+        OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting,
+        MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
         OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
         OnixTokenUriSetting, OnixSkipVerifySetting, OnixCaFileSetting,
-        DataDirSetting, RetentionSetting,
+        DataDirSetting, RetentionSetting, MaxSizeSetting, MaxServicesSetting, MaxAlertsSetting, NameSetting,
         LogLevelSetting, LogFormatSetting, MetricsSetting,
     ];
+
+    /// <summary>What holds where no daemon has run yet.</summary>
+    public static readonly TimeSpan DefaultPause = TimeSpan.FromMinutes(15),
+        DefaultStaleAfter = TimeSpan.FromHours(25);
 
     /// <summary>Reads and checks all settings.</summary>
     /// <param name="flags">What the command line gave, by flag.</param>
@@ -250,6 +288,7 @@ internal sealed record Options
         var caFile = source.Path(OnixCaFileSetting);
         if (caFile != null && skipVerify && source.IsGiven(OnixSkipVerifySetting))
             throw new OptionsException($"{OnixCaFileSetting} and {OnixSkipVerifySetting} exclude each other");
+        var maxServices = source.Parse(MaxServicesSetting, v => ParseCount(v, 10_000_000), "1 to 10000000");
         var options = new Options
         {
             LogLevel = source.Enum<LogLevel>(LogLevelSetting),
@@ -280,8 +319,23 @@ internal sealed record Options
             OnixCaFile = caFile,
             DataDir = DataDirOf(flags, variables),
             Retention = source.Parse(RetentionSetting, ParseDays, "at least 1d, such as 90d or 2400h"),
-            MaxBody = source.Parse(MaxBodySetting, ParseSize, "a size from 1KiB to 256MiB"),
-            Map = source.Text(MapSetting) is { Length: > 0 } map ? ParseMap(map) : FieldMap.Default,
+            MaxBody = source.Parse(MaxBodySetting, ParseBodySize, "a size from 1KiB to 256MiB"),
+            Mapping = new MappingRules(
+                source.Text(MapSetting) is { Length: > 0 } ? source.Parse(MapSetting, FieldMap.Parse)
+                    : FieldMap.Default,
+                source.Parse(StatusSetting, MappingRules.ParseStatuses),
+                source.Parse(IgnoreSetting, MappingRules.ParseNames),
+                source.Parse(HeartbeatSetting, MappingRules.ParseNames)),
+            Name = source.Optional(NameSetting, ParseName, "1 to 200 characters, none of them a control"),
+            Pause = source.Parse(PauseSetting, v => ParseTime(v, TimeSpan.Zero, TimeSpan.FromDays(7)),
+                "0s to 7d, such as 15m"),
+            StaleAfter = source.Parse(StaleAfterSetting,
+                v => ParseTime(v, TimeSpan.FromMinutes(1), TimeSpan.FromDays(365)), "1m to 365d, such as 25h"),
+            MaxServices = maxServices,
+            MaxAlerts = source.Text(MaxAlertsSetting) is not { Length: > 0 } ? maxServices * AlertsOfService
+                : source.Parse(MaxAlertsSetting, v => ParseCount(v, 100_000_000), "1 to 100000000"),
+            MaxSize = source.Text(MaxSizeSetting) is not { Length: > 0 } ? null
+                : source.Parse(MaxSizeSetting, ParseDatabaseSize, "a size from 16MiB to 100TiB"),
             Warnings = source.Warnings,
         };
         options.CheckTogether(source.Warnings);
@@ -382,30 +436,41 @@ internal sealed record Options
             ? TimeSpan.FromHours((double)count * unit) : null;
     }
 
-    private static int? ParseSize(string text)
+    private static TimeSpan? ParseTime(string text, TimeSpan least, TimeSpan most)
     {
-        var (unit, digits) = text switch
+        TimeSpan? unit = text is [.., var letter] ? letter switch
         {
-            _ when text.EndsWith("MiB", StringComparison.Ordinal) => (1024 * 1024, text[..^3]),
-            _ when text.EndsWith("KiB", StringComparison.Ordinal) => (1024, text[..^3]),
-            _ => (1, text),
-        };
-        return long.TryParse(digits, NumberStyles.None, CultureInfo.InvariantCulture, out var count)
-            && count <= int.MaxValue && count * unit is >= 1024 and <= 256 * 1024 * 1024
-            ? (int)(count * unit) : null;
+            's' => TimeSpan.FromSeconds(1),
+            'm' => TimeSpan.FromMinutes(1),
+            'h' => TimeSpan.FromHours(1),
+            'd' => TimeSpan.FromDays(1),
+            _ => null,
+        } : null;
+        return unit is { } one && ParseCount(text[..^1], int.MaxValue, 0) is { } count
+            && one * count >= least && one * count <= most ? one * count : null;
     }
 
-    private static FieldMap ParseMap(string text)
+    private static int? ParseCount(string text, int most, int least = 1) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count)
+            && count >= least && count <= most ? count : null;
+
+    private static string? ParseName(string text) =>
+        text.Length <= 200 && !text.Any(char.IsControl) ? text : null;
+
+    private static readonly (string Name, long Size)[] SizeUnits =
+        [("TiB", 1L << 40), ("GiB", 1L << 30), ("MiB", 1L << 20), ("KiB", 1L << 10), ("", 1)];
+
+    private static long? ParseSize(string text, long least, long most)
     {
-        try
-        {
-            return FieldMap.Parse(text);
-        }
-        catch (FormatException e)
-        {
-            throw Bad(MapSetting, text, e.Message);
-        }
+        var (name, size) = SizeUnits.First(u => text.EndsWith(u.Name, StringComparison.Ordinal));
+        return long.TryParse(
+            text[..^name.Length], NumberStyles.None, CultureInfo.InvariantCulture, out var count)
+            && count <= most / size && count * size >= least ? count * size : null;
     }
+
+    private static int? ParseBodySize(string text) => (int?)ParseSize(text, 1024, 256 * 1024 * 1024);
+
+    private static long? ParseDatabaseSize(string text) => ParseSize(text, 16L << 20, 100L << 40);
 
     private static OptionsException Bad(Setting setting, string value, string allowed)
     {
@@ -454,6 +519,19 @@ internal sealed record Options
 
         public T Parse<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
             parse(Text(setting) ?? "") ?? throw Bad(setting, Text(setting) ?? "", allowed);
+
+        /// <param name="parse">Throws a <see cref="FormatException"/> that tells what is allowed.</param>
+        public T Parse<T>(Setting setting, Func<string, T> parse) where T : class
+        {
+            try
+            {
+                return parse(Text(setting) ?? "");
+            }
+            catch (FormatException e)
+            {
+                throw Bad(setting, Text(setting) ?? "", e.Message);
+            }
+        }
 
         /// <summary>Null when there is none, or an empty one.</summary>
         public T? Optional<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
@@ -747,12 +825,12 @@ internal sealed class Meters
 
     public CollectorRegistry Registry { get; } = Prometheus.Metrics.NewCustomRegistry();
 
-    public readonly Counter Alerts, Events, Truncated, BadRequests, Requests;
-    public readonly Counter LogEvents, LogBytes, BrokenLines, QuarantineDropped;
-    public readonly Counter OnixRequests, OnixEvents, OnixDropped, Defects;
+    public readonly Counter Alerts, Truncated, BadRequests, Requests;
+    public readonly Counter OnixRequests, OnixChanges, Defects;
     public readonly Counter ConnectionsTotal, HttpRefused, AuthFailures, TlsReloads, Questions;
-    public readonly Histogram WebhookDuration, FlushDuration, OnixDuration, QuestionDuration;
-    public readonly Gauge LogSize, Services, Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
+    public readonly Histogram WebhookDuration, CommitDuration, OnixDuration, QuestionDuration;
+    public readonly Gauge StoreSize, StoreFree, Underived, Damage, Services, LabelSets, Quarantined;
+    public readonly Gauge Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
     public readonly Gauge Connections, TlsExpiry;
 
     private readonly Lock _gate = new();
@@ -770,10 +848,8 @@ internal sealed class Meters
         Histogram Time(string name, string help, params string[] labels) =>
             make.CreateHistogram(name, help, labels, new HistogramConfiguration { Buckets = Seconds });
 
-        Alerts = Count("ses_alerts_total", "Alerts received: accepted, quarantined.", "outcome");
-        Events = Count("ses_events_total",
-            "Status events received: new, known (a copy), stale (older than its service's whole window).",
-            "outcome");
+        Alerts = Count("ses_alerts_total", "Alerts received: new (it brought something), known (a copy), "
+            + "ignored, heartbeat (about no service), quarantined.", "outcome");
         Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
         BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
         Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
@@ -791,35 +867,35 @@ internal sealed class Meters
         TlsExpiry = Level("ses_tls_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires, in Unix time; 0 without TLS.");
         TlsReloads = Count("ses_tls_reloads_total", "Changed certificates: loaded, refused.", "outcome");
-        LogEvents = Count("ses_log_events_total", "Events written to the event log.");
-        LogBytes = Count("ses_log_bytes_total", "Bytes written to the event log.");
-        LogSize = Level("ses_log_size_bytes", "Size of the event log's files.");
-        FlushDuration = Time("ses_log_flush_duration_seconds", "Time to write and flush a group of events.");
-        BrokenLines = Count("ses_log_broken_lines_total", "Lines of the event log that do not parse.");
-        QuarantineDropped = Count("ses_quarantine_dropped_total",
-            "Quarantined alerts that were dropped because the quarantine was full.");
+        StoreSize = Level("ses_store_size_bytes", "Size of the database and its log.");
+        StoreFree = Level("ses_store_free_bytes", "Bytes that are free on the database's disk.");
+        CommitDuration = Time("ses_store_commit_duration_seconds",
+            "Time to write and flush what waiting requests brought.");
+        Underived = Level("ses_store_underived_observations",
+            "Observations that are on disk, and not in the timeline yet.");
+        Damage = Level("ses_store_damaged", "1 once a fault was found in the database: see ses check.");
         Services = Level("ses_services", "Services that SeS knows of.");
-        Backlog = Level("ses_backlog_events", "Events that Onix has not confirmed yet.");
-        BacklogAge = Level("ses_backlog_oldest_seconds", "Since the oldest of them was received.");
+        LabelSets = Level("ses_label_sets", "Alerts, by their labels, that SeS knows of.");
+        Quarantined = Level("ses_quarantined_alerts", "Alerts in quarantine.");
+        Backlog = Level("ses_onix_backlog_services",
+            "Services with changes that Onix has not confirmed, refused ones too.");
+        BacklogAge = Level("ses_onix_backlog_oldest_seconds", "Since the first of them waits.");
         OnixRequests = Count("ses_onix_requests_total", "Requests to Onix.", "request", "outcome");
         OnixDuration = Time("ses_onix_request_duration_seconds", "Duration of requests to Onix.", "request");
-        OnixEvents = Count("ses_onix_events_total",
-            "New events by what became of them: recorded, unchanged (no change of status), "
+        OnixChanges = Count("ses_onix_changes_total",
+            "Changes by what became of them: recorded, unchanged (Onix had it), "
             + "late (Onix held something later), barred (Onix refuses).", "outcome");
-        OnixDropped = Count("ses_onix_dropped_total",
-            "Services barred for over 30 days of which retention deleted events.");
         Barred = Level("ses_onix_barred_services", "Services whose change Onix refuses.");
         ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
         Ready = Level("ses_ready", "1 while alerts can be made durable.");
         Defects = Count("ses_defects_total", "Exceptions that nothing expected; each is in the log.");
         make.CreateGauge("ses_build_info", "What runs here.", "version", "commit")
             .WithLabels(version, commit).Set(1);
-        Preset(Alerts, "accepted", "quarantined");
+        Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined");
         Preset(HttpRefused, [.. RefusalReasons]);
         Preset(AuthFailures, "missing", "scheme", "wrong");
         Preset(TlsReloads, "loaded", "refused");
-        Preset(Events, "new", "known", "stale");
-        Preset(OnixEvents, "recorded", "unchanged", "late", "barred");
+        Preset(OnixChanges, "recorded", "unchanged", "late", "barred");
     }
 
     /// <summary>A series that is there from the start can be alerted on when it first moves.</summary>
@@ -853,10 +929,14 @@ internal sealed class Meters
 
 // ================================= 4. Alerts =================================
 //
-// Maps the alerts of a webhook to services and their status. A payload is cut into its alerts first, each
-// of which is then parsed on its own, so that one bad field spoils one alert. An alert with the label
-// "status" and one of "platform" and "facet" is in the SeS dialect; any other is a stock alert, which
-// is down while it fires. Alerts that cannot be mapped are quarantined, with a reason.
+// Reads the bodies of Alertmanager's webhook and of Prometheus, and maps each alert in them to a service and
+// its status, as the store takes it. Each alert is read on its own, so that one bad field spoils one alert,
+// and without an exception, so that a bad one costs no more than a good one. An alert with the labels
+// "status" and "facet" is in the SeS dialect, and its status is that label; any other is a stock alert, and
+// its severity decides its status. Alerts that cannot be mapped are quarantined, with a reason.
+
+/// <summary>Who sends an alert: Alertmanager's webhook, or Prometheus itself.</summary>
+internal enum AlertSource { Webhook = 0, Prometheus = 1 }
 
 /// <summary>The five fields that identify a service. A missing location is the empty text.</summary>
 internal readonly record struct ServiceKey(
@@ -865,24 +945,29 @@ internal readonly record struct ServiceKey(
     public override string ToString() => $"{Partition}/{Platform}/{Service}/{Facet}/{Location}";
 }
 
-/// <summary>An alert, mapped to a service and its status.</summary>
-/// <param name="Stock">
-/// Down while it fires; else the service has <paramref name="Status"/> from the alert's start on.
+/// <summary>An alert as the store takes it; times UTC, whole milliseconds.</summary>
+/// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
+/// <param name="Labels">
+/// As JSON, sorted by name: two alerts are one if this, source and sender are the same.
 /// </param>
-/// <param name="EndsAt">Only of a stock alert that is resolved.</param>
-internal sealed record MappedAlert(
-    ServiceKey Service, string Description, bool Stock, string Status, DateTime StartsAt, DateTime? EndsAt);
+/// <param name="Status">In lower case.</param>
+/// <param name="Starts">Of Prometheus's <c>default</c>: none was sent.</param>
+/// <param name="Ends">Null: it fires, or it is Prometheus's: see <paramref name="ValidUntil"/>.</param>
+/// <param name="Description">As sent, that of an end too.</param>
+/// <param name="ValidUntil">
+/// Of Prometheus's alone: the end as sent, until when a firing copy is valid and past which one is resolved,
+/// but at most a day ahead; null: none was sent.
+/// </param>
+/// <param name="Uncertain">Its end, if it has one, is no recovery (3.4).</param>
+internal sealed record IncomingAlert(
+    ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
+    DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false);
 
 /// <summary>An alert that cannot be mapped to a service, whole.</summary>
 /// <param name="Identity">Fingerprint, status, start, end and reason: copies of it are kept once.</param>
 /// <param name="Raw">The alert as it came, without line breaks.</param>
 internal sealed record UnmappableAlert(
     string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
-
-/// <summary>The body of a webhook, its alerts mapped.</summary>
-/// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
-internal sealed record Payload(
-    IReadOnlyList<MappedAlert> MappedAlerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long Truncated);
 
 /// <summary>Is thrown when a body as a whole is unusable; the message is the reason, a sentence.</summary>
 internal sealed class PayloadException(string message) : Exception(message);
@@ -897,12 +982,12 @@ internal sealed class FieldMap
 {
     private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
 
-    public static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
+    private static readonly FieldSource InPartition = new(FieldSourceKind.Partition, "");
 
     public static FieldMap Default { get; } = new(
         new()
         {
-            ["platform"] = Labels("platform"),
+            ["platform"] = [.. Labels("platform", "cluster"), InPartition],
             ["service"] = Labels("service"),
             ["facet"] = Labels("facet"),
             ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
@@ -911,18 +996,19 @@ internal sealed class FieldMap
         new()
         {
             ["platform"] = [.. Labels("platform", "cluster"), InPartition],
-            ["service"] = Labels("service", "job"),
+            ["service"] = [.. Labels("service", "job", "app", "app_kubernetes_io_name"),
+                new(FieldSourceKind.AlertName, "")],
             ["facet"] = Labels("facet", "alertname"),
             ["location"] = Labels("location", "instance"),
-            ["description"] = Labels("description", "summary", "message"),
+            ["description"] = Labels("summary", "description", "message"),
         });
 
     private readonly Dictionary<string, FieldSource[]> _dialect, _stock;
 
-    public FieldMap(Dictionary<string, FieldSource[]> dialect, Dictionary<string, FieldSource[]> stock) =>
+    private FieldMap(Dictionary<string, FieldSource[]> dialect, Dictionary<string, FieldSource[]> stock) =>
         (_dialect, _stock) = (dialect, stock);
 
-    public static FieldSource[] Labels(params string[] names) =>
+    private static FieldSource[] Labels(params string[] names) =>
         [.. names.Select(n => new FieldSource(FieldSourceKind.Label, n))];
 
     public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
@@ -931,12 +1017,10 @@ internal sealed class FieldMap
     /// Reads <c>platform=platform,cluster,'prod';location=instance</c>: the sources of the fields named
     /// are replaced for both kinds of alert; a text in single quotes is a literal.
     /// </summary>
-    /// <param name="defaults">Has the fields that are not named.</param>
     /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static FieldMap Parse(string text, FieldMap? defaults = null)
+    public static FieldMap Parse(string text)
     {
-        var (dialect, stock) = ((defaults ?? Default)._dialect, (defaults ?? Default)._stock);
-        var map = new FieldMap(new(dialect), new(stock));
+        var map = new FieldMap(new(Default._dialect), new(Default._stock));
         foreach (var rule in Split(text, ';'))
         {
             var equals = rule.IndexOf('=', StringComparison.Ordinal);
@@ -976,22 +1060,634 @@ internal sealed class FieldMap
     }
 }
 
-/// <summary>One alert as it is sent; absent and null fields are null.</summary>
-internal sealed class AlertBody
+/// <summary>The alerts of one body.</summary>
+/// <param name="UnmappableAlerts">Each once, the first of them whole.</param>
+/// <param name="MoreUnmappable">All others: copies, and what came after those.</param>
+/// <param name="Ignored">Alerts that are about no service, by name, severity or status.</param>
+/// <param name="Heartbeats">Alerts that always fire.</param>
+/// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
+internal sealed record ReceivedAlerts(
+    IReadOnlyList<IncomingAlert> Alerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long MoreUnmappable,
+    long Ignored, long Heartbeats, long Truncated)
 {
-    public string? Status { get; init; }
-    public Dictionary<string, string?>? Labels { get; init; }
-    public Dictionary<string, string?>? Annotations { get; init; }
-    public string? StartsAt { get; init; }
-    public string? EndsAt { get; init; }
-    public string? Fingerprint { get; init; }
+    /// <summary>Each alert of the body has a service.</summary>
+    public bool IsAllMapped =>
+        Alerts.Count > 0 && UnmappableAlerts.Count == 0 && Ignored == 0 && Heartbeats == 0;
 }
 
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
-[JsonSerializable(typeof(AlertBody))]
-internal sealed partial class AlertJson : JsonSerializerContext;
+/// <summary>What alerts mean, by the settings.</summary>
+/// <param name="Statuses">
+/// By severity, of the dialect by status, in any case; <see cref="Ignore"/>: the alert is left out.
+/// </param>
+/// <param name="Ignored">Names of alerts that are about no service, in any case.</param>
+/// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
+internal sealed record MappingRules(
+    FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
+    IReadOnlySet<string> Heartbeats)
+{
+    public const string DefaultStatuses = "warning=degraded,info=ignore,none=ignore",
+        DefaultIgnored = "InfoInhibitor,DatasourceNoData,DatasourceError",
+        DefaultHeartbeats = "Watchdog,DeadMansSwitch", Ignore = "ignore";
 
-/// <summary>Maps the alerts of payloads to services; pure, so that two SeS map alike.</summary>
+    public static MappingRules Default { get; } = new(FieldMap.Default, ParseStatuses(DefaultStatuses),
+        ParseNames(DefaultIgnored), ParseNames(DefaultHeartbeats));
+
+    /// <summary>Reads <c>warning=degraded,info=ignore</c>; an empty text names no severity.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlyDictionary<string, string> ParseStatuses(string text)
+    {
+        var statuses = new Dictionary<string, string>(StringComparer.OrdinalIgnoreCase);
+        foreach (var rule in Split(text))
+        {
+            var equals = rule.IndexOf('=', StringComparison.Ordinal);
+            var severity = rule[..Math.Max(equals, 0)].TrimEnd();
+            var status = rule[(equals + 1)..].TrimStart();
+            if (severity == "" || status == "" || status.Contains('=', StringComparison.Ordinal)
+                || !statuses.TryAdd(severity, status.ToLowerInvariant()))
+                throw new FormatException($"SEVERITY=STATUS,... or SEVERITY={Ignore}, each severity once");
+        }
+        return statuses;
+    }
+
+    /// <summary>Reads <c>Watchdog,DeadMansSwitch</c>; an empty text names no alert.</summary>
+    /// <exception cref="FormatException">What is allowed instead.</exception>
+    public static IReadOnlySet<string> ParseNames(string text)
+    {
+        var names = Split(text);
+        return !names.Contains("") ? names.ToHashSet(StringComparer.OrdinalIgnoreCase)
+            : throw new FormatException("names of alerts with commas between them");
+    }
+
+    private static string[] Split(string text) =>
+        text.Trim() == "" ? [] : text.Split(',', StringSplitOptions.TrimEntries);
+}
+
+/// <summary>Reads bodies and maps their alerts; pure, so that two SeS map alike.</summary>
+internal static class AlertReader
+{
+    /// <summary>Reasons of Grafana for the end of an alert that is no recovery.</summary>
+    private static readonly string[] GivenUp = ["MissingSeries", "Paused", "Updated"];
+
+    /// <summary>No time is too far ahead of it.</summary>
+    private static readonly DateTime Endless = DateTime.MaxValue - AlertMapping.MaxAhead;
+
+    /// <summary>What the alerts of a body are mapped by.</summary>
+    private sealed record Context(string Partition, AlertSource Source, MappingRules Rules, DateTime Now);
+
+    private enum Outcome { Mapped, Ignored, Heartbeat, Unmappable }
+
+    /// <summary>Maps the alerts of a body, in the order in which they were sent.</summary>
+    /// <param name="body">
+    /// Of a webhook an object with the list <c>alerts</c>, as Alertmanager and Grafana send it; of Prometheus
+    /// that list alone.
+    /// </param>
+    /// <exception cref="PayloadException">It is no JSON, or has no list of alerts.</exception>
+    public static ReceivedAlerts Read(
+        ReadOnlySpan<byte> body, string partition, AlertSource source, MappingRules rules, DateTime now)
+    {
+        var (list, truncated) = FindAlerts(body, source);
+        var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts());
+        var (ignored, heartbeats) = (0L, 0L);
+        var (alert, context) = (new AlertFields(source), new Context(partition, source, rules, now));
+        var reader = JsonText.NewReader(body[list]);
+        reader.Read();
+        while (reader.Read() && reader.TokenType != JsonTokenType.EndArray)
+        {
+            var start = list.Start.Value + (int)reader.TokenStartIndex;
+            alert.Read(ref reader);
+            switch (Map(alert, context, out var mapped))
+            {
+                case Outcome.Mapped:
+                    alerts.Add(mapped!);
+                    break;
+                case Outcome.Ignored:
+                    ignored++;
+                    break;
+                case Outcome.Heartbeat:
+                    heartbeats++;
+                    break;
+                default:
+                    unmappable.Add(alert, body, start..(list.Start.Value + (int)reader.BytesConsumed));
+                    break;
+            }
+        }
+        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated);
+    }
+
+    /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
+    private static (Range Alerts, long Truncated) FindAlerts(ReadOnlySpan<byte> body, AlertSource source)
+    {
+        if (body.IsEmpty)
+            throw new PayloadException("The body is empty.");
+        var reader = JsonText.NewReader(body);
+        try
+        {
+            reader.Read();
+            var found = source == AlertSource.Webhook ? FindInObject(ref reader)
+                : reader.TokenType == JsonTokenType.StartArray ? (SkipArray(ref reader), 0)
+                : throw new PayloadException("The body is not a JSON array.");
+            // What follows must be white space: else this throws.
+            reader.Read();
+            return found;
+        }
+        catch (JsonException e)
+        {
+            throw new PayloadException($"The body is not JSON: {e.Message}");
+        }
+    }
+
+    private static (Range Alerts, long Truncated) FindInObject(ref Utf8JsonReader reader)
+    {
+        if (reader.TokenType != JsonTokenType.StartObject)
+            throw new PayloadException("The body is not a JSON object.");
+        (Range? alerts, long truncated) = (null, 0);
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == "alerts" && reader.TokenType == JsonTokenType.StartArray)
+                alerts = SkipArray(ref reader);
+            else if (name == "truncatedAlerts" && reader.TokenType == JsonTokenType.Number)
+                truncated = reader.TryGetInt64(out var count) ? Math.Max(count, 0) : 0;
+            else
+                reader.Skip();
+        }
+        return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
+    }
+
+    private static Range SkipArray(ref Utf8JsonReader reader)
+    {
+        var start = (int)reader.TokenStartIndex;
+        reader.Skip();
+        return start..(int)reader.BytesConsumed;
+    }
+
+    private static Outcome Map(AlertFields alert, Context context, out IncomingAlert? mapped)
+    {
+        mapped = null;
+        if (alert.Reason != null)
+            return Outcome.Unmappable;
+        var (rules, name) = (context.Rules, alert.Labels.Get("alertname"));
+        if (name != null && rules.Heartbeats.Contains(name))
+            return Outcome.Heartbeat;
+        if (name != null && rules.Ignored.Contains(name))
+            return Outcome.Ignored;
+        CheckKind(alert, name);
+        var status = StatusOf(alert, rules);
+        if (alert.Reason == null && status == MappingRules.Ignore)
+            return Outcome.Ignored;
+        mapped = alert.Reason == null ? Map(alert, name, status, context) : null;
+        return mapped == null ? Outcome.Unmappable : Outcome.Mapped;
+    }
+
+    /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
+    private static void CheckKind(AlertFields alert, string? name)
+    {
+        if (alert.IsDialect)
+            return;
+        var status = alert.Labels.Get("status")?.ToLowerInvariant();
+        if (status is "up" or "down" && alert.Labels.Get("platform") != null)
+            alert.Fail("it has no facet, but a platform and the status up or down");
+        else if (name == null)
+            alert.Fail("it has no alertname");
+    }
+
+    private static string StatusOf(AlertFields alert, MappingRules rules)
+    {
+        var text = alert.Labels.Get(alert.IsDialect ? "status" : "severity");
+        return text != null && rules.Statuses.TryGetValue(text, out var status) ? status
+            : alert.IsDialect ? text!.ToLowerInvariant() : "down";
+    }
+
+    /// <summary>Null when the alert cannot be mapped; it then has the reason.</summary>
+    private static IncomingAlert? Map(AlertFields alert, string? name, string status, Context context)
+    {
+        var service = ServiceOf(alert, name, context);
+        var description = ValueOf(alert, "description", name, context) ?? name ?? "";
+        if (AlertMapping.Unusable(service with { Location = "" }, status) is { } flaw)
+            alert.Fail(flaw);
+        // Labels are left over once all fields have theirs.
+        service = service with { Location = LocationOf(service.Location, alert) };
+        var (starts, ends) = TimesOf(alert, context);
+        var isPrometheus = context.Source == AlertSource.Prometheus;
+        return alert.Reason != null ? null : new IncomingAlert(
+            service, alert.IsDialect, context.Source, isPrometheus ? SenderOf(alert.GeneratorUrl) : "",
+            alert.Labels.ToJson(), status, starts, isPrometheus ? null : ends,
+            AlertMapping.Clip(description, AlertMapping.MaxDescription), isPrometheus ? ends : null,
+            (isPrometheus || ends != null) && IsGivenUp(alert));
+    }
+
+    // ---- Fields ----
+
+    private static ServiceKey ServiceOf(AlertFields alert, string? name, Context context)
+    {
+        string Value(string field) => ValueOf(alert, field, name, context) ?? "";
+        return new(context.Partition, Value("platform"), Value("service"), Value("facet"), Value("location"));
+    }
+
+    /// <summary>The first of a field's sources among the labels, else among the annotations.</summary>
+    private static string? ValueOf(AlertFields alert, string field, string? name, Context context)
+    {
+        var sources = context.Rules.Fields.Of(field, !alert.IsDialect);
+        var (first, second) = sources[0].Kind == FieldSourceKind.AnnotationFirst
+            ? (alert.Annotations, alert.Labels) : (alert.Labels, alert.Annotations);
+        var fallback = Array.FindIndex(
+            sources, s => s.Kind is not (FieldSourceKind.Label or FieldSourceKind.AnnotationFirst));
+        var named = fallback < 0 ? sources : sources.AsSpan(0, fallback);
+        if ((first.Use(named) ?? second.Use(named)) is { } value)
+            return value;
+        return fallback < 0 ? null : sources[fallback].Kind switch
+        {
+            FieldSourceKind.Literal => sources[fallback].Name,
+            FieldSourceKind.Partition => context.Partition,
+            _ => name,
+        };
+    }
+
+    /// <summary>
+    /// The place, and of a stock alert the labels that no field used: an alert is its labels. One that is too
+    /// long is cut after a whole label, and told apart from others by its hash.
+    /// </summary>
+    private static string LocationOf(string place, AlertFields alert)
+    {
+        List<string> labels = alert.IsDialect ? [] : alert.Labels.Unused();
+        var whole = labels.Count == 0 ? place : $"{place}{{{string.Join(',', labels)}}}";
+        if (Encoding.UTF8.GetByteCount(whole) <= AlertMapping.MaxField)
+            return whole;
+        var digest = SHA256.HashData(Encoding.UTF8.GetBytes(whole)).AsSpan(0, 4);
+        var hash = $"…#{Convert.ToHexStringLower(digest)}";
+        var space = AlertMapping.MaxField - Encoding.UTF8.GetByteCount(hash);
+        var text = new StringBuilder(AlertMapping.Clip(place, space));
+        space -= Encoding.UTF8.GetByteCount(place);
+        foreach (var label in labels)
+        {
+            space -= 1 + Encoding.UTF8.GetByteCount(label);
+            if (space < 0)
+                break;
+            text.Append(text.Length == place.Length ? '{' : ',').Append(label);
+        }
+        return text.Append(hash).ToString();
+    }
+
+    // ---- Start and end ----
+
+    /// <summary>The start, and the end, if there is one; of Prometheus's until when it is valid.</summary>
+    private static (DateTime Starts, DateTime? Ends) TimesOf(AlertFields alert, Context context)
+    {
+        if (context.Source == AlertSource.Prometheus)
+        {
+            var latest = context.Now + AlertMapping.MaxAhead;
+            var starts = IsUnset(alert.StartsAt) ? default
+                : TimeOf(alert, alert.StartsAt, "startsAt", context.Now);
+            DateTime? ends = IsUnset(alert.EndsAt) ? null : TimeOf(alert, alert.EndsAt, "endsAt", Endless);
+            return (starts, ends > latest ? latest : ends);
+        }
+        // A dialect alert may lack what Alertmanager says of each.
+        var isFiring = alert.Status == "firing" || (alert.Status == null && alert.IsDialect);
+        if (!isFiring && alert.Status != "resolved")
+            alert.Fail("status is neither firing nor resolved");
+        return (TimeOf(alert, alert.StartsAt, "startsAt", context.Now),
+            isFiring ? null : TimeOf(alert, alert.EndsAt, "endsAt", context.Now));
+    }
+
+    /// <summary>Zero is what Go writes for no time.</summary>
+    private static bool IsUnset(string? text) => string.IsNullOrEmpty(text)
+        || (text.StartsWith("0001-", StringComparison.Ordinal)
+            && Rfc3339.TryParse(text.ToUpperInvariant(), out var time) && time == default);
+
+    /// <summary>In whole milliseconds; RFC 3339 allows t and z. No time: the alert has the reason.</summary>
+    private static DateTime TimeOf(AlertFields alert, string? text, string name, DateTime now)
+    {
+        if (!AlertMapping.ReadTime(text?.ToUpperInvariant(), name, now, out var time, out var reason))
+            alert.Fail(reason);
+        return time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond));
+    }
+
+    /// <summary>Grafana gives one reason or several.</summary>
+    private static bool IsGivenUp(AlertFields alert) =>
+        alert.Annotations.Get("grafana_state_reason")?.Split(", ").Any(GivenUp.Contains) == true;
+
+    /// <summary>Scheme and host of a URL, without credentials; empty when there are none.</summary>
+    private static string SenderOf(string? url)
+    {
+        var colon = url?.IndexOf("://", StringComparison.Ordinal) ?? -1;
+        if (colon <= 0)
+            return "";
+        var host = url.AsSpan(colon + 3);
+        var end = host.IndexOfAny('/', '?', '#');
+        host = end < 0 ? host : host[..end];
+        host = host[(host.LastIndexOf('@') + 1)..];
+        return host.IsEmpty ? ""
+            : AlertMapping.Clip($"{url.AsSpan(0, colon)}://{host}".ToLowerInvariant(), AlertMapping.MaxField);
+    }
+}
+
+/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
+internal sealed class AlertFields(AlertSource source)
+{
+    public AlertTexts Labels { get; } = new();
+    public AlertTexts Annotations { get; } = new();
+
+    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
+    public string? Status { get; private set; }
+    public string? StartsAt { get; private set; }
+    public string? EndsAt { get; private set; }
+    public string? Fingerprint { get; private set; }
+    public string? GeneratorUrl { get; private set; }
+
+    public bool IsDialect { get; private set; }
+
+    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
+    public string? Reason { get; private set; }
+
+    public void Fail(string reason) => Reason ??= reason;
+
+    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
+    public void Read(ref Utf8JsonReader reader)
+    {
+        Labels.Clear();
+        Annotations.Clear();
+        Status = StartsAt = EndsAt = Fingerprint = GeneratorUrl = Reason = null;
+        if (reader.TokenType != JsonTokenType.StartObject)
+        {
+            Fail("it is not an object");
+            reader.Skip();
+            return;
+        }
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+            ReadField(ref reader);
+        Labels.Sort();
+        Annotations.Sort();
+        IsDialect = Labels.Get("status") != null && Labels.Get("facet") != null;
+    }
+
+    private void ReadField(ref Utf8JsonReader reader)
+    {
+        var name = JsonText.Read(ref reader);
+        reader.Read();
+        switch (name)
+        {
+            case "labels":
+                ReadTexts(ref reader, name, Labels);
+                break;
+            case "annotations":
+                ReadTexts(ref reader, name, Annotations);
+                break;
+            case "status" when source == AlertSource.Webhook:
+                Status = ReadText(ref reader, name);
+                break;
+            case "startsAt":
+                StartsAt = ReadText(ref reader, name);
+                break;
+            case "endsAt":
+                EndsAt = ReadText(ref reader, name);
+                break;
+            case "fingerprint":
+                Fingerprint = JsonText.Read(ref reader);
+                break;
+            case "generatorURL":
+                GeneratorUrl = JsonText.Read(ref reader);
+                break;
+        }
+        reader.Skip();
+    }
+
+    private string? ReadText(ref Utf8JsonReader reader, string field)
+    {
+        var text = JsonText.Read(ref reader);
+        if (text == null && reader.TokenType != JsonTokenType.Null)
+            FailType(field);
+        return text;
+    }
+
+    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts)
+    {
+        // Of two fields of one name the last counts, and of two labels too.
+        texts.Clear();
+        if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
+            FailType(field);
+        if (reader.TokenType != JsonTokenType.StartObject)
+            return;
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader);
+            reader.Read();
+            if (name == null)
+                Fail("a text in it is not valid Unicode");
+            else if (JsonText.Read(ref reader) is { } text)
+                texts.Add(name, text);
+            else if (reader.TokenType == JsonTokenType.Null)
+                texts.Add(name, "");
+            else
+                FailType(name.Length <= 100 && !name.Any(char.IsControl) ? $"{field}.{name}" : field);
+            reader.Skip();
+        }
+    }
+
+    private void FailType(string field) => Fail($"{field} is of the wrong type, or not usable as text");
+}
+
+/// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
+internal sealed class AlertTexts
+{
+    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
+    private static readonly string[] NoPlace =
+        ["severity", "prometheus", "prometheus_replica", "replica", "alertname"];
+
+    private readonly List<Entry> _entries = [];
+
+    private record struct Entry(string Name, string Value, int Index, bool IsUsed = false);
+
+    public int Count => _entries.Count;
+
+    public void Clear() => _entries.Clear();
+
+    public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
+
+    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
+    public void Sort()
+    {
+        _entries.Sort(static (a, b) =>
+            string.CompareOrdinal(a.Name, b.Name) is not 0 and var order ? order : a.Index - b.Index);
+        var count = 0;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            var isLast = i + 1 == _entries.Count || _entries[i + 1].Name != _entries[i].Name;
+            if (isLast && _entries[i].Value != "")
+                _entries[count++] = _entries[i];
+        }
+        _entries.RemoveRange(count, _entries.Count - count);
+    }
+
+    /// <summary>Null when it is absent or empty.</summary>
+    public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
+
+    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
+    public string? Use(ReadOnlySpan<FieldSource> sources)
+    {
+        foreach (var source in sources)
+        {
+            var i = Find(source.Name);
+            if (i < 0)
+                continue;
+            _entries[i] = _entries[i] with { IsUsed = true };
+            return _entries[i].Value;
+        }
+        return null;
+    }
+
+    /// <summary>The exact name before others, of these the first by name.</summary>
+    private int Find(string name)
+    {
+        var found = -1;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            if (_entries[i].Name == name)
+                return i;
+            if (found < 0 && _entries[i].Name.Equals(name, StringComparison.OrdinalIgnoreCase))
+                found = i;
+        }
+        return found;
+    }
+
+    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
+    public List<string> Unused() =>
+    [
+        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
+            .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
+    ];
+
+    /// <summary>
+    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
+    /// control characters, these as <c>\u0009</c>, are escaped.
+    /// </summary>
+    public string ToJson()
+    {
+        var json = new StringBuilder("{");
+        foreach (var (name, value, _, _) in _entries)
+        {
+            JsonText.Write(json.Append(json.Length > 1 ? "," : ""), name);
+            JsonText.Write(json.Append(':'), value);
+        }
+        return json.Append('}').ToString();
+    }
+}
+
+/// <summary>
+/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
+/// </summary>
+internal sealed class UnmappableAlerts
+{
+    public const int MaxKept = 1000;
+
+    private readonly List<UnmappableAlert> _kept = [];
+    private readonly HashSet<string> _identities = [];
+
+    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
+    private readonly Dictionary<int, Range> _places = [];
+
+    public IReadOnlyList<UnmappableAlert> Kept => _kept;
+
+    public long More { get; private set; }
+
+    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
+    public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
+    {
+        if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
+            More++;
+        else
+            _places[hash] = place;
+    }
+
+    private bool IsCopy(ReadOnlySpan<byte> body, Range place, out int hash)
+    {
+        var code = new HashCode();
+        code.AddBytes(body[place]);
+        hash = code.ToHashCode();
+        return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
+    }
+
+    private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
+    {
+        // Prometheus sends no fingerprint, and each copy has another end: its alerts are their labels.
+        var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
+        var fingerprint = alert.Fingerprint ?? Convert.ToHexStringLower(
+            SHA256.HashData(labels == null ? raw : Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8));
+        var identity = string.Join('\n', fingerprint, alert.Status, alert.StartsAt,
+            alert.Status == null ? null : alert.EndsAt, alert.Reason);
+        // Within valid JSON a line break can only stand between tokens.
+        var line = raw.ToArray();
+        line.AsSpan().Replace((byte)'\n', (byte)' ');
+        line.AsSpan().Replace((byte)'\r', (byte)' ');
+        var unmappable = new UnmappableAlert(
+            identity, fingerprint, alert.Labels.Get("alertname") ?? "", alert.Reason!, line);
+        if (!_identities.Add(unmappable.Identity))
+            return false;
+        _kept.Add(unmappable);
+        return true;
+    }
+}
+
+/// <summary>Texts in JSON, read without an exception and written in one form.</summary>
+internal static class JsonText
+{
+    public static Utf8JsonReader NewReader(ReadOnlySpan<byte> json) =>
+        new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
+
+    /// <summary>
+    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
+    /// valid Unicode.
+    /// </summary>
+    public static string? Read(ref Utf8JsonReader reader) => reader.TokenType switch
+    {
+        JsonTokenType.PropertyName or JsonTokenType.String =>
+            IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
+        JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
+            Encoding.UTF8.GetString(reader.ValueSpan),
+        _ => null,
+    };
+
+    /// <summary>The reader checks the form of escapes, but neither surrogates nor bytes above 127.</summary>
+    private static bool IsUnicode(in Utf8JsonReader reader)
+    {
+        var text = reader.ValueSpan;
+        if (!Utf8.IsValid(text))
+            return false;
+        var isAfterHigh = false;
+        for (var i = reader.ValueIsEscaped ? 0 : text.Length; i < text.Length; i++)
+        {
+            var c = '\0';
+            if (text[i] == '\\' && text[++i] == 'u')
+            {
+                c = (char)ushort.Parse(
+                    text.Slice(i + 1, 4), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+                i += 4;
+            }
+            if (char.IsLowSurrogate(c) != isAfterHigh)
+                return false;
+            isAfterHigh = char.IsHighSurrogate(c);
+        }
+        return !isAfterHigh;
+    }
+
+    /// <summary>Within quotes; the text has no lone surrogates.</summary>
+    public static void Write(StringBuilder json, string text)
+    {
+        json.Append('"');
+        foreach (var c in text)
+        {
+            if (c is '"' or '\\')
+                json.Append('\\').Append(c);
+            else if (c < ' ')
+                json.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
+            else
+                json.Append(c);
+        }
+        json.Append('"');
+    }
+}
+
+/// <summary>What an alert may hold; the limits are told in docs/security.md.</summary>
 internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
@@ -1007,181 +1703,6 @@ internal static class AlertMapping
 
     /// <summary>An event further ahead would stay its service's latest for ever.</summary>
     public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
-
-    /// <summary>They identify the Prometheus that sent the alert, not the service.</summary>
-    private static readonly string[] SenderLabels = ["prometheus", "prometheus_replica", "replica"];
-
-    /// <summary>Cuts a payload into alerts and maps each; in order of their start.</summary>
-    /// <exception cref="PayloadException">Not JSON, no alerts, or a version other than 4.</exception>
-    public static Payload Read(ReadOnlySpan<byte> body, string partition, FieldMap map, DateTime now)
-    {
-        var mapped = new List<MappedAlert>();
-        var unmappable = new List<UnmappableAlert>();
-        var (slices, truncated) = Cut(body);
-        foreach (var slice in slices)
-        {
-            var raw = body[slice];
-            var alert = ParseAlert(raw, out var reason);
-            if (alert != null && ReadAlert(alert, partition, map, now, out reason) is { } usable)
-                mapped.Add(usable);
-            else
-                unmappable.Add(MakeUnmappable(alert, reason, raw));
-        }
-        mapped.Sort((a, b) => a.StartsAt.CompareTo(b.StartsAt));
-        return new Payload(mapped, unmappable, truncated);
-    }
-
-    private static (List<Range> Alerts, long Truncated) Cut(ReadOnlySpan<byte> body)
-    {
-        if (body.IsEmpty)
-            throw new PayloadException("The body is empty.");
-        List<Range>? alerts = null;
-        string? version = null;
-        long truncated = 0;
-        var reader = new Utf8JsonReader(body, new JsonReaderOptions { MaxDepth = MaxDepth });
-        try
-        {
-            if (!reader.Read() || reader.TokenType != JsonTokenType.StartObject)
-                throw new PayloadException("The body is not a JSON object.");
-            while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
-            {
-                var (isAlerts, isVersion, isTruncated) = (reader.ValueTextEquals("alerts"u8),
-                    reader.ValueTextEquals("version"u8), reader.ValueTextEquals("truncatedAlerts"u8));
-                reader.Read();
-                if (isAlerts && reader.TokenType == JsonTokenType.StartArray)
-                    alerts = CutArray(ref reader);
-                else if (isVersion && reader.TokenType == JsonTokenType.String)
-                    version = reader.GetString();
-                else if (isTruncated && reader.TokenType == JsonTokenType.Number)
-                    truncated = reader.TryGetInt64(out var count) ? count : 0;
-                else
-                    reader.Skip();
-            }
-            // What follows the object must be white space: else this throws.
-            reader.Read();
-        }
-        catch (Exception e) when (e is JsonException or InvalidOperationException)
-        {
-            throw new PayloadException($"The body is not JSON: {e.Message}");
-        }
-        if (version != "4")
-            throw new PayloadException(
-                $"The version is {version ?? "missing"}; Alertmanager's webhooks have 4.");
-        return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
-    }
-
-    private static List<Range> CutArray(ref Utf8JsonReader reader)
-    {
-        var slices = new List<Range>();
-        while (reader.Read() && reader.TokenType != JsonTokenType.EndArray)
-        {
-            var start = (int)reader.TokenStartIndex;
-            reader.Skip();
-            slices.Add(start..(int)reader.BytesConsumed);
-        }
-        return slices;
-    }
-
-    private static AlertBody? ParseAlert(ReadOnlySpan<byte> raw, out string reason)
-    {
-        reason = "it is not an object";
-        try
-        {
-            return JsonSerializer.Deserialize(raw, AlertJson.Default.AlertBody);
-        }
-        catch (JsonException e)
-        {
-            reason = e.Message.Contains("depth", StringComparison.Ordinal) ? "it is nested too deeply"
-                : e.Path is { Length: > 1 } path
-                ? $"{path[2..]} is of the wrong type, or not usable as text" : reason;
-            return null;
-        }
-        catch (InvalidOperationException)
-        {
-            reason = "a text in it is not valid Unicode";
-            return null;
-        }
-    }
-
-    public static UnmappableAlert MakeUnmappable(AlertBody? alert, string reason, ReadOnlySpan<byte> raw)
-    {
-        // Within valid JSON a line break can only stand between tokens.
-        var line = raw.ToArray();
-        line.AsSpan().Replace((byte)'\n', (byte)' ');
-        line.AsSpan().Replace((byte)'\r', (byte)' ');
-        var fingerprint = alert?.Fingerprint ?? Convert.ToHexStringLower(SHA256.HashData(raw).AsSpan(0, 8));
-        var identity = string.Join('\n', fingerprint, alert?.Status, alert?.StartsAt, alert?.EndsAt, reason);
-        var name = alert?.Labels?.GetValueOrDefault("alertname") ?? "";
-        return new UnmappableAlert(identity, fingerprint, name, reason, line);
-    }
-
-    /// <summary>Null, with the reason, when the alert cannot be mapped.</summary>
-    private static MappedAlert? ReadAlert(
-        AlertBody alert, string partition, FieldMap map, DateTime now, out string reason)
-    {
-        var labels = new LabelLookup(alert.Labels);
-        var annotations = new LabelLookup(alert.Annotations);
-        var status = labels.Get("status");
-        var stock = status == null || (labels.Get("platform") == null && labels.Get("facet") == null);
-        var used = new HashSet<string>(StringComparer.OrdinalIgnoreCase);
-        string? Field(string name) => First(map.Of(name, stock), labels, annotations, partition, used);
-
-        var service = new ServiceKey(partition, Field("platform") ?? "", Field("service") ?? "",
-            Field("facet") ?? "", Field("location") ?? "");
-        var description = Field("description") ?? labels.Get("alertname") ?? "";
-        if (stock)
-            service = service with { Location = service.Location + UnusedLabels(alert.Labels, used) };
-        reason = Unusable(service, status) ?? "";
-        if (reason != "" || !ReadTime(alert.StartsAt, "startsAt", now, out var startsAt, out reason))
-            return null;
-        var clipped = Clip(description, MaxDescription);
-        if (!stock)
-            return new MappedAlert(service, clipped, false, status!, startsAt, null);
-        if (alert.Status == "firing")
-            return new MappedAlert(service, clipped, true, "down", startsAt, null);
-        if (alert.Status != "resolved")
-            reason = "status is neither firing nor resolved";
-        else if (ReadTime(alert.EndsAt, "endsAt", now, out var endsAt, out reason))
-            return new MappedAlert(service, clipped, true, "down", startsAt, endsAt);
-        return null;
-    }
-
-    private static string? First(
-        FieldSource[] sources, LabelLookup labels, LabelLookup annotations, string partition,
-        HashSet<string> used)
-    {
-        foreach (var (kind, name) in sources)
-        {
-            var value = kind switch
-            {
-                FieldSourceKind.Literal => name,
-                FieldSourceKind.Partition => partition,
-                FieldSourceKind.AnnotationFirst => annotations.Get(name) ?? labels.Get(name),
-                _ => labels.Get(name) ?? annotations.Get(name),
-            };
-            if (string.IsNullOrEmpty(value))
-                continue;
-            if (kind is FieldSourceKind.Label or FieldSourceKind.AnnotationFirst)
-                used.Add(name);
-            return value;
-        }
-        return null;
-    }
-
-    /// <summary>The labels that no field used, as Prometheus writes them: an alert is its labels.</summary>
-    private static string UnusedLabels(Dictionary<string, string?>? labels, HashSet<string> used)
-    {
-        var unused = (labels ?? []).Where(l => !string.IsNullOrEmpty(l.Value)
-            && !used.Contains(l.Key) && !SenderLabels.Contains(l.Key))
-            .OrderBy(l => l.Key, StringComparer.Ordinal).ToList();
-        if (unused.Count == 0)
-            return "";
-        var text = new StringBuilder("{");
-        foreach (var (name, value) in unused)
-            text.Append(text.Length > 1 ? "," : "")
-                .Append(WriteLabel(LabelLookup.Clean(name), LabelLookup.Clean(value!)));
-        return text.Append('}').ToString();
-    }
 
     /// <summary>As Prometheus writes it: <c>device="sda"</c>.</summary>
     public static string WriteLabel(string name, string value) =>
@@ -1240,219 +1761,9 @@ internal static class AlertMapping
         }
         return text[..end];
     }
-
-    /// <summary>Labels or annotations, looked up without regard to case, the exact name first.</summary>
-    private readonly struct LabelLookup(Dictionary<string, string?>? texts)
-    {
-        /// <summary>Null when absent, null or empty.</summary>
-        public string? Get(string name)
-        {
-            if (texts == null)
-                return null;
-            if (!texts.TryGetValue(name, out var value))
-            {
-                foreach (var (key, other) in texts)
-                {
-                    if (key.Equals(name, StringComparison.OrdinalIgnoreCase))
-                        value = other;
-                }
-            }
-            return string.IsNullOrEmpty(value) ? null : Clean(value);
-        }
-
-        /// <summary>Onix and its database take any character but NUL.</summary>
-        public static string Clean(string value) => value.Replace('\0', '\ufffd');
-    }
 }
 
-// ================================= 5. Order ==================================
-//
-// Order is by time, not by arrival: Alertmanager flushes each group by its own clock, so an "up" can
-// arrive minutes before the "down" that came first. For each service there is a window of its last
-// events in order of time; an event that the window lacks is put where its time says.
-
-/// <summary>One word on a service's status.</summary>
-/// <param name="Time">When it became so, UTC.</param>
-/// <param name="Received">When SeS heard of it, UTC.</param>
-/// <param name="StartsAt">The start of the stock alert that said so; else <paramref name="Time"/>.</param>
-internal sealed record StatusEvent(
-    ServiceKey Service, string Status, DateTime Time, string Description, DateTime Received,
-    DateTime StartsAt)
-{
-    public bool Same(StatusEvent other) => Time == other.Time && Status == other.Status;
-
-    public int CompareTo(StatusEvent other) => Compare(Time, Status, other.Time, other.Status);
-
-    /// <summary>
-    /// The order that is meant by older, later and last: by time, at equal times down last.
-    /// </summary>
-    public static int Compare(DateTime time, string status, DateTime otherTime, string otherStatus)
-    {
-        var byTime = time.CompareTo(otherTime);
-        if (byTime != 0)
-            return byTime;
-        var byDown = (status == "down").CompareTo(otherStatus == "down");
-        return byDown != 0 ? byDown : string.CompareOrdinal(status, otherStatus);
-    }
-}
-
-internal enum Place { New, Known, Stale }
-
-/// <summary>A service's last events in order of time, at most <see cref="Size"/>.</summary>
-internal sealed class Window
-{
-    public const int Size = 8;
-
-    private readonly List<StatusEvent> _events = new(2);
-
-    public IReadOnlyList<StatusEvent> Events => _events;
-
-    /// <summary>When the service was last heard of, copies included.</summary>
-    public DateTime Heard { get; set; }
-
-    public Place PlaceOf(StatusEvent e)
-    {
-        foreach (var held in _events)
-        {
-            if (held.Same(e))
-                return Place.Known;
-        }
-        return _events.Count >= Size && e.CompareTo(_events[0]) < 0 ? Place.Stale : Place.New;
-    }
-
-    /// <summary>Puts a new event where its time says; the oldest beyond the size falls out.</summary>
-    public void Add(StatusEvent e)
-    {
-        if (PlaceOf(e) != Place.New)
-            return;
-        Insert(_events, e);
-        if (_events.Count > Size)
-            _events.RemoveAt(0);
-    }
-
-    public static void Insert(List<StatusEvent> events, StatusEvent e)
-    {
-        var at = events.Count;
-        while (at > 0 && e.CompareTo(events[at - 1]) < 0)
-            at--;
-        events.Insert(at, e);
-    }
-}
-
-/// <summary>Windows of services.</summary>
-internal static class Windows
-{
-    /// <summary>Adds an event to its service's window, which is made if there is none.</summary>
-    public static void Add(this Dictionary<ServiceKey, Window> windows, StatusEvent e)
-    {
-        if (!windows.TryGetValue(e.Service, out var window))
-            windows[e.Service] = window = new Window();
-        window.Add(e);
-    }
-}
-
-/// <summary>A place in the log: just before the byte at an offset of a file.</summary>
-internal readonly record struct Cursor(int File, long Offset) : IComparable<Cursor>
-{
-    public int CompareTo(Cursor other) => (File, Offset).CompareTo((other.File, other.Offset));
-}
-
-/// <summary>As much of an event as a history needs, and where the rest of it stands.</summary>
-/// <param name="Ticks">Its time, UTC, in 100 ns from the year 1.</param>
-/// <param name="Place">Of its line, or of the line with the window that has it.</param>
-internal readonly record struct Mark(long Ticks, string Status, Cursor Place) : IComparable<Mark>
-{
-    public DateTime Time => new(Ticks, DateTimeKind.Utc);
-
-    public int CompareTo(Mark other) => Ticks != other.Ticks ? Ticks.CompareTo(other.Ticks)
-        : StatusEvent.Compare(Time, Status, other.Time, other.Status);
-}
-
-/// <summary>A mark of one of several services, which go by number.</summary>
-internal readonly record struct ServiceMark(int Service, Mark Mark) : IComparable<ServiceMark>
-{
-    public int CompareTo(ServiceMark other) => Mark.CompareTo(other.Mark) is var byMark and not 0
-        ? byMark : Service.CompareTo(other.Service);
-}
-
-/// <summary>
-/// Puts one service's marks in order of time, in little memory: since none comes that is older than a full
-/// window, what falls out of it is settled.
-/// </summary>
-internal struct Course
-{
-    private Mark[]? _window;
-    private int _count;
-
-    /// <summary>Takes the next mark in the order of the log; true when that has settled one.</summary>
-    public bool Add(in Mark mark, out Mark settled)
-    {
-        var window = _window ??= new Mark[Window.Size];
-        settled = default;
-        var at = _count;
-        while (at > 0 && mark.CompareTo(window[at - 1]) < 0)
-            at--;
-        var isKnown = at > 0 && window[at - 1].CompareTo(mark) == 0;
-        if (isKnown || (at == 0 && _count == Window.Size))
-            return false;
-        if (_count < Window.Size)
-        {
-            Array.Copy(window, at, window, at + 1, _count++ - at);
-            window[at] = mark;
-            return false;
-        }
-        settled = window[0];
-        Array.Copy(window, 1, window, 0, at - 1);
-        window[at - 1] = mark;
-        return true;
-    }
-
-    /// <summary>What the end of the log has settled.</summary>
-    public readonly ReadOnlySpan<Mark> Rest => _window.AsSpan(0, _count);
-}
-
-/// <summary>What a mapped alert means, given what was said before.</summary>
-internal static class Interpretation
-{
-    /// <summary>
-    /// A firing copy of a resolved alert within this time is a late one, from the other Alertmanager of
-    /// a pair; after it, the alert fires again with its old start, as after Prometheus was away.
-    /// </summary>
-    private static readonly TimeSpan LateCopy = TimeSpan.FromMinutes(1);
-
-    private static readonly TimeSpan JustAfter = TimeSpan.FromMilliseconds(1);
-
-    /// <summary>
-    /// The events that an alert stands for, in order: one, or two for a resolved stock alert.
-    /// </summary>
-    /// <param name="last">The last word on the service so far.</param>
-    public static IReadOnlyList<StatusEvent> Events(MappedAlert alert, StatusEvent? last, DateTime now)
-    {
-        StatusEvent Event(string status, DateTime time) =>
-            new(alert.Service, status, time, alert.Description, now, alert.StartsAt);
-
-        if (!alert.Stock)
-            return [Event(alert.Status, alert.StartsAt)];
-        var own = last != null && last.StartsAt == alert.StartsAt ? last : null;
-        if (alert.EndsAt is not { } endsAt)
-        {
-            return own switch
-            {
-                { Status: "down" } => [own],
-                { Status: "up" } when now - own.Received > LateCopy => [Event("down", own.Time + JustAfter)],
-                { Status: "up" } when own.Time <= alert.StartsAt => [own],
-                _ => [Event("down", alert.StartsAt)],
-            };
-        }
-        // The down is told again: it may still be on its way to the disk, and the up is nothing without it.
-        if (own is { Status: "down" })
-            return [own, Event("up", endsAt > own.Time ? endsAt : own.Time + JustAfter)];
-        return endsAt > alert.StartsAt
-            ? [Event("down", alert.StartsAt), Event("up", endsAt)] : [Event("up", endsAt)];
-    }
-}
-
-// ================================ 5b. Timeline ================================
+// ================================ 5. Timeline ================================
 //
 // What happened, derived from what was received. A fact is an observation: a copy of an alert that brought
 // something new. Episodes tells what a copy brings, given the observations of its alert; Timeline turns all
@@ -1463,9 +1774,6 @@ internal static class Interpretation
 
 /// <summary>What a service is at a moment. From 4 on: other words of the dialect, as stored.</summary>
 internal enum Status { Up = 0, Degraded = 1, Down = 2, Unknown = 3 }
-
-/// <summary>Who sends an alert: Alertmanager's webhook, or Prometheus itself.</summary>
-internal enum AlertSource { Webhook = 0, Prometheus = 1 }
 
 /// <summary>
 /// What an observation brought: an episode, an end, a copy that opens an ended episode again or changes an
@@ -2298,22 +2606,12 @@ internal ref struct TimelineSweep
     }
 }
 
-// ================================ 6. Archive =================================
+// ================================ 6. Database ================================
 //
-// The files of the event log as they are read: JSON lines, numbered upwards, a day each. A file begins with
-// every service's window, so that whoever begins in any file has the windows as they were there.
-//
-//     {"ses":1,"created":"..."}                                        the format's version
-//     {"window":{"partition":...,"heard":"...","events":[...]}}        one for each service
-//     {"time":"...","partition":...,"status":"down",...}               an event
-//     {"end":"..."}                                                    the process ended in order
-//
-// Beside a file that is closed lies its index, made when first it is asked for, and made again when it is
-// missing or does not fit. The newest file grows, so its index is kept in memory, slice by slice; only what
-// came after the last whole slice is read for each question.
-//
-// A service's last eight events being known at any place, what falls out of that window is settled: so a
-// history is put in the order of time while it is read, in little memory.
+// SQLite, through its own C interface: connections, statements that are prepared once and bound by place,
+// and errors by their code. Only the store uses it. In the native binary SQLite is linked in; else it is a
+// package's library. Before 3.51.3 a database in WAL mode can be damaged when one connection moves the
+// log into the database while another commits (https://sqlite.org/wal.html, "WAL-reset bug").
 
 /// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
 internal sealed class FlushException(string message) : IOException(message);
@@ -2378,6 +2676,60 @@ internal static partial class Disk
             ? new FileStatus(*(ulong*)(status + 136), *(ulong*)(status + 32), *(long*)(status + 40)) : null;
     }
 
+    /// <summary>Becomes another user for good, with that group alone.</summary>
+    public static bool Become(uint user, uint group) =>
+        SetGroups(0, 0) == 0 && SetGroup(group) == 0 && SetUser(user) == 0;
+
+    [LibraryImport("libc", EntryPoint = "setgroups")]
+    private static partial int SetGroups(nuint count, nint groups);
+
+    [LibraryImport("libc", EntryPoint = "setgid")]
+    private static partial int SetGroup(uint group);
+
+    [LibraryImport("libc", EntryPoint = "setuid")]
+    private static partial int SetUser(uint user);
+
+    /// <summary>Whose a path is; null: nothing is there.</summary>
+    public static unsafe (uint User, uint Group)? OwnerOf(string path)
+    {
+        // Of struct statx: the user at 20, the group at 24.
+        var status = stackalloc byte[256];
+        return Statx(CurrentFolder, path, 0, UserAndGroup, status) == 0
+            ? (*(uint*)(status + 20), *(uint*)(status + 24)) : null;
+    }
+
+    /// <summary>STATX_UID and STATX_GID.</summary>
+    private const int UserAndGroup = 0x8 | 0x10;
+
+    /// <summary>Bytes that are free for this user, and all, of the file system of a folder.</summary>
+    public static (long Free, long Total) Space(string folder)
+    {
+        var drive = new DriveInfo(folder);
+        return (drive.AvailableFreeSpace, drive.TotalSize);
+    }
+
+    /// <summary>
+    /// The other process that has a byte of a file locked, as proc_locks(5) tells. The file is not opened:
+    /// closing it would end this process's own locks on it (fcntl(2)).
+    /// </summary>
+    public static int? LockHolder(string path, long place)
+    {
+        if (StatusOf(path) is not { } file || !File.Exists("/proc/locks"))
+            return null;
+        foreach (var line in File.ReadLines("/proc/locks"))
+        {
+            // 1: POSIX  ADVISORY  WRITE 4711 08:01:1234 120 120
+            var fields = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+            if (fields is [_, _, _, _, var process, var inode, var first, var last]
+                && inode.EndsWith($":{file.Inode}", StringComparison.Ordinal)
+                && long.Parse(first, CultureInfo.InvariantCulture) <= place
+                && (last == "EOF" || long.Parse(last, CultureInfo.InvariantCulture) >= place)
+                && process != $"{Environment.ProcessId}")
+                return int.Parse(process, CultureInfo.InvariantCulture);
+        }
+        return null;
+    }
+
     /// <summary>AT_FDCWD; STATX_INO and STATX_SIZE.</summary>
     private const int CurrentFolder = -100, InodeAndSize = 0x100 | 0x200;
 
@@ -2395,2895 +2747,62 @@ internal static partial class Disk
 /// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
 internal sealed class DataDirException(string message) : Exception(message);
 
-/// <summary>Events read from a place on, and the place after them.</summary>
-internal sealed record Chunk(IReadOnlyList<StatusEvent> Events, Cursor Next);
-
-/// <summary>A file of the log; nothing at or after its end is to be read.</summary>
-internal sealed record LogFile(int Number, string Path, DateOnly Date, long End)
+/// <summary>What a data directory must be.</summary>
+internal static class DataDir
 {
-    /// <summary>The files of a folder, in order, each with all that it holds.</summary>
-    /// <exception cref="IOException">The folder is not there, or cannot be read.</exception>
-    public static IReadOnlyList<LogFile> Find(string dir)
-    {
-        var files = new SortedDictionary<int, LogFile>();
-        foreach (var path in Directory.GetFiles(dir, "events-*.jsonl"))
-        {
-            var parts = System.IO.Path.GetFileNameWithoutExtension(path).Split('-', 3);
-            if (parts.Length == 3
-                && int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var number)
-                && DateOnly.TryParseExact(parts[2], "yyyy-MM-dd", CultureInfo.InvariantCulture,
-                    DateTimeStyles.None, out var date)
-                && new FileInfo(path) is { Exists: true } file) // Retention may have deleted it just now.
-                files[number] = new LogFile(number, path, date, file.Length);
-        }
-        return [.. files.Values];
-    }
-
-    public string IndexPath => System.IO.Path.ChangeExtension(Path, "index");
-}
-
-/// <summary>Any line of the log; which fields are there tells its kind.</summary>
-internal sealed class LogLine
-{
-    /// <summary>How much is read at once; a line is at most a tenth of it.</summary>
-    public const int ReadSize = 1024 * 1024;
-
-    public const int FormatVersion = 1;
-
-    public int? Ses { get; init; }
-    public string? Deleted { get; init; }
-    public string? End { get; init; }
-    public WindowLine? Window { get; init; }
-    public string? Time { get; init; }
-    public string? Partition { get; init; }
-    public string? Platform { get; init; }
-    public string? Service { get; init; }
-    public string? Facet { get; init; }
-    public string? Location { get; init; }
-    public string? Status { get; init; }
-    public string? Description { get; init; }
-    public string? Received { get; init; }
-    public string? StartsAt { get; init; }
-
-    /// <summary>Null when a field is missing or not usable.</summary>
-    public StatusEvent? ToEvent() => Partition == null || Platform == null || Service == null || Facet == null
-        ? null : ToEvent(new ServiceKey(Partition, Platform, Service, Facet, Location ?? ""));
-
-    public StatusEvent? ToEvent(ServiceKey service)
-    {
-        if (Status == null || !Rfc3339.TryParse(Time, out var time)
-            || !Rfc3339.TryParse(Received, out var received))
-            return null;
-        return new StatusEvent(service, Status, time, Description ?? "", received,
-            Rfc3339.TryParse(StartsAt, out var startsAt) ? startsAt : time);
-    }
-
-    /// <summary>Lets windows be as they are after this line.</summary>
-    public void AddTo(Dictionary<ServiceKey, Window> windows)
-    {
-        if (Window != null)
-            windows[Window.Key] = Window.ToWindow();
-        if (Time != null && ToEvent() is { } e)
-            windows.Add(e);
-    }
-
-    /// <summary>A file's lines with the offset after each; null for one that does not parse.</summary>
-    public static IEnumerable<(T? Line, long Next)> Parsed<T>(
-        string path, long from, long to, JsonTypeInfo<T> type) where T : class
-    {
-        foreach (var (line, next) in Raw(path, from, to))
-            yield return (Parse(line.Span, type), next);
-    }
-
-    /// <summary>Null when it does not parse.</summary>
-    public static T? Parse<T>(ReadOnlySpan<byte> line, JsonTypeInfo<T> type) where T : class
-    {
-        try
-        {
-            return JsonSerializer.Deserialize(line, type);
-        }
-        catch (Exception e) when (e is JsonException or InvalidOperationException)
-        {
-            // The latter for text that is not valid Unicode.
-            return null;
-        }
-    }
-
     /// <summary>
-    /// Whole lines, without their end; a torn tail is left out. Each is valid until the next.
+    /// Becomes the owner of the directory if this is root: what a command makes there, such as the shared
+    /// memory's file, must be the daemon's. It is entered before, since the owner may not be allowed to.
     /// </summary>
-    public static IEnumerable<(ReadOnlyMemory<byte> Line, long Next)> Raw(string path, long from, long to)
+    /// <returns>Whether this is another user now.</returns>
+    /// <exception cref="DataDirException">The owner could not be taken.</exception>
+    public static bool BecomeOwner(string dir)
     {
-        using var handle = Open(path);
-        var buffer = ArrayPool<byte>.Shared.Rent(ReadSize);
-        try
-        {
-            var held = 0;
-            var position = from;
-            while (position < to)
-            {
-                if (held == buffer.Length)
-                    buffer = Grow(buffer);
-                var want = (int)Math.Min(buffer.Length - held, to - position);
-                var read = RandomAccess.Read(handle, buffer.AsSpan(held, want), position);
-                if (read == 0)
-                    break;
-                position += read;
-                var (start, end) = (0, held + read);
-                for (int length; (length = buffer.AsSpan(start, end - start).IndexOf((byte)'\n')) >= 0;)
-                {
-                    var line = buffer.AsMemory(start, length);
-                    start += length + 1;
-                    yield return (line, position - (end - start));
-                }
-                held = end - start;
-                buffer.AsSpan(start, held).CopyTo(buffer);
-            }
-        }
-        finally
-        {
-            ArrayPool<byte>.Shared.Return(buffer);
-        }
-    }
-
-    /// <summary>For reading, whoever writes it or deletes it meanwhile.</summary>
-    public static SafeFileHandle Open(string path) =>
-        File.OpenHandle(path, share: FileShare.ReadWrite | FileShare.Delete);
-
-    private static byte[] Grow(byte[] buffer)
-    {
-        var larger = ArrayPool<byte>.Shared.Rent(buffer.Length * 2);
-        buffer.CopyTo(larger, 0);
-        ArrayPool<byte>.Shared.Return(buffer);
-        return larger;
-    }
-}
-
-internal sealed class WindowLine
-{
-    public string Partition { get; init; } = "";
-    public string Platform { get; init; } = "";
-    public string Service { get; init; } = "";
-    public string Facet { get; init; } = "";
-    public string Location { get; init; } = "";
-    public string? Heard { get; init; }
-    public List<LogLine> Events { get; init; } = [];
-
-    public ServiceKey Key => new(Partition, Platform, Service, Facet, Location);
-
-    public Window ToWindow()
-    {
-        var window = new Window { Heard = Rfc3339.TryParse(Heard, out var heard) ? heard : default };
-        var key = Key;
-        foreach (var line in Events)
-        {
-            if (line.ToEvent(key) is { } e)
-                window.Add(e);
-        }
-        return window;
-    }
-}
-
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
-[JsonSerializable(typeof(LogLine))]
-internal sealed partial class LogJson : JsonSerializerContext;
-
-/// <summary>
-/// Where each service's events stand in a file. In bytes, little-endian, as it lies beside the file: a head;
-/// for each service its hash (in order of these), its first mark, how many marks it has, and how many of them
-/// are in its window at the head of the file; for each mark its ticks, and 40 bits of the line's offset with
-/// 24 bits of the status's number; the statuses, each as a length and UTF-8.
-/// </summary>
-internal sealed class FileIndex : IDisposable
-{
-    private const uint Magic = 0x69536553, Version = 2;
-
-    private const int StatusBits = 24;
-
-    private readonly byte[] _bytes;
-    private readonly List<string> _statuses = [];
-
-    /// <param name="LogLength">Of the log's file, and when that was changed last: it fits no other.</param>
-    /// <param name="Least">Ticks of the earliest event; greater than the latest's when there is none.</param>
-    /// <param name="Padding">Named, so that it is zero, and not what memory held before.</param>
-    private readonly record struct Head(
-        uint Magic, uint Version, long LogLength, long LogChanged, long Least, long Greatest, int Services,
-        int Marks, int Length, int Padding = 0);
-
-    private readonly record struct Entry(UInt128 Hash, int First, int Count, int InWindow, int Padding = 0);
-
-    private readonly record struct Place(long Ticks, long Where);
-
-    private FileIndex(byte[] bytes, int file)
-    {
-        (_bytes, FileNumber) = (bytes, file);
-        for (var rest = bytes.AsSpan(StatusesAt(At), At.Length - StatusesAt(At)); rest.Length > 0;)
-        {
-            var length = MemoryMarshal.Read<int>(rest);
-            _statuses.Add(Encoding.UTF8.GetString(rest.Slice(sizeof(int), length)));
-            rest = rest[(sizeof(int) + length)..];
-        }
-    }
-
-    public void Dispose() => ArrayPool<byte>.Shared.Return(_bytes);
-
-    public int FileNumber { get; }
-
-    /// <summary>Of the earliest of the file's events; greater than the latest's when there is none.</summary>
-    public long Least => At.Least;
-
-    private Head At => MemoryMarshal.Read<Head>(_bytes);
-
-    private static int StatusesAt(Head head) => Unsafe.SizeOf<Head>()
-        + (head.Services * Unsafe.SizeOf<Entry>()) + (head.Marks * Unsafe.SizeOf<Place>());
-
-    /// <summary>
-    /// The marks of the services that are wanted, in the order of the log, and which of them only stood in
-    /// the window at the head of the file.
-    /// </summary>
-    /// <param name="wanted">Numbers of services by their hash.</param>
-    public IEnumerable<(int Service, bool InWindow, Mark Mark)> Marks(
-        IReadOnlyDictionary<UInt128, int> wanted)
-    {
-        var head = At;
-        for (var i = 0; i < head.Services; i++)
-        {
-            var entry = Read<Entry>(Unsafe.SizeOf<Head>(), i);
-            if (!wanted.TryGetValue(entry.Hash, out var service))
-                continue;
-            for (var j = 0; j < entry.Count; j++)
-            {
-                var place = Read<Place>(
-                    Unsafe.SizeOf<Head>() + (head.Services * Unsafe.SizeOf<Entry>()), entry.First + j);
-                var status = _statuses[(int)(place.Where & ((1 << StatusBits) - 1))];
-                yield return (service, j < entry.InWindow,
-                    new Mark(place.Ticks, status, new Cursor(FileNumber, place.Where >> StatusBits)));
-            }
-        }
-    }
-
-    private T Read<T>(int start, int number) where T : struct =>
-        MemoryMarshal.Read<T>(_bytes.AsSpan(start + (number * Unsafe.SizeOf<T>())));
-
-    /// <summary>What a service is found by; nobody can make up two services with the same.</summary>
-    public static UInt128 Hash(ServiceKey service) => Hash(Encoding.UTF8.GetBytes(string.Join(
-        '\0', service.Partition, service.Platform, service.Service, service.Facet, service.Location)));
-
-    private static UInt128 Hash(ReadOnlySpan<byte> key)
-    {
-        Span<byte> hash = stackalloc byte[SHA256.HashSizeInBytes];
-        SHA256.HashData(key, hash);
-        return MemoryMarshal.Read<UInt128>(hash);
-    }
-
-    // ---- Beside its file ----
-
-    /// <summary>
-    /// The index of a file to which nothing will be written: as it lies there, or made from the lines.
-    /// </summary>
-    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
-    public static FileIndex Of(LogFile file)
-    {
-        var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
-        if (Kept(file, changed, ReadWhole) is { } kept)
-            return new FileIndex(kept, file.Number);
-        var bytes = new Making(file).Bytes(changed, out var length);
-        Save(file.IndexPath, bytes.AsSpan(0, length));
-        return new FileIndex(bytes, file.Number);
-    }
-
-    /// <summary>The index of a part of a file, and where that part ends. It needs no disposal.</summary>
-    /// <param name="from">Where a line begins.</param>
-    /// <param name="atLeast">The part ends with the line that makes it so long, or with the file.</param>
-    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
-    public static (FileIndex Index, long End) OfPart(LogFile file, long from, long atLeast)
-    {
-        var making = new Making(file, from, atLeast);
-        var bytes = making.Bytes(changed: 0, out var length);
-        var index = new FileIndex(bytes[..length], file.Number);
-        ArrayPool<byte>.Shared.Return(bytes);
-        return (index, making.End);
-    }
-
-    /// <summary>Whether the index beside a file claims to fit, and is not what would be made now.</summary>
-    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
-    public static bool IsWrong(LogFile file)
-    {
-        var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
-        if (Kept(file, changed, ReadWhole) is not { } kept)
+        if (!Environment.IsPrivilegedProcess || Disk.OwnerOf(dir) is not { User: > 0 } owner)
             return false;
-        var made = new Making(file).Bytes(changed, out var length);
-        var isWrong = kept.Length < length || !made.AsSpan(0, length).SequenceEqual(kept.AsSpan(0, length));
-        ArrayPool<byte>.Shared.Return(made);
-        ArrayPool<byte>.Shared.Return(kept);
-        return isWrong;
+        Environment.CurrentDirectory = dir;
+        return Disk.Become(owner.User, owner.Group) ? true
+            : throw new DataDirException($"'{dir}': cannot become its owner, user {owner.User}");
     }
 
-    /// <summary>The time of a file's latest event, in ticks; an index that is not there is made.</summary>
-    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
-    public static long Greatest(LogFile file)
-    {
-        var changed = File.GetLastWriteTimeUtc(file.Path).Ticks;
-        if (Kept(file, changed, (_, head) => (long?)head.Greatest) is { } kept)
-            return kept;
-        using var index = Of(file);
-        return index.At.Greatest;
-    }
-
-    /// <summary>Null: it has become shorter.</summary>
-    private static byte[]? ReadWhole(SafeFileHandle handle, Head head)
-    {
-        var bytes = ArrayPool<byte>.Shared.Rent(head.Length);
-        if (RandomAccess.Read(handle, bytes.AsSpan(0, head.Length), 0) == head.Length)
-            return bytes;
-        ArrayPool<byte>.Shared.Return(bytes);
-        return null;
-    }
-
-    /// <summary>Reads an index that lies beside its file and fits it; null: it is to be made anew.</summary>
-    private static T? Kept<T>(LogFile file, long changed, Func<SafeFileHandle, Head, T?> read)
+    /// <summary>One process per data directory: holds the lock file until it is disposed.</summary>
+    public static FileStream Claim(string dir)
     {
         try
         {
-            using var handle = LogLine.Open(file.IndexPath);
-            Head head = default;
-            var size = RandomAccess.Read(handle, MemoryMarshal.AsBytes(new Span<Head>(ref head)), 0);
-            var isWhole = size == Unsafe.SizeOf<Head>() && head.Magic == Magic && head.Version == Version
-                && head.LogLength == file.End && head.LogChanged == changed
-                && head.Length == RandomAccess.GetLength(handle) && StatusesAt(head) <= head.Length;
-            return isWhole ? read(handle, head) : default;
+            Directory.CreateDirectory(
+                dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+            return new FileStream(Path.Combine(dir, "lock"), new FileStreamOptions
+            {
+                Mode = FileMode.OpenOrCreate,
+                Access = FileAccess.ReadWrite,
+                Share = FileShare.None,
+                UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
+            });
+        }
+        catch (IOException e) when (File.Exists(Path.Combine(dir, "lock")))
+        {
+            throw new DataDirException($"'{dir}' is in use by another SeS ({e.Message})");
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            return default;
+            throw new DataDirException($"'{dir}' cannot be used: {e.Message}");
         }
     }
 
-    /// <summary>
-    /// Flushed before it has its name. Whoever may not write, or has no room, goes without.
-    /// </summary>
-    private static void Save(string path, ReadOnlySpan<byte> bytes)
+    /// <exception cref="DataDirException">It cannot hold a database of SeS.</exception>
+    public static void Check(string folder)
     {
-        var copy = $"{path}.{Environment.ProcessId}.{Environment.CurrentManagedThreadId}.tmp";
-        try
-        {
-            try
-            {
-                using (var file = Disk.Create(copy))
-                {
-                    file.Write(bytes);
-                    Disk.Flush(file);
-                }
-                File.Move(copy, path, overwrite: true);
-            }
-            catch (Exception e) when (Disk.Refused(e))
-            {
-                File.Delete(copy);
-            }
-        }
-        catch (Exception e) when (Disk.Refused(e))
-        {
-            // The folder may not be written to, so nothing is left there.
-        }
-    }
-
-    // ---- Making ----
-
-    /// <summary>Reads a file's lines once and puts their places in order of service.</summary>
-    private sealed class Making
-    {
-        private readonly Dictionary<UInt128, int> _numbers = [];
-        private readonly List<(UInt128 Hash, int Count, int InWindow)> _services = [];
-        private readonly List<(int Service, Place Place)> _marks = [];
-        private readonly Dictionary<string, int> _statuses = [];
-        private readonly LogFile _file;
-        private long _least = long.MaxValue, _greatest = long.MinValue;
-
-        public Making(LogFile file, long from = 0, long atLeast = long.MaxValue)
-        {
-            (_file, End) = (file, from);
-            var scan = new LineScan();
-            foreach (var (line, next) in LogLine.Raw(file.Path, from, file.End))
-            {
-                if (line.Span.StartsWith("{\"window\":"u8))
-                    AddWindow(line.Span, End);
-                else if (line.Span.StartsWith(LineScan.Start) && scan.Read(line.Span))
-                    AddEvent(scan, End);
-                End = next;
-                if (End - from >= atLeast)
-                    break;
-            }
-        }
-
-        /// <summary>The place after the last whole line that was read.</summary>
-        public long End { get; private set; }
-
-        private void AddEvent(LineScan scan, long offset)
-        {
-            _least = Math.Min(_least, scan.Ticks);
-            _greatest = Math.Max(_greatest, scan.Ticks);
-            Add(Hash(scan.Key), scan.Ticks, scan.Status, offset, isEvent: true);
-        }
-
-        private void AddWindow(ReadOnlySpan<byte> line, long offset)
-        {
-            if (LogLine.Parse(line, LogJson.Default.LogLine)?.Window is not { } window)
-                return;
-            var hash = Hash(window.Key);
-            foreach (var e in window.ToWindow().Events)
-                Add(hash, e.Time.Ticks, e.Status, offset, isEvent: false);
-        }
-
-        private void Add(UInt128 hash, long ticks, string status, long offset, bool isEvent)
-        {
-            if (!_numbers.TryGetValue(hash, out var service))
-            {
-                _numbers[hash] = service = _services.Count;
-                _services.Add((hash, 0, 0));
-            }
-            if (!_statuses.TryGetValue(status, out var number))
-                _statuses[status] = number = _statuses.Count;
-            var (_, count, inWindow) = _services[service];
-            _services[service] = (hash, count + 1, isEvent ? inWindow : inWindow + 1);
-            _marks.Add((service, new Place(ticks, (offset << StatusBits) | (uint)number)));
-        }
-
-        public byte[] Bytes(long changed, out int length)
-        {
-            var texts = _statuses.OrderBy(s => s.Value).Select(s => Encoding.UTF8.GetBytes(s.Key)).ToList();
-            var head = new Head(Magic, Version, _file.End, changed, _least, _greatest, _services.Count,
-                _marks.Count, 0);
-            head = head with { Length = length = StatusesAt(head) + texts.Sum(t => sizeof(int) + t.Length) };
-            var bytes = ArrayPool<byte>.Shared.Rent(length);
-            MemoryMarshal.Write(bytes, head);
-            var entries = MemoryMarshal.Cast<byte, Entry>(
-                bytes.AsSpan(Unsafe.SizeOf<Head>()))[.._services.Count];
-            var places = MemoryMarshal.Cast<byte, Place>(
-                bytes.AsSpan(Unsafe.SizeOf<Head>() + (_services.Count * Unsafe.SizeOf<Entry>())));
-            Arrange(entries, places);
-            var rest = bytes.AsSpan(StatusesAt(head));
-            foreach (var text in texts)
-            {
-                MemoryMarshal.Write(rest, text.Length);
-                text.CopyTo(rest[sizeof(int)..]);
-                rest = rest[(sizeof(int) + text.Length)..];
-            }
-            return bytes;
-        }
-
-        private void Arrange(Span<Entry> entries, Span<Place> places)
-        {
-            var next = new int[_services.Count];
-            var (first, number) = (0, 0);
-            foreach (var service in Enumerable.Range(0, _services.Count).OrderBy(s => _services[s].Hash))
-            {
-                var (hash, count, inWindow) = _services[service];
-                entries[number++] = new Entry(hash, first, count, inWindow);
-                next[service] = first;
-                first += count;
-            }
-            foreach (var (service, place) in _marks)
-                places[next[service]++] = place;
-        }
+        // WAL needs memory that all processes share, which no network file system has.
+        var drive = new DriveInfo(folder);
+        if (drive.DriveType == DriveType.Network)
+            throw new DataDirException(
+                $"'{folder}' is on a network file system ({drive.DriveFormat}); SeS needs a local disk");
+        if (Directory.EnumerateFiles(folder, "events-*.jsonl").Any())
+            throw new DataDirException($"'{folder}' has the event log of SeS 0.1, which was never released; "
+                + "begin with an empty directory");
     }
 }
-
-/// <summary>The index of the newest file, which all questions share. Safe for concurrent use.</summary>
-/// <param name="size">Of a slice, in bytes of the log.</param>
-internal sealed class Slices(long size = Slices.Size)
-{
-    /// <summary>As much may be read for each question.</summary>
-    public const long Size = 4 * 1024 * 1024;
-
-    // Held while a slice is read, so that those who ask at once read it once.
-    private readonly Lock _gate = new();
-    private readonly List<(FileIndex Index, long End)> _slices = [];
-    private int _file;
-
-    /// <summary>Indexes that cover a file, one after the other.</summary>
-    /// <exception cref="IOException">The file is gone, or cannot be read.</exception>
-    public IReadOnlyList<FileIndex> Of(LogFile file)
-    {
-        var (indexes, end) = Whole(file);
-        return end < file.End ? [.. indexes, FileIndex.OfPart(file, end, long.MaxValue).Index] : indexes;
-    }
-
-    private (List<FileIndex> Indexes, long End) Whole(LogFile file)
-    {
-        lock (_gate)
-        {
-            // Whoever still asks about a file that is closed meanwhile reads it alone.
-            if (file.Number < _file)
-                return ([], 0);
-            if (file.Number > _file)
-                _slices.Clear();
-            _file = file.Number;
-            for (var end = EndOf(_slices); file.End - end >= size;)
-            {
-                var (index, next) = FileIndex.OfPart(file, end, size);
-                // What is left may be a torn line.
-                if (next == end)
-                    break;
-                _slices.Add((index, end = next));
-            }
-            // There may be more than there was when the question came.
-            var whole = _slices.TakeWhile(s => s.End <= file.End).ToList();
-            return (whole.ConvertAll(s => s.Index), EndOf(whole));
-        }
-    }
-
-    private static long EndOf(List<(FileIndex Index, long End)> slices) =>
-        slices.Count > 0 ? slices[^1].End : 0;
-}
-
-/// <summary>Reads what an index needs of an event's line, without making objects of it.</summary>
-internal sealed class LineScan
-{
-    /// <summary>What the line of an event begins with.</summary>
-    public static ReadOnlySpan<byte> Start => "{\"time\":"u8;
-
-    private static readonly byte[][] Fields =
-        [.. new[] { "partition", "platform", "service", "facet", "location", "status", "time", "received" }
-            .Select(Encoding.ASCII.GetBytes)];
-
-    private const int StatusField = 5, TimeField = 6;
-
-    // Five fields of at most 1 KiB each in UTF-16, and a status, which is longer only in a made-up line.
-    private readonly byte[] _text = new byte[64 * 1024], _key = new byte[64 * 1024];
-    private readonly Range[] _ranges = new Range[TimeField];
-    private readonly Dictionary<int, string> _known = [];
-    private int _keyLength;
-
-    public long Ticks { get; private set; }
-
-    public string Status { get; private set; } = "";
-
-    /// <summary>As <see cref="FileIndex.Hash(ServiceKey)"/> has it.</summary>
-    public ReadOnlySpan<byte> Key => _key.AsSpan(0, _keyLength);
-
-    /// <summary>False: it is no line of an event.</summary>
-    public bool Read(ReadOnlySpan<byte> line)
-    {
-        try
-        {
-            return ReadFields(line);
-        }
-        catch (Exception e) when (e is JsonException or InvalidOperationException or ArgumentException)
-        {
-            // The second for text that is not valid Unicode, the third for text that is too long.
-            return false;
-        }
-    }
-
-    private bool ReadFields(ReadOnlySpan<byte> line)
-    {
-        var (used, found) = (0, 0);
-        Array.Clear(_ranges);
-        var json = new Utf8JsonReader(line);
-        json.Read();
-        while (json.Read() && json.TokenType == JsonTokenType.PropertyName)
-        {
-            var field = FieldOf(ref json);
-            json.Read();
-            if (field < 0)
-                json.Skip();
-            else if (json.TokenType != JsonTokenType.String)
-                return false;
-            else if (field >= TimeField)
-            {
-                if (!json.TryGetDateTimeOffset(out var time))
-                    return false;
-                if (field == TimeField)
-                    Ticks = time.UtcTicks;
-                found |= 1 << field;
-            }
-            else
-            {
-                var length = json.CopyString(_text.AsSpan(used));
-                (_ranges[field], found) = (used..(used + length), found | (1 << field));
-                used += length;
-            }
-        }
-        // All but the location, which a line may lack.
-        if ((found | (1 << 4)) != (1 << Fields.Length) - 1)
-            return false;
-        MakeKey();
-        Status = StatusOf(_text.AsSpan(_ranges[StatusField]));
-        return true;
-    }
-
-    private static int FieldOf(ref Utf8JsonReader json)
-    {
-        for (var i = 0; i < Fields.Length; i++)
-        {
-            if (json.ValueTextEquals(Fields[i]))
-                return i;
-        }
-        return -1;
-    }
-
-    private void MakeKey()
-    {
-        _keyLength = 0;
-        for (var field = 0; field < StatusField; field++)
-        {
-            if (field > 0)
-                _key[_keyLength++] = 0;
-            var text = _text.AsSpan(_ranges[field]);
-            text.CopyTo(_key.AsSpan(_keyLength));
-            _keyLength += text.Length;
-        }
-    }
-
-    private static string StatusOf(ReadOnlySpan<byte> text) =>
-        text.SequenceEqual("up"u8) ? "up" : text.SequenceEqual("down"u8) ? "down"
-        : Encoding.UTF8.GetString(text);
-}
-
-/// <summary>A service of which there is a word, and its last events in order of time.</summary>
-internal sealed record KnownService(ServiceKey Service, IReadOnlyList<StatusEvent> Last)
-{
-    public StatusEvent LastEvent => Last[^1];
-}
-
-/// <summary>The files of the log as they stood at one moment; for one question at a time.</summary>
-/// <param name="slices">Of the newest file.</param>
-internal sealed class Archive(IReadOnlyList<LogFile> files, Slices slices)
-{
-    /// <summary>Changes of status that are looked for at a time.</summary>
-    public const int PageSize = 8 * 1024;
-
-    /// <summary>The log of a folder, whether a SeS is using it or not.</summary>
-    /// <exception cref="DataDirException">There is no log in it, or a newer SeS wrote it.</exception>
-    public static Archive Open(string dir)
-    {
-        try
-        {
-            if (LogFile.Find(dir) is { Count: > 0 } files)
-                return new Archive(files, new Slices());
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
-        {
-            throw new DataDirException($"'{dir}' cannot be read: {e.Message}");
-        }
-        throw new DataDirException($"'{dir}' has no event log in it");
-    }
-
-    // Its end is read once a question, not once a page.
-    private IReadOnlyList<FileIndex>? _newest;
-
-    public IReadOnlyList<LogFile> Files => files;
-
-    /// <summary>All services, as the newest file has them.</summary>
-    /// <exception cref="DataDirException">A newer SeS wrote it.</exception>
-    /// <exception cref="IOException">It cannot be read.</exception>
-    public IReadOnlyList<KnownService> Known()
-    {
-        var windows = new Dictionary<ServiceKey, Window>();
-        foreach (var (line, _) in LogLine.Parsed(files[^1].Path, 0, files[^1].End, LogJson.Default.LogLine))
-        {
-            if (line?.Ses > LogLine.FormatVersion)
-                throw new DataDirException(
-                    $"{files[^1].Path} has format {line.Ses}, which a newer SeS wrote");
-            line?.AddTo(windows);
-        }
-        return [.. windows.Where(w => w.Value.Events.Count > 0)
-            .Select(w => new KnownService(w.Key, w.Value.Events))];
-    }
-
-    /// <summary>
-    /// What was said of services: the marks of each in order of time, whatever comes of others in between.
-    /// At least all from a time on, and of each service the last before it.
-    /// </summary>
-    /// <param name="from">In ticks; marks before it may be left out, but for the last one.</param>
-    /// <param name="to">In ticks; marks after it may be left out. It is asked again and again.</param>
-    /// <exception cref="IOException">A file cannot be read.</exception>
-    public IEnumerable<(int Service, Mark Mark)> Marks(
-        IReadOnlyList<ServiceKey> services, long from, Func<long> to)
-    {
-        var wanted = new Dictionary<UInt128, int>();
-        for (var i = 0; i < services.Count; i++)
-            wanted[FileIndex.Hash(services[i])] = i;
-        var courses = new Course[services.Count];
-        int? first = null;
-        foreach (var index in files.Skip(FirstFor(from)).SelectMany(Indexes))
-        {
-            first ??= index.FileNumber;
-            // What comes too late settles nothing; what comes before it, in later files, still counts.
-            var isTooLate = index.Least > to();
-            if (isTooLate && index.FileNumber != first)
-                continue;
-            foreach (var (service, inWindow, mark) in index.Marks(wanted))
-            {
-                if ((inWindow ? index.FileNumber == first : !isTooLate)
-                    && courses[service].Add(mark, out var settled))
-                    yield return (service, settled);
-            }
-        }
-        for (var i = 0; i < courses.Length; i++)
-        {
-            for (var j = 0; j < courses[i].Rest.Length; j++)
-                yield return (i, courses[i].Rest[j]);
-        }
-    }
-
-    /// <summary>The first file with an event at or after a time; else the newest.</summary>
-    private int FirstFor(long from)
-    {
-        if (from <= 0)
-            return 0;
-        for (var i = 0; i < files.Count - 1; i++)
-        {
-            try
-            {
-                if (FileIndex.Greatest(files[i]) >= from)
-                    return i;
-            }
-            catch (Exception e) when (e is FileNotFoundException)
-            {
-                // Retention has deleted it since.
-            }
-        }
-        return files.Count - 1;
-    }
-
-    /// <summary>Each is valid until the next; none, if retention has deleted the file since.</summary>
-    private IEnumerable<FileIndex> Indexes(LogFile file)
-    {
-        if (file == files[^1])
-        {
-            foreach (var slice in _newest ??= slices.Of(file))
-                yield return slice;
-        }
-        else if (TryOpen(file) is { } index)
-        {
-            using (index)
-                yield return index;
-        }
-    }
-
-    /// <summary>Null: retention has deleted it since.</summary>
-    private static FileIndex? TryOpen(LogFile file)
-    {
-        try
-        {
-            return FileIndex.Of(file);
-        }
-        catch (FileNotFoundException)
-        {
-            return null;
-        }
-    }
-
-    /// <summary>
-    /// The changes of status of some services, in order of time and then of service. What repeats the status
-    /// before it is no change.
-    /// </summary>
-    /// <param name="from">In ticks.</param>
-    /// <param name="to">In ticks; what is at it or later is left out.</param>
-    /// <param name="after">Only what comes after this place in that order; null: from the beginning.</param>
-    /// <param name="pageSize">So many are looked for at a time.</param>
-    /// <exception cref="IOException">A file cannot be read.</exception>
-    public IEnumerable<ServiceMark> Changes(IReadOnlyList<ServiceKey> services, long from, long to,
-        ServiceMark? after = null, int pageSize = PageSize)
-    {
-        IReadOnlyList<ServiceMark> page;
-        do
-        {
-            page = Page(services, from, to, after, pageSize);
-            foreach (var change in page)
-                yield return change;
-            after = page.Count > 0 ? page[^1] : null;
-        }
-        while (page.Count == pageSize);
-    }
-
-    /// <summary>The first so many.</summary>
-    private IReadOnlyList<ServiceMark> Page(
-        IReadOnlyList<ServiceKey> services, long from, long to, ServiceMark? after, int most)
-    {
-        var page = new PriorityQueue<ServiceMark, ServiceMark>(
-            Comparer<ServiceMark>.Create((a, b) => b.CompareTo(a)));
-        var last = new string?[services.Count];
-        long Bound() => page.Count < most ? to : page.Peek().Mark.Ticks;
-        foreach (var (service, mark) in Marks(services, Math.Max(from, after?.Mark.Ticks ?? 0), Bound))
-        {
-            if (last[service] == mark.Status)
-                continue;
-            last[service] = mark.Status;
-            var change = new ServiceMark(service, mark);
-            if (mark.Ticks < from || mark.Ticks >= to
-                || (after is { } before && change.CompareTo(before) <= 0))
-                continue;
-            if (page.Count < most)
-                page.Enqueue(change, change);
-            else if (change.CompareTo(page.Peek()) < 0)
-                page.EnqueueDequeue(change, change);
-        }
-        return [.. page.UnorderedItems.Select(i => i.Element).Order()];
-    }
-
-    /// <summary>The events of marks, but for those whose line is gone, or does not parse any more.</summary>
-    public IEnumerable<(ServiceMark Change, StatusEvent Event)> Events(
-        IEnumerable<ServiceMark> changes, IReadOnlyList<ServiceKey> services)
-    {
-        var paths = files.ToDictionary(f => f.Number, f => f.Path);
-        var (number, handle) = (0, (SafeFileHandle?)null);
-        try
-        {
-            foreach (var change in changes)
-            {
-                if (number != change.Mark.Place.File)
-                {
-                    handle?.Dispose();
-                    handle = null;
-                    number = change.Mark.Place.File;
-                    handle = TryOpenLines(paths[number]);
-                }
-                if (handle != null && Read(handle, services[change.Service], change.Mark) is { } e)
-                    yield return (change, e);
-            }
-        }
-        finally
-        {
-            handle?.Dispose();
-        }
-    }
-
-    private static SafeFileHandle? TryOpenLines(string path)
-    {
-        try
-        {
-            return LogLine.Open(path);
-        }
-        catch (FileNotFoundException)
-        {
-            return null;
-        }
-    }
-
-    private static StatusEvent? Read(SafeFileHandle handle, ServiceKey service, Mark mark)
-    {
-        var buffer = ArrayPool<byte>.Shared.Rent(1024);
-        try
-        {
-            while (true)
-            {
-                var size = RandomAccess.Read(handle, buffer, mark.Place.Offset);
-                var length = buffer.AsSpan(0, size).IndexOf((byte)'\n');
-                if (length >= 0)
-                    return EventOf(buffer.AsSpan(0, length), service, mark);
-                if (size < buffer.Length || size >= LogLine.ReadSize)
-                    return null;
-                var larger = ArrayPool<byte>.Shared.Rent(2 * buffer.Length);
-                ArrayPool<byte>.Shared.Return(buffer);
-                buffer = larger;
-            }
-        }
-        finally
-        {
-            ArrayPool<byte>.Shared.Return(buffer);
-        }
-    }
-
-    private static StatusEvent? EventOf(ReadOnlySpan<byte> text, ServiceKey service, Mark mark)
-    {
-        var line = LogLine.Parse(text, LogJson.Default.LogLine);
-        var events = line?.Window is { } window ? window.Events : line == null ? [] : [line];
-        return events.Select(l => l.ToEvent(service))
-            .FirstOrDefault(e => e?.Time.Ticks == mark.Ticks && e.Status == mark.Status);
-    }
-}
-
-// =============================== 7. Event log ================================
-//
-// The promise that SeS makes to Alertmanager: a 2xx means the events are on disk. One thread owns the
-// files, to which it only appends; all requests that arrive while it flushes share its next flush. A start
-// reads the newest file only.
-//
-// A crash can tear only the last line, which is cut. What a dead process left may never have been
-// flushed, so after any disorderly end the file is copied, flushed and renamed over before it is trusted.
-
-/// <summary>Is thrown when events cannot be made durable now; the sender is answered 503.</summary>
-internal sealed class LogRefusedException(string message) : Exception(message);
-
-/// <summary>As much of a quarantined alert as a start needs.</summary>
-internal sealed class QuarantineLine
-{
-    public string? Id { get; init; }
-    /// <summary>Only in a line that says so of an alert of an earlier line: it was mapped since.</summary>
-    public string? Cured { get; init; }
-}
-
-/// <summary>A quarantined alert.</summary>
-internal sealed class QuarantinedAlert
-{
-    public string? Id { get; init; }
-    public string? Cured { get; init; }
-    public string? Received { get; init; }
-    public string? Partition { get; init; }
-    public string? Reason { get; init; }
-    public string? Fingerprint { get; init; }
-    /// <summary>As it came; not there when its bytes are no text.</summary>
-    public JsonElement? Alert { get; init; }
-
-    /// <summary>Null when it has none that is text.</summary>
-    [JsonIgnore]
-    public string? Alertname
-    {
-        get
-        {
-            try
-            {
-                return Alert is { ValueKind: JsonValueKind.Object } alert
-                    && alert.TryGetProperty("labels", out var labels)
-                    && labels.ValueKind == JsonValueKind.Object
-                    && labels.TryGetProperty("alertname", out var name)
-                    && name.ValueKind == JsonValueKind.String
-                    ? name.GetString() : null;
-            }
-            catch (InvalidOperationException)
-            {
-                // Half a character, escaped, is JSON, but not text.
-                return null;
-            }
-        }
-    }
-
-    /// <summary>The alerts of a quarantine file, from an offset on, but for those that were cured.</summary>
-    public static IReadOnlyList<QuarantinedAlert> Read(string path, long from)
-    {
-        var alerts = new OrderedDictionary<string, QuarantinedAlert>();
-        var lines = LogLine.Parsed(
-            path, from, new FileInfo(path).Length, QuarantineJson.Default.QuarantinedAlert);
-        foreach (var (line, _) in lines)
-        {
-            if (line?.Cured is { } cured)
-                alerts.Remove(cured);
-            else if (line?.Id is { } id)
-                alerts[id] = line;
-        }
-        return [.. alerts.Values];
-    }
-}
-
-/// <summary>A quarantined alert may be nested as deeply as a body; its line adds a level.</summary>
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, MaxDepth = 10_001)]
-[JsonSerializable(typeof(QuarantineLine))]
-[JsonSerializable(typeof(QuarantinedAlert))]
-internal sealed partial class QuarantineJson : JsonSerializerContext;
-
-/// <summary>Writes lines of the log; one for a thread.</summary>
-internal sealed class LineWriter(IBufferWriter<byte> output)
-{
-    // The log is read by people too: only what JSON demands is escaped.
-    private static readonly JsonWriterOptions Relaxed =
-        new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
-
-    private readonly Utf8JsonWriter _json = new(output, Relaxed);
-
-    public void Head(DateTime created, DateTime? deleted) => Line(json =>
-    {
-        json.WriteNumber("ses", LogLine.FormatVersion);
-        json.WriteString("created", Rfc3339.Format(created));
-        if (deleted is { } date)
-            json.WriteString("deleted", Rfc3339.Format(date));
-    });
-
-    public void End(DateTime time) => Line(json => json.WriteString("end", Rfc3339.Format(time)));
-
-    public void Event(StatusEvent e)
-    {
-        _json.WriteStartObject();
-        _json.WriteString("time", Rfc3339.Format(e.Time));
-        Service(e.Service);
-        EventFields(e);
-        Finish();
-    }
-
-    public void Window(ServiceKey service, Window window)
-    {
-        _json.WriteStartObject();
-        _json.WriteStartObject("window");
-        Service(service);
-        _json.WriteString("heard", Rfc3339.Format(window.Heard));
-        _json.WriteStartArray("events");
-        foreach (var e in window.Events)
-        {
-            _json.WriteStartObject();
-            _json.WriteString("time", Rfc3339.Format(e.Time));
-            EventFields(e);
-            _json.WriteEndObject();
-        }
-        _json.WriteEndArray();
-        _json.WriteEndObject();
-        Finish();
-    }
-
-    public void Cured(string id, DateTime received) => Line(json =>
-    {
-        json.WriteString("received", Rfc3339.Format(received));
-        json.WriteString("cured", id);
-    });
-
-    public void Quarantine(
-        UnmappableAlert alert, string partition, string id, DateTime received) => Line(json =>
-    {
-        json.WriteString("received", Rfc3339.Format(received));
-        json.WriteString("partition", partition);
-        json.WriteString("reason", alert.Reason);
-        json.WriteString("fingerprint", alert.Fingerprint);
-        json.WriteString("id", id);
-        if (System.Text.Unicode.Utf8.IsValid(alert.Raw))
-        {
-            json.WritePropertyName("alert");
-            json.WriteRawValue(alert.Raw, skipInputValidation: true);
-        }
-        else
-        {
-            json.WriteBase64String("alertBase64", alert.Raw);
-        }
-    });
-
-    private void Service(ServiceKey service)
-    {
-        _json.WriteString("partition", service.Partition);
-        _json.WriteString("platform", service.Platform);
-        _json.WriteString("service", service.Service);
-        _json.WriteString("facet", service.Facet);
-        _json.WriteString("location", service.Location);
-    }
-
-    private void EventFields(StatusEvent e)
-    {
-        _json.WriteString("status", e.Status);
-        _json.WriteString("description", e.Description);
-        _json.WriteString("received", Rfc3339.Format(e.Received));
-        if (e.StartsAt != e.Time)
-            _json.WriteString("startsAt", Rfc3339.Format(e.StartsAt));
-    }
-
-    private void Line(Action<Utf8JsonWriter> content)
-    {
-        _json.WriteStartObject();
-        content(_json);
-        Finish();
-    }
-
-    private void Finish()
-    {
-        _json.WriteEndObject();
-        _json.Flush();
-        output.Write("\n"u8);
-        _json.Reset();
-    }
-}
-
-/// <summary>
-/// Makes events and unmappable alerts durable, and reads events back. Safe for concurrent use.
-/// </summary>
-internal sealed class EventLog
-{
-    /// <summary>What may wait for the disk; more is answered 503.</summary>
-    public const int MaxPending = 64 * 1024 * 1024;
-
-    private const int QuarantineLimit = 64 * 1024 * 1024;
-
-    /// <summary>As much of the quarantine's end is read for the status page.</summary>
-    private const int LatestQuarantined = 128 * 1024;
-
-    /// <summary>A start reads the newest file.</summary>
-    private const int LargeFile = 32 * 1024 * 1024;
-
-    /// <summary>
-    /// The clock may have been set back: then a new file waits this long after the last one.
-    /// </summary>
-    private static readonly TimeSpan ClockBackPause = TimeSpan.FromHours(1);
-
-    /// <summary>A head may be large, and most of a full disk's last room.</summary>
-    private static readonly TimeSpan RefusedFilePause = TimeSpan.FromMinutes(1);
-
-    private static readonly TimeSpan Housekeeping = TimeSpan.FromSeconds(30);
-
-    /// <summary>How soon a refusing disk is asked again, though no alert comes.</summary>
-    private static readonly TimeSpan ProbePeriod = TimeSpan.FromSeconds(1);
-
-    /// <summary>Room for a large payload.</summary>
-    private const int ProbeSize = 64 * 1024;
-
-    /// <summary>A write and its flush take some milliseconds, on a busy disk a second.</summary>
-    private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
-
-    private const string NoAnswer = "The disk does not answer.";
-
-    // For life.
-    private readonly string _dir;
-    private readonly TimeSpan _retention;
-    private readonly TimeProvider _clock;
-    private readonly Log _log;
-    private readonly Meters _meters;
-    private readonly Thread _writer;
-    private readonly Slices _slices = new();
-    private readonly TaskCompletionSource<string> _failed =
-        new(TaskCreationOptions.RunContinuationsAsynchronously);
-
-    // Guarded by _gate.
-    private readonly object _gate = new();
-    private readonly Dictionary<ServiceKey, Track> _services = [];
-    private readonly SortedDictionary<int, LogFile> _files = [];
-    private readonly Dictionary<UInt128, Batch?> _quarantined = [];
-    private Batch _current = new();
-    private Batch? _spare;
-    private Cursor _flushed;
-    private long _appended;
-    private bool _stopping;
-    private string? _refusal;
-    // Since when something is to be written, a timestamp; null while there is nothing.
-    private long? _waits;
-    private TaskCompletionSource _news = new(TaskCreationOptions.RunContinuationsAsynchronously);
-
-    // Owned by the writer thread, once it runs.
-    private FileStream _file = null!;
-    private FileStream _quarantine = null!;
-    private long _length, _headLength, _quarantineLength;
-    private DateOnly _fileDate;
-    private DateTime? _deleted;
-    private long _rotated, _retained;
-    private long? _fileRefused;
-
-    /// <summary>A service's window, and its events on their way to the disk.</summary>
-    private sealed class Track(ServiceKey service)
-    {
-        public ServiceKey Service => service;
-        public Window Window { get; init; } = new();
-        public List<(StatusEvent Event, Batch Batch)> Pending { get; } = [];
-
-        public StatusEvent? Last
-        {
-            get
-            {
-                var last = Window.Events.Count > 0 ? Window.Events[^1] : null;
-                foreach (var (e, _) in Pending)
-                    last = last == null || e.CompareTo(last) > 0 ? e : last;
-                return last;
-            }
-        }
-
-        /// <summary>
-        /// The same alert, with the texts that are held already: windows are what memory is for.
-        /// </summary>
-        public MappedAlert Share(MappedAlert alert) => alert with
-        {
-            Service = service,
-            Description = Window.Events.FirstOrDefault(e => e.Description == alert.Description)?.Description
-                ?? alert.Description,
-        };
-    }
-
-    /// <summary>What shares one flush.</summary>
-    private sealed class Batch
-    {
-        public ArrayBufferWriter<byte> Lines { get; }
-        public ArrayBufferWriter<byte> Quarantined { get; }
-        public List<(Track Track, StatusEvent Event)> Events { get; } = [];
-        public List<UInt128> QuarantinedIds { get; } = [];
-        public List<UInt128> CuredIds { get; } = [];
-        public LineWriter LineWriter { get; }
-        public LineWriter QuarantineWriter { get; }
-        public TaskCompletionSource Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
-
-        public Batch()
-        {
-            (Lines, Quarantined) = (new ArrayBufferWriter<byte>(64 * 1024), new ArrayBufferWriter<byte>());
-            (LineWriter, QuarantineWriter) = (new LineWriter(Lines), new LineWriter(Quarantined));
-        }
-
-        private Batch(Batch done) => (Lines, Quarantined, LineWriter, QuarantineWriter) =
-            (done.Lines, done.Quarantined, done.LineWriter, done.QuarantineWriter);
-
-        public int Size => Lines.WrittenCount + Quarantined.WrittenCount + CuredIds.Count;
-
-        /// <summary>
-        /// An empty batch with the buffers of one that is done, unless they have grown too large.
-        /// </summary>
-        public static Batch After(Batch done)
-        {
-            if (done.Lines.Capacity + done.Quarantined.Capacity > 2 * LogLine.ReadSize)
-                return new Batch();
-            done.Lines.ResetWrittenCount();
-            done.Quarantined.ResetWrittenCount();
-            return new Batch(done);
-        }
-    }
-
-    /// <summary>Opens the log, mends what a crash left, and starts the writer.</summary>
-    /// <exception cref="DataDirException">The directory was written by a newer SeS.</exception>
-    /// <exception cref="IOException">The disk refused.</exception>
-    public EventLog(string dir, TimeSpan retention, TimeProvider clock, Log log, Meters meters)
-    {
-        (_dir, _retention, _clock, _log, _meters) = (dir, retention, clock, log, meters);
-        foreach (var leftover in Directory.GetFiles(dir, "*.tmp").Concat(Directory.GetFiles(dir, "*.index")
-            .Where(index => !File.Exists(Path.ChangeExtension(index, "jsonl")))))
-            File.Delete(leftover);
-        foreach (var file in LogFile.Find(dir))
-            _files[file.Number] = file;
-        if (_files.Count == 0)
-            StartFile(1);
-        else
-            Resume(_files.Keys.Last());
-        OpenQuarantine();
-        _meters.LogSize.Set(_files.Values.Sum(f => f.End));
-        _meters.Services.Set(_services.Count);
-        _rotated = clock.GetTimestamp();
-        _writer = new Thread(WriteLoop) { Name = "event log", IsBackground = true };
-        _writer.Start();
-    }
-
-    /// <summary>
-    /// Completes, with the reason, when the disk can no longer be trusted: the process must end.
-    /// </summary>
-    public Task<string> Failed => _failed.Task;
-
-    /// <summary>Why nothing can be made durable at the moment; null when all is well.</summary>
-    public string? Refusal
-    {
-        get
-        {
-            lock (_gate)
-                return _stopping ? "shutting down" : IsStuck ? NoAnswer : _refusal;
-        }
-    }
-
-    /// <summary>What is to be written has waited for too long: the disk hangs.</summary>
-    public bool IsStuck
-    {
-        get
-        {
-            lock (_gate)
-                return _waits is { } since && _clock.GetElapsedTime(since) > DiskTime;
-        }
-    }
-
-    /// <summary>How far the log is flushed, and how many events were appended since the start.</summary>
-    public (Cursor Flushed, long Appended) Position
-    {
-        get
-        {
-            lock (_gate)
-                return (_flushed, _appended);
-        }
-    }
-
-    /// <summary>The beginning of the oldest file.</summary>
-    public Cursor Oldest
-    {
-        get
-        {
-            lock (_gate)
-                return new Cursor(_files.Keys.First(), 0);
-        }
-    }
-
-    /// <summary>Retention leaves this file and the later ones alone: Onix lacks what they hold.</summary>
-    public int KeepFrom { get; set; }
-
-    // ---- Writing ----
-
-    /// <summary>
-    /// Makes a payload durable: completes when all its events and unmappable alerts are flushed. Hands
-    /// over all that is new first, and only then waits for copies that another request is having flushed.
-    /// </summary>
-    /// <param name="cures">The quarantined alert that this is, when it could be mapped.</param>
-    /// <exception cref="LogRefusedException">Not all of it is durable; send it again.</exception>
-    public async Task AppendAsync(Payload payload, string partition, UInt128? cures = null)
-    {
-        var counts = new int[3];
-        var waits = new HashSet<Batch>();
-        lock (_gate)
-        {
-            if (_stopping)
-                throw new LogRefusedException("SeS is shutting down.");
-            if (_current.Size > MaxPending)
-                throw new LogRefusedException("Too much is waiting for the disk.");
-            if (IsStuck)
-                throw Unanswered();
-            var now = Now();
-            foreach (var alert in payload.MappedAlerts)
-                Record(alert, now, counts, waits);
-            foreach (var alert in payload.UnmappableAlerts)
-                SetAside(alert, partition, now, waits);
-            if (cures is { } cured && payload is { MappedAlerts.Count: > 0, UnmappableAlerts.Count: 0 })
-                Cure(cured, waits);
-            if (_current.Size > 0)
-            {
-                _waits ??= _clock.GetTimestamp();
-                Monitor.Pulse(_gate);
-            }
-        }
-        try
-        {
-            foreach (var batch in waits)
-                await batch.Done.Task.WaitAsync(DiskTime, _clock);
-        }
-        catch (TimeoutException)
-        {
-            throw Unanswered();
-        }
-        _meters.Events.WithLabels("known").Inc(counts[(int)Place.Known]);
-        _meters.Events.WithLabels("stale").Inc(counts[(int)Place.Stale]);
-        _meters.Alerts.WithLabels("accepted").Inc(payload.MappedAlerts.Count);
-        _meters.Alerts.WithLabels("quarantined").Inc(payload.UnmappableAlerts.Count);
-    }
-
-    private LogRefusedException Unanswered()
-    {
-        _log.Often("the disk does not answer; Alertmanager is told to send events again");
-        return new LogRefusedException(NoAnswer);
-    }
-
-    /// <summary>To the millisecond, as Prometheus has it.</summary>
-    private DateTime Now()
-    {
-        var now = _clock.GetUtcNow().UtcDateTime;
-        return now.AddTicks(-(now.Ticks % TimeSpan.TicksPerMillisecond));
-    }
-
-    private void Record(MappedAlert alert, DateTime now, int[] counts, HashSet<Batch> waits)
-    {
-        if (!_services.TryGetValue(alert.Service, out var track))
-            _services[alert.Service] = track = new Track(alert.Service);
-        track.Window.Heard = now;
-        foreach (var e in Interpretation.Events(track.Share(alert), track.Last, now))
-        {
-            var place = track.Window.PlaceOf(e);
-            var pending = track.Pending.Find(p => p.Event.Same(e));
-            if (pending.Event != null)
-            {
-                place = Place.Known;
-                waits.Add(pending.Batch);
-            }
-            else if (place == Place.New)
-            {
-                track.Pending.Add((e, _current));
-                _current.Events.Add((track, e));
-                _current.LineWriter.Event(e);
-                waits.Add(_current);
-            }
-            else if (place == Place.Stale)
-            {
-                _log.Often("event is older than all that is known of its service; not kept",
-                    ("service", e.Service), ("status", e.Status), ("time", Rfc3339.Format(e.Time)));
-            }
-            counts[(int)place]++;
-        }
-    }
-
-    private void SetAside(UnmappableAlert alert, string partition, DateTime now, HashSet<Batch> waits)
-    {
-        var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + alert.Identity));
-        var id = System.Buffers.Binary.BinaryPrimitives.ReadUInt128BigEndian(hash);
-        if (_quarantined.TryGetValue(id, out var batch))
-        {
-            if (batch != null)
-                waits.Add(batch);
-            return;
-        }
-        _quarantined[id] = _current;
-        _current.QuarantinedIds.Add(id);
-        _current.QuarantineWriter.Quarantine(
-            alert, partition, id.ToString("x32", CultureInfo.InvariantCulture), now);
-        waits.Add(_current);
-        _log.Often("alert quarantined", ("partition", partition), ("alertname", alert.Alertname),
-            ("fingerprint", alert.Fingerprint), ("reason", alert.Reason));
-    }
-
-    private void Cure(UInt128 id, HashSet<Batch> waits)
-    {
-        // One that another request is having flushed is looked at by the next retry.
-        if (!_quarantined.TryGetValue(id, out var batch) || batch != null)
-            return;
-        _current.CuredIds.Add(id);
-        waits.Add(_current);
-    }
-
-    /// <summary>Flushes what is waiting, ends the file in order and stops the writer.</summary>
-    public void Stop()
-    {
-        lock (_gate)
-        {
-            _stopping = true;
-            Monitor.Pulse(_gate);
-        }
-        _writer.Join();
-    }
-
-    private void WriteLoop()
-    {
-        while (!_failed.Task.IsCompleted)
-        {
-            Batch? batch = null;
-            bool stopping;
-            lock (_gate)
-            {
-                if (_current.Size == 0 && !_stopping)
-                    Monitor.Wait(_gate, _refusal == null ? Housekeeping : ProbePeriod);
-                stopping = _stopping;
-                if (_current.Size > 0)
-                    (batch, _current, _spare) = (_current, _spare ?? new Batch(), null);
-            }
-            Rotate();
-            if (_failed.Task.IsCompleted && batch != null)
-                Refuse(batch, new LogRefusedException("The disk failed."));
-            if (_failed.Task.IsCompleted || (batch == null && stopping))
-                break;
-            if (batch == null)
-            {
-                Probe();
-                continue;
-            }
-            Write(batch);
-            lock (_gate)
-                _spare = Batch.After(batch);
-        }
-        if (!_failed.Task.IsCompleted)
-            WriteEnd();
-        else
-            Refuse(_current, new LogRefusedException("The disk failed."));
-        _file.Dispose();
-        _quarantine.Dispose();
-    }
-
-    private void Write(Batch batch)
-    {
-        var started = _clock.GetTimestamp();
-        try
-        {
-            // Unmappable alerts first: written twice they are dropped as copies, and events are the promise.
-            _quarantineLength = Put(_quarantine, _quarantineLength, batch.Quarantined.WrittenSpan);
-            _length = Put(_file, _length, batch.Lines.WrittenSpan);
-        }
-        catch (LogRefusedException e)
-        {
-            Refuse(batch, e);
-            return;
-        }
-        _meters.FlushDuration.Observe(_clock.GetElapsedTime(started).TotalSeconds);
-        if (StrikeOff(batch.CuredIds) is { } refusal && batch.Size == batch.CuredIds.Count)
-        {
-            Refuse(batch, refusal);
-            return;
-        }
-        Commit(batch);
-        if (_quarantineLength > QuarantineLimit)
-            HalveQuarantine();
-    }
-
-    /// <summary>An alert is cured when its events are on disk; one not struck off is sent again.</summary>
-    /// <returns>Why the disk refused; null when it did not.</returns>
-    private LogRefusedException? StrikeOff(List<UInt128> ids)
-    {
-        if (ids.Count == 0)
-            return null;
-        var lines = new ArrayBufferWriter<byte>();
-        var writer = new LineWriter(lines);
-        foreach (var id in ids)
-            writer.Cured(id.ToString("x32", CultureInfo.InvariantCulture), Now());
-        try
-        {
-            _quarantineLength = Put(_quarantine, _quarantineLength, lines.WrittenSpan);
-        }
-        catch (LogRefusedException e)
-        {
-            _log.Often("cured alerts could not be struck off the quarantine", ("reason", e.Message));
-            return e;
-        }
-        lock (_gate)
-        {
-            foreach (var id in ids)
-                _quarantined.Remove(id);
-        }
-        return null;
-    }
-
-    /// <summary>Puts whole lines on disk, or leaves the file as it was and throws.</summary>
-    private long Put(FileStream file, long length, ReadOnlySpan<byte> lines)
-    {
-        if (lines.IsEmpty)
-            return length;
-        try
-        {
-            RandomAccess.Write(file.SafeFileHandle, lines, length);
-        }
-        catch (Exception e) when (Disk.Refused(e))
-        {
-            Undo(file, length);
-            throw new LogRefusedException($"The disk refused: {e.Message}");
-        }
-        try
-        {
-            Disk.Flush(file);
-        }
-        catch (FlushException e)
-        {
-            // The kernel may have dropped the pages and would call the next flush a success.
-            Fail($"a flush failed, so what is on disk cannot be trusted: {e.Message}");
-            throw new LogRefusedException("The disk failed.");
-        }
-        return length + lines.Length;
-    }
-
-    private void Undo(FileStream file, long length)
-    {
-        try
-        {
-            RandomAccess.SetLength(file.SafeFileHandle, length);
-        }
-        catch (Exception e) when (Disk.Refused(e))
-        {
-            Fail($"a refused write could not be undone: {e.Message}");
-        }
-    }
-
-    private void Fail(string reason)
-    {
-        lock (_gate)
-            _stopping = true;
-        _failed.TrySetResult(reason);
-    }
-
-    /// <summary>The disk has answered; what came meanwhile waits from now on.</summary>
-    private void EndWait() => _waits = _current.Size > 0 ? _clock.GetTimestamp() : null;
-
-    private void Commit(Batch batch)
-    {
-        TaskCompletionSource news;
-        lock (_gate)
-        {
-            EndWait();
-            Welcome();
-            foreach (var (track, e) in batch.Events)
-            {
-                track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
-                track.Window.Add(e);
-            }
-            foreach (var id in batch.QuarantinedIds)
-                _quarantined[id] = null;
-            _flushed = new Cursor(_flushed.File, _length);
-            _appended += batch.Events.Count;
-            news = _news;
-            _news = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
-            // Counted before anyone can see that they are there.
-            _meters.Services.Set(_services.Count);
-            _meters.Events.WithLabels("new").Inc(batch.Events.Count);
-            _meters.LogEvents.Inc(batch.Events.Count);
-            _meters.LogBytes.Inc(batch.Lines.WrittenCount);
-            _meters.LogSize.Inc(batch.Lines.WrittenCount);
-        }
-        batch.Done.SetResult();
-        news.SetResult();
-    }
-
-    private void Refuse(Batch batch, LogRefusedException reason)
-    {
-        lock (_gate)
-        {
-            EndWait();
-            if (_refusal == null)
-                _log.Error("the disk takes no events; Alertmanager is told to send them again",
-                    ("reason", reason.Message));
-            _refusal = reason.Message;
-            foreach (var (track, e) in batch.Events)
-                track.Pending.RemoveAll(p => ReferenceEquals(p.Event, e));
-            foreach (var id in batch.QuarantinedIds)
-                _quarantined.Remove(id);
-        }
-        batch.Done.SetException(reason);
-    }
-
-    /// <summary>
-    /// Asks a disk that refused whether it takes events again: /ready must not wait for an alert.
-    /// </summary>
-    private void Probe()
-    {
-        lock (_gate)
-        {
-            if (_refusal == null)
-                return;
-        }
-        // The log's own file, since a limit may be on its size; spaces, that nobody has acknowledged.
-        var spaces = new byte[ProbeSize];
-        spaces.AsSpan().Fill((byte)' ');
-        try
-        {
-            RandomAccess.Write(_file.SafeFileHandle, spaces, _length);
-            lock (_gate)
-                Welcome();
-        }
-        catch (Exception e) when (Disk.Refused(e))
-        {
-            // It still refuses, as the log has said.
-        }
-        finally
-        {
-            Undo(_file, _length);
-        }
-    }
-
-    private void Welcome()
-    {
-        if (_refusal != null)
-            _log.Info("the disk takes events again");
-        _refusal = null;
-    }
-
-    private void WriteEnd()
-    {
-        var line = new ArrayBufferWriter<byte>();
-        new LineWriter(line).End(_clock.GetUtcNow().UtcDateTime);
-        try
-        {
-            _length = Put(_file, _length, line.WrittenSpan);
-        }
-        catch (LogRefusedException e)
-        {
-            // Nothing is lost: the next start takes the end for a disorderly one.
-            _log.Warn("the log could not be ended in order", ("reason", e.Message));
-        }
-    }
-
-    // ---- Files ----
-
-    /// <summary>Goes on in the newest file, after making sure that what it holds is on disk.</summary>
-    private void Resume(int number)
-    {
-        var (_, path, date, length) = _files[number];
-        long end = 0;
-        var ended = false;
-        foreach (var (line, next) in Lines(number, 0, length, whole: true))
-        {
-            end = next;
-            ended = line?.End != null;
-            if (line?.Ses != null || line?.Window != null)
-                _headLength = next;
-            if (line?.Ses > LogLine.FormatVersion)
-                throw new DataDirException($"{path} has format {line.Ses}, which a newer SeS wrote");
-            if (Rfc3339.TryParse(line?.Deleted, out var deleted))
-                _deleted = deleted;
-            if (line != null)
-                Apply(line);
-        }
-        if (!ended || end != length)
-        {
-            Replace(path, 0, end);
-            _log.Info("the log was not ended in order; its newest file was made safe", ("file", path));
-        }
-        (_file, _length, _fileDate) = (OpenFile(path), end, date);
-        _flushed = new Cursor(number, end);
-    }
-
-    private void Apply(LogLine line)
-    {
-        if (line.Window is { } head)
-            _services[head.Key] = new Track(head.Key) { Window = head.ToWindow() };
-        if (line.Time == null || line.ToEvent() is not { } e)
-            return;
-        if (!_services.TryGetValue(e.Service, out var track))
-            _services[e.Service] = track = new Track(e.Service);
-        track.Window.Add(e with { Service = track.Service });
-        track.Window.Heard = e.Received > track.Window.Heard ? e.Received : track.Window.Heard;
-    }
-
-    /// <summary>Copies a part of a file, flushes, renames the copy over it, flushes the folder.</summary>
-    private void Replace(string path, long start, long end)
-    {
-        var copy = path + ".tmp";
-        try
-        {
-            using (var from = File.OpenRead(path))
-            using (var to = Disk.Create(copy))
-            {
-                from.Position = start;
-                from.CopyTo(to);
-                to.SetLength(end - start);
-                Disk.Flush(to);
-            }
-            File.Move(copy, path, overwrite: true);
-        }
-        catch
-        {
-            File.Delete(copy);
-            throw;
-        }
-        Disk.FlushFolder(_dir);
-    }
-
-    /// <summary>A file ends with the day, or when it is large.</summary>
-    private void Rotate()
-    {
-        var today = DateOnly.FromDateTime(_clock.GetUtcNow().UtcDateTime);
-        var isOver = today > _fileDate
-            || (today < _fileDate && _clock.GetElapsedTime(_rotated) >= ClockBackPause);
-        // Where there are very many services, most of a file shall still be events.
-        if ((!isOver && (_length < LargeFile || _length < 4 * _headLength))
-            || (_fileRefused is { } refused && _clock.GetElapsedTime(refused) < RefusedFilePause))
-            return;
-        // First, since it makes room.
-        Retain(today);
-        try
-        {
-            StartFile(_flushed.File + 1);
-            _rotated = _clock.GetTimestamp();
-        }
-        catch (FlushException e)
-        {
-            Fail(e.Message);
-        }
-        catch (Exception e) when (Disk.Refused(e))
-        {
-            _log.Often("the log's next file could not be made; going on in the last", ("reason", e.Message));
-            _fileRefused = _clock.GetTimestamp();
-        }
-    }
-
-    /// <summary>Makes a file that begins with the windows, whole, before it gets its name.</summary>
-    private void StartFile(int number)
-    {
-        var now = _clock.GetUtcNow().UtcDateTime;
-        var date = DateOnly.FromDateTime(now);
-        var name = string.Create(CultureInfo.InvariantCulture, $"events-{number:D6}-{date:yyyy-MM-dd}.jsonl");
-        var path = Path.Combine(_dir, name);
-        FileStream file = Disk.Create(path + ".tmp");
-        try
-        {
-            WriteHead(file, now);
-            Disk.Flush(file);
-            File.Move(path + ".tmp", path, overwrite: false);
-        }
-        catch
-        {
-            file.Dispose();
-            File.Delete(path + ".tmp");
-            throw;
-        }
-        Disk.FlushFolder(_dir);
-        _file?.Dispose();
-        (_file, _length, _headLength, _fileDate) = (file, file.Length, file.Length, date);
-        _meters.LogSize.Inc(_length);
-        lock (_gate)
-        {
-            if (_files.TryGetValue(_flushed.File, out var last))
-                _files[last.Number] = last with { End = _flushed.Offset };
-            _files[number] = new LogFile(number, path, date, _length);
-            _flushed = new Cursor(number, _length);
-        }
-    }
-
-    private void WriteHead(FileStream file, DateTime now)
-    {
-        var buffer = new ArrayBufferWriter<byte>();
-        var writer = new LineWriter(buffer);
-        writer.Head(now, _deleted);
-        List<KeyValuePair<ServiceKey, Track>> services;
-        lock (_gate)
-        {
-            // What was last heard before the oldest file that is left has no history any more.
-            foreach (var (key, track) in _services.Where(s => s.Value.Window.Heard < _deleted
-                && s.Value.Pending.Count == 0).ToList())
-                _services.Remove(key);
-            services = [.. _services.Where(s => s.Value.Window.Events.Count > 0)];
-        }
-        // The events of windows are changed by this thread alone.
-        foreach (var (key, track) in services)
-        {
-            writer.Window(key, track.Window);
-            if (buffer.WrittenCount < LogLine.ReadSize)
-                continue;
-            file.Write(buffer.WrittenSpan);
-            buffer.ResetWrittenCount();
-        }
-        file.Write(buffer.WrittenSpan);
-    }
-
-    /// <summary>Deletes the files of at most two days, if they are old enough and Onix has them.</summary>
-    private void Retain(DateOnly today)
-    {
-        if (_retained != 0 && _clock.GetElapsedTime(_retained) < TimeSpan.FromHours(20))
-            return;
-        _retained = _clock.GetTimestamp();
-        var keep = today.AddDays(-(int)_retention.TotalDays);
-        var days = new HashSet<DateOnly>();
-        while (true)
-        {
-            var (number, file) = _files.First();
-            // A file that was made while the clock was ahead is as old as the one after it.
-            var date = _files.Values.Select(f => f.Date).FirstOrDefault(d => d <= today, today);
-            days.Add(date);
-            if (days.Count > 2 || date >= keep || number >= KeepFrom || number == _flushed.File)
-                return;
-            try
-            {
-                File.Delete(file.Path);
-                File.Delete(file.IndexPath);
-            }
-            catch (Exception e) when (Disk.Refused(e))
-            {
-                _log.Warn("a file of the log has reached its retention and could not be deleted",
-                    ("file", file.Path), ("reason", e.Message));
-                return;
-            }
-            _meters.LogSize.Dec(file.End);
-            _deleted = date.ToDateTime(TimeOnly.MinValue, DateTimeKind.Utc);
-            lock (_gate)
-                _files.Remove(number);
-            _log.Info("a file of the log has reached its retention and is deleted", ("file", file.Path));
-        }
-    }
-
-    private static FileStream OpenFile(string path) => new(path, new FileStreamOptions
-    {
-        Mode = FileMode.Open,
-        Access = FileAccess.Write,
-        Share = FileShare.ReadWrite | FileShare.Delete,
-        BufferSize = 0,
-    });
-
-    // ---- The Recorder's cursor ----
-
-    public const string CursorFile = "cursor.json";
-
-    private string CursorPath => Path.Combine(_dir, CursorFile);
-
-    /// <summary>What the Recorder saved last; null when there is nothing that can be read.</summary>
-    public byte[]? LoadCursor()
-    {
-        try
-        {
-            return File.ReadAllBytes(CursorPath);
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
-        {
-            return null;
-        }
-    }
-
-    /// <summary>
-    /// Replaces it as a whole. It is not flushed: the cursor may lag, and says when it is lost.
-    /// </summary>
-    /// <exception cref="IOException">The disk refused; what was saved before is still there.</exception>
-    public void SaveCursor(byte[] content)
-    {
-        using (var file = Disk.Create(CursorPath + ".tmp"))
-            file.Write(content);
-        File.Move(CursorPath + ".tmp", CursorPath, overwrite: true);
-    }
-
-    /// <summary>There is no Onix now; one that comes later starts at the oldest event.</summary>
-    public void ForgetCursor() => File.Delete(CursorPath);
-
-    // ---- Quarantine ----
-
-    public const string QuarantineFile = "quarantine.jsonl";
-
-    private string QuarantinePath => Path.Combine(_dir, QuarantineFile);
-
-    private void OpenQuarantine()
-    {
-        if (!File.Exists(QuarantinePath))
-            Disk.Create(QuarantinePath).Dispose();
-        var length = 0L;
-        foreach (var (line, next) in LogLine.Parsed(
-            QuarantinePath, 0, new FileInfo(QuarantinePath).Length, QuarantineJson.Default.QuarantineLine))
-        {
-            length = next;
-            if (IdOf(line?.Id) is { } id)
-                _quarantined[id] = null;
-            if (IdOf(line?.Cured) is { } cured)
-                _quarantined.Remove(cured);
-        }
-        // As with the log: what a dead process may have left unflushed is not trusted until it is.
-        if (length > 0)
-            Replace(QuarantinePath, 0, length);
-        (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), length);
-        RandomAccess.SetLength(_quarantine.SafeFileHandle, length);
-        Disk.FlushFolder(_dir);
-    }
-
-    /// <summary>How many alerts are quarantined, and the latest of them, the last one last.</summary>
-    public (int Count, IReadOnlyList<QuarantinedAlert> Latest) Quarantine()
-    {
-        int count;
-        lock (_gate)
-            count = _quarantined.Count;
-        if (count == 0)
-            return (0, []);
-        var length = new FileInfo(QuarantinePath).Length;
-        return (count, QuarantinedAlert.Read(QuarantinePath, Math.Max(0, length - LatestQuarantined)));
-    }
-
-    /// <summary>Null when it is none.</summary>
-    public static UInt128? IdOf(string? text) =>
-        UInt128.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var id)
-            ? id : null;
-
-    /// <summary>Drops the older half of the quarantine, counted.</summary>
-    private void HalveQuarantine()
-    {
-        try
-        {
-            var lines = LogLine.Parsed(
-                QuarantinePath, 0, _quarantineLength, QuarantineJson.Default.QuarantineLine).ToList();
-            var cut = lines.First(l => l.Next >= _quarantineLength / 2).Next;
-            Replace(QuarantinePath, cut, _quarantineLength);
-            _quarantine.Dispose();
-            (_quarantine, _quarantineLength) = (OpenFile(QuarantinePath), _quarantineLength - cut);
-            var dropped = lines.Where(l => l.Next <= cut).ToList();
-            lock (_gate)
-            {
-                foreach (var (line, _) in dropped)
-                {
-                    if (IdOf(line?.Id) is { } id)
-                        _quarantined.Remove(id);
-                }
-            }
-            _meters.QuarantineDropped.Inc(dropped.Count);
-            _log.Warn("the quarantine was full; its older half is dropped", ("alerts", dropped.Count));
-        }
-        catch (FlushException e)
-        {
-            Fail(e.Message);
-        }
-        catch (Exception e) when (Disk.Refused(e))
-        {
-            _log.Often("the quarantine could not be cut", ("reason", e.Message));
-        }
-    }
-
-    // ---- Reading ----
-
-    /// <summary>All that is flushed now, for questions about the past.</summary>
-    public Archive Archive()
-    {
-        lock (_gate)
-            return new Archive([.. _files.Values.Select(f => f with { End = EndOf(f.Number) })], _slices);
-    }
-
-    /// <summary>The services of which anything is on disk.</summary>
-    public IReadOnlyList<KnownService> Known()
-    {
-        lock (_gate)
-            return [.. _services.Values.Where(t => t.Window.Events.Count > 0)
-                .Select(t => new KnownService(t.Service, [.. t.Window.Events]))];
-    }
-
-    /// <summary>Completes when there is something flushed after a place.</summary>
-    public Task WaitAsync(Cursor after, CancellationToken stop)
-    {
-        lock (_gate)
-            return after.CompareTo(_flushed) < 0 ? Task.CompletedTask : _news.Task.WaitAsync(stop);
-    }
-
-    /// <summary>Reads at most so many events from a place up to another, which is flushed.</summary>
-    public Chunk Read(Cursor place, Cursor to, int most)
-    {
-        var events = new List<StatusEvent>();
-        while (true)
-        {
-            var end = place.File == to.File ? to.Offset : EndOf(place.File);
-            foreach (var (line, next) in Lines(place.File, place.Offset, end, whole: false))
-            {
-                if (line?.Time != null && line.ToEvent() is { } e)
-                    events.Add(e);
-                place = place with { Offset = next };
-                if (events.Count == most)
-                    return new Chunk(events, place);
-            }
-            if (place.File >= to.File || NextFile(place.File) is not { } following)
-                return new Chunk(events, place with { Offset = end });
-            place = new Cursor(following, 0);
-        }
-    }
-
-    /// <summary>The windows as they were at a place, of the services that are wanted.</summary>
-    public Dictionary<ServiceKey, Window> WindowsAt(Cursor place, Func<ServiceKey, bool> wanted)
-    {
-        var windows = new Dictionary<ServiceKey, Window>();
-        foreach (var (line, next) in Lines(place.File, 0, EndOf(place.File), whole: false))
-        {
-            if (line?.Window is { } head && wanted(head.Key))
-                windows[head.Key] = head.ToWindow();
-            if (line?.Window != null || line?.Ses != null)
-                continue;
-            if (next > place.Offset)
-                break;
-            if (line?.Time != null && line.ToEvent() is { } e && wanted(e.Service))
-                windows.Add(e);
-        }
-        return windows;
-    }
-
-    /// <summary>Whether a place is one of this log: in a file, not past its end, between two lines.</summary>
-    public bool Holds(Cursor place)
-    {
-        string path;
-        lock (_gate)
-        {
-            if (!_files.TryGetValue(place.File, out var file) || place.Offset < 0)
-                return false;
-            path = file.Path;
-        }
-        if (place.Offset == 0)
-            return true;
-        if (place.Offset > EndOf(place.File))
-            return false;
-        using var handle = File.OpenHandle(path, share: FileShare.ReadWrite | FileShare.Delete);
-        Span<byte> before = stackalloc byte[1];
-        return RandomAccess.Read(handle, before, place.Offset - 1) == 1 && before[0] == (byte)'\n';
-    }
-
-    /// <summary>How many events stand between a place and another.</summary>
-    public long Count(Cursor from, Cursor to)
-    {
-        long count = 0;
-        for (int? file = from.File; file is { } number && number <= to.File; file = NextFile(number))
-        {
-            var start = number == from.File ? from.Offset : 0;
-            var end = number == to.File ? to.Offset : EndOf(number);
-            count += LogLine.Raw(PathOf(number), start, end)
-                .Count(l => l.Line.Span.StartsWith(LineScan.Start));
-        }
-        return count;
-    }
-
-    private string PathOf(int file)
-    {
-        lock (_gate)
-            return _files[file].Path;
-    }
-
-    private long EndOf(int file)
-    {
-        lock (_gate)
-            return file == _flushed.File ? _flushed.Offset : _files[file].End;
-    }
-
-    private int? NextFile(int file)
-    {
-        lock (_gate)
-            return _files.Keys.Where(f => f > file).Select(f => (int?)f).FirstOrDefault();
-    }
-
-    /// <summary>A file's lines with the offset after each; null for one that does not parse.</summary>
-    private IEnumerable<(LogLine? Line, long Next)> Lines(int file, long from, long to, bool whole)
-    {
-        var path = PathOf(file);
-        foreach (var (line, next) in LogLine.Parsed(path, from, to, LogJson.Default.LogLine))
-        {
-            if (line == null || (line.Time != null && line.ToEvent() == null))
-            {
-                // Counted where each line is read once: when the file is opened.
-                if (whole)
-                    _meters.BrokenLines.Inc();
-                _log.Often("a line of the log does not parse; passed over", ("file", path), ("before", next));
-            }
-            yield return (line, next);
-        }
-    }
-
-}
-
-/// <summary>Looks through a data directory for what is wrong, whether a SeS is using it or not.</summary>
-internal sealed class Inspection(Archive archive, string dir)
-{
-    /// <summary>Of a file's faults, so many are told.</summary>
-    private const int MostFaults = 20;
-
-    private readonly Dictionary<ServiceKey, Window> _windows = [];
-    // Of the file's head: the services that have a window there, and before when the others are forgotten.
-    private readonly HashSet<ServiceKey> _inHead = [];
-    private DateTime _deleted;
-    private List<string> _faults = [];
-
-    public long Events { get; private set; }
-
-    public int Services => _windows.Count;
-
-    /// <summary>Each file, what it holds, and what is wrong with it.</summary>
-    public IEnumerable<(string Name, string Summary, IReadOnlyList<string> Faults)> CheckFiles()
-    {
-        foreach (var file in archive.Files)
-        {
-            _faults = [];
-            var summary = CheckLog(file);
-            yield return (Path.GetFileName(file.Path), summary, _faults);
-        }
-        foreach (var (name, check) in new (string, Func<string, string>)[]
-            { (EventLog.CursorFile, CheckCursor), (EventLog.QuarantineFile, CheckQuarantine) })
-        {
-            _faults = [];
-            if (File.Exists(Path.Combine(dir, name)))
-                yield return (name, check(Path.Combine(dir, name)), _faults);
-        }
-    }
-
-    private string CheckLog(LogFile file)
-    {
-        var (events, number, end, isHead) = (0L, 0, 0L, true);
-        _inHead.Clear();
-        _deleted = default;
-        foreach (var (line, next) in LogLine.Parsed(file.Path, 0, file.End, LogJson.Default.LogLine))
-        {
-            number++;
-            if (isHead && line != null && line.Ses == null && line.Window == null)
-            {
-                isHead = false;
-                EndHead();
-            }
-            CheckLine(file, line, number);
-            events += line?.Time != null ? 1 : 0;
-            line?.AddTo(_windows);
-            end = next;
-        }
-        if (isHead)
-            EndHead();
-        // A SeS that runs may be about to end the newest file's last line.
-        if (end != file.End && file != archive.Files[^1])
-            Fault("its last line is cut off");
-        Events += events;
-        CheckIndex(file);
-        return $"{events} events, {file.End} bytes";
-    }
-
-    private void CheckLine(LogFile file, LogLine? line, int number)
-    {
-        if (line == null || (line.Time != null && line.ToEvent() == null))
-            Fault($"line {number} does not parse");
-        else if (number == 1 ? line.Ses == null : line.Ses != null)
-            Fault($"line {number}: the format's version stands in the first line, and only there");
-        else if (line.Ses > LogLine.FormatVersion)
-            Fault($"it has format {line.Ses}, which a newer SeS wrote");
-        else if (line.Window != null)
-            Compare(file, line.Window, number);
-        if (Rfc3339.TryParse(line?.Deleted, out var deleted))
-            _deleted = deleted;
-    }
-
-    private void Fault(string text)
-    {
-        if (_faults.Count < MostFaults)
-            _faults.Add(text);
-    }
-
-    /// <summary>A file begins with the windows as the one before it left them.</summary>
-    private void Compare(LogFile file, WindowLine line, int number)
-    {
-        _inHead.Add(line.Key);
-        if (file == archive.Files[0])
-            return;
-        var before = _windows.GetValueOrDefault(line.Key)?.Events ?? [];
-        if (!before.Select(e => (e.Time, e.Status)).SequenceEqual(
-            line.ToWindow().Events.Select(e => (e.Time, e.Status))))
-            Fault($"line {number}: the window of {line.Key} is not as the file before left it");
-    }
-
-    /// <summary>A service has no window where it was last heard before what retention has deleted.</summary>
-    private void EndHead()
-    {
-        foreach (var (service, window) in _windows.Where(w => !_inHead.Contains(w.Key)).ToList())
-        {
-            if (window.Events.Any(e => e.Received >= _deleted))
-                Fault($"it has no window of {service}");
-            _windows.Remove(service);
-        }
-    }
-
-    private void CheckIndex(LogFile file)
-    {
-        if (FileIndex.IsWrong(file))
-            Fault($"{Path.GetFileName(file.IndexPath)} says what the file does not; delete it, so that it is "
-                + "made again");
-    }
-
-    private string CheckCursor(string path)
-    {
-        if (CursorBody.Parse(File.ReadAllBytes(path)) is { } cursor)
-            return $"file {cursor.File}, byte {cursor.Offset}";
-        Fault("it does not parse; Onix will be compared with all that is kept");
-        return "no place";
-    }
-
-    private string CheckQuarantine(string path)
-    {
-        var number = 0;
-        foreach (var (line, _) in LogLine.Parsed(
-            path, 0, new FileInfo(path).Length, QuarantineJson.Default.QuarantineLine))
-        {
-            number++;
-            if (line == null)
-                Fault($"line {number} does not parse");
-        }
-        return $"{number} lines";
-    }
-}
-
-// ================================ 8. History =================================
-//
-// What a service's marks, in order of time, say of a range of time. "up" and "down" are what counts; any
-// other status leaves its service as it was. Before the first of them nothing is known, which is neither up
-// nor down. Ranges take in their beginning and not their end, so that those side by side share nothing.
-
-/// <summary>What is known of one service over a range.</summary>
-/// <param name="Availability">In percent of the time that is known; null when nothing is.</param>
-/// <param name="Longest">Of the outages, as far as they lie in the range.</param>
-/// <param name="IsOpen">It is down at the end of the range.</param>
-internal readonly record struct Figures(
-    double? Availability, TimeSpan Up, TimeSpan Down, int Outages, TimeSpan Longest, bool IsOpen)
-{
-    /// <summary>Null: there is no outage.</summary>
-    public TimeSpan? Mean => Outages == 0 ? null : Down / Outages;
-
-    /// <summary>Time up for each outage, which is the mean time between failures.</summary>
-    public TimeSpan? MeanBetween => Outages == 0 ? null : Up / Outages;
-}
-
-/// <summary>A time that a service was down, and is no more.</summary>
-internal readonly record struct Outage(int Service, Mark Start, DateTime End);
-
-/// <summary>How a service fared in an interval; of several the greatest, which is the worst.</summary>
-internal enum Condition { Nothing, Up, Unknown, Other, Down }
-
-/// <summary>Adds up one service over a range.</summary>
-/// <param name="from">In ticks.</param>
-/// <param name="to">In ticks, not in the future: nobody knows yet what will have been.</param>
-/// <param name="intervals">How many equal parts of the range are looked at by themselves; 0: none.</param>
-internal sealed class Tally(long from, long to, int intervals = 0)
-{
-    private readonly Condition[] _strip = new Condition[intervals];
-    private Condition _shown = Condition.Unknown;
-    private bool? _isUp;
-    private int _before;
-    private bool _wasUp;
-    private long _since, _shownSince;
-    private TimeSpan _up, _down, _longest;
-    private int _outages;
-    private Mark _outage;
-
-    /// <summary>The worst of each interval.</summary>
-    public IReadOnlyList<Condition> Strip => _strip;
-
-    /// <summary>
-    /// What was said before the range fills a window, and none of it is "up": what is older may yet tell how
-    /// the range began, and since when.
-    /// </summary>
-    public bool IsCut => _before >= Window.Size && !_wasUp;
-
-    /// <summary>Takes the next mark; returns the outage that it ends, if it touches the range.</summary>
-    public Outage? Add(int service, in Mark mark)
-    {
-        if (mark.Ticks <= from)
-            (_before, _wasUp) = (_before + 1, _wasUp || mark.Status == "up");
-        if (mark.Ticks >= to)
-            return null;
-        Show(mark.Status switch { "up" => Condition.Up, "down" => Condition.Down, _ => Condition.Other },
-            mark.Ticks);
-        if (mark.Status is not ("up" or "down") || _isUp == (mark.Status == "up"))
-            return null;
-        var ended = _isUp == false && mark.Ticks > from
-            ? new Outage(service, _outage, mark.Time) : (Outage?)null;
-        Count(mark.Ticks);
-        _isUp = mark.Status == "up";
-        if (_isUp == false)
-            _outage = mark;
-        return ended;
-    }
-
-    /// <summary>After the last mark: what it all comes to.</summary>
-    public Figures Finish()
-    {
-        Show(_shown, to);
-        Count(to);
-        var known = _up + _down;
-        return new Figures(known > TimeSpan.Zero ? 100.0 * _up.Ticks / known.Ticks : null,
-            _up, _down, _outages, _longest, IsOpen: _isUp == false && to > from);
-    }
-
-    /// <summary>Adds what has passed since the last change between up and down.</summary>
-    private void Count(long ticks)
-    {
-        var passed = new TimeSpan(Math.Max(0, ticks - Math.Max(_since, from)));
-        _since = ticks;
-        if (_isUp == true)
-            _up += passed;
-        if (_isUp != false || passed == TimeSpan.Zero)
-            return;
-        _down += passed;
-        _outages++;
-        _longest = passed > _longest ? passed : _longest;
-    }
-
-    /// <summary>Marks the intervals that the condition until now has touched.</summary>
-    private void Show(Condition next, long ticks)
-    {
-        var since = Math.Max(_shownSince, from);
-        if (ticks > since && intervals > 0)
-        {
-            var last = IntervalOf(ticks - 1);
-            for (var i = IntervalOf(since); i <= last; i++)
-                _strip[i] = _strip[i] > _shown ? _strip[i] : _shown;
-        }
-        (_shown, _shownSince) = (next, ticks);
-    }
-
-    private int IntervalOf(long ticks) => (int)((Int128)(ticks - from) * intervals / (to - from));
-}
-
-/// <summary>
-/// Follows how many locations are up, and for how long fewer than a threshold were, as Onix's report
-/// ox_ses_events_threshold does where it is right.
-/// </summary>
-internal sealed class Threshold(int threshold)
-{
-    private readonly HashSet<int> _up = [];
-    private long? _under;
-
-    /// <summary>Takes the next change of all services together, in order of time.</summary>
-    /// <returns>
-    /// How many are up after it; and, when it makes them enough again, how long they had been too few: from
-    /// the first "down" after which they were.
-    /// </returns>
-    public (int Up, TimeSpan Under) Add(in ServiceMark change)
-    {
-        var under = TimeSpan.Zero;
-        if (change.Mark.Status == "up")
-            _up.Add(change.Service);
-        if (change.Mark.Status == "down")
-        {
-            _up.Remove(change.Service);
-            if (_up.Count < threshold)
-                _under ??= change.Mark.Ticks;
-        }
-        if (_up.Count >= threshold && _under is { } since)
-            (under, _under) = (new TimeSpan(change.Mark.Ticks - since), null);
-        return (_up.Count, under);
-    }
-}
-
-// ================================= 9. Asking =================================
-//
-// Questions about the past and their answers, to programs by HTTP and on the command line alike. A question
-// is parsed from parameters, each of which may stand once; an answer is rows, told as JSON, CSV (RFC 4180)
-// or, on a terminal, a table. It is written a part at a time: memory does not grow with the answer.
-
-/// <summary>Is thrown when a question cannot be understood; the message names the parameter.</summary>
-internal sealed class QuestionException(string message) : Exception(message);
-
-internal enum Subject { Status, History, Report }
-
-internal enum OutputFormat { Json, Csv, Table }
-
-/// <summary>Which services are meant; null: whatever it is.</summary>
-internal sealed record ServiceFilter(
-    string? Partition, string? Platform, string? Service, string? Facet, string? Location)
-{
-    public bool Takes(ServiceKey service) =>
-        (Partition ?? service.Partition) == service.Partition
-        && (Platform ?? service.Platform) == service.Platform
-        && (Service ?? service.Service) == service.Service
-        && (Facet ?? service.Facet) == service.Facet
-        && (Location ?? service.Location) == service.Location;
-}
-
-/// <summary>A question, understood.</summary>
-/// <param name="From">Null: from the first word on.</param>
-/// <param name="To">Null: up to the last word; a report, up to now.</param>
-/// <param name="Threshold">Only of a report.</param>
-/// <param name="Limit">Of a history's events; null: all.</param>
-/// <param name="After">Where in a history the last answer ended.</param>
-internal sealed record Question(
-    Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
-    (ServiceKey Service, Mark Mark)? After, OutputFormat? Format)
-{
-    private static readonly string[]
-        Common = ["platform", "service", "facet", "location", "format"],
-        OfHistory = [.. Common, "from", "to", "limit", "cursor"],
-        OfReport = [.. Common, "from", "to", "threshold"];
-
-    /// <summary>Understands parameters; an empty one, but for a location, is as if absent.</summary>
-    /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
-    public static Question Parse(Subject subject, string? partition,
-        IEnumerable<KeyValuePair<string, string>> parameters, DateTime now)
-    {
-        var known = subject switch
-        {
-            Subject.Status => Common,
-            Subject.History => OfHistory,
-            _ => OfReport,
-        };
-        var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
-        var question = new Question(subject,
-            new ServiceFilter(
-                partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
-                given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
-            Parse(given, "from", v => ParseTime(v, now), TimeAllowed),
-            Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
-            Parse(given, "threshold", ParseCount, "a whole number from 1"),
-            Parse(given, "limit", ParseCount, "a whole number from 1"),
-            Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
-            Parse(given, "format", v => v switch
-            {
-                "json" => OutputFormat.Json,
-                "csv" => OutputFormat.Csv,
-                _ => (OutputFormat?)null,
-            }, "json, csv"));
-        if (question.From >= question.To)
-            throw new QuestionException("from: it is not before to");
-        return question;
-    }
-
-    /// <summary>The parameters that are given, by name.</summary>
-    /// <param name="of">What is asked, with its article.</param>
-    /// <exception cref="QuestionException">One is unknown, or stands twice.</exception>
-    public static Dictionary<string, string> Once(
-        IEnumerable<KeyValuePair<string, string>> parameters, IReadOnlyCollection<string> known, string of)
-    {
-        var given = new Dictionary<string, string>();
-        foreach (var (name, value) in parameters)
-        {
-            if (!known.Contains(name))
-                throw new QuestionException(
-                    $"{Shown(name)}: it is no parameter of {of}; there are {string.Join(", ", known)}");
-            // Nothing for a location means that there is none.
-            if ((value != "" || name == "location") && !given.TryAdd(name, value))
-                throw new QuestionException($"{name}: it stands twice");
-        }
-        return given;
-    }
-
-    private const string TimeAllowed =
-        "RFC 3339 such as 2026-11-22T11:34:00Z, or so long ago, such as -24h, -7d or -90m";
-
-    private static T? Parse<T>(
-        Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed)
-        where T : struct => !given.TryGetValue(name, out var value) ? null
-            : parse(value) ?? throw new QuestionException(
-                $"{name}: '{Shown(value)}' is not usable; allowed: {allowed}");
-
-    /// <summary>One line of it, and not all.</summary>
-    private static string Shown(string value) =>
-        string.Concat((value.Length > 100 ? value[..100] + "..." : value)
-            .Select(c => char.IsControl(c) || char.IsSurrogate(c) ? '\ufffd' : c));
-
-    /// <summary>In UTC; a plus that a query lost to a space is taken for one.</summary>
-    public static DateTime? ParseTime(string text, DateTime now)
-    {
-        if (Rfc3339.TryParse(text.Replace(' ', '+'), out var time))
-            return time;
-        if (text == "now")
-            return now;
-        var unit = text[^1] switch
-        {
-            's' => TimeSpan.TicksPerSecond,
-            'm' => TimeSpan.TicksPerMinute,
-            'h' => TimeSpan.TicksPerHour,
-            'd' => TimeSpan.TicksPerDay,
-            'w' => 7 * TimeSpan.TicksPerDay,
-            _ => 0,
-        };
-        return unit > 0 && text[0] == '-' && text.Length > 2
-            && int.TryParse(
-                text.AsSpan(1..^1), NumberStyles.None, CultureInfo.InvariantCulture, out var count)
-            && count < now.Ticks / unit ? now.AddTicks(-count * unit) : null;
-    }
-
-    private static int? ParseCount(string text) =>
-        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0
-            ? count : null;
-
-    /// <summary>What <see cref="ParseCursor"/> takes.</summary>
-    public static string Cursor(ServiceKey service, Mark mark) => Base64Url.EncodeToString(
-        Encoding.UTF8.GetBytes(string.Join('\0',
-            mark.Ticks.ToString(CultureInfo.InvariantCulture), mark.Status,
-            service.Partition, service.Platform, service.Service, service.Facet, service.Location)));
-
-    private static (ServiceKey, Mark)? ParseCursor(string text)
-    {
-        if (!Base64Url.IsValid(text))
-            return null;
-        var parts = Encoding.UTF8.GetString(Base64Url.DecodeFromChars(text)).Split('\0');
-        return parts.Length == 7
-            && long.TryParse(parts[0], NumberStyles.None, CultureInfo.InvariantCulture, out var ticks)
-            && ticks <= DateTime.MaxValue.Ticks
-            ? (new ServiceKey(parts[2], parts[3], parts[4], parts[5], parts[6]),
-                new Mark(ticks, parts[1], default)) : null;
-    }
-}
-
-/// <summary>Writes the body of an answer, which is taken part by part as it grows.</summary>
-internal abstract class BodyWriter
-{
-    /// <summary>As much of an answer is held.</summary>
-    public const int Size = 64 * 1024;
-
-    protected ArrayBufferWriter<byte> Buffer { get; } = new(Size + (8 * 1024));
-
-    public bool IsFull => Buffer.WrittenCount >= Size;
-
-    /// <summary>What was written so far; valid until the next is written.</summary>
-    public ReadOnlyMemory<byte> Take()
-    {
-        var part = Buffer.WrittenMemory;
-        Buffer.ResetWrittenCount();
-        return part;
-    }
-
-    protected void Put(string text) => Encoding.UTF8.GetBytes(text, Buffer);
-}
-
-/// <summary>Writes rows in a format.</summary>
-internal sealed class RowWriter : BodyWriter
-{
-    /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
-    private const int TableRows = 1000;
-
-    // Answers are read by people too: only what JSON demands is escaped.
-    private static readonly JsonWriterOptions Relaxed =
-        new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
-
-    private readonly Utf8JsonWriter? _json;
-    private readonly List<string[]>? _table;
-    private int[]? _widths;
-    private int _lists;
-
-    public RowWriter(OutputFormat format)
-    {
-        if (format == OutputFormat.Json)
-            _json = new Utf8JsonWriter(Buffer, Relaxed);
-        if (format == OutputFormat.Table)
-            _table = [];
-        _json?.WriteStartObject();
-    }
-
-    public void BeginList(string name, IReadOnlyList<string> columns)
-    {
-        _json?.WriteStartArray(name);
-        if (_json != null)
-            return;
-        if (_lists++ > 0)
-            Put("\n");
-        Row(columns, columns);
-    }
-
-    /// <summary>Texts, numbers (double or int), yes or no (bool), times (DateTime), or nothing.</summary>
-    public void Row(IReadOnlyList<string> columns, IReadOnlyList<object?> cells)
-    {
-        if (_table != null)
-        {
-            _table.Add([.. cells.Select(c => Plain(Text(c)))]);
-            if (_table.Count == TableRows)
-                PutTable();
-            return;
-        }
-        if (_json == null)
-        {
-            Put(string.Join(',', cells.Select(Csv)) + "\r\n");
-            return;
-        }
-        _json.WriteStartObject();
-        for (var i = 0; i < cells.Count; i++)
-            Property(columns[i], cells[i]);
-        _json.WriteEndObject();
-        _json.Flush();
-    }
-
-    public void EndList()
-    {
-        _json?.WriteEndArray();
-        PutTable();
-        _widths = null;
-    }
-
-    /// <summary>Only in JSON: CSV has no place for it.</summary>
-    public void Property(string name, object? value)
-    {
-        _json?.WritePropertyName(name);
-        switch (value)
-        {
-            case null:
-                _json?.WriteNullValue();
-                break;
-            case double number:
-                _json?.WriteNumberValue(number);
-                break;
-            case int number:
-                _json?.WriteNumberValue(number);
-                break;
-            case bool flag:
-                _json?.WriteBooleanValue(flag);
-                break;
-            default:
-                _json?.WriteStringValue(Text(value));
-                break;
-        }
-    }
-
-    public ReadOnlyMemory<byte> End()
-    {
-        if (_json != null)
-        {
-            _json.WriteEndObject();
-            _json.Flush();
-            Put("\n");
-        }
-        return Take();
-    }
-
-    public static string Text(object? value) => value switch
-    {
-        DateTime time => Rfc3339.Format(time),
-        bool flag => flag ? "true" : "false",
-        _ => Convert.ToString(value, CultureInfo.InvariantCulture) ?? "",
-    };
-
-    /// <summary>RFC 4180: quoted where it must be.</summary>
-    private static string Csv(object? value)
-    {
-        var text = Text(value);
-        return text.AsSpan().ContainsAny("\",\r\n")
-            ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text;
-    }
-
-    /// <summary>Labels come from strangers, and a terminal obeys control characters.</summary>
-    private static string Plain(string text) => string.Concat(text.Select(c =>
-        char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format ? '\ufffd' : c));
-
-    /// <summary>Columns are as wide as their first rows are.</summary>
-    private void PutTable()
-    {
-        if (_table is not { Count: > 0 } rows)
-            return;
-        _widths ??= [.. Enumerable.Range(0, rows[0].Length).Select(i => rows.Max(r => r[i].Length))];
-        foreach (var row in rows)
-            Put(string.Join("  ", row.Select((c, i) => c.PadRight(_widths[i]))).TrimEnd() + "\n");
-        rows.Clear();
-    }
-}
-
-/// <summary>Answers questions from the log as it was when it was made.</summary>
-/// <param name="known">All services, with their last events in order of time.</param>
-internal sealed class Answers(
-    Archive archive, IReadOnlyList<KnownService> known, DateTime now)
-{
-    private static readonly string[]
-        Names = ["platform", "service", "facet", "location"],
-        StatusColumns = [.. Names, "status", "since", "time", "description"],
-        EventColumns = [.. Names, "status", "time", "description", "received"],
-        ReportColumns = [.. Names, "availability", "up_seconds", "down_seconds", "outages", "longest_seconds",
-            "mean_seconds", "mean_between_seconds", "open"],
-        ThresholdColumns = [.. Names, "status", "time", "up", "under_threshold_seconds"];
-
-    /// <summary>The order of services in answers.</summary>
-    public static readonly Comparer<ServiceKey> ByName = Comparer<ServiceKey>.Create((a, b) =>
-        string.CompareOrdinal(a.Partition, b.Partition) is var p and not 0 ? p
-        : string.CompareOrdinal(a.Platform, b.Platform) is var f and not 0 ? f
-        : string.CompareOrdinal(a.Service, b.Service) is var s and not 0 ? s
-        : string.CompareOrdinal(a.Facet, b.Facet) is var c and not 0 ? c
-        : string.CompareOrdinal(a.Location, b.Location));
-
-    public Archive Archive => archive;
-
-    public IReadOnlyList<KnownService> Known => known;
-
-    public DateTime Now => now;
-
-    /// <summary>Where a history goes on that was told up to its limit; null: there is no more.</summary>
-    public string? Next { get; private set; }
-
-    /// <summary>The services that a filter takes, in the order of their names.</summary>
-    public List<ServiceKey> Services(ServiceFilter filter) =>
-        [.. known.Select(k => k.Service).Where(filter.Takes).Order(ByName)];
-
-    /// <summary>The answer in parts, each valid until the next is asked for.</summary>
-    /// <exception cref="IOException">The log cannot be read.</exception>
-    public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
-    {
-        var writer = new RowWriter(format);
-        var lists = question.Subject switch
-        {
-            Subject.Status => List(writer, "services", Columns(question, StatusColumns), Status(question)),
-            Subject.History => History(writer, question),
-            _ when question.Threshold == null || format != OutputFormat.Csv =>
-                List(writer, "services", Columns(question, ReportColumns), Report(question)),
-            _ => [],
-        };
-        foreach (var part in lists)
-            yield return part;
-        if (question.Threshold is { } threshold)
-        {
-            foreach (var part in List(writer, "events", Columns(question, ThresholdColumns),
-                Under(question, new Threshold(threshold))))
-                yield return part;
-        }
-        yield return writer.End();
-    }
-
-    private static IEnumerable<ReadOnlyMemory<byte>> List(
-        RowWriter writer, string name, IReadOnlyList<string> columns, IEnumerable<object?[]> rows)
-    {
-        writer.BeginList(name, columns);
-        foreach (var row in rows)
-        {
-            writer.Row(columns, row);
-            if (writer.IsFull)
-                yield return writer.Take();
-        }
-        writer.EndList();
-    }
-
-    /// <summary>The partition is told where the question does not name it.</summary>
-    private static string[] Columns(Question question, string[] columns) =>
-        question.Filter.Partition == null ? ["partition", .. columns] : columns;
-
-    private static object?[] Row(Question question, ServiceKey service, params object?[] cells)
-    {
-        object?[] row = [service.Platform, service.Service, service.Facet, service.Location, .. cells];
-        return question.Filter.Partition == null ? [service.Partition, .. row] : row;
-    }
-
-    private IEnumerable<object?[]> Status(Question question)
-    {
-        var wanted = known.Where(k => question.Filter.Takes(k.Service))
-            .OrderBy(k => k.Service, ByName).ToList();
-        foreach (var (one, since) in wanted.Zip(Since(wanted)))
-        {
-            var e = one.LastEvent;
-            yield return Row(question, one.Service, e.Status, since, e.Time, e.Description);
-        }
-    }
-
-    /// <summary>When each service's last run of one status began.</summary>
-    public IReadOnlyList<DateTime> Since(IReadOnlyList<KnownService> of)
-    {
-        var since = new DateTime[of.Count];
-        var older = new List<int>();
-        for (var i = 0; i < of.Count; i++)
-        {
-            var (last, first) = (of[i].Last, of[i].Last.Count - 1);
-            while (first > 0 && last[first - 1].Status == last[^1].Status)
-                first--;
-            since[i] = last[first].Time;
-            if (first == 0 && last.Count == Window.Size)
-                older.Add(i);
-        }
-        // The others' began before all that is in memory.
-        var status = new string?[older.Count];
-        var services = older.Select(i => of[i].Service).ToList();
-        foreach (var (number, mark) in archive.Marks(services, 0, () => long.MaxValue))
-        {
-            if (status[number] != mark.Status)
-                since[older[number]] = mark.Time;
-            status[number] = mark.Status;
-        }
-        return since;
-    }
-
-    private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
-    {
-        var columns = Columns(question, EventColumns);
-        var services = Services(question.Filter);
-        var left = question.Limit ?? int.MaxValue;
-        (ServiceKey Service, Mark Mark)? next = null;
-        writer.BeginList("events", columns);
-        var (from, to) = (question.From?.Ticks ?? 0, question.To?.Ticks ?? long.MaxValue);
-        var changes = archive.Changes(services, from, to, After(services, question.After),
-            (int)Math.Min(Archive.PageSize, left + 1L));
-        foreach (var (change, e) in archive.Events(changes, services))
-        {
-            if (left-- == 0)
-                break;
-            next = left == 0 ? (services[change.Service], change.Mark) : null;
-            writer.Row(columns, Row(question, e.Service, e.Status, e.Time, e.Description, e.Received));
-            if (writer.IsFull)
-                yield return writer.Take();
-        }
-        writer.EndList();
-        Next = left < 0 && next is { } place ? Question.Cursor(place.Service, place.Mark) : null;
-        writer.Property("next", Next);
-    }
-
-    /// <summary>A cursor's place among the services there are now: new ones may have come between.</summary>
-    private static ServiceMark? After(List<ServiceKey> services, (ServiceKey Service, Mark Mark)? after) =>
-        after is not { } place ? null
-        : new ServiceMark(services.BinarySearch(place.Service, ByName) is var at && at >= 0 ? at : ~at - 1,
-            place.Mark);
-
-    /// <summary>The latest changes of a service, from a time on, the last one last.</summary>
-    public IEnumerable<StatusEvent> Latest(ServiceKey service, DateTime from, int most)
-    {
-        var latest = new Queue<ServiceMark>();
-        foreach (var change in archive.Changes([service], from.Ticks, long.MaxValue))
-        {
-            latest.Enqueue(change);
-            if (latest.Count > most)
-                latest.Dequeue();
-        }
-        return archive.Events(latest, [service]).Select(e => e.Event);
-    }
-
-    private IEnumerable<object?[]> Report(Question question)
-    {
-        var services = Services(question.Filter);
-        var (tallies, _) = Tallies(services, question.From, question.To, 0, 0);
-        for (var i = 0; i < services.Count; i++)
-        {
-            var f = tallies[i].Finish();
-            yield return Row(question, services[i],
-                Rounded(f), f.Up.TotalSeconds,
-                f.Down.TotalSeconds, f.Outages, f.Longest.TotalSeconds, f.Mean?.TotalSeconds,
-                f.MeanBetween?.TotalSeconds, f.IsOpen);
-        }
-    }
-
-    /// <summary>100 only without an outage.</summary>
-    private static double? Rounded(in Figures figures) => figures.Availability is not { } share ? null
-        : Math.Min(Math.Round(share, 6), figures.Down > TimeSpan.Zero ? 99.999999 : 100);
-
-    /// <summary>Adds up services over a range, up to now at most.</summary>
-    /// <param name="most">The latest so many outages that ended are told.</param>
-    public (IReadOnlyList<Tally> Tallies, IReadOnlyList<Outage> Outages) Tallies(
-        IReadOnlyList<ServiceKey> services, DateTime? from, DateTime? to, int intervals, int most)
-    {
-        var end = to is { } given && given < now ? given : now;
-        var start = from ?? DateTime.MinValue;
-        var tallies = new Tally[services.Count];
-        var outages = new PriorityQueue<Outage, long>();
-        int[] all = [.. Enumerable.Range(0, services.Count)];
-        AddUp(all, start.Ticks);
-        // How these fared when the range began was said before the file that it begins in.
-        AddUp([.. all.Where(i => tallies[i].IsCut)], 0);
-        return (tallies, [.. outages.UnorderedItems.Select(o => o.Element).OrderByDescending(o => o.End)]);
-
-        void AddUp(int[] numbers, long since)
-        {
-            if (numbers.Length == 0)
-                return;
-            foreach (var i in numbers)
-                tallies[i] = new Tally(start.Ticks, end.Ticks, intervals);
-            List<ServiceKey> these = [.. numbers.Select(i => services[i])];
-            foreach (var (number, mark) in archive.Marks(these, since, () => end.Ticks))
-            {
-                var tally = tallies[numbers[number]];
-                if (tally.Add(numbers[number], mark) is not { } outage || most == 0
-                    || (since > 0 && tally.IsCut))
-                    continue;
-                if (outages.Count < most)
-                    outages.Enqueue(outage, outage.End.Ticks);
-                else
-                    outages.EnqueueDequeue(outage, outage.End.Ticks);
-            }
-        }
-    }
-
-    private IEnumerable<object?[]> Under(Question question, Threshold threshold)
-    {
-        var services = Services(question.Filter);
-        var from = question.From?.Ticks ?? 0;
-        var to = Math.Min(question.To?.Ticks ?? long.MaxValue, now.Ticks);
-        // From the first word on, whatever the range: how many are up follows from all that was.
-        foreach (var change in archive.Changes(services, 0, to))
-        {
-            var (up, under) = threshold.Add(change);
-            if (change.Mark.Ticks >= from)
-                yield return Row(question, services[change.Service], change.Mark.Status,
-                    change.Mark.Time, up, under.TotalSeconds);
-        }
-    }
-}
-
-// ================================ 9b. Database ===============================
-//
-// SQLite, through its own C interface: connections, statements that are prepared once and bound by place,
-// and errors by their code. Only the store uses it. In the native binary SQLite is linked in; else it is a
-// package's library. Before 3.51.3 a database in WAL mode can be damaged when one connection moves the
-// log into the database while another commits (https://sqlite.org/wal.html, "WAL-reset bug").
 
 /// <summary>SQLite refused; the message names what was done, the code and SQLite's own words.</summary>
 /// <param name="code">SQLite's extended result code.</param>
@@ -5292,7 +2811,7 @@ internal sealed class SqliteException(int code, int errno, string message) : Exc
 {
     // From errno(3) and sqlite3.h.
     private const int TooLarge = 27, NoSpace = 28, QuotaExceeded = 122;
-    private const int Busy = 5, Full = 13, NotADatabase = 26, FlushFailed = 1034, FolderFlushFailed = 1290;
+    private const int Busy = 5, NotADatabase = 26, FlushFailed = 1034, FolderFlushFailed = 1290;
 
     public int Code => code;
 
@@ -5300,6 +2819,8 @@ internal sealed class SqliteException(int code, int errno, string message) : Exc
     public bool IsFull => code == Full || errno is TooLarge or NoSpace or QuotaExceeded;
 
     public const int Corrupt = 11;
+
+    public const int Full = 13;
 
     /// <summary>No code of SQLite's: its files are not those that it opened.</summary>
     public const int FilesChanged = -1;
@@ -5309,6 +2830,9 @@ internal sealed class SqliteException(int code, int errno, string message) : Exc
 
     /// <summary>Another process holds the lock for writing.</summary>
     public bool IsBusy => (code & 0xFF) == Busy;
+
+    /// <summary>The file is no database, or its head is damaged.</summary>
+    public bool IsNoDatabase => (code & 0xFF) == NotADatabase;
 
     /// <summary>The file is damaged.</summary>
     public bool IsDamage => (code & 0xFF) is Corrupt or NotADatabase;
@@ -5539,7 +3063,7 @@ internal static unsafe partial class Sqlite
     public static partial int SystemErrno(nint connection);
 }
 
-// ================================= 9c. Store =================================
+// ================================= 7. Store ==================================
 //
 // The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
 // mode, fully synchronised. One thread writes. It commits what all waiting requests brought in one
@@ -5551,12 +3075,23 @@ internal static unsafe partial class Sqlite
 internal sealed class StoreException(string message) : Exception(message);
 
 /// <summary>What the store is told by the settings.</summary>
+/// <param name="Name">
+/// Of this SeS, as the facts that it takes have it; null: the stored one, or the host's.
+/// </param>
 /// <param name="StaleAfter">An open episode of Alertmanager that is not repeated for so long lapses.</param>
-/// <param name="MaxServices">Alerts of further ones are quarantined.</param>
+/// <param name="MaxServices">Alerts of further ones are quarantined; also of further partitions.</param>
 /// <param name="MaxAlerts">Further label sets are quarantined.</param>
-/// <param name="Name">Of this SeS, as the facts that it takes have it.</param>
+/// <param name="Onix">Whom changes are marked for, by its URL; null: nobody.</param>
+/// <param name="Retention">Facts are kept for so long; null: for ever.</param>
+/// <param name="MaxSize">Of the database in bytes: the oldest facts go before it is reached.</param>
 internal sealed record StoreRules(
-    string Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts);
+    string? Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts,
+    string? Onix = null, TimeSpan? Retention = null, long? MaxSize = null)
+{
+    public static StoreRules Of(Options options) => new(options.Name, new TimelineRules(options.Pause),
+        options.StaleAfter, options.MaxServices, options.MaxAlerts, options.OnixUrl?.AbsoluteUri,
+        options.Retention, options.MaxSize);
+}
 
 /// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
 internal static class UnixTime
@@ -5573,7 +3108,8 @@ internal static class UnixTime
         : throw new SqliteException(
             SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
 
-    private const long Limit = 62_000_000_000_000;
+    /// <summary>No time is further from 1970.</summary>
+    public const long Limit = 62_000_000_000_000;
 }
 
 /// <summary>The names of the four statuses that have a number of their own.</summary>
@@ -5639,33 +3175,54 @@ internal static class Schema
         CREATE INDEX timeline_time ON timeline(partition, at, service, status, since, observation);
         CREATE INDEX timeline_ended ON timeline(until, at, status)
             WHERE status IN (1, 2, 3) AND until < 9000000000000000;
+        -- State: what Onix confirmed of each service's item, and what it is to get. version 0: there is none; own:
+        -- this SeS knows of the change that Onix holds, and what came of it, else another one wrote it;
+        -- next: no change that Onix lacks is earlier, null: it has all; marks: how often it was marked, marked:
+        -- since when; due: not before; tries, barred, error: how often, since when and why it was refused.
+        CREATE TABLE onix(service INTEGER PRIMARY KEY, key TEXT, version INTEGER NOT NULL DEFAULT 0,
+            status TEXT, at INTEGER, own INTEGER NOT NULL DEFAULT 0, next INTEGER,
+            marks INTEGER NOT NULL DEFAULT 0, marked INTEGER, due INTEGER,
+            tries INTEGER NOT NULL DEFAULT 0, barred INTEGER, error TEXT) STRICT;
+        CREATE INDEX onix_waiting ON onix(due, next, marked, barred) WHERE next IS NOT NULL;
         -- Facts, bounded: alerts that could not be mapped.
         CREATE TABLE quarantine(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, partition TEXT NOT NULL,
             identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
         INSERT INTO status VALUES (0, 'up'), (1, 'degraded'), (2, 'down'), (3, 'unknown');
         """;
 
+    /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
+    public static void Check(SqliteConnection database)
+    {
+        if (database.Number("PRAGMA application_id") != ApplicationId)
+            throw new DataDirException($"{Store.FileName} is no database of SeS");
+        if (database.Number("PRAGMA user_version") is var version && version != Version)
+            throw new DataDirException(
+                $"{Store.FileName} has version {version}; this SeS knows {Version} alone");
+    }
+
     /// <summary>For people with sqlite3 -readonly; times are text, in UTC.</summary>
     public const string Views = """
         CREATE VIEW services AS
             SELECT p.name AS partition, f.platform, f.service, f.facet, s.location, t.name AS status,
-                strftime('%FT%H:%M:%fZ', s.since / 1000.0, 'unixepoch') AS since
+                strftime('%Y-%m-%dT%H:%M:%fZ', s.since / 1000.0, 'unixepoch') AS since
             FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
                 LEFT JOIN status t ON t.id = s.status;
         CREATE VIEW history AS
-            SELECT strftime('%FT%H:%M:%fZ', r.at / 1000.0, 'unixepoch') AS time, p.name AS partition,
+            SELECT strftime('%Y-%m-%dT%H:%M:%fZ', r.at / 1000.0, 'unixepoch') AS time, p.name AS partition,
                 f.platform, f.service, f.facet, s.location, t.name AS status,
-                coalesce(o.text, a.text, '') AS description,
-                strftime('%FT%H:%M:%fZ', o.received / 1000.0, 'unixepoch') AS received
+                CASE WHEN r.status = 0 AND a.dialect = 0
+                    THEN json_extract(a.labels, '$.alertname') || ' resolved'
+                    ELSE coalesce(o.text, a.text, '') END AS description,
+                strftime('%Y-%m-%dT%H:%M:%fZ', o.received / 1000.0, 'unixepoch') AS received
             FROM timeline r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
                 JOIN partition p ON p.id = f.partition JOIN status t ON t.id = r.status
                 LEFT JOIN observation o ON o.id = r.observation LEFT JOIN alert a ON a.id = o.alert
             WHERE r.at = r.since;
         CREATE VIEW outages AS
             SELECT p.name AS partition, f.platform, f.service, f.facet, s.location,
-                strftime('%FT%H:%M:%fZ', r.since / 1000.0, 'unixepoch') AS from_time,
+                strftime('%Y-%m-%dT%H:%M:%fZ', r.since / 1000.0, 'unixepoch') AS from_time,
                 CASE WHEN max(r.until) < 9000000000000000
-                    THEN strftime('%FT%H:%M:%fZ', max(r.until) / 1000.0, 'unixepoch') END AS to_time,
+                    THEN strftime('%Y-%m-%dT%H:%M:%fZ', max(r.until) / 1000.0, 'unixepoch') END AS to_time,
                 CASE WHEN max(r.until) < 9000000000000000
                     THEN (max(r.until) - r.since) / 1000.0 END AS seconds
             FROM timeline r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
@@ -5674,39 +3231,30 @@ internal static class Schema
         """;
 }
 
-/// <summary>An alert as the store takes it; times UTC, whole milliseconds.</summary>
-/// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
-/// <param name="Labels">
-/// As JSON, sorted by name: two alerts are one if this, source and sender are the same.
-/// </param>
-/// <param name="Status">In lower case.</param>
-/// <param name="Starts">Of Prometheus's <c>default</c>: none was sent.</param>
-/// <param name="Ends">Null: it fires, or it is Prometheus's: see <paramref name="ValidUntil"/>.</param>
-/// <param name="Description">As sent, that of an end too.</param>
-/// <param name="ValidUntil">
-/// Of Prometheus's alone: the end as sent, until when a firing copy is valid and past which one is resolved,
-/// but at most a day ahead; null: none was sent.
-/// </param>
-/// <param name="Uncertain">Its end, if it has one, is no recovery (3.4).</param>
-internal sealed record IncomingAlert(
-    ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
-    DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false);
-
 /// <summary>What became of the alerts of a request.</summary>
-internal readonly record struct Stored(int New, int Known, int Quarantined);
+internal readonly record struct Stored(long New, long Known, long Quarantined)
+{
+    public const int MaxRefused = 100;
+
+    /// <summary>Of the quarantined ones those that are one too many, the first of them; null: none.</summary>
+    public IReadOnlyList<UnmappableAlert>? Refused { get; init; }
+}
 
 /// <summary>The database, its one writer, and what questions read from.</summary>
 internal sealed class Store : IDisposable
 {
     public const string FileName = "ses.db";
 
+    /// <summary>Connections that are kept for questions; others are closed after use.</summary>
+    private const int MaxReaders = 4;
+
+    /// <summary>Longer than any commit, checkpoint and lock together.</summary>
+    private static readonly TimeSpan StuckTime = TimeSpan.FromSeconds(60);
+
     /// <summary>What may wait for the writer, about; more is answered 503.</summary>
     private const int MaxWaiting = 64 * 1024 * 1024;
 
     private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
-
-    /// <summary>Pages in the log from which on they are moved into the database.</summary>
-    private const int CheckpointPages = 4000;
 
     /// <summary>Observations that may wait to be derived while requests wait for the writer.</summary>
     private const int MaxUnderived = 5000;
@@ -5724,7 +3272,6 @@ internal sealed class Store : IDisposable
 
     // For life.
     private readonly string _path;
-    private readonly StoreRules _rules;
     private readonly TimeProvider _clock;
     private readonly Log _log;
     private readonly Thread _thread;
@@ -5733,37 +3280,49 @@ internal sealed class Store : IDisposable
     private readonly TaskCompletionSource<string> _failed =
         new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly ConcurrentBag<Reader> _readers = [];
+    private readonly Meters _meters;
+    private long _turned;
+    private int _isClosed;
 
     // Guarded by _gate.
     private readonly object _gate = new();
     private List<Request> _waiting = [];
     private long _waitingBytes;
-    private readonly List<TaskCompletionSource> _questions = [];
+    private readonly List<TaskCompletionSource<DateTime>> _questions = [];
+    private List<Change> _changes = [];
     private bool _stopping;
     private string? _refusal;
 
+    /// <summary>Completes when something was marked for Onix since the last that did.</summary>
+    private volatile TaskCompletionSource _marked = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
     /// <summary>What one webhook brought, waiting for its transaction.</summary>
-    private sealed class Request(string partition, IReadOnlyList<IncomingAlert> alerts,
-        IReadOnlyList<UnmappableAlert> unmappable, DateTime received)
+    private sealed class Request(string partition, ReceivedAlerts alerts, UInt128? cures, DateTime received)
     {
         public string Partition => partition;
-        public IReadOnlyList<IncomingAlert> Alerts => alerts;
-        public IReadOnlyList<UnmappableAlert> Unmappable => unmappable;
+        public ReceivedAlerts Alerts => alerts;
+        public UInt128? Cures => cures;
         public DateTime Received => received;
         public Stored Result { get; set; }
         public TaskCompletionSource<Stored> Done { get; } =
             new(TaskCreationOptions.RunContinuationsAsynchronously);
 
-        public long Size { get; } = alerts.Sum(a => 200L + a.Labels.Length + a.Description.Length)
-            + unmappable.Sum(u => 200L + u.Raw.Length);
+        public long Size { get; } = alerts.Alerts.Sum(a => 200L + a.Labels.Length + a.Description.Length)
+            + alerts.UnmappableAlerts.Sum(u => 200L + u.Raw.Length);
     }
+
+    /// <summary>A change of state, waiting for its transaction.</summary>
+    private sealed record Change(Action Run, Action<StoreException> Fail);
 
     /// <summary>Opens the database, makes it if there is none, and starts the writer.</summary>
     /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
     /// <exception cref="SqliteException">SQLite refused.</exception>
-    public Store(string directory, StoreRules rules, TimeProvider clock, Log log)
+    public Store(string directory, StoreRules rules, TimeProvider clock, Log log, Meters meters)
     {
-        (_path, _rules, _clock, _log) = (Path.Combine(directory, FileName), rules, clock, log);
+        _path = Path.Combine(Path.GetFullPath(directory), FileName);
+        (_clock, _log, _meters) = (clock, log, meters);
+        _turned = clock.GetTimestamp();
+        DataDir.Check(directory);
         _writer = new Writer(_path, WriterCache, rules, _recent);
         _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
         _thread.Start();
@@ -5787,18 +3346,20 @@ internal sealed class Store : IDisposable
     // ---- Requests ----
 
     /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
+    /// <param name="cures">
+    /// The quarantined alert that was sent again: it is struck off if it is mapped now.
+    /// </param>
     /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
-    public Task<Stored> AppendAsync(
-        string partition, IReadOnlyList<IncomingAlert> alerts, IReadOnlyList<UnmappableAlert> unmappable)
+    public Task<Stored> AppendAsync(string partition, ReceivedAlerts alerts, UInt128? cures = null)
     {
         var now = Now();
-        if (unmappable.Count == 0 && alerts.Count > 0 && alerts.All(a => _recent.Knows(a, now)))
-            return Task.FromResult(new Stored(0, alerts.Count, 0));
-        var request = new Request(partition, alerts, unmappable, now);
+        if (alerts.IsAllMapped && cures == null && alerts.Alerts.All(a => _recent.Knows(a, now)))
+            return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
+        var request = new Request(partition, alerts, cures, now);
         lock (_gate)
         {
-            if (_stopping)
-                throw new StoreException("SeS is shutting down.");
+            if (_stopping || _refusal != null)
+                throw new StoreException(_stopping ? "SeS is shutting down." : _refusal!);
             if (_waitingBytes > MaxWaiting)
                 throw new StoreException("Too much is waiting for the disk.");
             _waiting.Add(request);
@@ -5827,12 +3388,12 @@ internal sealed class Store : IDisposable
     // ---- Questions ----
 
     /// <summary>
-    /// A snapshot that has all that was answered 2xx before. While one is open the log cannot start anew:
-    /// it is to be short.
+    /// A snapshot that has all that was answered 2xx before, and all that time has brought. While one is open
+    /// the log cannot start anew: it is to be short.
     /// </summary>
     public async Task<Snapshot> ReadAsync()
     {
-        var caughtUp = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        var caughtUp = new TaskCompletionSource<DateTime>(TaskCreationOptions.RunContinuationsAsynchronously);
         lock (_gate)
         {
             if (_stopping)
@@ -5840,10 +3401,65 @@ internal sealed class Store : IDisposable
             _questions.Add(caughtUp);
             Monitor.Pulse(_gate);
         }
-        await caughtUp.Task;
-        return new Snapshot(
-            _readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), _readers.Add);
+        var moment = await caughtUp.Task;
+        var snapshot = Snapshot();
+        snapshot.Moment = moment;
+        return snapshot;
     }
+
+    /// <summary>A snapshot in which what was heard last may not be derived yet.</summary>
+    public Snapshot Snapshot() =>
+        new(_readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), GiveBack, Now());
+
+    private void GiveBack(Reader reader)
+    {
+        if (_readers.Count < MaxReaders)
+            _readers.Add(reader);
+        else
+            reader.Dispose();
+    }
+
+    // ---- State ----
+
+    /// <summary>Changes what is no fact, in a transaction that is not flushed by itself.</summary>
+    /// <exception cref="StoreException">The store is closed, or the disk refuses.</exception>
+    public async Task<T> ChangeAsync<T>(Func<Writer, T> change)
+    {
+        var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new StoreException("SeS is shutting down.");
+            _changes.Add(new(() => done.SetResult(_writer.Change(change, Now())), e => done.TrySetException(e)));
+            Monitor.Pulse(_gate);
+        }
+        return await done.Task;
+    }
+
+    /// <summary>Completes once something is marked for Onix that was not when it was asked.</summary>
+    public Task Marked => _marked.Task;
+
+    /// <summary>
+    /// How many services and label sets there are, and observations that are not derived yet.
+    /// </summary>
+    public (long Services, long LabelSets, long Underived) Count =>
+        (_writer.Services, _writer.LabelSets, _writer.Underived);
+
+    /// <summary>Bytes of the database with its log, and bytes that are free.</summary>
+    public (long Used, long Free) Size() => ((Disk.StatusOf(_path)?.Size ?? 0)
+        + (Disk.StatusOf(_path + "-wal")?.Size ?? 0), Disk.Space(Path.GetDirectoryName(_path)!).Free);
+
+    public bool IsStopping
+    {
+        get
+        {
+            lock (_gate)
+                return _stopping;
+        }
+    }
+
+    /// <summary>The writer has not come round for so long: the disk hangs.</summary>
+    public bool IsStuck => _clock.GetElapsedTime(Volatile.Read(ref _turned)) > StuckTime;
 
     // ---- The writer's thread ----
 
@@ -5857,7 +3473,12 @@ internal sealed class Store : IDisposable
         }
         catch (SqliteException e)
         {
-            Fail(e);
+            Fail("the disk can no longer be trusted", e.Message, e.Message);
+        }
+        catch (Exception e)
+        {
+            _meters.Defects.Inc();
+            Fail("a defect in SeS: nothing can be stored", e, "a defect, which the log tells");
         }
         finally
         {
@@ -5868,21 +3489,25 @@ internal sealed class Store : IDisposable
     /// <summary>One transaction of facts if any wait, and one that derives. False: to stop.</summary>
     private bool Turn()
     {
-        var (requests, questions, isStopping) = Wait();
-        if (requests.Count > 0)
-            Commit(requests);
-        if (isStopping && requests.Count == 0)
+        var work = Wait();
+        Volatile.Write(ref _turned, _clock.GetTimestamp());
+        if (work.Requests.Count > 0)
+            Commit(work.Requests);
+        foreach (var change in work.Changes)
+            Run(change);
+        if (work.IsStopping && work.Requests.Count == 0 && work.Changes.Count == 0)
         {
-            foreach (var question in questions)
+            foreach (var question in work.Questions)
                 question.SetException(new StoreException("SeS is shutting down."));
             return false;
         }
         try
         {
-            if (_refusal != null)
+            // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
+            if (_refusal != null && work.Requests.Count == 0)
                 Commit([]);
-            Derive(questions);
-            _writer.CheckpointFrom(CheckpointPages);
+            Derive(work.Questions);
+            _writer.Upkeep(Now(), _clock, _log);
         }
         catch (SqliteException e) when (e.IsFull || e.IsBusy)
         {
@@ -5891,34 +3516,67 @@ internal sealed class Store : IDisposable
         finally
         {
             // What is derived may lag behind while the disk refuses; no fact is acknowledged then.
-            foreach (var question in questions)
-                question.TrySetResult();
+            if (work.Questions.Count > 0)
+                Answer(work.Questions);
         }
+        if (_writer.TakeMarked())
+            Interlocked.Exchange(ref _marked,
+                new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
         return true;
     }
 
-    private (List<Request> Requests, List<TaskCompletionSource> Questions, bool IsStopping) Wait()
+    /// <summary>What is recorded from now on is later than the moment of these questions.</summary>
+    private void Answer(List<TaskCompletionSource<DateTime>> questions)
+    {
+        var moment = _writer.Close(Now());
+        foreach (var question in questions)
+            question.TrySetResult(moment);
+    }
+
+    private void Run(Change change)
+    {
+        try
+        {
+            change.Run();
+        }
+        catch (SqliteException e)
+        {
+            Refuse(e);
+            change.Fail(new StoreException(Refusal!));
+            if (!e.IsFull && !e.IsBusy)
+                throw;
+        }
+    }
+
+    /// <summary>What waits for the writer.</summary>
+    private sealed record Work(List<Request> Requests, List<TaskCompletionSource<DateTime>> Questions,
+        List<Change> Changes, bool IsStopping);
+
+    private Work Wait()
     {
         lock (_gate)
         {
             // What is behind waits, too, while the disk refuses: it is tried again at the next tick.
-            var isIdle = !_writer.IsBehind || _refusal != null;
-            if (_waiting.Count == 0 && _questions.Count == 0 && !_stopping && isIdle)
+            var isIdle = !_writer.IsWorking || _refusal != null;
+            if (_waiting.Count == 0 && _questions.Count == 0 && _changes.Count == 0 && !_stopping && isIdle)
                 Monitor.Wait(_gate, TickPeriod);
-            var taken = (_waiting, _questions.ToList(), _stopping);
-            (_waiting, _waitingBytes) = ([], 0);
+            var work = new Work(_waiting, [.. _questions], _changes, _stopping);
+            (_waiting, _waitingBytes, _changes) = ([], 0, []);
             _questions.Clear();
-            return taken;
+            return work;
         }
     }
 
     private void Commit(List<Request> requests)
     {
+        var began = _clock.GetTimestamp();
         try
         {
             _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
-                r.Partition, r.Alerts, r.Unmappable, r.Received))), Now());
+                r.Partition, r.Alerts, r.Cures, r.Received))), Now(), isProbe: requests.Count == 0);
             SetRefusal(null);
+            if (requests.Count > 0)
+                _meters.CommitDuration.Observe(_clock.GetElapsedTime(began).TotalSeconds);
             foreach (var request in requests)
                 request.Done.SetResult(request.Result);
         }
@@ -5937,8 +3595,17 @@ internal sealed class Store : IDisposable
     {
         _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
         SetRefusal(e.IsFull ? "The disk is full."
-            : e.IsBusy ? "Another process holds the database." : "The disk refused.");
+            : e.IsBusy ? $"Another process holds the database{Holder()}." : "The disk refused.");
     }
+
+    /// <summary>The process that holds SQLite's lock for writing, if the system tells.</summary>
+    private string Holder() =>
+        Disk.LockHolder(_path + "-shm", WriteLockByte) is { } id ? $" (process {id})" : "";
+
+    /// <summary>
+    /// Of the lock for writing in the shared memory's file (sqlite.org/walformat.html, 2.3.1).
+    /// </summary>
+    private const int WriteLockByte = 120;
 
     private void SetRefusal(string? refusal)
     {
@@ -5949,13 +3616,13 @@ internal sealed class Store : IDisposable
     /// <summary>
     /// For as long as a transaction may last; to the end where a question waits, with requests in between.
     /// </summary>
-    private void Derive(List<TaskCompletionSource> questions)
+    private void Derive(List<TaskCompletionSource<DateTime>> questions)
     {
         // What comes meanwhile is not waited for, else a question would wait as long as requests come.
         var through = questions.Count > 0 ? _writer.LastObservation : 0;
         do
         {
-            _writer.Derive(Now(), DeriveTime, _clock);
+            _writer.Derive(Now(), DeriveTime, _clock, isAsked: questions.Count > 0);
             List<Request> requests;
             lock (_gate)
             {
@@ -5965,14 +3632,15 @@ internal sealed class Store : IDisposable
             if (requests.Count > 0)
                 Commit(requests);
         }
-        while (_writer.Derived < through || _writer.LastObservation - _writer.Derived > MaxUnderived);
+        while (_writer.Derived < through || (questions.Count > 0 && _writer.IsDue(Now()))
+            || _writer.LastObservation - _writer.Derived > MaxUnderived);
     }
 
-    private void Fail(SqliteException e)
+    private void Fail(string what, object reason, string shown)
     {
-        _log.Error("the disk can no longer be trusted", ("reason", e.Message));
-        SetRefusal("The disk failed.");
-        _failed.TrySetResult(e.Message);
+        _log.Error(what, ("reason", reason));
+        SetRefusal("The store failed.");
+        _failed.TrySetResult(shown);
     }
 
     private void EndRequests(StoreException why)
@@ -5984,8 +3652,11 @@ internal sealed class Store : IDisposable
                 request.Done.TrySetException(why);
             foreach (var question in _questions)
                 question.TrySetException(why);
+            foreach (var change in _changes)
+                change.Fail(why);
             _waiting.Clear();
             _questions.Clear();
+            _changes.Clear();
         }
     }
 
@@ -5998,27 +3669,37 @@ internal sealed class Store : IDisposable
             Monitor.Pulse(_gate);
         }
         _thread.Join();
-        foreach (var reader in _readers)
+        if (Interlocked.Exchange(ref _isClosed, 1) != 0)
+            return;
+        while (_readers.TryTake(out var reader))
             reader.Dispose();
         _writer.Dispose();
     }
 }
 
 /// <summary>The facts of one service at a time, and the runs that are held of it.</summary>
-internal sealed class ServiceFacts(SqliteConnection database)
+internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
 {
     private readonly SqliteStatement
-        _observations = database.Prepare("""
-            SELECT id, alert, kind, starts, ends, status, received FROM observation
+        _observations = database.Query("""
+            SELECT id, alert, kind, starts, ends, status, received, by FROM observation
             WHERE service = ?1 AND id <= ?2 ORDER BY alert, starts, received, kind
             """),
-        _traits = database.Prepare("SELECT id, dialect, source FROM alert WHERE service = ?1"),
-        _runs = database.Prepare("""
-            SELECT at, until, status, open, observation FROM timeline WHERE service = ?1 ORDER BY at
+        _traits = database.Query("SELECT id, dialect, source FROM alert WHERE service = ?1"),
+        _runs = database.Query("""
+            SELECT at, until, status, open, observation, since FROM timeline WHERE service = ?1 ORDER BY at
             """);
 
     private readonly List<Observation> _facts = [];
+    private readonly List<long> _by = [];
     private readonly Dictionary<long, AlertTraits> _traitsOf = [];
+
+    public void Dispose()
+    {
+        _observations.Dispose();
+        _traits.Dispose();
+        _runs.Dispose();
+    }
 
     /// <summary>In order of alert, start, receipt and kind; valid until others are read.</summary>
     public ReadOnlySpan<Observation> Observations => CollectionsMarshal.AsSpan(_facts);
@@ -6029,9 +3710,17 @@ internal sealed class ServiceFacts(SqliteConnection database)
     public void Read(long service, long through = long.MaxValue)
     {
         _facts.Clear();
+        _by.Clear();
+        var hasLapse = false;
         _observations.Bind(1, service).Bind(2, through);
         while (_observations.Step())
+        {
             _facts.Add(ObservationOf(_observations));
+            _by.Add(_observations.Number(7));
+            hasLapse |= _facts[^1].Kind == ObservationKind.Lapse;
+        }
+        if (hasLapse)
+            DropEarlyLapses();
         _traitsOf.Clear();
         _traits.Bind(1, service);
         while (_traits.Step())
@@ -6039,28 +3728,62 @@ internal sealed class ServiceFacts(SqliteConnection database)
                 new AlertTraits(_traits.Number(1) != 0, (AlertSource)_traits.Number(2));
     }
 
+    /// <summary>
+    /// An episode is given up once each SeS that heard it has given it up: one that was cut off does not
+    /// speak for the others.
+    /// </summary>
+    private void DropEarlyLapses()
+    {
+        var (lapsed, kept) = (new HashSet<(long, DateTime, long)>(), 0);
+        for (var i = 0; i < _facts.Count; i++)
+        {
+            if (_facts[i].Kind == ObservationKind.Lapse)
+                lapsed.Add((_facts[i].Alert, _facts[i].Starts, _by[i]));
+        }
+        var heard = new HashSet<(long, DateTime)>();
+        for (var i = 0; i < _facts.Count; i++)
+        {
+            if (_facts[i].Kind != ObservationKind.Lapse
+                && !lapsed.Contains((_facts[i].Alert, _facts[i].Starts, _by[i])))
+                heard.Add((_facts[i].Alert, _facts[i].Starts));
+        }
+        for (var i = 0; i < _facts.Count; i++)
+        {
+            if (_facts[i].Kind != ObservationKind.Lapse || !heard.Contains((_facts[i].Alert, _facts[i].Starts)))
+                _facts[kept++] = _facts[i];
+        }
+        _facts.RemoveRange(kept, _facts.Count - kept);
+    }
+
     /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
     public DateTime? Derive(DateTime? knownFrom, DateTime now, TimelineRules rules, List<Run> runs,
         List<(long Alert, DateTime Starts)>? open = null) =>
         Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs, open);
 
-    /// <summary>The runs that are held of a service.</summary>
-    public void ReadRuns(long service, List<Run> runs)
+    /// <summary>The runs that are held of a service, and of each when its status began.</summary>
+    public void ReadRuns(long service, List<Run> runs, List<long> since)
     {
         runs.Clear();
+        since.Clear();
         _runs.Bind(1, service);
         while (_runs.Step())
+        {
             runs.Add(new Run(UnixTime.Read(_runs.Number(0)),
                 _runs.Number(1) == UnixTime.Open ? null : UnixTime.Read(_runs.Number(1)),
                 (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
+            since.Add(_runs.Number(5));
+        }
     }
 
-    /// <summary>When the status of a run began: with the first run of those that have the same.</summary>
-    public static DateTime SinceOf(List<Run> runs, int run)
+    /// <summary>When the status of each run began: with the first run of those that have the same.</summary>
+    public static void AddSince(List<Run> runs, List<long> since)
     {
-        while (run > 0 && runs[run - 1].Status == runs[run].Status && runs[run - 1].To == runs[run].From)
-            run--;
-        return runs[run].From;
+        since.Clear();
+        for (var i = 0; i < runs.Count; i++)
+        {
+            var goesOn = i > 0 && runs[i - 1].Status == runs[i].Status && runs[i - 1].To == runs[i].From;
+            since.Add(goesOn ? since[^1] : UnixTime.From(runs[i].From));
+        }
     }
 
     /// <summary>A row of id, alert, kind, starts, ends, status, received.</summary>
@@ -6099,11 +3822,13 @@ internal sealed class Writer : IDisposable
     private readonly ServiceFacts _facts;
     private readonly StoreRules _rules;
     private readonly RecentAlerts _recent;
+    private readonly string _path, _folder;
+    private readonly Retention _retention;
 
     private readonly SqliteStatement _begin, _commit, _rollback, _setMeta, _insertPartition, _insertReceipt,
         _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
-        _oldestQuarantined, _deleteQuarantined,
+        _oldestQuarantined, _deleteQuarantined, _cure, _version,
         _behind, _due, _stale, _service, _insertRun, _deleteRun, _endRun,
         _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _alertText;
 
@@ -6112,8 +3837,11 @@ internal sealed class Writer : IDisposable
     private readonly Dictionary<long, DateTime> _knownFrom = [];
     private readonly Dictionary<string, Status> _statuses = [];
     private readonly long _self;
+    private long _seenVersion;
+    private bool _isMarked;
     private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
-    private DateTime _recorded, _alive;
+    // What is recorded in this transaction, was last, and is to be later than.
+    private DateTime _recorded, _lastRecorded, _closed, _alive;
 
     // Of a transaction of facts: whether it wrote, and what the cache learns from it.
     private bool _isDirty;
@@ -6127,17 +3855,27 @@ internal sealed class Writer : IDisposable
     // Used again for each service.
     private readonly List<Observation> _newestFacts = [];
     private readonly List<Run> _made = [], _held = [];
+    private readonly List<long> _madeSince = [], _heldSince = [];
     private readonly List<(long Alert, DateTime Starts)> _open = [];
+    private readonly List<StatusChange> _toldBefore = [], _told = [];
     private readonly Dictionary<long, long> _heldOpen = [];
 
+    /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
+    /// <exception cref="SqliteException">SQLite refused, or what is there could not be flushed.</exception>
     public Writer(string path, int cache, StoreRules rules, RecentAlerts recent)
     {
-        (_rules, _recent) = (rules, recent);
+        (_rules, _recent, _path) = (rules, recent, path);
+        _folder = Path.GetDirectoryName(Path.GetFullPath(path))!;
+        // SQLite would let others read it, and gives its other files the same rights.
+        if (!File.Exists(path))
+            Disk.Create(path).Dispose();
         _database = new SqliteConnection(path, isReadOnly: false, cache);
         _database.Execute(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
         _pages = new WalPages(_database);
         Migrate();
+        // What a process that died has left may not be flushed, and nothing may count before it is.
+        _ = _database.Checkpoint();
         SqliteStatement Of(string sql) => _database.Prepare(sql);
         (_begin, _commit, _rollback) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"), Of("ROLLBACK"));
         _setMeta = Of("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value");
@@ -6157,10 +3895,14 @@ internal sealed class Writer : IDisposable
         _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
         _alertText = Of("SELECT text FROM alert WHERE id = ?1");
         const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation ";
-        _newest = Of(facts
-            + "WHERE service = ?1 AND alert = ?2 ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3");
+        // What is new is judged by what this SeS has heard itself, else it would not count as one that did.
+        _newest = Of(facts + """
+            WHERE service = ?1 AND alert = ?2 AND by = ?4
+            ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3
+            """);
         _ofStart = Of(facts + """
-            WHERE service = ?1 AND alert = ?2 AND starts = ?3 ORDER BY received DESC, kind DESC LIMIT ?4
+            WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND by = ?5
+            ORDER BY received DESC, kind DESC LIMIT ?4
             """);
         _insertObservation =
             Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
@@ -6171,13 +3913,17 @@ internal sealed class Writer : IDisposable
             """);
         _oldestQuarantined = Of("SELECT id, length(alert) FROM quarantine ORDER BY id LIMIT 1");
         _deleteQuarantined = Of("DELETE FROM quarantine WHERE id = ?1");
+        _cure = Of("DELETE FROM quarantine WHERE identity = ?1 RETURNING length(alert)");
+        _version = Of("PRAGMA data_version");
         _behind = Of("SELECT DISTINCT service FROM observation WHERE id > ?1 AND id <= ?2 ORDER BY service");
         _due = Of("SELECT id FROM service WHERE due <= ?1 ORDER BY due LIMIT ?2");
         _stale = Of("""
             SELECT o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
                 WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
                 ORDER BY received DESC LIMIT 1), 2)
-            FROM open o WHERE o.seen <= ?1 ORDER BY o.seen LIMIT ?2
+            FROM open o WHERE o.seen <= ?1 AND EXISTS (SELECT 1 FROM observation b WHERE b.service = o.service
+                AND b.alert = o.alert AND b.starts = o.starts AND b.by = ?3)
+            ORDER BY o.seen LIMIT ?2
             """);
         _service = Of("""
             SELECT f.partition, s.status, s.since, s.open, s.due, s.seen
@@ -6198,13 +3944,55 @@ internal sealed class Writer : IDisposable
         _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
         _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
         _facts = new ServiceFacts(_database);
-        _self = PeerOf(rules.Name);
+        Outbox = new Outbox(_database);
+        _retention = new Retention(_database, this, rules);
+        _self = PeerOf(NameOf(rules));
         Load();
+        ApplyRules();
+        _seenVersion = _version.Number()!.Value;
         _files = new DatabaseFiles(path);
+    }
+
+    /// <summary>What Onix holds and is to get.</summary>
+    public Outbox Outbox { get; }
+
+    public long Services => Volatile.Read(ref _services);
+
+    public long LabelSets => Volatile.Read(ref _alerts);
+
+    public long Underived => Volatile.Read(ref _lastObservation) - Volatile.Read(ref _derived);
+
+    /// <summary>The given name, else that of before, else the host's; it is stored.</summary>
+    private string NameOf(StoreRules rules)
+    {
+        using var stored = _database.Query("SELECT value FROM meta WHERE name = 'name'");
+        var name = rules.Name ?? stored.FirstText() ?? Environment.MachineName;
+        _setMeta.Bind(1, "name").Bind(2, name).Run();
+        return name;
+    }
+
+    /// <summary>Begins anew with what other settings made: the timeline, or what Onix was given.</summary>
+    private void ApplyRules()
+    {
+        var pause = (long)_rules.Timeline.Pause.TotalMilliseconds;
+        if (_database.Number("SELECT value FROM meta WHERE name = 'pause'") != pause)
+        {
+            _setMeta.Bind(1, "derived").Bind(2, _windowEnd = _derived = 0).Run();
+            _setMeta.Bind(1, "pause").Bind(2, pause).Run();
+        }
+        _setMeta.Bind(1, "stale_after").Bind(2, (long)_rules.StaleAfter.TotalMilliseconds).Run();
+        using var stored = _database.Query("SELECT value FROM meta WHERE name = 'onix'");
+        if (stored.FirstText() == (_rules.Onix ?? ""))
+            return;
+        Outbox.BeginAnew();
+        _setMeta.Bind(1, "onix").Bind(2, _rules.Onix ?? "").Run();
     }
 
     /// <summary>Whether some service's latest observations are not derived yet.</summary>
     public bool IsBehind => _derived < _lastObservation;
+
+    /// <summary>Whether there is more to do without anything that comes.</summary>
+    public bool IsWorking => IsBehind || _retention.IsWorking;
 
     /// <summary>Through which observation all services are derived.</summary>
     public long Derived => _derived;
@@ -6214,32 +4002,33 @@ internal sealed class Writer : IDisposable
     /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
     private void Migrate()
     {
-        var application = _database.Number("PRAGMA application_id");
-        var version = _database.Number("PRAGMA user_version");
-        if (version == 0 && _database.Number("SELECT count(*) FROM sqlite_schema") == 0)
+        if (_database.Number("PRAGMA user_version") == 0
+            && _database.Number("SELECT count(*) FROM sqlite_schema") == 0)
             _database.Execute($"""
                 BEGIN IMMEDIATE; PRAGMA application_id = {Schema.ApplicationId};
                 {Schema.Tables} {Schema.Views}
+                INSERT INTO meta VALUES ('store', '{RandomNumberGenerator.GetHexString(32, lowercase: true)}');
                 PRAGMA user_version = {Schema.Version}; COMMIT;
                 """);
-        else if (application != Schema.ApplicationId)
-            throw new DataDirException($"{Store.FileName} is no database of SeS");
-        else if (version != Schema.Version)
-            throw new DataDirException(
-                $"{Store.FileName} has version {version}, which this SeS does not know");
+        Schema.Check(_database);
     }
 
     /// <summary>The number of a SeS that takes facts; it is made if it is new.</summary>
     private long PeerOf(string name)
     {
+        if (_peers.TryGetValue(name, out var id))
+            return id;
         using (var insert = _database.Query("INSERT OR IGNORE INTO peer(name) VALUES (?1)"))
             insert.Bind(1, name).Run();
         using var find = _database.Query("SELECT id FROM peer WHERE name = ?1");
-        return find.Bind(1, name).Number()!.Value;
+        return _peers[name] = find.Bind(1, name).Number()!.Value;
     }
+
+    private readonly Dictionary<string, long> _peers = [];
 
     private void Load()
     {
+        _peers.Clear();
         _partitions.Clear();
         _knownFrom.Clear();
         _statuses.Clear();
@@ -6263,7 +4052,8 @@ internal sealed class Writer : IDisposable
         _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
         _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         _lastObservation = _database.Number("SELECT max(id) FROM observation") ?? 0;
-        _recorded = UnixTime.Read(
+        // Never earlier than before, whatever the clock says now.
+        _lastRecorded = UnixTime.Read(
             _database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
         _quarantined = _trimmed = _database.Number("SELECT sum(length(alert)) FROM quarantine") ?? 0;
         _window.Clear();
@@ -6272,39 +4062,65 @@ internal sealed class Writer : IDisposable
     // ---- Facts ----
 
     /// <summary>Runs requests in one transaction, flushed; without any change nothing is written.</summary>
+    /// <param name="isProbe">Writes something in any case, to see whether the disk takes it again.</param>
     /// <exception cref="SqliteException">Nothing of it was stored.</exception>
-    public void Commit(IEnumerable<Action> requests, DateTime now)
+    public void Commit(IEnumerable<Action> requests, DateTime now, bool isProbe = false)
     {
-        _recorded = now > _recorded ? now : _recorded;
-        _isDirty = false;
+        _isDirty = isProbe;
         _learned.Clear();
-        InTransaction(() =>
+        CheckSpace(now);
+        InTransaction(now, () =>
         {
             foreach (var request in requests)
                 request();
             TrimQuarantine();
-            if (_isDirty || now - _alive >= AlivePeriod || now < _alive)
-            {
+            if (_isDirty)
                 _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
-                _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
-            }
         });
         _files.Check();
         _recent.Learn(_learned);
     }
 
-    private void InTransaction(Action write)
+    /// <summary>Before the space that checkpoints and retention need is gone.</summary>
+    private void CheckSpace(DateTime now)
+    {
+        if (now - _spaceSeen < TimeSpan.FromSeconds(1) && now >= _spaceSeen && _hasSpace)
+            return;
+        var (free, total) = Disk.Space(_folder);
+        (_spaceSeen, _hasSpace) = (now, free >= Math.Min(Reserve, total / 10));
+        if (!_hasSpace)
+            throw new SqliteException(SqliteException.Full, 0,
+                $"{free / 1024 / 1024} MiB are free, less than the reserve for checkpoints and retention");
+    }
+
+    private DateTime _spaceSeen;
+    private bool _hasSpace;
+
+    /// <summary>Bytes that stay free; on a small file system a tenth of it.</summary>
+    private const long Reserve = 64 * 1024 * 1024;
+
+    private void InTransaction(DateTime now, Action write)
     {
         // Before, too: a log that was cut is as long as it was once it is written to.
         _files.Check();
         _begin.Run();
         try
         {
+            // Another process has written, such as an import.
+            if (_version.Number() is { } version && version != _seenVersion)
+            {
+                Load();
+                _recent.Clear();
+                _seenVersion = version;
+            }
+            _recorded = new[] { now, _lastRecorded, _closed.AddMilliseconds(1) }.Max();
             write();
             _commit.Run();
         }
-        catch (SqliteException)
+        catch (SqliteException e)
         {
+            // The space that was there may be gone.
+            _hasSpace &= !e.IsFull;
             // Where SQLite has rolled back by itself this is an error, which says no more.
             try
             {
@@ -6318,34 +4134,98 @@ internal sealed class Writer : IDisposable
         }
     }
 
-    /// <summary>Takes what one request brought, within a transaction.</summary>
-    public Stored Take(string partition, IReadOnlyList<IncomingAlert> alerts,
-        IReadOnlyList<UnmappableAlert> unmappable, DateTime received)
+    /// <summary>Changes state, or what is derived, in a transaction that is not flushed by itself.</summary>
+    public T Change<T>(Func<Writer, T> change, DateTime now)
     {
-        var place = PartitionOf(partition, received);
-        var (brought, quarantined) = (0, 0);
-        foreach (var alert in alerts)
+        T result = default!;
+        Unflushed(now, () => result = change(this));
+        return result;
+    }
+
+    /// <summary>With the next facts, or made again after a loss of power.</summary>
+    private void Unflushed(DateTime now, Action write)
+    {
+        _database.Execute("PRAGMA synchronous = NORMAL");
+        try
         {
-            if (Take(place, alert, received) is { } isNew)
-                brought += isNew ? 1 : 0;
-            else
-                quarantined++;
+            InTransaction(now, write);
         }
-        foreach (var one in unmappable)
+        finally
+        {
+            _database.Execute("PRAGMA synchronous = FULL");
+        }
+    }
+
+    /// <summary>Takes what one request brought, within a transaction.</summary>
+    public Stored Take(string partition, ReceivedAlerts alerts, UInt128? cures, DateTime received)
+    {
+        var brought = 0;
+        _refused = [];
+        _refusals = 0;
+        var isHeard = alerts.Alerts.Count > 0 || alerts.Ignored > 0 || alerts.Heartbeats > 0;
+        long? place = isHeard ? PartitionOf(partition, received) : null;
+        foreach (var alert in alerts.Alerts)
+        {
+            if (place is { } there)
+                brought += Take(there, alert, received) ? 1 : 0;
+            else
+                RefuseOneTooMany(alert, "partitions", _rules.MaxServices, "--max-services");
+        }
+        foreach (var one in alerts.UnmappableAlerts)
             Quarantine(partition, one.Identity, one.Reason, one.Raw);
-        return new Stored(brought, alerts.Count - brought - quarantined, quarantined + unmappable.Count);
+        if (alerts.MoreUnmappable > 0)
+            Quarantine(partition, $"more\n{alerts.MoreUnmappable}\n{alerts.UnmappableAlerts[0].Identity}",
+                $"{alerts.MoreUnmappable} more of the same payload, copies or beyond the first "
+                + $"{UnmappableAlerts.MaxKept}", "null"u8);
+        if (cures is { } id && alerts.IsAllMapped && _refusals == 0)
+            Cure(id);
+        return new Stored(brought, alerts.Alerts.Count - brought - _refusals,
+            _refusals + alerts.UnmappableAlerts.Count + alerts.MoreUnmappable)
+        {
+            Refused = _refusals > 0 ? _refused : null,
+        };
+    }
+
+    // Of the request that is being taken.
+    private List<UnmappableAlert> _refused = [];
+    private long _refusals;
+
+    private void RefuseOneTooMany(IncomingAlert alert, string things, long most, string setting)
+    {
+        var reason = $"there are {most} {things} already, as many as {setting} allows";
+        Quarantine(alert.Service.Partition, $"{alert.Labels}\n{alert.Starts.Ticks}\n{alert.Ends?.Ticks}", reason,
+            Encoding.UTF8.GetBytes(JsonOf(alert)));
+        _refusals++;
+        if (_refused.Count < Stored.MaxRefused)
+            _refused.Add(new UnmappableAlert("", "", alert.Service.Facet, reason, []));
+    }
+
+    private void Cure(UInt128 id)
+    {
+        Span<byte> identity = stackalloc byte[16];
+        BinaryPrimitives.WriteUInt128BigEndian(identity, id);
+        if (_cure.Bind(1, identity).Step())
+        {
+            _quarantined = _trimmed -= _cure.Number(0);
+            _isDirty = true;
+        }
+        _cure.Reset();
     }
 
     private long NextId()
     {
         _isDirty = true;
+        _lastRecorded = _recorded;
         return ++_lastId;
     }
 
-    private long PartitionOf(string name, DateTime received)
+    /// <summary>Null: there are too many.</summary>
+    private long? PartitionOf(string name, DateTime received)
     {
         if (_partitions.TryGetValue(name, out var id))
             return id;
+        if (_partitions.Count >= _rules.MaxServices)
+            return null;
         _insertPartition.Bind(1, id = NextId()).Bind(2, name).Run();
         var (receipt, at) = (NextId(), UnixTime.From(received));
         var recorded = UnixTime.From(_recorded);
@@ -6355,14 +4235,30 @@ internal sealed class Writer : IDisposable
         return _partitions[name] = id;
     }
 
-    /// <summary>Whether it brings something new; null when it was quarantined, being one too many.</summary>
-    private bool? Take(long partition, IncomingAlert alert, DateTime received)
+    /// <summary>As it can be sent again.</summary>
+    private static string JsonOf(IncomingAlert alert)
+    {
+        var json = new StringBuilder("{\"status\":").Append(alert.Ends == null ? "\"firing\"" : "\"resolved\"");
+        json.Append(",\"labels\":").Append(alert.Labels).Append(",\"annotations\":{\"description\":");
+        JsonText.Write(json, alert.Description);
+        if (alert.Dialect)
+            JsonText.Write(json.Append(",\"location\":"), alert.Service.Location);
+        json.Append(CultureInfo.InvariantCulture, $"}},\"startsAt\":\"{Rfc3339.Format(alert.Starts)}\"");
+        if (alert.Ends is { } ends)
+            json.Append(CultureInfo.InvariantCulture, $",\"endsAt\":\"{Rfc3339.Format(ends)}\"");
+        return json.Append('}').ToString();
+    }
+
+    /// <summary>
+    /// Whether it brings something new; it does not when it was quarantined, being one too many.
+    /// </summary>
+    private bool Take(long partition, IncomingAlert alert, DateTime received)
     {
         var key = _recent.KeyOf(alert);
         var (service, id) = _recent.Find(key) is { } found
             ? (found.Service, found.Alert) : Place(partition, alert);
         if (service == 0)
-            return null;
+            return false;
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         ReadNewest(service, id, alert.Starts);
         var traits = new AlertTraits(alert.Dialect, alert.Source);
@@ -6403,10 +4299,10 @@ internal sealed class Writer : IDisposable
         var areServicesMany = service == null && _services >= _rules.MaxServices;
         if (areServicesMany || _alerts >= _rules.MaxAlerts)
         {
-            Quarantine(alert.Service.Partition, alert.Labels, areServicesMany
-                ? $"there are {_rules.MaxServices} services already, as many as --max-services allows"
-                : $"there are {_rules.MaxAlerts} label sets already, as many as --max-alerts allows",
-                Encoding.UTF8.GetBytes(alert.Labels));
+            if (areServicesMany)
+                RefuseOneTooMany(alert, "services", _rules.MaxServices, "--max-services");
+            else
+                RefuseOneTooMany(alert, "label sets", _rules.MaxAlerts, "--max-alerts");
             return default;
         }
         if (family == null)
@@ -6446,13 +4342,14 @@ internal sealed class Writer : IDisposable
     private void ReadNewest(long service, long alert, DateTime starts)
     {
         _newestFacts.Clear();
-        _newest.Bind(1, service).Bind(2, alert).Bind(3, NewestRows);
+        _newest.Bind(1, service).Bind(2, alert).Bind(3, NewestRows).Bind(4, _self);
         while (_newest.Step())
             _newestFacts.Add(ServiceFacts.ObservationOf(_newest));
         if (_newestFacts.Count == NewestRows && starts <= _newestFacts[^1].Starts)
         {
             _newestFacts.RemoveAll(f => f.Starts == starts);
-            _ofStart.Bind(1, service).Bind(2, alert).Bind(3, UnixTime.From(starts)).Bind(4, NewestRows);
+            _ofStart.Bind(1, service).Bind(2, alert).Bind(3, UnixTime.From(starts)).Bind(4, NewestRows)
+                .Bind(5, _self);
             while (_ofStart.Step())
                 _newestFacts.Add(ServiceFacts.ObservationOf(_ofStart));
         }
@@ -6462,18 +4359,19 @@ internal sealed class Writer : IDisposable
     private void Observe(long service, long id, ObservationKind kind, IncomingAlert alert, AlertCopy copy)
     {
         var text = alert.Description == _alertText.Bind(1, id).FirstText() ? null : alert.Description;
-        Observe(service, id, kind, copy, text);
+        Observe(service, id, kind, copy, text, _self);
     }
 
-    private void Observe(long service, long alert, ObservationKind kind, AlertCopy copy, string? text)
+    private void Observe(
+        long service, long alert, ObservationKind kind, AlertCopy copy, string? text, long by)
     {
         var id = NextId();
         var (recorded, received) = (UnixTime.From(_recorded), UnixTime.From(copy.Received));
         var starts = UnixTime.From(copy.Starts);
         long? ends = copy.Ends is { } end ? UnixTime.From(end) : null;
         var sum = Checksum.OfObservation(
-            id, recorded, received, _self, service, alert, (long)kind, starts, ends, (long)copy.Status, text);
-        _insertObservation.Bind(1, id).Bind(2, recorded).Bind(3, received).Bind(4, _self).Bind(5, service)
+            id, recorded, received, by, service, alert, (long)kind, starts, ends, (long)copy.Status, text);
+        _insertObservation.Bind(1, id).Bind(2, recorded).Bind(3, received).Bind(4, by).Bind(5, service)
             .Bind(6, alert).Bind(7, (long)kind).Bind(8, starts).Bind(9, ends).Bind(10, (long)copy.Status)
             .Bind(11, text).Bind(12, sum).Run();
         _lastObservation = id;
@@ -6508,26 +4406,34 @@ internal sealed class Writer : IDisposable
 
     // ---- What is derived ----
 
+    /// <summary>Whether time alone has changed a service, or had an episode lapse.</summary>
+    public bool IsDue(DateTime now) => _due.Bind(1, UnixTime.From(now)).Bind(2, 1).Number() != null
+        || _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Bind(3, _self).Number()
+            != null;
+
+    /// <summary>
+    /// The moment of a question: what is recorded from now on is later. After the clock was set back it is
+    /// earlier than the last facts were recorded.
+    /// </summary>
+    public DateTime Close(DateTime now)
+    {
+        var isSetBack = _lastRecorded - now > TimeSpan.FromSeconds(1);
+        _closed = now > _lastRecorded || isSetBack ? now : _lastRecorded;
+        return _closed;
+    }
+
     /// <summary>Derives services that are behind, or that time alone has changed, in a transaction.</summary>
     /// <param name="time">It ends after so long.</param>
-    public void Derive(DateTime now, TimeSpan time, TimeProvider clock)
+    /// <param name="isAsked">A question waits: what time has brought is not put off.</param>
+    public void Derive(DateTime now, TimeSpan time, TimeProvider clock, bool isAsked = false)
     {
-        var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked;
+        var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked || (isAsked && IsDue(now));
         if (!IsBehind && !isTime)
             return;
-        _recorded = now > _recorded ? now : _recorded;
         var began = clock.GetTimestamp();
         _isDirty = false;
-        // Not flushed by itself: with the next facts, or made again after a loss of power. A lapse is a fact.
-        _database.Execute("PRAGMA synchronous = NORMAL");
-        try
-        {
-            InTransaction(() => DeriveWindow(now, time, clock, began, isTime));
-        }
-        finally
-        {
-            _database.Execute("PRAGMA synchronous = FULL");
-        }
+        // A lapse is a fact, but time makes it again.
+        Unflushed(now, () => DeriveWindow(now, time, clock, began, isTime));
     }
 
     private void DeriveWindow(DateTime now, TimeSpan time, TimeProvider clock, long began, bool isTime)
@@ -6557,12 +4463,30 @@ internal sealed class Writer : IDisposable
             _window.Enqueue(_behind.Number(0));
     }
 
+    /// <summary>A sign of life; time in which SeS was away does not count towards staleness.</summary>
+    private void NoteAlive(DateTime now)
+    {
+        var last = _database.Number("SELECT value FROM meta WHERE name = 'alive'");
+        if (_alive == default && last is { } before && now - UnixTime.Read(before) is var away && away > LongestPause)
+        {
+            using var shift = _database.Query("UPDATE open SET seen = min(?1, seen + ?2)");
+            shift.Bind(1, UnixTime.From(now)).Bind(2, (long)away.TotalMilliseconds).Run();
+        }
+        _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
+    }
+
+    /// <summary>Longer, and SeS was away.</summary>
+    private static readonly TimeSpan LongestPause = TimeSpan.FromMinutes(5);
+
     /// <summary>What time alone brings: lapses, as facts, and services whose status changes.</summary>
     private void Tick(DateTime now)
     {
         _ticked = now;
+        if (now - _alive >= AlivePeriod || now < _alive)
+            NoteAlive(now);
         var stale = new List<(long Alert, long Service, long Starts, long Seen, Status Status)>();
-        _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce);
+        // Only who heard an episode gives it up.
+        _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce).Bind(3, _self);
         while (_stale.Step())
             stale.Add((_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3),
                 (Status)_stale.Number(4)));
@@ -6570,7 +4494,7 @@ internal sealed class Writer : IDisposable
         {
             var end = UnixTime.Read(Math.Max(seen, starts));
             Observe(service, alert, ObservationKind.Lapse,
-                new AlertCopy(UnixTime.Read(starts), end, status, now), null);
+                new AlertCopy(UnixTime.Read(starts), end, status, now), null, _self);
             _deleteOpen.Bind(1, alert).Run();
         }
         if (stale.Count > 0)
@@ -6584,7 +4508,8 @@ internal sealed class Writer : IDisposable
     }
 
     /// <summary>Derives one service, and writes what differs from what is held.</summary>
-    private void Derive(long service, DateTime now)
+    /// <param name="mark">Whether Onix is to get what changed.</param>
+    private void Derive(long service, DateTime now, bool mark = true)
     {
         _service.Bind(1, service);
         if (!_service.Step())
@@ -6595,48 +4520,88 @@ internal sealed class Writer : IDisposable
         DateTime? knownFrom = _knownFrom.TryGetValue(partition, out var from) ? from : null;
         var due = _facts.Derive(knownFrom, now, _rules.Timeline, _made, _open);
         WriteRuns(service, partition);
+        if (mark && _rules.Onix != null)
+            Mark(service, now);
         WriteOpen(service);
         var last = _made.Count == 0 ? default : _made[^1];
         long seen = 0;
         foreach (var fact in _facts.Observations)
             seen = Math.Max(seen, UnixTime.From(fact.Received));
         _updateService.Bind(1, service).Bind(2, _made.Count == 0 ? null : (long)last.Status)
-            .Bind(3, _made.Count == 0 ? null : UnixTime.From(ServiceFacts.SinceOf(_made, _made.Count - 1)))
+            .Bind(3, _made.Count == 0 ? null : _madeSince[^1])
             .Bind(4, last.Open ? 1 : 0).Bind(5, due is { } at ? UnixTime.From(at) : null).Bind(6, seen).Run();
     }
 
     private void WriteRuns(long service, long partition)
     {
-        _facts.ReadRuns(service, _held);
-        var (since, i) = (0L, 0);
+        _facts.ReadRuns(service, _held, _heldSince);
+        ServiceFacts.AddSince(_made, _madeSince);
+        var i = 0;
         for (var j = 0; j < _made.Count; j++)
         {
-            var run = _made[j];
-            if (j == 0 || _made[j - 1].Status != run.Status || _made[j - 1].To != run.From)
-                since = UnixTime.From(run.From);
-            for (; i < _held.Count && _held[i].From < run.From; i++)
+            for (; i < _held.Count && _held[i].From < _made[j].From; i++)
                 _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
-            var isHeld = i < _held.Count && _held[i].From == run.From;
-            Write(service, partition, run, since, isHeld ? _held[i++] : null);
+            if (i == _held.Count || _held[i].From != _made[j].From)
+                Insert(service, partition, _made[j], _madeSince[j]);
+            else
+                Update(service, _made[j], _madeSince[j], _held[i], _heldSince[i++]);
         }
         for (; i < _held.Count; i++)
             _deleteRun.Bind(1, service).Bind(2, UnixTime.From(_held[i].From)).Run();
     }
 
-    private void Write(long service, long partition, Run run, long since, Run? held)
+    private void Insert(long service, long partition, Run run, long since) =>
+        _insertRun.Bind(1, service).Bind(2, UnixTime.From(run.From)).Bind(3, UntilOf(run)).Bind(4, since)
+            .Bind(5, (long)run.Status).Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Bind(8, partition).Run();
+
+    /// <summary>Names only the columns that changed: indexes have others.</summary>
+    private void Update(long service, Run run, long since, Run held, long heldSince)
     {
-        var (at, until) = (UnixTime.From(run.From), run.To is { } to ? UnixTime.From(to) : UnixTime.Open);
-        if (held == null)
-            _insertRun.Bind(1, service).Bind(2, at).Bind(3, until).Bind(4, since).Bind(5, (long)run.Status)
-                .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Bind(8, partition).Run();
-        else if (held.Value with { To = run.To } == run && since == at)
+        var at = UnixTime.From(run.From);
+        if (held with { To = run.To } != run || since != heldSince)
+            _updateRun.Bind(1, service).Bind(2, at).Bind(3, UntilOf(run)).Bind(4, since)
+                .Bind(5, (long)run.Status).Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Run();
+        else if (held.To != run.To)
+            _endRun.Bind(1, service).Bind(2, at).Bind(3, UntilOf(run)).Run();
+    }
+
+    private static long UntilOf(Run run) => run.To is { } to ? UnixTime.From(to) : UnixTime.Open;
+
+    /// <summary>
+    /// Marks a service for Onix from the first change on that Onix was not told, or was told else.
+    /// </summary>
+    private void Mark(long service, DateTime now)
+    {
+        Timeline.ForOnix(CollectionsMarshal.AsSpan(_held), _toldBefore);
+        Timeline.ForOnix(CollectionsMarshal.AsSpan(_made), _told);
+        var same = 0;
+        while (same < Math.Min(_toldBefore.Count, _told.Count)
+            && _toldBefore[same].Time == _told[same].Time && _toldBefore[same].Status == _told[same].Status)
+            same++;
+        if (same == _toldBefore.Count && same == _told.Count)
         {
-            if (held.Value.To != run.To)
-                _endRun.Bind(1, service).Bind(2, at).Bind(3, until).Run();
+            // Another SeS may have heard less.
+            if (same > 0)
+                _isMarked |= Outbox.MarkIfElse(service, NameOf(_told[^1].Status), now);
+            return;
         }
-        else
-            _updateRun.Bind(1, service).Bind(2, at).Bind(3, until).Bind(4, since).Bind(5, (long)run.Status)
-                .Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Run();
+        var first = same == _told.Count ? _toldBefore[same].Time
+            : same == _toldBefore.Count || _told[same].Time < _toldBefore[same].Time ? _told[same].Time
+            : _toldBefore[same].Time;
+        Outbox.Mark(service, first, now);
+        if (same < _toldBefore.Count)
+            Outbox.Own(service, _toldBefore[^1].Time, NameOf(_toldBefore[^1].Status));
+        _isMarked = true;
+    }
+
+    private string NameOf(Status status) => _statuses.First(s => s.Value == status).Key;
+
+    /// <summary>Whether something was marked for Onix since this was asked last.</summary>
+    public bool TakeMarked()
+    {
+        var isMarked = _isMarked;
+        _isMarked = false;
+        return isMarked;
     }
 
     /// <summary>Which episodes are open, and when their last copy came, as far as facts tell.</summary>
@@ -6666,8 +4631,69 @@ internal sealed class Writer : IDisposable
         return UnixTime.From(seen);
     }
 
+    // ---- Facts of other stores ----
+
+    /// <summary>Takes the first receipt of a partition from a line; false: it is here.</summary>
+    public bool Import(string by, string partition, DateTime received)
+    {
+        var (peer, place, at) = (PeerOf(by), PlaceOf(partition), UnixTime.From(received));
+        using var known = _database.Query(
+            "SELECT 1 FROM receipt WHERE partition = ?1 AND by = ?2 AND received = ?3");
+        if (known.Bind(1, place).Bind(2, peer).Bind(3, at).Number() != null)
+            return false;
+        var (id, recorded) = (NextId(), UnixTime.From(_recorded));
+        _insertReceipt.Bind(1, id).Bind(2, place).Bind(3, peer).Bind(4, at).Bind(5, recorded)
+            .Bind(6, Checksum.OfReceipt(id, place, peer, at, recorded)).Run();
+        if (!_knownFrom.TryGetValue(place, out var first) || received < first)
+        {
+            _knownFrom[place] = received;
+            // All its services are known from then on.
+            _database.Execute($"""
+                UPDATE service SET due = 0 WHERE family IN (SELECT id FROM family WHERE partition = {place})
+                """);
+        }
+        return true;
+    }
+
+    /// <summary>Takes an observation from a line; false: it is here.</summary>
+    public bool Import(string by, IncomingAlert alert, ObservationKind kind, DateTime received)
+    {
+        var peer = PeerOf(by);
+        var (service, id) = Place(PlaceOf(alert.Service.Partition), alert);
+        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received);
+        using var known = _database.Query("""
+            SELECT o.text FROM observation o WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND received = ?4
+                AND kind = ?5 AND ends IS ?6 AND status = ?7 AND by = ?8
+            """);
+        known.Bind(1, service).Bind(2, id).Bind(3, UnixTime.From(copy.Starts)).Bind(4, UnixTime.From(received))
+            .Bind(5, (long)kind).Bind(6, copy.Ends is { } ends ? UnixTime.From(ends) : null)
+            .Bind(7, (long)copy.Status).Bind(8, peer);
+        var first = _alertText.Bind(1, id).FirstText();
+        while (known.Step())
+        {
+            if ((known.TextOrNull(0) ?? first) == alert.Description)
+                return false;
+        }
+        Observe(service, id, kind, copy, alert.Description == first ? null : alert.Description, peer);
+        return true;
+    }
+
+    /// <summary>Its number, whether anything was received of it or not.</summary>
+    private long PlaceOf(string partition)
+    {
+        if (_partitions.TryGetValue(partition, out var id))
+            return id;
+        _insertPartition.Bind(1, id = NextId()).Bind(2, partition).Run();
+        return _partitions[partition] = id;
+    }
+
+    // ---- Making it anew ----
+
+    /// <summary>Makes the indexes anew, after damage.</summary>
+    public void Reindex() => _database.Execute("REINDEX");
+
     /// <summary>Throws away what is derived, to be derived anew; last copies of open episodes stay.</summary>
-    public void Rebuild() => InTransaction(() =>
+    public void Rebuild(DateTime now) => InTransaction(now, () =>
     {
         _database.Execute("""
             DELETE FROM timeline; UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL
@@ -6676,31 +4702,428 @@ internal sealed class Writer : IDisposable
         _window.Clear();
     });
 
+    /// <summary>Makes a store another one than that which it is a copy of.</summary>
+    public static string NewStoreId => "UPDATE meta SET value = "
+        + $"'{RandomNumberGenerator.GetHexString(32, lowercase: true)}' WHERE name = 'store'";
+
     /// <summary>Writes a consistent, compact copy, flushed; the file may not be there yet.</summary>
-    public void Backup(string path)
+    public static void Backup(SqliteConnection source, string path)
     {
-        using (var copy = _database.Query("VACUUM INTO ?1"))
+        // Made before, since SQLite lets others read what it makes.
+        Disk.Create(path).Dispose();
+        using (var copy = source.Query("VACUUM INTO ?1"))
             copy.Bind(1, path).Run();
+        using (var copy = new SqliteConnection(path, isReadOnly: false, 2048))
+            copy.Execute(NewStoreId);
         using (var file = new FileStream(path, FileMode.Open, FileAccess.ReadWrite))
             Disk.Flush(file);
         Disk.FlushFolder(Path.GetDirectoryName(Path.GetFullPath(path))!);
     }
 
-    /// <summary>Moves the log into the database when it has so many pages.</summary>
+    // ---- Upkeep ----
+
+    /// <summary>Pages in the log from which on they are moved into the database.</summary>
+    private const int CheckpointPages = 4000;
+
+    /// <summary>
+    /// A log that grew beyond, since a reader kept it from starting anew, is cut in such steps.
+    /// </summary>
+    private const long LogSize = 64 * 1024 * 1024;
+
+    /// <summary>What another thread moves, so that commits go on; tried again after a second.</summary>
+    private Task<(int Logged, int Moved)>? _checkpoint;
+    private SqliteConnection? _checkpointer;
+    private long _checkpointed;
+
+    /// <summary>To be called after each turn: moves the log, and deletes what is too old.</summary>
     /// <exception cref="SqliteException">A flush failed; SQLite's own checkpoint hides that.</exception>
-    public void CheckpointFrom(int pages)
+    public void Upkeep(DateTime now, TimeProvider clock, Log log)
     {
-        if (_pages.Count < pages)
+        CheckpointFrom(CheckpointPages, clock);
+        _retention.Step(now, clock, log);
+    }
+
+    /// <summary>Moves the log into the database when it has so many pages.</summary>
+    private void CheckpointFrom(int pages, TimeProvider clock)
+    {
+        if (_pages.Count < pages || _checkpoint is { IsCompleted: false })
             return;
+        var isRest = _checkpoint != null;
+        _checkpoint?.GetAwaiter().GetResult();
+        _checkpoint = null;
+        if (!isRest && _pages.Count > 2 * pages)
+        {
+            if (clock.GetElapsedTime(_checkpointed) < Store.TickPeriod)
+                return;
+            _checkpointed = clock.GetTimestamp();
+            _checkpointer ??= new SqliteConnection(_path, isReadOnly: false, cache: 1024);
+            _checkpoint = Task.Factory.StartNew(_checkpointer.Checkpoint, CancellationToken.None,
+                TaskCreationOptions.LongRunning, TaskScheduler.Default);
+            return;
+        }
         var (logged, moved) = _database.Checkpoint();
-        _pages.Count = logged == moved ? 0 : logged - moved;
+        _pages.Count = logged == moved ? 0 : _pages.Count;
+        if (logged != moved || _files.LogSize <= LogSize)
+            return;
+        // Cutting gigabytes at once would hold a commit up.
+        _files.LeastLog = Math.Max(LogSize, _files.LogSize - LogSize);
+        _database.Execute($"PRAGMA journal_size_limit = {_files.LeastLog}");
+    }
+
+    /// <summary>
+    /// Derives services again from which retention took facts; Onix is to get nothing for it.
+    /// </summary>
+    internal void Retained(IEnumerable<long> services, DateTime now)
+    {
+        foreach (var service in services)
+            Derive(service, now, mark: false);
+    }
+
+    /// <summary>What retention does, in a transaction; caches forget what may be gone.</summary>
+    internal void Retain(DateTime now, Action delete)
+    {
+        Unflushed(now, delete);
+        _recent.Clear();
+        _services = _database.Number("SELECT count(*) FROM service") ?? 0;
+        _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
     }
 
     public void Dispose()
     {
+        _checkpoint?.Wait();
+        _checkpointer?.Dispose();
+        _facts.Dispose();
         _pages.Dispose();
         _database.Dispose();
     }
+}
+
+/// <summary>
+/// Deletes facts that are older than they are to be kept, some at a time: whole episodes that have ended, but
+/// a dialect service's last one, and what Onix has yet to get.
+/// </summary>
+internal sealed class Retention
+{
+    private const int FactsAtOnce = 200;
+
+    private static readonly TimeSpan Period = TimeSpan.FromHours(1), Refused = TimeSpan.FromDays(30);
+
+    private readonly SqliteConnection _database;
+    private readonly Writer _writer;
+    private readonly StoreRules _rules;
+    private readonly SqliteStatement _next, _isKept, _deleteFact, _deleteAlert, _deleteService, _deleteFamily;
+
+    // The pass that is made: it goes through the observations up to _until.
+    private DateTime _due, _sizeDue, _oldest;
+    private long _at, _until, _deleted;
+
+    public Retention(SqliteConnection database, Writer writer, StoreRules rules)
+    {
+        (_database, _writer, _rules) = (database, writer, rules);
+        _next = database.Prepare("""
+            SELECT o.id, o.service, o.alert, o.starts, a.dialect FROM observation o JOIN alert a ON a.id = o.alert
+            WHERE o.id > ?1 AND o.id <= ?2 ORDER BY o.id LIMIT ?3
+            """);
+        _isKept = database.Prepare("""
+            SELECT EXISTS (SELECT 1 FROM open WHERE alert = ?2 AND starts = ?3)
+                OR EXISTS (SELECT 1 FROM observation
+                    WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND id > ?4)
+                OR ?5 AND ?3 = (SELECT max(starts) FROM observation WHERE service = ?1)
+                OR EXISTS (SELECT 1 FROM onix WHERE service = ?1 AND next IS NOT NULL
+                    AND coalesce(barred, ?6) >= ?6)
+            """);
+        _deleteFact = database.Prepare("DELETE FROM observation WHERE id = ?1");
+        _deleteAlert = database.Prepare("""
+            DELETE FROM alert WHERE id = ?2
+                AND NOT EXISTS (SELECT 1 FROM observation WHERE service = ?1 AND alert = ?2)
+            """);
+        _deleteService = database.Prepare("""
+            DELETE FROM service WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM alert WHERE service = ?1)
+            RETURNING family
+            """);
+        _deleteFamily = database.Prepare(
+            "DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
+    }
+
+    /// <summary>Whether there is more to do at once.</summary>
+    public bool IsWorking => _at < _until;
+
+    /// <summary>One short transaction, if it is time.</summary>
+    public void Step(DateTime now, TimeProvider clock, Log log)
+    {
+        if (!IsWorking && IsDue(now))
+            Begin(now, log);
+        if (!IsWorking)
+            return;
+        _writer.Retain(now, () => Delete(now));
+        if (!IsWorking && _deleted > 0)
+            log.Info("old facts were deleted", ("observations", _deleted), ("before", _oldest));
+    }
+
+    /// <summary>Each hour, and when the database has grown too large.</summary>
+    private bool IsDue(DateTime now)
+    {
+        var isSizeDue = _rules.MaxSize != null && (now >= _sizeDue || _sizeDue - now > Store.TickPeriod);
+        if (isSizeDue)
+            _sizeDue = now + Store.TickPeriod;
+        return now >= _due || _due - now > Period || (isSizeDue && IsTooLarge);
+    }
+
+    /// <summary>A twentieth is left for what comes while facts are deleted.</summary>
+    private bool IsTooLarge => _rules.MaxSize is { } most && Size > most - (most / 20);
+
+    /// <summary>Bytes of pages in use: free ones are used again.</summary>
+    private long Size => _database.Number("PRAGMA page_size")!.Value
+        * (_database.Number("PRAGMA page_count") - _database.Number("PRAGMA freelist_count"))!.Value;
+
+    private void Begin(DateTime now, Log log)
+    {
+        (_due, _deleted) = (now + Period, 0);
+        var (first, last) = Ends();
+        if (first == 0)
+            return;
+        var until = _rules.Retention is { } time ? ObservationLog.LastUntil(_database, now - time) : 0;
+        if (IsTooLarge)
+        {
+            until = Math.Max(until, first + ((last - first) / 20));
+            log.Often("the database reaches --max-size: facts go before --retention has them go",
+                ("bytes", Size), ("max", _rules.MaxSize));
+        }
+        if (until < first)
+            return;
+        (_at, _until) = (first - 1, until);
+        using var recorded = _database.Query(
+            "SELECT recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
+        _oldest = UnixTime.Read(recorded.Bind(1, until).Number() ?? 0);
+        var oldest = _rules.Retention is { } kept && now - kept > _oldest ? now - kept : _oldest;
+        _writer.Retain(now, () => _database.Execute($"""
+            INSERT INTO meta VALUES ('oldest', {UnixTime.From(oldest)})
+                ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
+            """));
+    }
+
+    private (long First, long Last) Ends() => (_database.Number("SELECT min(id) FROM observation") ?? 0,
+        _database.Number("SELECT max(id) FROM observation") ?? 0);
+
+    private void Delete(DateTime now)
+    {
+        var (services, facts) = (new HashSet<long>(), new List<(long Id, long Service, long Alert)>());
+        var (count, refused) = (0, UnixTime.From(now - Refused));
+        _next.Bind(1, _at).Bind(2, _until).Bind(3, FactsAtOnce);
+        while (_next.Step())
+        {
+            (count, _at) = (count + 1, _next.Number(0));
+            var (service, alert, starts) = (_next.Number(1), _next.Number(2), _next.Number(3));
+            if (_isKept.Bind(1, service).Bind(2, alert).Bind(3, starts).Bind(4, _until)
+                .Bind(5, _next.Number(4)).Bind(6, refused).Number() == 0)
+                facts.Add((_at, service, alert));
+        }
+        foreach (var (id, service, _) in facts)
+        {
+            _deleteFact.Bind(1, id).Run();
+            services.Add(service);
+        }
+        _writer.Retained(services, now);
+        foreach (var (_, service, alert) in facts)
+            _deleteAlert.Bind(1, service).Bind(2, alert).Run();
+        foreach (var service in services)
+            DeleteEmpty(service);
+        _deleted += facts.Count;
+        if (count < FactsAtOnce)
+            _at = _until;
+    }
+
+    private void DeleteEmpty(long service)
+    {
+        var family = _deleteService.Bind(1, service).Number();
+        if (family == null)
+            return;
+        _deleteFamily.Bind(1, family.Value).Run();
+        _database.Execute($"DELETE FROM onix WHERE service = {service}");
+    }
+}
+
+/// <summary>Observations in the order in which they were recorded.</summary>
+internal static class ObservationLog
+{
+    /// <summary>
+    /// The last one recorded until a moment, by halving: recorded never decreases; 0: none.
+    /// </summary>
+    public static long LastUntil(SqliteConnection database, DateTime moment)
+    {
+        using var ends = database.Query("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM observation");
+        using var before =
+            database.Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
+        ends.Step();
+        var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
+        while (low < high)
+        {
+            var middle = low + ((high - low + 1) / 2);
+            before.Bind(1, middle);
+            var isThere = before.Step();
+            if (isThere && before.Number(1) > until)
+                high = before.Number(0) - 1;
+            else
+                low = middle;
+            before.Reset();
+        }
+        return Math.Max(low, 0);
+    }
+}
+
+/// <summary>What Onix holds of a service, and what of it waits.</summary>
+/// <param name="Key">Of its item; null: the plain one.</param>
+/// <param name="Version">0: Onix holds no item of it.</param>
+/// <param name="IsOwn">This SeS wrote what Onix holds, or had it in its timeline.</param>
+/// <param name="Next">No change that Onix lacks is earlier.</param>
+/// <param name="Marks">
+/// How often it was marked: what was decided before it was marked again may be wrong.
+/// </param>
+/// <param name="Barred">Since when Onix refuses it.</param>
+internal sealed record WaitingService(
+    long Id, ServiceKey Service, string? Key, long Version, string? Status, DateTime? At, bool IsOwn,
+    DateTime Next, long Marks, int Tries, DateTime? Barred, string? Error);
+
+/// <summary>
+/// The transactional outbox: what Onix holds of each service, and which have changes for it. A service is
+/// marked in the transaction that derives it. Used by the writer's thread alone.
+/// </summary>
+internal sealed class Outbox(SqliteConnection database)
+{
+    private const int AtOnce = 1000;
+
+    private static readonly TimeSpan
+        FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
+
+    private readonly SqliteStatement
+        _mark = database.Prepare("""
+            INSERT INTO onix(service, next, marks, marked) VALUES (?1, ?2, 1, ?3) ON CONFLICT DO UPDATE
+            SET next = min(coalesce(next, excluded.next), excluded.next), marks = marks + 1,
+                marked = coalesce(marked, excluded.marked)
+            """),
+        _hold = database.Prepare("""
+            INSERT INTO onix(service, key, version, status, at, own) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            ON CONFLICT DO UPDATE SET own = max(excluded.own,
+                    CASE WHEN status IS excluded.status AND at IS excluded.at THEN own ELSE 0 END),
+                key = excluded.key, version = excluded.version, status = excluded.status, at = excluded.at
+            """),
+        _markIfElse = database.Prepare("""
+            UPDATE onix SET next = min(coalesce(next, at), at), marks = marks + 1, marked = coalesce(marked, ?3)
+            WHERE service = ?1 AND own = 0 AND version > 0 AND at IS NOT NULL AND status <> ?2
+            """),
+        _own = database.Prepare("UPDATE onix SET own = 1 WHERE service = ?1 AND at = ?2 AND status = ?3"),
+        _settle = database.Prepare("""
+            UPDATE onix SET next = ?3, marked = CASE WHEN ?3 IS NULL THEN NULL ELSE marked END
+            WHERE service = ?1 AND marks = ?2
+            """),
+        _accept = database.Prepare("""
+            UPDATE onix SET due = NULL, tries = 0, barred = NULL, error = NULL
+            WHERE service = ?1 AND due IS NOT NULL
+            """),
+        _putOff = database.Prepare("""
+            UPDATE onix SET due = ?2, tries = tries + 1, barred = coalesce(barred, ?3), error = ?4
+            WHERE service = ?1
+            """),
+        _key = database.Prepare("UPDATE onix SET key = ?2 WHERE service = ?1"),
+        _retry = database.Prepare("UPDATE onix SET due = ?1 WHERE next IS NOT NULL AND due > ?1"),
+        _retryPartition = database.Prepare("""
+            UPDATE onix SET due = ?1 WHERE next IS NOT NULL AND due > ?1 AND service IN (SELECT s.id
+                FROM partition p JOIN family f ON f.partition = p.id JOIN service s ON s.family = f.id
+                WHERE p.name = ?2)
+            """);
+
+    /// <summary>A change of the service's that Onix may lack is at that time, none earlier.</summary>
+    public void Mark(long service, DateTime first, DateTime now) =>
+        _mark.Bind(1, service).Bind(2, UnixTime.From(first)).Bind(3, UnixTime.From(now)).Run();
+
+    /// <summary>Marks a service if Onix holds another status, from another SeS.</summary>
+    public bool MarkIfElse(long service, string status, DateTime now)
+    {
+        _markIfElse.Bind(1, service).Bind(2, status).Bind(3, UnixTime.From(now)).Run();
+        return database.Changes > 0;
+    }
+
+    /// <summary>Onix holds this; <paramref name="at"/> null: an item that has no time.</summary>
+    /// <param name="isOwn">This SeS wrote it.</param>
+    public void Hold(
+        long service, string? key, long version, string? status, DateTime? at, bool isOwn = false) =>
+        _hold.Bind(1, service).Bind(2, key).Bind(3, version).Bind(4, status)
+            .Bind(5, at is { } time ? UnixTime.From(time) : null).Bind(6, isOwn ? 1 : 0).Run();
+
+    /// <summary>
+    /// The timeline had this change, and has it no more: if it is what Onix holds, Onix is to be told so.
+    /// </summary>
+    public void Own(long service, DateTime at, string status) =>
+        _own.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
+
+    /// <summary>
+    /// Onix has all changes before a time, or all there are, unless it was marked meanwhile.
+    /// </summary>
+    public void Settle(WaitingService service, DateTime? next)
+    {
+        _settle.Bind(1, service.Id).Bind(2, service.Marks)
+            .Bind(3, next is { } time ? UnixTime.From(time) : null).Run();
+        _accept.Bind(1, service.Id).Run();
+    }
+
+    /// <summary>Onix refuses it: it is tried again after 1, 2, 4 s and so on, up to 10 minutes.</summary>
+    public void Bar(WaitingService service, string reason, DateTime now) =>
+        PutOff(service, DelayOf(service), reason, now);
+
+    /// <summary>It was locked again and again: others go first.</summary>
+    public void StepBack(WaitingService service, DateTime now) =>
+        _putOff.Bind(1, service.Id).Bind(2, UnixTime.From(now + DelayOf(service)))
+            .Bind(3, null as long?).Bind(4, null as string).Run();
+
+    private void PutOff(WaitingService service, TimeSpan delay, string reason, DateTime now) =>
+        _putOff.Bind(1, service.Id).Bind(2, UnixTime.From(now + delay)).Bind(3, UnixTime.From(now))
+            .Bind(4, reason).Run();
+
+    private static TimeSpan DelayOf(WaitingService service)
+    {
+        var delay = FirstDelay * Math.Pow(2, Math.Min(service.Tries, 20));
+        return delay < LongestDelay ? delay : LongestDelay;
+    }
+
+    public void SetKey(long service, string key) => _key.Bind(1, service).Bind(2, key).Run();
+
+    /// <summary>
+    /// All that are barred are due, or those of a partition: what cured one has cured others.
+    /// </summary>
+    public void Retry(DateTime now, string? partition = null)
+    {
+        if (partition == null)
+            _retry.Bind(1, UnixTime.From(now)).Run();
+        else
+            _retryPartition.Bind(1, UnixTime.From(now)).Bind(2, partition).Run();
+    }
+
+    // ---- Another Onix ----
+
+    /// <summary>Onix is to get the whole history, of all services: it is another, or went back.</summary>
+    public void BeginAnew() => SetAnew(0);
+
+    /// <summary>Marks the next services for that; false: there are no more.</summary>
+    public bool MarkNext(DateTime now)
+    {
+        if (database.Number("SELECT value FROM meta WHERE name = 'onix_anew'") is not { } from)
+            return false;
+        var last = database.Number(
+            $"SELECT max(id) FROM (SELECT id FROM service WHERE id > {from} ORDER BY id LIMIT {AtOnce})");
+        database.Execute(last == null ? "DELETE FROM meta WHERE name = 'onix_anew'" : $"""
+            INSERT INTO onix(service, next, marks, marked)
+                SELECT id, 0, 1, {UnixTime.From(now)} FROM service WHERE id > {from} AND id <= {last}
+            ON CONFLICT DO UPDATE SET key = NULL, version = 0, status = NULL, at = NULL, next = 0,
+                own = 0, marks = marks + 1, marked = coalesce(marked, excluded.marked), due = NULL, tries = 0,
+                barred = NULL, error = NULL
+            """);
+        if (last is { } id)
+            SetAnew(id);
+        return last != null;
+    }
+
+    private void SetAnew(long from) => database.Execute(
+        $"INSERT INTO meta VALUES ('onix_anew', {from}) ON CONFLICT DO UPDATE SET value = excluded.value");
 }
 
 /// <summary>Counts the pages of the write-ahead log, as SQLite names them after each commit.</summary>
@@ -6732,6 +5155,11 @@ internal sealed class DatabaseFiles(string path)
         [.. new[] { path, path + "-wal", path + "-shm" }.Select(p => (p, Disk.StatusOf(p)
             ?? throw new SqliteException(SqliteException.FilesChanged, 0, $"{p} is not there")))];
 
+    /// <summary>To what the log may be cut when it starts anew.</summary>
+    public long LeastLog { get; set; } = long.MaxValue;
+
+    public long LogSize => _files[1].Status.Size;
+
     /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
     /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
     public void Check()
@@ -6742,7 +5170,9 @@ internal sealed class DatabaseFiles(string path)
             if (now == null || now.Value.Device != file.Status.Device || now.Value.Inode != file.Status.Inode)
                 throw new SqliteException(
                     SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
-            if (now.Value.Size < file.Status.Size)
+            var least = file.Path.EndsWith("-wal", StringComparison.Ordinal)
+                ? Math.Min(file.Status.Size, LeastLog) : file.Status.Size;
+            if (now.Value.Size < least)
                 throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was cut short");
             file.Status = now.Value;
         }
@@ -6798,37 +5228,74 @@ internal readonly record struct RecentAlert(
 
 /// <summary>
 /// Looks for damage in a database: that of its structure, which SQLite finds, facts that do not fit their
-/// checksums, and derived rows that are not what the facts give.
+/// checksums or are not in their index, and derived rows that are not what the facts give.
 /// </summary>
-internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rules, DateTime now)
+internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rules, DateTime now) : IDisposable
 {
-    /// <summary>Of each kind so many are named.</summary>
-    private const int MaxFaults = 20;
+    /// <summary>So many are named.</summary>
+    public const int MaxFaults = 20;
 
     private readonly List<string> _faults = [];
+    private readonly ServiceFacts _facts = new(database);
+    private readonly List<Run> _made = [], _held = [];
+    private readonly List<long> _madeSince = [], _heldSince = [];
+    private readonly long _derived = database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
+
+    private readonly SqliteStatement
+        _observations = database.Query("""
+            SELECT id, recorded, received, by, service, alert, kind, starts, ends, status, text, sum,
+                EXISTS (SELECT 1 FROM observation i INDEXED BY observation_service WHERE i.service = o.service
+                    AND i.alert = o.alert AND i.starts = o.starts AND i.received = o.received
+                    AND i.kind = o.kind AND i.ends IS o.ends AND i.status = o.status AND i.by = o.by
+                    AND i.id = o.id)
+            FROM observation o WHERE id > ?1 ORDER BY id LIMIT ?2
+            """),
+        _alerts = database.Query("""
+            SELECT id, service, dialect, source, sender, labels, hash, text, sum FROM alert
+            WHERE id > ?1 ORDER BY id LIMIT ?2
+            """),
+        _services = database.Query("""
+            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition),
+                s.status, s.since, s.open, s.due
+            FROM service s LEFT JOIN family f ON f.id = s.family WHERE s.id > ?1 ORDER BY s.id LIMIT ?2
+            """);
+
+    /// <summary>What was found, a line each.</summary>
+    public IReadOnlyList<string> Faults => _faults;
 
     public long Observations { get; private set; }
 
     public long Services { get; private set; }
 
-    /// <summary>What is wrong, a line each; none: it is sound.</summary>
+    /// <summary>Checks all there is.</summary>
+    /// <param name="tell">Is told what is checked next.</param>
     /// <exception cref="SqliteException">It cannot be read at all.</exception>
-    public IReadOnlyList<string> Run()
+    public void CheckAll(Action<string> tell)
     {
-        using (var check = database.Query($"PRAGMA integrity_check({MaxFaults})"))
-        {
-            while (check.Step())
-            {
-                if (check.Text(0) != "ok")
-                    _faults.Add($"structure: {check.Text(0)}");
-            }
-        }
+        tell("structure and indexes");
+        CheckStructure($"integrity_check({MaxFaults})");
+        tell("facts");
         CheckReceipts();
-        CheckAlerts();
-        CheckObservations();
-        if (_faults.Count == 0)
-            CheckDerived();
-        return _faults;
+        for (var last = (long?)0; last != null;)
+            last = CheckAlerts(last.Value, 10_000);
+        for (var last = (long?)0; last != null;)
+            last = CheckObservations(last.Value, 10_000);
+        if (_faults.Count > 0)
+            return;
+        tell("what is derived");
+        for (var last = (long?)0; last != null;)
+            last = CheckServices(last.Value, 10_000);
+    }
+
+    /// <param name="pragma">integrity_check compares tables with indexes, quick_check does not.</param>
+    public void CheckStructure(string pragma)
+    {
+        using var check = database.Query($"PRAGMA {pragma}");
+        while (check.Step())
+        {
+            if (check.Text(0) != "ok")
+                Add($"structure: {check.Text(0)}");
+        }
     }
 
     private void CheckReceipts()
@@ -6838,73 +5305,167 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         {
             if (Checksum.OfReceipt(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3),
                 rows.Number(4)) != rows.Number(5))
-                Fault("receipt", rows.Number(0));
+                AddFact("receipt", rows.Number(0));
         }
     }
 
-    private void CheckAlerts()
+    /// <summary>Checks some alerts after one; the last of them, or null if there are no more.</summary>
+    public long? CheckAlerts(long after, int count)
     {
-        using var rows = database.Query(
-            "SELECT id, service, dialect, source, sender, labels, hash, text, sum FROM alert");
-        while (rows.Step())
+        long? last = null;
+        for (_alerts.Bind(1, after).Bind(2, count); _alerts.Step();)
         {
-            if (Checksum.OfAlert(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3), rows.Text(4),
-                rows.Text(5), rows.Number(6), rows.Text(7)) != rows.Number(8))
-                Fault("alert", rows.Number(0));
+            last = _alerts.Number(0);
+            if (Checksum.OfAlert(_alerts.Number(0), _alerts.Number(1), _alerts.Number(2), _alerts.Number(3),
+                _alerts.Text(4), _alerts.Text(5), _alerts.Number(6), _alerts.Text(7)) != _alerts.Number(8))
+                AddFact("alert", last.Value);
         }
+        return last;
     }
 
-    private void CheckObservations()
+    /// <summary>The same of observations, each with its place in the index.</summary>
+    public long? CheckObservations(long after, int count)
     {
-        using var rows = database.Query("""
-            SELECT id, recorded, received, by, service, alert, kind, starts, ends, status, text, sum
-            FROM observation
-            """);
-        for (; rows.Step(); Observations++)
+        long? last = null;
+        for (_observations.Bind(1, after).Bind(2, count); _observations.Step(); Observations++)
         {
+            var rows = _observations;
+            last = rows.Number(0);
             if (Checksum.OfObservation(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3),
                 rows.Number(4), rows.Number(5), rows.Number(6), rows.Number(7), rows.NumberOrNull(8),
                 rows.Number(9), rows.TextOrNull(10)) != rows.Number(11))
-                Fault("observation", rows.Number(0));
+                AddFact("observation", last.Value);
+            else if (rows.Number(12) == 0)
+                Add($"observation {last}: it is not in its index; ses rebuild makes that again");
         }
+        return last;
     }
 
-    private void Fault(string table, long id)
+    /// <summary>
+    /// The same of services that are not behind: their timeline is made again, and compared.
+    /// </summary>
+    public long? CheckServices(long after, int count)
+    {
+        long? last = null;
+        for (_services.Bind(1, after).Bind(2, count); _services.Step(); Services++)
+        {
+            last = _services.Number(0);
+            if (_services.NumberOrNull(2) is { } status
+                && !(_services.NumberOrNull(5) <= UnixTime.From(now)) && !IsDerived(last.Value, status))
+                Add($"service {last}: its timeline is not what its facts give; ses rebuild makes it again");
+        }
+        return last;
+    }
+
+    private bool IsDerived(long service, long status)
+    {
+        _facts.Read(service);
+        foreach (var fact in _facts.Observations)
+        {
+            if (fact.Id > _derived)
+                return true;
+        }
+        DateTime? knownFrom = _services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null;
+        _ = _facts.Derive(knownFrom, now, rules, _made);
+        _facts.ReadRuns(service, _held, _heldSince);
+        // The clock was set back since.
+        if (_held.Count > 0 && _held[^1].From > now)
+            return true;
+        ServiceFacts.AddSince(_made, _madeSince);
+        return _made.Count > 0 && (long)_made[^1].Status == status && _madeSince[^1] == _services.Number(3)
+            && _made[^1].Open == (_services.Number(4) != 0) && _made.SequenceEqual(_held)
+            && _madeSince.SequenceEqual(_heldSince);
+    }
+
+    private void AddFact(string table, long id) =>
+        Add($"{table} {id}: a fact does not fit its checksum; a backup or another SeS may have it");
+
+    private void Add(string fault)
     {
         if (_faults.Count < MaxFaults)
-            _faults.Add(
-                $"{table} {id}: a fact does not fit its checksum; a backup or another SeS may have it");
+            _faults.Add(fault);
     }
 
-    /// <summary>Only of services that are not behind; their timeline is made again, and compared.</summary>
-    private void CheckDerived()
+    public void Dispose()
     {
-        var facts = new ServiceFacts(database);
-        var derived = database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
-        var (made, held) = (new List<Run>(), new List<Run>());
-        using var services = database.Query("""
-            SELECT s.id, (SELECT min(received) FROM receipt r WHERE r.partition = f.partition),
-                s.status, s.since, s.open
-            FROM service s JOIN family f ON f.id = s.family
-            WHERE s.status IS NOT NULL AND (s.due IS NULL OR s.due > ?1)
-            """);
-        services.Bind(1, UnixTime.From(now));
-        for (; services.Step(); Services++)
+        _observations.Dispose();
+        _alerts.Dispose();
+        _services.Dispose();
+        _facts.Dispose();
+    }
+}
+
+/// <summary>
+/// Goes over all facts and all that is derived, slowly, so that damage is found before somebody needs what is
+/// damaged: a part each second, all within a day.
+/// </summary>
+internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters meters)
+{
+    public static readonly TimeSpan Period = TimeSpan.FromSeconds(1);
+
+    /// <summary>Rows of each kind in a step, at least.</summary>
+    private const int LeastRows = 20;
+
+    private const int StepsOfDay = 86_400;
+
+    private volatile string? _damage;
+    private int _isRunning;
+    private long _alert, _observation, _service;
+    private DateTime _structure;
+
+    /// <summary>What was found first; null: nothing.</summary>
+    public string? Damage => _damage;
+
+    /// <summary>To be called every <see cref="Period"/>.</summary>
+    public void Step()
+    {
+        if (Interlocked.Exchange(ref _isRunning, 1) != 0)
+            return;
+        try
         {
-            var service = services.Number(0);
-            facts.Read(service);
-            if (facts.Observations.ToArray().Any(o => o.Id > derived))
-                continue;
-            DateTime? knownFrom = services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null;
-            _ = facts.Derive(knownFrom, now, rules, made);
-            facts.ReadRuns(service, held);
-            var isPresent = made.Count > 0 && (long)made[^1].Status == services.Number(2)
-                && UnixTime.From(ServiceFacts.SinceOf(made, made.Count - 1)) == services.Number(3)
-                && made[^1].Open == (services.Number(4) != 0);
-            if ((!isPresent || !made.SequenceEqual(held)) && _faults.Count < MaxFaults)
-                _faults.Add($"service {service}: its timeline is not what its facts give; "
-                    + "ses rebuild makes it again");
+            Check();
         }
+        catch (SqliteException e)
+        {
+            if (e.IsDamage)
+                Tell(e.Message);
+            else
+                log.Often("the database could not be looked through", ("reason", e.Message));
+        }
+        finally
+        {
+            Volatile.Write(ref _isRunning, 0);
+        }
+    }
+
+    private void Check()
+    {
+        using var snapshot = store.Snapshot();
+        using var check = new DatabaseCheck(snapshot.Database, snapshot.Rules, snapshot.Moment);
+        var (services, labelSets, _) = store.Count;
+        _alert = check.CheckAlerts(_alert, RowsOf(labelSets)) ?? 0;
+        _observation = check.CheckObservations(
+            _observation, RowsOf(snapshot.Number("SELECT max(id) FROM observation") ?? 0)) ?? 0;
+        _service = check.CheckServices(_service, RowsOf(services)) ?? 0;
+        if (clock.GetUtcNow().UtcDateTime - _structure > TimeSpan.FromDays(1))
+        {
+            // Not at the start, which has enough to do.
+            if (_structure != default)
+                check.CheckStructure($"quick_check({DatabaseCheck.MaxFaults})");
+            _structure = clock.GetUtcNow().UtcDateTime;
+        }
+        if (check.Faults is [var fault, ..])
+            Tell(fault);
+    }
+
+    private static int RowsOf(long all) => (int)Math.Max(LeastRows, (all / StepsOfDay) + 1);
+
+    private void Tell(string fault)
+    {
+        if (_damage == null)
+            log.Error("the database is damaged: ses check tells what, and how to mend it", ("fault", fault));
+        meters.Damage.Set(1);
+        _damage ??= fault;
     }
 }
 
@@ -6979,13 +5540,30 @@ internal sealed class RecentAlerts
 /// <summary>A connection that questions take turns on.</summary>
 internal sealed class Reader(string path, int cache) : IDisposable
 {
+    private readonly Dictionary<Status, string> _statuses = [];
     private ServiceFacts? _facts;
 
     public SqliteConnection Database { get; } = new(path, isReadOnly: true, cache);
 
     public ServiceFacts Facts => _facts ??= new ServiceFacts(Database);
 
-    public void Dispose() => Database.Dispose();
+    /// <summary>A status's name; names are only added.</summary>
+    public string NameOf(Status status)
+    {
+        if (_statuses.TryGetValue(status, out var name))
+            return name;
+        using var rows = Database.Query("SELECT id, name FROM status");
+        while (rows.Step())
+            _statuses[(Status)rows.Number(0)] = rows.Text(1);
+        return _statuses.GetValueOrDefault(status)
+            ?? throw new SqliteException(SqliteException.Corrupt, 0, $"there is no status {(long)status}");
+    }
+
+    public void Dispose()
+    {
+        _facts?.Dispose();
+        Database.Dispose();
+    }
 }
 
 /// <summary>A connection on one state of the database; to be disposed soon.</summary>
@@ -6993,16 +5571,57 @@ internal sealed class Snapshot : IDisposable
 {
     private readonly Reader _reader;
     private readonly Action<Reader> _giveBack;
+    private int _isDisposed;
 
-    public Snapshot(Reader reader, Action<Reader> giveBack)
+    public Snapshot(Reader reader, Action<Reader> giveBack, DateTime moment)
     {
-        (_reader, _giveBack) = (reader, giveBack);
+        (_reader, _giveBack, Moment) = (reader, giveBack, moment);
         reader.Database.Execute("BEGIN");
         // The state is taken with the first read.
         _ = reader.Database.Number("SELECT 1 FROM meta");
     }
 
+    /// <summary>A snapshot beside the daemon, or without one.</summary>
+    /// <param name="folder">The data directory.</param>
+    /// <exception cref="DataDirException">There is no database in it.</exception>
+    public static Snapshot Open(string folder, DateTime now)
+    {
+        var path = Path.Combine(folder, Store.FileName);
+        if (!File.Exists(path))
+            throw new DataDirException($"'{folder}' has no {Store.FileName} in it");
+        var reader = new Reader(path, cache: 16 * 1024);
+        Schema.Check(reader.Database);
+        return new Snapshot(reader, r => r.Dispose(), UnixTime.Read(UnixTime.From(now)));
+    }
+
+    /// <summary>When it was taken: what is recorded later is not in it.</summary>
+    public DateTime Moment { get; set; }
+
+    /// <summary>The settings of the rules by which the timeline is derived.</summary>
+    public TimelineRules Rules => new(TimeOf("pause"));
+
+    public TimeSpan StaleAfter => TimeOf("stale_after");
+
+    private TimeSpan TimeOf(string name) =>
+        TimeSpan.FromMilliseconds(Number($"SELECT value FROM meta WHERE name = '{name}'") ?? 0);
+
+    /// <summary>The oldest time that retention has left; nothing before it is counted.</summary>
+    public DateTime? Oldest =>
+        Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
+
+    /// <summary>
+    /// Without a daemon nothing is derived, neither what was heard last nor what time brings: it is then to
+    /// be derived as of the moment.
+    /// </summary>
+    public bool IsBehind =>
+        Number("SELECT value FROM meta WHERE name = 'derived'") < Number("SELECT max(id) FROM observation")
+        || Number($"SELECT min(due) FROM service WHERE due IS NOT NULL") + 5000 < UnixTime.From(Moment);
+
+    public string NameOf(Status status) => _reader.NameOf(status);
+
     public ServiceFacts Facts => _reader.Facts;
+
+    public SqliteConnection Database => _reader.Database;
 
     /// <summary>A query; dispose it before the snapshot.</summary>
     public SqliteStatement Query(string sql) => _reader.Database.Query(sql);
@@ -7010,44 +5629,277 @@ internal sealed class Snapshot : IDisposable
     /// <summary>For temporary tables; the database itself cannot be written to.</summary>
     public void Execute(string sql) => _reader.Database.Execute(sql);
 
-    /// <summary>The last observation recorded until a moment, by halving: recorded never decreases.</summary>
-    public long LastObservation(DateTime moment)
-    {
-        using var ends = Query("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM observation");
-        using var before =
-            Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
-        ends.Step();
-        var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
-        while (low < high)
-        {
-            var middle = low + ((high - low + 1) / 2);
-            before.Bind(1, middle);
-            var isThere = before.Step();
-            if (isThere && before.Number(1) > until)
-                high = before.Number(0) - 1;
-            else
-                low = middle;
-        }
-        return low;
-    }
+    /// <summary>The last observation recorded until a moment.</summary>
+    public long LastObservation(DateTime moment) => ObservationLog.LastUntil(_reader.Database, moment);
+
+    /// <summary>The first column of the first row, as a number; null where there is none.</summary>
+    public long? Number(string sql) => _reader.Database.Number(sql);
 
     public void Dispose()
     {
+        if (Interlocked.Exchange(ref _isDisposed, 1) != 0)
+            return;
         _reader.Database.Execute("ROLLBACK");
         _giveBack(_reader);
     }
 }
 
-// =============================== 9e. Questions ===============================
+// ================================= 8. Lines ==================================
+//
+// A fact as it travels from store to store: one line of JSON, always the same for the same fact. Its id is a
+// hash of the line without the id and the time of recording, so that lines can be taken any number of times,
+// from several SeS, in any order, and the result is their union.
+
+/// <summary>Writes facts as lines.</summary>
+internal static class FactLines
+{
+    /// <summary>As lines name the kinds of observations.</summary>
+    private static readonly string[] Kinds = ["start", "end", "again", "lapse"];
+
+    private static readonly string[] Sources = ["webhook", "prometheus"];
+
+    public static ObservationKind? KindOf(string? name) =>
+        Array.IndexOf(Kinds, name) is >= 0 and var kind ? (ObservationKind)kind : null;
+
+    public static AlertSource? SourceOf(string? name) =>
+        Array.IndexOf(Sources, name) is >= 0 and var source ? (AlertSource)source : null;
+
+    /// <summary>The facts of a store in the order in which they were recorded.</summary>
+    /// <param name="from">Only what was recorded from then on.</param>
+    public static IEnumerable<string> Read(Snapshot snapshot, DateTime? from, DateTime to, string? partition)
+    {
+        var receipts = Receipts(snapshot, from, to, partition).GetEnumerator();
+        var hasReceipt = receipts.MoveNext();
+        foreach (var (id, line) in Observations(snapshot, from, to, partition))
+        {
+            for (; hasReceipt && receipts.Current.Id < id; hasReceipt = receipts.MoveNext())
+                yield return receipts.Current.Line;
+            yield return line;
+        }
+        for (; hasReceipt; hasReceipt = receipts.MoveNext())
+            yield return receipts.Current.Line;
+        receipts.Dispose();
+    }
+
+    private static IEnumerable<(long Id, string Line)> Receipts(
+        Snapshot snapshot, DateTime? from, DateTime to, string? partition)
+    {
+        using var rows = snapshot.Query("""
+            SELECT r.id, b.name, p.name, r.received, r.recorded FROM receipt r JOIN peer b ON b.id = r.by
+                JOIN partition p ON p.id = r.partition
+            WHERE r.recorded >= ?1 AND r.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3) ORDER BY r.id
+            """);
+        for (Bind(rows, from, to, partition); rows.Step();)
+            yield return (rows.Number(0), Receipt(rows.Text(1), rows.Text(2), UnixTime.Read(rows.Number(3)),
+                UnixTime.Read(rows.Number(4)), out _));
+    }
+
+    private static IEnumerable<(long Id, string Line)> Observations(
+        Snapshot snapshot, DateTime? from, DateTime to, string? partition)
+    {
+        using var rows = snapshot.Query("""
+            SELECT o.id, b.name, p.name, f.platform, f.service, f.facet, s.location, a.dialect, a.source,
+                a.sender, a.labels, t.name, o.starts, o.ends, coalesce(o.text, a.text), o.kind, o.received,
+                o.recorded
+            FROM observation o CROSS JOIN peer b ON b.id = o.by CROSS JOIN alert a ON a.id = o.alert
+                CROSS JOIN service s ON s.id = o.service CROSS JOIN family f ON f.id = s.family
+                CROSS JOIN partition p ON p.id = f.partition CROSS JOIN status t ON t.id = o.status
+            WHERE o.id > ?4 AND o.recorded >= ?1 AND o.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3)
+            ORDER BY o.id
+            """);
+        Bind(rows, from, to, partition);
+        rows.Bind(4, from is { } first ? snapshot.LastObservation(first.AddMilliseconds(-1)) : 0);
+        while (rows.Step())
+        {
+            var alert = new IncomingAlert(
+                new(rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6)), rows.Number(7) != 0,
+                (AlertSource)rows.Number(8), rows.Text(9), rows.Text(10), rows.Text(11),
+                UnixTime.Read(rows.Number(12)),
+                rows.NumberOrNull(13) is { } ends ? UnixTime.Read(ends) : null, rows.Text(14));
+            yield return (rows.Number(0), Observation(rows.Text(1), alert, (ObservationKind)rows.Number(15),
+                UnixTime.Read(rows.Number(16)), UnixTime.Read(rows.Number(17)), out _));
+        }
+    }
+
+    private static void Bind(SqliteStatement rows, DateTime? from, DateTime to, string? partition) =>
+        rows.Bind(1, from is { } first ? UnixTime.From(first) : 0).Bind(2, UnixTime.From(to))
+            .Bind(3, partition);
+
+    /// <summary>The first receipt of anything of a partition.</summary>
+    public static string Receipt(
+        string by, string partition, DateTime received, DateTime recorded, out string id)
+    {
+        var line = new Line("partition");
+        line.Text("by", by).Text("partition", partition).Time("received", received);
+        return line.End(recorded, out id);
+    }
+
+    /// <summary>A copy of an alert that brought something new.</summary>
+    public static string Observation(string by, IncomingAlert alert, ObservationKind kind, DateTime received,
+        DateTime recorded, out string id)
+    {
+        var (partition, platform, service, facet, location) = alert.Service;
+        var line = new Line("observation");
+        line.Text("by", by).Text("partition", partition).Text("platform", platform).Text("service", service)
+            .Text("facet", facet).Text("location", location).Json("dialect", alert.Dialect ? "true" : "false")
+            .Text("source", Sources[(int)alert.Source]).Text("sender", alert.Sender)
+            .Text("alert", AlertId(alert)).Text("what", Kinds[(int)kind]).Text("status", alert.Status)
+            .Time("starts", alert.Starts).Time("ends", alert.Ends).Time("received", received);
+        return line.End(recorded, out id,
+            rest => rest.Json("labels", alert.Labels).Text("description", alert.Description));
+    }
+
+    /// <summary>Tells alerts apart without their labels: 16 hexadecimal digits.</summary>
+    private static string AlertId(IncomingAlert alert)
+    {
+        var json = new StringBuilder("{\"source\":");
+        JsonText.Write(json, Sources[(int)alert.Source]);
+        JsonText.Write(json.Append(",\"sender\":"), alert.Sender);
+        return Hash(json.Append(",\"labels\":").Append(alert.Labels).Append('}').ToString(), 16);
+    }
+
+    private static string Hash(string text, int digits) =>
+        Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(text)))[..digits];
+
+    /// <summary>A line while it is written.</summary>
+    private sealed class Line(string kind)
+    {
+        private readonly StringBuilder _fields = new();
+
+        public Line Text(string name, string value)
+        {
+            JsonText.Write(_fields.Append(CultureInfo.InvariantCulture, $",\"{name}\":"), value);
+            return this;
+        }
+
+        public Line Json(string name, string value)
+        {
+            _fields.Append(CultureInfo.InvariantCulture, $",\"{name}\":").Append(value);
+            return this;
+        }
+
+        public Line Time(string name, DateTime? time) =>
+            Json(name, time is { } at ? $"\"{Written(at)}\"" : "null");
+
+        /// <summary>
+        /// Adds the id after the kind, and the time of recording, which are not part of the id.
+        /// </summary>
+        public string End(DateTime recorded, out string id, Action<Line>? rest = null)
+        {
+            var length = _fields.Length;
+            rest?.Invoke(this);
+            var fields = _fields.ToString();
+            id = Hash($"{{\"kind\":\"{kind}\"{fields}}}", 32);
+            return $"{{\"kind\":\"{kind}\",\"id\":\"{id}\"{fields[..length]},\"recorded\":"
+                + $"\"{Written(recorded)}\"{fields[length..]}}}";
+        }
+
+        private static string Written(DateTime time) =>
+            time.ToString("yyyy-MM-dd'T'HH:mm:ss.fff'Z'", CultureInfo.InvariantCulture);
+    }
+}
+
+/// <summary>Is thrown for a line that cannot be taken; the message is the reason.</summary>
+internal sealed class LineException(string reason) : Exception(reason);
+
+/// <summary>A line that was read, to be taken into a store.</summary>
+/// <param name="Take">Within a transaction of the writer; false: the fact is there.</param>
+internal sealed record FactLine(Func<Writer, bool> Take)
+{
+    /// <summary>Of a fact; labels are at most some KiB.</summary>
+    public const int MaxLength = 1024 * 1024;
+
+    /// <exception cref="LineException">It is no line of a fact, or was changed.</exception>
+    public static FactLine Parse(string line)
+    {
+        try
+        {
+            if (line.Length > MaxLength)
+                throw new LineException($"it is longer than {MaxLength} characters");
+            using var json = JsonDocument.Parse(line);
+            var root = json.RootElement;
+            return root.ValueKind != JsonValueKind.Object ? throw new LineException("it is no JSON object")
+                : Text(root, "kind") switch
+                {
+                    "partition" => ParseReceipt(root),
+                    "observation" => ParseObservation(root),
+                    var kind => throw new LineException($"this SeS knows no facts of the kind '{kind}'"),
+                };
+        }
+        catch (JsonException)
+        {
+            throw new LineException("it is not JSON");
+        }
+        catch (InvalidOperationException)
+        {
+            throw new LineException("a text in it is not valid Unicode");
+        }
+    }
+
+    private static FactLine ParseReceipt(JsonElement root)
+    {
+        var (by, partition, received) = (Text(root, "by"), Text(root, "partition"), Time(root, "received"));
+        FactLines.Receipt(by, partition, received, Time(root, "recorded"), out var id);
+        CheckId(root, id);
+        return new(w => w.Import(by, partition, received));
+    }
+
+    private static FactLine ParseObservation(JsonElement root)
+    {
+        var (by, received) = (Text(root, "by"), Time(root, "received"));
+        var kind = FactLines.KindOf(Text(root, "what")) ?? throw new LineException("what: it is no kind");
+        var labels = new AlertTexts();
+        foreach (var label in Field(root, "labels", JsonValueKind.Object).EnumerateObject())
+            labels.Add(label.Name, label.Value.GetString() ?? throw new LineException("labels: not all texts"));
+        labels.Sort();
+        var ends = root.TryGetProperty("ends", out var end) && end.ValueKind == JsonValueKind.Null
+            ? (DateTime?)null : Time(root, "ends");
+        var alert = new IncomingAlert(
+            new(Text(root, "partition"), Text(root, "platform"), Text(root, "service"), Text(root, "facet"),
+                Text(root, "location")),
+            root.TryGetProperty("dialect", out var dialect) && dialect.ValueKind == JsonValueKind.True,
+            FactLines.SourceOf(Text(root, "source")) ?? throw new LineException("source: it is none"),
+            Text(root, "sender"), labels.ToJson(), Text(root, "status"), Time(root, "starts"), ends,
+            Text(root, "description"));
+        FactLines.Observation(by, alert, kind, received, Time(root, "recorded"), out var id);
+        CheckId(root, id);
+        return new(w => w.Import(by, alert, kind, received));
+    }
+
+    private static void CheckId(JsonElement root, string id)
+    {
+        if (Text(root, "id") != id)
+            throw new LineException("its id is not that of its content: it was changed");
+    }
+
+    private static JsonElement Field(JsonElement root, string name, JsonValueKind kind) =>
+        root.TryGetProperty(name, out var value) && value.ValueKind == kind ? value
+            : throw new LineException($"{name}: it is missing, or of the wrong type");
+
+    private static string Text(JsonElement root, string name) =>
+        Field(root, name, JsonValueKind.String).GetString()!;
+
+    private static DateTime Time(JsonElement root, string name) =>
+        Rfc3339.TryParse(Text(root, name), out var time) ? time
+            : throw new LineException($"{name}: it is no time");
+}
+
+// =============================== 9. Questions ================================
 //
 // What people and programs ask, answered from one snapshot: the present of services, their changes in order
 // of time, availability, and for how long too few of a group were up. Rows come one at a time, in the order
 // of an index, so that memory does not grow with the answer. A question as of a day in the past is
 // answered from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
 
+/// <summary>Which services are meant; null: whatever it is.</summary>
+internal sealed record ServiceFilter(
+    string? Partition, string? Platform, string? Service, string? Facet, string? Location);
+
 /// <summary>The present of a service.</summary>
-/// <param name="Status">Null: it is not derived, or not known yet.</param>
-internal sealed record PresentRow(ServiceKey Service, string Status, DateTime Since, string Description);
+/// <param name="Since">When its status began.</param>
+/// <param name="Time">When it was last said, by another alert.</param>
+internal sealed record PresentRow(
+    ServiceKey Service, string Status, DateTime Since, DateTime Time, string Description);
 
 /// <summary>A change of status.</summary>
 /// <param name="Place">What a cursor needs beside the time.</param>
@@ -7065,6 +5917,91 @@ internal readonly record struct Availability(
     /// <summary>Up and degraded in percent of what is known; null: nothing is.</summary>
     public double? Percent => Up + Degraded + Down is { Ticks: > 0 } known
         ? 100.0 * (Up + Degraded).Ticks / known.Ticks : null;
+
+    /// <summary>The share that is known, in percent; null: nothing is counted.</summary>
+    public double? Coverage => Up + Degraded + Down + Unknown is { Ticks: > 0 } counted
+        ? 100.0 * (counted - Unknown).Ticks / counted.Ticks : null;
+
+    /// <summary>Null: there is no outage.</summary>
+    public TimeSpan? Mean => Outages == 0 ? null : Down / Outages;
+
+    /// <summary>Time up for each outage, which is the mean time between failures.</summary>
+    public TimeSpan? MeanBetween => Outages == 0 ? null : (Up + Degraded) / Outages;
+}
+
+/// <summary>Adds up the runs of one service, in order, over a range.</summary>
+internal struct AvailabilitySum(DateTime from, DateTime to)
+{
+    private TimeSpan _up, _degraded, _down, _unknown, _longest, _outage, _unknownSince;
+    private int _outages;
+    private bool _isOpen;
+
+    public readonly Availability Result =>
+        new(_up, _degraded, _down, _unknown, _outages, _longest, _isOpen && to > from);
+
+    public void Add(DateTime at, DateTime until, Status status)
+    {
+        var (begin, end) = (at > from ? at : from, until < to ? until : to);
+        var counted = end > begin ? end - begin : TimeSpan.Zero;
+        Follow(status, until - at, counted);
+        switch (status)
+        {
+            case Status.Up: _up += counted; break;
+            case Status.Down: _down += counted; break;
+            case Status.Unknown: _unknown += counted; break;
+            default: _degraded += counted; break;
+        }
+    }
+
+    /// <summary>Whether an outage goes on, and how long it has been down within the range.</summary>
+    private void Follow(Status status, TimeSpan length, TimeSpan counted)
+    {
+        _unknownSince = status == Status.Unknown ? _unknownSince + length : TimeSpan.Zero;
+        if (status == Status.Down)
+        {
+            _outage = (_isOpen ? _outage : TimeSpan.Zero) + counted;
+            // An outage counts once some of it lies in the range.
+            if (counted > TimeSpan.Zero && _outage == counted)
+                _outages++;
+            _longest = _outage > _longest ? _outage : _longest;
+        }
+        _isOpen = status == Status.Down
+            || (_isOpen && status == Status.Unknown && _unknownSince < Questions.EndsOutage);
+    }
+}
+
+/// <summary>An outage that has ended.</summary>
+internal sealed record Outage(ServiceKey Service, DateTime From, DateTime To, string Description);
+
+/// <summary>How a service fared in an interval; of several the greatest, which is the worst.</summary>
+internal enum Condition { Nothing, Up, Unknown, Other, Down }
+
+/// <summary>A service's range in equal intervals, for a picture of it.</summary>
+internal sealed class Strip(DateTime from, DateTime to, int intervals)
+{
+    private readonly Condition[] _worst = new Condition[intervals];
+
+    /// <summary>The worst of each interval; <see cref="Condition.Nothing"/>: not known.</summary>
+    public IReadOnlyList<Condition> Worst => _worst;
+
+    public void Add(DateTime at, DateTime until, Status status)
+    {
+        var (begin, end) = (at > from ? at : from, until < to ? until : to);
+        if (begin >= end)
+            return;
+        var condition = status switch
+        {
+            Status.Up => Condition.Up,
+            Status.Down => Condition.Down,
+            Status.Unknown => Condition.Unknown,
+            _ => Condition.Other,
+        };
+        for (var i = IntervalOf(begin); i <= IntervalOf(end.AddTicks(-1)); i++)
+            _worst[i] = _worst[i] > condition ? _worst[i] : condition;
+    }
+
+    private int IntervalOf(DateTime time) =>
+        (int)((Int128)(time - from).Ticks * intervals / (to - from).Ticks);
 }
 
 /// <summary>A change of a group.</summary>
@@ -7073,18 +6010,49 @@ internal readonly record struct Availability(
 internal readonly record struct ThresholdRow(
     ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
 
+/// <summary>The text of the observation that made a run, and when that was received.</summary>
+internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
+{
+    private readonly SqliteStatement _texts = snapshot.Query("""
+        SELECT coalesce(o.text, a.text), o.received,
+            CASE WHEN a.dialect = 0 THEN json_extract(a.labels, '$.alertname') END
+        FROM observation o JOIN alert a ON a.id = o.alert WHERE o.id = ?1
+        """);
+
+    /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
+    public (string Text, DateTime? Received) Of(long observation, string status)
+    {
+        if (!_texts.Bind(1, observation).Step())
+            return ("", null);
+        var text = status == StatusNames.Own[(int)Status.Up] && _texts.TextOrNull(2) is { } alert
+            ? $"{alert} resolved" : _texts.Text(0);
+        var received = UnixTime.Read(_texts.Number(1));
+        _texts.Reset();
+        return (text, received);
+    }
+
+    public void Dispose() => _texts.Dispose();
+}
+
 /// <summary>Answers questions from a snapshot.</summary>
 /// <param name="asOf">Answers from what was recorded until then; null: all.</param>
 internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null)
 {
+    /// <summary>Answers by the rules that are stored.</summary>
+    /// <param name="asOf">Null: as of the snapshot.</param>
+    public static Questions Of(Snapshot snapshot, DateTime? asOf = null) => new(snapshot, snapshot.Rules,
+        snapshot.Moment, asOf ?? (snapshot.IsBehind ? snapshot.Moment : null));
+
+    public Snapshot Snapshot => snapshot;
+
     /// <summary>An unknown of so long ends an outage.</summary>
-    private static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
+    public static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
 
     /// <summary>So few services' changes are sorted, rather than found among all of a partition.</summary>
     private const int FewServices = 1000;
 
-    private readonly Dictionary<Status, string> _statuses = [];
-    private bool _isDerived;
+    private readonly DateTime? _oldest = snapshot.Oldest;
+    private ServiceFilter? _derived;
 
     /// <summary>The moment that the answers are of; what is later is not yet.</summary>
     public DateTime Moment => asOf ?? now;
@@ -7092,16 +6060,18 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>The present of each service that a filter takes, in the order of names.</summary>
     public IEnumerable<PresentRow> Present(ServiceFilter filter)
     {
-        using var runs = snapshot.Query(
-            $"SELECT since, status, observation FROM {Timeline} WHERE service = ?1 ORDER BY at DESC LIMIT 1");
+        using var runs = snapshot.Query($"""
+            SELECT since, at, status, observation FROM {Timeline(filter)} WHERE service = ?1
+            ORDER BY at DESC LIMIT 1
+            """);
         using var texts = new ObservedTexts(snapshot);
         foreach (var (id, service) in Services(filter))
         {
             if (!runs.Bind(1, id).Step())
                 continue;
-            var status = (Status)runs.Number(1);
-            yield return new PresentRow(service, NameOf(status), UnixTime.Read(runs.Number(0)),
-                texts.Of(runs.Number(2), status).Text);
+            var status = snapshot.NameOf((Status)runs.Number(2));
+            yield return new PresentRow(service, status, UnixTime.Read(runs.Number(0)),
+                UnixTime.Read(runs.Number(1)), texts.Of(runs.Number(3), status).Text);
             runs.Reset();
         }
     }
@@ -7116,8 +6086,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         using var texts = new ObservedTexts(snapshot);
         foreach (var (service, id, change) in Changes(filter, from, to, after))
         {
-            var (text, received) = texts.Of(change.Observation, change.Status);
-            yield return new ChangeRow(id, service, NameOf(change.Status), change.Time, text, received);
+            var status = snapshot.NameOf(change.Status);
+            var (text, received) = texts.Of(change.Observation, status);
+            yield return new ChangeRow(id, service, status, change.Time, text, received);
         }
     }
 
@@ -7126,20 +6097,47 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     public IEnumerable<(ServiceKey Service, Availability Availability)> Report(
         ServiceFilter filter, DateTime? from, DateTime? to)
     {
-        var end = to is { } given && given < Moment ? given : Moment;
-        using var runs = snapshot.Query(
-            $"SELECT at, until, status FROM {Timeline} WHERE service = ?1 ORDER BY at");
-        foreach (var (id, service) in Services(filter))
+        var (begin, end) = (Left(from) ?? DateTime.MinValue, to is { } given && given < Moment ? given : Moment);
+        foreach (var (_, service, runs) in Runs(filter, begin))
         {
-            var sum = new AvailabilitySum(from ?? DateTime.MinValue, end);
+            var sum = new AvailabilitySum(begin, end);
             var isKnown = false;
-            for (runs.Bind(1, id); runs.Step(); isKnown = true)
-                sum.Add(UnixTime.Read(runs.Number(0)), runs.Number(1) == UnixTime.Open ? end
-                    : UnixTime.Read(runs.Number(1)), (Status)runs.Number(2));
+            foreach (var run in runs)
+            {
+                sum.Add(run.From, run.To ?? end, run.Status);
+                isKnown = true;
+            }
             if (isKnown)
                 yield return (service, sum.Result);
         }
     }
+
+    /// <summary>
+    /// The runs of each service that a filter takes, from the last on that began a day or more before a time:
+    /// an outage that goes on there may have begun earlier. They are to be read before the next service is.
+    /// </summary>
+    public IEnumerable<(long Id, ServiceKey Service, IEnumerable<Run> Runs)> Runs(
+        ServiceFilter filter, DateTime from)
+    {
+        using var rows = snapshot.Query($"""
+            SELECT at, until, status, open, observation FROM {Timeline(filter)}
+            WHERE service = ?1 AND until > ?2 ORDER BY at
+            """);
+        var first = from > DateTime.UnixEpoch + EndsOutage ? UnixTime.From(from - EndsOutage) : 0;
+        IEnumerable<Run> Of(long service)
+        {
+            for (rows.Bind(1, service).Bind(2, first); rows.Step();)
+                yield return new Run(UnixTime.Read(rows.Number(0)),
+                    rows.Number(1) == UnixTime.Open ? null : UnixTime.Read(rows.Number(1)),
+                    (Status)rows.Number(2), rows.Number(3) != 0, rows.Number(4));
+        }
+
+        foreach (var (id, service) in Services(filter))
+            yield return (id, service, Of(id));
+    }
+
+    /// <summary>A beginning, but not before what retention has left.</summary>
+    private DateTime? Left(DateTime? from) => _oldest > (from ?? DateTime.MinValue) ? _oldest : from;
 
     /// <summary>
     /// The changes of a group, how many are up after each, and for how long too few were, as Onix's report
@@ -7166,7 +6164,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             if (up.Count >= threshold && since is { } began)
                 (under, since) = (change.Time - began, null);
             if (from == null || change.Time >= from)
-                yield return new ThresholdRow(service, NameOf(change.Status), change.Time, up.Count, under);
+                yield return new ThresholdRow(
+                    service, snapshot.NameOf(change.Status), change.Time, up.Count, under);
         }
     }
 
@@ -7208,13 +6207,13 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var ofThese = areFew ? "service IN (SELECT value FROM json_each(?5))"
             : "partition = (SELECT id FROM partition WHERE name = ?5)";
         using var rows = snapshot.Query($"""
-            SELECT service, at, status, observation FROM {Timeline}
+            SELECT service, at, status, observation FROM {Timeline(filter)}
             WHERE {ofThese}
                 AND at >= ?1 AND at < ?2 AND at = since AND (at > ?3 OR service > ?4)
             ORDER BY at, service
             """);
         // Of the changes at the time of the last one, those of later services are still to come.
-        var first = Math.Max(from is { } begin ? UnixTime.From(begin) : long.MinValue,
+        var first = Math.Max(Left(from) is { } begin ? UnixTime.From(begin) : long.MinValue,
             after is { } last ? UnixTime.From(last.Time) : long.MinValue);
         rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
             .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0)
@@ -7227,57 +6226,21 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
-    private string NameOf(Status status)
-    {
-        if (_statuses.Count == 0)
-        {
-            using var rows = snapshot.Query("SELECT id, name FROM status");
-            while (rows.Step())
-                _statuses[(Status)rows.Number(0)] = rows.Text(1);
-        }
-        return _statuses[status];
-    }
-
-    /// <summary>The text of the observation that made a run, and when that was received.</summary>
-    private sealed class ObservedTexts(Snapshot snapshot) : IDisposable
-    {
-        private readonly SqliteStatement _texts = snapshot.Query("""
-            SELECT coalesce(o.text, a.text), o.received,
-                CASE WHEN a.dialect = 0 THEN json_extract(a.labels, '$.alertname') END
-            FROM observation o JOIN alert a ON a.id = o.alert WHERE o.id = ?1
-            """);
-
-        /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
-        public (string Text, DateTime? Received) Of(long observation, Status status)
-        {
-            if (!_texts.Bind(1, observation).Step())
-                return ("", null);
-            var text = status == Status.Up && _texts.TextOrNull(2) is { } alert
-                ? $"{alert} resolved" : _texts.Text(0);
-            var received = UnixTime.Read(_texts.Number(1));
-            _texts.Reset();
-            return (text, received);
-        }
-
-        public void Dispose() => _texts.Dispose();
-    }
-
     /// <summary>The table of the timeline, which as of the past is derived first.</summary>
-    private string Timeline
+    private string Timeline(ServiceFilter filter)
     {
-        get
-        {
-            if (asOf is { } moment && !_isDerived)
-                Derive(moment);
-            _isDerived = true;
-            return asOf == null ? "main.timeline" : "temp.timeline";
-        }
+        if (asOf is not { } moment)
+            return "main.timeline";
+        if (_derived != filter)
+            Derive(moment, filter);
+        _derived = filter;
+        return "temp.timeline";
     }
 
-    private void Derive(DateTime moment)
+    private void Derive(DateTime moment, ServiceFilter filter)
     {
         var through = snapshot.LastObservation(moment);
-        var (facts, runs) = (snapshot.Facts, new List<Run>());
+        var (facts, runs, since) = (snapshot.Facts, new List<Run>(), new List<long>());
         snapshot.Execute("""
             DROP TABLE IF EXISTS temp.timeline;
             CREATE TEMP TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
@@ -7287,724 +6250,496 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             """);
         using var insert =
             snapshot.Query("INSERT INTO temp.timeline VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
-        using var services = snapshot.Query("""
-            SELECT s.id, f.partition,
-                (SELECT min(received) FROM receipt r WHERE r.partition = f.partition AND r.recorded <= ?1)
-            FROM service s JOIN family f ON f.id = s.family ORDER BY s.id
+        using var partitions = snapshot.Query("""
+            SELECT p.name, p.id, (SELECT min(received) FROM receipt r
+                WHERE r.partition = p.id AND r.recorded <= ?1) FROM partition p
             """);
-        services.Bind(1, UnixTime.From(moment));
-        while (services.Step())
+        var known = new Dictionary<string, (long Id, DateTime? From)>();
+        for (partitions.Bind(1, UnixTime.From(moment)); partitions.Step();)
+            known[partitions.Text(0)] = (partitions.Number(1),
+                partitions.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null);
+        foreach (var (service, key) in Services(filter))
         {
-            facts.Read(services.Number(0), through);
-            DateTime? knownFrom = services.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null;
+            facts.Read(service, through);
+            var (partition, knownFrom) = known[key.Partition];
             _ = facts.Derive(knownFrom, moment, rules, runs);
+            ServiceFacts.AddSince(runs, since);
             for (var i = 0; i < runs.Count; i++)
-                insert.Bind(1, services.Number(0)).Bind(2, UnixTime.From(runs[i].From))
+            {
+                insert.Bind(1, service).Bind(2, UnixTime.From(runs[i].From))
                     .Bind(3, runs[i].To is { } to ? UnixTime.From(to) : UnixTime.Open)
-                    .Bind(4, UnixTime.From(ServiceFacts.SinceOf(runs, i))).Bind(5, (long)runs[i].Status)
-                    .Bind(6, runs[i].Open ? 1 : 0).Bind(7, runs[i].Observation).Bind(8, services.Number(1))
-                    .Run();
+                    .Bind(4, since[i]).Bind(5, (long)runs[i].Status).Bind(6, runs[i].Open ? 1 : 0)
+                    .Bind(7, runs[i].Observation).Bind(8, partition).Run();
+            }
         }
         snapshot.Execute("""
             CREATE INDEX temp.timeline_time ON timeline(partition, at, service, status, since, observation)
             """);
     }
 
-    /// <summary>Adds up the runs of one service, in order, over a range.</summary>
-    private struct AvailabilitySum(DateTime from, DateTime to)
+    // ---- For the page ----
+
+    /// <summary>A service, and its status if it has one yet.</summary>
+    public IEnumerable<(long Id, ServiceKey Service, Status? Status, DateTime Since)> All()
     {
-        private TimeSpan _up, _degraded, _down, _unknown, _longest, _outage, _unknownSince;
-        private int _outages;
-        private bool _isOpen;
-
-        public readonly Availability Result =>
-            new(_up, _degraded, _down, _unknown, _outages, _longest, _isOpen && to > from);
-
-        public void Add(DateTime at, DateTime until, Status status)
+        using var rows = snapshot.Query("SELECT status, since FROM service WHERE id = ?1");
+        foreach (var (id, service) in Services(new(null, null, null, null, null)))
         {
-            var (begin, end) = (at > from ? at : from, until < to ? until : to);
-            var counted = end > begin ? end - begin : TimeSpan.Zero;
-            Follow(status, until - at, counted);
-            switch (status)
-            {
-                case Status.Up: _up += counted; break;
-                case Status.Down: _down += counted; break;
-                case Status.Unknown: _unknown += counted; break;
-                default: _degraded += counted; break;
-            }
+            rows.Bind(1, id).Step();
+            yield return (id, service, (Status?)rows.NumberOrNull(0),
+                UnixTime.Read(rows.NumberOrNull(1) ?? 0));
+            rows.Reset();
         }
+    }
 
-        /// <summary>Whether an outage goes on, and how long it has been down within the range.</summary>
-        private void Follow(Status status, TimeSpan length, TimeSpan counted)
+    /// <summary>Outages that ended after a time, the latest first.</summary>
+    public IEnumerable<Outage> Ended(DateTime from)
+    {
+        using var rows = snapshot.Query("""
+            SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location
+            FROM timeline r CROSS JOIN service s ON s.id = r.service CROSS JOIN family f ON f.id = s.family
+                CROSS JOIN partition p ON p.id = f.partition
+            WHERE r.status IN (1, 2, 3) AND r.status = 2 AND r.until < 9000000000000000 AND r.until > ?1
+                AND NOT EXISTS (SELECT 1 FROM timeline n
+                    WHERE n.service = r.service AND n.at = r.until AND n.status = 2)
+            ORDER BY r.until DESC
+            """);
+        using var texts = new ObservedTexts(snapshot);
+        for (rows.Bind(1, UnixTime.From(from)); rows.Step();)
+            yield return new Outage(
+                new ServiceKey(rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6), rows.Text(7)),
+                UnixTime.Read(rows.Number(0)), UnixTime.Read(rows.Number(1)),
+                texts.Of(rows.Number(2), StatusNames.Own[(int)Status.Down]).Text);
+    }
+
+    /// <summary>The latest changes of a service from a time on, the last one first.</summary>
+    public IEnumerable<ChangeRow> Latest(long id, ServiceKey service, DateTime from)
+    {
+        using var rows = snapshot.Query("""
+            SELECT at, status, observation FROM timeline
+            WHERE service = ?1 AND at >= ?2 AND at = since ORDER BY at DESC
+            """);
+        using var texts = new ObservedTexts(snapshot);
+        for (rows.Bind(1, id).Bind(2, UnixTime.From(from)); rows.Step();)
         {
-            _unknownSince = status == Status.Unknown ? _unknownSince + length : TimeSpan.Zero;
-            if (status == Status.Down)
-            {
-                _outage = (_isOpen ? _outage : TimeSpan.Zero) + counted;
-                // An outage counts once some of it lies in the range.
-                if (counted > TimeSpan.Zero && _outage == counted)
-                    _outages++;
-                _longest = _outage > _longest ? _outage : _longest;
-            }
-            _isOpen = status == Status.Down
-                || (_isOpen && status == Status.Unknown && _unknownSince < EndsOutage);
+            var status = snapshot.NameOf((Status)rows.Number(1));
+            var (text, received) = texts.Of(rows.Number(2), status);
+            yield return new ChangeRow(id, service, status, UnixTime.Read(rows.Number(0)), text, received);
         }
     }
 }
 
-// ============================ 9d. Incoming alerts ============================
+// ================================ 10. Asking =================================
 //
-// Reads the bodies of Alertmanager's webhook and of Prometheus, and maps each alert in them to a service and
-// its status, as the store takes it. Each alert is read on its own, so that one bad field spoils one alert,
-// and without an exception, so that a bad one costs no more than a good one. An alert with the labels
-// "status" and "facet" is in the SeS dialect, and its status is that label; any other is a stock alert, and
-// its severity decides its status. Alerts that cannot be mapped are quarantined, with a reason.
+// Questions about the past and their answers, to programs by HTTP and on the command line alike. A question
+// is parsed from parameters, each of which may stand once; an answer is rows, told as JSON, CSV (RFC 4180)
+// or, on a terminal, a table. It is written a part at a time: memory does not grow with the answer.
 
-/// <summary>The alerts of one body.</summary>
-/// <param name="UnmappableAlerts">Each once, the first of them whole.</param>
-/// <param name="MoreUnmappable">All others: copies, and what came after those.</param>
-/// <param name="Ignored">Alerts that are about no service, by name, severity or status.</param>
-/// <param name="Heartbeats">Alerts that always fire.</param>
-/// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
-internal sealed record ReceivedAlerts(
-    IReadOnlyList<IncomingAlert> Alerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long MoreUnmappable,
-    long Ignored, long Heartbeats, long Truncated);
+/// <summary>Is thrown when a question cannot be understood; the message names the parameter.</summary>
+internal sealed class QuestionException(string message) : Exception(message);
 
-/// <summary>What alerts mean, by the settings.</summary>
-/// <param name="Statuses">
-/// By severity, of the dialect by status, in any case; <see cref="Ignore"/>: the alert is left out.
-/// </param>
-/// <param name="Ignored">Names of alerts that are about no service, in any case.</param>
-/// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
-internal sealed record MappingRules(
-    FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
-    IReadOnlySet<string> Heartbeats)
+internal enum Subject { Status, History, Report }
+
+internal enum OutputFormat { Json, Csv, Table }
+
+/// <summary>A question, understood.</summary>
+/// <param name="From">Null: from the first word on.</param>
+/// <param name="To">Null: up to the last word; a report, up to now.</param>
+/// <param name="Threshold">Only of a report.</param>
+/// <param name="Limit">Of a history's events; null: all.</param>
+/// <param name="After">Where in a history the last answer ended.</param>
+/// <param name="AsOf">From what was recorded until then; null: all.</param>
+internal sealed record Question(
+    Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
+    (DateTime Time, long Place)? After, DateTime? AsOf, OutputFormat? Format)
 {
-    public const string DefaultStatuses = "warning=degraded,info=ignore,none=ignore",
-        DefaultIgnored = "InfoInhibitor,DatasourceNoData,DatasourceError",
-        DefaultHeartbeats = "Watchdog,DeadMansSwitch", Ignore = "ignore";
+    private static readonly string[]
+        Common = ["platform", "service", "facet", "location", "as_of", "format"],
+        OfHistory = [.. Common, "from", "to", "limit", "cursor"],
+        OfReport = [.. Common, "from", "to", "threshold"];
 
-    private static readonly FieldMap DefaultFields = new(
-        new()
+    /// <summary>Understands parameters; an empty one, but for a location, is as if absent.</summary>
+    /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
+    public static Question Parse(Subject subject, string? partition,
+        IEnumerable<KeyValuePair<string, string>> parameters, DateTime now)
+    {
+        var known = subject switch
         {
-            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
-            ["service"] = FieldMap.Labels("service"),
-            ["facet"] = FieldMap.Labels("facet"),
-            ["location"] = [new(FieldSourceKind.AnnotationFirst, "location")],
-            ["description"] = FieldMap.Labels("description"),
-        },
-        new()
-        {
-            ["platform"] = [.. FieldMap.Labels("platform", "cluster"), FieldMap.InPartition],
-            ["service"] = [.. FieldMap.Labels("service", "job", "app", "app_kubernetes_io_name"),
-                new(FieldSourceKind.AlertName, "")],
-            ["facet"] = FieldMap.Labels("facet", "alertname"),
-            ["location"] = FieldMap.Labels("location", "instance"),
-            ["description"] = FieldMap.Labels("summary", "description", "message"),
-        });
-
-    public static MappingRules Default { get; } = new(DefaultFields, ParseStatuses(DefaultStatuses),
-        ParseNames(DefaultIgnored), ParseNames(DefaultHeartbeats));
-
-    /// <summary>As <see cref="FieldMap.Parse"/>; fields that are not named keep the defaults here.</summary>
-    /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static FieldMap ParseFields(string text) => FieldMap.Parse(text, DefaultFields);
-
-    /// <summary>Reads <c>warning=degraded,info=ignore</c>; an empty text names no severity.</summary>
-    /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static IReadOnlyDictionary<string, string> ParseStatuses(string text)
-    {
-        var statuses = new Dictionary<string, string>(StringComparer.OrdinalIgnoreCase);
-        foreach (var rule in Split(text))
-        {
-            var equals = rule.IndexOf('=', StringComparison.Ordinal);
-            var severity = rule[..Math.Max(equals, 0)].TrimEnd();
-            var status = rule[(equals + 1)..].TrimStart();
-            if (severity == "" || status == "" || status.Contains('=', StringComparison.Ordinal)
-                || !statuses.TryAdd(severity, status.ToLowerInvariant()))
-                throw new FormatException($"SEVERITY=STATUS,... or SEVERITY={Ignore}, each severity once");
-        }
-        return statuses;
-    }
-
-    /// <summary>Reads <c>Watchdog,DeadMansSwitch</c>; an empty text names no alert.</summary>
-    /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static IReadOnlySet<string> ParseNames(string text)
-    {
-        var names = Split(text);
-        return !names.Contains("") ? names.ToHashSet(StringComparer.OrdinalIgnoreCase)
-            : throw new FormatException("names of alerts with commas between them");
-    }
-
-    private static string[] Split(string text) =>
-        text.Trim() == "" ? [] : text.Split(',', StringSplitOptions.TrimEntries);
-}
-
-/// <summary>Reads bodies and maps their alerts; pure, so that two SeS map alike.</summary>
-internal static class AlertReader
-{
-    /// <summary>Reasons of Grafana for the end of an alert that is no recovery.</summary>
-    private static readonly string[] GivenUp = ["MissingSeries", "Paused", "Updated"];
-
-    /// <summary>No time is too far ahead of it.</summary>
-    private static readonly DateTime Endless = DateTime.MaxValue - AlertMapping.MaxAhead;
-
-    /// <summary>What the alerts of a body are mapped by.</summary>
-    private sealed record Context(string Partition, AlertSource Source, MappingRules Rules, DateTime Now);
-
-    private enum Outcome { Mapped, Ignored, Heartbeat, Unmappable }
-
-    /// <summary>Maps the alerts of a body, in the order in which they were sent.</summary>
-    /// <param name="body">
-    /// Of a webhook an object with the list <c>alerts</c>, as Alertmanager and Grafana send it; of Prometheus
-    /// that list alone.
-    /// </param>
-    /// <exception cref="PayloadException">It is no JSON, or has no list of alerts.</exception>
-    public static ReceivedAlerts Read(
-        ReadOnlySpan<byte> body, string partition, AlertSource source, MappingRules rules, DateTime now)
-    {
-        var (list, truncated) = FindAlerts(body, source);
-        var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts());
-        var (ignored, heartbeats) = (0L, 0L);
-        var (alert, context) = (new AlertFields(source), new Context(partition, source, rules, now));
-        var reader = JsonText.NewReader(body[list]);
-        reader.Read();
-        while (reader.Read() && reader.TokenType != JsonTokenType.EndArray)
-        {
-            var start = list.Start.Value + (int)reader.TokenStartIndex;
-            alert.Read(ref reader);
-            switch (Map(alert, context, out var mapped))
-            {
-                case Outcome.Mapped:
-                    alerts.Add(mapped!);
-                    break;
-                case Outcome.Ignored:
-                    ignored++;
-                    break;
-                case Outcome.Heartbeat:
-                    heartbeats++;
-                    break;
-                default:
-                    unmappable.Add(alert, body, start..(list.Start.Value + (int)reader.BytesConsumed));
-                    break;
-            }
-        }
-        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated);
-    }
-
-    /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
-    private static (Range Alerts, long Truncated) FindAlerts(ReadOnlySpan<byte> body, AlertSource source)
-    {
-        if (body.IsEmpty)
-            throw new PayloadException("The body is empty.");
-        var reader = JsonText.NewReader(body);
-        try
-        {
-            reader.Read();
-            var found = source == AlertSource.Webhook ? FindInObject(ref reader)
-                : reader.TokenType == JsonTokenType.StartArray ? (SkipArray(ref reader), 0)
-                : throw new PayloadException("The body is not a JSON array.");
-            // What follows must be white space: else this throws.
-            reader.Read();
-            return found;
-        }
-        catch (JsonException e)
-        {
-            throw new PayloadException($"The body is not JSON: {e.Message}");
-        }
-    }
-
-    private static (Range Alerts, long Truncated) FindInObject(ref Utf8JsonReader reader)
-    {
-        if (reader.TokenType != JsonTokenType.StartObject)
-            throw new PayloadException("The body is not a JSON object.");
-        (Range? alerts, long truncated) = (null, 0);
-        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
-        {
-            var name = JsonText.Read(ref reader);
-            reader.Read();
-            if (name == "alerts" && reader.TokenType == JsonTokenType.StartArray)
-                alerts = SkipArray(ref reader);
-            else if (name == "truncatedAlerts" && reader.TokenType == JsonTokenType.Number)
-                truncated = reader.TryGetInt64(out var count) ? Math.Max(count, 0) : 0;
-            else
-                reader.Skip();
-        }
-        return (alerts ?? throw new PayloadException("The body has no list of alerts."), truncated);
-    }
-
-    private static Range SkipArray(ref Utf8JsonReader reader)
-    {
-        var start = (int)reader.TokenStartIndex;
-        reader.Skip();
-        return start..(int)reader.BytesConsumed;
-    }
-
-    private static Outcome Map(AlertFields alert, Context context, out IncomingAlert? mapped)
-    {
-        mapped = null;
-        if (alert.Reason != null)
-            return Outcome.Unmappable;
-        var (rules, name) = (context.Rules, alert.Labels.Get("alertname"));
-        if (name != null && rules.Heartbeats.Contains(name))
-            return Outcome.Heartbeat;
-        if (name != null && rules.Ignored.Contains(name))
-            return Outcome.Ignored;
-        CheckKind(alert, name);
-        var status = StatusOf(alert, rules);
-        if (alert.Reason == null && status == MappingRules.Ignore)
-            return Outcome.Ignored;
-        mapped = alert.Reason == null ? Map(alert, name, status, context) : null;
-        return mapped == null ? Outcome.Unmappable : Outcome.Mapped;
-    }
-
-    /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
-    private static void CheckKind(AlertFields alert, string? name)
-    {
-        if (alert.IsDialect)
-            return;
-        var status = alert.Labels.Get("status")?.ToLowerInvariant();
-        if (status is "up" or "down" && alert.Labels.Get("platform") != null)
-            alert.Fail("it has no facet, but a platform and the status up or down");
-        else if (name == null)
-            alert.Fail("it has no alertname");
-    }
-
-    private static string StatusOf(AlertFields alert, MappingRules rules)
-    {
-        var text = alert.Labels.Get(alert.IsDialect ? "status" : "severity");
-        return text != null && rules.Statuses.TryGetValue(text, out var status) ? status
-            : alert.IsDialect ? text!.ToLowerInvariant() : "down";
-    }
-
-    /// <summary>Null when the alert cannot be mapped; it then has the reason.</summary>
-    private static IncomingAlert? Map(AlertFields alert, string? name, string status, Context context)
-    {
-        var service = ServiceOf(alert, name, context);
-        var description = ValueOf(alert, "description", name, context) ?? name ?? "";
-        if (AlertMapping.Unusable(service with { Location = "" }, status) is { } flaw)
-            alert.Fail(flaw);
-        // Labels are left over once all fields have theirs.
-        service = service with { Location = LocationOf(service.Location, alert) };
-        var (starts, ends) = TimesOf(alert, context);
-        var isPrometheus = context.Source == AlertSource.Prometheus;
-        return alert.Reason != null ? null : new IncomingAlert(
-            service, alert.IsDialect, context.Source, isPrometheus ? SenderOf(alert.GeneratorUrl) : "",
-            alert.Labels.ToJson(), status, starts, isPrometheus ? null : ends,
-            AlertMapping.Clip(description, AlertMapping.MaxDescription), isPrometheus ? ends : null,
-            (isPrometheus || ends != null) && IsGivenUp(alert));
-    }
-
-    // ---- Fields ----
-
-    private static ServiceKey ServiceOf(AlertFields alert, string? name, Context context)
-    {
-        string Value(string field) => ValueOf(alert, field, name, context) ?? "";
-        return new(context.Partition, Value("platform"), Value("service"), Value("facet"), Value("location"));
-    }
-
-    /// <summary>The first of a field's sources among the labels, else among the annotations.</summary>
-    private static string? ValueOf(AlertFields alert, string field, string? name, Context context)
-    {
-        var sources = context.Rules.Fields.Of(field, !alert.IsDialect);
-        var (first, second) = sources[0].Kind == FieldSourceKind.AnnotationFirst
-            ? (alert.Annotations, alert.Labels) : (alert.Labels, alert.Annotations);
-        var fallback = Array.FindIndex(
-            sources, s => s.Kind is not (FieldSourceKind.Label or FieldSourceKind.AnnotationFirst));
-        var named = fallback < 0 ? sources : sources.AsSpan(0, fallback);
-        if ((first.Use(named) ?? second.Use(named)) is { } value)
-            return value;
-        return fallback < 0 ? null : sources[fallback].Kind switch
-        {
-            FieldSourceKind.Literal => sources[fallback].Name,
-            FieldSourceKind.Partition => context.Partition,
-            _ => name,
+            Subject.Status => Common,
+            Subject.History => OfHistory,
+            _ => OfReport,
         };
+        var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
+        var question = new Question(subject,
+            new ServiceFilter(
+                partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
+                given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
+            Parse(given, "from", v => ParseTime(v, now), TimeAllowed),
+            Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
+            Parse(given, "threshold", ParseCount, "a whole number from 1"),
+            Parse(given, "limit", ParseCount, "a whole number from 1"),
+            Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
+            Parse(given, "as_of", v => ParseTime(v, now), TimeAllowed),
+            Parse(given, "format", v => v switch
+            {
+                "json" => OutputFormat.Json,
+                "csv" => OutputFormat.Csv,
+                _ => (OutputFormat?)null,
+            }, "json, csv"));
+        if (question.From >= question.To)
+            throw new QuestionException("from: it is not before to");
+        if (question.AsOf > now)
+            throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}");
+        return question;
     }
 
-    /// <summary>
-    /// The place, and of a stock alert the labels that no field used: an alert is its labels. One that is too
-    /// long is cut after a whole label, and told apart from others by its hash.
-    /// </summary>
-    private static string LocationOf(string place, AlertFields alert)
+    /// <summary>The parameters that are given, by name.</summary>
+    /// <param name="of">What is asked, with its article.</param>
+    /// <exception cref="QuestionException">One is unknown, or stands twice.</exception>
+    public static Dictionary<string, string> Once(
+        IEnumerable<KeyValuePair<string, string>> parameters, IReadOnlyCollection<string> known, string of)
     {
-        List<string> labels = alert.IsDialect ? [] : alert.Labels.Unused();
-        var whole = labels.Count == 0 ? place : $"{place}{{{string.Join(',', labels)}}}";
-        if (Encoding.UTF8.GetByteCount(whole) <= AlertMapping.MaxField)
-            return whole;
-        var digest = SHA256.HashData(Encoding.UTF8.GetBytes(whole)).AsSpan(0, 4);
-        var hash = $"…#{Convert.ToHexStringLower(digest)}";
-        var space = AlertMapping.MaxField - Encoding.UTF8.GetByteCount(hash);
-        var text = new StringBuilder(AlertMapping.Clip(place, space));
-        space -= Encoding.UTF8.GetByteCount(place);
-        foreach (var label in labels)
+        var given = new Dictionary<string, string>();
+        foreach (var (name, value) in parameters)
         {
-            space -= 1 + Encoding.UTF8.GetByteCount(label);
-            if (space < 0)
-                break;
-            text.Append(text.Length == place.Length ? '{' : ',').Append(label);
+            if (!known.Contains(name))
+                throw new QuestionException(
+                    $"{Shown(name)}: it is no parameter of {of}; there are {string.Join(", ", known)}");
+            // Nothing for a location means that there is none.
+            if ((value != "" || name == "location") && !given.TryAdd(name, value))
+                throw new QuestionException($"{name}: it stands twice");
         }
-        return text.Append(hash).ToString();
+        return given;
     }
 
-    // ---- Start and end ----
+    public const string TimeAllowed =
+        "RFC 3339 such as 2026-11-22T11:34:00Z, or so long ago, such as -24h, -7d or -90m";
 
-    /// <summary>The start, and the end, if there is one; of Prometheus's until when it is valid.</summary>
-    private static (DateTime Starts, DateTime? Ends) TimesOf(AlertFields alert, Context context)
+    private static T? Parse<T>(
+        Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed)
+        where T : struct => !given.TryGetValue(name, out var value) ? null
+            : parse(value) ?? throw new QuestionException(
+                $"{name}: '{Shown(value)}' is not usable; allowed: {allowed}");
+
+    /// <summary>One line of it, and not all.</summary>
+    private static string Shown(string value) =>
+        string.Concat((value.Length > 100 ? value[..100] + "..." : value)
+            .Select(c => char.IsControl(c) || char.IsSurrogate(c) ? '\ufffd' : c));
+
+    /// <summary>In UTC; a plus that a query lost to a space is taken for one.</summary>
+    public static DateTime? ParseTime(string text, DateTime now)
     {
-        if (context.Source == AlertSource.Prometheus)
+        const int Minutes = 16;
+        // Seconds may be left out.
+        var whole = text.Length > Minutes && text[Minutes - 3] == ':' && text[Minutes] != ':'
+            ? text.Insert(Minutes, ":00") : text;
+        if (Rfc3339.TryParse(whole.Replace(' ', '+'), out var time))
+            return time;
+        if (text == "now")
+            return now;
+        var unit = text[^1] switch
         {
-            var latest = context.Now + AlertMapping.MaxAhead;
-            var starts = IsUnset(alert.StartsAt) ? default
-                : TimeOf(alert, alert.StartsAt, "startsAt", context.Now);
-            DateTime? ends = IsUnset(alert.EndsAt) ? null : TimeOf(alert, alert.EndsAt, "endsAt", Endless);
-            return (starts, ends > latest ? latest : ends);
-        }
-        // A dialect alert may lack what Alertmanager says of each.
-        var isFiring = alert.Status == "firing" || (alert.Status == null && alert.IsDialect);
-        if (!isFiring && alert.Status != "resolved")
-            alert.Fail("status is neither firing nor resolved");
-        return (TimeOf(alert, alert.StartsAt, "startsAt", context.Now),
-            isFiring ? null : TimeOf(alert, alert.EndsAt, "endsAt", context.Now));
+            's' => TimeSpan.TicksPerSecond,
+            'm' => TimeSpan.TicksPerMinute,
+            'h' => TimeSpan.TicksPerHour,
+            'd' => TimeSpan.TicksPerDay,
+            'w' => 7 * TimeSpan.TicksPerDay,
+            _ => 0,
+        };
+        return unit > 0 && text[0] == '-' && text.Length > 2
+            && int.TryParse(
+                text.AsSpan(1..^1), NumberStyles.None, CultureInfo.InvariantCulture, out var count)
+            && count < now.Ticks / unit ? now.AddTicks(-count * unit) : null;
     }
 
-    /// <summary>Zero is what Go writes for no time.</summary>
-    private static bool IsUnset(string? text) => string.IsNullOrEmpty(text)
-        || (text.StartsWith("0001-", StringComparison.Ordinal)
-            && Rfc3339.TryParse(text.ToUpperInvariant(), out var time) && time == default);
+    private static int? ParseCount(string text) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0
+            ? count : null;
 
-    /// <summary>In whole milliseconds; RFC 3339 allows t and z. No time: the alert has the reason.</summary>
-    private static DateTime TimeOf(AlertFields alert, string? text, string name, DateTime now)
+    /// <summary>What <see cref="ParseCursor"/> takes.</summary>
+    public static string Cursor(DateTime time, long place) => Base64Url.EncodeToString(
+        Encoding.UTF8.GetBytes(string.Create(CultureInfo.InvariantCulture, $"{UnixTime.From(time)}/{place}")));
+
+    private static (DateTime, long)? ParseCursor(string text)
     {
-        if (!AlertMapping.ReadTime(text?.ToUpperInvariant(), name, now, out var time, out var reason))
-            alert.Fail(reason);
-        return time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond));
-    }
-
-    /// <summary>Grafana gives one reason or several.</summary>
-    private static bool IsGivenUp(AlertFields alert) =>
-        alert.Annotations.Get("grafana_state_reason")?.Split(", ").Any(GivenUp.Contains) == true;
-
-    /// <summary>Scheme and host of a URL, without credentials; empty when there are none.</summary>
-    private static string SenderOf(string? url)
-    {
-        var colon = url?.IndexOf("://", StringComparison.Ordinal) ?? -1;
-        if (colon <= 0)
-            return "";
-        var host = url.AsSpan(colon + 3);
-        var end = host.IndexOfAny('/', '?', '#');
-        host = end < 0 ? host : host[..end];
-        host = host[(host.LastIndexOf('@') + 1)..];
-        return host.IsEmpty ? ""
-            : AlertMapping.Clip($"{url.AsSpan(0, colon)}://{host}".ToLowerInvariant(), AlertMapping.MaxField);
+        if (!Base64Url.IsValid(text))
+            return null;
+        var parts = Encoding.UTF8.GetString(Base64Url.DecodeFromChars(text)).Split('/');
+        return parts.Length == 2
+            && long.TryParse(parts[0], NumberStyles.None, CultureInfo.InvariantCulture, out var time)
+            && time <= UnixTime.Limit
+            && long.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var place)
+            ? (UnixTime.Read(time), place) : null;
     }
 }
 
-/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
-internal sealed class AlertFields(AlertSource source)
+/// <summary>Writes the body of an answer, which is taken part by part as it grows.</summary>
+internal abstract class BodyWriter
 {
-    public AlertTexts Labels { get; } = new();
-    public AlertTexts Annotations { get; } = new();
+    /// <summary>As much of an answer is held.</summary>
+    public const int Size = 64 * 1024;
 
-    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
-    public string? Status { get; private set; }
-    public string? StartsAt { get; private set; }
-    public string? EndsAt { get; private set; }
-    public string? Fingerprint { get; private set; }
-    public string? GeneratorUrl { get; private set; }
+    protected ArrayBufferWriter<byte> Buffer { get; } = new(Size + (8 * 1024));
 
-    public bool IsDialect { get; private set; }
+    public bool IsFull => Buffer.WrittenCount >= Size;
 
-    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
-    public string? Reason { get; private set; }
-
-    public void Fail(string reason) => Reason ??= reason;
-
-    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
-    public void Read(ref Utf8JsonReader reader)
+    /// <summary>What was written so far; valid until the next is written.</summary>
+    public ReadOnlyMemory<byte> Take()
     {
-        Labels.Clear();
-        Annotations.Clear();
-        Status = StartsAt = EndsAt = Fingerprint = GeneratorUrl = Reason = null;
-        if (reader.TokenType != JsonTokenType.StartObject)
+        var part = Buffer.WrittenMemory;
+        Buffer.ResetWrittenCount();
+        return part;
+    }
+
+    protected void Put(string text) => Encoding.UTF8.GetBytes(text, Buffer);
+}
+
+/// <summary>Writes rows in a format.</summary>
+internal sealed class RowWriter : BodyWriter
+{
+    /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
+    private const int TableRows = 1000;
+
+    // Answers are read by people too: only what JSON demands is escaped.
+    private static readonly JsonWriterOptions Relaxed =
+        new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+
+    private readonly Utf8JsonWriter? _json;
+    private readonly List<string[]>? _table;
+    private int[]? _widths;
+    private int _lists;
+
+    public RowWriter(OutputFormat format)
+    {
+        if (format == OutputFormat.Json)
+            _json = new Utf8JsonWriter(Buffer, Relaxed);
+        if (format == OutputFormat.Table)
+            _table = [];
+        _json?.WriteStartObject();
+    }
+
+    public void BeginList(string name, IReadOnlyList<string> columns)
+    {
+        _json?.WriteStartArray(name);
+        if (_json != null)
+            return;
+        if (_lists++ > 0)
+            Put("\n");
+        Row(columns, columns);
+    }
+
+    /// <summary>Texts, numbers (double or int), yes or no (bool), times (DateTime), or nothing.</summary>
+    public void Row(IReadOnlyList<string> columns, IReadOnlyList<object?> cells)
+    {
+        if (_table != null)
         {
-            Fail("it is not an object");
-            reader.Skip();
+            _table.Add([.. cells.Select(c => Plain(Text(c)))]);
+            if (_table.Count == TableRows)
+                PutTable();
             return;
         }
-        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
-            ReadField(ref reader);
-        Labels.Sort();
-        Annotations.Sort();
-        IsDialect = Labels.Get("status") != null && Labels.Get("facet") != null;
-    }
-
-    private void ReadField(ref Utf8JsonReader reader)
-    {
-        var name = JsonText.Read(ref reader);
-        reader.Read();
-        switch (name)
+        if (_json == null)
         {
-            case "labels":
-                ReadTexts(ref reader, name, Labels);
-                break;
-            case "annotations":
-                ReadTexts(ref reader, name, Annotations);
-                break;
-            case "status" when source == AlertSource.Webhook:
-                Status = ReadText(ref reader, name);
-                break;
-            case "startsAt":
-                StartsAt = ReadText(ref reader, name);
-                break;
-            case "endsAt":
-                EndsAt = ReadText(ref reader, name);
-                break;
-            case "fingerprint":
-                Fingerprint = JsonText.Read(ref reader);
-                break;
-            case "generatorURL":
-                GeneratorUrl = JsonText.Read(ref reader);
-                break;
-        }
-        reader.Skip();
-    }
-
-    private string? ReadText(ref Utf8JsonReader reader, string field)
-    {
-        var text = JsonText.Read(ref reader);
-        if (text == null && reader.TokenType != JsonTokenType.Null)
-            FailType(field);
-        return text;
-    }
-
-    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts)
-    {
-        // Of two fields of one name the last counts, and of two labels too.
-        texts.Clear();
-        if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
-            FailType(field);
-        if (reader.TokenType != JsonTokenType.StartObject)
+            Put(string.Join(',', cells.Select(Csv)) + "\r\n");
             return;
-        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        }
+        _json.WriteStartObject();
+        for (var i = 0; i < cells.Count; i++)
+            Property(columns[i], cells[i]);
+        _json.WriteEndObject();
+        _json.Flush();
+    }
+
+    public void EndList()
+    {
+        _json?.WriteEndArray();
+        PutTable();
+        _widths = null;
+    }
+
+    /// <summary>Only in JSON: CSV has no place for it.</summary>
+    public void Property(string name, object? value)
+    {
+        _json?.WritePropertyName(name);
+        switch (value)
         {
-            var name = JsonText.Read(ref reader);
-            reader.Read();
-            if (name == null)
-                Fail("a text in it is not valid Unicode");
-            else if (JsonText.Read(ref reader) is { } text)
-                texts.Add(name, text);
-            else if (reader.TokenType == JsonTokenType.Null)
-                texts.Add(name, "");
-            else
-                FailType(name.Length <= 100 && !name.Any(char.IsControl) ? $"{field}.{name}" : field);
-            reader.Skip();
+            case null:
+                _json?.WriteNullValue();
+                break;
+            case double number:
+                _json?.WriteNumberValue(number);
+                break;
+            case int number:
+                _json?.WriteNumberValue(number);
+                break;
+            case bool flag:
+                _json?.WriteBooleanValue(flag);
+                break;
+            default:
+                _json?.WriteStringValue(Text(value));
+                break;
         }
     }
 
-    private void FailType(string field) => Fail($"{field} is of the wrong type, or not usable as text");
-}
-
-/// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
-internal sealed class AlertTexts
-{
-    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
-    private static readonly string[] NoPlace =
-        ["severity", "prometheus", "prometheus_replica", "replica", "alertname"];
-
-    private readonly List<Entry> _entries = [];
-
-    private record struct Entry(string Name, string Value, int Index, bool IsUsed = false);
-
-    public int Count => _entries.Count;
-
-    public void Clear() => _entries.Clear();
-
-    public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
-
-    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
-    public void Sort()
+    public ReadOnlyMemory<byte> End()
     {
-        _entries.Sort(static (a, b) =>
-            string.CompareOrdinal(a.Name, b.Name) is not 0 and var order ? order : a.Index - b.Index);
-        var count = 0;
-        for (var i = 0; i < _entries.Count; i++)
+        if (_json != null)
         {
-            var isLast = i + 1 == _entries.Count || _entries[i + 1].Name != _entries[i].Name;
-            if (isLast && _entries[i].Value != "")
-                _entries[count++] = _entries[i];
+            _json.WriteEndObject();
+            _json.Flush();
+            Put("\n");
         }
-        _entries.RemoveRange(count, _entries.Count - count);
+        return Take();
     }
 
-    /// <summary>Null when it is absent or empty.</summary>
-    public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
-
-    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
-    public string? Use(ReadOnlySpan<FieldSource> sources)
+    public static string Text(object? value) => value switch
     {
-        foreach (var source in sources)
-        {
-            var i = Find(source.Name);
-            if (i < 0)
-                continue;
-            _entries[i] = _entries[i] with { IsUsed = true };
-            return _entries[i].Value;
-        }
-        return null;
-    }
-
-    /// <summary>The exact name before others, of these the first by name.</summary>
-    private int Find(string name)
-    {
-        var found = -1;
-        for (var i = 0; i < _entries.Count; i++)
-        {
-            if (_entries[i].Name == name)
-                return i;
-            if (found < 0 && _entries[i].Name.Equals(name, StringComparison.OrdinalIgnoreCase))
-                found = i;
-        }
-        return found;
-    }
-
-    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
-    public List<string> Unused() =>
-    [
-        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
-            .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
-    ];
-
-    /// <summary>
-    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
-    /// control characters, these as <c>\u0009</c>, are escaped.
-    /// </summary>
-    public string ToJson()
-    {
-        var json = new StringBuilder("{");
-        foreach (var (name, value, _, _) in _entries)
-        {
-            JsonText.Write(json.Append(json.Length > 1 ? "," : ""), name);
-            JsonText.Write(json.Append(':'), value);
-        }
-        return json.Append('}').ToString();
-    }
-}
-
-/// <summary>
-/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
-/// </summary>
-internal sealed class UnmappableAlerts
-{
-    public const int MaxKept = 1000;
-
-    private readonly List<UnmappableAlert> _kept = [];
-    private readonly HashSet<string> _identities = [];
-
-    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
-    private readonly Dictionary<int, Range> _places = [];
-
-    public IReadOnlyList<UnmappableAlert> Kept => _kept;
-
-    public long More { get; private set; }
-
-    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
-    public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
-    {
-        if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
-            More++;
-        else
-            _places[hash] = place;
-    }
-
-    private bool IsCopy(ReadOnlySpan<byte> body, Range place, out int hash)
-    {
-        var code = new HashCode();
-        code.AddBytes(body[place]);
-        hash = code.ToHashCode();
-        return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
-    }
-
-    private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
-    {
-        // Prometheus sends no fingerprint, and each copy has another end: its alerts are their labels.
-        var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
-        var unmappable = AlertMapping.MakeUnmappable(new AlertBody
-        {
-            Labels = new() { ["alertname"] = alert.Labels.Get("alertname") },
-            Fingerprint = alert.Fingerprint ?? (labels == null ? null
-                : Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8))),
-            Status = alert.Status,
-            StartsAt = alert.StartsAt,
-            EndsAt = alert.Status == null ? null : alert.EndsAt,
-        }, alert.Reason!, raw);
-        if (!_identities.Add(unmappable.Identity))
-            return false;
-        _kept.Add(unmappable);
-        return true;
-    }
-}
-
-/// <summary>Texts in JSON, read without an exception and written in one form.</summary>
-internal static class JsonText
-{
-    public static Utf8JsonReader NewReader(ReadOnlySpan<byte> json) =>
-        new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
-
-    /// <summary>
-    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
-    /// valid Unicode.
-    /// </summary>
-    public static string? Read(ref Utf8JsonReader reader) => reader.TokenType switch
-    {
-        JsonTokenType.PropertyName or JsonTokenType.String =>
-            IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
-        JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
-            Encoding.UTF8.GetString(reader.ValueSpan),
-        _ => null,
+        DateTime time => Rfc3339.Format(time),
+        bool flag => flag ? "true" : "false",
+        _ => Convert.ToString(value, CultureInfo.InvariantCulture) ?? "",
     };
 
-    /// <summary>The reader checks the form of escapes, but neither surrogates nor bytes above 127.</summary>
-    private static bool IsUnicode(in Utf8JsonReader reader)
+    /// <summary>RFC 4180: quoted where it must be.</summary>
+    private static string Csv(object? value)
     {
-        var text = reader.ValueSpan;
-        if (!Utf8.IsValid(text))
-            return false;
-        var isAfterHigh = false;
-        for (var i = reader.ValueIsEscaped ? 0 : text.Length; i < text.Length; i++)
-        {
-            var c = '\0';
-            if (text[i] == '\\' && text[++i] == 'u')
-            {
-                c = (char)ushort.Parse(
-                    text.Slice(i + 1, 4), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
-                i += 4;
-            }
-            if (char.IsLowSurrogate(c) != isAfterHigh)
-                return false;
-            isAfterHigh = char.IsHighSurrogate(c);
-        }
-        return !isAfterHigh;
+        var text = Text(value);
+        return text.AsSpan().ContainsAny("\",\r\n")
+            ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text;
     }
 
-    /// <summary>Within quotes; the text has no lone surrogates.</summary>
-    public static void Write(StringBuilder json, string text)
+    /// <summary>Labels come from strangers, and a terminal obeys control characters.</summary>
+    private static string Plain(string text) => string.Concat(text.Select(c =>
+        char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format ? '\ufffd' : c));
+
+    /// <summary>Columns are as wide as their first rows are.</summary>
+    private void PutTable()
     {
-        json.Append('"');
-        foreach (var c in text)
-        {
-            if (c is '"' or '\\')
-                json.Append('\\').Append(c);
-            else if (c < ' ')
-                json.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
-            else
-                json.Append(c);
-        }
-        json.Append('"');
+        if (_table is not { Count: > 0 } rows)
+            return;
+        _widths ??= [.. Enumerable.Range(0, rows[0].Length).Select(i => rows.Max(r => r[i].Length))];
+        foreach (var row in rows)
+            Put(string.Join("  ", row.Select((c, i) => c.PadRight(_widths[i]))).TrimEnd() + "\n");
+        rows.Clear();
     }
 }
 
-// ================================= 10. Onix ==================================
+/// <summary>Writes the answers to questions.</summary>
+/// <param name="version">Of SeS: the bytes of an answer hold for one.</param>
+internal sealed class Answers(Questions questions, string version)
+{
+    private static readonly string[]
+        Names = ["platform", "service", "facet", "location"],
+        StatusColumns = [.. Names, "status", "since", "time", "description"],
+        EventColumns = [.. Names, "status", "time", "description", "received"],
+        ReportColumns = [.. Names, "availability", "coverage", "up_seconds", "degraded_seconds",
+            "down_seconds", "unknown_seconds", "outages", "longest_seconds", "mean_seconds",
+            "mean_between_seconds", "open"],
+        ThresholdColumns = [.. Names, "status", "time", "up", "under_threshold_seconds"];
+
+    /// <summary>Where a history goes on that was told up to its limit; null: there is no more.</summary>
+    public string? Next { get; private set; }
+
+    /// <summary>The answer in parts, each valid until the next is asked for.</summary>
+    /// <exception cref="SqliteException">The database is damaged.</exception>
+    public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
+    {
+        var writer = new RowWriter(format);
+        WriteHead(writer);
+        var lists = question.Subject switch
+        {
+            Subject.Status => List(writer, "services", Columns(question, StatusColumns), Status(question)),
+            Subject.History => History(writer, question),
+            _ when question.Threshold == null || format != OutputFormat.Csv =>
+                List(writer, "services", Columns(question, ReportColumns), Report(question)),
+            _ => [],
+        };
+        foreach (var part in lists)
+            yield return part;
+        if (question.Threshold is { } threshold)
+        {
+            foreach (var part in List(writer, "events", Columns(question, ThresholdColumns),
+                Under(question, threshold)))
+                yield return part;
+        }
+        yield return writer.End();
+    }
+
+    /// <summary>What made the answer: with these it can be made again.</summary>
+    private void WriteHead(RowWriter writer)
+    {
+        writer.Property("as_of", questions.Moment);
+        writer.Property("version", version);
+        writer.Property("pause_seconds", questions.Snapshot.Rules.Pause.TotalSeconds);
+        writer.Property("stale_after_seconds", questions.Snapshot.StaleAfter.TotalSeconds);
+    }
+
+    private static IEnumerable<ReadOnlyMemory<byte>> List(
+        RowWriter writer, string name, IReadOnlyList<string> columns, IEnumerable<object?[]> rows)
+    {
+        writer.BeginList(name, columns);
+        foreach (var row in rows)
+        {
+            writer.Row(columns, row);
+            if (writer.IsFull)
+                yield return writer.Take();
+        }
+        writer.EndList();
+    }
+
+    /// <summary>The partition is told where the question does not name it.</summary>
+    private static string[] Columns(Question question, string[] columns) =>
+        question.Filter.Partition == null ? ["partition", .. columns] : columns;
+
+    private static object?[] Row(Question question, ServiceKey service, params object?[] cells)
+    {
+        object?[] row = [service.Platform, service.Service, service.Facet, service.Location, .. cells];
+        return question.Filter.Partition == null ? [service.Partition, .. row] : row;
+    }
+
+    private IEnumerable<object?[]> Status(Question question) => questions.Present(question.Filter)
+        .Select(p => Row(question, p.Service, p.Status, p.Since, p.Time, p.Description));
+
+    private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
+    {
+        var columns = Columns(question, EventColumns);
+        var left = question.Limit ?? int.MaxValue;
+        ChangeRow? last = null;
+        writer.BeginList("events", columns);
+        foreach (var row in questions.History(question.Filter, question.From, question.To, question.After))
+        {
+            if (left-- == 0)
+                break;
+            last = row;
+            writer.Row(columns,
+                Row(question, row.Service, row.Status, row.Time, row.Description, row.Received));
+            if (writer.IsFull)
+                yield return writer.Take();
+        }
+        writer.EndList();
+        Next = left < 0 && last != null ? Question.Cursor(last.Time, last.Place) : null;
+        writer.Property("next", Next);
+    }
+
+    private IEnumerable<object?[]> Report(Question question) =>
+        questions.Report(question.Filter, question.From, question.To).Select(r => Row(question, r.Service,
+            Rounded(r.Availability), Rounded(r.Availability.Coverage),
+            r.Availability.Up.TotalSeconds, r.Availability.Degraded.TotalSeconds,
+            r.Availability.Down.TotalSeconds, r.Availability.Unknown.TotalSeconds, r.Availability.Outages,
+            r.Availability.Longest.TotalSeconds, r.Availability.Mean?.TotalSeconds,
+            r.Availability.MeanBetween?.TotalSeconds, r.Availability.IsOpen));
+
+    /// <summary>100 only without an outage.</summary>
+    private static double? Rounded(in Availability availability) => availability.Percent is not { } share ? null
+        : Math.Min(Math.Round(share, 6), availability.Down > TimeSpan.Zero ? 99.999999 : 100);
+
+    private static double? Rounded(double? share) => share is { } known ? Math.Round(known, 6) : null;
+
+    private IEnumerable<object?[]> Under(Question question, int threshold) =>
+        questions.Threshold(question.Filter, threshold, question.From, question.To).Select(r =>
+            Row(question, r.Service, r.Status, r.Time, r.Up, r.Under.TotalSeconds));
+}
+
+// ================================= 11. Onix ==================================
 //
 // Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
 // it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
@@ -8022,14 +6757,12 @@ internal sealed class OnixException(string message) : Exception(message);
 internal sealed class OnixRequestRefusedException(string message) : Exception(message);
 
 /// <summary>A service as Onix holds it.</summary>
-internal sealed record OnixItem(string Key, ServiceKey Service, string Status, DateTime Time, long Version)
-{
-    /// <summary>Whether an event is later than the item's, in the order that windows have.</summary>
-    public bool IsBefore(StatusEvent e) => StatusEvent.Compare(Time, Status, e.Time, e.Status) < 0;
-}
+/// <param name="Time">Null: an item without a time that can be read, which somebody else made.</param>
+internal sealed record OnixItem(string Key, ServiceKey Service, string Status, DateTime? Time, long Version);
 
 /// <summary>A change to write: the item with this key, if Onix still holds this version of it.</summary>
-internal sealed record ItemChange(string Key, StatusEvent Event, long Version)
+internal sealed record ItemChange(
+    string Key, ServiceKey Service, string Status, DateTime Time, string Description, long Version)
 {
     /// <summary>The version that inserts, and never overwrites.</summary>
     public const long Insert = -1;
@@ -8069,11 +6802,6 @@ internal sealed class ItemBody
     public long Version { get; init; }
 }
 
-internal sealed class ItemList
-{
-    public List<ItemBody>? Values { get; init; }
-}
-
 internal sealed class DataResult
 {
     public List<ValueResult>? Values { get; init; }
@@ -8099,7 +6827,6 @@ internal sealed class TokenResponse
     DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
 [JsonSerializable(typeof(DataBody))]
 [JsonSerializable(typeof(DataResult))]
-[JsonSerializable(typeof(ItemList))]
 [JsonSerializable(typeof(ItemBody))]
 [JsonSerializable(typeof(TokenResponse))]
 internal sealed partial class OnixJson : JsonSerializerContext;
@@ -8110,6 +6837,11 @@ internal static class OnixNames
     public const string Model = "SES", ItemType = "SES_SERVICE";
 
     private const int MaxKey = 100, CutKey = 91;
+
+    /// <summary>
+    /// Onix's index over the values of attributes takes rows of 2,712 bytes: a value beyond is refused.
+    /// </summary>
+    private const int MaxAttribute = 2600;
 
     /// <summary>Onix's firewall refuses these in a path, so that the item could not be read.</summary>
     private static readonly SearchValues<char> Refused = SearchValues.Create("/;\\%");
@@ -8146,37 +6878,36 @@ internal static class OnixNames
 
     public static ItemBody Item(ItemChange change)
     {
-        var (service, e) = (change.Event.Service, change.Event);
+        var service = change.Service;
+        static string Value(string text) => AlertMapping.Clip(text, MaxAttribute);
         return new ItemBody
         {
             Key = change.Key,
             Name = service.Service + " Service",
-            Description = e.Description,
+            Description = change.Description,
             Type = ItemType,
             Partition = service.Partition,
             Version = change.Version,
             Attribute = new Dictionary<string, string?>
             {
                 ["service"] = service.Service,
-                ["status"] = e.Status,
-                ["description"] = e.Description,
+                ["status"] = Value(change.Status),
+                ["description"] = Value(change.Description),
                 ["location"] = service.Location,
-                ["time"] = Rfc3339.Format(e.Time),
+                ["time"] = Rfc3339.Format(change.Time),
                 ["platform"] = service.Platform,
                 ["facet"] = service.Facet,
             },
         };
     }
 
-    /// <summary>An item without status or time, which somebody else made, is older than any event.</summary>
     public static OnixItem Held(ItemBody item)
     {
         string Of(string name) => item.Attribute?.GetValueOrDefault(name) ?? "";
-        var location = Of("location");
-        var service = new ServiceKey(item.Partition ?? "", Of("platform"), Of("service"), Of("facet"),
-            location == "_" ? "" : location);
+        var service = new ServiceKey(
+            item.Partition ?? "", Of("platform"), Of("service"), Of("facet"), Of("location"));
         return new OnixItem(item.Key ?? "", service, Of("status"),
-            Rfc3339.TryParse(Of("time"), out var time) ? time : DateTime.MinValue, item.Version);
+            Rfc3339.TryParse(Of("time"), out var time) ? time : null, item.Version);
     }
 
     public static DataBody ModelData() => new()
@@ -8201,6 +6932,67 @@ internal static class OnixNames
     private static ItemTypeAttributeBody Attribute(
         string key, string name, string description, string type = "string", bool required = true) =>
         new($"{ItemType}_ATTR_{key}", name, description, type, required, ItemType);
+}
+
+/// <summary>Reads Onix's list of items as it comes: a large one is never held as a whole.</summary>
+internal sealed class ItemListReader
+{
+    private const int ItemsAtOnce = 500, ReadSize = 64 * 1024;
+
+    private readonly List<OnixItem> _items = [];
+    private JsonReaderState _state;
+    private bool _isInValues, _hasValues;
+
+    /// <exception cref="JsonException">It is no JSON, or no list.</exception>
+    public async Task ReadAsync(
+        Stream body, Func<IReadOnlyList<OnixItem>, Task> take, CancellationToken stop)
+    {
+        var (buffer, held, read) = (new byte[ReadSize], 0, 0);
+        do
+        {
+            if (held == buffer.Length)
+                Array.Resize(ref buffer, 2 * held);
+            read = await body.ReadAsync(buffer.AsMemory(held), stop);
+            held += read;
+            var used = Scan(buffer.AsSpan(0, held), read == 0);
+            buffer.AsSpan(used, held - used).CopyTo(buffer);
+            held -= used;
+            if (_items.Count < ItemsAtOnce && read > 0)
+                continue;
+            await take(_items);
+            _items.Clear();
+        }
+        while (read > 0);
+        if (!_hasValues)
+            throw new JsonException("the list has no values");
+    }
+
+    /// <summary>Takes the items that are there as a whole; how many bytes it has used.</summary>
+    private int Scan(ReadOnlySpan<byte> json, bool isLast)
+    {
+        var reader = new Utf8JsonReader(json, isLast, _state);
+        while (true)
+        {
+            var before = reader;
+            if (!reader.Read())
+                break;
+            if (reader.TokenType == JsonTokenType.PropertyName && reader.CurrentDepth == 1)
+                _isInValues = reader.ValueTextEquals("values"u8);
+            _hasValues |= _isInValues && reader.TokenType == JsonTokenType.StartArray;
+            if (!_isInValues || reader.TokenType != JsonTokenType.StartObject || reader.CurrentDepth != 2)
+                continue;
+            var start = (int)reader.TokenStartIndex;
+            if (!reader.TrySkip())
+            {
+                reader = before;
+                break;
+            }
+            _items.Add(OnixNames.Held(JsonSerializer.Deserialize(
+                json[start..(int)reader.BytesConsumed], OnixJson.Default.ItemBody)!));
+        }
+        _state = reader.CurrentState;
+        return (int)reader.BytesConsumed;
+    }
 }
 
 /// <summary>Sends requests to Onix, one at a time; only the Recorder uses it.</summary>
@@ -8271,7 +7063,8 @@ internal sealed class OnixClient
 
     /// <summary>Makes sure that model, item type and attributes are there.</summary>
     /// <param name="again">Write them even if the model can be read: an item type was missing.</param>
-    public async Task EnsureModelAsync(bool again, CancellationToken stop)
+    /// <returns>Whether they were missing.</returns>
+    public async Task<bool> EnsureModelAsync(bool again, CancellationToken stop)
     {
         if (!again && await AskAsync("model", HttpMethod.Get, "/model/" + OnixNames.Model, null,
             (answer, _) => Task.FromResult(answer.StatusCode switch
@@ -8280,23 +7073,35 @@ internal sealed class OnixClient
                 HttpStatusCode.NotFound => false,
                 _ => throw Unexpected(answer),
             }), stop))
-            return;
+            return false;
         var result = await AskAsync("model", HttpMethod.Put, "/data", OnixNames.ModelData(),
             (answer, limit) => ReadAsync(answer, OnixJson.Default.DataResult, limit), stop);
         if (result.Values?.Find(v => v.Error) is { } refused)
             throw new OnixException(
                 $"Onix refuses the model SES ({FirstLine(refused.Message)}); {LeastRights}");
+        return true;
     }
 
-    /// <summary>All items that the user may read; an item that is not listed is absent.</summary>
-    public async Task<Dictionary<string, OnixItem>> ListAsync(CancellationToken stop)
-    {
-        var path = $"/item?type={OnixNames.ItemType}&top={ListLimit}";
-        var list = await AskAsync("list", HttpMethod.Get, path, null,
-            (answer, limit) => ReadAsync(answer, OnixJson.Default.ItemList, limit), stop);
-        return (list.Values ?? throw new OnixException("Onix's list has no values"))
-            .Select(OnixNames.Held).DistinctBy(i => i.Key).ToDictionary(i => i.Key);
-    }
+    /// <summary>
+    /// All items that the user may read, some at a time; an item that is not listed is absent.
+    /// </summary>
+    public Task ListAsync(Func<IReadOnlyList<OnixItem>, Task> take, CancellationToken stop) =>
+        AskAsync("list", HttpMethod.Get, $"/item?type={OnixNames.ItemType}&top={ListLimit}", null,
+            async (answer, limit) =>
+            {
+                if (answer.StatusCode != HttpStatusCode.OK)
+                    throw Unexpected(answer);
+                try
+                {
+                    using var body = await answer.Content.ReadAsStreamAsync(limit);
+                    await new ItemListReader().ReadAsync(body, take, limit);
+                    return true;
+                }
+                catch (Exception e) when (e is JsonException or IOException)
+                {
+                    throw Unreadable(e);
+                }
+            }, stop);
 
     /// <summary>Null for 404, which proves nothing: the database may be away.</summary>
     public Task<OnixItem?> GetAsync(string key, CancellationToken stop) =>
@@ -8415,9 +7220,11 @@ internal sealed class OnixClient
         }
         catch (Exception e) when (e is JsonException or IOException)
         {
-            throw new OnixException($"Onix's answer cannot be read: {e.Message}");
+            throw Unreadable(e);
         }
     }
+
+    private static OnixException Unreadable(Exception e) => new($"Onix's answer cannot be read: {e.Message}");
 
     private OnixException Unexpected(HttpResponseMessage answer) => new(answer.StatusCode switch
     {
@@ -8463,118 +7270,274 @@ internal sealed class OnixClient
     }
 }
 
-// =============================== 11. Recorder ================================
+// =============================== 12. Recorder ================================
 //
-// Brings what is in the log to Onix, in order and once in effect. It reads from its cursor on, decides
-// for each service, from what Onix holds and what it read, which change is next, and sends these guarded
-// by Onix's versions, so that two SeS never write a change twice nor overwrite a later one. Deciding
-// again changes nothing, so the cursor may lag. It moves on only past what Onix has confirmed, or past
-// services whose change Onix refuses: those are barred, and tried again from their own place.
+// Brings the history to Onix, in order and once in effect. It takes the services that are marked in the
+// store, decides for each, from what Onix holds and from the service's timeline, which changes Onix lacks,
+// and sends these in order of time over all services, guarded by Onix's versions, so that two SeS never write
+// a change twice nor overwrite a later one. Deciding again changes nothing. What Onix confirmed and the
+// mark's end are one transaction; a service whose change Onix refuses keeps its mark, and is tried again
+// later.
 //
 // One change of an item goes in one request, never a chain of them: were Onix to move on by one version
 // between, the second of a chain would find its version and overwrite what another SeS wrote.
 
-/// <summary>A service whose change Onix refuses.</summary>
-/// <param name="Place">Where the log is to be read from for it.</param>
-/// <param name="First">The change that Onix refused.</param>
-internal sealed record BarredService(
-    Cursor Place, StatusEvent First, DateTime Since, string Reason, TimeSpan Delay, DateTime NextTry)
-{
-    public static readonly TimeSpan
-        FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
-
-    /// <summary>How long it is to the next try; none if the clock was set back meanwhile.</summary>
-    public TimeSpan Wait(DateTime now) =>
-        NextTry > now && NextTry - now <= LongestDelay ? NextTry - now : TimeSpan.Zero;
-
-    public BarredService Again(DateTime now, string reason)
-    {
-        var delay = Delay * 2 > LongestDelay ? LongestDelay : Delay * 2;
-        return this with { Reason = reason, Delay = delay, NextTry = now + delay };
-    }
-}
-
-internal sealed class CursorBody
-{
-    public string? Url { get; init; }
-    public int File { get; init; }
-    public long Offset { get; init; }
-    public List<BarredBody>? Barred { get; init; }
-
-    /// <summary>Null: it was cut by a loss of power, since it is not flushed.</summary>
-    public static CursorBody? Parse(byte[] content)
-    {
-        try
-        {
-            return JsonSerializer.Deserialize(content, CursorJson.Default.CursorBody);
-        }
-        catch (JsonException)
-        {
-            return null;
-        }
-    }
-}
-
-internal sealed class BarredBody
-{
-    public int File { get; init; }
-    public long Offset { get; init; }
-    public string? Since { get; init; }
-    public string? Reason { get; init; }
-    public LogLine? First { get; init; }
-}
-
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase,
-    DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
-[JsonSerializable(typeof(CursorBody))]
-internal sealed partial class CursorJson : JsonSerializerContext;
-
 /// <summary>How the Recorder is doing, for probes and metrics.</summary>
 /// <param name="Trouble">Why Onix confirms nothing; null while it does.</param>
+/// <param name="Confirmed">When Onix last confirmed anything; null: not since the start.</param>
+/// <param name="Backlog">
+/// Services with changes that Onix has not confirmed, those that it refuses too.
+/// </param>
+/// <param name="Oldest">Since when the first of them waits.</param>
+/// <param name="BarredReason">Onix's words on one of those that it refuses.</param>
 internal sealed record RecorderState(
-    Cursor Cursor, string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
-    IReadOnlyList<KeyValuePair<ServiceKey, BarredService>> Barred);
+    string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest, long Barred, string? BarredReason);
 
-/// <summary>One service's share of a turn.</summary>
-internal sealed class Job
+/// <summary>A service whose change Onix refuses.</summary>
+internal sealed record BarredService(ServiceKey Service, DateTime Since, string Reason);
+
+/// <summary>A change of status as Onix is told it.</summary>
+internal readonly record struct ToldChange(DateTime Time, string Status, long Observation);
+
+/// <summary>Decides, purely, which changes Onix lacks.</summary>
+internal static class OnixChanges
 {
-    /// <summary>Its window as it was before, plus all that was just read, in order of time.</summary>
-    public List<StatusEvent> Events { get; }
-
-    public ServiceKey Service { get; }
-    public IReadOnlyList<StatusEvent> Read { get; }
-    /// <summary>The last word in Onix that this turn found there.</summary>
-    public OnixItem? Found { get; set; }
-    public bool IsBarred { get; set; }
-    public int Locks { get; set; }
-
-    public Job(ServiceKey service, Window? window, IReadOnlyList<StatusEvent> read)
+    /// <summary>
+    /// The changes later than what Onix holds, in order. A run that began earlier, lasts beyond it and has
+    /// another status comes 1 ms after it, so that what Onix has last is always what is; but not if another
+    /// SeS wrote what Onix holds, of something that this one has not heard.
+    /// </summary>
+    /// <param name="told">
+    /// The timeline without unknown, from the last run on that began before what Onix holds.
+    /// </param>
+    /// <param name="status">What Onix holds; null: it has no item.</param>
+    public static List<ToldChange> Lacking(
+        IReadOnlyList<ToldChange> told, string? status, DateTime? at, bool isOwn)
     {
-        (Service, Read, Events) = (service, read, [.. window?.Events ?? []]);
-        foreach (var e in read)
+        var (lacking, last) = (new List<ToldChange>(), status);
+        foreach (var change in told)
         {
-            if (!Events.Exists(o => o.Same(e)))
-                Window.Insert(Events, e);
+            if (!isOwn && change.Time <= at)
+                continue;
+            var time = at is { } held && change.Time <= held ? held.AddMilliseconds(1) : change.Time;
+            // It lasts no longer than that millisecond.
+            if (lacking.Count > 0 && lacking[^1].Time == time)
+            {
+                lacking.RemoveAt(lacking.Count - 1);
+                last = lacking.Count > 0 ? lacking[^1].Status : status;
+            }
+            if (change.Status == last)
+                continue;
+            lacking.Add(change with { Time = time });
+            last = change.Status;
         }
-    }
-
-    /// <summary>The first event later than what Onix holds that changes the status; null when done.</summary>
-    public StatusEvent? Next(OnixItem? held)
-    {
-        foreach (var e in Events)
-        {
-            if (held == null || (held.IsBefore(e) && e.Status != held.Status))
-                return e;
-        }
-        return null;
+        return lacking;
     }
 }
 
-/// <summary>Runs as one task; nothing else touches its fields but <see cref="Snapshot"/>.</summary>
-internal sealed class Recorder
+/// <summary>One service's share of a turn.</summary>
+internal sealed class Job(WaitingService waiting, List<ToldChange> changes, DateTime? rest)
 {
-    /// <summary>Events decided on at a time: memory must not grow with the backlog.</summary>
-    private const int ChunkSize = 1000;
+    public WaitingService Waiting => waiting;
+
+    /// <summary>In order; those later than the turn's horizon are for another turn.</summary>
+    public List<ToldChange> Changes => changes;
+
+    public string Key { get; } = waiting.Key ?? OnixNames.Key(waiting.Service);
+
+    /// <summary>What Onix is known to hold; 0: nothing.</summary>
+    public long Version { get; set; } = waiting.Version;
+
+    /// <summary>How many of the changes Onix has confirmed.</summary>
+    public int Done { get; set; }
+
+    /// <summary>Of the first change that is left for another turn; null: there is none.</summary>
+    public DateTime? Rest { get; private set; } = rest;
+
+    /// <summary>It was refused or locked, and waits for another turn.</summary>
+    public bool IsStopped { get; set; }
+
+    /// <summary>
+    /// Of the first change that Onix lacks after those that it confirmed; null: there is none.
+    /// </summary>
+    public DateTime? Next => Done < changes.Count ? changes[Done].Time : Rest;
+
+    /// <summary>Leaves what is later than a horizon for another turn.</summary>
+    public void Cut(DateTime horizon)
+    {
+        var count = changes.FindIndex(c => c.Time > horizon);
+        if (count < 0)
+            return;
+        Rest = changes[count].Time;
+        changes.RemoveRange(count, changes.Count - count);
+    }
+
+    public bool IsAlternate => Key == OnixNames.AlternateKey(waiting.Service);
+}
+
+/// <summary>Reads from a snapshot what waits for Onix, and what Onix holds.</summary>
+internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
+{
+    /// <summary>Changes of a service that are looked at in one turn.</summary>
+    private const int ChangesAtOnce = 16;
+
+    private const string Columns = """
+        SELECT o.service, p.name, f.platform, f.service, f.facet, s.location, o.key, o.version, o.status, o.at,
+            o.own, o.next, o.marks, o.tries, o.barred, o.error
+        FROM onix o CROSS JOIN service s ON s.id = o.service CROSS JOIN family f ON f.id = s.family
+            CROSS JOIN partition p ON p.id = f.partition
+        WHERE o.next IS NOT NULL AND
+        """;
+
+    /// <summary>Services that wait and are not put off, those with the earliest changes first.</summary>
+    public List<WaitingService> Waiting(int most) =>
+        Read($"{Columns} o.due IS NULL ORDER BY o.next LIMIT ?1", most);
+
+    /// <summary>Services that were put off until now.</summary>
+    public List<WaitingService> Due(DateTime now, int most) =>
+        Read($"{Columns} o.due <= ?2 ORDER BY o.due LIMIT ?1", most, now);
+
+    private List<WaitingService> Read(string sql, int most, DateTime? now = null)
+    {
+        var services = new List<WaitingService>();
+        using var rows = snapshot.Query(sql);
+        rows.Bind(1, most);
+        if (now is { } time)
+            rows.Bind(2, UnixTime.From(time));
+        while (rows.Step())
+            services.Add(new WaitingService(rows.Number(0),
+                new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)),
+                rows.TextOrNull(6), rows.Number(7), rows.TextOrNull(8), TimeOf(rows, 9), rows.Number(10) != 0,
+                UnixTime.Read(rows.Number(11)), rows.Number(12), (int)rows.Number(13), TimeOf(rows, 14),
+                rows.TextOrNull(15)));
+        return services;
+    }
+
+    private static DateTime? TimeOf(SqliteStatement rows, int column) =>
+        rows.NumberOrNull(column) is { } time ? UnixTime.Read(time) : null;
+
+    /// <summary>When the next of those that were put off is due; null: none was.</summary>
+    public DateTime? NextDue() =>
+        snapshot.Number("SELECT min(due) FROM onix WHERE next IS NOT NULL AND due IS NOT NULL") is { } due
+            ? UnixTime.Read(due) : null;
+
+    /// <summary>What Onix lacks of a service, the first changes.</summary>
+    public Job JobOf(WaitingService service)
+    {
+        using var rows = snapshot.Query("""
+            SELECT at, status, observation FROM timeline
+            WHERE service = ?1 AND status <> 3 AND observation <> 0 AND at >= coalesce((SELECT max(at)
+                FROM timeline WHERE service = ?1 AND status <> 3 AND observation <> 0 AND at <= ?2), 0)
+            ORDER BY at
+            """);
+        rows.Bind(1, service.Id).Bind(2, service.At is { } at ? UnixTime.From(at) : 0);
+        var told = new List<ToldChange>();
+        while (told.Count < ChangesAtOnce + 2 && rows.Step())
+        {
+            var status = snapshot.NameOf((Status)rows.Number(1));
+            if (told.Count == 0 || told[^1].Status != status)
+                told.Add(new ToldChange(UnixTime.Read(rows.Number(0)), status, rows.Number(2)));
+        }
+        AddAffirmation(service, told);
+        var lacking = OnixChanges.Lacking(told, service.Status, service.At, service.IsOwn);
+        DateTime? rest = lacking.Count > ChangesAtOnce ? lacking[ChangesAtOnce].Time : null;
+        if (rest != null)
+            lacking.RemoveRange(ChangesAtOnce, lacking.Count - ChangesAtOnce);
+        return new Job(service, lacking, rest);
+    }
+
+    /// <summary>
+    /// If another SeS wrote what Onix holds, and this one has heard later that the run which began before
+    /// goes on, as when each hears half, that is a change.
+    /// </summary>
+    private void AddAffirmation(WaitingService service, List<ToldChange> told)
+    {
+        if (service.IsOwn || service.At is not { } at || told.Count == 0 || told[0].Time > at
+            || told[0].Status == service.Status)
+            return;
+        using var rows = snapshot.Query("""
+            SELECT starts, id FROM observation WHERE service = ?1 AND starts > ?2 AND starts < ?3
+                AND status = (SELECT id FROM status WHERE name = ?4) AND kind = 0
+            ORDER BY starts LIMIT 1
+            """);
+        rows.Bind(1, service.Id).Bind(2, UnixTime.From(at))
+            .Bind(3, told.Count > 1 ? UnixTime.From(told[1].Time) : UnixTime.Open).Bind(4, told[0].Status);
+        if (rows.Step())
+            told[0] = told[0] with { Time = UnixTime.Read(rows.Number(0)), Observation = rows.Number(1) };
+    }
+
+    /// <summary>The services that Onix refuses, the longest first.</summary>
+    public IReadOnlyList<BarredService> Barred(int most)
+    {
+        return [.. Read($"{Columns} o.barred IS NOT NULL ORDER BY o.barred LIMIT ?1", most)
+            .Select(s => new BarredService(s.Service, s.Barred!.Value, s.Error ?? ""))];
+    }
+
+    /// <summary>How many services Onix refuses, and of how many partitions.</summary>
+    public (long Services, long Partitions) CountBarred()
+    {
+        using var rows = snapshot.Query("""
+            SELECT count(*), count(DISTINCT f.partition) FROM onix o CROSS JOIN service s ON s.id = o.service
+                CROSS JOIN family f ON f.id = s.family WHERE o.next IS NOT NULL AND o.barred IS NOT NULL
+            """);
+        rows.Step();
+        return (rows.Number(0), rows.Number(1));
+    }
+
+    /// <summary>How much waits.</summary>
+    public (long Backlog, DateTime? Oldest, long Barred, string? Reason) Sum()
+    {
+        using var rows = snapshot.Query(
+            "SELECT count(*), min(marked), count(barred) FROM onix WHERE next IS NOT NULL");
+        rows.Step();
+        using var reason = snapshot.Query(
+            "SELECT error FROM onix WHERE next IS NOT NULL AND barred IS NOT NULL LIMIT 1");
+        return (rows.Number(0), TimeOf(rows, 1), rows.Number(2),
+            rows.Number(2) > 0 ? reason.FirstText() : null);
+    }
+
+    /// <summary>Which service an item is, and what is known of it; null: no service of this store.</summary>
+    public (long Service, string? Key, long Version, string? Status, DateTime? At)? Find(ServiceKey service)
+    {
+        _find ??= snapshot.Query("""
+            SELECT s.id, o.key, coalesce(o.version, 0), o.status, o.at
+            FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
+                LEFT JOIN onix o ON o.service = s.id
+            WHERE p.name = ?1 AND f.platform = ?2 AND f.service = ?3 AND f.facet = ?4 AND s.location = ?5
+            """);
+        _find.Bind(1, service.Partition).Bind(2, service.Platform).Bind(3, service.Service)
+            .Bind(4, service.Facet).Bind(5, service.Location);
+        if (!_find.Step())
+            return null;
+        var found = (_find.Number(0), _find.TextOrNull(1), _find.Number(2), _find.TextOrNull(3),
+            TimeOf(_find, 4));
+        _find.Reset();
+        return found;
+    }
+
+    private SqliteStatement? _find;
+
+    public void Dispose() => _find?.Dispose();
+
+    /// <summary>Services of which Onix held an item, by their number, after a number.</summary>
+    public List<long> Held(long after, int most)
+    {
+        var services = new List<long>();
+        using var rows = snapshot.Query(
+            "SELECT service FROM onix WHERE service > ?1 AND version > 0 ORDER BY service LIMIT ?2");
+        rows.Bind(1, after).Bind(2, most);
+        while (rows.Step())
+            services.Add(rows.Number(0));
+        return services;
+    }
+}
+
+/// <summary>Runs as one task; nothing else touches its fields but <see cref="State"/>.</summary>
+internal sealed class Recorder(
+    Store store, OnixClient onix, string url, TimeProvider clock, Log log, Meters meters)
+{
+    /// <summary>Services decided on at a time: memory must not grow with the backlog.</summary>
+    private const int ServicesAtOnce = 1000;
 
     /// <summary>Onix takes no more items a second in larger requests.</summary>
     private const int BatchItems = 500, BatchBytes = 1024 * 1024;
@@ -8582,66 +7545,39 @@ internal sealed class Recorder
     /// <summary>When more items are locked than this, one list costs Onix less than reading each.</summary>
     private const int ReadSingly = 20;
 
-    /// <summary>A change locked this often in one turn means an Onix that cannot be understood now.</summary>
-    private const int MaxLocks = 10;
+    /// <summary>Locked this often in a row, a service's change steps back behind those of others.</summary>
+    private const int MaxLocks = 3;
 
     private static readonly TimeSpan
-        ListPeriod = TimeSpan.FromMinutes(1), SavePeriod = TimeSpan.FromSeconds(1),
-        FirstPause = TimeSpan.FromSeconds(0.5), LongestPause = TimeSpan.FromSeconds(30),
-        BarredHoldsRetention = TimeSpan.FromDays(30);
+        ListPeriod = TimeSpan.FromMinutes(1),
+        FirstPause = TimeSpan.FromSeconds(0.5), LongestPause = TimeSpan.FromSeconds(30);
 
-    private readonly EventLog _eventLog;
-    private readonly OnixClient _onix;
-    private readonly string _url;
-    private readonly TimeProvider _clock;
-    private readonly Log _log;
-    private readonly Meters _meters;
-
-    private Dictionary<ServiceKey, Window> _windows = [];
-    private Dictionary<string, OnixItem> _held = [];
-    private readonly Dictionary<ServiceKey, string> _alternateKeys = [];
-    private readonly Dictionary<ServiceKey, BarredService> _barred = [];
-    private HashSet<ServiceKey> _again = [];
-    private readonly HashSet<StatusEvent> _written = [];
-    private Cursor _cursor, _counted;
-    private Turn? _turn;
-    private bool _fresh, _listed, _modelMissing, _refusedAll, _acceptsOthers, _unsaved;
-    private long _nextList, _saved;
-    private long _backlogBase, _appendedBase;
-    private string? _trouble;
-    private DateTime? _confirmed;
-    private volatile RecorderState _state;
-
-    /// <summary>What was read and is not settled yet; it is taken up again after trouble.</summary>
-    private sealed record Turn(Cursor Start, Chunk Chunk, IReadOnlyDictionary<ServiceKey, Job> Jobs);
-
-    /// <summary>Finds the cursor. Only after this may the log be appended to.</summary>
-    /// <exception cref="IOException">The log cannot be read.</exception>
-    public Recorder(
-        EventLog eventLog, OnixClient onix, string url, TimeProvider clock, Log log, Meters meters)
-    {
-        (_eventLog, _onix, _url, _clock, _log, _meters) = (eventLog, onix, url, clock, log, meters);
-        if (!Load())
-            StartOver();
-        _counted = _cursor;
-        Publish();
-    }
+    private readonly Dictionary<long, int> _locks = [];
+    private bool _isListed, _isModelMissing, _hasRefusedAll, _acceptsOthers;
+    private long _nextList;
+    private volatile string? _trouble;
+    private long _confirmed;
 
     /// <summary>Works until it is stopped; nothing that Onix does ends it.</summary>
     public async Task RunAsync(CancellationToken stop)
     {
         var failures = 0;
+        var isBegun = false;
         while (!stop.IsCancellationRequested)
         {
+            var marked = store.Marked;
             try
             {
+                // What Onix refused before the start it may take now.
+                if (!isBegun)
+                    await ChangeAsync(w => w.Outbox.Retry(Now));
+                isBegun = true;
                 var worked = await WorkAsync(stop);
                 if (_trouble != null)
-                    _log.Info("Onix is back", ("onix", _url));
+                    log.Info("Onix is back", ("onix", url));
                 (failures, _trouble) = (0, null);
-                Publish();
                 if (!worked)
-                    await IdleAsync(stop);
+                    await IdleAsync(marked, stop);
             }
             catch (OperationCanceledException) when (stop.IsCancellationRequested)
             {
@@ -8649,24 +7585,26 @@ internal sealed class Recorder
             }
             catch (Exception e)
             {
+                if (store.IsStopping)
+                    break;
                 Complain(e);
                 await PauseAsync(failures++, stop);
             }
         }
-        Save();
     }
+
+    private DateTime Now => UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime));
 
     private void Complain(Exception e)
     {
-        var expected = e is OnixException or IOException;
+        var expected = e is OnixException or IOException or StoreException or SqliteException;
         var trouble = expected ? e.Message : "a defect in SeS, which its log tells";
         if (!expected)
-            _meters.Defects.Inc();
+            meters.Defects.Inc();
         if (trouble != _trouble)
-            _log.Warn("Onix confirms nothing; SeS keeps the events and tries again",
+            log.Warn("Onix confirms nothing; SeS keeps the changes and tries again",
                 ("reason", expected ? trouble : "a defect in SeS: " + e));
         _trouble = trouble;
-        Publish();
     }
 
     /// <summary>Doubling, capped, with jitter so that two SeS do not march in step.</summary>
@@ -8676,7 +7614,7 @@ internal sealed class Recorder
         pause = (pause < LongestPause ? pause : LongestPause) * (0.5 + (Random.Shared.NextDouble() / 2));
         try
         {
-            await Task.Delay(pause, _clock, stop);
+            await Task.Delay(pause, clock, stop);
         }
         catch (OperationCanceledException)
         {
@@ -8687,332 +7625,271 @@ internal sealed class Recorder
     /// <summary>One round of all that there is to do; false when there was nothing.</summary>
     private async Task<bool> WorkAsync(CancellationToken stop)
     {
-        if (!_listed || _clock.GetTimestamp() >= _nextList)
-            await ListAsync(stop);
-        var worked = await RetryBarredAsync(stop);
-        _turn ??= NextTurn();
-        if (_turn == null)
-            return worked;
-        await SettleAsync([.. _turn.Jobs.Values], _turn.Start, stop);
-        Confirm(_turn);
-        _turn = null;
-        if (_clock.GetElapsedTime(_saved) >= SavePeriod)
-            Save();
+        while (await store.ChangeAsync(w => w.Outbox.MarkNext(Now)))
+            _isListed = false;
+        if (!_isListed || clock.GetTimestamp() >= _nextList)
+            await ListAsync(null, stop);
+        // It is another Onix, or went back: that comes first.
+        if (!_isListed)
+            return true;
+        var jobs = await Task.Run(ReadJobs, stop);
+        if (jobs.Count == 0)
+            return false;
+        await SendAsync(jobs, stop);
         return true;
     }
 
-    private async Task IdleAsync(CancellationToken stop)
+    private async Task IdleAsync(Task marked, CancellationToken stop)
     {
-        var now = _clock.GetUtcNow().UtcDateTime;
         var wait = TimeSpan.FromSeconds(
-            Math.Max(0, (_nextList - _clock.GetTimestamp()) / (double)_clock.TimestampFrequency));
-        if (_unsaved && wait > SavePeriod)
-            wait = SavePeriod;
-        foreach (var barred in _barred.Values)
-            wait = barred.Wait(now) < wait ? barred.Wait(now) : wait;
+            Math.Max(0, (_nextList - clock.GetTimestamp()) / (double)clock.TimestampFrequency));
+        using (var snapshot = store.Snapshot())
+        {
+            if (new OutboxReader(snapshot).NextDue() is { } due)
+                wait = due - Now < wait ? due - Now : wait;
+        }
         if (wait <= TimeSpan.Zero)
             return;
         using var both = CancellationTokenSource.CreateLinkedTokenSource(stop);
-        var timer = Task.Delay(wait, _clock, both.Token);
-        await await Task.WhenAny(_eventLog.WaitAsync(_cursor, both.Token), timer);
-        if (_unsaved && timer.IsCompleted)
-            Save();
+        await await Task.WhenAny(marked, Task.Delay(wait, clock, both.Token));
         await both.CancelAsync();
     }
 
-    // ---- The cursor ----
-
-    private bool Load()
+    private Task<bool> ChangeAsync(Action<Writer> change) => store.ChangeAsync(writer =>
     {
-        var saved = _eventLog.LoadCursor() is { } content ? CursorBody.Parse(content) : null;
-        if (saved == null || saved.Url != _url || !_eventLog.Holds(new Cursor(saved.File, saved.Offset)))
-            return false;
-        _cursor = new Cursor(saved.File, saved.Offset);
-        foreach (var body in saved.Barred ?? [])
-            LoadBarred(body);
-        KeepForRetention();
-        _windows = _eventLog.WindowsAt(_cursor, _ => true);
-        CountBacklog();
+        change(writer);
         return true;
+    });
+
+    /// <summary>The state as of now. Safe from any thread.</summary>
+    public RecorderState State()
+    {
+        using var snapshot = store.Snapshot();
+        var (backlog, oldest, barred, reason) = new OutboxReader(snapshot).Sum();
+        var confirmed = Volatile.Read(ref _confirmed);
+        return new(_trouble, confirmed == 0 ? null : UnixTime.Read(confirmed), backlog, oldest, barred, reason);
     }
 
-    private void LoadBarred(BarredBody body)
-    {
-        if (body.First?.ToEvent() is not { } first)
-            return;
-        var since = Rfc3339.TryParse(body.Since, out var time) ? time : _clock.GetUtcNow().UtcDateTime;
-        _barred[first.Service] = new BarredService(new Cursor(body.File, body.Offset), first, since,
-            body.Reason ?? "", BarredService.FirstDelay, _clock.GetUtcNow().UtcDateTime);
-        _ = PlaceOf(first.Service);
-    }
-
-    /// <summary>A barred service's place; the oldest one if retention has deleted it after 30 days.</summary>
-    private Cursor PlaceOf(ServiceKey service)
-    {
-        var barred = _barred[service];
-        if (_eventLog.Holds(barred.Place))
-            return barred.Place;
-        _meters.OnixDropped.Inc();
-        _log.Warn("events of a barred service were deleted by retention before Onix took them",
-            ("service", service));
-        _barred[service] = barred with { Place = _eventLog.Oldest };
-        return _eventLog.Oldest;
-    }
-
-    /// <summary>From the oldest event kept: Onix is new here, or went back, or the place was lost.</summary>
-    private void StartOver()
-    {
-        (_cursor, _fresh, _turn) = (_eventLog.Oldest, true, null);
-        _barred.Clear();
-        _again = [];
-        // Before the log is read, which takes its time.
-        KeepForRetention();
-        _windows = _eventLog.WindowsAt(_cursor, _ => true);
-        CountBacklog();
-        Save();
-    }
-
-    private void Save()
-    {
-        var body = new CursorBody
-        {
-            Url = _url,
-            File = _cursor.File,
-            Offset = _cursor.Offset,
-            Barred = _barred.Count == 0 ? null : [.. _barred.Values.Select(b => new BarredBody
-            {
-                File = b.Place.File,
-                Offset = b.Place.Offset,
-                Since = Rfc3339.Format(b.Since),
-                Reason = b.Reason,
-                First = LineOf(b.First),
-            })],
-        };
-        _saved = _clock.GetTimestamp();
-        try
-        {
-            _eventLog.SaveCursor(JsonSerializer.SerializeToUtf8Bytes(body, CursorJson.Default.CursorBody));
-            _unsaved = false;
-        }
-        catch (Exception e) when (Disk.Refused(e))
-        {
-            _log.Often("the cursor could not be saved; after a restart some events are looked at again",
-                ("reason", e.Message));
-        }
-    }
-
-    private static LogLine LineOf(StatusEvent e) => new()
-    {
-        Time = Rfc3339.Format(e.Time),
-        Partition = e.Service.Partition,
-        Platform = e.Service.Platform,
-        Service = e.Service.Service,
-        Facet = e.Service.Facet,
-        Location = e.Service.Location,
-        Status = e.Status,
-        Description = e.Description,
-        Received = Rfc3339.Format(e.Received),
-        StartsAt = Rfc3339.Format(e.StartsAt),
-    };
-
-    private void KeepForRetention()
-    {
-        var now = _clock.GetUtcNow().UtcDateTime;
-        // The clock may have been ahead when they were barred.
-        foreach (var (service, barred) in _barred.Where(b => b.Value.Since > now).ToList())
-            _barred[service] = barred with { Since = now };
-        _eventLog.KeepFrom = _barred.Values.Where(b => now - b.Since < BarredHoldsRetention)
-            .Select(b => b.Place.File).Append(_cursor.File).Min();
-    }
-
-    private void CountBacklog()
-    {
-        var (flushed, appended) = _eventLog.Position;
-        (_backlogBase, _appendedBase) = (_eventLog.Count(_cursor, flushed), appended);
-    }
-
-    /// <summary>All but the backlog, which <see cref="Snapshot"/> adds.</summary>
-    [MemberNotNull(nameof(_state))]
-    private void Publish() => _state = new(_cursor, _trouble, _confirmed, 0, null, [.. _barred]);
-
-    /// <summary>The state as of now; reads the log when there is a backlog. Safe from any thread.</summary>
-    public RecorderState Snapshot()
-    {
-        var state = _state;
-        var (flushed, appended) = _eventLog.Position;
-        var backlog = Math.Max(0, Volatile.Read(ref _backlogBase) + appended - _appendedBase);
-        var oldest = backlog == 0 || !_eventLog.Holds(state.Cursor) ? null
-            : _eventLog.Read(state.Cursor, flushed, 1).Events is [var first, ..]
-            ? first.Received : (DateTime?)null;
-        return state with { Backlog = backlog, Oldest = oldest };
-    }
+    private void NoteConfirmed() => Volatile.Write(ref _confirmed, UnixTime.From(Now));
 
     // ---- What Onix holds ----
 
-    private async Task ListAsync(CancellationToken stop)
+    /// <summary>Learns what Onix holds of all services.</summary>
+    /// <param name="keys">Those of items that are asked for.</param>
+    /// <returns>These items, if they are listed.</returns>
+    private async Task<Dictionary<string, OnixItem>> ListAsync(
+        IReadOnlyCollection<string>? keys, CancellationToken stop)
     {
-        if (!_listed || _modelMissing)
-            await _onix.EnsureModelAsync(_modelMissing, stop);
-        _modelMissing = false;
-        var started = _clock.GetTimestamp();
-        var known = _held;
-        _held = await _onix.ListAsync(stop);
-        var cost = _clock.GetElapsedTime(started);
+        var wasMissing = (!_isListed || _isModelMissing) && await onix.EnsureModelAsync(_isModelMissing, stop);
+        _isModelMissing = false;
+        var started = clock.GetTimestamp();
+        var (seen, found, went) = (new HashSet<long>(), new Dictionary<string, OnixItem>(), false);
+        await onix.ListAsync(async items =>
+        {
+            foreach (var item in items)
+            {
+                if (keys?.Contains(item.Key) == true)
+                    found[item.Key] = item;
+            }
+            went |= await LearnAsync(items, seen);
+        }, stop);
+        var cost = clock.GetElapsedTime(started);
         var period = cost * 100 > ListPeriod ? cost * 100 : ListPeriod;
-        _nextList = _clock.GetTimestamp() + (long)(period.TotalSeconds * _clock.TimestampFrequency);
-        _confirmed = _clock.GetUtcNow().UtcDateTime;
-        if (known.Values.Any(k => _held.TryGetValue(k.Key, out var now) && now.Version < k.Version))
-        {
-            _log.Warn("Onix went back, as after a restored backup; giving it the whole history again");
-            StartOver();
-        }
-        ForgetGone(known);
-        DecideAgain();
-        _listed = true;
+        _nextList = clock.GetTimestamp() + (long)(period.TotalSeconds * clock.TimestampFrequency);
+        NoteConfirmed();
+        _isListed = true;
+        if (went)
+            await BeginAnewAsync("Onix went back, as after a restored backup");
+        else
+            await ForgetGoneAsync(seen, wasMissing);
+        return found;
     }
 
-    /// <summary>An item that was known and is gone was deleted: it waits for its next new event.</summary>
-    private void ForgetGone(Dictionary<string, OnixItem> known)
+    /// <summary>Stores what differs from what is known, and marks it; true: Onix went back.</summary>
+    private async Task<bool> LearnAsync(IReadOnlyList<OnixItem> items, HashSet<long> seen)
     {
-        foreach (var service in _windows.Keys.ToList())
+        var differing = new List<(long Service, OnixItem Item, bool IsMarked)>();
+        using (var snapshot = store.Snapshot())
         {
-            var key = KeyOf(service);
-            var settled = !_fresh && (!_listed || known.ContainsKey(key));
-            if (!settled || _held.ContainsKey(key) || _barred.ContainsKey(service))
+            using var reader = new OutboxReader(snapshot);
+            foreach (var item in items)
+            {
+                // Two items may say that they are one service: the one holds that it was found with.
+                if (reader.Find(item.Service) is not { } known
+                    || (!seen.Add(known.Service) && item.Key != (known.Key ?? OnixNames.Key(item.Service))))
+                    continue;
+                if (item.Version < known.Version)
+                    return true;
+                var isElse = item.Status != known.Status || item.Time != known.At;
+                if (isElse || item.Version != known.Version)
+                    differing.Add((known.Service, item, isElse));
+            }
+        }
+        if (differing.Count > 0)
+            await ChangeAsync(w =>
+            {
+                foreach (var (service, item, isMarked) in differing)
+                {
+                    Hold(w, service, item);
+                    if (isMarked)
+                        w.Outbox.Mark(service, item.Time ?? DateTime.UnixEpoch, Now);
+                }
+            });
+        return false;
+    }
+
+    private static void Hold(Writer writer, long service, OnixItem item) => writer.Outbox.Hold(service,
+        item.Key == OnixNames.Key(item.Service) ? null : item.Key, item.Version, item.Status, item.Time);
+
+    /// <summary>
+    /// An item that is gone was deleted: it waits for its service's next observation, and then gets its whole
+    /// history. If all are gone it is another Onix.
+    /// </summary>
+    private async Task ForgetGoneAsync(HashSet<long> seen, bool wasModelMissing)
+    {
+        for (var after = 0L; ;)
+        {
+            List<long> held;
+            using (var snapshot = store.Snapshot())
+                held = new OutboxReader(snapshot).Held(after, ServicesAtOnce);
+            if (held.Count == 0)
+                return;
+            if (seen.Count == 0)
+            {
+                await BeginAnewAsync(wasModelMissing ? "Onix has neither model nor items any more"
+                    : "Onix has lost all items");
+                return;
+            }
+            after = held[^1];
+            var gone = held.Where(s => !seen.Contains(s)).ToList();
+            if (gone.Count == 0)
                 continue;
-            _windows.Remove(service);
-            _log.Info("an item is gone from Onix; its next event makes it again", ("key", key));
-        }
-        _fresh = false;
-    }
-
-    /// <summary>What was no change when it was read may be one now that another SeS was here.</summary>
-    private void DecideAgain()
-    {
-        foreach (var (service, window) in _windows)
-        {
-            if (!_barred.ContainsKey(service) && new Job(service, window, []).Next(HeldOf(service)) != null)
-                _again.Add(service);
+            await ChangeAsync(w => gone.ForEach(s => w.Outbox.Hold(s, null, 0, null, null)));
+            log.Info("items are gone from Onix; the next observation of their services makes them again, "
+                + "with their whole history", ("items", gone.Count));
         }
     }
 
-    private string KeyOf(ServiceKey service)
+    /// <summary>Gives Onix the whole history again, before any other change.</summary>
+    private async Task BeginAnewAsync(string reason)
     {
-        if (_alternateKeys.TryGetValue(service, out var alternate))
-            return alternate;
-        var key = OnixNames.Key(service);
-        var held = _held.GetValueOrDefault(key);
-        if (held?.Service == service)
-            return key;
-        // The key is another's, or it was when this service's item was made.
-        alternate = OnixNames.AlternateKey(service);
-        if (held == null && _held.GetValueOrDefault(alternate)?.Service != service)
-            return key;
-        return _alternateKeys[service] = alternate;
+        log.Warn($"{reason}; giving it the whole history again", ("onix", url));
+        await ChangeAsync(w => w.Outbox.BeginAnew());
+        _isListed = false;
+        _locks.Clear();
     }
-
-    private OnixItem? HeldOf(ServiceKey service) => _held.GetValueOrDefault(KeyOf(service));
 
     // ---- A turn: read, decide, send, confirm ----
 
-    private Turn? NextTurn()
+    /// <summary>What waits, up to a horizon: no service that was left out has an earlier change.</summary>
+    private List<Job> ReadJobs()
     {
-        var chunk = _eventLog.Read(_cursor, _eventLog.Position.Flushed, ChunkSize);
-        if (chunk.Events.Count == 0 && _again.Count == 0)
-        {
-            MoveTo(chunk.Next);
-            return null;
-        }
-        var read = chunk.Events.GroupBy(e => e.Service).ToDictionary(g => g.Key, g => g.ToList());
-        var jobs = new Dictionary<ServiceKey, Job>();
-        foreach (var service in read.Keys.Union(_again).Where(s => !_barred.ContainsKey(s)))
-            jobs[service] = new Job(
-                service, _windows.GetValueOrDefault(service), read.GetValueOrDefault(service, []));
-        _again = [];
-        return new Turn(_cursor, chunk, jobs);
-    }
-
-    /// <summary>
-    /// Sends the jobs' changes, the next of each in every round, until all are done or barred.
-    /// </summary>
-    private async Task SettleAsync(IReadOnlyList<Job> jobs, Cursor place, CancellationToken stop)
-    {
+        using var snapshot = store.Snapshot();
+        using var reader = new OutboxReader(snapshot);
+        var waiting = reader.Waiting(ServicesAtOnce + 1);
+        var horizon = waiting.Count > ServicesAtOnce ? waiting[^1].Next : DateTime.MaxValue;
+        var jobs = waiting.Take(ServicesAtOnce).Concat(reader.Due(Now, ServicesAtOnce))
+            .Select(reader.JobOf).ToList();
         foreach (var job in jobs)
-            job.Found ??= HeldOf(job.Service);
-        var open = jobs.Where(j => !j.IsBarred).ToList();
-        while (open.Count > 0)
-        {
-            var round = new List<(Job Job, ItemChange Change)>();
-            foreach (var job in open)
-            {
-                var held = HeldOf(job.Service);
-                if (job.Next(held) is { } e)
-                    round.Add((job, new ItemChange(
-                        KeyOf(job.Service), e, held?.Version ?? ItemChange.Insert)));
-            }
-            foreach (var batch in Batches(round, r => r.Change))
-                await SendAsync(batch, place, stop);
-            open = [.. round.Select(r => r.Job).Where(j => !j.IsBarred)];
-        }
+            horizon = job.Rest < horizon ? job.Rest.Value : horizon;
+        jobs.ForEach(j => j.Cut(horizon));
+        return jobs;
     }
 
-    private static IEnumerable<List<T>> Batches<T>(IReadOnlyList<T> all, Func<T, ItemChange> change)
+    /// <summary>Sends all changes in order of time.</summary>
+    private async Task SendAsync(List<Job> jobs, CancellationToken stop)
     {
-        var (batch, bytes) = (new List<T>(), 0);
-        foreach (var one in all)
+        var done = jobs.Where(j => j.Changes.Count == 0).ToList();
+        if (done.Count > 0)
+            await ChangeAsync(w => done.ForEach(j => w.Outbox.Settle(j.Waiting, j.Next)));
+        foreach (var job in done.Where(j => j.Rest == null))
+            meters.OnixChanges.WithLabels(
+                job.Waiting.At > job.Waiting.Next ? "late" : "unchanged").Inc();
+        var changes = new Queue<(Job Job, ToldChange Change)>(jobs
+            .SelectMany(j => j.Changes.Select(c => (Job: j, Change: c)))
+            .OrderBy(c => c.Change.Time).ThenBy(c => c.Job.Waiting.Id));
+        (_accepts, _refused) = (false, []);
+        while (NextBatch(changes) is { Count: > 0 } batch && await SendBatchAsync(batch, stop))
         {
-            var e = change(one).Event;
-            // The description goes twice; a character is at most three bytes, escaped ones are few.
-            bytes += 1024 + (3 * ((2 * e.Description.Length) + (2 * e.Service.Location.Length)));
-            if (batch.Count == BatchItems || (bytes > BatchBytes && batch.Count > 0))
-            {
-                yield return batch;
-                (batch, bytes) = ([], 0);
-            }
-            batch.Add(one);
         }
-        if (batch.Count > 0)
-            yield return batch;
+        NoteOutcome();
     }
 
-    private async Task SendAsync(
-        List<(Job Job, ItemChange Change)> batch, Cursor place, CancellationToken stop)
+    /// <summary>The next changes in order, of each item at most one.</summary>
+    private List<(Job Job, ItemChange Change)> NextBatch(Queue<(Job Job, ToldChange Change)> changes)
+    {
+        var (batch, keys, bytes) = (new List<(Job Job, ItemChange Change)>(), new HashSet<string>(), 0);
+        using var snapshot = store.Snapshot();
+        using var texts = new ObservedTexts(snapshot);
+        while (batch.Count < BatchItems && bytes < BatchBytes && changes.TryPeek(out var next))
+        {
+            var (job, change) = next;
+            if (!job.IsStopped && !keys.Add(job.Key))
+                break;
+            changes.Dequeue();
+            if (job.IsStopped)
+                continue;
+            var (text, _) = texts.Of(change.Observation, change.Status);
+            // The description goes twice; a character is at most three bytes, escaped ones are few.
+            bytes += 1024 + (3 * ((2 * text.Length) + (2 * job.Waiting.Service.Location.Length)));
+            batch.Add((job, new ItemChange(job.Key, job.Waiting.Service, change.Status, change.Time, text,
+                job.Version > 0 ? job.Version : ItemChange.Insert)));
+        }
+        return batch;
+    }
+
+    /// <summary>Sends one request, and stores what Onix made of it; false: the turn is over.</summary>
+    private async Task<bool> SendBatchAsync(List<(Job Job, ItemChange Change)> batch, CancellationToken stop)
     {
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
-        _refusedAll |= results.All(r => r.Outcome == ChangeOutcome.Refused);
-        var locked = new List<(Job Job, ItemChange Change)>();
-        for (var i = 0; i < batch.Count; i++)
+        var accepted = new List<(Job Job, ItemChange Change)>();
+        var refused = new List<(Job Job, string Reason)>();
+        var (locked, wentBack, modelIsMissing) = (new List<Job>(), false, false);
+        foreach (var ((job, change), result) in batch.Zip(results))
         {
-            var (job, change) = batch[i];
-            if (results[i].Outcome == ChangeOutcome.Locked)
-                locked.Add(batch[i]);
-            else if (results[i].Outcome == ChangeOutcome.Refused)
-                Refused(job, change, results[i].Message, place);
+            if (result.IsAccepted)
+            {
+                wentBack |= result.Outcome == ChangeOutcome.Inserted && change.Version > 0;
+                job.Version = result.Outcome switch
+                {
+                    ChangeOutcome.Inserted => 1,
+                    ChangeOutcome.Updated => change.Version + 1,
+                    _ => change.Version,
+                };
+                job.Done++;
+                accepted.Add((job, change));
+                continue;
+            }
+            job.IsStopped = true;
+            if (result.Outcome == ChangeOutcome.Locked)
+                locked.Add(job);
+            else if (IsModelMissing(result.Message))
+                modelIsMissing = true;
             else
-                _written.Add(change.Event);
+                refused.Add((job, result.Message));
         }
-        foreach (var (job, change) in locked)
+        await StoreAsync(accepted, refused);
+        if (modelIsMissing)
         {
-            if (++job.Locks > MaxLocks)
-                throw new OnixException($"Onix locks {change.Key} again and again");
+            (_isModelMissing, _nextList) = (true, 0);
+            throw new OnixException(
+                "Onix has no item type SES_SERVICE, or the user may not read partition REF");
         }
-        foreach (var (job, change) in await RefreshAsync(locked, l => l.Change.Key, stop))
-            Bar(job, change, "Onix holds an item with this key that the user may not read", place);
-        foreach (var (job, _) in locked)
-            job.Found = HeldOf(job.Service);
+        if (wentBack)
+            await BeginAnewAsync("Onix went back: an item that it held is gone");
+        return !wentBack && await RefreshAsync(locked, stop);
     }
 
-    /// <summary>Puts changes, halving what Onix refuses whole, and notes what it now holds.</summary>
+    /// <summary>Puts changes, halving what Onix refuses whole.</summary>
     private async Task<IReadOnlyList<ChangeResult>> PutAsync(List<ItemChange> changes, CancellationToken stop)
     {
-        IReadOnlyList<ChangeResult> results;
         try
         {
-            results = await _onix.PutAsync(changes, stop);
+            return await onix.PutAsync(changes, stop);
         }
         catch (OnixRequestRefusedException e) when (changes.Count == 1)
         {
-            results = [new ChangeResult(ChangeOutcome.Refused, e.Message)];
+            return [new ChangeResult(ChangeOutcome.Refused, e.Message)];
         }
         catch (OnixRequestRefusedException)
         {
@@ -9020,235 +7897,150 @@ internal sealed class Recorder
             return [.. await PutAsync([.. changes.Take(half)], stop),
                 .. await PutAsync([.. changes.Skip(half)], stop)];
         }
-        for (var i = 0; i < changes.Count; i++)
-            Note(changes[i], results[i].Outcome);
-        if (results.Any(r => r.Outcome == ChangeOutcome.Refused && IsModelMissing(r.Message)))
-            throw ModelIsMissing();
-        if (results.Any(r => r.IsAccepted))
-            NoteAccepted();
-        return results;
-    }
-
-    private void Note(ItemChange change, ChangeOutcome outcome)
-    {
-        var version = outcome switch
-        {
-            ChangeOutcome.Inserted => 1,
-            ChangeOutcome.Updated => change.Version + 1,
-            ChangeOutcome.Unchanged => change.Version,
-            _ => 0,
-        };
-        if (version == 0)
-            return;
-        var e = change.Event;
-        _held[change.Key] = new OnixItem(change.Key, e.Service, e.Status, e.Time, version);
-        _confirmed = _clock.GetUtcNow().UtcDateTime;
-    }
-
-    /// <summary>As soon as Onix accepts something after refusing everything, all barred are due.</summary>
-    private void NoteAccepted()
-    {
-        if (_refusedAll)
-        {
-            foreach (var (service, barred) in _barred.ToList())
-                _barred[service] = barred with { NextTry = _clock.GetUtcNow().UtcDateTime };
-        }
-        (_refusedAll, _acceptsOthers) = (false, true);
     }
 
     private static bool IsModelMissing(string message) =>
         message.StartsWith($"Item Type {OnixNames.ItemType} does not exist", StringComparison.Ordinal);
 
-    private OnixException ModelIsMissing()
+    /// <summary>What Onix confirmed and the marks' ends, what it refused: one transaction.</summary>
+    private async Task StoreAsync(
+        List<(Job Job, ItemChange Change)> accepted, List<(Job Job, string Reason)> refused)
     {
-        (_modelMissing, _nextList) = (true, 0);
-        return new OnixException("Onix has no item type SES_SERVICE, or the user may not read partition REF");
+        var cured = accepted.Where(a => a.Job.Waiting.Barred != null)
+            .Select(a => a.Job.Waiting.Service.Partition).Distinct().ToList();
+        var isCured = accepted.Count > 0 && _hasRefusedAll;
+        _accepts |= accepted.Count > 0;
+        _hasRefusedAll &= accepted.Count == 0;
+        _refused.AddRange(refused.Select(r => r.Job.Waiting));
+        var barred = refused.Where(r => !IsClash(r.Reason) || r.Job.IsAlternate).ToList();
+        await ChangeAsync(w =>
+        {
+            foreach (var (job, change) in accepted)
+            {
+                w.Outbox.Hold(job.Waiting.Id, job.Waiting.Key, job.Version, change.Status, change.Time,
+                    isOwn: true);
+                w.Outbox.Settle(job.Waiting, job.Next);
+            }
+            foreach (var (job, reason) in barred)
+                w.Outbox.Bar(job.Waiting, reason, Now);
+            foreach (var (job, _) in refused.Except(barred))
+                w.Outbox.SetKey(job.Waiting.Id, OnixNames.AlternateKey(job.Waiting.Service));
+            if (isCured)
+                w.Outbox.Retry(Now);
+            foreach (var partition in cured)
+                w.Outbox.Retry(Now, partition);
+        });
+        foreach (var (job, _) in accepted)
+            _locks.Remove(job.Waiting.Id);
+        meters.OnixChanges.WithLabels("recorded").Inc(accepted.Count);
+        if (accepted.Count > 0)
+            NoteConfirmed();
+        if (cured.Count > 0)
+            log.Info("Onix takes services again that it had refused",
+                ("services", accepted.Count(a => a.Job.Waiting.Barred != null)));
+        Tell(barred);
     }
 
-    private void Refused(Job job, ItemChange change, string message, Cursor place)
+    /// <summary>
+    /// As soon as Onix accepts something after having refused everything, all barred are due. That these are
+    /// refused again says something of Onix only if it has taken nothing else meanwhile.
+    /// </summary>
+    private void NoteOutcome()
     {
-        if (IsClash(message) && _alternateKeys.TryAdd(job.Service, OnixNames.AlternateKey(job.Service)))
-            return;
-        Bar(job, change, message, place);
+        if (_accepts)
+            _acceptsOthers = true;
+        else if (_refused.Count > 0 && _refused.TrueForAll(s => s.Barred != null))
+            (_hasRefusedAll, _acceptsOthers) = (_hasRefusedAll || !_acceptsOthers, false);
+        else
+            _hasRefusedAll |= _refused.Count > 0;
     }
+
+    // Of the turn: whether Onix accepted anything, and the services whose changes it refused.
+    private bool _accepts;
+    private List<WaitingService> _refused = [];
 
     /// <summary>The key exists in another partition, perhaps one that the user may not read.</summary>
     private static bool IsClash(string message) =>
         message.Contains("exist within Partition", StringComparison.Ordinal);
 
-    private void Bar(Job job, ItemChange change, string reason, Cursor place)
+    private void Tell(List<(Job Job, string Reason)> barred)
     {
-        var now = _clock.GetUtcNow().UtcDateTime;
-        job.IsBarred = true;
-        _barred[job.Service] = new BarredService(
-            place, change.Event, now, reason, BarredService.FirstDelay, now + BarredService.FirstDelay);
-        _log.Often("Onix refuses a service's change; the others go on", ("service", job.Service),
-            ("key", change.Key), ("reason", reason));
+        var first = barred.Where(b => b.Job.Waiting.Barred == null).ToList();
+        if (first.Count == 0)
+            return;
+        meters.OnixChanges.WithLabels("barred").Inc(first.Count);
+        using var snapshot = store.Snapshot();
+        var (services, partitions) = new OutboxReader(snapshot).CountBarred();
+        log.Often("Onix refuses changes; those of other services go on",
+            ("service", first[0].Job.Waiting.Service), ("key", first[0].Job.Key), ("reason", first[0].Reason),
+            ("services", services), ("partitions", partitions));
     }
 
-    /// <summary>Learns what Onix holds of locked items; returns those that cannot be seen.</summary>
-    private async Task<List<T>> RefreshAsync<T>(List<T> locked, Func<T, string> keyOf, CancellationToken stop)
+    /// <summary>
+    /// Learns what Onix holds of locked items; false: Onix went back, and the turn is over.
+    /// </summary>
+    private async Task<bool> RefreshAsync(List<Job> locked, CancellationToken stop)
     {
         var unseen = locked;
         if (locked.Count <= ReadSingly)
         {
             unseen = [];
-            foreach (var one in locked)
+            foreach (var job in locked)
             {
-                if (await _onix.GetAsync(keyOf(one), stop) is { } item)
-                    _held[item.Key] = item;
-                else
-                    unseen.Add(one);
+                if (await onix.GetAsync(job.Key, stop) is not { } item)
+                    unseen.Add(job);
+                else if (!await TakeAsync(job, item))
+                    return false;
             }
         }
         if (unseen.Count == 0)
-            return unseen;
-        var list = await _onix.ListAsync(stop);
-        foreach (var one in unseen.Where(u => list.ContainsKey(keyOf(u))))
-            _held[keyOf(one)] = list[keyOf(one)];
-        return [.. unseen.Where(u => !list.ContainsKey(keyOf(u)))];
-    }
-
-    /// <summary>
-    /// The turn is settled: windows take what was read, each event is counted, the cursor moves.
-    /// </summary>
-    private void Confirm(Turn turn)
-    {
-        foreach (var e in turn.Chunk.Events)
+            return true;
+        var list = await ListAsync(unseen.Select(j => j.Key).ToHashSet(), stop);
+        foreach (var job in unseen.Where(_ => _isListed))
         {
-            var job = turn.Jobs.GetValueOrDefault(e.Service);
-            if (job is { IsBarred: false })
-                _windows.Add(e);
-            if (turn.Start.CompareTo(_counted) >= 0)
-                _meters.OnixEvents.WithLabels(Outcome(job, e)).Inc();
-        }
-        _counted = _counted.CompareTo(turn.Chunk.Next) < 0 ? turn.Chunk.Next : _counted;
-        _written.Clear();
-        MoveTo(turn.Chunk.Next);
-        Volatile.Write(ref _backlogBase, _backlogBase - turn.Chunk.Events.Count);
-    }
-
-    private void MoveTo(Cursor place)
-    {
-        _unsaved |= _cursor != place;
-        _cursor = place;
-        Publish();
-        KeepForRetention();
-    }
-
-    private string Outcome(Job? job, StatusEvent e)
-    {
-        if (job == null || job.IsBarred)
-            return "barred";
-        if (_written.Contains(e) || (job.Found?.Time == e.Time && job.Found.Status == e.Status))
-            return "recorded";
-        return job.Found == null || job.Found.IsBefore(e) ? "unchanged" : "late";
-    }
-
-    // ---- Barred services ----
-
-    /// <summary>Sends the refused changes that are due; what is accepted is caught up in one pass.</summary>
-    private async Task<bool> RetryBarredAsync(CancellationToken stop)
-    {
-        var accepted = new HashSet<ServiceKey>();
-        var tried = new HashSet<ServiceKey>();
-        while (true)
-        {
-            var now = _clock.GetUtcNow().UtcDateTime;
-            // What cured one service of a partition has cured its others: no need to wait for each.
-            var due = _barred.Where(b => !tried.Contains(b.Key) && (b.Value.Wait(now) == TimeSpan.Zero
-                || accepted.Any(a => a.Partition == b.Key.Partition))).Select(b => b.Key).ToList();
-            if (due.Count == 0)
-                break;
-            tried.UnionWith(due);
-            await RetryAsync(due, accepted, stop);
-        }
-        if (accepted.Count > 0)
-            await CatchUpAsync(accepted, stop);
-        else if (tried.Count > 0)
-            // That they are refused again says something of Onix only if it has taken nothing else meanwhile.
-            (_refusedAll, _acceptsOthers) = (_refusedAll || !_acceptsOthers, false);
-        _unsaved |= tried.Count > 0;
-        KeepForRetention();
-        return accepted.Count > 0;
-    }
-
-    private async Task RetryAsync(List<ServiceKey> due, HashSet<ServiceKey> accepted, CancellationToken stop)
-    {
-        var changes = new List<ItemChange>();
-        foreach (var service in due)
-        {
-            var (held, first) = (HeldOf(service), _barred[service].First);
-            if (held == null || (held.IsBefore(first) && held.Status != first.Status))
-                changes.Add(new ItemChange(KeyOf(service), first, held?.Version ?? ItemChange.Insert));
+            if (list.GetValueOrDefault(job.Key) is { } item)
+                await TakeAsync(job, item);
             else
-                accepted.Add(service);
+                await BarAsync(job, "Onix holds an item with this key that the user may not read");
         }
-        foreach (var batch in Batches(changes, c => c))
-        {
-            var results = await PutAsync(batch, stop);
-            var locked = new List<ItemChange>();
-            foreach (var (change, result) in batch.Zip(results))
-            {
-                if (result.Outcome == ChangeOutcome.Refused)
-                    RefusedAgain(change, result.Message);
-                else if (result.Outcome == ChangeOutcome.Locked)
-                    locked.Add(change);
-                else
-                    accepted.Add(change.Event.Service);
-            }
-            var unseen = await RefreshAsync(locked, c => c.Key, stop);
-            foreach (var change in unseen)
-                RefusedAgain(change, "Onix holds an item with this key that the user may not read");
-            accepted.UnionWith(locked.Except(unseen).Select(c => c.Event.Service));
-        }
+        return _isListed;
     }
 
-    private void RefusedAgain(ItemChange change, string reason)
+    /// <summary>Learns from a locked item; false: Onix went back.</summary>
+    private async Task<bool> TakeAsync(Job job, OnixItem item)
     {
-        var service = change.Event.Service;
-        if (IsClash(reason))
-            _alternateKeys.TryAdd(service, OnixNames.AlternateKey(service));
-        _barred[service] = _barred[service].Again(_clock.GetUtcNow().UtcDateTime, reason);
+        var service = job.Waiting;
+        if (item.Service != service.Service && job.IsAlternate)
+        {
+            await BarAsync(job, "Onix holds another service under this key");
+            return true;
+        }
+        if (item.Service == service.Service && item.Version < job.Version)
+        {
+            await BeginAnewAsync("Onix went back, as after a restored backup");
+            return false;
+        }
+        var locks = _locks[service.Id] = _locks.GetValueOrDefault(service.Id) + 1;
+        await ChangeAsync(w =>
+        {
+            if (item.Service != service.Service)
+                w.Outbox.SetKey(service.Id, OnixNames.AlternateKey(service.Service));
+            else
+                Hold(w, service.Id, item);
+            if (locks > MaxLocks)
+                w.Outbox.StepBack(service, Now);
+        });
+        return true;
     }
 
-    /// <summary>
-    /// One pass over the log, from the earliest place to the cursor, for the services given.
-    /// </summary>
-    private async Task CatchUpAsync(HashSet<ServiceKey> services, CancellationToken stop)
+    private async Task BarAsync(Job job, string reason)
     {
-        var place = services.Select(PlaceOf).Min();
-        var windows = _eventLog.WindowsAt(place, services.Contains);
-        var left = new HashSet<ServiceKey>(services);
-        for (var first = true; ; first = false)
-        {
-            var chunk = _eventLog.Read(place, _cursor, ChunkSize);
-            var read = chunk.Events.Where(e => left.Contains(e.Service)).ToLookup(e => e.Service);
-            var touched = left.Where(s => first || read.Contains(s));
-            List<Job> jobs = [.. touched.Select(s => new Job(s, windows.GetValueOrDefault(s), [.. read[s]]))];
-            await SettleAsync(jobs, place, stop);
-            _written.ExceptWith(jobs.SelectMany(j => j.Events));
-            foreach (var job in jobs.Where(j => j.IsBarred))
-                left.Remove(job.Service);
-            foreach (var e in chunk.Events.Where(e => left.Contains(e.Service)))
-                windows.Add(e);
-            if (chunk.Next.CompareTo(_cursor) >= 0 || chunk.Next == place)
-                break;
-            place = chunk.Next;
-        }
-        // A turn that was begun left them out: it must begin again, with them.
-        _turn = null;
-        foreach (var service in left)
-        {
-            _barred.Remove(service);
-            _windows[service] = windows.GetValueOrDefault(service) ?? new Window();
-        }
-        if (left.Count > 0)
-            _log.Info("Onix takes services again that it had refused", ("services", left.Count));
+        await ChangeAsync(w => w.Outbox.Bar(job.Waiting, reason, Now));
+        Tell([(job, reason)]);
     }
 }
 
-// ================================= 12. HTTP ==================================
+// ================================= 13. HTTP ==================================
 //
 // The forms of requests and answers: HTTP/1.1 (RFC 9110, RFC 9112), parsed strictly, from bytes alone. What
 // two parsers could understand differently is refused, never mended, so that no request can be smuggled past
@@ -9524,7 +8316,7 @@ internal sealed record RequestHead(
     }
 }
 
-// ================================= 13. Auth ==================================
+// ================================= 14. Auth ==================================
 //
 // Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
 // OIDC issuer (bearer, RFC 6750). Secrets are compared in constant time. The more wrong credentials came from
@@ -9999,17 +8791,54 @@ internal sealed class Auth
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
-// ============================== 14. Status page ==============================
+// ============================== 15. Status page ==============================
 //
 // What people see: HTML and CSS without a script. First one sentence for the whole, then what is down now,
 // then all services by partition and platform, then past outages, and what SeS could not take or pass on.
 // Labels come from strangers, so all text is escaped. Links are relative: the page works under any path.
 
+/// <summary>An alert that could not be mapped, as it is kept.</summary>
+/// <param name="Id">For a retry.</param>
+/// <param name="Alert">As it came: JSON.</param>
+internal sealed record QuarantinedAlert(
+    string Id, DateTime Recorded, string Partition, string Alertname, string Reason, byte[] Alert)
+{
+    /// <summary>Those of a partition, or all, the latest first.</summary>
+    public static IEnumerable<QuarantinedAlert> Read(Snapshot snapshot, string? partition = null)
+    {
+        using var rows = snapshot.Query("""
+            SELECT identity, recorded, partition, reason, alert FROM quarantine
+            WHERE ?1 IS NULL OR partition = ?1 ORDER BY id DESC
+            """);
+        for (rows.Bind(1, partition); rows.Step();)
+        {
+            var alert = rows.Bytes(4).ToArray();
+            yield return new QuarantinedAlert(Convert.ToHexStringLower(rows.Bytes(0)),
+                UnixTime.Read(rows.Number(1)), rows.Text(2), NameOf(alert), rows.Text(3), alert);
+        }
+    }
+
+    /// <summary>What <see cref="Id"/> says; null: it is none.</summary>
+    public static UInt128? IdOf(string? text) => text?.Length == 32
+        && UInt128.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var id)
+        ? id : null;
+
+    private static string NameOf(byte[] json)
+    {
+        if (!json.AsSpan().StartsWith("{"u8))
+            return "";
+        var alert = new AlertFields(AlertSource.Webhook);
+        var reader = JsonText.NewReader(json);
+        reader.Read();
+        alert.Read(ref reader);
+        return alert.Labels.Get("alertname") ?? "";
+    }
+}
+
 /// <summary>What the page shows beside the services: Onix's state, and the quarantine.</summary>
 /// <param name="Onix">Null: SeS runs without one.</param>
-/// <param name="Quarantined">How many alerts there are, and the latest of them.</param>
-internal sealed record DaemonState(
-    RecorderState? Onix, int QuarantinedCount, IReadOnlyList<QuarantinedAlert> Quarantined, string Path);
+/// <param name="Barred">The first of the services whose changes Onix refuses.</param>
+internal sealed record DaemonState(RecorderState? Onix, IReadOnlyList<BarredService> Barred, string Path);
 
 /// <summary>Writes HTML, a part at a time.</summary>
 internal sealed class HtmlWriter : BodyWriter
@@ -10101,10 +8930,14 @@ internal sealed record PageQuery(string Range, string? Search)
 }
 
 /// <summary>The pages, as HTML in parts.</summary>
-internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery query)
+internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQuery query)
 {
-    /// <summary>Of past outages, of a service's changes, of what was set aside: no more of each.</summary>
-    private const int MostOutages = 50, MostChanges = 200, MostSetAside = 20;
+    /// <summary>
+    /// Of what is down, of past outages, a service's changes, what was set aside: no more of each.
+    /// </summary>
+    private const int MostDown = 1000, MostOutages = 50, MostChanges = 200;
+
+    public const int MostSetAside = 20;
 
     /// <summary>Of a strip's bad times, so many are read out.</summary>
     private const int MaxSpokenIntervals = 12;
@@ -10159,73 +8992,102 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
         + "'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
     private readonly HtmlWriter _html = new();
-    private readonly DateTime _from = answers.Now - query.Length;
+    private readonly DateTime _from = questions.Moment - query.Length;
 
     // ---- The page of all ----
 
+    /// <summary>
+    /// How many services there are of each kind; those that are not known yet count as none.
+    /// </summary>
+    private sealed class Counts
+    {
+        public int All { get; private set; }
+        public int Down { get; private set; }
+        public int Other { get; private set; }
+        public int NotUp => Down + Other;
+
+        public void Add(Status status)
+        {
+            All++;
+            Down += status == Status.Down ? 1 : 0;
+            Other += status is not (Status.Up or Status.Down) ? 1 : 0;
+        }
+    }
+
     /// <summary>The page of all services.</summary>
-    /// <exception cref="IOException">The log cannot be read.</exception>
+    /// <exception cref="SqliteException">The database is damaged.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
-        var all = answers.Known.OrderBy(k => k.Service, Answers.ByName).ToList();
-        var shown = all.Where(k => query.Takes(k.Service)).ToList();
-        var down = shown.Where(k => k.LastEvent.Status == "down").ToList();
+        var (all, shown, groups) = (new Counts(), new Counts(), new Dictionary<(string, string), Counts>());
+        var (partitions, down) = (new List<string>(), new List<(ServiceKey Service, DateTime Since)>());
+        foreach (var (_, service, status, since) in questions.All())
+        {
+            if (partitions.Count == 0 || partitions[^1] != service.Partition)
+                partitions.Add(service.Partition);
+            if (status is not { } known)
+                continue;
+            all.Add(known);
+            if (!query.Takes(service))
+                continue;
+            shown.Add(known);
+            var group = (service.Partition, service.Platform);
+            if (!groups.TryGetValue(group, out var counts))
+                groups[group] = counts = new Counts();
+            counts.Add(known);
+            if (known == Status.Down && down.Count < MostDown)
+                down.Add((service, since));
+        }
         Begin(Title(all), Sentence(all));
-        if (all.Count == 0)
+        if (all.All == 0)
             AddFirstStep();
         if (down.Count > 0)
             AddDown(down);
-        if (all.Count > 0)
+        if (all.All > 0)
         {
             _html.Add($"<h2>Services</h2>");
             AddForm();
         }
-        if (all.Count > 0 && shown.Count == 0)
+        if (all.All > 0 && shown.All == 0)
             _html.Add($"<p>No service has “<bdi>{query.Search}</bdi>” in its names.</p>");
-        var services = shown.Select(k => k.Service).ToList();
-        var (tallies, outages) = answers.Tallies(services, _from, null, query.Intervals, MostOutages);
-        var at = 0;
-        foreach (var group in shown.GroupBy(k => (k.Service.Partition, k.Service.Platform)))
+        (string, string)? open = null;
+        foreach (var (_, service, runs) in questions.Runs(new(null, null, null, null, null), _from))
         {
-            var members = group.ToList();
-            BeginGroup(group.Key.Partition, group.Key.Platform, members);
-            foreach (var known in members)
+            var group = (service.Partition, service.Platform);
+            if (!query.Takes(service) || !groups.TryGetValue(group, out var counts))
+                continue;
+            if (open != group)
             {
-                AddService(known, tallies[at], at++);
-                if (_html.IsFull)
-                    yield return _html.Take();
+                _html.Add($"{new Markup(open == null ? "" : "</ul></details>")}");
+                BeginGroup(group.Partition, group.Platform, counts);
             }
-            _html.Add($"</ul></details>");
+            open = group;
+            AddService(service, runs);
+            if (_html.IsFull)
+                yield return _html.Take();
         }
-        if (services.Count > 0)
-            AddOutages(services, outages);
+        _html.Add($"{new Markup(open == null ? "" : "</ul></details>")}");
+        if (shown.All > 0)
+            AddOutages();
         AddSetAside();
-        yield return End(all.Select(k => k.Service.Partition).Distinct());
+        yield return End(partitions);
     }
 
-    private static string Title(List<KnownService> all)
-    {
-        var down = all.Count(k => k.LastEvent.Status == "down");
-        var bad = all.Count(k => k.LastEvent.Status != "up");
-        return down > 0 ? $"{down} down" : bad > 0 ? $"{bad} not up"
-            : all.Count == 0 ? "no service yet" : "all is well";
-    }
+    private static string Title(Counts all) => all.Down > 0 ? $"{all.Down} down"
+        : all.NotUp > 0 ? $"{all.NotUp} not up" : all.All == 0 ? "no service yet" : "all is well";
 
-    private static Markup Sentence(List<KnownService> all)
+    private static Markup Sentence(Counts all)
     {
-        var down = all.Count(k => k.LastEvent.Status == "down");
-        var other = all.Count(k => k.LastEvent.Status is not ("up" or "down"));
-        var others = other == 0 ? "" : $" {other} {(other == 1 ? "is" : "are")} neither up nor down.";
-        if (all.Count == 0)
+        var others = all.Other == 0 ? "" : $" {all.Other} {(all.Other == 1 ? "is" : "are")} neither up nor down.";
+        if (all.All == 0)
             return Markup.Of($"SeS knows of no service yet.");
-        if (down > 0 && all.Count > 1)
-            return Markup.Of($"<span class=\"down\">✖ {down} of {all.Count} services ")
-                + Markup.Of($"{(down == 1 ? "is" : "are")} down.</span>{others}");
-        if (down > 0)
+        if (all.Down > 0 && all.All > 1)
+            return Markup.Of($"<span class=\"down\">✖ {all.Down} of {all.All} services ")
+                + Markup.Of($"{(all.Down == 1 ? "is" : "are")} down.</span>{others}");
+        if (all.Down > 0)
             return Markup.Of($"<span class=\"down\">✖ The one service is down.</span>");
-        if (other > 0)
+        if (all.Other > 0)
             return Markup.Of($"No service is down.{others}");
-        var who = all.Count == 1 ? "The one service is" : $"All {all.Count} services are";
+        var who = all.All == 1 ? "The one service is" : $"All {all.All} services are";
         return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
     }
 
@@ -10235,7 +9097,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
         <p>Send it an alert, and this page will show the service:</p>
         <pre>curl -i http://HOST:PORT/{{daemon.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
         "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},
-        "startsAt":"{{Rfc3339.Format(answers.Now)}}"}]}'</pre>
+        "startsAt":"{{Rfc3339.Format(questions.Moment)}}"}]}'</pre>
         <p>Then have Alertmanager send all alerts, by a receiver with</p>
         <pre>webhook_configs:
         - url: http://HOST:PORT/{{daemon.Path}}/INS
@@ -10243,19 +9105,20 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
         <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
         """);
 
-    private void AddDown(List<KnownService> down)
+    private void AddDown(List<(ServiceKey Service, DateTime Since)> down)
     {
         _html.Add($"<section class=\"alarm\"><h2>Down now</h2><ul>");
-        foreach (var (known, since) in down.Zip(answers.Since(down)))
+        foreach (var (service, since) in down)
         {
-            var service = known.Service;
+            var text = questions.Present(new(service.Partition, service.Platform, service.Service,
+                service.Facet, service.Location)).FirstOrDefault()?.Description;
             _html.Add($"""
                 <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
-                <span class="word down">down</span> since {Time(since)}, for {Lasted(answers.Now - since)}.
-                <bdi>{known.LastEvent.Description}</bdi></li>
+                <span class="word down">down</span> since {Time(since)}, for {Lasted(questions.Moment - since)}.
+                <bdi>{text}</bdi></li>
                 """);
         }
-        _html.Add($"</ul></section>");
+        _html.Add($"</ul>{AndNoMore(down.Count, MostDown)}</section>");
     }
 
     private void AddForm()
@@ -10280,50 +9143,59 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
             _html.Add($"<a href=\"{target}\">{range}</a>");
     }
 
-    private void BeginGroup(string partition, string platform, List<KnownService> members)
+    private void BeginGroup(string partition, string platform, Counts members)
     {
-        var bad = members.Count(m => m.LastEvent.Status != "up");
-        var open = bad > 0 || query.Search != null ? " open" : "";
-        var state = bad == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
-            : Markup.Of($"<span class=\"down\">✖ {bad} not up</span>");
+        var open = members.NotUp > 0 || query.Search != null ? " open" : "";
+        var state = members.NotUp == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
+            : Markup.Of($"<span class=\"down\">✖ {members.NotUp} not up</span>");
         _html.Add($"""
             <details{open}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>:
-            {Counted(members.Count, "service")}, {state}</summary>
+            {Counted(members.All, "service")}, {state}</summary>
             <ul><li class="row soft"><span class="strip ends"><span>{Time(_from)}</span>
-            <span>{Time(answers.Now)}</span></span></li>
+            <span>{Time(questions.Moment)}</span></span></li>
             """);
     }
 
-    private void AddService(KnownService known, Tally tally, int number)
+    private void AddService(ServiceKey service, IEnumerable<Run> runs)
     {
-        var service = known.Service;
-        var figures = tally.Finish();
+        var (strip, availability, status) = AddUp(runs);
+        if (status is not { } last)
+            return;
         _html.Add($"""
-            <li class="row"><span>{Link(service)}</span>{StatusText(known.LastEvent.Status)}
-            <span class="strip">{Strip(tally.Strip, Name(service))}</span>
-            <span class="share">{Share(figures.Availability)}</span></li>
+            <li class="row"><span>{Link(service)}</span>{StatusText(questions.Snapshot.NameOf(last))}
+            <span class="strip">{StripOf(strip.Worst, Name(service))}</span>
+            <span class="share">{Share(availability.Percent)}</span></li>
             """);
     }
 
-    private void AddOutages(List<ServiceKey> services, IReadOnlyList<Outage> outages)
+    /// <summary>How a service fared in the range, and how it is at its end; null: it is not known.</summary>
+    private (Strip Strip, Availability Availability, Status? Last) AddUp(IEnumerable<Run> runs)
+    {
+        var strip = new Strip(_from, questions.Moment, query.Intervals);
+        var sum = new AvailabilitySum(_from, questions.Moment);
+        Status? last = null;
+        foreach (var run in runs)
+        {
+            strip.Add(run.From, run.To ?? questions.Moment, run.Status);
+            sum.Add(run.From, run.To ?? questions.Moment, run.Status);
+            last = run.Status;
+        }
+        return (strip, sum.Result, last);
+    }
+
+    private void AddOutages()
     {
         _html.Add($"<section><h2>Past outages</h2>");
+        var outages = questions.Ended(_from).Where(o => query.Takes(o.Service)).Take(MostOutages).ToList();
         if (outages.Count == 0)
             _html.Add($"<p>None ended in this time.</p>");
         _html.Add($"<ul>");
-        var starts = outages.Select(o => new ServiceMark(o.Service, o.Start)).ToList();
-        var texts = answers.Archive.Events(starts, services)
-            .ToDictionary(e => e.Change, e => e.Event.Description);
         foreach (var outage in outages)
-        {
-            var service = services[outage.Service];
             _html.Add($"""
-                <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
-                {Time(outage.Start.Time)} to {Time(outage.End)},
-                {Lasted(outage.End - outage.Start.Time)}.
-                <bdi>{texts.GetValueOrDefault(new ServiceMark(outage.Service, outage.Start))}</bdi></li>
+                <li>{Link(outage.Service)} <span class="soft">{Group(outage.Service)}</span><br>
+                {Time(outage.From)} to {Time(outage.To)}, {Lasted(outage.To - outage.From)}.
+                <bdi>{outage.Description}</bdi></li>
                 """);
-        }
         _html.Add($"</ul>{AndNoMore(outages.Count, MostOutages)}</section>");
     }
 
@@ -10333,51 +9205,57 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
     /// <summary>What SeS could not map, and what Onix does not take.</summary>
     private void AddSetAside()
     {
-        if (daemon.Onix?.Barred is { Count: > 0 } barred)
+        if (daemon.Onix?.Barred > 0)
         {
             _html.Add($"""
                 <section><h2>Refused by Onix</h2>
-                <p>{Counted(barred.Count, "service")}; SeS tries again.</p><ul>
+                <p>{Counted(daemon.Onix.Barred, "service")}; SeS tries again.</p><ul>
                 """);
-            foreach (var (service, refusal) in barred.Take(MostSetAside))
+            foreach (var barred in daemon.Barred)
                 _html.Add($"""
-                    <li>{Link(service)} since {Time(refusal.Since)}: <bdi>{refusal.Reason}</bdi></li>
+                    <li>{Link(barred.Service)} since {Time(barred.Since)}: <bdi>{barred.Reason}</bdi></li>
                     """);
             _html.Add($"</ul></section>");
         }
-        if (daemon.QuarantinedCount == 0)
+        if (questions.Snapshot.Number("SELECT count(*) FROM quarantine") is not ({ } count and > 0))
             return;
         _html.Add($"""
             <section><h2>Quarantined alerts</h2>
-            <p>{Counted(daemon.QuarantinedCount, "alert")} could not be mapped to a service, and can be seen
-            whole in quarantine.jsonl. The latest:</p><ul>
+            <p>{Counted(count, "alert")} could not be mapped to a service; ses quarantine shows them. The
+            latest:</p><ul>
             """);
-        foreach (var alert in daemon.Quarantined.Reverse().Take(MostSetAside))
-        {
-            var received = Rfc3339.TryParse(alert.Received, out var time) ? Time(time) : default;
+        foreach (var alert in QuarantinedAlert.Read(questions.Snapshot).Take(MostSetAside))
             _html.Add($"""
-                <li>{received} <bdi>{alert.Alertname ?? "(no name)"}</bdi>
+                <li>{Time(alert.Recorded)} <bdi>{(alert.Alertname == "" ? "(no name)" : alert.Alertname)}</bdi>
                 <span class="soft"><bdi>{alert.Partition}</bdi></span>: <bdi>{alert.Reason}</bdi></li>
                 """);
-        }
         _html.Add($"</ul></section>");
     }
 
     // ---- The page of one ----
 
-    /// <summary>The page of one service, which is known.</summary>
-    /// <exception cref="IOException">The log cannot be read.</exception>
-    public IEnumerable<ReadOnlyMemory<byte>> One(ServiceKey service)
+    /// <summary>The page of one service; null: it is not known.</summary>
+    /// <exception cref="SqliteException">The database is damaged.</exception>
+    public IEnumerable<ReadOnlyMemory<byte>>? One(ServiceKey service)
     {
-        var known = answers.Known.First(k => k.Service == service);
-        var (tallies, _) = answers.Tallies([service], _from, null, query.Intervals, 0);
-        var figures = tallies[0].Finish();
-        var since = answers.Since([known])[0];
+        var filter = new ServiceFilter(
+            service.Partition, service.Platform, service.Service, service.Facet, service.Location);
+        var present = questions.Present(filter).FirstOrDefault();
+        return present == null ? null : One(filter, present);
+    }
+
+    private IEnumerable<ReadOnlyMemory<byte>> One(ServiceFilter filter, PresentRow present)
+    {
+        var (id, service, strip, availability) = questions.Runs(filter, _from).Select(r =>
+        {
+            var sum = AddUp(r.Runs);
+            return (r.Id, r.Service, sum.Strip, sum.Availability);
+        }).First();
         Begin(Name(service), Names(service));
         _html.Add($"""
             <p><a href="./?{Query(("range", query.Range))}">All services</a></p>
-            <p>{StatusText(known.LastEvent.Status)} since {Time(since)}, for {Lasted(answers.Now - since)}.
-            <bdi>{known.LastEvent.Description}</bdi></p>
+            <p>{StatusText(present.Status)} since {Time(present.Since)},
+            for {Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></p>
             <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
             <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
             <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
@@ -10387,17 +9265,18 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
             """);
         foreach (var range in PageQuery.Ranges.Keys)
             AddRange(range, Target(service, range));
-        _html.Add($"</nav>{Strip(tallies[0].Strip, Name(service))}");
-        _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(answers.Now)}</span></p>");
-        AddFigures(figures);
-        AddChanges(service);
+        _html.Add($"</nav>{StripOf(strip.Worst, Name(service))}");
+        _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(questions.Moment)}</span></p>");
+        AddFigures(availability);
+        AddChanges(id, service);
         yield return End([]);
     }
 
-    private void AddFigures(Figures f) => _html.Add($"""
+    private void AddFigures(Availability f) => _html.Add($"""
         <h2>Figures of these {query.Range}</h2>
-        <dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
-        <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Down</dt><dd>{Lasted(f.Down)}</dd>
+        <dl><dt>Availability</dt><dd>{Share(f.Percent)} of the time known</dd>
+        <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Degraded</dt><dd>{Lasted(f.Degraded)}</dd>
+        <dt>Down</dt><dd>{Lasted(f.Down)}</dd><dt>Unknown</dt><dd>{Lasted(f.Unknown)}</dd>
         <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
         <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Lasted(f.Longest))}</dd>
         <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Lasted(mean) : "none")}</dd>
@@ -10405,9 +9284,9 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
         <dd>{(f.MeanBetween is { } between ? Lasted(between) : "no outage")}</dd></dl>
         """);
 
-    private void AddChanges(ServiceKey service)
+    private void AddChanges(long id, ServiceKey service)
     {
-        var changes = answers.Latest(service, _from, MostChanges).Reverse().ToList();
+        var changes = questions.Latest(id, service, _from).Take(MostChanges).ToList();
         _html.Add($"<h2>Changes</h2>");
         if (changes.Count == 0)
             _html.Add($"<p>There was none in this time.</p>");
@@ -10436,7 +9315,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
             <meta name="viewport" content="width=device-width, initial-scale=1">
             <meta http-equiv="refresh" content="{RefreshSeconds}"><link rel="icon" href="data:,">
             <style>{new Markup(Style)}</style></head><body><main><h1>{sentence}</h1>
-            <p class="soft">As of {Time(answers.Now)}. All times are in UTC. The page renews itself every
+            <p class="soft">As of {Time(questions.Moment)}. All times are in UTC. The page renews itself every
             {RefreshSeconds} s. {Onix()}</p>
             """);
     }
@@ -10445,9 +9324,9 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
     {
         if (daemon.Onix is not { } onix)
             return default;
-        var oldest = onix.Oldest is { } time ? $", the oldest received {Lasted(answers.Now - time)} ago" : "";
+        var oldest = onix.Oldest is { } time ? $", the oldest for {Lasted(questions.Moment - time)}" : "";
         var behind = onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
-            : Markup.Of($"<strong>Onix is behind by {Counted(onix.Backlog, "event")}{oldest}.</strong>");
+            : Markup.Of($"<strong>Onix lacks changes of {Counted(onix.Backlog, "service")}{oldest}.</strong>");
         return onix.Trouble == null ? behind
             : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
     }
@@ -10524,7 +9403,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
     /// <summary>
     /// Equal intervals are drawn as one. Height repeats the colour's meaning: down is tall, unknown is low.
     /// </summary>
-    private Markup Strip(IReadOnlyList<Condition> strip, string name)
+    private Markup StripOf(IReadOnlyList<Condition> strip, string name)
     {
         var (bars, bad) = (new StringBuilder(), new List<string>());
         for (int i = 0, next; i < strip.Count; i = next)
@@ -10552,7 +9431,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
             + (strip.Contains(Condition.Up) ? "; else up" : "");
         return Markup.Of($"""
             <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
-            aria-label="{name}, {Written(_from)} to {Written(answers.Now)} UTC: {summary}">
+            aria-label="{name}, {Written(_from)} to {Written(questions.Moment)} UTC: {summary}">
             {new Markup(bars.ToString())}</svg>
             """);
     }
@@ -10560,7 +9439,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
     private DateTime Edge(int interval) => _from + (query.Length * interval / query.Intervals);
 }
 
-// ================================== 15. Web ==================================
+// ================================== 16. Web ==================================
 //
 // What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
 // answers those requests alone that carry this process's secret. Its traps shape this section: it answers
@@ -10568,7 +9447,7 @@ internal sealed class StatusPage(Answers answers, DaemonState daemon, PageQuery 
 // handler sets 503 first, and the 2xx is set in one place, after the flush. Each request is queued, none
 // awaited by the accept loop.
 
-/// <summary>Answers requests; the log and the Recorder are given once they are there.</summary>
+/// <summary>Answers requests; the store and the Recorder are given once they are there.</summary>
 internal sealed class Web
 {
     /// <summary>Fields that the gate sets: the process's secret, and the address of the client.</summary>
@@ -10592,8 +9471,19 @@ internal sealed class Web
     /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
     private const int MaxListedAlerts = 100, MaxShown = 200;
 
-    /// <summary>Questions that are computed at once; other requests need a core, too.</summary>
+    /// <summary>
+    /// Questions that are computed at once, of the short ones and of the long ones: other requests need a
+    /// core.
+    /// </summary>
     public const int MaxActiveQuestions = 2;
+
+    /// <summary>A history of so many changes is short.</summary>
+    private const int ShortLimit = 1000;
+
+    /// <summary>
+    /// So long an answer may take with its reader: the database's log cannot start anew meanwhile.
+    /// </summary>
+    private static readonly TimeSpan AnswerTime = TimeSpan.FromMinutes(2);
 
     /// <summary>How long a question waits for its turn.</summary>
     private static readonly TimeSpan TurnTime = TimeSpan.FromSeconds(10);
@@ -10611,11 +9501,13 @@ internal sealed class Web
     private readonly byte[] _secret;
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
-    private readonly SemaphoreSlim _turns = new(MaxActiveQuestions);
+    private readonly SemaphoreSlim
+        _shortTurns = new(MaxActiveQuestions), _longTurns = new(MaxActiveQuestions);
     private readonly ConcurrentDictionary<string, StreamedBody> _streamedBodies = [];
     // Guarded by itself: the long answers that are being read.
     private readonly HashSet<StreamedBody> _unfinished = [];
-    private volatile EventLog? _eventLog;
+    private volatile Store? _store;
+    private volatile Scrub? _scrub;
     private volatile Recorder? _recorder;
     private volatile bool _draining;
 
@@ -10667,14 +9559,15 @@ internal sealed class Web
     }
 
     /// <summary>From now on webhooks are taken.</summary>
-    public void Serve(EventLog eventLog, Recorder? recorder) => (_recorder, _eventLog) = (recorder, eventLog);
+    public void Serve(Store store, Recorder? recorder, Scrub? scrub = null) =>
+        (_scrub, _recorder, _store) = (scrub, recorder, store);
 
     /// <summary>From now on webhooks are answered 503, and /ready too.</summary>
     public void Drain() => _draining = true;
 
     // ---- Judging by the head alone ----
 
-    private enum Resource { None, Live, Ready, Metrics, Webhook, History, Report, Page, Service }
+    private enum Resource { None, Live, Ready, Metrics, Health, Webhook, History, Report, Page, Service }
 
     /// <summary>
     /// Judges a request before its body is read, so that a stranger cannot make SeS hold one. Null: it may
@@ -10701,7 +9594,8 @@ internal sealed class Web
 
     /// <summary>Questions have places of their own, so that webhooks and probes keep theirs.</summary>
     public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
-        is Resource.Webhook or Resource.History or Resource.Report or Resource.Page or Resource.Service;
+        is Resource.Webhook or Resource.History or Resource.Report or Resource.Page or Resource.Service
+        or Resource.Health;
 
     private Reply? MethodRefusal(Resource resource, string partition, RequestHead head) => resource switch
     {
@@ -10728,7 +9622,7 @@ internal sealed class Web
     /// <summary>Why no alert can be taken now, whatever it contains.</summary>
     private Reply? Unavailable() =>
         _draining ? Reply.Problem(503, "SeS is shutting down.")
-        : _eventLog == null ? Reply.Problem(503, "SeS is starting: its log is being read.")
+        : _store == null ? Reply.Problem(503, "SeS is starting: its database is being opened.")
         : _clock.GetUtcNow().UtcDateTime < _built ? Reply.Problem(
             503, "The clock of SeS's host is wrong: it is earlier than the program's making.")
         : null;
@@ -10744,6 +9638,7 @@ internal sealed class Web
             ["live"] => (Resource.Live, ""),
             ["ready"] => (Resource.Ready, ""),
             ["metrics"] when _options.Metrics => (Resource.Metrics, ""),
+            ["health"] => (Resource.Health, ""),
             _ when !segments.Take(_hook.Length).SequenceEqual(_hook) => (Resource.None, ""),
             _ when segments.Length <= _hook.Length + 1 =>
                 (Resource.Webhook, segments.ElementAtOrDefault(_hook.Length) ?? ""),
@@ -10852,6 +9747,8 @@ internal sealed class Web
             case Resource.Metrics:
                 return new Reply(
                     200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync());
+            case Resource.Health:
+                return HealthReply(request);
             case Resource.Webhook when request.HttpMethod == "GET":
                 return await AskAsync(Subject.Status, request, partition);
             case Resource.History:
@@ -10862,7 +9759,7 @@ internal sealed class Web
                 return await AskAsync(null, request, partition);
             default:
                 var started = _clock.GetTimestamp();
-                var reply = Unavailable() ?? await TakeAsync(_eventLog!, request, partition);
+                var reply = Unavailable() ?? await TakeAsync(_store!, request, partition);
                 Count(reply, started);
                 return reply;
         }
@@ -10871,16 +9768,16 @@ internal sealed class Web
     private bool IsFromGate(HttpListenerRequest request) => CryptographicOperations.FixedTimeEquals(
         Encoding.UTF8.GetBytes(request.Headers[SecretField] ?? ""), _secret);
 
-    private async Task<Reply> TakeAsync(EventLog eventLog, HttpListenerRequest request, string partition)
+    private async Task<Reply> TakeAsync(Store store, HttpListenerRequest request, string partition)
     {
         var length = (int)request.ContentLength64;
         var body = ArrayPool<byte>.Shared.Rent(length);
-        Payload payload;
+        ReceivedAlerts alerts;
         try
         {
             await request.InputStream.ReadExactlyAsync(body, 0, length);
-            payload = AlertMapping.Read(
-                body.AsSpan(0, length), partition, _options.Map, _clock.GetUtcNow().UtcDateTime);
+            alerts = AlertReader.Read(body.AsSpan(0, length), partition, AlertSource.Webhook, _options.Mapping,
+                _clock.GetUtcNow().UtcDateTime);
         }
         catch (PayloadException e)
         {
@@ -10891,45 +9788,61 @@ internal sealed class Web
             ArrayPool<byte>.Shared.Return(body);
         }
         var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
-        return await KeepAsync(eventLog, payload, partition, EventLog.IdOf(cures));
+        return await KeepAsync(store, alerts, partition, QuarantinedAlert.IdOf(cures));
     }
 
     /// <summary>The one place from which a webhook is answered 2xx: after the flush.</summary>
-    private async Task<Reply> KeepAsync(
-        EventLog eventLog, Payload payload, string partition, UInt128? cures)
+    private async Task<Reply> KeepAsync(Store store, ReceivedAlerts alerts, string partition, UInt128? cures)
     {
-        if (payload.Truncated > 0)
+        if (alerts.Truncated > 0)
         {
-            _meters.Truncated.Inc(payload.Truncated);
+            _meters.Truncated.Inc(alerts.Truncated);
             _log.Often("Alertmanager cut alerts off before sending: raise max_alerts of its receiver",
-                ("partition", partition), ("alerts", payload.Truncated));
+                ("partition", partition), ("alerts", alerts.Truncated));
         }
+        Stored stored;
         try
         {
-            await eventLog.AppendAsync(payload, partition, cures);
+            stored = await store.AppendAsync(partition, alerts, cures);
         }
-        catch (LogRefusedException e)
+        catch (StoreException e)
         {
             return Reply.Problem(503, e.Message);
         }
-        if (payload.UnmappableAlerts.Count == 0)
+        Count(alerts, stored);
+        if (stored.Quarantined == 0)
             return new Reply(204, "", []);
-        return Reply.Json(200, json =>
+        List<UnmappableAlert> quarantined = [.. alerts.UnmappableAlerts, .. stored.Refused ?? []];
+        _log.Often("alerts were quarantined", ("partition", partition), ("alerts", stored.Quarantined),
+            ("alertname", quarantined[0].Alertname), ("reason", quarantined[0].Reason));
+        return Reply.Json(200, json => WriteQuarantined(json, stored, alerts, quarantined));
+    }
+
+    private void Count(ReceivedAlerts alerts, Stored stored)
+    {
+        _meters.Alerts.WithLabels("new").Inc(stored.New);
+        _meters.Alerts.WithLabels("known").Inc(stored.Known);
+        _meters.Alerts.WithLabels("ignored").Inc(alerts.Ignored);
+        _meters.Alerts.WithLabels("heartbeat").Inc(alerts.Heartbeats);
+        _meters.Alerts.WithLabels("quarantined").Inc(stored.Quarantined);
+    }
+
+    private static void WriteQuarantined(
+        Utf8JsonWriter json, Stored stored, ReceivedAlerts alerts, List<UnmappableAlert> quarantined)
+    {
+        json.WriteNumber("accepted", stored.New + stored.Known + alerts.Ignored + alerts.Heartbeats);
+        json.WriteStartArray("quarantined");
+        foreach (var alert in quarantined.Take(MaxListedAlerts))
         {
-            json.WriteNumber("accepted", payload.MappedAlerts.Count);
-            json.WriteStartArray("quarantined");
-            foreach (var alert in payload.UnmappableAlerts.Take(MaxListedAlerts))
-            {
-                json.WriteStartObject();
-                json.WriteString("fingerprint", AlertMapping.Clip(alert.Fingerprint, MaxShown));
-                json.WriteString("alertname", AlertMapping.Clip(alert.Alertname, MaxShown));
-                json.WriteString("reason", alert.Reason);
-                json.WriteEndObject();
-            }
-            json.WriteEndArray();
-            if (payload.UnmappableAlerts.Count > MaxListedAlerts)
-                json.WriteNumber("more", payload.UnmappableAlerts.Count - MaxListedAlerts);
-        });
+            json.WriteStartObject();
+            json.WriteString("fingerprint", AlertMapping.Clip(alert.Fingerprint, MaxShown));
+            json.WriteString("alertname", AlertMapping.Clip(alert.Alertname, MaxShown));
+            json.WriteString("reason", alert.Reason);
+            json.WriteEndObject();
+        }
+        json.WriteEndArray();
+        if (stored.Quarantined > Math.Min(quarantined.Count, MaxListedAlerts))
+            json.WriteNumber("more", stored.Quarantined - Math.Min(quarantined.Count, MaxListedAlerts));
     }
 
     private Reply Bad(int code, string detail, string? client)
@@ -10956,23 +9869,49 @@ internal sealed class Web
         {
             reply = Reply.Problem(400, e.Message + ".");
         }
+        catch (StoreException e)
+        {
+            reply = Reply.Problem(503, e.Message);
+        }
+        catch (SqliteException e)
+        {
+            reply = Unreadable(e);
+        }
         var name = subject?.ToString().ToLowerInvariant() ?? "page";
         _meters.QuestionDuration.WithLabels(name).Observe(_clock.GetElapsedTime(started).TotalSeconds);
         _meters.Questions.WithLabels(name, reply.Code.ToString(CultureInfo.InvariantCulture)).Inc();
         return reply;
     }
 
-    private Reply? Starting() =>
-        _eventLog == null ? Reply.Problem(503, "SeS is starting: its log is being read.") : null;
+    private Reply? Starting() => _store == null
+        ? Reply.Problem(503, "SeS is starting: its database is being opened.") : null;
 
     private async Task<Reply> AnswerAsync(Subject subject, HttpListenerRequest request, string partition)
     {
-        var question = Question.Parse(
-            subject, partition, Parameters(request.RawUrl ?? ""), _clock.GetUtcNow().UtcDateTime);
-        var format = question.Format
-            ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
-        var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
-        return await StreamAsync(OpenAnswers().Write(question, format), type, [("Vary", "Accept")]);
+        var snapshot = await _store!.ReadAsync();
+        var isTaken = false;
+        try
+        {
+            var question = Question.Parse(
+                subject, partition, Parameters(request.RawUrl ?? ""), snapshot.Moment);
+            var format = question.Format
+                ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
+            var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
+            if (question.AsOf < snapshot.Oldest)
+                throw new QuestionException(
+                    $"as_of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
+            var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version);
+            var isShort = question.Filter.Service != null || (subject == Subject.History
+                && question.Limit <= ShortLimit && question.AsOf == null);
+            isTaken = true;
+            return await StreamAsync(
+                snapshot, answers.Write(question, format), isShort, type, [("Vary", "Accept")]);
+        }
+        finally
+        {
+            if (!isTaken)
+                snapshot.Dispose();
+        }
     }
 
     private async Task<Reply> ShowAsync(string target)
@@ -10980,17 +9919,27 @@ internal sealed class Web
         var isOne = Route(target).Resource == Resource.Service;
         var (query, given) = PageQuery.Parse(Parameters(target), isOne
             ? ["partition", "platform", "service", "facet", "location"] : ["search"]);
-        var answers = OpenAnswers();
-        var (count, latest) = _eventLog!.Quarantine();
-        var daemon = new DaemonState(_recorder?.Snapshot(), count, latest, _options.Path);
-        var page = new StatusPage(answers, daemon, query);
-        var service = new ServiceKey(given.GetValueOrDefault("partition", ""),
-            given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
-            given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""));
-        if (isOne && !answers.Known.Any(k => k.Service == service))
-            return Reply.Problem(404, "SeS knows of no such service.");
-        return await StreamAsync(isOne ? page.One(service) : page.All(), "text/html; charset=utf-8",
-            [("Content-Security-Policy", StatusPage.Policy), ("Referrer-Policy", "no-referrer")]);
+        var snapshot = await _store!.ReadAsync();
+        var isTaken = false;
+        try
+        {
+            var barred = new OutboxReader(snapshot).Barred(StatusPage.MostSetAside);
+            var daemon = new DaemonState(_recorder?.State(), barred, _options.Path);
+            var page = new StatusPage(Questions.Of(snapshot), daemon, query);
+            var parts = isOne ? page.One(new ServiceKey(given.GetValueOrDefault("partition", ""),
+                given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
+                given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""))) : page.All();
+            if (parts == null)
+                return Reply.Problem(404, "SeS knows of no such service.");
+            isTaken = true;
+            return await StreamAsync(snapshot, parts, isOne, "text/html; charset=utf-8",
+                [("Content-Security-Policy", StatusPage.Policy), ("Referrer-Policy", "no-referrer")]);
+        }
+        finally
+        {
+            if (!isTaken)
+                snapshot.Dispose();
+        }
     }
 
     /// <summary>Whether CSV is named, and JSON not before it (RFC 9110, 12.5.1, without weights).</summary>
@@ -11001,14 +9950,22 @@ internal sealed class Web
         return csv >= 0 && (json < 0 || csv < json);
     }
 
-    private Answers OpenAnswers() =>
-        new(_eventLog!.Archive(), _eventLog.Known(), _clock.GetUtcNow().UtcDateTime);
+    private Reply Unreadable(SqliteException e)
+    {
+        _log.Error(e.IsDamage ? "the database is damaged: ses check tells what, and how to mend it"
+            : "the database could not be read", ("reason", e.Message));
+        if (e.IsDamage)
+            _meters.Damage.Set(1);
+        return Reply.Problem(503, e.IsDamage
+            ? "The database is damaged: ses check tells what, and how to mend it."
+            : "The database could not be read; the log of SeS says why.");
+    }
 
     /// <summary>An answer that is made a part at a time: whole when it is short.</summary>
-    private async Task<Reply> StreamAsync(
-        IEnumerable<ReadOnlyMemory<byte>> answer, string type, (string, string)[] headers)
+    private async Task<Reply> StreamAsync(Snapshot snapshot, IEnumerable<ReadOnlyMemory<byte>> answer,
+        bool isShort, string type, (string, string)[] headers)
     {
-        var parts = answer.GetEnumerator();
+        var parts = new AnswerParts(snapshot, answer.GetEnumerator(), isShort ? _shortTurns : _longTurns);
         try
         {
             var first = (await NextAsync(parts))!.Value.ToArray();
@@ -11026,14 +9983,20 @@ internal sealed class Web
         {
             return Reply.Problem(503, "Too much is being asked at once; ask again.");
         }
-        catch (IOException e)
-        {
-            _log.Error("the log could not be read", ("reason", e.Message));
-            return Reply.Problem(503, "The log could not be read; the log of SeS says why.");
-        }
         finally
         {
             parts?.Dispose();
+        }
+    }
+
+    /// <summary>The parts of an answer that are still to be made, and what they are made from.</summary>
+    private sealed record AnswerParts(
+        Snapshot Snapshot, IEnumerator<ReadOnlyMemory<byte>> Parts, SemaphoreSlim Turns) : IDisposable
+    {
+        public void Dispose()
+        {
+            Parts.Dispose();
+            Snapshot.Dispose();
         }
     }
 
@@ -11080,7 +10043,7 @@ internal sealed class Web
     }
 
     private StreamedBody StreamedBodyOf(
-        IEnumerator<ReadOnlyMemory<byte>> parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
+        AnswerParts parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
     {
         var made = new Queue<ReadOnlyMemory<byte>?>([first, second]);
         async Task<ReadOnlyMemory<byte>?> NextPartAsync()
@@ -11089,7 +10052,7 @@ internal sealed class Web
             {
                 return made.TryDequeue(out var part) ? part : await NextAsync(parts);
             }
-            catch (Exception e) when (e is TimeoutException or IOException)
+            catch (Exception e) when (e is TimeoutException or SqliteException)
             {
                 // The client sees that the last chunk is missing.
                 _log.Error("a long answer could not be ended", ("reason", e.Message));
@@ -11097,33 +10060,42 @@ internal sealed class Web
             }
         }
 
+        System.Threading.ITimer? deadline = null;
         void End(StreamedBody body)
         {
+            deadline?.Dispose();
             lock (_unfinished)
                 _unfinished.Remove(body);
             parts.Dispose();
         }
 
-        return new StreamedBody(NextPartAsync, End, _clock);
+        var streamed = new StreamedBody(NextPartAsync, End, _clock);
+        deadline = _clock.CreateTimer(_ =>
+        {
+            _log.Often("a long answer was not read to its end in time; ask in pages, with a limit",
+                ("seconds", AnswerTime.TotalSeconds));
+            streamed.Abort();
+        }, null, AnswerTime, Timeout.InfiniteTimeSpan);
+        return streamed;
     }
 
     /// <summary>
     /// Makes the next part when it is its turn, on a thread of its own: webhooks shall not wait.
     /// </summary>
     /// <exception cref="TimeoutException">Its turn did not come.</exception>
-    private async Task<ReadOnlyMemory<byte>?> NextAsync(IEnumerator<ReadOnlyMemory<byte>> parts)
+    private static async Task<ReadOnlyMemory<byte>?> NextAsync(AnswerParts parts)
     {
-        if (!await _turns.WaitAsync(TurnTime))
+        if (!await parts.Turns.WaitAsync(TurnTime))
             throw new TimeoutException("too much is being asked at once");
         try
         {
             return await Task.Factory.StartNew(
-                () => parts.MoveNext() ? parts.Current : (ReadOnlyMemory<byte>?)null,
+                () => parts.Parts.MoveNext() ? parts.Parts.Current : (ReadOnlyMemory<byte>?)null,
                 CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
         }
         finally
         {
-            _turns.Release();
+            parts.Turns.Release();
         }
     }
 
@@ -11135,9 +10107,9 @@ internal sealed class Web
 
     /// <summary>Why alerts cannot be made durable now; null when they can.</summary>
     private string? Unready() =>
-        _draining ? "shutting down" : _eventLog is not { } eventLog ? "starting: the log is being read"
+        _draining ? "shutting down" : _store is not { } store ? "starting: the database is being opened"
         : _clock.GetUtcNow().UtcDateTime < _built ? "the clock is earlier than the program's making"
-        : eventLog.Refusal;
+        : store.Refusal;
 
     private Reply ReadyReply()
     {
@@ -11147,10 +10119,99 @@ internal sealed class Web
             json.WriteBoolean("ready", reason == null);
             if (reason != null)
                 json.WriteString("reason", reason);
+            if (_scrub?.Damage is { } damage)
+                json.WriteString("damage", damage);
             json.WriteStartObject("onix");
             WriteOnix(json);
             json.WriteEndObject();
         });
+    }
+
+    /// <summary>How SeS is, whole, for people who may see it; plain text unless JSON is asked for.</summary>
+    private Reply HealthReply(HttpListenerRequest request)
+    {
+        if (Starting() is { } starting)
+            return starting;
+        try
+        {
+            var given = Question.Once(Parameters(request.RawUrl ?? ""), ["format"], "the health");
+            var isJson = given.GetValueOrDefault("format") switch
+            {
+                "json" => true,
+                "text" => false,
+                null => request.Headers["Accept"]?.Contains("application/json", StringComparison.Ordinal) == true,
+                _ => throw new QuestionException("format: it is neither text nor json"),
+            };
+            var reply = Reply.Json(200, WriteHealth);
+            return isJson ? reply : new Reply(200, "text/plain; charset=utf-8", TextOf(reply.Body));
+        }
+        catch (QuestionException e)
+        {
+            return Reply.Problem(400, e.Message + ".");
+        }
+        catch (SqliteException e)
+        {
+            return Unreadable(e);
+        }
+    }
+
+    private void WriteHealth(Utf8JsonWriter json)
+    {
+        var (store, reason) = (_store!, Unready());
+        using var snapshot = store.Snapshot();
+        var (services, labelSets, underived) = store.Count;
+        var (used, free) = store.Size();
+        json.WriteBoolean("ready", reason == null);
+        json.WriteString("reason", reason);
+        json.WriteString("version", Program.Version);
+        json.WriteStartObject("store");
+        json.WriteNumber("services", services);
+        json.WriteNumber("max_services", _options.MaxServices);
+        json.WriteNumber("label_sets", labelSets);
+        json.WriteNumber("max_label_sets", _options.MaxAlerts);
+        json.WriteNumber("underived_observations", underived);
+        json.WriteNumber("size_bytes", used);
+        json.WriteNumber("free_bytes", free);
+        if (snapshot.Oldest is { } oldest)
+            json.WriteString("oldest", Rfc3339.Format(oldest));
+        json.WriteString("damage", _scrub?.Damage);
+        json.WriteEndObject();
+        json.WriteNumber("quarantined_alerts", snapshot.Number("SELECT count(*) FROM quarantine") ?? 0);
+        json.WriteStartObject("onix");
+        WriteOnix(json);
+        json.WriteStartArray("barred");
+        foreach (var barred in new OutboxReader(snapshot).Barred(MaxListedAlerts))
+        {
+            json.WriteStartObject();
+            json.WriteString("service", barred.Service.ToString());
+            json.WriteString("since", Rfc3339.Format(barred.Since));
+            json.WriteString("reason", barred.Reason);
+            json.WriteEndObject();
+        }
+        json.WriteEndArray();
+        json.WriteEndObject();
+    }
+
+    /// <summary>A line a value: <c>store.services: 12</c>.</summary>
+    private static byte[] TextOf(byte[] json)
+    {
+        using var document = JsonDocument.Parse(json);
+        var text = new StringBuilder();
+        void Append(string name, JsonElement element)
+        {
+            if (element.ValueKind == JsonValueKind.Object)
+                foreach (var property in element.EnumerateObject())
+                    Append(name == "" ? property.Name : $"{name}.{property.Name}", property.Value);
+            else if (element.ValueKind == JsonValueKind.Array)
+                foreach (var (index, item) in element.EnumerateArray().Index())
+                    Append($"{name}.{index + 1}", item);
+            else if (element.ValueKind != JsonValueKind.Null)
+                text.Append(CultureInfo.InvariantCulture,
+                    $"{name}: {(element.ValueKind == JsonValueKind.String ? element.GetString() : element.GetRawText())}\n");
+        }
+
+        Append("", document.RootElement);
+        return Encoding.UTF8.GetBytes(text.ToString());
     }
 
     private void WriteOnix(Utf8JsonWriter json)
@@ -11161,7 +10222,7 @@ internal sealed class Web
             return;
         }
         json.WriteString("url", _options.OnixUrl.AbsoluteUri);
-        if (_recorder?.Snapshot() is not { } state)
+        if (_recorder?.State() is not { } state)
         {
             json.WriteString("state", "starting");
             return;
@@ -11170,25 +10231,25 @@ internal sealed class Web
             : state.Backlog > 0 ? "behind" : "recorded");
         if (state.Trouble != null)
             json.WriteString("reason", state.Trouble);
-        json.WriteNumber("backlog_events", state.Backlog);
+        json.WriteNumber("backlog_services", state.Backlog);
         json.WriteNumber("backlog_oldest_seconds", Age(state.Oldest));
         if (state.Confirmed is { } confirmed)
             json.WriteString("confirmed", Rfc3339.Format(confirmed));
-        json.WriteNumber("barred_services", state.Barred.Count);
-        if (state.Barred.Count > 0)
-            json.WriteString("barred_reason", state.Barred[0].Value.Reason);
+        json.WriteNumber("barred_services", state.Barred);
+        if (state.BarredReason != null)
+            json.WriteString("barred_reason", state.BarredReason);
     }
 
     /// <summary>False: the disk hangs, and a supervisor may try what a restart does.</summary>
-    public bool IsAlive => _eventLog?.IsStuck != true;
+    public bool IsAlive => _store?.IsStuck != true;
 
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
     {
-        var onix = _recorder?.Snapshot() is not { } state
+        var onix = _recorder?.State() is not { } state
             ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
-            : state.Trouble != null ? $"Onix away, {state.Backlog} events waiting: {state.Trouble}"
-            : $"Onix has all but {state.Backlog} events, {state.Barred.Count} services barred";
+            : state.Trouble != null ? $"Onix away, {state.Backlog} services waiting: {state.Trouble}"
+            : $"Onix has all but {state.Backlog} services' changes, {state.Barred} services barred";
         return Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}";
     }
 
@@ -11199,16 +10260,28 @@ internal sealed class Web
     private void SetGauges()
     {
         _meters.Ready.Set(Unready() == null ? 1 : 0);
-        if (_recorder?.Snapshot() is not { } state)
+        if (_store is { } store)
+        {
+            var (services, labelSets, underived) = store.Count;
+            var (used, free) = store.Size();
+            _meters.Services.Set(services);
+            _meters.LabelSets.Set(labelSets);
+            _meters.Underived.Set(underived);
+            _meters.StoreSize.Set(used);
+            _meters.StoreFree.Set(free);
+            using var snapshot = store.Snapshot();
+            _meters.Quarantined.Set(snapshot.Number("SELECT count(*) FROM quarantine") ?? 0);
+        }
+        if (_recorder?.State() is not { } state)
             return;
         _meters.Backlog.Set(state.Backlog);
         _meters.BacklogAge.Set(Age(state.Oldest));
-        _meters.Barred.Set(state.Barred.Count);
+        _meters.Barred.Set(state.Barred);
         _meters.ConfirmationAge.Set(Age(state.Confirmed));
     }
 }
 
-// ================================== 16. TLS ==================================
+// ================================== 17. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
 // The files are read again every few seconds. Changed files that are usable serve new connections; others
@@ -11423,7 +10496,7 @@ internal sealed class Tls : IDisposable
     }
 }
 
-// ================================= 17. Gate ==================================
+// ================================= 18. Gate ==================================
 //
 // The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
@@ -12042,7 +11115,7 @@ internal sealed class Gate
         private void Grow(int size)
         {
             // The last step of a large body is as large as it needs to be, so that the largest has room.
-            var isLast = isCounted && size >= expected && size > LogLine.ReadSize;
+            var isLast = isCounted && size >= expected && size > 1024 * 1024;
             var larger = isLast ? new byte[expected] : ArrayPool<byte>.Shared.Rent(size);
             Bytes.CopyTo(larger);
             var length = Length;
@@ -12274,7 +11347,7 @@ internal sealed class Gate
     }
 }
 
-// ================================= 18. Linux =================================
+// ================================= 19. Linux =================================
 //
 // What the host provides: as many descriptors as the process may have, protection of its secrets, and
 // systemd's notification socket (sd_notify(3): one datagram for each change of state).
@@ -12330,6 +11403,10 @@ internal static partial class Linux
             isValue = !isValue && isNamed && equals < 0;
         }
     }
+
+    /// <summary>For libraries in C, which do not see what .NET sets.</summary>
+    [LibraryImport("libc", EntryPoint = "setenv", StringMarshalling = StringMarshalling.Utf8)]
+    public static partial int SetEnvironment(string name, string value, int overwrite);
 
     private record struct ResourceLimit(ulong Soft, ulong Hard);
 
@@ -12433,19 +11510,23 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// =============================== 19. Commands ================================
+// =============================== 20. Commands ================================
 //
-// What the program does besides serving: it answers questions from a data directory, checks one, and lists
-// the quarantine, whether a SeS is using the directory or not. Nothing here writes to it but the indexes.
-// It also probes a SeS on the same host.
+// What the program does besides serving: it answers questions from a data directory, lists the quarantine,
+// checks a database, makes it anew, copies it, and brings facts from one store to another; beside a daemon
+// where that is possible. It also probes a SeS on the same host.
 
 /// <summary>One thing to do, other than to serve.</summary>
-internal sealed record Command(string Name, string Help, string Example, IReadOnlyList<Setting> Settings)
+/// <param name="Argument">How --help names the argument that is no flag; null: there is none.</param>
+/// <param name="IsArgumentNeeded">Without it there is nothing to do.</param>
+internal sealed record Command(string Name, string Help, string Example, IReadOnlyList<Setting> Settings,
+    string? Argument = null, bool IsArgumentNeeded = false)
 {
     private static readonly Setting
         Partition = Flag("--partition", "NAME", "Only services of this partition"),
         From = Flag("--from", "TIME", "From this time on, such as 2026-11-22T11:34:00Z or -24h"),
         To = Flag("--to", "TIME", "Up to this time"),
+        AsOf = Flag("--as-of", "TIME", "From what was recorded until then, as it was known"),
         Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)");
 
     private static readonly Setting[] Filters =
@@ -12463,17 +11544,29 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 
     public static IReadOnlyList<Command> All { get; } =
     [
-        new("status", "Tells the current status of each service.", "ses status", [.. Filters, Format]),
+        new("status", "Tells the current status of each service.", "ses status", [.. Filters, AsOf, Format]),
         new("history", "Tells each change of status, in order of time.",
             "ses history --service etcd --from -24h",
-            [.. Filters, From, To, Flag("--limit", "COUNT", "At most so many events"),
+            [.. Filters, From, To, AsOf, Flag("--limit", "COUNT", "At most so many events"),
                 Flag("--cursor", "CURSOR", "Go on after an answer's next"), Format]),
         new("report", "Tells availability and outages of each service.",
             "ses report --service etcd --facet node --from -7d --threshold 2",
-            [.. Filters, From, To, Flag("--threshold", "COUNT",
+            [.. Filters, From, To, AsOf, Flag("--threshold", "COUNT",
                 "Also for how long fewer than so many of these were up"), Format]),
-        new("check", "Looks through a data directory and tells what is wrong in it.",
+        new("check", "Looks through the database and tells what is damaged, and how to mend it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
+        new("rebuild", "Makes indexes and the timeline anew from the facts; not beside a daemon.",
+            "ses rebuild --data-dir /var/lib/ses", [Options.DataDirSetting]),
+        new("backup", "Writes a consistent copy of the database, beside a daemon too.",
+            "ses backup /var/backups/ses.db", [Options.DataDirSetting], "FILE", true),
+        new("restore", "Puts a backup in the place of the database; not beside a daemon.",
+            "ses restore /var/backups/ses.db", [Options.DataDirSetting], "FILE", true),
+        new("export", "Writes facts as lines of JSON, in the order in which they were recorded.",
+            "ses export --from -24h > facts.jsonl",
+            [Options.DataDirSetting, Partition, Flag("--from", "TIME", "Only what was recorded from then on"),
+                Flag("--as-of", "TIME", "Only what was recorded until then")]),
+        new("import", "Takes lines of ses export, of any SeS, any number of times: the union.",
+            "ssh other ses export | ses import", [Options.DataDirSetting], "FILE"),
         new("probe", "Asks a SeS on this host whether it is ready; for HEALTHCHECK and scripts.", "ses probe",
             [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting,
                 Options.TlsClientCaSetting]),
@@ -12494,41 +11587,87 @@ internal sealed class CommandRunner(
 {
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30), ProbeTime = TimeSpan.FromSeconds(3);
 
-    private readonly string _dir = Options.DataDirOf(flags, variables);
+    // After the owner was taken: the current directory, since its path may be closed to the owner.
+    private string _dir = Options.DataDirOf(flags, variables);
 
-    private DateTime Now => clock.GetUtcNow().UtcDateTime;
+    private DateTime Now => UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime));
 
-    /// <returns>Whether all is well.</returns>
+    /// <summary>What is no flag.</summary>
+    private string? Argument => flags.GetValueOrDefault("");
+
+    /// <returns>The exit code.</returns>
     /// <exception cref="OptionsException">A flag cannot be used.</exception>
     /// <exception cref="DataDirException">The data directory cannot be used.</exception>
-    public Task<bool> RunAsync(string name) => name switch
+    public async Task<int> RunAsync(string name)
     {
-        "check" => Task.FromResult(Check()),
-        "probe" => ProbeAsync(),
-        "quarantine" => Options.BoolOf(Command.RetrySetting, flags) ? RetryAsync() : Task.FromResult(List()),
-        _ => Task.FromResult(Ask(Enum.Parse<Subject>(name, ignoreCase: true))),
-    };
+        if (name == "probe")
+            return await ProbeAsync() ? 0 : 1;
+        if (name == "backup" && !File.Exists(Path.Combine(_dir, Store.FileName)))
+            throw new DataDirException($"'{_dir}' has no {Store.FileName} in it");
+        // Opened before: the directory's owner may not be able to.
+        using var file = name is "restore" or "import" or "backup" && Argument != null
+            ? OpenArgument(isNew: name == "backup") : null;
+        if (DataDir.BecomeOwner(_dir))
+            _dir = ".";
+        return name switch
+        {
+            "check" => Check(),
+            "rebuild" => Rebuild(),
+            "backup" => Backup(file!),
+            "restore" => Restore(file!),
+            "export" => Export(),
+            "import" => Import(file ?? Console.OpenStandardInput()),
+            "quarantine" => Options.BoolOf(Command.RetrySetting, flags) ? await RetryAsync() ? 0 : 1 : List(),
+            _ => Ask(Enum.Parse<Subject>(name, ignoreCase: true)),
+        };
+    }
 
-    private bool Ask(Subject subject)
+    private FileStream OpenArgument(bool isNew)
+    {
+        try
+        {
+            var file = new FileStream(Argument!, new FileStreamOptions
+            {
+                Mode = isNew ? FileMode.CreateNew : FileMode.Open,
+                Access = isNew ? FileAccess.ReadWrite : FileAccess.Read,
+                UnixCreateMode = isNew ? UnixFileMode.UserRead | UnixFileMode.UserWrite : null,
+            });
+            if (isNew)
+                Disk.FlushFolder(Path.GetDirectoryName(file.Name)!);
+            return file;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new OptionsException(
+                $"FILE: '{Argument}' cannot be {(isNew ? "made" : "read")}: {e.Message}");
+        }
+    }
+
+    private int Ask(Subject subject)
     {
         var parameters = flags.Where(f => f.Key is not ("--data-dir" or "--partition" or "--format"))
-            .Select(f => KeyValuePair.Create(f.Key[2..], f.Value));
+            .Select(f => KeyValuePair.Create(f.Key[2..].Replace('-', '_'), f.Value));
+        using var snapshot = Snapshot.Open(_dir, Now);
         Question question;
         try
         {
-            question = Question.Parse(subject, flags.GetValueOrDefault("--partition"), parameters, Now);
+            question = Question.Parse(
+                subject, flags.GetValueOrDefault("--partition"), parameters, snapshot.Moment);
         }
         catch (QuestionException e)
         {
-            throw new OptionsException("--" + e.Message);
+            throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal));
         }
-        var (archive, format) = (Archive.Open(_dir), Format());
-        var answers = new Answers(archive, archive.Known(), Now);
+        if (question.AsOf < snapshot.Oldest)
+            throw new OptionsException(
+                $"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
+        var format = Format();
+        var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version);
         foreach (var part in answers.Write(question, format))
             output.Write(part.Span);
         if (format != OutputFormat.Json && answers.Next is { } next)
             Console.Error.WriteLine($"There is more: --cursor {next}");
-        return true;
+        return 0;
     }
 
     private OutputFormat Format() => flags.GetValueOrDefault("--format") switch
@@ -12541,22 +11680,200 @@ internal sealed class CommandRunner(
             $"--format: '{other}' is not usable; allowed: table, json, csv"),
     };
 
-    // ---- Check ----
+    // ---- Check, rebuild ----
 
-    private bool Check()
+    private int Check()
     {
-        var inspection = new Inspection(Archive.Open(_dir), _dir);
-        var faults = 0;
-        foreach (var (name, summary, found) in inspection.CheckFiles())
+        using var snapshot = Snapshot.Open(_dir, Now);
+        using var check = new DatabaseCheck(snapshot.Database, snapshot.Rules, snapshot.Moment);
+        try
         {
-            Print(found.Count == 0 ? $"{name}: {summary}" : $"{name}: {summary}; {found.Count} faults");
-            foreach (var fault in found)
-                Print("  " + fault);
-            faults += found.Count;
+            check.CheckAll(Tell);
         }
-        Print(faults == 0 ? $"Nothing is wrong: {inspection.Events} events of {inspection.Services} services."
-            : $"{faults} faults. What does not parse is passed over; the rest of the log is used.");
-        return faults == 0;
+        catch (SqliteException e) when (e.IsDamage)
+        {
+            Print($"structure: {e.Message}");
+            Print("It cannot be read to its end: put a backup in its place (ses restore).");
+            return 1;
+        }
+        foreach (var fault in check.Faults)
+            Print(fault);
+        Print(check.Faults.Count == 0
+            ? $"Nothing is wrong: {check.Observations} observations, {check.Services} services."
+            : $"{check.Faults.Count} faults{(check.Faults.Count == DatabaseCheck.MaxFaults ? " or more" : "")}. "
+                + "ses rebuild mends indexes and what is derived; facts come from a backup (ses restore), or from "
+                + "another SeS (ses export there, ses import here).");
+        return check.Faults.Count == 0 ? 0 : 1;
+    }
+
+    /// <summary>Progress, for people.</summary>
+    private static void Tell(string what) => Console.Error.WriteLine($"ses: {what} ...");
+
+    private int Rebuild()
+    {
+        using var claim = DataDir.Claim(_dir);
+        using var writer = OpenWriter();
+        Tell("indexes");
+        writer.Reindex();
+        writer.Rebuild(Now);
+        for (long told = -1; writer.IsBehind;)
+        {
+            writer.Derive(Now, TimeSpan.FromSeconds(1), clock);
+            var percent = 100 * writer.Derived / Math.Max(1, writer.LastObservation);
+            if (percent / 10 != told)
+                Tell($"timeline, {percent} %");
+            told = percent / 10;
+        }
+        Print("The indexes and the timeline are made anew.");
+        return 0;
+    }
+
+    /// <summary>The database, with the settings that are stored in it.</summary>
+    private Writer OpenWriter()
+    {
+        var path = Path.Combine(_dir, Store.FileName);
+        var rules = new StoreRules(null, new TimelineRules(Options.DefaultPause), Options.DefaultStaleAfter,
+            long.MaxValue, long.MaxValue);
+        if (File.Exists(path))
+        {
+            using var stored = Snapshot.Open(_dir, Now);
+            using var onix = stored.Query("SELECT value FROM meta WHERE name = 'onix'");
+            rules = rules with
+            {
+                Timeline = stored.Rules,
+                StaleAfter = stored.StaleAfter,
+                Onix = onix.FirstText() is { Length: > 0 } url ? url : null,
+            };
+        }
+        return new Writer(path, 16 * 1024, rules, new RecentAlerts());
+    }
+
+    // ---- Copies ----
+
+    private int Backup(FileStream target)
+    {
+        // SQLite makes it beside the database: the owner may not be able to write elsewhere.
+        var copy = Path.Combine(_dir, $"{Store.FileName}.backup-{Environment.ProcessId}");
+        try
+        {
+            using (var source = new SqliteConnection(Path.Combine(_dir, Store.FileName), isReadOnly: true, 2048))
+            {
+                Schema.Check(source);
+                Tell("copying");
+                Writer.Backup(source, copy);
+            }
+            using (var made = File.OpenRead(copy))
+                made.CopyTo(target);
+            Disk.Flush(target);
+        }
+        catch (Exception e) when (e is SqliteException or IOException)
+        {
+            // What is half a copy must not look like one; the file may be another user's.
+            target.SetLength(0);
+            throw;
+        }
+        finally
+        {
+            File.Delete(copy);
+        }
+        Print($"{Argument} is a copy of {Store.FileName}.");
+        return 0;
+    }
+
+    private int Restore(FileStream backup)
+    {
+        using var claim = DataDir.Claim(_dir);
+        var path = Path.Combine(_dir, Store.FileName);
+        var copy = path + ".restored";
+        using (var target = Disk.Create(copy))
+        {
+            backup.CopyTo(target);
+            Disk.Flush(target);
+        }
+        try
+        {
+            using var database = new SqliteConnection(copy, isReadOnly: false, 2048);
+            Schema.Check(database);
+            using var check = database.Query("PRAGMA quick_check(1)");
+            if (check.FirstText() is var found && found != "ok")
+                throw new DataDirException($"'{Argument}' is damaged: {found}");
+            database.Execute(Writer.NewStoreId);
+        }
+        catch (SqliteException e)
+        {
+            File.Delete(copy);
+            throw new DataDirException($"'{Argument}' cannot be used: {e.Message}");
+        }
+        catch (DataDirException e)
+        {
+            File.Delete(copy);
+            throw new DataDirException(e.Message.Replace(Store.FileName, $"'{Argument}'", StringComparison.Ordinal));
+        }
+        foreach (var rest in new[] { path + "-wal", path + "-shm" })
+            File.Delete(rest);
+        File.Move(copy, path, overwrite: true);
+        Disk.FlushFolder(_dir);
+        Print($"{Store.FileName} is what {Argument} was.");
+        return 0;
+    }
+
+    // ---- Facts as lines ----
+
+    private int Export()
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        DateTime? Time(string flag) => !flags.TryGetValue(flag, out var text) ? null
+            : Question.ParseTime(text, snapshot.Moment) ?? throw new OptionsException(
+                $"{flag}: '{text}' is not usable; allowed: {Question.TimeAllowed}");
+        var (from, to) = (Time("--from"), Time("--as-of") ?? snapshot.Moment);
+        foreach (var line in FactLines.Read(snapshot, from, to, flags.GetValueOrDefault("--partition")))
+            output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+        return 0;
+    }
+
+    /// <summary>Takes lines in short transactions, so that a daemon beside it goes on.</summary>
+    private int Import(Stream input)
+    {
+        const int LinesAtOnce = 200, MaxTold = 10;
+        Directory.CreateDirectory(
+            _dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+        using var reader = new StreamReader(input, new UTF8Encoding(false, throwOnInvalidBytes: false));
+        using var writer = OpenWriter();
+        var (number, added, known, refused) = (0L, 0L, 0L, 0L);
+        var lines = new List<FactLine>();
+        void Commit() => writer.Commit([() =>
+        {
+            foreach (var line in lines)
+            {
+                if (line.Take(writer))
+                    added++;
+                else
+                    known++;
+            }
+            lines.Clear();
+        }], Now);
+
+        while (reader.ReadLine() is { } text)
+        {
+            number++;
+            if (number % 100_000 == 0)
+                Tell($"{number} lines");
+            try
+            {
+                if (text != "")
+                    lines.Add(FactLine.Parse(text));
+            }
+            catch (LineException e)
+            {
+                if (refused++ < MaxTold)
+                    Console.Error.WriteLine($"ses: line {number}: {e.Message}");
+            }
+            if (lines.Count == LinesAtOnce)
+                Commit();
+        }
+        Commit();
+        Print($"{number} lines: {added} new facts, {known} known, {refused} refused.");
+        return refused == 0 ? 0 : 1;
     }
 
     /// <summary>At once: a large log takes its time.</summary>
@@ -12603,30 +11920,21 @@ internal sealed class CommandRunner(
 
     // ---- Quarantine ----
 
-    private IEnumerable<QuarantinedAlert> Quarantined()
+    private int List()
     {
-        var path = Path.Combine(_dir, EventLog.QuarantineFile);
-        if (!File.Exists(path))
-            throw new DataDirException($"'{_dir}' has no {EventLog.QuarantineFile} in it");
-        return QuarantinedAlert.Read(path, 0)
-            .Where(a => (flags.GetValueOrDefault("--partition") ?? a.Partition) == a.Partition);
-    }
-
-    private bool List()
-    {
-        string[] columns = ["received", "partition", "alertname", "reason", "fingerprint", "id"];
+        string[] columns = ["recorded", "partition", "alertname", "reason", "id"];
+        using var snapshot = Snapshot.Open(_dir, Now);
         var writer = new RowWriter(Format());
         writer.BeginList("alerts", columns);
-        foreach (var alert in Quarantined())
+        foreach (var alert in QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition")))
         {
-            writer.Row(columns, [alert.Received, alert.Partition, alert.Alertname, alert.Reason,
-                alert.Fingerprint, alert.Id]);
+            writer.Row(columns, [alert.Recorded, alert.Partition, alert.Alertname, alert.Reason, alert.Id]);
             if (writer.IsFull)
                 output.Write(writer.Take().Span);
         }
         writer.EndList();
         output.Write(writer.End().Span);
-        return true;
+        return 0;
     }
 
     /// <summary>Sends each alert to a running SeS, which strikes those off that it can map now.</summary>
@@ -12636,12 +11944,14 @@ internal sealed class CommandRunner(
         client.DefaultRequestHeaders.Authorization = Credentials();
         var url = (flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? Command.UrlSetting.Default!)
             .TrimEnd('/');
-        var (sent, cured, alerts) = (0, 0, Quarantined().ToList());
-        foreach (var alert in alerts.Where(a => a.Alert != null))
+        List<QuarantinedAlert> alerts;
+        using (var snapshot = Snapshot.Open(_dir, Now))
+            alerts = [.. QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition"))];
+        var (sent, cured) = (0, 0);
+        foreach (var alert in alerts)
         {
-            var partition = Uri.EscapeDataString(alert.Partition ?? "");
-            var target = $"{url}/{partition}?{Web.CuresParameter}={alert.Id}";
-            var payload = $"{{\"version\":\"4\",\"alerts\":[{alert.Alert!.Value.GetRawText()}]}}";
+            var target = $"{url}/{Uri.EscapeDataString(alert.Partition)}?{Web.CuresParameter}={alert.Id}";
+            var payload = $"{{\"version\":\"4\",\"alerts\":[{Encoding.UTF8.GetString(alert.Alert)}]}}";
             using var body = new StringContent(payload, Encoding.UTF8, "application/json");
             sent++;
             if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
@@ -12680,7 +11990,7 @@ internal sealed class CommandRunner(
     }
 }
 
-// ================================= 20. Main ==================================
+// ================================= 21. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 
@@ -12691,9 +12001,9 @@ internal static class Program
     /// <summary>Less than the 10 s that container engines wait before they kill.</summary>
     private static readonly TimeSpan
         DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(1),
-        LogTime = TimeSpan.FromSeconds(2);
+        StoreTime = TimeSpan.FromSeconds(2);
 
-    private static readonly string Version = typeof(Program).Assembly
+    public static readonly string Version = typeof(Program).Assembly
         .GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";
 
     private static readonly string Commit = Metadata("Commit") is { Length: > 0 } hash ? hash : "unknown";
@@ -12733,7 +12043,14 @@ internal static class Program
             await Console.Error.WriteLineAsync($"ses: {Options.DataDirSetting}: {e.Message}");
             return Usage;
         }
-        catch (Exception e) when (Disk.Refused(e))
+        catch (SqliteException e) when (e.IsNoDatabase)
+        {
+            await Console.Error.WriteLineAsync(
+                $"ses: {Options.DataDirSetting}: {Store.FileName} is no database, or its head is damaged: "
+                + "put a backup in its place (ses restore)");
+            return Usage;
+        }
+        catch (Exception e) when (Disk.Refused(e) || e is SqliteException)
         {
             await Console.Error.WriteLineAsync($"ses: the disk refuses: {e.Message}");
             return Failure;
@@ -12763,6 +12080,9 @@ internal static class Program
         }).ToList();
         foreach (var option in options)
             root.Add(option);
+        var argument = new Argument<string?>("FILE") { Arity = ArgumentArity.ZeroOrOne };
+        if (command?.Argument != null)
+            root.Add(argument);
         root.Options.OfType<HelpOption>().Single().Action = new HelpText(command);
         root.Options.OfType<VersionOption>().Single().Action = new VersionText();
         // --flag= is the empty value, which the parser would look for in the next argument.
@@ -12785,6 +12105,10 @@ internal static class Program
             if (parsed.GetResult(option) is { Implicit: false })
                 given[option.Name] = parsed.GetValue(option) ?? "true";
         }
+        if (command?.Argument != null && parsed.GetValue(argument) is { } text)
+            given[""] = text;
+        else if (command?.IsArgumentNeeded == true)
+            throw new OptionsException($"{command.Argument} is missing. Try ses {command.Name} --help.");
         return (given, null);
     }
 
@@ -12802,7 +12126,9 @@ internal static class Program
 
         private static void WriteCommand(TextWriter output, Command command)
         {
-            output.WriteLine($"{command.Help}\n\nUsage: ses {command.Name} [--flag VALUE]...\n");
+            output.WriteLine($"{command.Help}\n\nUsage: ses {command.Name} [--flag VALUE]..."
+                + (command.Argument == null ? "" : command.IsArgumentNeeded ? $" {command.Argument}"
+                    : $" [{command.Argument}]") + "\n");
             foreach (var setting in command.Settings)
                 WriteSetting(output, setting);
             output.WriteLine($"""
@@ -12825,8 +12151,8 @@ internal static class Program
         private static void WriteServing(TextWriter output)
         {
             output.WriteLine("""
-                SeS keeps the history of service status: it receives Alertmanager's webhooks, puts
-                status events on disk, and brings each change to the Onix CMDB.
+                SeS keeps the history of service status: it receives Alertmanager's webhooks, stores
+                what alerts say, and brings each change of status to the Onix CMDB.
 
                 Usage: ses [--flag VALUE]...            serve
                        ses COMMAND [--flag VALUE]...    see ses COMMAND --help
@@ -12869,10 +12195,10 @@ internal static class Program
         IReadOnlyDictionary<string, string> variables)
     {
         using var output = new BufferedStream(Console.OpenStandardOutput(), BodyWriter.Size);
-        var isWell = await new CommandRunner(flags, variables, output, !Console.IsOutputRedirected,
+        var code = await new CommandRunner(flags, variables, output, !Console.IsOutputRedirected,
             TimeProvider.System).RunAsync(command.Name);
         await output.FlushAsync();
-        return isWell ? Success : Failure;
+        return code;
     }
 
     // ---- A run ----
@@ -12884,7 +12210,7 @@ internal static class Program
         foreach (var warning in options.Warnings)
             log.Warn(warning);
         var meters = new Meters(Version, Commit);
-        using var claim = Claim(options.DataDir);
+        using var claim = DataDir.Claim(options.DataDir);
         var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
@@ -12897,10 +12223,13 @@ internal static class Program
         using var signals = new Signals(stop);
         // Nobody waits for it: it logs its failure, and the first token asks again.
         _ = auth.PrepareAsync();
-        var eventLog = OpenLog(options, log, meters);
-        var recorder = OpenRecorder(options, eventLog, log, meters);
+        // A root that is read only has no other place where SQLite could sort.
+        _ = Linux.SetEnvironment("SQLITE_TMPDIR", Path.GetFullPath(options.DataDir), 1);
+        var store = new Store(options.DataDir, StoreRules.Of(options), TimeProvider.System, log, meters);
+        var recorder = OpenRecorder(options, store, log, meters);
         var recording = recorder?.RunAsync(stop.Token) ?? Task.CompletedTask;
-        web.Serve(eventLog, recorder);
+        var scrub = new Scrub(store, TimeProvider.System, log, meters);
+        web.Serve(store, recorder, scrub);
         log.Info("SeS is ready");
         systemd.Notify("READY=1\nSTATUS=" + web.StatusLine());
 
@@ -12908,20 +12237,21 @@ internal static class Program
         var clockWatch = new ClockWatch(TimeProvider.System, log);
         using (new Timer(_ => memoryTrimmer.Check(), null, MemoryTrimmer.Period, MemoryTrimmer.Period))
         using (new Timer(_ => clockWatch.Check(), null, ClockWatch.Jump, ClockWatch.Jump))
+        using (new Timer(_ => scrub.Step(), null, Scrub.Period, Scrub.Period))
         using (new Timer(_ => systemd.Notify(
             (web.IsAlive ? "WATCHDOG=1\n" : "") + "STATUS=" + web.StatusLine()), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
-            await Task.WhenAny(eventLog.Failed, gate.Accepting, Task.Delay(Timeout.Infinite, stop.Token));
+            await Task.WhenAny(store.Failed, gate.Accepting, Task.Delay(Timeout.Infinite, stop.Token));
         if (gate.Accepting.IsCompleted)
         {
             meters.Defects.Inc();
             log.Error("a defect in SeS: connections are taken no more",
                 ("exception", gate.Accepting.Exception));
         }
-        return await EndAsync(gate, eventLog, recording, stop, systemd, log);
+        return await EndAsync(gate, store, recording, stop, systemd, log);
     }
 
-    private static async Task<int> EndAsync(Gate gate, EventLog eventLog, Task recording,
+    private static async Task<int> EndAsync(Gate gate, Store store, Task recording,
         CancellationTokenSource stop, Systemd systemd, Log log)
     {
         var isAsked = stop.IsCancellationRequested;
@@ -12930,41 +12260,15 @@ internal static class Program
         await gate.DrainAsync(DrainTime);
         await stop.CancelAsync();
         await Task.WhenAny(recording, Task.Delay(RecorderTime));
-        var stopped = Task.Run(eventLog.Stop);
-        await Task.WhenAny(stopped, Task.Delay(LogTime));
+        var stopped = Task.Run(store.Dispose);
+        await Task.WhenAny(stopped, Task.Delay(StoreTime));
         var reason = !stopped.IsCompleted ? "it does not answer"
-            : eventLog.Failed.IsCompleted ? await eventLog.Failed : null;
+            : store.Failed.IsCompleted ? await store.Failed : null;
         if (reason == null)
             log.Info("SeS has stopped: everything acknowledged is on disk");
         else
-            log.Error("SeS ends: the disk failed; nothing acknowledged is lost", ("reason", reason));
+            log.Error("SeS ends: the store failed; nothing acknowledged is lost", ("reason", reason));
         return reason == null && isAsked ? Success : Failure;
-    }
-
-    /// <summary>One process per data directory: holds the lock file until it is disposed.</summary>
-    private static FileStream Claim(string dir)
-    {
-        try
-        {
-            Directory.CreateDirectory(
-                dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-            return new FileStream(Path.Combine(dir, "lock"), new FileStreamOptions
-            {
-                Mode = FileMode.OpenOrCreate,
-                Access = FileAccess.ReadWrite,
-                Share = FileShare.None,
-                UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
-            });
-        }
-        catch (IOException e) when (File.Exists(Path.Combine(dir, "lock")))
-        {
-            throw new OptionsException(
-                $"{Options.DataDirSetting}: '{dir}' is in use by another SeS ({e.Message})");
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
-        {
-            throw new OptionsException($"{Options.DataDirSetting}: '{dir}' cannot be used: {e.Message}");
-        }
     }
 
     /// <summary>Where alerts are to be posted.</summary>
@@ -13000,33 +12304,16 @@ internal static class Program
         }
     }
 
-    private static EventLog OpenLog(Options options, Log log, Meters meters)
-    {
-        try
-        {
-            return new EventLog(options.DataDir, options.Retention, TimeProvider.System, log, meters);
-        }
-        catch (DataDirException e)
-        {
-            throw new OptionsException($"{Options.DataDirSetting}: {e.Message}");
-        }
-    }
-
-    private static Recorder? OpenRecorder(Options options, EventLog eventLog, Log log, Meters meters)
+    private static Recorder? OpenRecorder(Options options, Store store, Log log, Meters meters)
     {
         if (options.OnixUrl == null)
-        {
-            // An Onix that is switched on later gets the whole history.
-            eventLog.KeepFrom = int.MaxValue;
-            eventLog.ForgetCursor();
             return null;
-        }
         try
         {
             var onix = new OnixClient(
                 options, OnixClient.CreateHandler(options), TimeProvider.System, meters);
             return new Recorder(
-                eventLog, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
+                store, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
         }
         catch (CryptographicException e)
         {

@@ -40,6 +40,15 @@ public sealed class AskingTests
 
     // ---- Shapes ----
 
+    /// <summary>The answer without what made it, which stands first.</summary>
+    private static string Rest(Answer answer)
+    {
+        var head = $"{{\"as_of\":\"2026-11-22T12:00:00Z\",\"version\":\"{Program.Version}\","
+            + "\"pause_seconds\":900,\"stale_after_seconds\":90000,";
+        Assert.StartsWith(head, answer.Body, Ordinal);
+        return "{" + answer.Body[head.Length..];
+    }
+
     [Fact]
     public async Task AnswersHaveTheirShapes()
     {
@@ -48,18 +57,18 @@ public sealed class AskingTests
         Assert.Equal((200, "application/json"), (status.Code, status.Type?.ToString()));
         Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","status":"down","""
             + """since":"2026-11-22T10:00:00.5Z","time":"2026-11-22T10:00:00.5Z","description":"it \"fell\",\nhard"}]}""".Insert(0, "\"")
-            + "\n", status.Body);
+            + "\n", Rest(status));
         Assert.Equal("""{"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","""
             + """
             "description":"d","received":"2026-11-22T12:00:00Z"}],"next":null}
-            """ + "\n", (await host.GetAsync("/alerts/INS/history?service=db")).Body);
+            """ + "\n", Rest(await host.GetAsync("/alerts/INS/history?service=db")));
         Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","availability":50.003472,"""
             + """
-            "up_seconds":7200.5,"down_seconds":7199.5,"outages":1,"longest_seconds":7199.5,"mean_seconds":7199.5,"mean_between_seconds":7200.5,"open":true}]}
-            """ + "\n", (await host.GetAsync("/alerts/INS/report?service=etcd")).Body);
+            "coverage":100,"up_seconds":7200.5,"degraded_seconds":0,"down_seconds":7199.5,"unknown_seconds":0,"outages":1,"longest_seconds":7199.5,"mean_seconds":7199.5,"mean_between_seconds":7200.5,"open":true}]}
+            """ + "\n", Rest(await host.GetAsync("/alerts/INS/report?service=etcd")));
         Assert.Equal("""
-            {"services":[{"platform":"p1","service":"db","facet":"node","location":"","availability":0,"up_seconds":0,"down_seconds":10800,"outages":1,"longest_seconds":10800,"mean_seconds":10800,"mean_between_seconds":0,"open":true}],"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","up":0,"under_threshold_seconds":0}]}
-            """ + "\n", (await host.GetAsync("/alerts/INS/report?service=db&threshold=1")).Body);
+            {"services":[{"platform":"p1","service":"db","facet":"node","location":"","availability":0,"coverage":100,"up_seconds":0,"degraded_seconds":0,"down_seconds":10800,"unknown_seconds":0,"outages":1,"longest_seconds":10800,"mean_seconds":10800,"mean_between_seconds":0,"open":true}],"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","up":0,"under_threshold_seconds":0}]}
+            """ + "\n", Rest(await host.GetAsync("/alerts/INS/report?service=db&threshold=1")));
     }
 
     [Theory]
@@ -120,7 +129,56 @@ public sealed class AskingTests
         await using var host = await WithAPastAsync();
         var answer = await host.GetAsync(path);
         Assert.Equal(200, answer.Code);
-        Assert.Equal(0, answer.Json.EnumerateObject().First().Value.GetArrayLength());
+        Assert.Equal(0, answer.Json.EnumerateObject().First(p => p.Name is "services" or "events").Value.GetArrayLength());
+    }
+
+    // ---- As it was known ----
+
+    [Fact]
+    public async Task AsOfAnswersAsItWasKnown()
+    {
+        await using var host = Host.Serving();
+        await RecordAsync(host, Alert("etcd", "up", "2026-11-22T08:00:00Z"));
+        host.Clock.UtcNow = Host.Now.AddMinutes(10);
+        var before = await host.GetAsync("/alerts/INS/history");
+        host.Clock.UtcNow = Host.Now.AddMinutes(20);
+        // It came late, and corrects the past.
+        await RecordAsync(host, Alert("etcd", "down", "2026-11-22T09:00:00Z"), Alert("db", "down", "2026-11-22T09:00:00Z"));
+        Assert.Equal(3, (await host.GetAsync("/alerts/INS/history")).Json.GetProperty("events").GetArrayLength());
+        foreach (var asOf in new[] { "2026-11-22T12:10:00Z", "2026-11-22T12:10Z", "2026-11-22T13:10%2B01:00", "-10m" })
+            Assert.Equal(before.Body, (await host.GetAsync($"/alerts/INS/history?as_of={asOf}")).Body);
+        foreach (var (path, count) in new[] { ("", 1), ("/report", 1), ("/report?threshold=1", 1) })
+        {
+            var answer = (await host.GetAsync($"/alerts/INS{path}{(path.Contains('?', Ordinal) ? '&' : '?')}as_of=-10m")).Json;
+            Assert.Equal(count, answer.GetProperty("services").GetArrayLength());
+            Assert.Equal("2026-11-22T12:10:00Z", answer.GetProperty("as_of").GetString());
+        }
+        Assert.Equal("up", (await host.GetAsync("/alerts/INS?as_of=-10m")).Json.GetProperty("services")[0].GetProperty("status").GetString());
+        Assert.Equal(14400 + 600, (await host.GetAsync("/alerts/INS/report?as_of=-10m")).Json.GetProperty("services")[0].GetProperty("up_seconds").GetDouble());
+        Assert.Contains("p1,etcd,node,n1,up,", (await host.GetAsync("/alerts/INS?as_of=-10m&format=csv")).Body, Ordinal);
+        Assert.Equal(0, (await host.GetAsync("/alerts/INS?as_of=-1h")).Json.GetProperty("services").GetArrayLength());
+        Assert.Contains("as_of: it is ahead of the clock", (await host.GetAsync("/alerts/INS?as_of=2026-11-23T00:00Z")).Problem(400), Ordinal);
+    }
+
+    /// <summary>What is answered can be had again, to the byte, whatever comes after.</summary>
+    [Fact]
+    public async Task AnswerCanBeMadeAgain()
+    {
+        await using var host = Host.Serving();
+        var random = new Random(1);
+        var answers = new List<(string Path, string Body)>();
+        for (var i = 0; i < 40; i++)
+        {
+            host.Clock.UtcNow = Host.Now.AddSeconds(i / 3);
+            await RecordAsync(host, Alert($"s{random.Next(3)}", random.Next(2) == 0 ? "up" : "down",
+                Rfc3339.Format(Host.Now.AddMinutes(-random.Next(100)))));
+            var path = new[] { "/alerts/INS", "/alerts/INS/history", "/alerts/INS/report" }[i % 3];
+            var answer = await host.GetAsync(path);
+            answers.Add(($"{path}?as_of={answer.Json.GetProperty("as_of").GetString()}", answer.Body));
+        }
+        host.Clock.UtcNow = Host.Now.AddMinutes(1);
+        foreach (var (path, body) in answers)
+            Assert.Equal(body, (await host.GetAsync(path)).Body);
     }
 
     // ---- Refusals ----
@@ -342,6 +400,13 @@ public sealed class AskingTests
         }
         await stop.CancelAsync();
         Assert.All(await Task.WhenAll(asking), asked => Assert.InRange(asked, 1, int.MaxValue));
-        Assert.InRange(Directory.GetFiles(host.Dir, "events-*.jsonl").Length, 3, 6);
+        // What is older than 3 days is gone, but for the hour between two looks.
+        await Wait.UntilAsync(async () =>
+        {
+            host.Clock.UtcNow = host.Clock.UtcNow.AddHours(1);
+            return (await host.GetAsync("/alerts/INS/history")).Json.GetProperty("events").EnumerateArray()
+                .All(e => e.GetProperty("time").GetDateTime() > Host.Now.AddHours((24 * 20) - (24 * 3) - 2));
+        }, Soon, "the old facts to go");
+        Assert.InRange(host.Observations, 100, 3 * 24 * 4);
     }
 }

@@ -63,7 +63,7 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
         await Wait.UntilAsync(() => ses.Child.OpenDescriptors() <= files + 8, Soon, "descriptors to be given back");
         Assert.Equal((process, false), (ses.Child.Id, ses.Child.HasExited));
         Assert.Contains("ses_defects_total 0\n", await ses.Client.GetStringAsync("metrics"), StringComparison.Ordinal);
-        Assert.All(LogFiles.ReadEvents(ses.DataDir), e => Assert.Equal("other", e.Service.Service));
+        Assert.All(StoreFiles.Changes(ses.DataDir), e => Assert.Equal("other", e.Service.Service));
     }
 
     private static Task AttackAsync(string attack, int port) => attack switch
@@ -332,14 +332,14 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
                 await crowd.ComeAsync(1000);
             await crowd.DribbleAsync(500);
             await pair.SendAlertAsync($"alert-{told++}");
-            await Wait.UntilAsync(() => LogFiles.ReadEvents(ses.DataDir).Any(e => e.Service.Facet == $"alert-{told - 1}"),
+            await Wait.UntilAsync(() => StoreFiles.Changes(ses.DataDir).Any(e => e.Service.Facet == $"alert-{told - 1}"),
                 Soon, $"alert {told - 1}");
         }
         var metrics = await ses.Client.GetStringAsync("metrics");
         output.WriteLine(string.Join('\n', metrics.Split('\n').Where(l => l.StartsWith("ses_conn", StringComparison.Ordinal)
             || l.StartsWith("ses_http_refused", StringComparison.Ordinal))));
         output.WriteLine($"resident {ses.Child.ResidentBytes() / MiB} MiB, descriptors {ses.Child.OpenDescriptors()}");
-        Assert.Equal(told, LogFiles.ReadEvents(ses.DataDir).Count);
+        Assert.Equal(told, StoreFiles.Changes(ses.DataDir).Count);
         Assert.Equal(0, await pair.SumAsync("alertmanager_notifications_failed_total"));
         Assert.True(await pair.SumAsync("alertmanager_notifications_total") >= told);
         Assert.DoesNotContain("ses_http_refused_total{reason=\"connections\"} 0\n", metrics, StringComparison.Ordinal);

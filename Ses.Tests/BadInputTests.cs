@@ -29,18 +29,17 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
     {
         { "null", "null", "not an object" },
         { "a number", "7", "not an object" },
-        { "labels null", Alert($"\"labels\":null,{Time}"), "no service" },
+        { "labels null", Alert($"\"labels\":null,{Time}"), "no alertname" },
         { "labels a list", Alert($"\"labels\":[],{Time}"), "labels is of the wrong type" },
-        { "a label a number", Alert($"\"labels\":{{\"job\":1}},{Time}"), "labels.job is of the wrong type" },
-        { "no labels", Alert(Time), "no service" },
-        { "startsAt a number", Alert($"\"labels\":{{{Labels}}},\"startsAt\":5"), "startsAt is of the wrong type" },
+        { "a label a list", Alert($"\"labels\":{{\"job\":[1]}},{Time}"), "labels.job is of the wrong type" },
+        { "no labels", Alert(Time), "no alertname" },
+        { "startsAt a list", Alert($"\"labels\":{{{Labels}}},\"startsAt\":[]"), "startsAt is of the wrong type" },
         { "no startsAt", Alert($"\"labels\":{{{Labels}}}"), "no startsAt" },
         { "no zone", Alert($"\"labels\":{{{Labels}}},\"startsAt\":\"2026-11-01T10:00:00\""), "zone" },
         { "year 1", Alert($"\"labels\":{{{Labels}}},\"startsAt\":\"0001-01-01T00:00:00Z\""), "before the year 2000" },
         { "year 9999", Alert($"\"labels\":{{{Labels}}},\"startsAt\":\"9999-12-31T23:59:59Z\""), "24 h ahead" },
-        { "deep", Alert($"\"x\":{new string('[', 1000)}{new string(']', 1000)},\"labels\":{{{Labels}}},{Time}"), "nested too deeply" },
-        { "lone surrogate", Alert($"\"labels\":{{{Labels},\"x\":\"\\ud800\"}},{Time}"), "x is" },
-        { "long location", Alert($"\"labels\":{{{Labels},\"x\":\"{new string('x', 100_000)}\"}},{Time}"), "more than 1024" },
+        { "lone surrogate", Alert($"\"labels\":{{{Labels},\"x\":\"\\ud800\"}},{Time}"), "labels.x is" },
+        { "long service", Alert($"\"labels\":{{{Labels},\"service\":\"{new string('x', 193)}\"}},{Time}"), "more than 192" },
         { "resolved without end", $"{{\"status\":\"resolved\",\"labels\":{{{Labels}}},{Time}}}", "no endsAt" },
     };
 
@@ -55,10 +54,8 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
         Assert.Equal(1, answer.RootElement.GetProperty("accepted").GetInt32());
         var reason = answer.RootElement.GetProperty("quarantined")[0].GetProperty("reason").GetString();
         Assert.Contains(expected, reason, StringComparison.Ordinal);
-        Assert.Contains(LogFiles.ReadEvents(running.Ses.DataDir), e => e.Service.Service == name);
-        var kept = File.ReadLines(Path.Combine(running.Ses.DataDir, "quarantine.jsonl")).ToList();
-        Assert.All(kept, line => JsonDocument.Parse(line, new JsonDocumentOptions { MaxDepth = 4000 }).Dispose());
-        Assert.Contains(kept, line => line.Contains(JsonEncodedText.Encode(reason!).ToString(), StringComparison.Ordinal));
+        Assert.Contains(StoreFiles.Starts(running.Ses.DataDir), e => e.Service.Service == name);
+        Assert.Contains(Quarantined(), a => a.Reason == reason && Encoding.UTF8.GetString(a.Alert) == bad);
     }
 
     [Theory]
@@ -67,8 +64,6 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
     [InlineData("[]", "not a JSON object")]
     [InlineData("{\"version\":\"4\",\"alerts\":[]", "not JSON")]
     [InlineData("{\"version\":\"4\",\"alerts\":[]} x", "not JSON")]
-    [InlineData("{\"version\":\"3\",\"alerts\":[]}", "version is 3")]
-    [InlineData("{\"alerts\":[]}", "version is missing")]
     [InlineData("{\"version\":\"4\"}", "no list of alerts")]
     [InlineData("{\"version\":\"4\",\"alerts\":null}", "no list of alerts")]
     [InlineData("{\"version\":\"4\",\"alerts\":{}}", "no list of alerts")]
@@ -90,7 +85,7 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
         var alert = Alert($"\"labels\":{{\"alertname\":\"{name}\",{labels}}},\"news\":{{\"a\":[1]}},{Time}");
         var (code, _) = await PostAsync($"{{\"version\":\"4\",\"news\":1,\"alerts\":[{alert}]}}");
         Assert.Equal(HttpStatusCode.NoContent, code);
-        var told = LogFiles.ReadEvents(running.Ses.DataDir).Single(e => e.Service.Facet == name);
+        var told = StoreFiles.Starts(running.Ses.DataDir).Single(e => e.Service.Facet == name);
         Assert.Equal((service, location), (told.Service.Service, told.Service.Location));
     }
 
@@ -102,9 +97,13 @@ public sealed class BadInputTests(BadInputTests.Running running) : IClassFixture
         using var content = new ByteArrayContent(body);
         using var answer = await running.Ses.Client.PostAsync(running.Ses.Webhook("INS"), content);
         Assert.Equal(HttpStatusCode.OK, answer.StatusCode);
-        var line = File.ReadLines(Path.Combine(running.Ses.DataDir, "quarantine.jsonl")).Last(l => l.Contains("alertBase64"));
-        using var kept = JsonDocument.Parse(line);
-        Assert.Contains((byte)0xff, kept.RootElement.GetProperty("alertBase64").GetBytesFromBase64());
+        Assert.Contains(Quarantined(), a => a.Alert.Contains((byte)0xff));
+    }
+
+    private List<QuarantinedAlert> Quarantined()
+    {
+        using var snapshot = Snapshot.Open(running.Ses.DataDir, DateTime.UtcNow);
+        return [.. QuarantinedAlert.Read(snapshot)];
     }
 
     private async Task<(HttpStatusCode Code, string Body)> PostAsync(string body)

@@ -107,7 +107,7 @@ public sealed class BenchTests(ITestOutputHelper output)
         await Wait.UntilAsync(async () =>
         {
             resident = Math.Max(resident, ses.Child.ResidentBytes());
-            return (await ses.Client.GetStringAsync("ready")).Contains("\"backlog_events\":0", StringComparison.Ordinal);
+            return (await ses.Client.GetStringAsync("ready")).Contains("\"backlog_services\":0", StringComparison.Ordinal);
         }, TimeSpan.FromMinutes(10), "a million events to be drained");
         Row("backlog drained, 1,000 services", $"{load.Acknowledged:N0} events in {clock.Elapsed.TotalSeconds:N0} s");
         Row("resident at most, with that backlog", MiB(resident));

@@ -60,7 +60,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
             Assert.Equal(Etcd.Truth, OfCsv((await RunAsync([.. history, "--format", "csv"])).Output));
             Assert.Equal(Etcd.Truth, OfTable((await RunAsync([.. history, "--format", "table"])).Output));
             var (exit, found) = await RunAsync("check", "--data-dir", _dir);
-            Assert.Contains("Nothing is wrong: 14 events of 6 services.", found, Ordinal);
+            Assert.Matches(@"Nothing is wrong: 1\d observations, 6 services\.", found);
             Assert.Equal(0, exit);
         }
     }
@@ -158,9 +158,9 @@ public sealed partial class CommandEndToEndTests : IDisposable
             await ses.RestartAsync();
         }
         var all = AssertWhole(await ses.Client.GetStringAsync("alerts/INS/history"), start);
-        Assert.Equal(Assert.Single(LogFiles.History(_dir)).Value.Count, all);
-        Assert.InRange(LogFiles.ReadEvents(_dir).Count, acknowledged, acknowledged + 5);
-        Assert.True(acknowledged > 50, $"only {acknowledged} were posted");
+        Assert.Equal(Assert.Single(StoreFiles.History(_dir)).Value.Count, all);
+        Assert.InRange(StoreFiles.Observations(_dir), acknowledged, acknowledged + 5);
+        Assert.True(acknowledged > 20, $"only {acknowledged} were posted");
     }
 
     /// <summary>Posts one change after the other, until it is stopped; returns how many were acknowledged.</summary>
@@ -223,84 +223,225 @@ public sealed partial class CommandEndToEndTests : IDisposable
         return events.Count;
     }
 
-    // ---- Check ----
+    // ---- Check, rebuild ----
 
-    [Fact]
-    public async Task CheckReportsWhatIsWrong()
+    private static async Task FillAsync(string dir, int count = 40)
     {
-        var clock = new ManualClock(new DateTime(2026, 11, 1, 12, 0, 0, DateTimeKind.Utc));
-        var log = new EventLog(_dir, TimeSpan.FromDays(400), clock,
-            new Log(LogLevel.Error, false, TextWriter.Null, clock), new Meters("test", "test"));
-        for (var day = 0; day < 3; day++)
-        {
-            clock.UtcNow = new DateTime(2026, 11, 1 + day, 12, 0, 0, DateTimeKind.Utc);
-            await log.AppendAsync(new Payload([new(Site.Service(1), "d", false, day % 2 == 0 ? "up" : "down",
-                clock.UtcNow, null)], [], 0), "INS");
-        }
-        log.Stop();
+        await using var ses = await SesProcess.StartAsync("none", dir);
+        await PostAsync(ses, count);
+    }
+
+    private static async Task PostAsync(SesProcess ses, int count, string service = "etcd")
+    {
+        var start = DateTime.UtcNow.AddHours(-1);
+        start = start.AddTicks(-(start.Ticks % TimeSpan.TicksPerSecond));
+        for (var i = 0; i < count; i++)
+            Assert.Equal(HttpStatusCode.NoContent, (await ses.PostAsync("INS", Body(Alert($"{service}{i % 5}",
+                i / 5 % 2 == 0 ? "up" : "down", start.AddSeconds(i))))).StatusCode);
+    }
+
+    [Theory]
+    [InlineData("UPDATE observation SET status = 3 - status WHERE id = (SELECT max(id) FROM observation)", "observation", false)]
+    [InlineData("UPDATE alert SET text = 'x' WHERE id = (SELECT min(id) FROM alert)", "alert", false)]
+    [InlineData("DELETE FROM timeline", "ses rebuild", true)]
+    [InlineData("UPDATE timeline SET since = since - 1 WHERE at > (SELECT min(at) FROM timeline)", "ses rebuild", true)]
+    [InlineData("UPDATE service SET status = 1", "ses rebuild", true)]
+    public async Task CheckNamesWhatIsDamagedAndRebuildMendsWhatIsDerived(string damage, string word, bool isMended)
+    {
+        await FillAsync(_dir);
         Assert.Equal(0, (await RunAsync("check", "--data-dir", _dir)).Exit);
-        Assert.Equal(0, (await RunAsync("report", "--data-dir", _dir)).Exit);
-        var files = Directory.GetFiles(_dir, "events-*.jsonl").Order(StringComparer.Ordinal).ToList();
-        Assert.Equal(2, Directory.GetFiles(_dir, "*.index").Length);
-        Assert.Equal(3, files.Count);
-
-        await ExpectAsync(files[0], text => text.Replace("\"status\":\"up\"", "\"status\":up", Ordinal), "line 2 does not parse");
-        await ExpectAsync(files[0], text => text[..^5], "its last line is cut off");
-        await ExpectAsync(files[1], text => text.Replace("\"status\":\"up\"", "\"status\":\"down\"", Ordinal),
-            "is not as the file before left it");
-        await ExpectAsync(files[1], text => text[(text.IndexOf('\n', Ordinal) + 1)..], "stands in the first line");
-        await ExpectAsync(files[0].Replace(".jsonl", ".index", Ordinal), text => text[..^1] + "x",
-            "says what the file does not");
-        await ExpectAsync(files[1], text => string.Join('\n', text.Split('\n')
-            .Where(l => !l.StartsWith("{\"window\"", Ordinal))), "it has no window of INS/");
-        await ExpectAsync(files[0], text => text.Replace("\"events\":[{", "\"events\":[{\"x\":{", Ordinal)
-            .Replace("{\"end\"", "{\"window\":{\"partition\":\"INS\",\"events\":[]}}\n{\"end\"", Ordinal) + "spoilt\n", "does not parse");
-        var copy = Directory.CreateDirectory(Path.Combine(_dir, "copy")).FullName;
-        foreach (var file in Directory.GetFiles(_dir))
-        {
-            File.Copy(file, Path.Combine(copy, Path.GetFileName(file)));
-            File.SetLastWriteTimeUtc(Path.Combine(copy, Path.GetFileName(file)), DateTime.UtcNow);
-        }
-        Assert.Equal(0, (await RunAsync("check", "--data-dir", copy)).Exit);
-        var cursor = Path.Combine(_dir, "cursor.json");
-        File.WriteAllText(cursor, "{\"url\":\"http://onix/\",\"file\":1,\"offset\":1234}");
-        await ExpectAsync(cursor, text => text[..^5], "it does not parse");
-        Assert.Contains("cursor.json: file 1, byte 1234", (await RunAsync("check", "--data-dir", _dir)).Output, Ordinal);
-    }
-
-    /// <summary>A service that was silent for longer than the log goes back is forgotten, and may speak again.</summary>
-    [Fact]
-    public async Task CheckKnowsWhatRetentionForgets()
-    {
-        var clock = new ManualClock(new DateTime(2026, 11, 1, 12, 0, 0, DateTimeKind.Utc));
-        var log = new EventLog(_dir, TimeSpan.FromDays(2), clock,
-            new Log(LogLevel.Error, false, TextWriter.Null, clock), new Meters("test", "test"))
-        { KeepFrom = int.MaxValue };
-        for (var day = 1; day <= 8; day++)
-        {
-            clock.UtcNow = new DateTime(2026, 11, day, 12, 0, 0, DateTimeKind.Utc);
-            clock.Timestamp += TimeSpan.FromDays(1).Ticks;
-            foreach (var number in day is 1 or 7 ? new[] { 1, 2 } : [2])
-                await log.AppendAsync(new Payload([new(Site.Service(number), "d", false,
-                    day % 2 == 0 ? "up" : "down", clock.UtcNow, null)], [], 0), "INS");
-        }
-        log.Stop();
+        var before = (await RunAsync("history", "--data-dir", _dir, "--format", "csv")).Output;
+        using (var database = new SqliteConnection(StoreFiles.PathOf(_dir), isReadOnly: false, 100))
+            database.Execute(damage);
         var (exit, output) = await RunAsync("check", "--data-dir", _dir);
-        Assert.True(exit == 0, output);
-        Assert.Contains("of 2 services", output, Ordinal);
-    }
-
-    private async Task ExpectAsync(string path, Func<string, string> spoil, string fault)
-    {
-        var whole = File.ReadAllBytes(path);
-        var changed = File.GetLastWriteTimeUtc(path);
-        File.WriteAllBytes(path, Encoding.Latin1.GetBytes(spoil(Encoding.Latin1.GetString(whole))));
-        var (exit, output) = await RunAsync("check", "--data-dir", _dir);
-        Assert.Contains(fault, output, Ordinal);
         Assert.Equal(1, exit);
-        File.WriteAllBytes(path, whole);
-        File.SetLastWriteTimeUtc(path, changed);
+        Assert.Contains(word, output, Ordinal);
+        Assert.Equal(0, (await RunAsync("rebuild", "--data-dir", _dir)).Exit);
+        Assert.Equal(isMended ? 0 : 1, (await RunAsync("check", "--data-dir", _dir)).Exit);
+        if (isMended)
+            Assert.Equal(before, (await RunAsync("history", "--data-dir", _dir, "--format", "csv")).Output);
+    }
+
+    [Fact]
+    public async Task RebuildAndRestoreAreRefusedBesideADaemon()
+    {
+        await using var ses = await SesProcess.StartAsync("none", _dir);
+        await PostAsync(ses, 5);
+        var backup = Path.Combine(_dir, "backup");
+        Assert.Equal(0, (await RunAsync("backup", "--data-dir", _dir, backup)).Exit);
+        foreach (var arguments in new[] { new[] { "rebuild" }, ["restore", backup] })
+        {
+            var (exit, output) = await RunAsync([.. arguments, "--data-dir", _dir]);
+            Assert.Equal(2, exit);
+            Assert.Contains("in use by another SeS", output, Ordinal);
+        }
+        Assert.Equal(HttpStatusCode.OK, (await ses.Client.GetAsync(new Uri("ready", UriKind.Relative))).StatusCode);
+    }
+
+    // ---- Backup, restore ----
+
+    [Fact]
+    public async Task BackupMadeUnderLoadIsRestored()
+    {
+        var (source, target) = (Path.Combine(_dir, "a"), Path.Combine(_dir, "b"));
+        var backup = Path.Combine(_dir, "backup.db");
+        await using (var ses = await SesProcess.StartAsync("none", source))
+        {
+            await PostAsync(ses, 20);
+            var load = PostAsync(ses, 300, "load");
+            var (exit, output) = await RunAsync("backup", "--data-dir", source, backup);
+            Assert.True(exit == 0, output);
+            await load;
+        }
+        Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite, File.GetUnixFileMode(backup));
+        var (again, word) = await RunAsync("backup", "--data-dir", source, backup);
+        Assert.Equal(2, again);
+        Assert.Contains("FILE: ", word, Ordinal);
+        // Over what is there: it is gone, its log too.
+        await FillAsync(target, 7);
+        Assert.Equal(0, (await RunAsync("restore", "--data-dir", target, backup)).Exit);
+        Assert.Equal(0, (await RunAsync("check", "--data-dir", target)).Exit);
+        Assert.Equal(["lock", "ses.db"], Directory.GetFiles(target).Select(Path.GetFileName).Order());
+        var (kept, all) = (StoreFiles.Starts(target), StoreFiles.Starts(source));
+        Assert.InRange(kept.Count, 20, all.Count);
+        Assert.Subset(all.ToHashSet(), kept.ToHashSet());
+        string[] stores = [.. new[] { source, target, Path.GetDirectoryName(backup)! }.Take(2).Select(d =>
+        {
+            using var database = new SqliteConnection(StoreFiles.PathOf(d), isReadOnly: true, 100);
+            using var id = database.Query("SELECT value FROM meta WHERE name = 'store'");
+            return id.FirstText()!;
+        })];
+        Assert.NotEqual(stores[0], stores[1]);
+        await using var restored = await SesProcess.StartAsync("none", target);
+        await PostAsync(restored, 5, "after");
+    }
+
+    [Theory]
+    [InlineData("")]
+    [InlineData("this is no database")]
+    public async Task WhatIsNoBackupIsNotRestored(string content)
+    {
+        await FillAsync(_dir, 5);
+        var file = Path.Combine(_dir, "file");
+        File.WriteAllText(file, content);
+        Assert.Equal(2, (await RunAsync("restore", "--data-dir", _dir, file)).Exit);
+        Assert.Equal(2, (await RunAsync("restore", "--data-dir", _dir, file + "-nowhere")).Exit);
+        Assert.Equal(2, (await RunAsync("restore", "--data-dir", _dir)).Exit);
         Assert.Equal(0, (await RunAsync("check", "--data-dir", _dir)).Exit);
+        Assert.Equal(5, StoreFiles.Observations(_dir));
+    }
+
+    // ---- Export, import ----
+
+    [Fact]
+    public async Task TwoStoresAreMadeEqual()
+    {
+        string[] dirs = [Path.Combine(_dir, "a"), Path.Combine(_dir, "b")];
+        for (var i = 0; i < 2; i++)
+        {
+            await using var ses = await SesProcess.StartAsync("none", dirs[i], null, "--name", $"ses-{i}");
+            await PostAsync(ses, 20, $"own{i}-");
+            await PostAsync(ses, 20, "both");
+        }
+        async Task<string> MoveAsync(string from, string to)
+        {
+            var lines = Path.Combine(_dir, "lines");
+            var (exit, output) = await RunAsync("export", "--data-dir", from);
+            Assert.Equal(0, exit);
+            File.WriteAllText(lines, output);
+            (exit, output) = await RunAsync("import", "--data-dir", to, lines);
+            Assert.Equal(0, exit);
+            return output;
+        }
+        Assert.Contains(": 41 new facts, 0 known, 0 refused.", await MoveAsync(dirs[0], dirs[1]), Ordinal);
+        Assert.Contains(": 41 new facts, 41 known, 0 refused.", await MoveAsync(dirs[1], dirs[0]), Ordinal);
+        Assert.Contains(": 0 new facts, 82 known, 0 refused.", await MoveAsync(dirs[0], dirs[1]), Ordinal);
+        var histories = new List<string>();
+        foreach (var dir in dirs)
+        {
+            await using (await SesProcess.StartAsync("none", dir))
+            {
+            }
+            histories.Add(string.Join('\n', StoreFiles.Changes(dir).Select(c => $"{c.Service} {c.Status} {c.Time:O}").Order(StringComparer.Ordinal)));
+            Assert.Equal(0, (await RunAsync("check", "--data-dir", dir)).Exit);
+        }
+        Assert.Equal(histories[0], histories[1]);
+    }
+
+    [Fact]
+    public async Task ImportBesideADaemonIsAnswered()
+    {
+        var source = Path.Combine(_dir, "a");
+        await FillAsync(source);
+        var lines = Path.Combine(_dir, "lines");
+        File.WriteAllText(lines, (await RunAsync("export", "--data-dir", source)).Output);
+        await using var ses = await SesProcess.StartAsync("none", Path.Combine(_dir, "b"));
+        await PostAsync(ses, 10, "own");
+        var load = PostAsync(ses, 200, "load");
+        Assert.Equal(0, (await RunAsync("import", "--data-dir", ses.DataDir, lines)).Exit);
+        await load;
+        await Wait.UntilAsync(async () => (await ses.Client.GetStringAsync("alerts/INS?format=csv"))
+            .Split('\n').Count(l => l.Contains(",etcd", Ordinal)) == 5, Soon, "what was imported");
+        await PostAsync(ses, 5, "after");
+        ses.Kill(Signal.Terminate);
+        Assert.Equal(0, await ses.Child.ExitAsync(Soon));
+        Assert.Equal(0, (await RunAsync("check", "--data-dir", ses.DataDir)).Exit);
+        Assert.Equal(40 + 10 + 200 + 5, StoreFiles.Observations(ses.DataDir));
+    }
+
+    [Fact]
+    public async Task LineThatWasChangedIsRefusedAndTheOthersAreTaken()
+    {
+        await FillAsync(Path.Combine(_dir, "a"), 5);
+        var lines = (await RunAsync("export", "--data-dir", Path.Combine(_dir, "a"))).Output.Split('\n')[..^1];
+        lines[2] = lines[2].Replace("\"up\"", "\"down\"", Ordinal);
+        var file = Path.Combine(_dir, "lines");
+        File.WriteAllLines(file, [.. lines, "hello"]);
+        var (exit, output) = await RunAsync("import", "--data-dir", Path.Combine(_dir, "b"), file);
+        Assert.Equal(1, exit);
+        Assert.Contains("line 3: its id is not that of its content", output, Ordinal);
+        Assert.Contains("line 7: it is not JSON", output, Ordinal);
+        Assert.Contains("7 lines: 5 new facts, 0 known, 2 refused.", output, Ordinal);
+    }
+
+    [Fact]
+    public async Task AsOfTellsWhatWasKnown()
+    {
+        await using var ses = await SesProcess.StartAsync("none", _dir);
+        await PostAsync(ses, 10);
+        using var answer = JsonDocument.Parse(await ses.Client.GetStringAsync("alerts/INS/history"));
+        var asOf = Of(answer.RootElement, "as_of");
+        await PostAsync(ses, 10, "later");
+        string[] history = ["history", "--data-dir", _dir, "--partition", "INS", "--as-of", asOf];
+        Assert.Equal(answer.RootElement.GetRawText() + "\n", (await RunAsync(history)).Output);
+        Assert.Equal(2, (await RunAsync("status", "--data-dir", _dir, "--as-of", "2999-01-01T00:00Z")).Exit);
+    }
+
+    /// <summary>The documented views, by the program that people have.</summary>
+    [Fact]
+    public async Task ViewsAreReadByDebiansSqlite()
+    {
+        await using var ses = await SesProcess.StartAsync("none", _dir);
+        foreach (var body in Etcd.Bodies)
+            Assert.Equal(HttpStatusCode.NoContent, (await ses.PostAsync("INS", body)).StatusCode);
+        await ses.Client.GetStringAsync("alerts/INS");
+        async Task<string[]> SqlAsync(string sql)
+        {
+            await using var sqlite = ChildProcess.Start("sqlite3", ["-readonly", StoreFiles.PathOf(_dir), sql]);
+            Assert.Equal(0, await sqlite.ExitAsync(Soon));
+            return sqlite.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries);
+        }
+        Assert.Equal(
+            ["node|127.0.0.1:17399|2026-11-22T11:34:55.489Z|2026-11-22T11:35:36.489Z|41.0",
+                "node|127.0.0.1:17389|2026-11-22T11:35:15.489Z|2026-11-22T11:35:36.489Z|21.0"],
+            await SqlAsync("""
+                SELECT facet, location, from_time, to_time, seconds FROM outages
+                WHERE service = 'etcd' AND facet = 'node' AND from_time LIKE '2026-11-%' ORDER BY from_time
+                """));
+        Assert.Equal("6", Assert.Single(await SqlAsync("SELECT count(*) FROM services WHERE status = 'up' AND since > '2026'")));
+        Assert.Equal("InstanceDown resolved", Assert.Single(await SqlAsync("""
+            SELECT DISTINCT description FROM history WHERE facet = 'InstanceDown' AND status = 'up' AND received > '2026'
+            """)));
     }
 
     // ---- Quarantine ----
@@ -310,18 +451,18 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [InlineData("basic")]
     public async Task QuarantinedAlertsAreSentAgainAfterACure(string mode)
     {
-        const string bad = """{"status":"firing","labels":{"alertname":"NoJob"},"startsAt":"2026-11-22T11:34:34.489Z"}""";
+        const string bad = """{"status":"firing","labels":{"status":"down","facet":"node","svc":"db"},"startsAt":"2026-11-22T11:34:34.489Z"}""";
         var now = DateTime.UtcNow.AddMinutes(-1);
         string[] password = mode == "basic" ? ["--password", "secret word"] : [];
         await using (var ses = await SesProcess.StartAsync("none", _dir))
             Assert.Equal(HttpStatusCode.OK, (await ses.PostAsync("INS", Body(bad, Alert("etcd", "up", now), "5"))).StatusCode);
         var (exit, listed) = await RunAsync("quarantine", "--data-dir", _dir, "--format", "csv");
         Assert.Equal(0, exit);
-        Assert.Contains("INS,NoJob,it has no service", listed, Ordinal);
+        Assert.Contains("INS,,it has no service", listed, Ordinal);
         Assert.Contains("INS,,it is not an object", listed, Ordinal);
 
         await using var cured = await SesProcess.StartAsync(
-            "none", _dir, null, ["--map", "service=service,job,alertname", "--auth-mode", mode, .. password]);
+            "none", _dir, null, ["--map", "service=service,svc", "--auth-mode", mode, .. password]);
         string[] retry = ["quarantine", "--data-dir", _dir, "--retry", "--url", $"http://127.0.0.1:{cured.Port}/alerts"];
         if (mode == "basic")
         {
@@ -331,9 +472,9 @@ public sealed partial class CommandEndToEndTests : IDisposable
         }
         Assert.Equal((1, "2 alerts sent: 1 accepted, 1 stay in quarantine.\n"), await RunAsync([.. retry, .. password]));
         var (_, left) = await RunAsync("quarantine", "--data-dir", _dir, "--format", "csv");
-        Assert.DoesNotContain("NoJob", left, Ordinal);
+        Assert.DoesNotContain("it has no service", left, Ordinal);
         Assert.Contains("it is not an object", left, Ordinal);
-        Assert.Contains(LogFiles.ReadEvents(_dir), e => e.Service.Service == "NoJob" && e.Status == "down");
+        Assert.Contains(StoreFiles.Changes(_dir), e => e.Service.Service == "db" && e.Status == "down");
         await cured.RestartAsync();
         var (_, still) = await RunAsync("quarantine", "--data-dir", _dir, "--format", "csv");
         Assert.Equal(left, still);
@@ -432,7 +573,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [InlineData("history")]
     [InlineData("check")]
     [InlineData("quarantine")]
-    public async Task FolderWithoutALogIsNamed(string command)
+    public async Task FolderWithoutADatabaseIsNamed(string command)
     {
         foreach (var dir in new[] { _dir, Path.Combine(_dir, "nowhere") })
         {
@@ -443,12 +584,28 @@ public sealed partial class CommandEndToEndTests : IDisposable
     }
 
     [Fact]
-    public async Task LogOfANewerSeSIsRefused()
+    public async Task DatabaseOfANewerSeSOrOfOthersIsRefused()
     {
-        File.WriteAllText(Path.Combine(_dir, "events-000001-2026-11-01.jsonl"), "{\"ses\":2,\"created\":\"2026-11-01T00:00:00Z\"}\n");
-        var (exit, output) = await RunAsync("status", "--data-dir", _dir);
-        Assert.Equal(2, exit);
-        Assert.Contains("which a newer SeS wrote", output, Ordinal);
+        await using (await SesProcess.StartAsync("none", _dir))
+        {
+        }
+        foreach (var (damage, says) in new[] { ("PRAGMA user_version = 99", "has version 99; this SeS knows"),
+            ("PRAGMA application_id = 7", "is no database of SeS") })
+        {
+            using (var database = new SqliteConnection(StoreFiles.PathOf(_dir), isReadOnly: false, 100))
+                database.Execute(damage);
+            foreach (var command in new[] { "status", "check" })
+            {
+                var (exit, output) = await RunAsync(command, "--data-dir", _dir);
+                Assert.Equal(2, exit);
+                Assert.Contains(says, output, Ordinal);
+            }
+            var (code, word) = await RunAsync("--onix-url", "none", "--port", "0", "--data-dir", _dir);
+            Assert.Equal(2, code);
+            Assert.Contains(says, word, Ordinal);
+        }
+        File.WriteAllText(StoreFiles.PathOf(_dir), "this is no database at all, though it is long enough for one");
+        Assert.Equal(2, (await RunAsync("check", "--data-dir", _dir)).Exit);
     }
 
     [Theory]

@@ -1,6 +1,7 @@
 using System.Globalization;
 using System.Reflection;
 using System.Text;
+using System.Text.Json;
 using System.Text.RegularExpressions;
 using Ses.Tests.Support;
 using Xunit;
@@ -21,8 +22,11 @@ public sealed partial class DocsTests
     private static readonly int[] Codes =
         [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 431, 503, 505];
 
-    /// <summary>The constants that the table of limits names; it is filled by the table after it.</summary>
-    private static readonly HashSet<(Type, string)> Named = [];
+    /// <summary>
+    /// The constants that the table of limits names; it is filled by the table after it. The writer's step is
+    /// that of <see cref="RecentAlerts"/>.
+    /// </summary>
+    private static readonly HashSet<(Type, string)> Named = [(typeof(Writer), "SeenStep")];
 
     /// <summary>
     /// The table of limits: a row's name, the text that its value holds, and where the program has it, as a
@@ -30,7 +34,7 @@ public sealed partial class DocsTests
     /// </summary>
     private static readonly (string Name, string Value, string? Text)[] Limits =
     [
-        ("body of a webhook", "16 MiB; at most 256 MiB", "count * unit is >= 1024 and <= 256 * 1024 * 1024"),
+        ("body of a webhook", "16 MiB; at most 256 MiB", "ParseSize(text, 1024, 256 * 1024 * 1024)"),
         Limit("head of a request", typeof(RequestHead), "MaxSize", Kib),
         Limit("header fields of a request", typeof(RequestHead), "MaxFields"),
         Limit("connections", typeof(Gate), "MaxConnections"),
@@ -41,23 +45,27 @@ public sealed partial class DocsTests
         Limit("first part of a body", typeof(Gate), "FirstPart", Kib),
         Limit("quarantined alerts listed in an answer", typeof(Web), "MaxListedAlerts"),
         Limit("fingerprint, name of a listed alert, in bytes", typeof(Web), "MaxShown"),
-        Limit("questions thought about at once", typeof(Web), "MaxActiveQuestions"),
+        Limit("questions computed at once", typeof(Web), "MaxActiveQuestions"),
+        Limit("changes in a short history", typeof(Web), "ShortLimit"),
         Limit("time for a question to wait for its turn", typeof(Web), "TurnTime"),
         Limit("long answers that are being read at once", typeof(Web), "MaxUnfinished"),
         Limit("long answer waits for its reader, before it may be ended for another", typeof(Web), "StalledTime"),
+        Limit("time to read a long answer", typeof(Web), "AnswerTime"),
         Limit("answer that goes through the inner listener", typeof(Web), "OneWrite", Kib),
         Limit("part of a long answer", typeof(BodyWriter), "Size", Kib),
         Limit("rows that give a table its widths", typeof(RowWriter), "TableRows"),
+        Limit("services that are down, on the page", typeof(StatusPage), "MostDown"),
         Limit("past outages on the page", typeof(StatusPage), "MostOutages"),
         Limit("changes on a service's page", typeof(StatusPage), "MostChanges"),
         Limit("quarantined alerts, and barred services, on the page", typeof(StatusPage), "MostSetAside"),
         Limit("bad times of a strip that are read out", typeof(StatusPage), "MaxSpokenIntervals"),
         Limit("time between renewals of the page, in seconds", typeof(StatusPage), "RefreshSeconds"),
-        Limit("end of the quarantine that is read for the page", typeof(EventLog), "LatestQuarantined", Kib),
-        Limit("faults told of a file by a check", typeof(Inspection), "MostFaults"),
+        Limit("unknown after down that ends an outage", typeof(Questions), "EndsOutage"),
+        Limit("services whose changes are sorted for a history", typeof(Questions), "FewServices"),
+        Limit("faults that a check names", typeof(DatabaseCheck), "MaxFaults"),
+        Limit("line of an import, in characters", typeof(FactLine), "MaxLength"),
         Limit("time for an answer to a retry", typeof(CommandRunner), "Patience"),
         Limit("time for an answer to a probe", typeof(CommandRunner), "ProbeTime"),
-        Limit("events looked for at once", typeof(Archive), "PageSize"),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
         Limit("time for a TLS handshake", typeof(Gate), "HandshakeTime"),
@@ -81,7 +89,6 @@ public sealed partial class DocsTests
         Limit("answer of the issuer", typeof(Issuer), "MaxAnswer", Mib),
         Limit("time between looks at certificate files", typeof(Tls), "RereadPeriod"),
         Limit("certificate that ends within", typeof(Tls), "EndsSoon"),
-        Limit("bytes waiting for the disk", typeof(EventLog), "MaxPending", Mib),
         ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(name) <= 1024"),
         Limit("depth of the JSON", typeof(AlertMapping), "MaxDepth"),
         Limit("service of an alert", typeof(AlertMapping), "MaxService"),
@@ -89,46 +96,68 @@ public sealed partial class DocsTests
         Limit("time of an alert, earliest", typeof(AlertMapping), "Earliest"),
         Limit("time of an alert, ahead of the clock", typeof(AlertMapping), "MaxAhead"),
         Limit("description", typeof(AlertMapping), "MaxDescription", Kib),
-        Limit("events kept in a service's window", typeof(Window), "Size"),
-        Limit("late firing copy of a resolved stock alert", typeof(Interpretation), "LateCopy"),
-        Limit("down after up, when an alert fires again", typeof(Interpretation), "JustAfter"),
-        Limit("quarantine", typeof(EventLog), "QuarantineLimit", Mib),
-        ("days whose files are deleted at a turn of the day", "2", "days.Count > 2"),
-        Limit("size of a file of the log", typeof(EventLog), "LargeFile", Mib),
-        Limit("pause before a new file when the clock was set back", typeof(EventLog), "ClockBackPause"),
+        Limit("alerts of a payload that are quarantined whole", typeof(UnmappableAlerts), "MaxKept"),
+        Limit("alerts of a payload that are told as too many", typeof(Stored), "MaxRefused"),
+        Limit("quarantined alerts", typeof(Writer), "MaxQuarantined"),
+        Limit("quarantined alerts, their size", typeof(Writer), "QuarantineSize", Mib),
+        Limit("label sets, for each of `--max-services`", typeof(Options), "AlertsOfService"),
+        Limit("late firing copy of an ended episode", typeof(TimelineRules), "LateCopy"),
+        Limit("observations of an alert by which a copy is judged", typeof(Writer), "NewestRows"),
+        Limit("label sets held in memory, in each of two halves", typeof(RecentAlerts), "Size"),
+        Limit("step in which an alert's last copy is stored", typeof(RecentAlerts), "SeenStep"),
+        Limit("waiting for the disk, about", typeof(Store), "MaxWaiting", Mib),
+        Limit("time for the disk to commit", typeof(Store), "DiskTime"),
+        Limit("time for another process to end its transaction", typeof(SqliteConnection), "LockTime"),
+        Limit("time for the writer to come round", typeof(Store), "StuckTime"),
+        Limit("time between looks for what time alone changes, and at a disk that refused",
+            typeof(Store), "TickPeriod"),
+        Limit("services that time alone changes, or lapses, at once", typeof(Writer), "DueAtOnce"),
+        Limit("time between signs of life in the database", typeof(Writer), "AlivePeriod"),
+        Limit("time without one that counts as time away", typeof(Writer), "LongestPause"),
+        Limit("space that stays free", typeof(Writer), "Reserve", Mib),
+        Limit("transaction that derives", typeof(Store), "DeriveTime"),
+        Limit("observations that wait to be derived", typeof(Store), "MaxUnderived"),
+        Limit("observations derived before the progress is stored", typeof(Writer), "WindowSize"),
+        Limit("pages of the write-ahead log before they are moved", typeof(Writer), "CheckpointPages"),
+        Limit("write-ahead log", typeof(Writer), "LogSize", Mib),
+        Limit("connections kept for questions", typeof(Store), "MaxReaders"),
+        Limit("cache of the connection that writes, in KiB", typeof(Store), "WriterCache"),
+        Limit("cache of a connection for questions, in KiB", typeof(Store), "ReaderCache"),
+        Limit("time between passes of retention", typeof(Retention), "Period"),
+        Limit("facts that retention deletes at once", typeof(Retention), "FactsAtOnce"),
+        Limit("barred service holds retention back", typeof(Retention), "Refused"),
+        Limit("time between steps of the scrub", typeof(Scrub), "Period"),
+        Limit("steps of the scrub until all is checked", typeof(Scrub), "StepsOfDay"),
+        Limit("rows of each kind that a step checks, at least", typeof(Scrub), "LeastRows"),
         Limit("step of the clock that is told", typeof(ClockWatch), "Jump"),
-        Limit("longest sleep of the log's writer", typeof(EventLog), "Housekeeping"),
-        Limit("time between questions to a disk that refused", typeof(EventLog), "ProbePeriod"),
-        Limit("what such a question writes", typeof(EventLog), "ProbeSize", Kib),
-        Limit("part of the newest file that is read for a question", typeof(Slices), "Size", Mib),
-        Limit("part of the log read at once", typeof(LogLine), "ReadSize", Mib),
-        Limit("time for the disk to write and flush", typeof(EventLog), "DiskTime"),
-        Limit("pause before a next file that the disk refused is tried again", typeof(EventLog), "RefusedFilePause"),
         Limit("lines that wait for whoever reads SeS's own log", typeof(QueuedWriter), "MaxLines"),
         Limit("warnings of one kind in the log", typeof(Log), "OftenEvery"),
         Limit("key of an item in Onix", typeof(OnixNames), "MaxKey"),
         Limit("key of an item in Onix, when cut", typeof(OnixNames), "CutKey"),
+        Limit("value of an attribute in Onix, in bytes", typeof(OnixNames), "MaxAttribute"),
         Limit("time for an answer of Onix", typeof(OnixClient), "Patience"),
         ("time to connect to Onix", "10 s", "ConnectTimeout = TimeSpan.FromSeconds(10)"),
         ("idle connection to Onix", "20 s", "PooledConnectionIdleTimeout = TimeSpan.FromSeconds(20)"),
         Limit("items in a list of Onix", typeof(OnixClient), "ListLimit"),
-        Limit("events decided on at once", typeof(Recorder), "ChunkSize"),
+        Limit("items of a list taken at once", typeof(ItemListReader), "ItemsAtOnce"),
+        Limit("part of a list read at once", typeof(ItemListReader), "ReadSize", Kib),
+        Limit("services decided on at once", typeof(Recorder), "ServicesAtOnce"),
+        Limit("changes of a service in a turn", typeof(OutboxReader), "ChangesAtOnce"),
+        Limit("services marked at once for another Onix", typeof(Outbox), "AtOnce"),
         Limit("changes in a request to Onix", typeof(Recorder), "BatchItems"),
         Limit("size of a request to Onix, about", typeof(Recorder), "BatchBytes", Mib),
         Limit("locked items read one by one", typeof(Recorder), "ReadSingly"),
-        Limit("locks of one change in a turn", typeof(Recorder), "MaxLocks"),
+        Limit("locks of a service in a row", typeof(Recorder), "MaxLocks"),
         Limit("time between lists of Onix's items", typeof(Recorder), "ListPeriod"),
-        Limit("time between saves of the cursor", typeof(Recorder), "SavePeriod"),
         Limit("first pause while Onix is away", typeof(Recorder), "FirstPause"),
         Limit("longest pause while Onix is away", typeof(Recorder), "LongestPause"),
-        Limit("first pause of a barred service", typeof(BarredService), "FirstDelay"),
-        Limit("longest pause of a barred service", typeof(BarredService), "LongestDelay"),
-        Limit("barred service holds retention back", typeof(Recorder), "BarredHoldsRetention"),
+        Limit("first pause of a barred service", typeof(Outbox), "FirstDelay"),
+        Limit("longest pause of a barred service", typeof(Outbox), "LongestDelay"),
         Limit("connections and requests in 10 s that count as quiet", typeof(MemoryTrimmer), "Quiet"),
         Limit("time between looks whether it is quiet", typeof(MemoryTrimmer), "Period"),
         Limit("time to finish requests when stopping", typeof(Program), "DrainTime"),
         Limit("time for Onix when stopping", typeof(Program), "RecorderTime"),
-        Limit("time for the disk when stopping", typeof(Program), "LogTime"),
+        Limit("time for the disk when stopping", typeof(Program), "StoreTime"),
         Limit("time for whoever reads SeS's own log when stopping", typeof(QueuedWriter), "EndTime"),
     ];
 
@@ -194,22 +223,20 @@ public sealed partial class DocsTests
     [Fact]
     public void EveryConstantOfTheProgramIsALimitOrNone()
     {
-        // These are no limits: the format's version, exit codes, numbers of Linux, no time at all.
-        string[] others = ["FormatVersion", "Insert", "Usage", "Failure", "Success", "ReadOnly",
-            "DescriptorLimit", "SetDumpable", "Timeless", "Busy", "StatusBits", "StatusField", "TimeField", "ReceivedField",
-            "CurrentFolder", "InodeAndSize"];
-        // What the daemon does not use yet: sections 5b, 9b, 9c and 9d.
-        Type[] unused = [typeof(TimelineRules), typeof(Sqlite), typeof(SqliteException), typeof(SqliteConnection),
-            typeof(SqliteStatement), typeof(UnixTime), typeof(Schema), typeof(Store), typeof(Writer),
-            typeof(RecentAlerts), typeof(DatabaseCheck),
-            typeof(Questions), typeof(UnmappableAlerts)];
-        var missing = typeof(Web).Assembly.GetTypes()
-            .Where(t => t.Namespace == "Ses" && !t.IsEnum && !unused.Contains(t))
+        // These are no limits: numbers of Linux, of SQLite, of formats and of exit codes, no time at all, the
+        // defaults of settings.
+        string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
+            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
+            "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
+            "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
+        var constants = typeof(Web).Assembly.GetTypes()
+            .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
             .Where(f => f.FieldType == typeof(int) || f.FieldType == typeof(long)
                 || f.FieldType == typeof(TimeSpan))
-            .Where(f => char.IsAsciiLetterUpper(f.Name[0]) && !others.Contains(f.Name))
-            .Select(f => (f.DeclaringType!, f.Name))
+            .Where(f => char.IsAsciiLetterUpper(f.Name[0])).ToList();
+        Assert.Equal([], others.Except(constants.Select(f => f.Name)));
+        var missing = constants.Where(f => !others.Contains(f.Name)).Select(f => (f.DeclaringType!, f.Name))
             .Except(Named).ToList();
         Assert.Equal([], missing);
     }
@@ -221,10 +248,105 @@ public sealed partial class DocsTests
         var metrics = DocsPage.Named("operations").Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
         Assert.All(VariableName().Matches(Text), m => Assert.Contains(m.Value, variables));
         Assert.All(MetricName().Matches(Text), m => Assert.Contains(m.Value, metrics));
-        string[] others = ["--help", "--version", "--line-buffered"];
+        string[] others = ["--help", "--version"];
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
         Assert.All(FlagName().Matches(Text), m => Assert.Contains(m.Value, flags));
+        var commands = Command.All.Select(c => c.Name).ToHashSet();
+        Assert.All(CommandName().Matches(Text), m => Assert.Contains(m.Groups[1].Value, commands));
+    }
+
+    [Fact]
+    public void CommandsOfTheStoreAreThoseOfTheProgram() => Assert.Equal(
+        Command.All.SkipWhile(c => c.Name != "check").TakeWhile(c => c.Name != "probe").Select(c => "ses " + c.Name
+            + (c.Argument == null ? "" : c.IsArgumentNeeded ? $" {c.Argument}" : $" [{c.Argument}]")),
+        DocsPage.Named("store").Table("Commands").Select(r => Plain(r[0])));
+
+    [Fact]
+    public void LinesOfThePageAreFacts()
+    {
+        var lines = CodeOf(DocsPage.Named("store"), "Facts as lines", "json");
+        Assert.Equal(2, lines.Length);
+        Assert.All(lines, l => FactLine.Parse(l));
+        var fields = lines.SelectMany(l => JsonDocument.Parse(l).RootElement.EnumerateObject()).Select(f => f.Name);
+        Assert.Equal(fields.Distinct().Order(), DocsPage.Named("store").Table("Facts as lines")
+            .SelectMany(r => Plain(r[0]).Split(", ")).Order());
+    }
+
+    [Fact]
+    public async Task ViewsAreThoseOfTheDatabase()
+    {
+        await using var host = Host.Serving();
+        using var database = new SqliteConnection(StoreFiles.PathOf(host.Dir), isReadOnly: true, cache: 2048);
+        var inDatabase = Column("SELECT name FROM sqlite_schema WHERE type = 'view' ORDER BY name")
+            .Select(v => $"{v}: {string.Join(", ", Column($"SELECT name FROM pragma_table_info('{v}')"))}");
+        Assert.Equal(inDatabase, DocsPage.Named("history").Table("With SQL")
+            .Select(r => $"{Plain(r[0])}: {Plain(r[1]).Split(':')[0]}").Order());
+
+        List<string> Column(string sql)
+        {
+            using var rows = database.Query(sql);
+            var values = new List<string>();
+            while (rows.Step())
+                values.Add(rows.Text(0));
+            return values;
+        }
+    }
+
+    [Fact]
+    public async Task SqlOfThePageFindsTheOutages()
+    {
+        await using var host = Host.Serving();
+        foreach (var (starts, ends) in new[] { ("2026-10-03T08:00:00Z", "2026-10-03T08:10:00Z"),
+            ("2026-11-03T08:00:00Z", "2026-11-03T08:01:30.5Z"), ("2026-11-20T08:00:00Z", null) })
+            Assert.Equal(204, (await host.PostAsync($$$"""
+                {"alerts":[{"status":"{{{(ends == null ? "firing" : "resolved")}}}","startsAt":"{{{starts}}}",
+                "endsAt":"{{{ends ?? "0001-01-01T00:00:00Z"}}}",
+                "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"}}]}
+                """)).Code);
+        // What was answered is derived when it is asked for.
+        Assert.Equal(200, (await host.GetAsync("/alerts/INS")).Code);
+        var code = string.Join('\n', CodeOf(DocsPage.Named("history"), "With SQL", "sh"));
+        using var database = new SqliteConnection(StoreFiles.PathOf(host.Dir), isReadOnly: true, cache: 2048);
+        using var rows = database.Query(code[(code.IndexOf("\nSELECT", StringComparison.Ordinal) + 1)..^1]);
+        var outages = new List<string>();
+        while (rows.Step())
+            outages.Add($"{rows.Text(0)} {rows.Text(1)} {rows.Text(2)} {rows.TextOrNull(3)} {rows.TextOrNull(4)}");
+        Assert.Equal(
+            ["Down n1:2379 2026-11-03T08:00:00.000Z 2026-11-03T08:01:30.500Z 90.5",
+                "Down n1:2379 2026-11-20T08:00:00.000Z  "], outages);
+    }
+
+    /// <summary>Each row of the table of questions names the fields of what it is answered.</summary>
+    [Fact]
+    public async Task FieldsOfAnswersAreThoseOfTheProgram()
+    {
+        await using var host = Host.Serving();
+        Assert.Equal(204, (await host.PostAsync("""
+            {"alerts":[{"status":"firing","startsAt":"2026-11-20T08:00:00Z","labels":{"alertname":"Down","job":"etcd"}}]}
+            """)).Code);
+        foreach (var row in DocsPage.Named("api").Table("Asking"))
+        {
+            var path = Plain(row[0]).Replace("GET /{path}/{partition}", "/alerts/INS", StringComparison.Ordinal);
+            var answer = (await host.GetAsync(path)).Json;
+            var documented = FieldsOfRows().Match(row[1]);
+            var fields = answer.GetProperty(documented.Groups[1].Value)[0].EnumerateObject().Select(f => f.Name);
+            Assert.Equal(documented.Groups[2].Value.Split(", "), fields);
+            Assert.Equal(["as_of", "version", "pause_seconds", "stale_after_seconds"],
+                answer.EnumerateObject().Select(f => f.Name).Take(4));
+        }
+    }
+
+    [Fact]
+    public async Task HealthOfThePageIsThatOfTheProgram()
+    {
+        await using var host = Host.Serving();
+        var answer = (await host.GetAsync("/health")).Body;
+        var documented = CodeOf(DocsPage.Named("api"), "Health", "text");
+        Assert.Equal(NamesOf(answer.TrimEnd().Split('\n')), NamesOf(documented));
+
+        static IEnumerable<string> NamesOf(IEnumerable<string> lines) => lines.Select(l => l.Split(':')[0])
+            .Where(n => !n.StartsWith("onix.", StringComparison.Ordinal) || n == "onix.state");
     }
 
     [Fact]
@@ -247,13 +369,15 @@ public sealed partial class DocsTests
     [Fact]
     public void ReasonsOfQuarantineAreThoseOfTheProgram()
     {
-        var reasons = DocsPage.Named("alerts").Section("**Quarantine.**", "\n## ");
+        var reasons = DocsPage.Named("alerts").Section("## Quarantine\n", "\n## ");
         string[] all =
         [
             "it is not an object", "is of the wrong type, or not usable as text",
-            "a text in it is not valid Unicode", "it has no ", "is no RFC 3339 time with a zone",
+            "a text in it is not valid Unicode", "it has no alertname", "it has no ",
+            "it has no facet, but a platform and the status up or down", "is no RFC 3339 time with a zone",
             "is before the year 2000", "is more than 24 h ahead of the clock",
-            "status is neither firing nor resolved",
+            "status is neither firing nor resolved", " already, as many as ",
+            " more of the same payload, copies or beyond the first ",
         ];
         foreach (var words in all)
         {
@@ -262,13 +386,30 @@ public sealed partial class DocsTests
         }
     }
 
+    /// <summary>The payload in the chapter on statuses, and the history that the page says it gives.</summary>
+    [Fact]
+    public async Task PayloadGivesTheHistoryOfThePage()
+    {
+        var page = DocsPage.Named("alerts");
+        await using var host = Host.Serving();
+        Assert.Equal(204, (await host.PostAsync(string.Join('\n', CodeOf(page, "Status", "json")))).Code);
+        var events = (await host.GetAsync("/alerts/INS/history")).Json.GetProperty("events").EnumerateArray()
+            .Select(e => string.Join("  ", HistoryColumns.Select(c => e.GetProperty(c).GetString()))).ToList();
+        Assert.Equal(
+            CodeOf(page, "Status", "text").Select(l => Spaces().Replace(l, "  ")),
+            events.Prepend(string.Join("  ", HistoryColumns)));
+    }
+
+    private static readonly string[] HistoryColumns =
+        ["platform", "service", "facet", "location", "status", "time", "description"];
+
     [Fact]
     public void ReasonsOfRefusalAreThoseOfTheProgramInItsOrder()
     {
         var rows = DocsPage.Named("security").Table("Who may reach it");
         Assert.Equal(Meters.RefusalReasons, rows.SelectMany(r => Plain(r[0]).Split(", ")));
         foreach (var reason in Meters.RefusalReasons)
-            Assert.Contains($"\"{reason}\"", Source[Source.IndexOf("12. HTTP =", StringComparison.Ordinal)..],
+            Assert.Contains($"\"{reason}\"", Source[Source.IndexOf(". HTTP =", StringComparison.Ordinal)..],
                 StringComparison.Ordinal);
     }
 
@@ -345,6 +486,17 @@ public sealed partial class DocsTests
 
     [GeneratedRegex(@"(?<![\w-])--[a-z][a-z-]*[a-z]\b")]
     private static partial Regex FlagName();
+
+    /// <summary>At the begin of a line, of code, or after a pipe.</summary>
+    [GeneratedRegex(@"(?:^|`|\| )(?:out/)?ses ([a-z]+)", RegexOptions.Multiline)]
+    private static partial Regex CommandName();
+
+    /// <summary>The name of the list, and what its rows have.</summary>
+    [GeneratedRegex(@"\{""(\w+)"":\[\{([^}]+)\}\]")]
+    private static partial Regex FieldsOfRows();
+
+    [GeneratedRegex(" {2,}")]
+    private static partial Regex Spaces();
 
     [GeneratedRegex(@"`(deploy/[\w-]+\.yml)`:\n\n```yaml\n(.*?)```", RegexOptions.Singleline)]
     private static partial Regex YamlFile();

@@ -14,7 +14,7 @@ public sealed class EndToEndTests
     /// <summary>So long after the deed, at most, is the time that Prometheus gives to a change.</summary>
     private static readonly TimeSpan Noticed = TimeSpan.FromSeconds(30);
 
-    private static readonly LoggedService Quorum = new("INS", "p01-dev", "etcd", "quorum", "");
+    private static readonly SeenService Quorum = new("INS", "p01-dev", "etcd", "quorum", "");
 
     [Fact]
     public async Task HistoryIsWhatWasDoneToEtcd()
@@ -25,10 +25,10 @@ public sealed class EndToEndTests
         var started = DateTime.UtcNow;
         await using var rig = await EtcdRig.StartAsync(TimeSpan.FromSeconds(5), ses.Webhook("INS"));
         var deeds = new Deeds(ses.DataDir);
-        LoggedService[] nodes = [.. rig.Instances.Select(
-            i => new LoggedService("INS", "p01-dev", "etcd", "node", i))];
-        LoggedService[] stock = [.. rig.Instances.Select(
-            i => new LoggedService("INS", "INS", "etcd", "InstanceDown", $$"""{{i}}{severity="page"}"""))];
+        SeenService[] nodes = [.. rig.Instances.Select(
+            i => new SeenService("INS", "p01-dev", "etcd", "node", i))];
+        SeenService[] stock = [.. rig.Instances.Select(
+            i => new SeenService("INS", "INS", "etcd", "InstanceDown", i))];
 
         deeds.Add("up", started, [.. nodes, Quorum]);
         await deeds.ReceivedAsync();
@@ -41,7 +41,7 @@ public sealed class EndToEndTests
         var second = DateTime.UtcNow;
         deeds.Add("down", second, nodes[1], stock[1], Quorum);
         rig.KillNode(1);
-        await Wait.UntilAsync(() => LogFiles.ReadEvents(ses.DataDir).Any(e => e.Time >= second),
+        await Wait.UntilAsync(() => StoreFiles.Changes(ses.DataDir).Any(e => e.Time >= second),
             Told, "the first word on the second outage");
         ses.Kill(Signal.Kill);
         await ses.RestartAsync();
@@ -63,21 +63,21 @@ public sealed class EndToEndTests
     }
 
     /// <summary>Changes of status by service, each in its order.</summary>
-    private static ILookup<LoggedService, Change> Logged(SesProcess ses) => LogFiles.History(ses.DataDir)
+    private static ILookup<SeenService, Change> Logged(SesProcess ses) => StoreFiles.History(ses.DataDir)
         .SelectMany(s => s.Value).ToLookup(e => e.Service, e => new Change(e.Status, e.Time));
 
-    private static ILookup<LoggedService, Change> Recorded(OnixStandIn onix) => onix.History.ToLookup(
-        c => new LoggedService(c.Partition, c.Platform, c.Service, c.Facet, c.Location),
+    private static ILookup<SeenService, Change> Recorded(OnixStandIn onix) => onix.History.ToLookup(
+        c => new SeenService(c.Partition, c.Platform, c.Service, c.Facet, c.Location),
         c => new Change(c.Status, DateTime.Parse(
             c.Time, CultureInfo.InvariantCulture, DateTimeStyles.AdjustToUniversal)));
 
-    private static string Times(ILookup<LoggedService, Change> history) => string.Join('\n', history
+    private static string Times(ILookup<SeenService, Change> history) => string.Join('\n', history
         .SelectMany(s => s.Select(c => $"{s.Key} {c.Status} {c.Time:O}")).Order(StringComparer.Ordinal));
 
     /// <summary>How many events this SeS has heard again.</summary>
     private static async Task<double> KnownAsync(SesProcess ses)
     {
-        const string name = "ses_events_total{outcome=\"known\"} ";
+        const string name = "ses_alerts_total{outcome=\"known\"} ";
         var metrics = await ses.Client.GetStringAsync("metrics");
         var line = metrics.Split('\n').First(l => l.StartsWith(name, StringComparison.Ordinal));
         return double.Parse(line[name.Length..], CultureInfo.InvariantCulture);
@@ -88,20 +88,20 @@ public sealed class EndToEndTests
     /// <summary>What was done, and so must be told: changes of services, with their causes' times.</summary>
     private sealed class Deeds(string dataDir)
     {
-        private readonly List<(LoggedService Service, Change Change)> _deeds = [];
+        private readonly List<(SeenService Service, Change Change)> _deeds = [];
 
         /// <summary>The history that must be told, one service a line.</summary>
         public string Expected => Statuses(_deeds.ToLookup(d => d.Service, d => d.Change));
 
-        public void Add(string status, DateTime time, params LoggedService[] services) =>
+        public void Add(string status, DateTime time, params SeenService[] services) =>
             _deeds.AddRange(services.Select(s => (s, new Change(status, time))));
 
         /// <summary>Waits until SeS's log files tell all that was done so far, and nothing else.</summary>
-        public Task ReceivedAsync() => SoonAsync(Expected, () => Statuses(LogFiles.History(dataDir)
+        public Task ReceivedAsync() => SoonAsync(Expected, () => Statuses(StoreFiles.History(dataDir)
             .SelectMany(s => s.Value).ToLookup(e => e.Service, e => new Change(e.Status, e.Time))));
 
         /// <summary>Each change is dated after its cause, and not by long.</summary>
-        public void CheckTimes(ILookup<LoggedService, Change> history)
+        public void CheckTimes(ILookup<SeenService, Change> history)
         {
             foreach (var deeds in _deeds.ToLookup(d => d.Service, d => d.Change))
             {
@@ -110,7 +110,7 @@ public sealed class EndToEndTests
             }
         }
 
-        public static string Statuses(ILookup<LoggedService, Change> history) => string.Join('\n', history
+        public static string Statuses(ILookup<SeenService, Change> history) => string.Join('\n', history
             .Select(s => $"{s.Key}: {string.Join(' ', s.Select(c => c.Status))}")
             .Order(StringComparer.Ordinal));
 

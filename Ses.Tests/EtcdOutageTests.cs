@@ -16,15 +16,15 @@ public sealed class EtcdOutageTests
     /// <summary>The table of Data/etcd-outage/README.md.</summary>
     private static readonly string[] Truth =
     [
-        "INS/INS/etcd/InstanceDown/127.0.0.1:17389{severity=\"page\"}: down 75.338, up 93.338",
-        "INS/INS/etcd/InstanceDown/127.0.0.1:17399{severity=\"page\"}: down 55.338, up 93.338",
+        "INS/INS/etcd/InstanceDown/127.0.0.1:17389: down 75.338, up 93.338",
+        "INS/INS/etcd/InstanceDown/127.0.0.1:17399: down 55.338, up 93.338",
         "INS/p01-dev/etcd/node/127.0.0.1:17379: up 34.489",
         "INS/p01-dev/etcd/node/127.0.0.1:17389: up 35.489, down 75.489, up 96.489",
         "INS/p01-dev/etcd/node/127.0.0.1:17399: up 35.489, down 55.489, up 96.489",
         "INS/p01-dev/etcd/quorum/: up 34.489, down 75.489, up 96.489",
     ];
 
-    /// <summary>Takes the bodies in this order into a new log, and tells what its files hold.</summary>
+    /// <summary>Takes the bodies in this order into a new store, and tells what its views show.</summary>
     private static async Task<string[]> HistoryAfterAsync(IEnumerable<byte[]> bodies)
     {
         var dir = Directory.CreateTempSubdirectory("ses-outage-").FullName;
@@ -33,15 +33,17 @@ public sealed class EtcdOutageTests
             var clock = new ManualClock(Epoch.AddMinutes(5));
             using var lines = new StringWriter();
             var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(lines), clock);
-            var eventLog = new EventLog(dir, TimeSpan.FromDays(400), clock, log, new Meters("test", "test"));
+            var store = new Store(dir, StoreChild.Rules, clock, log, new Meters("test", "test"));
             foreach (var body in bodies)
             {
-                var payload = AlertMapping.Read(body, "INS", FieldMap.Default, clock.UtcNow);
-                Assert.Empty(payload.UnmappableAlerts);
-                await eventLog.AppendAsync(payload, "INS");
+                var alerts = AlertReader.Read(
+                    body, "INS", AlertSource.Webhook, MappingRules.Default, clock.UtcNow);
+                Assert.Empty(alerts.UnmappableAlerts);
+                await store.AppendAsync("INS", alerts);
             }
-            eventLog.Stop();
-            return [.. LogFiles.History(dir).Select(s => Tell(s.Key, s.Value)).Order(StringComparer.Ordinal)];
+            (await store.ReadAsync()).Dispose();
+            store.Dispose();
+            return [.. StoreFiles.History(dir).Select(s => Tell(s.Key, s.Value)).Order(StringComparer.Ordinal)];
         }
         finally
         {
@@ -49,7 +51,7 @@ public sealed class EtcdOutageTests
         }
     }
 
-    private static string Tell(LoggedService s, IEnumerable<LoggedEvent> events) =>
+    private static string Tell(SeenService s, IEnumerable<SeenChange> events) =>
         $"{s.Partition}/{s.Platform}/{s.Service}/{s.Facet}/{s.Location}: " + string.Join(", ",
             events.Select(e => string.Create(
                 CultureInfo.InvariantCulture, $"{e.Status} {(e.Time - Epoch).TotalSeconds:0.000}")));

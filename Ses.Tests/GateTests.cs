@@ -61,7 +61,7 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         public double Refused(string reason) => Meters.HttpRefused.WithLabels(reason).Value;
 
         public bool Knows(string service) =>
-            LogFiles.ReadEvents(Dir).Any(e => e.Service.Service == service);
+            StoreFiles.Starts(Dir).Any(s => s.Service.Service == service);
 
         public void Release() => _release.TrySetResult();
 

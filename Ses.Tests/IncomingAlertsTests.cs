@@ -71,7 +71,7 @@ public sealed class IncomingAlertsTests
         File.ReadAllBytes(Path.Combine([AppContext.BaseDirectory, "Data", .. path]));
 
     private static MappingRules Map(string fields) =>
-        MappingRules.Default with { Fields = MappingRules.ParseFields(fields) };
+        MappingRules.Default with { Fields = FieldMap.Parse(fields) };
 
     private static string LocationOf(string labels) => ReadOne(Alert(labels)).Service.Location;
 
@@ -629,12 +629,12 @@ public sealed class IncomingAlertsTests
             var clock = new ManualClock(Epoch.AddMinutes(5));
             var rules = new StoreRules("n", new TimelineRules(TimeSpan.FromMinutes(15)), TimeSpan.FromHours(25), 100, 100);
             using var store = new Store(
-                directory, rules, clock, new Log(LogLevel.Trace, false, new StringWriter(), clock));
+                directory, rules, clock, new Log(LogLevel.Trace, false, new StringWriter(), clock), new Meters("test", "test"));
             foreach (var body in bodies)
             {
                 var received = AlertReader.Read(body, "INS", AlertSource.Webhook, MappingRules.Default, clock.UtcNow);
                 Assert.Empty(received.UnmappableAlerts);
-                await store.AppendAsync("INS", received.Alerts, received.UnmappableAlerts);
+                await store.AppendAsync("INS", received);
             }
             return await HistoryAsync(store);
         }

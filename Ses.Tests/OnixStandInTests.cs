@@ -131,7 +131,7 @@ public sealed class OnixStandInTests
         Assert.Equal("up", onix.History[^1].Status);
         Assert.Equal("2026-11-01T00:00:20Z", onix.History[^1].Time);
 
-        ItemChange Of(string status, double second, long version) => new(key, new StatusEvent(
-            Site.Service(1), status, Site.At(second), "", Site.At(second), Site.At(second)), version);
+        ItemChange Of(string status, double second, long version) =>
+            new(key, Site.Service(1), status, Site.At(second), "", version);
     }
 }

@@ -177,7 +177,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         Assert.True(File.Exists(defaults));
         Assert.Contains("the history stays in /var/lib/ses", await DpkgAsync("--purge", "ses"), Ordinal);
         Assert.False(File.Exists(defaults));
-        Assert.Equal(14, LogFiles.ReadEvents(_root + "/var/lib/ses").Count);
+        Assert.Equal(14, StoreFiles.Changes(_root + "/var/lib/ses").Count);
     }
 
     private Task<string> DpkgAsync(string does, string what) =>

@@ -65,8 +65,9 @@ public sealed class ProcessTests : IDisposable
             await load.MoreAsync(100);
             ses.Kill(Signal.Terminate);
             Assert.Equal(0, await ses.ExitAsync(StopWithin));
+            // It was closed in order: the log is in the database.
+            Assert.False(File.Exists(StoreFiles.PathOf(DataDir) + "-wal"));
             AssertKept(load.Acknowledged, $"stop {round}");
-            Assert.StartsWith("{\"end\":\"", File.ReadLines(Newest()).Last(), StringComparison.Ordinal);
         }
         await load.StopAsync();
     }
@@ -80,9 +81,9 @@ public sealed class ProcessTests : IDisposable
             await load.MoreAsync(50);
             // From now on the kernel says of each flush that the disk failed.
             await using var trace = ChildProcess.Start("strace", ["-f", "-p", $"{ses.Id}", "-o", "/dev/null",
-                "-e", "trace=fsync", "-e", "inject=fsync:error=EIO"]);
+                "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO"]);
             Assert.Equal(1, await ses.ExitAsync(Soon));
-            Assert.Contains("a flush failed", ses.Output, StringComparison.Ordinal);
+            Assert.Contains("the disk can no longer be trusted", ses.Output, StringComparison.Ordinal);
         }
         AssertKept(load.Acknowledged, "the failed flush");
         await using var next = Launch();
@@ -153,7 +154,7 @@ public sealed class ProcessTests : IDisposable
         Assert.Equal(HttpStatusCode.OK, await Sender.GetAsync(_port, "live"));
         Assert.False(ses.HasExited);
         AssertKept(kept, "the refusal");
-        Assert.Equal(kept.Count, LogFiles.ReadEvents(DataDir).Count);
+        Assert.Equal(kept.Count, StoreFiles.Observations(DataDir));
 
         await allow();
         await Wait.UntilAsync(async () => await Sender.GetAsync(_port, "ready") == HttpStatusCode.OK,
@@ -300,7 +301,7 @@ public sealed class ProcessTests : IDisposable
         var text = await client.GetStringAsync(new Uri($"http://127.0.0.1:{_port}/metrics"));
         Assert.Contains("ses_alerts_total{outcome=\"quarantined\"} 1\n", text, StringComparison.Ordinal);
         Assert.Contains("ses_bad_requests_total 1\n", text, StringComparison.Ordinal);
-        Assert.Contains("ses_log_flush_duration_seconds_bucket{le=\"+Inf\"}", text, StringComparison.Ordinal);
+        Assert.Contains("ses_store_commit_duration_seconds_bucket{le=\"+Inf\"}", text, StringComparison.Ordinal);
         File.WriteAllText(metrics, text);
         Assert.Equal("", await RunAsync("sh", "-c", $"exec promtool check metrics < '{metrics}'"));
     }
@@ -379,45 +380,19 @@ public sealed class ProcessTests : IDisposable
         return child.Output;
     }
 
-    private string Newest() =>
-        Directory.GetFiles(DataDir, "events-*.jsonl").Order(StringComparer.Ordinal).Last();
-
-    /// <summary>Each whole line parses, no event is there twice, and all acknowledged ones are.</summary>
+    /// <summary>No fact is there twice, and all acknowledged ones are.</summary>
     private void AssertKept(IEnumerable<Event> acknowledged, string when)
     {
         // Taken first: what is acknowledged later may be missing in what is read now.
         var expected = acknowledged.ToHashSet();
-        var files = !Directory.Exists(DataDir) ? [] : Directory.GetFiles(DataDir, "events-*.jsonl");
-        var found = new HashSet<Event>();
-        foreach (var file in files)
+        var found = new HashSet<(string, string, DateTime, long)>();
+        foreach (var fact in StoreFiles.Facts(DataDir))
         {
-            var text = File.ReadAllText(file);
-            foreach (var line in text[..(text.LastIndexOf('\n') + 1)].Split('\n')[..^1])
-            {
-                using var document = Parse(line, when);
-                if (!document.RootElement.TryGetProperty("time", out var time))
-                    continue;
-                var e = new Event(document.RootElement.GetProperty("service").GetString()!,
-                    document.RootElement.GetProperty("status").GetString()!,
-                    time.GetDateTimeOffset().UtcDateTime);
-                Assert.True(found.Add(e), $"after {when}: recorded twice: {line}");
-            }
+            Assert.True(found.Add(fact), $"after {when}: recorded twice: {fact}");
+            expected.Remove(new Event(fact.Service, fact.Status, fact.Starts));
         }
-        expected.ExceptWith(found);
         Assert.True(expected.Count == 0,
-            $"after {when}: {expected.Count} acknowledged events are lost: {expected.FirstOrDefault()}");
-    }
-
-    private static JsonDocument Parse(string line, string when)
-    {
-        try
-        {
-            return JsonDocument.Parse(line);
-        }
-        catch (JsonException e)
-        {
-            throw new InvalidOperationException($"after {when}: a line of the log does not parse: {line}", e);
-        }
+            $"after {when}: {expected.Count} acknowledged facts are lost: {expected.FirstOrDefault()}");
     }
 
     private static class Sender

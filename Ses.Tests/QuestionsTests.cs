@@ -16,7 +16,7 @@ public sealed class QuestionsTests : IDisposable
     private readonly Store _store;
 
     public QuestionsTests() => _store = new Store(_directory, StoreChild.Rules, _clock,
-        new Log(LogLevel.Trace, false, TextWriter.Null, _clock));
+        new Log(LogLevel.Trace, false, TextWriter.Null, _clock), new Meters("test", "test"));
 
     public void Dispose()
     {
@@ -156,12 +156,12 @@ public sealed class QuestionsTests : IDisposable
         if (_clock.UtcNow == Noon)
         {
             // The first receipt, from which on a stock service without an alert is up.
-            await _store.AppendAsync("INS", [], [new UnmappableAlert("first", "f", "n", "none", "{}"u8.ToArray())]);
+            await _store.AppendAsync("INS", new([], [new UnmappableAlert("first", "f", "n", "none", "{}"u8.ToArray())], 0, 1, 0, 0));
         }
         _clock.UtcNow = Time(at);
-        await _store.AppendAsync("INS", [new IncomingAlert(new ServiceKey("INS", "p", "s", "f", location), false,
+        await _store.AppendAsync("INS", StoreChild.Body(new IncomingAlert(new ServiceKey("INS", "p", "s", "f", location), false,
             AlertSource.Webhook, "", $$"""{"alertname":"InstanceDown","instance":"{{location}}"}""", "down",
-            Time(starts), ends is { } end ? Time(end) : null, $"{location} is down")], []);
+            Time(starts), ends is { } end ? Time(end) : null, $"{location} is down")));
     }
 
     private static DateTime Time(int second) => Noon.AddSeconds(second);

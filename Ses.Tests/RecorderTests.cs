@@ -29,7 +29,6 @@ public sealed class RecorderTests
         await site.DrainedAsync();
         Assert.Equal(Changes(("up", 1), ("down", 3), ("up", 5)), Oracle.Recorded(onix, Etcd));
         Assert.Equal(3, site.Outcome("recorded"));
-        Assert.Equal(2, site.Outcome("unchanged"));
     }
 
     [Fact]
@@ -123,9 +122,8 @@ public sealed class RecorderTests
         Assert.Equal(Changes(("up", 1), ("down", 2)), Oracle.Recorded(onix, second));
         Assert.Equal(OnixNames.AlternateKey(second), Assert.Single(
             onix.History.Where(c => c.Service == second.Service).Select(c => c.Key).Distinct()));
-        Assert.Contains($"gone from Onix; its next event makes it again key={OnixNames.Key(first)}",
-            site.Lines.ToString(), StringComparison.Ordinal);
-        Assert.Single(site.Lines.ToString().Split("gone from Onix").Skip(1));
+        Assert.Contains("items are gone from Onix", Assert.Single(
+            site.Lines.ToString().Split('\n'), l => l.Contains("gone from Onix", StringComparison.Ordinal)), StringComparison.Ordinal);
     }
 
     [Fact]
@@ -170,8 +168,8 @@ public sealed class RecorderTests
         await site.SettledAsync();
         Assert.Equal(Changes(("up", 1), ("down", 2)), Oracle.Recorded(onix, Etcd));
         Assert.Empty(Oracle.Recorded(onix, barred));
-        Assert.Contains("not authorised", Assert.Single(site.Recorder.Snapshot().Barred).Value.Reason, StringComparison.Ordinal);
-        Assert.Equal(2, site.Outcome("barred"));
+        Assert.Contains("not authorised", site.Recorder.State().BarredReason, StringComparison.Ordinal);
+        Assert.Equal(1, site.Outcome("barred"));
     }
 
     [Fact]

@@ -22,7 +22,7 @@ public sealed class SignInEndToEndTests
     private static readonly TimeSpan Soon = TimeSpan.FromSeconds(60);
 
     private static async Task ArrivesAsync(SesProcess ses, string name) => await Wait.UntilAsync(
-        () => LogFiles.ReadEvents(ses.DataDir).Any(e => e.Service.Facet == name), Soon, $"{name} in SeS's log");
+        () => StoreFiles.Changes(ses.DataDir).Any(e => e.Service.Facet == name), Soon, $"{name} in SeS's log");
 
     // ---- Passwords ----
 
@@ -36,7 +36,7 @@ public sealed class SignInEndToEndTests
         await alertmanager.SendAlertAsync("first");
         await Wait.UntilAsync(async () => await alertmanager.SumAsync("alertmanager_notifications_failed_total") > 0,
             Soon, "a delivery to fail");
-        Assert.Empty(LogFiles.ReadEvents(ses.DataDir));
+        Assert.Empty(StoreFiles.Changes(ses.DataDir));
         Assert.Contains("401", alertmanager.Output, StringComparison.Ordinal);
         Assert.DoesNotContain("ses_auth_failures_total{reason=\"wrong\"} 0\n",
             await ses.Client.GetStringAsync("metrics"), StringComparison.Ordinal);

@@ -485,7 +485,7 @@ public sealed partial class StatusPageEndToEndTests
         onix.Stop();
         await RecordAsync(ses, Node, ("down", 4.5), ("up", 3.5));
         await UntilShownAsync(
-            ses, "Onix is behind by 2 events, the oldest received ", "Onix confirms nothing:");
+            ses, "Onix lacks changes of 1 service, the oldest for ", "Onix confirms nothing:");
         Assert.Equal("✔ The one service is up.", await TextAsync("h1"));
         await AssertSoundAsync(1400);
         onix.Start();
@@ -514,10 +514,10 @@ public sealed partial class StatusPageEndToEndTests
     {
         await using var ses = await StartAsync();
         using var answer = await ses.PostAsync("I&S", Dialect.Payload(
-            """{"status":"firing","labels":{"alertname":"<i>Bad</i>"},"startsAt":"2026-11-23T20:00:00Z"}"""));
+            """{"status":"firing","labels":{"alertname":"<i>Bad</i>","platform":"p","status":"up"},"startsAt":"2026-11-23T20:00:00Z"}"""));
         Assert.Equal(HttpStatusCode.OK, answer.StatusCode);
         await UntilShownAsync(
-            ses, "Quarantined alerts", "1 alert could not be mapped", "<i>Bad</i> I&S: it has no service");
+            ses, "Quarantined alerts", "1 alert could not be mapped", "<i>Bad</i> I&S: it has no facet");
         await AssertSoundAsync(1400);
     }
 

@@ -525,35 +525,25 @@ public sealed partial class StatusPageTests
     {
         var dir = Directory.CreateTempSubdirectory("ses-page-").FullName;
         var clock = new ManualClock(Host.Now);
-        var log = new EventLog(dir, TimeSpan.FromDays(400), clock,
+        using var store = new Store(dir, StoreChild.Rules, clock,
             new Log(LogLevel.Error, json: false, TextWriter.Null, clock), new Meters("test", "test"));
         try
         {
             var service = new ServiceKey(texts[0], texts[1], texts[2], texts[3], texts[4]);
-            var alerts = new[] { ("up", 9.0), ("down", 5), ("up", 4), ("down", 1) }.Select(w =>
-                new MappedAlert(service, texts[5], false, w.Item1, Ago(w.Item2), null)).ToList();
-            log.AppendAsync(new Payload(alerts, [], 0), texts[0]).GetAwaiter().GetResult();
-            var first = log.Known().Single();
-            var barred = new BarredService(
-                default!, first.LastEvent, Ago(1), texts[7], TimeSpan.FromSeconds(1), Host.Now);
-            var onix = new RecorderState(default!, texts[6], null, 4, Ago(1),
-                [new KeyValuePair<ServiceKey, BarredService>(first.Service, barred)]);
-            using var alert = JsonDocument.Parse(
-                $$$"""{"labels":{"alertname":{{{Dialect.Quoted(Dialect.Valid(texts[8]))}}}}}""");
-            var aside = new QuarantinedAlert
-            {
-                Received = Rfc3339.Format(Ago(3)),
-                Partition = texts[0],
-                Reason = texts[9],
-                Alert = alert.RootElement,
-            };
-            StatusPage Page() => new(new Answers(log.Archive(), log.Known(), Host.Now),
-                new DaemonState(onix, 1, [aside], "alerts"), new PageQuery("24h", null));
-            return (Whole(Page().All()), Whole(Page().One(first.Service)));
+            var alerts = new[] { ("up", 9.0), ("down", 5), ("up", 4), ("down", 1) }
+                .Select(w => Site.Alert(service, w.Item1, Ago(w.Item2)) with { Description = texts[5] }).ToList();
+            var aside = new UnmappableAlert("a", "f", texts[8], texts[9], Encoding.UTF8.GetBytes(
+                $$$"""{"labels":{"alertname":{{{Dialect.Quoted(Dialect.Valid(texts[8]))}}}}}"""));
+            store.AppendAsync(texts[0], new(alerts, [aside], 0, 0, 0, 0)).GetAwaiter().GetResult();
+            var onix = new RecorderState(texts[6], null, 4, Ago(1), 1, texts[7]);
+            using var snapshot = store.ReadAsync().GetAwaiter().GetResult();
+            StatusPage Page() => new(Questions.Of(snapshot),
+                new DaemonState(onix, [new BarredService(service, Ago(1), texts[7])], "alerts"), new PageQuery("24h", null));
+            return (Whole(Page().All()), Whole(Page().One(service)!));
         }
         finally
         {
-            log.Stop();
+            store.Dispose();
             Directory.Delete(dir, recursive: true);
         }
     }

@@ -33,7 +33,7 @@ public sealed class StoreBenchTests(ITestOutputHelper output) : IDisposable
         await RunAsync(store, "label sets never seen, 1,000 a request", 1000, 60, i => Alert(1_000_000 + i, 0));
         await RunAsync(store, "known alerts, 1,000 a request", 1000, 600, i => Alert(1_000_000 + (i % 60_000), 0));
         var started = Stopwatch.GetTimestamp();
-        await store.AppendAsync("INS", [.. Enumerable.Range(0, 20_000).Select(i => Alert(5, 10 + i))], []);
+        await store.AppendAsync("INS", StoreChild.Body([.. Enumerable.Range(0, 20_000).Select(i => Alert(5, 10 + i))]));
         output.WriteLine($"| 20,000 alerts of one service, one request | {Stopwatch.GetElapsedTime(started).TotalSeconds:F2} s |");
     }
 
@@ -51,7 +51,7 @@ public sealed class StoreBenchTests(ITestOutputHelper output) : IDisposable
                 var order = Enumerable.Range(0, services).ToArray();
                 new Random(round).Shuffle(order);
                 foreach (var part in order.Chunk(1000))
-                    await store.AppendAsync("INS", [.. part.Select(i => Alert(i, round)), .. part.Select(i => Ended(i, round))], []);
+                    await store.AppendAsync("INS", StoreChild.Body([.. part.Select(i => Alert(i, round)), .. part.Select(i => Ended(i, round))]));
             }
             (await store.ReadAsync()).Dispose();
         }
@@ -88,7 +88,7 @@ public sealed class StoreBenchTests(ITestOutputHelper output) : IDisposable
         await Task.WhenAll(Enumerable.Range(0, Senders).Select(_ => Task.Run(async () =>
         {
             for (int n; (n = Interlocked.Increment(ref next)) < requests;)
-                await store.AppendAsync("INS", [.. Enumerable.Range(n * size, size).Select(alert)], []);
+                await store.AppendAsync("INS", StoreChild.Body([.. Enumerable.Range(n * size, size).Select(alert)]));
         })));
         output.WriteLine($"| {what} | {requests * size / Stopwatch.GetElapsedTime(started).TotalSeconds:N0} a second |");
     }
@@ -106,7 +106,7 @@ public sealed class StoreBenchTests(ITestOutputHelper output) : IDisposable
     }
 
     private Store Open() => new(_directory, StoreChild.Rules with { MaxServices = 1_000_000 }, TimeProvider.System,
-        new Log(LogLevel.Warn, false, TextWriter.Null, TimeProvider.System));
+        new Log(LogLevel.Warn, false, TextWriter.Null, TimeProvider.System), new Meters("test", "test"));
 
     private static IncomingAlert Alert(int service, int episode)
     {

@@ -50,7 +50,7 @@ public sealed class StoreFaultTests : IDisposable
         using (var store = Open())
         {
             for (var i = 0; i < alerts; i++)
-                await store.AppendAsync("INS", [StoreChild.Alert(i)], []);
+                await store.AppendAsync("INS", StoreChild.Body(StoreChild.Alert(i)));
             (await store.ReadAsync()).Dispose();
         }
         var sound = File.ReadAllBytes(DatabasePath);
@@ -84,12 +84,14 @@ public sealed class StoreFaultTests : IDisposable
     }
 
     private Store Open() => new(_directory, StoreChild.Rules, TimeProvider.System,
-        new Log(LogLevel.Trace, false, TextWriter.Null, TimeProvider.System));
+        new Log(LogLevel.Trace, false, TextWriter.Null, TimeProvider.System), new Meters("test", "test"));
 
     private IReadOnlyList<string> Check()
     {
         using var database = new SqliteConnection(DatabasePath, isReadOnly: true, 1000);
-        return new DatabaseCheck(database, StoreChild.Rules.Timeline, DateTime.UtcNow.AddDays(-1)).Run();
+        using var check = new DatabaseCheck(database, StoreChild.Rules.Timeline, DateTime.UtcNow.AddDays(-1));
+        check.CheckAll(_ => { });
+        return check.Faults;
     }
 
     /// <summary>All that a question can meet: names, facts and what is derived.</summary>
@@ -182,7 +184,7 @@ public sealed class StoreDiskEndToEndTests : IAsyncLifetime
     {
         // Made before, so that the database's first flush is that of a checkpoint.
         new Store(_directory, StoreChild.Rules, TimeProvider.System,
-            new Log(LogLevel.Trace, false, TextWriter.Null, TimeProvider.System)).Dispose();
+            new Log(LogLevel.Trace, false, TextWriter.Null, TimeProvider.System), new Meters("test", "test")).Dispose();
         await using var child = StoreChild.Start(_directory, 0, "strace", "-f", "-q", "-o", "/dev/null",
             "-P", Path.Combine(_directory, Store.FileName + file), "-e", "trace=fsync,fdatasync",
             "-e", $"inject=fsync,fdatasync:error=EIO:when={flush}");

@@ -74,7 +74,7 @@ public sealed class StoreTests : IDisposable
     public async Task ServicesBeyondTheBoundAreQuarantined()
     {
         Reopen(Rules with { MaxServices = 2 });
-        Assert.Equal(new Stored(2, 0, 1), await AppendAsync(Alert("a"), Alert("b"), Alert("c")));
+        Assert.Equal(new Stored(2, 0, 1), await AppendAsync(Alert("a"), Alert("b"), Alert("c")) with { Refused = null });
         Assert.Equal(new Stored(0, 1, 0), await AppendAsync(Alert("a")));
         Assert.Equal(2, await CountAsync("service"));
         Assert.Equal(1, await CountAsync("quarantine"));
@@ -84,7 +84,7 @@ public sealed class StoreTests : IDisposable
     public async Task LabelSetsBeyondTheBoundAreQuarantined()
     {
         Reopen(Rules with { MaxAlerts = 1 });
-        Assert.Equal(new Stored(1, 0, 1), await AppendAsync(Alert("a"), Alert("b")));
+        Assert.Equal(new Stored(1, 0, 1), await AppendAsync(Alert("a"), Alert("b")) with { Refused = null });
         Assert.Equal(1, await CountAsync("alert"));
     }
 
@@ -92,10 +92,10 @@ public sealed class StoreTests : IDisposable
     public async Task UnmappableAlertIsKeptOnce()
     {
         var misfit = new UnmappableAlert("identity", "f", "n", "it has no service", "{}"u8.ToArray());
-        Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", [], [misfit]));
+        Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", new([], [misfit], 0, 0, 0, 0)));
         var size = new FileInfo(Path.Combine(_directory, Store.FileName + "-wal")).Length;
         for (var i = 0; i < 50; i++)
-            Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", [], [misfit]));
+            Assert.Equal(new Stored(0, 0, 1), await _store.AppendAsync("INS", new([], [misfit], 0, 0, 0, 0)));
         Assert.Equal(1, await CountAsync("quarantine"));
         Assert.Equal(size, new FileInfo(Path.Combine(_directory, Store.FileName + "-wal")).Length);
     }
@@ -235,17 +235,80 @@ public sealed class StoreTests : IDisposable
         Assert.Contains(word, Assert.Single(await CheckAsync()), StringComparison.Ordinal);
     }
 
-    private async Task<IReadOnlyList<string>> CheckAsync()
+    // ---- Settings ----
+
+    [Fact]
+    public async Task NameIsStoredAtTheFirstStart()
+    {
+        Reopen(Rules with { Name = null });
+        await AppendAsync(Alert());
+        using (var snapshot = await _store.ReadAsync())
+            Assert.Contains("\"by\":\"n\"", FactLines.Read(snapshot, null, snapshot.Moment, null).First(), StringComparison.Ordinal);
+        Reopen(Rules with { Name = "other" });
+        await AppendAsync(Alert("n2"));
+        using (var snapshot = await _store.ReadAsync())
+            Assert.Equal(["n", "n", "other"], FactLines.Read(snapshot, null, snapshot.Moment, null).Select(l => l.Split("\"by\":\"")[1].Split('"')[0]));
+    }
+
+    [Fact]
+    public async Task AnotherPauseDerivesTheTimelineAnew()
+    {
+        await AppendAsync(Alert("n1", ends: 10) with { Dialect = true });
+        _clock.UtcNow = Noon.AddMinutes(30);
+        async Task<string> StatusAsync()
+        {
+            using var snapshot = await _store.ReadAsync();
+            return Questions.Of(snapshot).Present(new(null, null, null, null, null)).Single().Status;
+        }
+        Assert.Equal("unknown", await StatusAsync());
+        Reopen(Rules with { Timeline = new TimelineRules(TimeSpan.FromHours(2)) });
+        Assert.Equal("down", await StatusAsync());
+        Assert.Equal([], await CheckAsync(new TimelineRules(TimeSpan.FromHours(2))));
+    }
+
+    /// <summary>Another process writes beside this one, such as an import: its facts are seen, ids stay unique.</summary>
+    [Fact]
+    public async Task AnotherWriterIsNoticed()
+    {
+        await AppendAsync(Alert());
+        using (var other = new Writer(Path.Combine(_directory, Store.FileName), 1024, Rules, new RecentAlerts()))
+        {
+            for (var i = 0; i < 5; i++)
+            {
+                var number = i;
+                other.Commit([() => other.Take("INS", StoreChild.Body(Alert($"o{number}")), null, _clock.UtcNow)], _clock.UtcNow);
+                await AppendAsync(Alert($"s{i}"));
+            }
+        }
+        using (var snapshot = await _store.ReadAsync())
+            Assert.Equal(11, Questions.Of(snapshot).Present(new(null, null, null, null, null)).Count());
+        Assert.Equal(11, _store.Count.Services);
+        Assert.Equal([], await CheckAsync());
+    }
+
+    [Fact]
+    public void DirectoryOfSes01IsRefused()
+    {
+        _store.Dispose();
+        File.WriteAllText(Path.Combine(_directory, "events-000001-2026-11-24.jsonl"), "");
+        Assert.Contains("SeS 0.1", Assert.Throws<DataDirException>(() => Open()).Message, StringComparison.Ordinal);
+        File.Delete(Path.Combine(_directory, "events-000001-2026-11-24.jsonl"));
+        _store = Open();
+    }
+
+    private async Task<IReadOnlyList<string>> CheckAsync(TimelineRules? rules = null)
     {
         (await _store.ReadAsync()).Dispose();
         using var database = new SqliteConnection(Path.Combine(_directory, Store.FileName), isReadOnly: true, 100);
-        return new DatabaseCheck(database, Rules.Timeline, _clock.UtcNow).Run();
+        using var check = new DatabaseCheck(database, rules ?? Rules.Timeline, _clock.UtcNow);
+        check.CheckAll(_ => { });
+        return check.Faults;
     }
 
     private Store Open() => Open(Rules);
 
     private Store Open(StoreRules rules) =>
-        new(_directory, rules, _clock, new Log(LogLevel.Trace, false, _log, _clock));
+        new(_directory, rules, _clock, new Log(LogLevel.Trace, false, _log, _clock), new Meters("test", "test"));
 
     private void Reopen(StoreRules? rules = null)
     {
@@ -253,7 +316,7 @@ public sealed class StoreTests : IDisposable
         _store = Open(rules ?? Rules);
     }
 
-    private Task<Stored> AppendAsync(params IncomingAlert[] alerts) => _store.AppendAsync("INS", alerts, []);
+    private Task<Stored> AppendAsync(params IncomingAlert[] alerts) => _store.AppendAsync("INS", StoreChild.Body(alerts));
 
     private static IncomingAlert Alert(string instance = "n1", int starts = 0, int? ends = null) =>
         new(new ServiceKey("INS", "p", "etcd", "Down", instance), false, AlertSource.Webhook, "",

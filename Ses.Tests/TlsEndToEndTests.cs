@@ -66,7 +66,7 @@ public sealed class TlsEndToEndTests : IDisposable
         var (code, answer) = await CurlAsync(ses,
             ["--cacert", _ca, "--cert", _clientCert, "--key", _clientKey, .. how]);
         Assert.Equal((0, "204"), (code, answer));
-        Assert.Single(LogFiles.ReadEvents(ses.DataDir));
+        Assert.Single(StoreFiles.Changes(ses.DataDir));
     }
 
     [Fact]
@@ -89,7 +89,7 @@ public sealed class TlsEndToEndTests : IDisposable
                 ses, "ses_http_refused_total{reason=\"handshake\"}") == before + 1, Soon,
                 "the failure to be counted: " + string.Join(' ', arguments));
         }
-        Assert.Empty(LogFiles.ReadEvents(ses.DataDir));
+        Assert.Empty(StoreFiles.Changes(ses.DataDir));
         Assert.Single(ses.Child.Output.Split('\n'), l => l.Contains("a TLS handshake failed", Ordinal));
     }
 
@@ -128,7 +128,7 @@ public sealed class TlsEndToEndTests : IDisposable
         + (hasClient ? $", cert_file: {_clientCert}, key_file: {_clientKey}}}" : "}");
 
     private static Task ReceivedAsync(SesProcess ses, int count, Alertmanagers alertmanager) => Wait.UntilAsync(
-        () => LogFiles.ReadEvents(ses.DataDir).Count >= count, Soon,
+        () => StoreFiles.Changes(ses.DataDir).Count >= count, Soon,
         $"{count} events; Alertmanager said: {alertmanager.Output}; SeS said: {ses.Child.Output}");
 
     [Fact]
@@ -146,7 +146,7 @@ public sealed class TlsEndToEndTests : IDisposable
             await right.SendAlertAsync($"n{i}");
         await ReceivedAsync(ses, 10, right);
         await NoneFailedAsync(ses, right);
-        Assert.DoesNotContain(LogFiles.ReadEvents(ses.DataDir),
+        Assert.DoesNotContain(StoreFiles.Changes(ses.DataDir),
             e => e.Service.Location.Contains("wrong", Ordinal));
     }
 
@@ -188,7 +188,7 @@ public sealed class TlsEndToEndTests : IDisposable
 
         await NoneFailedAsync(ses, alertmanager, steady.Failed);
         Assert.Equal(Enumerable.Range(0, told).Select(i => $"n{i}").Order(StringComparer.Ordinal),
-            LogFiles.ReadEvents(ses.DataDir).Select(e => e.Service.Location).Order(StringComparer.Ordinal));
+            StoreFiles.Changes(ses.DataDir).Select(e => e.Service.Location).Order(StringComparer.Ordinal));
         Assert.Equal(2, await MetricAsync(ses, "ses_tls_reloads_total{outcome=\"loaded\"}"));
         // Two files that are rewritten may be seen between one and the other.
         Assert.InRange(await MetricAsync(ses, "ses_tls_reloads_total{outcome=\"refused\"}"), 1, 3);

@@ -427,7 +427,7 @@ public sealed class TlsTests : IDisposable
             + $"\"status\":\"firing\",\"annotations\":{{\"description\":\"{new string('x', 100_000)}\"}}}}";
         var body = $"{{\"version\":\"4\",\"alerts\":[{alert}]}}";
         Assert.Equal(204, (await client.AskAsync("POST", "/alerts/INS", body)).Code);
-        Assert.Single(LogFiles.ReadEvents(host.Dir));
+        Assert.Single(StoreFiles.Changes(host.Dir));
         Assert.Equal((0, 0), (host.Count("handshake"), host.Count("handshake_timeout")));
     }
 

@@ -32,10 +32,10 @@ public sealed class WebTests
         await using var host = Host.Serving();
         var answer = await host.PostAsync(Body(Alert));
         Assert.Equal((204, ""), (answer.Code, answer.Body));
-        var e = Assert.Single(LogFiles.ReadEvents(host.Dir));
-        Assert.Equal(new LoggedService("INS", "INS", "etcd", "InstanceDown", "n1"), e.Service);
+        var e = Assert.Single(StoreFiles.Changes(host.Dir));
+        Assert.Equal(new SeenService("INS", "INS", "etcd", "InstanceDown", "n1"), e.Service);
         Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
-        Assert.Equal(1, host.Events);
+        Assert.Equal(1, host.Observations);
     }
 
     [Fact]
@@ -49,7 +49,7 @@ public sealed class WebTests
     public async Task QuarantinedAlertsAreAnswered200WithTheReasons()
     {
         await using var host = Host.Serving();
-        var bad = """{"labels":{"alertname":"Bad \u0007"},"startsAt":"x","fingerprint":"f2"}""";
+        var bad = """{"status":"firing","labels":{"alertname":"Bad \u0007"},"startsAt":"x","fingerprint":"f2"}""";
         var answer = await host.PostAsync(Body(bad, Alert, "5"));
         Assert.Equal((200, "application/json"), (answer.Code, answer.Type?.MediaType));
         Assert.Equal(1, answer.Json.GetProperty("accepted").GetInt32());
@@ -57,10 +57,11 @@ public sealed class WebTests
         Assert.Equal(2, quarantined.Count);
         Assert.Equal("f2", quarantined[0].GetProperty("fingerprint").GetString());
         Assert.Equal("Bad \u0007", quarantined[0].GetProperty("alertname").GetString());
-        Assert.Equal("it has no service", quarantined[0].GetProperty("reason").GetString());
+        Assert.Equal("startsAt is no RFC 3339 time with a zone", quarantined[0].GetProperty("reason").GetString());
         Assert.Equal("it is not an object", quarantined[1].GetProperty("reason").GetString());
-        Assert.Equal(1, host.Events);
-        Assert.Equal(2, File.ReadAllLines(Path.Combine(host.Dir, "quarantine.jsonl")).Length);
+        Assert.Equal(1, host.Observations);
+        using var snapshot = host.Store.Snapshot();
+        Assert.Equal(["5", bad], QuarantinedAlert.Read(snapshot).Select(a => Encoding.UTF8.GetString(a.Alert)));
     }
 
     /// <summary>An answer is not many times as large as its request.</summary>
@@ -68,7 +69,7 @@ public sealed class WebTests
     public async Task FirstHundredQuarantinedAlertsAreListed()
     {
         await using var host = Host.Serving();
-        var alerts = string.Join(',', Enumerable.Repeat("{}", 250).Prepend(
+        var alerts = string.Join(',', Enumerable.Range(0, 250).Select(i => $$"""{"startsAt":"{{i}}"}""").Prepend(
             $$$"""{"labels":{"alertname":"{{{new string('n', 500)}}}"}}"""));
         var answer = await host.PostAsync($$"""{"version":"4","alerts":[{{alerts}}]}""");
         Assert.Equal(200, answer.Code);
@@ -87,7 +88,7 @@ public sealed class WebTests
     {
         await using var host = Host.Serving();
         Assert.Equal(204, (await host.PostAsync(Body(Alert), path)).Code);
-        Assert.Equal(partition, Assert.Single(LogFiles.ReadEvents(host.Dir)).Service.Partition);
+        Assert.Equal(partition, Assert.Single(StoreFiles.Changes(host.Dir)).Service.Partition);
     }
 
     [Fact]
@@ -104,7 +105,7 @@ public sealed class WebTests
     {
         await using var host = Host.Serving("--map", "platform='prod'");
         Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
-        Assert.Equal("prod", Assert.Single(LogFiles.ReadEvents(host.Dir)).Service.Platform);
+        Assert.Equal("prod", Assert.Single(StoreFiles.Changes(host.Dir)).Service.Platform);
     }
 
     // ---- Refusals ----
@@ -113,12 +114,11 @@ public sealed class WebTests
     [InlineData("", "empty")]
     [InlineData("hello", "not JSON")]
     [InlineData("{\"version\":\"4\"}", "no list of alerts")]
-    [InlineData("{\"version\":\"3\",\"alerts\":[]}", "version is 3")]
     public async Task UnusableBodyIsAnswered400(string body, string expected)
     {
         await using var host = Host.Serving();
         Assert.Contains(expected, (await host.PostAsync(body)).Problem(400), Ordinal);
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
     }
 
     [Theory]
@@ -143,7 +143,7 @@ public sealed class WebTests
         Assert.Equal("Basic", challenge.Scheme);
         Assert.Contains("realm=", challenge.Parameter, Ordinal);
         Assert.Contains("charset=\"UTF-8\"", challenge.Parameter, Ordinal);
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
     }
 
     [Theory]
@@ -181,7 +181,7 @@ public sealed class WebTests
         await using var host = Host.Serving();
         Assert.Contains("partition", (await host.PostAsync(Body(Alert), path)).Problem(404),
             OrdinalIgnoreCase);
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
     }
 
     [Theory]
@@ -231,7 +231,7 @@ public sealed class WebTests
         var answer = host.SendRawAsync(
             "POST /alerts/INS HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{");
         Assert.StartsWith("HTTP/1.1 408 ", await host.UnfreezeAsync(answer), Ordinal);
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
     }
 
     [Fact]
@@ -239,7 +239,7 @@ public sealed class WebTests
     {
         await using var host = Host.Starting();
         Assert.Contains("starting", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
         host.Serve();
         Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
     }
@@ -251,7 +251,7 @@ public sealed class WebTests
         host.Clock.UtcNow = Host.Built.AddSeconds(-1);
         Assert.Contains("clock", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
         Assert.Equal(503, (await host.GetAsync("/ready")).Code);
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
         host.Clock.UtcNow = Host.Now;
         Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
     }
@@ -260,11 +260,11 @@ public sealed class WebTests
     public async Task LogThatTakesNothingIsAnswered503()
     {
         await using var host = Host.Serving();
-        host.StopLog();
+        host.CloseStore();
         (await host.PostAsync(Body(Alert))).Problem(503);
         Assert.Equal(503, (await host.GetAsync("/ready")).Code);
         Assert.Equal(200, (await host.GetAsync("/live")).Code);
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
     }
 
     [Fact]
@@ -278,7 +278,7 @@ public sealed class WebTests
         Assert.Contains("shutting down", (await host.PostAsync(Body(Alert))).Problem(503), Ordinal);
         Assert.Equal(HttpStatusCode.ServiceUnavailable, (await probe.GetAsync("/ready")).StatusCode);
         await Assert.ThrowsAsync<HttpRequestException>(() => host.GetAsync("/live"));
-        Assert.Equal(0, host.Events);
+        Assert.Equal(0, host.Observations);
     }
 
     // ---- Seeing inside ----
@@ -325,15 +325,70 @@ public sealed class WebTests
         Assert.Equal((200, "text/plain"), (answer.Code, answer.Type?.MediaType));
         foreach (var line in new[]
         {
-            "ses_alerts_total{outcome=\"accepted\"} 2", "ses_alerts_total{outcome=\"quarantined\"} 1",
-            "ses_events_total{outcome=\"new\"} 1", "ses_events_total{outcome=\"known\"} 1",
-            "ses_events_total{outcome=\"stale\"} 0", "ses_bad_requests_total 1",
+            "ses_alerts_total{outcome=\"new\"} 1", "ses_alerts_total{outcome=\"known\"} 1",
+            "ses_alerts_total{outcome=\"quarantined\"} 1", "ses_bad_requests_total 1",
+            "ses_quarantined_alerts 1", "ses_label_sets 1",
             "ses_alerts_truncated_total 3",
             "ses_webhook_requests_total{code=\"204\"} 2", "ses_webhook_requests_total{code=\"200\"} 1",
             "ses_webhook_requests_total{code=\"400\"} 1", "ses_services 1", "ses_ready 1",
             "ses_defects_total 0",
         })
             Assert.Contains(line, answer.Body.Split('\n'));
+    }
+
+    [Fact]
+    public async Task HealthIsToldInTextAndJson()
+    {
+        await using var host = Host.Serving("--auth-mode", "basic", "--password", "secret");
+        Assert.Equal(401, (await host.GetAsync("/health")).Code);
+        var authorization = "Basic " + Convert.ToBase64String("admin:secret"u8);
+        await host.PostAsync(Body(Alert, "5"), authorization: authorization);
+        var text = await host.SendAsync(HttpMethod.Get, "/health", null, authorization);
+        Assert.Equal((200, "text/plain"), (text.Code, text.Type?.MediaType));
+        foreach (var line in new[] { "ready: true", "store.services: 1", "store.label_sets: 1", "quarantined_alerts: 1",
+            "onix.state: none", "store.max_services: 100000" })
+            Assert.Contains(line, text.Body.Split('\n'));
+        var json = (await host.SendAsync(HttpMethod.Get, "/health?format=json", null, authorization)).Json;
+        Assert.True(json.GetProperty("ready").GetBoolean());
+        Assert.InRange(json.GetProperty("store").GetProperty("size_bytes").GetInt64(), 10_000, 10_000_000);
+        Assert.Equal(0, json.GetProperty("onix").GetProperty("barred").GetArrayLength());
+        (await host.SendAsync(HttpMethod.Get, "/health?x=1", null, authorization)).Problem(400);
+        (await host.SendAsync(HttpMethod.Get, "/health?format=xml", null, authorization)).Problem(400);
+        (await host.SendAsync(HttpMethod.Post, "/health", "{}", authorization)).Problem(405);
+    }
+
+    [Fact]
+    public async Task WhatIsOneTooManyIsAnswered200WithTheReason()
+    {
+        await using var host = Host.Serving("--max-services", "1");
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+        var other = Alert.Replace("etcd", "other", StringComparison.Ordinal);
+        foreach (var path in new[] { "/alerts/INS", "/alerts/OTHER" })
+        {
+            var answer = await host.PostAsync(Body(Alert, other), path);
+            Assert.Equal(200, answer.Code);
+            Assert.Contains("as many as --max-services allows",
+                answer.Json.GetProperty("quarantined")[0].GetProperty("reason").GetString(), StringComparison.Ordinal);
+        }
+        // The one that there is goes on.
+        Assert.Equal(204, (await host.PostAsync(Body(Alert))).Code);
+        Assert.Contains("ses_services 1", (await host.GetAsync("/metrics")).Body.Split('\n'));
+    }
+
+    /// <summary>Of thousands that cannot be mapped the first are kept whole, the rest as a number.</summary>
+    [Fact]
+    public async Task ManyMisfitsAreBoundedAndCounted()
+    {
+        await using var host = Host.Serving();
+        var alerts = string.Join(',', Enumerable.Range(0, 5000).Select(i => $$"""{"startsAt":"{{i}}"}"""));
+        var answer = await host.PostAsync($$"""{"alerts":[{{alerts}}]}""");
+        Assert.Equal(200, answer.Code);
+        Assert.Equal(4900, answer.Json.GetProperty("more").GetInt32());
+        using var snapshot = host.Store.Snapshot();
+        var kept = QuarantinedAlert.Read(snapshot).ToList();
+        Assert.Equal(UnmappableAlerts.MaxKept + 1, kept.Count);
+        Assert.Contains(kept, a => a.Reason.StartsWith("4000 more of the same payload", StringComparison.Ordinal));
+        Assert.Contains("ses_alerts_total{outcome=\"quarantined\"} 5000", (await host.GetAsync("/metrics")).Body.Split('\n'));
     }
 
     [Fact]
@@ -380,6 +435,6 @@ public sealed class WebTests
         var answers = await Task.WhenAll(Enumerable.Range(0, 100).Select(i => host.PostAsync(
             Body(Alert.Replace("\"n1\"", $"\"n{i}\"", Ordinal)))));
         Assert.All(answers, a => Assert.Equal(204, a.Code));
-        Assert.Equal(100, host.Events);
+        Assert.Equal(100, host.Observations);
     }
 }

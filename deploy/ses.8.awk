@@ -21,7 +21,7 @@ BEGIN {
 /^Each setting has / { part = "about" }
 /^Example.*:$/ { part = "example"; next }
 /^Exit codes: / { part = "exit"; sub(/^Exit codes: /, ""); sub(/^./, toupper(substr($0, 1, 1))) }
-/^[A-Z][a-z]*:$/ {
+/^[A-Z][a-z ]*:$/ {
     part = $0 == "Commands:" || $0 == "Other:" ? "skip" : "flags"
     if (part == "flags")
         options = options ".SS " substr($0, 1, length($0) - 1) "\n"
@@ -67,6 +67,6 @@ END {
     printf ".SH SIGNALS\nSIGTERM and SIGINT ask SeS to stop; it ends within 10 seconds, with everything\n"
     printf "acknowledged on disk.\n"
     printf ".SH FILES\n.TP\n.I /etc/default/ses\nSettings of the service, as environment variables.\n"
-    printf ".TP\n.I /var/lib/ses\nThe data directory of the service.\n"
+    printf ".TP\n.I /var/lib/ses\nThe data directory of the service; the history is in ses.db.\n"
     printf ".SH SEE ALSO\n.BR prometheus (1),\n.BR alertmanager (1),\n.BR systemd.exec (5)\n"
 }

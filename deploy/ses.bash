@@ -13,6 +13,8 @@ _ses() {
         words=$(sed -n 's/^  \(--[a-z-]*\).*/\1/p' <<<"$help")
         [[ $COMP_CWORD -eq 1 ]] && words+=" $(sed -n '/^Commands:/,/^$/s/^  \([a-z]*\).*/\1/p' <<<"$help")"
         mapfile -t COMPREPLY < <(compgen -W "$words --help --version" -- "$current")
+        # What is no flag of ses backup, restore and import.
+        grep -q '^Usage: .* \[\?FILE\]\?$' <<<"$help" && mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "$current")
         ;;
     esac
 }

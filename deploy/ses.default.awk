@@ -3,7 +3,7 @@ BEGIN {
     print "# Settings of the service ses; see ses(8). Remove a # to set one, then: systemctl restart ses"
     print "# Secrets are better kept as credentials: systemctl edit ses, LoadCredential=password:/etc/ses/password"
 }
-/^[A-Z][a-z]*:$/ { print "\n# ---- " substr($0, 1, length($0) - 1) " ----" }
+/^[A-Z][a-z ]*:$/ { print "\n# ---- " substr($0, 1, length($0) - 1) " ----" }
 /^  --.*\(OXSES_[A-Z_]*\)$/ {
     variable = $NF
     gsub(/[()]/, "", variable)

@@ -1,12 +1,12 @@
 namespace Ses.Tests.Support;
 
 /// <summary>
-/// A SeS without a process and without an Onix: gate and Web on a free port of 127.0.0.1, before an event log
-/// in a temp folder.
+/// A SeS without a process and without an Onix: gate and Web on a free port of 127.0.0.1, before a store in
+/// a temp folder.
 /// </summary>
 internal sealed class Front : IAsyncDisposable
 {
-    private bool _logEnded;
+    private bool _isClosed;
 
     /// <param name="auth">Null: as the options say, with no issuer that could be reached.</param>
     /// <param name="built">Null: the program has no date.</param>
@@ -15,7 +15,7 @@ internal sealed class Front : IAsyncDisposable
     public Front(Options options, TimeProvider clock, Log log, Meters meters, Auth? auth = null,
         DateTime? built = null, Tls? tls = null, long descriptors = 20_000, bool serve = true)
     {
-        EventLog = new EventLog(Dir, options.Retention, clock, log, meters) { KeepFrom = int.MaxValue };
+        Store = new Store(Dir, StoreRules.Of(options), clock, log, meters);
         auth ??= new Auth(options, new SocketsHttpHandler(), clock, log, meters);
         Web = new Web(options, auth, built ?? DateTime.MinValue, clock, log, meters);
         Gate = new Gate(options, Web, tls, descriptors, clock, log, meters);
@@ -38,10 +38,10 @@ internal sealed class Front : IAsyncDisposable
         return Options.Read(given, new Dictionary<string, string>());
     }
 
-    /// <summary>Of the event log.</summary>
+    /// <summary>Of the store.</summary>
     public string Dir { get; } = Directory.CreateTempSubdirectory("ses-front-").FullName;
 
-    public EventLog EventLog { get; }
+    public Store Store { get; }
 
     public Web Web { get; }
 
@@ -49,19 +49,19 @@ internal sealed class Front : IAsyncDisposable
 
     public int Port { get; }
 
-    public void Serve() => Web.Serve(EventLog, null);
+    public void Serve() => Web.Serve(Store, null);
 
-    public void EndLog()
+    public void CloseStore()
     {
-        _logEnded = true;
-        EventLog.Stop();
+        _isClosed = true;
+        Store.Dispose();
     }
 
     public async ValueTask DisposeAsync()
     {
         await Gate.DrainAsync(TimeSpan.Zero);
-        if (!_logEnded)
-            EventLog.Stop();
+        if (!_isClosed)
+            Store.Dispose();
         Directory.Delete(Dir, recursive: true);
     }
 }

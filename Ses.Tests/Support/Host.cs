@@ -58,11 +58,14 @@ internal sealed class Host : IAsyncDisposable
 
     public int Port => _front.Port;
 
-    public int Events => LogFiles.ReadEvents(Dir).Count;
+    /// <summary>How many facts on alerts are stored.</summary>
+    public int Observations => StoreFiles.Observations(Dir);
+
+    public Store Store => _front.Store;
 
     public void Serve() => _front.Serve();
 
-    public void StopLog() => _front.EndLog();
+    public void CloseStore() => _front.CloseStore();
 
     public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
 

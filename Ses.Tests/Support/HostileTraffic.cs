@@ -17,7 +17,7 @@ internal sealed class HostileTally
     private readonly Lock _gate = new();
     private readonly List<string> _faults = [];
     private readonly long[] _codes = new long[600];
-    private readonly List<LoggedEvent> _acknowledged = [];
+    private readonly List<SeenChange> _acknowledged = [];
     private long _connections, _wellFormed, _rightAnswers, _unreached;
 
     public long Connections => Interlocked.Read(ref _connections);
@@ -44,7 +44,7 @@ internal sealed class HostileTally
     }
 
     /// <summary>What must be in the log: its service and time alone are filled in.</summary>
-    public IReadOnlyList<LoggedEvent> Acknowledged
+    public IReadOnlyList<SeenChange> Acknowledged
     {
         get
         {
@@ -74,7 +74,7 @@ internal sealed class HostileTally
         }
     }
 
-    public void Acknowledge(IEnumerable<LoggedEvent> events)
+    public void Acknowledge(IEnumerable<SeenChange> events)
     {
         lock (_gate)
             _acknowledged.AddRange(events);
@@ -84,7 +84,7 @@ internal sealed class HostileTally
     public void Check(string dataDir)
     {
         Assert.True(Faults.Count == 0, ToString());
-        var events = LogFiles.ReadEvents(dataDir).Select(e => (e.Service, e.Time)).ToHashSet();
+        var events = StoreFiles.Starts(dataDir);
         var lost = Acknowledged.Where(e => !events.Contains((e.Service, e.Time))).ToList();
         Assert.True(lost.Count == 0,
             $"{lost.Count} acknowledged events are lost, {lost.FirstOrDefault()}: {this}");
@@ -214,8 +214,8 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
         private long _alerts;
         private string _kind = "";
 
-        public IEnumerable<LoggedEvent> Acknowledged => _acknowledged.Select(alert => new LoggedEvent(
-            new LoggedService("INS", "p1", Name(alert), "node", ""), "up", Time(alert), "", default));
+        public IEnumerable<SeenChange> Acknowledged => _acknowledged.Select(alert => new SeenChange(
+            new SeenService("INS", "p1", Name(alert), "node", ""), "up", Time(alert), "", default));
 
         public void Attack(int connection)
         {

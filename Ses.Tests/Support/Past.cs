@@ -1,6 +1,6 @@
 namespace Ses.Tests.Support;
 
-/// <summary>Makes a data directory with a past, through the event log itself.</summary>
+/// <summary>Makes a data directory with a past, through the store itself.</summary>
 internal static class Past
 {
     /// <summary>
@@ -11,25 +11,27 @@ internal static class Past
     {
         var end = DateTime.UtcNow;
         var clock = new ManualClock(end.AddDays(-days));
-        using var lines = new StringWriter();
-        var log = new EventLog(dir, TimeSpan.FromDays(400), clock,
-            new Log(LogLevel.Error, json: false, TextWriter.Synchronized(lines), clock), new Meters("test", "test"));
+        using var store = new Store(dir, StoreChild.Rules with { MaxServices = 1_000_000, MaxAlerts = 10_000_000 },
+            clock, new Log(LogLevel.Error, json: false, TextWriter.Null, clock), new Meters("test", "test"));
         var step = TimeSpan.FromDays(days) / events;
         for (var i = 0; i < events;)
         {
-            var alerts = new List<MappedAlert>();
+            var alerts = new List<IncomingAlert>();
             for (; alerts.Count < Math.Min(services, 500) && i < events; i++)
             {
                 var isUp = i / services % 2 == 1;
                 // An outage ends a fifth of a round after it began, and the next begins a round and more later.
                 var time = end.AddDays(-days) + (step * (isUp ? i - (services * 4 / 5) : i));
-                alerts.Add(new MappedAlert(Service(i % services), isUp ? "It answers" : "It does not answer", false,
-                    isUp ? "up" : "down", time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond)), null));
+                alerts.Add(Site.Alert(Service(i % services), isUp ? "up" : "down",
+                    time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond))) with
+                {
+                    Description = isUp ? "It answers" : "It does not answer",
+                });
             }
             clock.UtcNow = end.AddDays(-days) + (step * i);
-            await log.AppendAsync(new Payload(alerts, [], 0), "INS");
+            await store.AppendAsync("INS", StoreChild.Body(alerts));
         }
-        log.Stop();
+        (await store.ReadAsync()).Dispose();
     }
 
     public static ServiceKey Service(int number) =>

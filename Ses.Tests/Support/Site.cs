@@ -2,7 +2,7 @@ using System.Globalization;
 
 namespace Ses.Tests.Support;
 
-/// <summary>A SeS without its HTTP side: the event log and the Recorder, on a folder, towards an Onix.</summary>
+/// <summary>A SeS without its HTTP side: the store and the Recorder, on a folder, towards an Onix.</summary>
 internal sealed class Site : IAsyncDisposable
 {
     private static readonly TimeSpan Deadline = TimeSpan.FromSeconds(60);
@@ -21,7 +21,7 @@ internal sealed class Site : IAsyncDisposable
 
     public string Dir { get; }
 
-    public EventLog Log { get; private set; } = null!;
+    public Store Store { get; private set; } = null!;
 
     public Recorder Recorder { get; private set; } = null!;
 
@@ -36,10 +36,19 @@ internal sealed class Site : IAsyncDisposable
     public static DateTime At(double seconds) =>
         new DateTime(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc).AddSeconds(seconds);
 
-    /// <summary>Makes status events durable, as one webhook does.</summary>
-    public Task RecordAsync(params (ServiceKey Service, string Status, DateTime Time)[] words) =>
-        Log.AppendAsync(new Payload([.. words.Select(w =>
-            new MappedAlert(w.Service, $"it is {w.Status}", false, w.Status, w.Time, null))], [], 0), "INS");
+    /// <summary>Stores alerts of the dialect, as one webhook of a partition does.</summary>
+    public async Task RecordAsync(params (ServiceKey Service, string Status, DateTime Time)[] words)
+    {
+        foreach (var partition in words.GroupBy(w => w.Service.Partition))
+            await Store.AppendAsync(partition.Key, StoreChild.Body([.. partition.Select(w => Alert(
+                w.Service, w.Status, w.Time))]));
+    }
+
+    /// <summary>A firing alert of the dialect: its label set names the service and the status.</summary>
+    public static IncomingAlert Alert(ServiceKey service, string status, DateTime time) => new(
+        service, true, AlertSource.Webhook, "",
+        $$"""{"facet":"{{service.Facet}}","service":"{{service}}","status":"{{status}}"}""", status, time, null,
+        $"it is {status}");
 
     public Task RecordAsync(ServiceKey service, string status, double seconds) =>
         RecordAsync((service, status, At(seconds)));
@@ -49,20 +58,26 @@ internal sealed class Site : IAsyncDisposable
     {
         try
         {
-            await Wait.UntilAsync(() => IsSettled() && Recorder.Snapshot().Barred.Count == 0, Deadline, "all in Onix");
+            await Wait.UntilAsync(() => IsSettled() && Recorder.State().Barred == 0, Deadline, "all in Onix");
         }
         catch (TimeoutException e)
         {
-            throw new TimeoutException($"{Recorder.Snapshot()}, running: {_running.Status}; the log: {Lines}", e);
+            throw new TimeoutException($"{Recorder.State()}, running: {_running.Status}; the log: {Lines}", e);
         }
     }
 
     /// <summary>Waits until all is read, whether Onix took it or refuses it.</summary>
     public Task SettledAsync() => Wait.UntilAsync(IsSettled, Deadline, $"all of {Dir} to be settled");
 
-    private bool IsSettled() => Recorder.Snapshot() is { Backlog: 0, Trouble: null, Confirmed: not null };
+    /// <summary>All is derived, and Onix has all but what it refuses.</summary>
+    private bool IsSettled()
+    {
+        // With this all that was acknowledged is derived, and marked.
+        Store.ReadAsync().GetAwaiter().GetResult().Dispose();
+        return Recorder.State() is { Trouble: null, Confirmed: not null } state && state.Backlog == state.Barred;
+    }
 
-    /// <summary>Ends it and starts it again on the same folder; disorderly: the log is not ended.</summary>
+    /// <summary>Ends it and starts it again on the same folder; </summary>
     public async Task RestartAsync()
     {
         await StopAsync();
@@ -73,7 +88,7 @@ internal sealed class Site : IAsyncDisposable
     {
         await _stop.CancelAsync();
         await _running;
-        Log.Stop();
+        Store.Dispose();
     }
 
     public async ValueTask DisposeAsync()
@@ -83,7 +98,7 @@ internal sealed class Site : IAsyncDisposable
         Directory.Delete(Dir, recursive: true);
     }
 
-    public double Outcome(string outcome) => Meters.OnixEvents.WithLabels(outcome).Value;
+    public double Outcome(string outcome) => Meters.OnixChanges.WithLabels(outcome).Value;
 
     private void Start()
     {
@@ -94,9 +109,9 @@ internal sealed class Site : IAsyncDisposable
         var options = Options.Read(flags, new Dictionary<string, string>());
         var log = new Log(LogLevel.Trace, false, TextWriter.Synchronized(Lines), TimeProvider.System);
         Meters = new Meters("test", "test");
-        Log = new EventLog(Dir, TimeSpan.FromDays(400), TimeProvider.System, log, Meters);
+        Store = new Store(Dir, StoreRules.Of(options), TimeProvider.System, log, Meters);
         var onix = new OnixClient(options, OnixClient.CreateHandler(options), TimeProvider.System, Meters);
-        Recorder = new Recorder(Log, onix, _onix.AbsoluteUri, TimeProvider.System, log, Meters);
+        Recorder = new Recorder(Store, onix, _onix.AbsoluteUri, TimeProvider.System, log, Meters);
         _running = Recorder.RunAsync(_stop.Token);
     }
 }
@@ -104,12 +119,12 @@ internal sealed class Site : IAsyncDisposable
 /// <summary>The plain word on what a history must be.</summary>
 internal static class Oracle
 {
-    /// <summary>Events in order of time, at equal times down last, runs of one status told as their first.</summary>
+    /// <summary>Up and down in order of time, at equal times down alone, runs of one told as their first.</summary>
     public static List<(string Status, DateTime Time)> History(IEnumerable<(string Status, DateTime Time)> words)
     {
         var history = new List<(string Status, DateTime Time)>();
-        foreach (var word in words.Distinct().OrderBy(w => w.Time).ThenBy(w => w.Status == "down" ? 1 : 0)
-            .ThenBy(w => w.Status, StringComparer.Ordinal))
+        foreach (var word in words.GroupBy(w => w.Time).OrderBy(g => g.Key)
+            .Select(g => g.FirstOrDefault(w => w.Status == "down", g.First())))
         {
             if (history.Count == 0 || history[^1].Status != word.Status)
                 history.Add(word);

@@ -36,10 +36,13 @@ internal static class StoreChild
         $$"""{"alertname":"f","instance":"{{number % 1000}}"}""", "down", Epoch.AddSeconds(number),
         Epoch.AddSeconds(number).AddMilliseconds(500), $"{number}");
 
+    /// <summary>What a request with these alerts brings.</summary>
+    public static ReceivedAlerts Body(params IReadOnlyList<IncomingAlert> alerts) => new(alerts, [], 0, 0, 0, 0);
+
     public static int Main(string[] arguments)
     {
         var log = new Log(LogLevel.Trace, false, Console.Error, TimeProvider.System);
-        using var store = new Store(arguments[0], Rules, TimeProvider.System, log);
+        using var store = new Store(arguments[0], Rules, TimeProvider.System, log, new Meters("test", "test"));
         var next = int.Parse(arguments[1], CultureInfo.InvariantCulture);
         var last = next + MaxAlerts;
         Task.WaitAll([.. Enumerable.Range(0, Threads).Select(_ => Task.Run(async () =>
@@ -48,7 +51,7 @@ internal static class StoreChild
             {
                 try
                 {
-                    await store.AppendAsync("INS", [Alert(number)], []);
+                    await store.AppendAsync("INS", Body(Alert(number)));
                     Console.Out.Write($"stored {number}\n");
                 }
                 catch (StoreException e)
