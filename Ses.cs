@@ -3921,8 +3921,8 @@ internal sealed class Writer : IDisposable
             SELECT o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
                 WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
                 ORDER BY received DESC LIMIT 1), 2)
-            FROM open o WHERE o.seen <= ?1 AND EXISTS (SELECT 1 FROM observation b WHERE b.service = o.service
-                AND b.alert = o.alert AND b.starts = o.starts AND b.by = ?3)
+            FROM open o WHERE o.seen <= ?1 AND (SELECT kind FROM observation b WHERE b.service = o.service
+                AND b.alert = o.alert AND b.starts = o.starts AND b.by = ?3 ORDER BY received DESC LIMIT 1) <> 3
             ORDER BY o.seen LIMIT ?2
             """);
         _service = Of("""
@@ -4485,7 +4485,7 @@ internal sealed class Writer : IDisposable
         if (now - _alive >= AlivePeriod || now < _alive)
             NoteAlive(now);
         var stale = new List<(long Alert, long Service, long Starts, long Seen, Status Status)>();
-        // Only who heard an episode gives it up.
+        // Only who heard an episode gives it up, and once.
         _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce).Bind(3, _self);
         while (_stale.Step())
             stale.Add((_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3),
@@ -7492,7 +7492,12 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
         rows.Step();
         using var reason = snapshot.Query(
             "SELECT error FROM onix WHERE next IS NOT NULL AND barred IS NOT NULL LIMIT 1");
-        return (rows.Number(0), TimeOf(rows, 1), rows.Number(2),
+        // Those that are to be marked, when Onix gets the whole history again.
+        var more = snapshot.Number("""
+            SELECT count(*) FROM service s LEFT JOIN onix o ON o.service = s.id
+            WHERE o.next IS NULL AND s.id > (SELECT value FROM meta WHERE name = 'onix_anew')
+            """) ?? 0;
+        return (rows.Number(0) + more, TimeOf(rows, 1), rows.Number(2),
             rows.Number(2) > 0 ? reason.FirstText() : null);
     }
 
@@ -7773,8 +7778,13 @@ internal sealed class Recorder(
     /// <summary>Gives Onix the whole history again, before any other change.</summary>
     private async Task BeginAnewAsync(string reason)
     {
-        log.Warn($"{reason}; giving it the whole history again", ("onix", url));
         await ChangeAsync(w => w.Outbox.BeginAnew());
+        NoteAnew(reason);
+    }
+
+    private void NoteAnew(string reason)
+    {
+        log.Warn($"{reason}; giving it the whole history again", ("onix", url));
         _isListed = false;
         _locks.Clear();
     }
@@ -7868,7 +7878,7 @@ internal sealed class Recorder(
             else
                 refused.Add((job, result.Message));
         }
-        await StoreAsync(accepted, refused);
+        await StoreAsync(accepted, refused, wentBack);
         if (modelIsMissing)
         {
             (_isModelMissing, _nextList) = (true, 0);
@@ -7876,7 +7886,7 @@ internal sealed class Recorder(
                 "Onix has no item type SES_SERVICE, or the user may not read partition REF");
         }
         if (wentBack)
-            await BeginAnewAsync("Onix went back: an item that it held is gone");
+            NoteAnew("Onix went back: an item that it held is gone");
         return !wentBack && await RefreshAsync(locked, stop);
     }
 
@@ -7904,7 +7914,7 @@ internal sealed class Recorder(
 
     /// <summary>What Onix confirmed and the marks' ends, what it refused: one transaction.</summary>
     private async Task StoreAsync(
-        List<(Job Job, ItemChange Change)> accepted, List<(Job Job, string Reason)> refused)
+        List<(Job Job, ItemChange Change)> accepted, List<(Job Job, string Reason)> refused, bool wentBack)
     {
         var cured = accepted.Where(a => a.Job.Waiting.Barred != null)
             .Select(a => a.Job.Waiting.Service.Partition).Distinct().ToList();
@@ -7929,6 +7939,8 @@ internal sealed class Recorder(
                 w.Outbox.Retry(Now);
             foreach (var partition in cured)
                 w.Outbox.Retry(Now, partition);
+            if (wentBack)
+                w.Outbox.BeginAnew();
         });
         foreach (var (job, _) in accepted)
             _locks.Remove(job.Waiting.Id);

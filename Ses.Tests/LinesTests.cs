@@ -132,6 +132,47 @@ public sealed class LinesTests : IDisposable
         Assert.Equal(["a", "a", "b"], (await LinesAsync(b)).Select(l => l.Split("\"by\":\"")[1][..1]));
     }
 
+    /// <summary>
+    /// Two heard an episode, and one is cut off: it gives the episode up, once, and does not speak for the other.
+    /// Who never heard it gives nothing up.
+    /// </summary>
+    [Fact]
+    public async Task EpisodeLapsesOnceAllThatHeardItHaveGivenItUp()
+    {
+        using var a = Open("a");
+        using var b = Open("b");
+        using var c = Open("c");
+        var alert = Site.Alert(Site.Service(1), "down", Noon);
+        await a.AppendAsync("INS", StoreChild.Body(alert));
+        await b.AppendAsync("INS", StoreChild.Body(alert));
+        async Task<string> StatusAsync(Store store)
+        {
+            using var snapshot = await store.ReadAsync();
+            return Questions.Of(snapshot).Present(new(null, null, null, null, null)).Single().Status;
+        }
+        // Only b hears it again.
+        _clock.UtcNow = Noon.AddHours(20);
+        await b.AppendAsync("INS", StoreChild.Body(alert));
+        await ImportAsync(a, await LinesAsync(b));
+        await ImportAsync(b, await LinesAsync(a));
+        await ImportAsync(c, await LinesAsync(b));
+        _clock.UtcNow = Noon.AddHours(30);
+        foreach (var store in new[] { a, b, c })
+            Assert.Equal("down", await StatusAsync(store));
+        var lapses = (await LinesAsync(a)).Where(l => l.Contains("\"what\":\"lapse\"", StringComparison.Ordinal));
+        Assert.Single(lapses);
+        Assert.DoesNotContain(await LinesAsync(c), l => l.Contains("\"by\":\"c\"", StringComparison.Ordinal));
+        await ImportAsync(b, await LinesAsync(a));
+        Assert.Equal("down", await StatusAsync(b));
+        // Then b is cut off, too.
+        _clock.UtcNow = Noon.AddHours(60);
+        Assert.Equal("unknown", await StatusAsync(b));
+        await ImportAsync(a, await LinesAsync(b));
+        await ImportAsync(c, await LinesAsync(b));
+        Assert.Equal(["unknown", "unknown"], [await StatusAsync(a), await StatusAsync(c)]);
+        Assert.Equal(2, (await LinesAsync(c)).Count(l => l.Contains("\"what\":\"lapse\"", StringComparison.Ordinal)));
+    }
+
     [Fact]
     public async Task ExportHasARange()
     {

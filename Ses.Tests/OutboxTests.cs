@@ -264,7 +264,8 @@ public sealed class OutboxTests
             Assert.Equal([First, Second], reader.Barred(10).Select(b => b.Service));
             Assert.Equal((2, 1), reader.CountBarred());
         }
-        Assert.Contains("services=2 partitions=1", site.Lines.ToString(), StringComparison.Ordinal);
+        await Wait.UntilAsync(() => site.Lines.ToString().Contains("services=2 partitions=1", StringComparison.Ordinal),
+            TimeSpan.FromSeconds(30), "the log to tell");
         onix.Database = Database.Up;
         await site.DrainedAsync();
         Assert.Equal(2, onix.History.Count);

@@ -10,7 +10,7 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>Each answer of the table, from a real listener with a real event log.</summary>
+/// <summary>Each answer of the table, from a real listener with a real store.</summary>
 public sealed class WebTests
 {
     private const string Alert = """

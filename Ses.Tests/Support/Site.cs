@@ -98,7 +98,9 @@ internal sealed class Site : IAsyncDisposable
         Directory.Delete(Dir, recursive: true);
     }
 
-    public double Outcome(string outcome) => Meters.OnixChanges.WithLabels(outcome).Value;
+    /// <summary>Waits until so many changes are counted: that is done once they are stored.</summary>
+    public Task CountedAsync(string outcome, int count) => Wait.UntilAsync(
+        () => Meters.OnixChanges.WithLabels(outcome).Value == count, Deadline, $"{count} {outcome}");
 
     private void Start()
     {
