@@ -60,7 +60,7 @@ internal sealed class SesProcess : IAsyncDisposable
             "--port", $"{port}", "--address", "127.0.0.1",
             "--data-dir", DataDir, "--onix-url", onixUrl, .. extra,
         ];
-        _child = Run();
+        _child = Run(_arguments);
         var isSecure = extra.Contains("--tls-cert");
         Client = new HttpClient(isSecure ? Secure(extra) : new SocketsHttpHandler())
         {
@@ -124,8 +124,8 @@ internal sealed class SesProcess : IAsyncDisposable
     /// gets between a program and its libc, so this is the binary that is linked to one.
     /// </summary>
     /// <param name="clock">A file with how far that clock is ahead, such as <c>+2d</c>; to be replaced as a whole.</param>
-    public static Task<SesProcess> StartWithClockAsync(string clock) =>
-        StartedAsync(new SesProcess(FreePort.Next(), null, "none", [], clock));
+    public static Task<SesProcess> StartWithClockAsync(string clock, params string[] extra) =>
+        StartedAsync(new SesProcess(FreePort.Next(), null, "none", extra, clock));
 
     private static async Task<SesProcess> StartedAsync(SesProcess ses)
     {
@@ -178,8 +178,15 @@ internal sealed class SesProcess : IAsyncDisposable
         Kill(Signal.Terminate);
         await _child.ExitAsync(Gone);
         await _child.DisposeAsync();
-        _child = Run();
+        _child = Run(_arguments);
         await ReadyAsync();
+    }
+
+    /// <summary>Runs a command on its data directory, with the same clock.</summary>
+    public async Task<(int Exit, string Output)> CommandAsync(string command, params string[] flags)
+    {
+        await using var child = Run([command, "--data-dir", DataDir, .. flags]);
+        return (await child.ExitAsync(Gone), child.Output);
     }
 
     public async ValueTask DisposeAsync()
@@ -190,7 +197,7 @@ internal sealed class SesProcess : IAsyncDisposable
             Directory.Delete(DataDir, recursive: true);
     }
 
-    private ChildProcess Run()
+    private ChildProcess Run(string[] arguments)
     {
         var environment = Environment.GetEnvironmentVariables().Keys.Cast<string>()
             .Where(name => name.StartsWith("OXSES_", StringComparison.Ordinal) || name == "STATE_DIRECTORY")
@@ -204,7 +211,7 @@ internal sealed class SesProcess : IAsyncDisposable
             environment["FAKETIME_TIMESTAMP_FILE"] = _clock;
             environment["FAKETIME_NO_CACHE"] = environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1";
         }
-        return ChildProcess.Start(binary, _arguments, environment, Path.GetDirectoryName(DataDir));
+        return ChildProcess.Start(binary, arguments, environment, Path.GetDirectoryName(DataDir));
     }
 
     private static IEnumerable<string> Above(string dir)
