@@ -58,7 +58,7 @@ internal sealed class Site : IAsyncDisposable
     {
         try
         {
-            await Wait.UntilAsync(() => IsSettled() && Recorder.State().Barred == 0, Deadline, "all in Onix");
+            await Wait.UntilAsync(() => Settled() is { Barred: 0 }, Deadline, "all in Onix");
         }
         catch (TimeoutException e)
         {
@@ -67,14 +67,16 @@ internal sealed class Site : IAsyncDisposable
     }
 
     /// <summary>Waits until all is read, whether Onix took it or refuses it.</summary>
-    public Task SettledAsync() => Wait.UntilAsync(IsSettled, Deadline, $"all of {Dir} to be settled");
+    public Task SettledAsync() => Wait.UntilAsync(() => Settled() != null, Deadline, $"all of {Dir} to be settled");
 
     /// <summary>All is derived, and Onix has all but what it refuses.</summary>
-    private bool IsSettled()
+    /// <summary>The state, if nothing waits but what Onix refuses; null: something does.</summary>
+    private RecorderState? Settled()
     {
         // With this all that was acknowledged is derived, and marked.
         Store.ReadAsync().GetAwaiter().GetResult().Dispose();
-        return Recorder.State() is { Trouble: null, Confirmed: not null } state && state.Backlog == state.Barred;
+        return Recorder.State() is { Trouble: null, Confirmed: not null } state && state.Backlog == state.Barred
+            ? state : null;
     }
 
     /// <summary>Ends it and starts it again on the same folder; </summary>
