@@ -11,12 +11,16 @@ internal sealed record SeenChange(
 /// <summary>Reads SeS's database from outside, by its documented views alone.</summary>
 internal static class StoreFiles
 {
-    /// <summary>All changes that an alert made, in order of time; an empty or absent folder has none.</summary>
+    /// <summary>
+    /// All changes that an alert made, in order of time, once all that is stored is derived, which follows the
+    /// answer to a webhook; an empty or absent folder has none.
+    /// </summary>
     public static IReadOnlyList<SeenChange> Changes(string dir)
     {
         if (!File.Exists(PathOf(dir)))
             return [];
         using var database = new SqliteConnection(PathOf(dir), isReadOnly: true, cache: 2048);
+        Wait.UntilAsync(() => IsDerived(database), Deadline, $"all in {dir} to be derived").GetAwaiter().GetResult();
         using var rows = database.Query("""
             SELECT partition, platform, service, facet, location, status, time, description, received FROM history
             WHERE received IS NOT NULL ORDER BY time
@@ -78,6 +82,13 @@ internal static class StoreFiles
         using var database = new SqliteConnection(PathOf(dir), isReadOnly: true, cache: 2048);
         return (int)database.Number("SELECT count(*) FROM observation")!.Value;
     }
+
+    private static readonly TimeSpan Deadline = TimeSpan.FromSeconds(20);
+
+    private static bool IsDerived(SqliteConnection database) => database.Number("""
+        SELECT coalesce((SELECT max(id) FROM observation), 0)
+            <= coalesce((SELECT value FROM meta WHERE name = 'derived'), 0)
+        """) == 1;
 
     public static string PathOf(string dir) => Path.Combine(dir, Store.FileName);
 
