@@ -30,6 +30,71 @@ public sealed class BenchTests(ITestOutputHelper output)
     }
 
     /// <summary>
+    /// Beside the least that a receiver can do, in turn: what SeS costs. Posts are built ahead, and come over as
+    /// many connections as Alertmanager would not open. What is new is flushed by both.
+    /// </summary>
+    [Theory]
+    [InlineData(10)]
+    [InlineData(1000)]
+    public async Task BesideABareReceiver(int alerts)
+    {
+        const int Connections = 16;
+        var requests = 12_000 / alerts;
+        var dir = Directory.CreateTempSubdirectory("ses-bench-").FullName;
+        await using var ses = await SesProcess.StartAsync("none", null, null,
+            "--max-services", "2000000", "--max-alerts", "20000000");
+        var port = FreePort.Next();
+        await using var bare = ChildProcess.Start("dotnet", [typeof(StoreChild).Assembly.Location, "receive", $"{port}", dir + "/alerts"]);
+        await Wait.UntilAsync(() => IsListeningAsync(port), TimeSpan.FromSeconds(20), "the bare receiver");
+        // Known ones come again whole; new episodes are the next ones of the services of "known".
+        (string Measure, Func<int, int, Load> Load)[] loads =
+        [
+            ("label sets never seen", (to, round) => new Load(to, Connections, alerts, int.MaxValue)
+                { IsBuiltAhead = true, Prefix = $"r{round}-" }),
+            ("known alerts", (to, _) => new Load(to, Connections, alerts, 1000) { IsBuiltAhead = true, StandsStill = true }),
+            ("new episodes of known alerts", (to, round) => new Load(to, Connections, alerts, 1000)
+                { IsBuiltAhead = true, FirstRound = 2 + (round * 12) }),
+        ];
+        foreach (var (measure, load) in loads)
+        {
+            var (ours, theirs) = (new List<double>(), new List<double>());
+            for (var round = 0; round < 6; round++)
+            {
+                var rates = new[] { 0.0, 0.0 };
+                for (var i = 0; i < 2; i++)
+                {
+                    var which = (round + i) % 2;
+                    var result = await load(which == 0 ? ses.Port : port, round).RunAsync(TimeSpan.FromMinutes(2), requests);
+                    Assert.Equal(0, result.Refused);
+                    rates[which] = result.PerSecond;
+                }
+                // The first makes both warm.
+                if (round > 0)
+                    (ours, theirs) = ([.. ours, rates[0]], [.. theirs, rates[1]]);
+            }
+            var ratio = ours.Zip(theirs, (a, b) => a / b).Order().ElementAt(2);
+            Row($"{measure}, {alerts} a post, {Connections} connections, a second: SeS / bare receiver",
+                $"{ours.Order().ElementAt(2):N0} / {theirs.Order().ElementAt(2):N0} ({ratio:N2})");
+        }
+        Row("resident of SeS after it", MiB(ses.Child.ResidentBytes()));
+        Directory.Delete(dir, recursive: true);
+    }
+
+    private static async Task<bool> IsListeningAsync(int port)
+    {
+        using var client = new System.Net.Sockets.TcpClient();
+        try
+        {
+            await client.ConnectAsync(IPAddress.Loopback, port);
+            return true;
+        }
+        catch (System.Net.Sockets.SocketException)
+        {
+            return false;
+        }
+    }
+
+    /// <summary>
     /// What the gate costs: the same requests to the bare listener behind it, to the gate, and over TLS, in
     /// turn, three times each.
     /// </summary>

@@ -37,14 +37,28 @@ internal sealed class Load(int port, int senders, int alerts, int servicesPerSen
     /// <summary>Send the same payload over and over, as Alertmanager repeats alerts.</summary>
     public bool Repeats { get; init; }
 
+    /// <summary>Send the same episodes in each round.</summary>
+    public bool StandsStill { get; init; }
+
+    /// <summary>Build all payloads before the clock starts, so that it sees the receiver alone.</summary>
+    public bool IsBuiltAhead { get; init; }
+
+    /// <summary>What the names of the services begin with: another one makes others of them.</summary>
+    public string Prefix { get; init; } = "s";
+
+    /// <summary>The first round: a later one brings later episodes of the same alerts.</summary>
+    public long FirstRound { get; init; }
+
     private static readonly DateTime Epoch = new(2026, 11, 1, 0, 0, 0, DateTimeKind.Utc);
 
     /// <summary>Posts for so long, or until each sender has sent so many requests.</summary>
     public async Task<LoadResult> RunAsync(TimeSpan duration, long requestsEach = long.MaxValue)
     {
+        var built = !IsBuiltAhead ? null : Enumerable.Range(0, senders).AsParallel().AsOrdered()
+            .Select(s => Enumerable.Range(0, (int)requestsEach).Select(i => Request(s, i)).ToArray()).ToArray();
         var clock = Stopwatch.StartNew();
         var runs = Enumerable.Range(0, senders)
-            .Select(s => Task.Factory.StartNew(() => Send(s, clock, duration, requestsEach),
+            .Select(s => Task.Factory.StartNew(() => Send(s, built?[s], clock, duration, requestsEach),
                 CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default)).ToList();
         var results = await Task.WhenAll(runs);
         var latencies = results.SelectMany(r => r.Latencies).ToArray();
@@ -53,7 +67,7 @@ internal sealed class Load(int port, int senders, int alerts, int servicesPerSen
     }
 
     private (long Acknowledged, long Refused, List<TimeSpan> Latencies) Send(
-        int sender, Stopwatch clock, TimeSpan duration, long most)
+        int sender, byte[][]? built, Stopwatch clock, TimeSpan duration, long most)
     {
         var connection = Connect();
         var (acknowledged, refused, latencies) = (0L, 0L, new List<TimeSpan>());
@@ -68,7 +82,7 @@ internal sealed class Load(int port, int senders, int alerts, int servicesPerSen
                 (connection, left) = (Connect(), RequestsPerConnection - 1);
             }
             if (request == 0 || !Repeats)
-                bytes = Request(sender, request);
+                bytes = built?[request] ?? Request(sender, request);
             var started = clock.Elapsed;
             connection.Write(bytes);
             var code = ReadCode(connection, answer);
@@ -105,12 +119,12 @@ internal sealed class Load(int port, int senders, int alerts, int servicesPerSen
         for (var i = 0; i < alerts; i++)
         {
             var number = (request * alerts) + i;
-            var (service, round) = (number % servicesPerSender, number / servicesPerSender);
+            var (service, round) = (number % servicesPerSender, FirstRound + (StandsStill ? 0 : number / servicesPerSender));
             var time = Epoch.AddMilliseconds(round * 10).ToString("yyyy-MM-dd'T'HH:mm:ss.fff'Z'", CultureInfo.InvariantCulture);
             body.Append(i == 0 ? "" : ",").Append(CultureInfo.InvariantCulture, $$"""
                 {"status":"firing","labels":{"alertname":"Node_{{(round % 2 == 0 ? "Up" : "Down")}}","platform":"p01-dev",
                 """).Append(CultureInfo.InvariantCulture, $$"""
-                "service":"s{{sender}}","facet":"node","severity":"critical","status":"{{(round % 2 == 0 ? "up" : "down")}}",
+                "service":"{{Prefix}}{{sender}}","facet":"node","severity":"critical","status":"{{(round % 2 == 0 ? "up" : "down")}}",
                 """).Append(CultureInfo.InvariantCulture, $$"""
                 "description":"The application is not responding"},"annotations":{"location":"10.0.{{service}}.1:2379"},
                 """).Append(CultureInfo.InvariantCulture, $$"""
