@@ -3256,11 +3256,12 @@ internal sealed class Store : IDisposable
 
     private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
 
-    /// <summary>Observations that may wait to be derived while requests wait for the writer.</summary>
+    /// <summary>Where more observations wait to be derived, deriving gets as much time as commits.</summary>
     private const int MaxUnderived = 5000;
 
     /// <summary>A transaction that derives holds requests up for no longer.</summary>
-    private static readonly TimeSpan DeriveTime = TimeSpan.FromMilliseconds(20);
+    private static readonly TimeSpan
+        DeriveTime = TimeSpan.FromMilliseconds(20), MaxDeriveTime = TimeSpan.FromMilliseconds(100);
 
     /// <summary>
     /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
@@ -3283,6 +3284,9 @@ internal sealed class Store : IDisposable
     private readonly Meters _meters;
     private long _turned;
     private int _isClosed;
+
+    // The writer's thread's: questions that wait until all that was there when they came is derived.
+    private readonly Queue<(TaskCompletionSource<DateTime> Question, long Through)> _asked = [];
 
     // Guarded by _gate.
     private readonly object _gate = new();
@@ -3495,29 +3499,26 @@ internal sealed class Store : IDisposable
             Commit(work.Requests);
         foreach (var change in work.Changes)
             Run(change);
+        foreach (var question in work.Questions)
+            _asked.Enqueue((question, _writer.LastObservation));
         if (work.IsStopping && work.Requests.Count == 0 && work.Changes.Count == 0)
-        {
-            foreach (var question in work.Questions)
-                question.SetException(new StoreException("SeS is shutting down."));
             return false;
-        }
         try
         {
             // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
             if (_refusal != null && work.Requests.Count == 0)
                 Commit([]);
-            Derive(work.Questions);
+            var time = _writer.Underived > MaxUnderived ? _clock.GetElapsedTime(_turned) : DeriveTime;
+            _writer.Derive(Now(), time < DeriveTime ? DeriveTime : time > MaxDeriveTime ? MaxDeriveTime : time,
+                _clock, isAsked: _asked.Count > 0);
             _writer.Upkeep(Now(), _clock, _log);
+            Answer(isRefused: false);
         }
         catch (SqliteException e) when (e.IsFull || e.IsBusy)
         {
             Refuse(e);
-        }
-        finally
-        {
             // What is derived may lag behind while the disk refuses; no fact is acknowledged then.
-            if (work.Questions.Count > 0)
-                Answer(work.Questions);
+            Answer(isRefused: true);
         }
         if (_writer.TakeMarked())
             Interlocked.Exchange(ref _marked,
@@ -3525,12 +3526,17 @@ internal sealed class Store : IDisposable
         return true;
     }
 
-    /// <summary>What is recorded from now on is later than the moment of these questions.</summary>
-    private void Answer(List<TaskCompletionSource<DateTime>> questions)
+    /// <summary>
+    /// Answers the questions for which all that was acknowledged before them is derived. What is recorded from
+    /// now on is later than their moment.
+    /// </summary>
+    private void Answer(bool isRefused)
     {
+        if (_asked.Count == 0 || (!isRefused && _writer.IsDue(Now())))
+            return;
         var moment = _writer.Close(Now());
-        foreach (var question in questions)
-            question.TrySetResult(moment);
+        while (_asked.TryPeek(out var asked) && (isRefused || _writer.Derived >= asked.Through))
+            _asked.Dequeue().Question.TrySetResult(moment);
     }
 
     private void Run(Change change)
@@ -3557,7 +3563,7 @@ internal sealed class Store : IDisposable
         lock (_gate)
         {
             // What is behind waits, too, while the disk refuses: it is tried again at the next tick.
-            var isIdle = !_writer.IsWorking || _refusal != null;
+            var isIdle = (!_writer.IsWorking && _asked.Count == 0) || _refusal != null;
             if (_waiting.Count == 0 && _questions.Count == 0 && _changes.Count == 0 && !_stopping && isIdle)
                 Monitor.Wait(_gate, TickPeriod);
             var work = new Work(_waiting, [.. _questions], _changes, _stopping);
@@ -3613,29 +3619,6 @@ internal sealed class Store : IDisposable
             _refusal = refusal;
     }
 
-    /// <summary>
-    /// For as long as a transaction may last; to the end where a question waits, with requests in between.
-    /// </summary>
-    private void Derive(List<TaskCompletionSource<DateTime>> questions)
-    {
-        // What comes meanwhile is not waited for, else a question would wait as long as requests come.
-        var through = questions.Count > 0 ? _writer.LastObservation : 0;
-        do
-        {
-            _writer.Derive(Now(), DeriveTime, _clock, isAsked: questions.Count > 0);
-            List<Request> requests;
-            lock (_gate)
-            {
-                requests = _waiting;
-                (_waiting, _waitingBytes) = ([], 0);
-            }
-            if (requests.Count > 0)
-                Commit(requests);
-        }
-        while (_writer.Derived < through || (questions.Count > 0 && _writer.IsDue(Now()))
-            || _writer.LastObservation - _writer.Derived > MaxUnderived);
-    }
-
     private void Fail(string what, object reason, string shown)
     {
         _log.Error(what, ("reason", reason));
@@ -3650,7 +3633,7 @@ internal sealed class Store : IDisposable
             _stopping = true;
             foreach (var request in _waiting)
                 request.Done.TrySetException(why);
-            foreach (var question in _questions)
+            foreach (var question in _questions.Concat(_asked.Select(a => a.Question)))
                 question.TrySetException(why);
             foreach (var change in _changes)
                 change.Fail(why);
