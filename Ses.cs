@@ -325,7 +325,11 @@ internal sealed record Options
                     : FieldMap.Default,
                 source.Parse(StatusSetting, MappingRules.ParseStatuses),
                 source.Parse(IgnoreSetting, MappingRules.ParseNames),
-                source.Parse(HeartbeatSetting, MappingRules.ParseNames)),
+                source.Parse(HeartbeatSetting, MappingRules.ParseNames))
+            {
+                Text = string.Join(MappingRules.Separator, new[] { MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting }
+                    .Select(source.Text)),
+            },
             Name = source.Optional(NameSetting, ParseName, "1 to 200 characters, none of them a control"),
             Pause = source.Parse(PauseSetting, v => ParseTime(v, TimeSpan.Zero, TimeSpan.FromDays(7)),
                 "0s to 7d, such as 15m"),
@@ -781,8 +785,22 @@ internal static class Rfc3339
         ["yyyy-MM-dd'T'HH:mm:ss.FFFFFFF'Z'", "yyyy-MM-dd'T'HH:mm:ss.FFFFFFFzzz"];
 
     /// <summary>Such as <c>2026-11-22T11:34:34.489Z</c>, without trailing zeros, as Go writes it.</summary>
-    public static string Format(DateTime utc) =>
-        utc.ToString("yyyy-MM-dd'T'HH:mm:ss.FFFFFFF'Z'", CultureInfo.InvariantCulture);
+    public static string Format(DateTime utc)
+    {
+        Span<byte> text = stackalloc byte[MaxLength];
+        return Encoding.ASCII.GetString(text[..Format(utc, text)]);
+    }
+
+    public const int MaxLength = 28;
+
+    /// <returns>How many bytes were written.</returns>
+    public static int Format(DateTime utc, Span<byte> text)
+    {
+        DateTime.SpecifyKind(utc, DateTimeKind.Utc).TryFormat(text, out _, "O", CultureInfo.InvariantCulture);
+        var length = text[..(MaxLength - 1)].TrimEnd((byte)'0').TrimEnd((byte)'.').Length;
+        text[length] = (byte)'Z';
+        return length + 1;
+    }
 
     /// <summary>Takes any offset and any fraction of a second, but never a time without a zone.</summary>
     public static bool TryParse(string? text, out DateTime utc)
@@ -1089,8 +1107,22 @@ internal sealed record MappingRules(
         DefaultIgnored = "InfoInhibitor,DatasourceNoData,DatasourceError",
         DefaultHeartbeats = "Watchdog,DeadMansSwitch", Ignore = "ignore";
 
-    public static MappingRules Default { get; } = new(FieldMap.Default, ParseStatuses(DefaultStatuses),
-        ParseNames(DefaultIgnored), ParseNames(DefaultHeartbeats));
+    public static MappingRules Default { get; } =
+        Parse(string.Join(Separator, "", DefaultStatuses, DefaultIgnored, DefaultHeartbeats));
+
+    /// <summary>Stands in no setting.</summary>
+    public const char Separator = '\u001e';
+
+    /// <summary>The settings that made it: --map, --status, --ignore, --heartbeat.</summary>
+    public required string Text { get; init; }
+
+    /// <summary>Reads what <see cref="Text"/> gave.</summary>
+    /// <exception cref="FormatException">Another SeS wrote it.</exception>
+    public static MappingRules Parse(string text) =>
+        text.Split(Separator) is [var map, var statuses, var ignored, var heartbeats]
+            ? new(map == "" ? FieldMap.Default : FieldMap.Parse(map), ParseStatuses(statuses),
+                ParseNames(ignored), ParseNames(heartbeats)) { Text = text }
+            : throw new FormatException("four settings");
 
     /// <summary>Reads <c>warning=degraded,info=ignore</c>; an empty text names no severity.</summary>
     /// <exception cref="FormatException">What is allowed instead.</exception>
@@ -1172,6 +1204,37 @@ internal static class AlertReader
             }
         }
         return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated);
+    }
+
+    /// <summary>To which service an alert belongs that is stored with its labels; null: to none.</summary>
+    /// <param name="service">To which it was mapped by the rules of before.</param>
+    public static ServiceKey? MapAnew(
+        ServiceKey service, string labels, bool isDialect, MappingRules before, MappingRules rules)
+    {
+        ServiceKey? Map(MappingRules by, AlertTexts annotations) => Read(Encoding.UTF8.GetBytes($$"""
+            {"alerts":[{"labels":{{labels}},"annotations":{{annotations.ToJson()}},"status":"firing",
+            "startsAt":"2026-01-01T00:00:00Z"}]}
+            """), service.Partition, AlertSource.Webhook, by, DateTime.UnixEpoch.AddYears(100)).Alerts is [var mapped]
+            ? mapped.Service : null;
+
+        // What the labels did not give came from annotations, which are not stored.
+        var (plain, annotations) = (Map(before, new AlertTexts()), new AlertTexts());
+        (string Field, string Value, string? Plain)[] fields =
+        [
+            ("platform", service.Platform, plain?.Platform), ("service", service.Service, plain?.Service),
+            ("facet", service.Facet, plain?.Facet), ("location", service.Location, plain?.Location),
+        ];
+        foreach (var (field, value, _) in fields.Where(f => f.Value != f.Plain))
+        {
+            foreach (var source in before.Fields.Of(field, !isDialect))
+            {
+                if (source.Kind is FieldSourceKind.Label or FieldSourceKind.AnnotationFirst)
+                    annotations.Add(source.Name, value);
+            }
+        }
+        annotations.Sort();
+        // Where that does not tell how it was mapped, it stays where it is until it is heard again.
+        return Map(before, annotations) == service ? Map(rules, annotations) : service;
     }
 
     /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
@@ -3084,13 +3147,14 @@ internal sealed class StoreException(string message) : Exception(message);
 /// <param name="Onix">Whom changes are marked for, by its URL; null: nobody.</param>
 /// <param name="Retention">Facts are kept for so long; null: for ever.</param>
 /// <param name="MaxSize">Of the database in bytes: the oldest facts go before it is reached.</param>
+/// <param name="Mapping">What alerts are mapped by; null: none come.</param>
 internal sealed record StoreRules(
     string? Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts,
-    string? Onix = null, TimeSpan? Retention = null, long? MaxSize = null)
+    string? Onix = null, TimeSpan? Retention = null, long? MaxSize = null, MappingRules? Mapping = null)
 {
     public static StoreRules Of(Options options) => new(options.Name, new TimelineRules(options.Pause),
         options.StaleAfter, options.MaxServices, options.MaxAlerts, options.OnixUrl?.AbsoluteUri,
-        options.Retention, options.MaxSize);
+        options.Retention, options.MaxSize, options.Mapping);
 }
 
 /// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
@@ -3257,11 +3321,10 @@ internal sealed class Store : IDisposable
     private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
 
     /// <summary>Where more observations wait to be derived, deriving gets as much time as commits.</summary>
-    private const int MaxUnderived = 5000;
+    private const int MaxUnderived = 20_000;
 
     /// <summary>A transaction that derives holds requests up for no longer.</summary>
-    private static readonly TimeSpan
-        DeriveTime = TimeSpan.FromMilliseconds(20), MaxDeriveTime = TimeSpan.FromMilliseconds(100);
+    private static readonly TimeSpan DeriveTime = TimeSpan.FromMilliseconds(20);
 
     /// <summary>
     /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
@@ -3285,8 +3348,10 @@ internal sealed class Store : IDisposable
     private long _turned;
     private int _isClosed;
 
-    // The writer's thread's: questions that wait until all that was there when they came is derived.
+    // The writer's thread's: questions that wait until all that was there when they came is derived, and the
+    // time that deriving may take.
     private readonly Queue<(TaskCompletionSource<DateTime> Question, long Through)> _asked = [];
+    private TimeSpan _owed;
 
     // Guarded by _gate.
     private readonly object _gate = new();
@@ -3508,9 +3573,8 @@ internal sealed class Store : IDisposable
             // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
             if (_refusal != null && work.Requests.Count == 0)
                 Commit([]);
-            var time = _writer.Underived > MaxUnderived ? _clock.GetElapsedTime(_turned) : DeriveTime;
-            _writer.Derive(Now(), time < DeriveTime ? DeriveTime : time > MaxDeriveTime ? MaxDeriveTime : time,
-                _clock, isAsked: _asked.Count > 0);
+            if (TimeToDerive(work.Requests.Count > 0) is { } time)
+                _writer.Derive(Now(), time, _clock, isAsked: _asked.Count > 0);
             _writer.Upkeep(Now(), _clock, _log);
             Answer(isRefused: false);
         }
@@ -3524,6 +3588,20 @@ internal sealed class Store : IDisposable
             Interlocked.Exchange(ref _marked,
                 new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
         return true;
+    }
+
+    /// <summary>
+    /// Where requests come one after another, a part of the time that they took, once it is worth a transaction.
+    /// </summary>
+    private TimeSpan? TimeToDerive(bool isBusy)
+    {
+        var isBehind = _writer.Underived > MaxUnderived || _asked.Count > 0;
+        _owed += isBusy ? _clock.GetElapsedTime(_turned) / (isBehind ? 1 : 8) : DeriveTime;
+        if (_owed < DeriveTime / 4)
+            return null;
+        var time = _owed < DeriveTime ? _owed : DeriveTime;
+        _owed = TimeSpan.Zero;
+        return time;
     }
 
     /// <summary>
@@ -4467,27 +4545,73 @@ internal sealed class Writer : IDisposable
         _ticked = now;
         if (now - _alive >= AlivePeriod || now < _alive)
             NoteAlive(now);
-        var stale = new List<(long Alert, long Service, long Starts, long Seen, Status Status)>();
-        // Only who heard an episode gives it up, and once.
-        _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce).Bind(3, _self);
-        while (_stale.Step())
-            stale.Add((_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3),
-                (Status)_stale.Number(4)));
-        foreach (var (alert, service, starts, seen, status) in stale)
-        {
-            var end = UnixTime.Read(Math.Max(seen, starts));
-            Observe(service, alert, ObservationKind.Lapse,
-                new AlertCopy(UnixTime.Read(starts), end, status, now), null, _self);
-            _deleteOpen.Bind(1, alert).Run();
-        }
-        if (stale.Count > 0)
-            _recent.Clear();
+        if (_rules.Mapping is { } mapping && !_isMappedAnew)
+            MapAnew(mapping, now);
+        GiveUp(OpenSince(now - _rules.StaleAfter - SeenStep, DueAtOnce), now);
         var due = new List<long>();
         _due.Bind(1, UnixTime.From(now)).Bind(2, DueAtOnce);
         while (_due.Step())
             due.Add(_due.Number(0));
         foreach (var service in due)
             Derive(service, now);
+    }
+
+    /// <summary>An open episode, and its last copy.</summary>
+    private readonly record struct OpenEpisode(long Alert, long Service, long Starts, long Seen, Status Status);
+
+    /// <summary>Those that this SeS heard, and not since a time: only who heard one gives it up, and once.</summary>
+    private List<OpenEpisode> OpenSince(DateTime time, long most)
+    {
+        var open = new List<OpenEpisode>();
+        _stale.Bind(1, UnixTime.From(time)).Bind(2, most).Bind(3, _self);
+        while (_stale.Step())
+            open.Add(new(_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3),
+                (Status)_stale.Number(4)));
+        return open;
+    }
+
+    private void GiveUp(List<OpenEpisode> episodes, DateTime now)
+    {
+        foreach (var (alert, service, starts, seen, status) in episodes)
+        {
+            var end = UnixTime.Read(Math.Max(seen, starts));
+            Observe(service, alert, ObservationKind.Lapse,
+                new AlertCopy(UnixTime.Read(starts), end, status, now), null, _self);
+            _deleteOpen.Bind(1, alert).Run();
+        }
+        if (episodes.Count > 0)
+            _recent.Clear();
+    }
+
+    private bool _isMappedAnew;
+
+    /// <summary>What is open and belongs elsewhere by other settings lapses where it was.</summary>
+    private void MapAnew(MappingRules rules, DateTime now)
+    {
+        _isMappedAnew = true;
+        using var stored = _database.Query("SELECT value FROM meta WHERE name = 'mapping'");
+        var before = stored.FirstText();
+        if (before == rules.Text)
+            return;
+        _setMeta.Bind(1, "mapping").Bind(2, rules.Text).Run();
+        if (before == null)
+            return;
+        using var alerts = _database.Query("""
+            SELECT p.name, f.platform, f.service, f.facet, s.location, a.labels, a.dialect
+            FROM alert a JOIN service s ON s.id = a.service JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition
+            WHERE a.id = ?1
+            """);
+        var rulesOfBefore = MappingRules.Parse(before);
+        GiveUp(OpenSince(now, long.MaxValue).FindAll(episode =>
+        {
+            alerts.Bind(1, episode.Alert).Step();
+            var service = new ServiceKey(
+                alerts.Text(0), alerts.Text(1), alerts.Text(2), alerts.Text(3), alerts.Text(4));
+            var (labels, isDialect) = (alerts.Text(5), alerts.Number(6) != 0);
+            alerts.Reset();
+            return AlertReader.MapAnew(service, labels, isDialect, rulesOfBefore, rules) != service;
+        }), now);
     }
 
     /// <summary>Derives one service, and writes what differs from what is held.</summary>
@@ -5996,25 +6120,64 @@ internal readonly record struct ThresholdRow(
 /// <summary>The text of the observation that made a run, and when that was received.</summary>
 internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
 {
-    private readonly SqliteStatement _texts = snapshot.Query("""
-        SELECT coalesce(o.text, a.text), o.received,
-            CASE WHEN a.dialect = 0 THEN json_extract(a.labels, '$.alertname') END
-        FROM observation o JOIN alert a ON a.id = o.alert WHERE o.id = ?1
-        """);
+    private readonly SqliteStatement
+        _observation = snapshot.Query("SELECT alert, text, received FROM observation WHERE id = ?1"),
+        _alert = snapshot.Query("""
+            SELECT text, CASE WHEN ?2 AND dialect = 0 THEN json_extract(labels, '$.alertname') || ' resolved' END
+            FROM alert WHERE id = ?1
+            """);
 
-    /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
-    public (string Text, DateTime? Received) Of(long observation, string status)
+    private readonly record struct Place(long Id, int Index, bool HasText = false);
+
+    public (string Text, DateTime? Received) Of(long observation, bool isUp)
     {
-        if (!_texts.Bind(1, observation).Step())
-            return ("", null);
-        var text = status == StatusNames.Own[(int)Status.Up] && _texts.TextOrNull(2) is { } alert
-            ? $"{alert} resolved" : _texts.Text(0);
-        var received = UnixTime.Read(_texts.Number(1));
-        _texts.Reset();
-        return (text, received);
+        var told = new (string, DateTime?)[1];
+        Read([new(observation, 0)], told, _ => isUp);
+        return told[0];
     }
 
-    public void Dispose() => _texts.Dispose();
+    /// <summary>Of many at once, in the order in which they are stored, which is many times faster.</summary>
+    public (string Text, DateTime? Received)[] Of(IReadOnlyList<StatusChange> changes)
+    {
+        var told = new (string, DateTime?)[changes.Count];
+        Read([.. changes.Select((c, i) => new Place(c.Observation, i))], told, i => changes[i].Status == Status.Up);
+        return told;
+    }
+
+    /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
+    private void Read(Place[] observations, (string Text, DateTime? Received)[] told, Func<int, bool> isUpAt)
+    {
+        Array.Sort(observations, static (a, b) => a.Id.CompareTo(b.Id));
+        for (var i = 0; i < observations.Length; i++)
+        {
+            var (id, index, _) = observations[i];
+            (told[index], observations[i]) = (("", null), new(0, index));
+            if (!_observation.Bind(1, id).Step())
+                continue;
+            var text = _observation.TextOrNull(1);
+            told[index] = (text ?? "", UnixTime.Read(_observation.Number(2)));
+            observations[i] = new(_observation.Number(0), index, HasText: text != null);
+            _observation.Reset();
+        }
+        Array.Sort(observations, static (a, b) => a.Id.CompareTo(b.Id));
+        foreach (var (alert, index, hasText) in observations)
+        {
+            var isUp = isUpAt(index);
+            if ((hasText && !isUp) || !_alert.Bind(1, alert).Bind(2, isUp ? 1 : 0).Step())
+                continue;
+            if (_alert.TextOrNull(1) is { } resolved)
+                told[index].Text = resolved;
+            else if (!hasText)
+                told[index].Text = _alert.Text(0);
+            _alert.Reset();
+        }
+    }
+
+    public void Dispose()
+    {
+        _observation.Dispose();
+        _alert.Dispose();
+    }
 }
 
 /// <summary>Answers questions from a snapshot.</summary>
@@ -6052,9 +6215,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         {
             if (!runs.Bind(1, id).Step())
                 continue;
-            var status = snapshot.NameOf((Status)runs.Number(2));
-            yield return new PresentRow(service, status, UnixTime.Read(runs.Number(0)),
-                UnixTime.Read(runs.Number(1)), texts.Of(runs.Number(3), status).Text);
+            var status = (Status)runs.Number(2);
+            yield return new PresentRow(service, snapshot.NameOf(status), UnixTime.Read(runs.Number(0)),
+                UnixTime.Read(runs.Number(1)), texts.Of(runs.Number(3), status == Status.Up).Text);
             runs.Reset();
         }
     }
@@ -6067,12 +6230,37 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
     {
         using var texts = new ObservedTexts(snapshot);
-        foreach (var (service, id, change) in Changes(filter, from, to, after))
+        foreach (var batch in InBatches(Changes(filter, from, to, after)))
         {
-            var status = snapshot.NameOf(change.Status);
-            var (text, received) = texts.Of(change.Observation, status);
-            yield return new ChangeRow(id, service, status, change.Time, text, received);
+            var told = texts.Of([.. batch.Select(c => c.Change)]);
+            for (var i = 0; i < batch.Count; i++)
+            {
+                var (service, id, change) = batch[i];
+                yield return new ChangeRow(
+                    id, service, snapshot.NameOf(change.Status), change.Time, told[i].Text, told[i].Received);
+            }
         }
+    }
+
+    /// <summary>
+    /// So many changes are held to be told: their texts are read in the order in which they are stored. The
+    /// first are few, since often no more is wanted.
+    /// </summary>
+    private const int FirstBatch = 256, LargestBatch = 32 * 1024;
+
+    private static IEnumerable<List<T>> InBatches<T>(IEnumerable<T> items)
+    {
+        var (batch, size) = (new List<T>(FirstBatch), FirstBatch);
+        foreach (var item in items)
+        {
+            batch.Add(item);
+            if (batch.Count < size)
+                continue;
+            yield return batch;
+            batch.Clear();
+            size = Math.Min(2 * size, LargestBatch);
+        }
+        yield return batch;
     }
 
     /// <summary>How each known service that a filter takes fared, in the order of names.</summary>
@@ -6292,7 +6480,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             yield return new Outage(
                 new ServiceKey(rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6), rows.Text(7)),
                 UnixTime.Read(rows.Number(0)), UnixTime.Read(rows.Number(1)),
-                texts.Of(rows.Number(2), StatusNames.Own[(int)Status.Down]).Text);
+                texts.Of(rows.Number(2), isUp: false).Text);
     }
 
     /// <summary>The latest changes of a service from a time on, the last one first.</summary>
@@ -6305,9 +6493,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         using var texts = new ObservedTexts(snapshot);
         for (rows.Bind(1, id).Bind(2, UnixTime.From(from)); rows.Step();)
         {
-            var status = snapshot.NameOf((Status)rows.Number(1));
-            var (text, received) = texts.Of(rows.Number(2), status);
-            yield return new ChangeRow(id, service, status, UnixTime.Read(rows.Number(0)), text, received);
+            var status = (Status)rows.Number(1);
+            var (text, received) = texts.Of(rows.Number(2), status == Status.Up);
+            yield return new ChangeRow(id, service, snapshot.NameOf(status), UnixTime.Read(rows.Number(0)), text, received);
         }
     }
 }
@@ -6523,7 +6711,12 @@ internal sealed class RowWriter : BodyWriter
         }
         if (_json == null)
         {
-            Put(string.Join(',', cells.Select(Csv)) + "\r\n");
+            for (var i = 0; i < cells.Count; i++)
+            {
+                Put(i == 0 ? "" : ",");
+                PutCsv(cells[i]);
+            }
+            Put("\r\n");
             return;
         }
         _json.WriteStartObject();
@@ -6558,6 +6751,10 @@ internal sealed class RowWriter : BodyWriter
             case bool flag:
                 _json?.WriteBooleanValue(flag);
                 break;
+            case DateTime time:
+                Span<byte> text = stackalloc byte[Rfc3339.MaxLength];
+                _json?.WriteStringValue(text[..Rfc3339.Format(time, text)]);
+                break;
             default:
                 _json?.WriteStringValue(Text(value));
                 break;
@@ -6578,17 +6775,25 @@ internal sealed class RowWriter : BodyWriter
     public static string Text(object? value) => value switch
     {
         DateTime time => Rfc3339.Format(time),
+        string text => text,
         bool flag => flag ? "true" : "false",
         _ => Convert.ToString(value, CultureInfo.InvariantCulture) ?? "",
     };
 
     /// <summary>RFC 4180: quoted where it must be.</summary>
-    private static string Csv(object? value)
+    private void PutCsv(object? value)
     {
+        if (value is DateTime time)
+        {
+            Buffer.Advance(Rfc3339.Format(time, Buffer.GetSpan(Rfc3339.MaxLength)));
+            return;
+        }
         var text = Text(value);
-        return text.AsSpan().ContainsAny("\",\r\n")
-            ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text;
+        Put(text.AsSpan().ContainsAny(Quoted)
+            ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text);
     }
+
+    private static readonly SearchValues<char> Quoted = SearchValues.Create("\",\r\n");
 
     /// <summary>Labels come from strangers, and a terminal obeys control characters.</summary>
     private static string Plain(string text) => string.Concat(text.Select(c =>
@@ -7822,7 +8027,7 @@ internal sealed class Recorder(
             changes.Dequeue();
             if (job.IsStopped)
                 continue;
-            var (text, _) = texts.Of(change.Observation, change.Status);
+            var (text, _) = texts.Of(change.Observation, change.Status == StatusNames.Own[(int)Status.Up]);
             // The description goes twice; a character is at most three bytes, escaped ones are few.
             bytes += 1024 + (3 * ((2 * text.Length) + (2 * job.Waiting.Service.Location.Length)));
             batch.Add((job, new ItemChange(job.Key, job.Waiting.Service, change.Status, change.Time, text,

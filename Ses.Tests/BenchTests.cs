@@ -39,26 +39,28 @@ public sealed class BenchTests(ITestOutputHelper output)
     public async Task BesideABareReceiver(int alerts)
     {
         const int Connections = 16;
-        var requests = 12_000 / alerts;
+        var requests = 4000 / alerts;
         var dir = Directory.CreateTempSubdirectory("ses-bench-").FullName;
         await using var ses = await SesProcess.StartAsync("none", null, null,
             "--max-services", "2000000", "--max-alerts", "20000000");
         var port = FreePort.Next();
         await using var bare = ChildProcess.Start("dotnet", [typeof(StoreChild).Assembly.Location, "receive", $"{port}", dir + "/alerts"]);
         await Wait.UntilAsync(() => IsListeningAsync(port), TimeSpan.FromSeconds(20), "the bare receiver");
-        // Known ones come again whole; new episodes are the next ones of the services of "known".
+        // Known ones come again whole; new episodes are the next ones of the services of "known". The bare
+        // receiver's listener closes a connection after its hundredth request.
         (string Measure, Func<int, int, Load> Load)[] loads =
         [
             ("label sets never seen", (to, round) => new Load(to, Connections, alerts, int.MaxValue)
-                { IsBuiltAhead = true, Prefix = $"r{round}-" }),
-            ("known alerts", (to, _) => new Load(to, Connections, alerts, 1000) { IsBuiltAhead = true, StandsStill = true }),
+                { IsBuiltAhead = true, RequestsPerConnection = 90, Prefix = $"r{round}-" }),
+            ("known alerts", (to, _) => new Load(to, Connections, alerts, 1000)
+                { IsBuiltAhead = true, RequestsPerConnection = 90, StandsStill = true }),
             ("new episodes of known alerts", (to, round) => new Load(to, Connections, alerts, 1000)
-                { IsBuiltAhead = true, FirstRound = 2 + (round * 12) }),
+                { IsBuiltAhead = true, RequestsPerConnection = 90, FirstRound = 2 + (round * 4) }),
         ];
         foreach (var (measure, load) in loads)
         {
             var (ours, theirs) = (new List<double>(), new List<double>());
-            for (var round = 0; round < 6; round++)
+            for (var round = 0; round < 4; round++)
             {
                 var rates = new[] { 0.0, 0.0 };
                 for (var i = 0; i < 2; i++)
@@ -72,9 +74,9 @@ public sealed class BenchTests(ITestOutputHelper output)
                 if (round > 0)
                     (ours, theirs) = ([.. ours, rates[0]], [.. theirs, rates[1]]);
             }
-            var ratio = ours.Zip(theirs, (a, b) => a / b).Order().ElementAt(2);
+            var ratio = ours.Zip(theirs, (a, b) => a / b).Order().ElementAt(1);
             Row($"{measure}, {alerts} a post, {Connections} connections, a second: SeS / bare receiver",
-                $"{ours.Order().ElementAt(2):N0} / {theirs.Order().ElementAt(2):N0} ({ratio:N2})");
+                $"{ours.Order().ElementAt(1):N0} / {theirs.Order().ElementAt(1):N0} ({ratio:N2})");
         }
         Row("resident of SeS after it", MiB(ses.Child.ResidentBytes()));
         Directory.Delete(dir, recursive: true);

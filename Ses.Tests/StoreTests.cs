@@ -1,3 +1,4 @@
+using System.Text;
 using Ses.Tests.Support;
 using Xunit;
 
@@ -142,6 +143,44 @@ public sealed class StoreTests : IDisposable
         _clock.Advance(TimeSpan.FromHours(26) + TimeSpan.FromSeconds(2));
         await Wait.UntilAsync(async () => await CountAsync("observation") == 2, TimeSpan.FromSeconds(30), "the lapse");
         Assert.Equal(0, await CountAsync("open"));
+    }
+
+    /// <summary>
+    /// What is open is mapped anew at a start with other settings: it lapses where it does not belong any more, at
+    /// its last copy. What its labels do not tell came from annotations, and is as before.
+    /// </summary>
+    [Theory]
+    [InlineData("", "", true)]
+    [InlineData("platform='prod'", "", false)]
+    [InlineData("service=job", "", false)]
+    [InlineData("service=role", "", true)]
+    [InlineData("service=role;platform=cluster,'p'", "", true)]
+    [InlineData("service=role;platform='p',cluster", "", false)]
+    [InlineData("service=role;description=summary", "", true)]
+    [InlineData("", "Down", false)]
+    public async Task OpenEpisodeThatBelongsElsewhereLapses(string map, string ignored, bool stays)
+    {
+        const string body = """
+            {"version":"4","alerts":[{"status":"firing","startsAt":"2026-11-23T12:00:00Z",
+            "labels":{"alertname":"Down","instance":"n1","job":"node","cluster":"c"},
+            "annotations":{"role":"etcd","summary":"it is down"}}]}
+            """;
+        MappingRules Mapping(string fields, string names) => MappingRules.Parse(string.Join(MappingRules.Separator,
+            fields, MappingRules.DefaultStatuses, names, MappingRules.DefaultHeartbeats));
+        async Task<Stored> PostAsync(MappingRules rules) => await _store.AppendAsync("INS", AlertReader.Read(
+            Encoding.UTF8.GetBytes(body), "INS", AlertSource.Webhook, rules, _clock.UtcNow));
+        var before = Mapping("service=role", "");
+        Reopen(Rules with { Mapping = before });
+        await PostAsync(before);
+        Assert.Equal(1, await CountAsync("open"));
+        var rules = Mapping(map == "" ? "service=role" : map, ignored);
+        Reopen(Rules with { Mapping = rules });
+        Assert.Equal(stays ? 1 : 0, await CountAsync("open"));
+        Assert.Equal(stays ? ["down"] : ["down", "unknown"], (await RunsAsync()).Select(r => r.Split('|')[1]));
+        // What came of it is not done again, and a copy goes where it belongs.
+        Reopen(Rules with { Mapping = rules });
+        await PostAsync(rules);
+        Assert.Equal(ignored == "" ? 1 : 0, await CountAsync("open"));
     }
 
     /// <summary>An up ends the dialect's down: that is given up by nobody.</summary>
