@@ -5058,7 +5058,10 @@ internal static class ObservationLog
     /// </summary>
     public static long LastUntil(SqliteConnection database, DateTime moment)
     {
-        using var ends = database.Query("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM observation");
+        // Asked for in one, they would be looked for in all rows.
+        using var ends = database.Query("""
+            SELECT coalesce((SELECT min(id) FROM observation), 0), coalesce((SELECT max(id) FROM observation), 0)
+            """);
         using var before =
             database.Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
         ends.Step();
@@ -5717,12 +5720,22 @@ internal sealed class Snapshot : IDisposable
         Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
 
     /// <summary>
-    /// Without a daemon nothing is derived, neither what was heard last nor what time brings: it is then to
-    /// be derived as of the moment.
+    /// The services whose timeline lacks what was heard last, or what time brought: while more comes than is
+    /// derived, and where no daemon runs.
     /// </summary>
-    public bool IsBehind =>
-        Number("SELECT value FROM meta WHERE name = 'derived'") < Number("SELECT max(id) FROM observation")
-        || Number($"SELECT min(due) FROM service WHERE due IS NOT NULL") + 5000 < UnixTime.From(Moment);
+    public IReadOnlyList<(long Id, string Partition)> Behind()
+    {
+        var behind = new List<(long Id, string Partition)>();
+        using var rows = _reader.Database.Query("""
+            SELECT s.id, p.name FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
+            WHERE s.id IN (SELECT service FROM observation
+                    WHERE id > coalesce((SELECT value FROM meta WHERE name = 'derived'), 0)
+                UNION SELECT id FROM service WHERE due < ?1 - 5000)
+            """);
+        for (rows.Bind(1, UnixTime.From(Moment)); rows.Step();)
+            behind.Add((rows.Number(0), rows.Text(1)));
+        return behind;
+    }
 
     public string NameOf(Status status) => _reader.NameOf(status);
 
@@ -6127,42 +6140,55 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
             FROM alert WHERE id = ?1
             """);
 
-    private readonly record struct Place(long Id, int Index, bool HasText = false);
+    /// <summary>A row of a table, and for which of the changes it is read.</summary>
+    private readonly record struct Place(long Id, int Index, bool IsUp, bool HasText = false) : IComparable<Place>
+    {
+        public int CompareTo(Place other) => Id.CompareTo(other.Id);
+    }
+
+    // Kept, since they are large.
+    private readonly List<Place> _places = [];
+    private readonly List<(string Text, DateTime? Received)> _told = [];
 
     public (string Text, DateTime? Received) Of(long observation, bool isUp)
     {
-        var told = new (string, DateTime?)[1];
-        Read([new(observation, 0)], told, _ => isUp);
-        return told[0];
+        _places.Clear();
+        _places.Add(new(observation, 0, isUp));
+        return Read()[0];
     }
 
     /// <summary>Of many at once, in the order in which they are stored, which is many times faster.</summary>
-    public (string Text, DateTime? Received)[] Of(IReadOnlyList<StatusChange> changes)
+    /// <returns>Valid until the next are read.</returns>
+    public IReadOnlyList<(string Text, DateTime? Received)> Of(IEnumerable<StatusChange> changes)
     {
-        var told = new (string, DateTime?)[changes.Count];
-        Read([.. changes.Select((c, i) => new Place(c.Observation, i))], told, i => changes[i].Status == Status.Up);
-        return told;
+        _places.Clear();
+        foreach (var change in changes)
+            _places.Add(new(change.Observation, _places.Count, change.Status == Status.Up));
+        return Read();
     }
 
     /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
-    private void Read(Place[] observations, (string Text, DateTime? Received)[] told, Func<int, bool> isUpAt)
+    private List<(string Text, DateTime? Received)> Read()
     {
-        Array.Sort(observations, static (a, b) => a.Id.CompareTo(b.Id));
-        for (var i = 0; i < observations.Length; i++)
+        CollectionsMarshal.SetCount(_told, _places.Count);
+        var places = CollectionsMarshal.AsSpan(_places);
+        var told = CollectionsMarshal.AsSpan(_told);
+        places.Sort();
+        foreach (ref var place in places)
         {
-            var (id, index, _) = observations[i];
-            (told[index], observations[i]) = (("", null), new(0, index));
-            if (!_observation.Bind(1, id).Step())
+            told[place.Index] = ("", null);
+            var isThere = _observation.Bind(1, place.Id).Step();
+            place = place with { Id = isThere ? _observation.Number(0) : 0 };
+            if (!isThere)
                 continue;
             var text = _observation.TextOrNull(1);
-            told[index] = (text ?? "", UnixTime.Read(_observation.Number(2)));
-            observations[i] = new(_observation.Number(0), index, HasText: text != null);
+            told[place.Index] = (text ?? "", UnixTime.Read(_observation.Number(2)));
+            place = place with { HasText = text != null };
             _observation.Reset();
         }
-        Array.Sort(observations, static (a, b) => a.Id.CompareTo(b.Id));
-        foreach (var (alert, index, hasText) in observations)
+        places.Sort();
+        foreach (var (alert, index, isUp, hasText) in places)
         {
-            var isUp = isUpAt(index);
             if ((hasText && !isUp) || !_alert.Bind(1, alert).Bind(2, isUp ? 1 : 0).Step())
                 continue;
             if (_alert.TextOrNull(1) is { } resolved)
@@ -6171,6 +6197,7 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
                 told[index].Text = _alert.Text(0);
             _alert.Reset();
         }
+        return _told;
     }
 
     public void Dispose()
@@ -6186,8 +6213,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 {
     /// <summary>Answers by the rules that are stored.</summary>
     /// <param name="asOf">Null: as of the snapshot.</param>
-    public static Questions Of(Snapshot snapshot, DateTime? asOf = null) => new(snapshot, snapshot.Rules,
-        snapshot.Moment, asOf ?? (snapshot.IsBehind ? snapshot.Moment : null));
+    public static Questions Of(Snapshot snapshot, DateTime? asOf = null) =>
+        new(snapshot, snapshot.Rules, snapshot.Moment, asOf);
 
     public Snapshot Snapshot => snapshot;
 
@@ -6230,37 +6257,42 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
     {
         using var texts = new ObservedTexts(snapshot);
-        foreach (var batch in InBatches(Changes(filter, from, to, after)))
+        using var changes = Changes(filter, from, to, after).GetEnumerator();
+        var ahead = (Task<List<ChangeRow>>?)Task.FromResult(Next(changes, texts, FirstBatch));
+        try
         {
-            var told = texts.Of([.. batch.Select(c => c.Change)]);
-            for (var i = 0; i < batch.Count; i++)
+            for (var size = FirstBatch; ahead!.GetAwaiter().GetResult() is { Count: > 0 } rows;)
             {
-                var (service, id, change) = batch[i];
-                yield return new ChangeRow(
-                    id, service, snapshot.NameOf(change.Status), change.Time, told[i].Text, told[i].Received);
+                size = Math.Min(2 * size, LargestBatch);
+                ahead = size < LargestBatch ? null : Task.Run(() => Next(changes, texts, LargestBatch));
+                foreach (var row in rows)
+                    yield return row;
+                ahead ??= Task.FromResult(Next(changes, texts, size));
             }
+        }
+        finally
+        {
+            // What it reads from is disposed next. Whether it failed nobody asks any more.
+            if (ahead != null)
+                Task.WaitAny(ahead);
         }
     }
 
     /// <summary>
-    /// So many changes are held to be told: their texts are read in the order in which they are stored. The
-    /// first are few, since often no more is wanted.
+    /// So many changes are held to be told: their texts are read in the order in which they are stored, in a
+    /// long answer while those before are told. The first are few, since often no more is wanted.
     /// </summary>
-    private const int FirstBatch = 256, LargestBatch = 32 * 1024;
+    private const int FirstBatch = 256, LargestBatch = 16 * 1024;
 
-    private static IEnumerable<List<T>> InBatches<T>(IEnumerable<T> items)
+    private List<ChangeRow> Next(
+        IEnumerator<(ServiceKey Service, long Id, StatusChange Change)> changes, ObservedTexts texts, int size)
     {
-        var (batch, size) = (new List<T>(FirstBatch), FirstBatch);
-        foreach (var item in items)
-        {
-            batch.Add(item);
-            if (batch.Count < size)
-                continue;
-            yield return batch;
-            batch.Clear();
-            size = Math.Min(2 * size, LargestBatch);
-        }
-        yield return batch;
+        var batch = new List<(ServiceKey Service, long Id, StatusChange Change)>();
+        while (batch.Count < size && changes.MoveNext())
+            batch.Add(changes.Current);
+        var told = texts.Of(batch.Select(c => c.Change));
+        return [.. batch.Select((c, i) => new ChangeRow(c.Id, c.Service, snapshot.NameOf(c.Change.Status),
+            c.Change.Time, told[i].Text, told[i].Received))];
     }
 
     /// <summary>How each known service that a filter takes fared, in the order of names.</summary>
@@ -6397,18 +6429,29 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
-    /// <summary>The table of the timeline, which as of the past is derived first.</summary>
+    /// <summary>
+    /// The table of the timeline, which as of the past is derived first; as of now, of those services of which
+    /// it is behind.
+    /// </summary>
     private string Timeline(ServiceFilter filter)
     {
-        if (asOf is not { } moment)
-            return "main.timeline";
-        if (_derived != filter)
-            Derive(moment, filter);
+        if (asOf is { } moment && _derived != filter)
+            Derive(moment, Services(filter).Select(s => (s.Id, s.Service.Partition)));
+        if (asOf == null && _derived == null && snapshot.Behind() is { Count: > 0 } behind)
+        {
+            _isBehind = true;
+            Derive(now, behind);
+        }
         _derived = filter;
-        return "temp.timeline";
+        return asOf != null ? "temp.timeline" : !_isBehind ? "main.timeline" : """
+            (SELECT * FROM main.timeline WHERE service NOT IN (SELECT service FROM temp.timeline)
+            UNION ALL SELECT * FROM temp.timeline)
+            """;
     }
 
-    private void Derive(DateTime moment, ServiceFilter filter)
+    private bool _isBehind;
+
+    private void Derive(DateTime moment, IEnumerable<(long Id, string Partition)> services)
     {
         var through = snapshot.LastObservation(moment);
         var (facts, runs, since) = (snapshot.Facts, new List<Run>(), new List<long>());
@@ -6429,10 +6472,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         for (partitions.Bind(1, UnixTime.From(moment)); partitions.Step();)
             known[partitions.Text(0)] = (partitions.Number(1),
                 partitions.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null);
-        foreach (var (service, key) in Services(filter))
+        foreach (var (service, name) in services)
         {
             facts.Read(service, through);
-            var (partition, knownFrom) = known[key.Partition];
+            var (partition, knownFrom) = known[name];
             _ = facts.Derive(knownFrom, moment, rules, runs);
             ServiceFacts.AddSince(runs, since);
             for (var i = 0; i < runs.Count; i++)
@@ -6878,10 +6921,19 @@ internal sealed class Answers(Questions questions, string version)
     private static string[] Columns(Question question, string[] columns) =>
         question.Filter.Partition == null ? ["partition", .. columns] : columns;
 
-    private static object?[] Row(Question question, ServiceKey service, params object?[] cells)
+    private object?[] _row = [];
+
+    /// <summary>Valid until the next row is made.</summary>
+    private object?[] Row(Question question, ServiceKey service, params ReadOnlySpan<object?> cells)
     {
-        object?[] row = [service.Platform, service.Service, service.Facet, service.Location, .. cells];
-        return question.Filter.Partition == null ? [service.Partition, .. row] : row;
+        var first = question.Filter.Partition == null ? 1 : 0;
+        if (_row.Length != first + 4 + cells.Length)
+            _row = new object?[first + 4 + cells.Length];
+        _row[0] = service.Partition;
+        (_row[first], _row[first + 1], _row[first + 2], _row[first + 3]) =
+            (service.Platform, service.Service, service.Facet, service.Location);
+        cells.CopyTo(_row.AsSpan(first + 4));
+        return _row;
     }
 
     private IEnumerable<object?[]> Status(Question question) => questions.Present(question.Filter)
