@@ -3321,10 +3321,11 @@ internal sealed class Store : IDisposable
     private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
 
     /// <summary>Where more observations wait to be derived, deriving gets as much time as commits.</summary>
-    private const int MaxUnderived = 20_000;
+    private const int MaxUnderived = 5000;
 
     /// <summary>A transaction that derives holds requests up for no longer.</summary>
-    private static readonly TimeSpan DeriveTime = TimeSpan.FromMilliseconds(20);
+    private static readonly TimeSpan
+        DeriveTime = TimeSpan.FromMilliseconds(20), MaxDeriveTime = TimeSpan.FromMilliseconds(100);
 
     /// <summary>
     /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
@@ -3348,10 +3349,8 @@ internal sealed class Store : IDisposable
     private long _turned;
     private int _isClosed;
 
-    // The writer's thread's: questions that wait until all that was there when they came is derived, and the
-    // time that deriving may take.
+    // The writer's thread's: questions that wait until all that was there when they came is derived.
     private readonly Queue<(TaskCompletionSource<DateTime> Question, long Through)> _asked = [];
-    private TimeSpan _owed;
 
     // Guarded by _gate.
     private readonly object _gate = new();
@@ -3573,8 +3572,9 @@ internal sealed class Store : IDisposable
             // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
             if (_refusal != null && work.Requests.Count == 0)
                 Commit([]);
-            if (TimeToDerive(work.Requests.Count > 0) is { } time)
-                _writer.Derive(Now(), time, _clock, isAsked: _asked.Count > 0);
+            var time = _writer.Underived > MaxUnderived ? _clock.GetElapsedTime(_turned) : DeriveTime;
+            _writer.Derive(Now(), time < DeriveTime ? DeriveTime : time > MaxDeriveTime ? MaxDeriveTime : time,
+                _clock, isAsked: _asked.Count > 0);
             _writer.Upkeep(Now(), _clock, _log);
             Answer(isRefused: false);
         }
@@ -3588,20 +3588,6 @@ internal sealed class Store : IDisposable
             Interlocked.Exchange(ref _marked,
                 new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
         return true;
-    }
-
-    /// <summary>
-    /// Where requests come one after another, a part of the time that they took, once it is worth a transaction.
-    /// </summary>
-    private TimeSpan? TimeToDerive(bool isBusy)
-    {
-        var isBehind = _writer.Underived > MaxUnderived || _asked.Count > 0;
-        _owed += isBusy ? _clock.GetElapsedTime(_turned) / (isBehind ? 1 : 8) : DeriveTime;
-        if (_owed < DeriveTime / 4)
-            return null;
-        var time = _owed < DeriveTime ? _owed : DeriveTime;
-        _owed = TimeSpan.Zero;
-        return time;
     }
 
     /// <summary>
@@ -5723,17 +5709,16 @@ internal sealed class Snapshot : IDisposable
     /// The services whose timeline lacks what was heard last, or what time brought: while more comes than is
     /// derived, and where no daemon runs.
     /// </summary>
-    public IReadOnlyList<(long Id, string Partition)> Behind()
+    public IReadOnlySet<long> Behind()
     {
-        var behind = new List<(long Id, string Partition)>();
+        var behind = new HashSet<long>();
         using var rows = _reader.Database.Query("""
-            SELECT s.id, p.name FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
-            WHERE s.id IN (SELECT service FROM observation
-                    WHERE id > coalesce((SELECT value FROM meta WHERE name = 'derived'), 0)
-                UNION SELECT id FROM service WHERE due < ?1 - 5000)
+            SELECT service FROM observation
+                WHERE id > coalesce((SELECT value FROM meta WHERE name = 'derived'), 0)
+            UNION ALL SELECT id FROM service WHERE due < ?1 - 5000
             """);
         for (rows.Bind(1, UnixTime.From(Moment)); rows.Step();)
-            behind.Add((rows.Number(0), rows.Text(1)));
+            behind.Add(rows.Number(0));
         return behind;
     }
 
@@ -6437,19 +6422,17 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     {
         if (asOf is { } moment && _derived != filter)
             Derive(moment, Services(filter).Select(s => (s.Id, s.Service.Partition)));
-        if (asOf == null && _derived == null && snapshot.Behind() is { Count: > 0 } behind)
-        {
-            _isBehind = true;
-            Derive(now, behind);
-        }
+        _behind ??= asOf == null ? snapshot.Behind() : new HashSet<long>();
+        if (_behind.Count > 0 && _derived != filter)
+            Derive(now, Services(filter).Where(s => _behind.Contains(s.Id)).Select(s => (s.Id, s.Service.Partition)));
         _derived = filter;
-        return asOf != null ? "temp.timeline" : !_isBehind ? "main.timeline" : """
+        return asOf != null ? "temp.timeline" : _behind.Count == 0 ? "main.timeline" : """
             (SELECT * FROM main.timeline WHERE service NOT IN (SELECT service FROM temp.timeline)
             UNION ALL SELECT * FROM temp.timeline)
             """;
     }
 
-    private bool _isBehind;
+    private IReadOnlySet<long>? _behind;
 
     private void Derive(DateTime moment, IEnumerable<(long Id, string Partition)> services)
     {
