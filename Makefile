@@ -37,7 +37,7 @@ SQLITE_SHA256 := 75a4760a7b9727a4c4c877aec92eacf39e52a8f2921ce00bd33be6d3a8e8e25
 SQLITE_DIR := obj/sqlite/$(SQLITE_PACKAGE)
 SQLITE ?= $(SQLITE_DIR)/libe_sqlite3.a
 # Tables for unwinding are of use to exceptions and debuggers alone: 0.1 MB less.
-SQLITE_CFLAGS := -Os -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
+SQLITE_CFLAGS := -O2 -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
 	$(addprefix -DSQLITE_,THREADSAFE=2 DQS=0 DEFAULT_MEMSTATUS=0 LIKE_DOESNT_MATCH_BLOBS MAX_EXPR_DEPTH=0 \
 	OMIT_DEPRECATED OMIT_LOAD_EXTENSION OMIT_SHARED_CACHE USE_ALLOCA DEFAULT_WAL_SYNCHRONOUS=2)
 SQLITE_OR := or name a static library of SQLite: make SQLITE=/usr/lib/libsqlite3.a

@@ -787,17 +787,17 @@ internal static class Rfc3339
     /// <summary>Such as <c>2026-11-22T11:34:34.489Z</c>, without trailing zeros, as Go writes it.</summary>
     public static string Format(DateTime utc)
     {
-        Span<byte> text = stackalloc byte[MaxLength];
+        Span<byte> text = stackalloc byte[Longest];
         return Encoding.ASCII.GetString(text[..Format(utc, text)]);
     }
 
-    public const int MaxLength = 28;
+    public const int Longest = 28;
 
     /// <returns>How many bytes were written.</returns>
     public static int Format(DateTime utc, Span<byte> text)
     {
         DateTime.SpecifyKind(utc, DateTimeKind.Utc).TryFormat(text, out _, "O", CultureInfo.InvariantCulture);
-        var length = text[..(MaxLength - 1)].TrimEnd((byte)'0').TrimEnd((byte)'.').Length;
+        var length = text[..(Longest - 1)].TrimEnd((byte)'0').TrimEnd((byte)'.').Length;
         text[length] = (byte)'Z';
         return length + 1;
     }
@@ -6778,7 +6778,7 @@ internal sealed class RowWriter : BodyWriter
                 _json?.WriteBooleanValue(flag);
                 break;
             case DateTime time:
-                Span<byte> text = stackalloc byte[Rfc3339.MaxLength];
+                Span<byte> text = stackalloc byte[Rfc3339.Longest];
                 _json?.WriteStringValue(text[..Rfc3339.Format(time, text)]);
                 break;
             default:
@@ -6811,7 +6811,7 @@ internal sealed class RowWriter : BodyWriter
     {
         if (value is DateTime time)
         {
-            Buffer.Advance(Rfc3339.Format(time, Buffer.GetSpan(Rfc3339.MaxLength)));
+            Buffer.Advance(Rfc3339.Format(time, Buffer.GetSpan(Rfc3339.Longest)));
             return;
         }
         var text = Text(value);

@@ -117,12 +117,15 @@ public sealed partial class DocsTests
         Limit("space that stays free", typeof(Writer), "Reserve", Mib),
         Limit("transaction that derives", typeof(Store), "DeriveTime"),
         Limit("observations that wait to be derived", typeof(Store), "MaxUnderived"),
+        Limit("transaction that derives while more wait", typeof(Store), "MaxDeriveTime"),
         Limit("observations derived before the progress is stored", typeof(Writer), "WindowSize"),
         Limit("pages of the write-ahead log before they are moved", typeof(Writer), "CheckpointPages"),
         Limit("write-ahead log", typeof(Writer), "LogSize", Mib),
         Limit("connections kept for questions", typeof(Store), "MaxReaders"),
         Limit("cache of the connection that writes, in KiB", typeof(Store), "WriterCache"),
         Limit("cache of a connection for questions, in KiB", typeof(Store), "ReaderCache"),
+        Limit("changes of a history that are read at once, at first", typeof(Questions), "FirstBatch"),
+        Limit("changes of a history that are read at once, at most", typeof(Questions), "LargestBatch"),
         Limit("time between passes of retention", typeof(Retention), "Period"),
         Limit("facts that retention deletes at once", typeof(Retention), "FactsAtOnce"),
         Limit("barred service holds retention back", typeof(Retention), "Refused"),
@@ -228,7 +231,7 @@ public sealed partial class DocsTests
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
-            "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
+            "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))

@@ -4,7 +4,7 @@ namespace Ses.Tests.Support;
 
 /// <summary>
 /// The tests' own program, beside being a library of tests: a process that fills a store until it is killed,
-/// and prints the number of each alert once it is acknowledged; or the receiver that SeS is compared with.
+/// and prints the number of each alert once it is acknowledged.
 /// </summary>
 internal static class StoreChild
 {
@@ -41,8 +41,6 @@ internal static class StoreChild
 
     public static int Main(string[] arguments)
     {
-        if (arguments is ["receive", var port, .. var files])
-            return BareReceiver.Run(int.Parse(port, CultureInfo.InvariantCulture), files.FirstOrDefault());
         var log = new Log(LogLevel.Trace, false, Console.Error, TimeProvider.System);
         using var store = new Store(arguments[0], Rules, TimeProvider.System, log, new Meters("test", "test"));
         var next = int.Parse(arguments[1], CultureInfo.InvariantCulture);
