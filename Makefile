@@ -159,7 +159,7 @@ soak: out/ses
 
 bench: out/ses
 	@$(DOTNET) test Ses.Tests --nologo -c Release --filter 'Category=Bench' --logger 'console;verbosity=detailed' 2>&1 \
-		| grep -E '^ *\||Failed|Error|^ +at ' || true
+		| grep --line-buffered -E '^ *\||Failed|Error|^ +at ' || true
 
 clean:
 	rm -rf bin obj out Ses.Tests/bin Ses.Tests/obj

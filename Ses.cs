@@ -1121,7 +1121,8 @@ internal sealed record MappingRules(
     public static MappingRules Parse(string text) =>
         text.Split(Separator) is [var map, var statuses, var ignored, var heartbeats]
             ? new(map == "" ? FieldMap.Default : FieldMap.Parse(map), ParseStatuses(statuses),
-                ParseNames(ignored), ParseNames(heartbeats)) { Text = text }
+                ParseNames(ignored), ParseNames(heartbeats))
+            { Text = text }
             : throw new FormatException("four settings");
 
     /// <summary>Reads <c>warning=degraded,info=ignore</c>; an empty text names no severity.</summary>

@@ -45,6 +45,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
+    request_queue_size = 64
 
 threading.Thread(target=flush, args=[os.open(sys.argv[2], os.O_CREAT | os.O_WRONLY | os.O_APPEND)], daemon=True).start()
 Server(("127.0.0.1", int(sys.argv[1])), Receiver).serve_forever()
