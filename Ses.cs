@@ -5707,21 +5707,28 @@ internal sealed class Snapshot : IDisposable
         Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
 
     /// <summary>
-    /// The services whose timeline lacks what was heard last, or what time brought: while more comes than is
-    /// derived, and where no daemon runs.
+    /// The services whose timeline lacks what was heard last, or what time brought, or has what was recorded
+    /// after the moment: while more comes than is derived, and where no daemon runs.
     /// </summary>
     public IReadOnlySet<long> Behind()
     {
         var behind = new HashSet<long>();
         using var rows = _reader.Database.Query("""
             SELECT service FROM observation
-                WHERE id > coalesce((SELECT value FROM meta WHERE name = 'derived'), 0)
+                WHERE id > min(coalesce((SELECT value FROM meta WHERE name = 'derived'), 0), ?2)
             UNION ALL SELECT id FROM service WHERE due < ?1 - 5000
             """);
-        for (rows.Bind(1, UnixTime.From(Moment)); rows.Step();)
+        for (rows.Bind(1, UnixTime.From(Moment)).Bind(2, Through); rows.Step();)
             behind.Add(rows.Number(0));
         return behind;
     }
+
+    /// <summary>
+    /// The last observation that was recorded until the moment; where the clock was set back since, the last of
+    /// all.
+    /// </summary>
+    public long Through => Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1")
+        > UnixTime.From(Moment + TimeSpan.FromSeconds(1)) ? long.MaxValue : LastObservation(Moment);
 
     public string NameOf(Status status) => _reader.NameOf(status);
 
@@ -6422,10 +6429,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     private string Timeline(ServiceFilter filter)
     {
         if (asOf is { } moment && _derived != filter)
-            Derive(moment, Services(filter).Select(s => (s.Id, s.Service.Partition)));
+            Derive(moment, snapshot.LastObservation(moment), Services(filter));
         _behind ??= asOf == null ? snapshot.Behind() : new HashSet<long>();
         if (_behind.Count > 0 && _derived != filter)
-            Derive(now, Services(filter).Where(s => _behind.Contains(s.Id)).Select(s => (s.Id, s.Service.Partition)));
+            Derive(now, snapshot.Through, Services(filter).Where(s => _behind.Contains(s.Id)));
         _derived = filter;
         return asOf != null ? "temp.timeline" : _behind.Count == 0 ? "main.timeline" : """
             (SELECT * FROM main.timeline WHERE service NOT IN (SELECT service FROM temp.timeline)
@@ -6435,9 +6442,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
     private IReadOnlySet<long>? _behind;
 
-    private void Derive(DateTime moment, IEnumerable<(long Id, string Partition)> services)
+    private void Derive(DateTime moment, long through, IEnumerable<(long Id, ServiceKey Service)> services)
     {
-        var through = snapshot.LastObservation(moment);
         var (facts, runs, since) = (snapshot.Facts, new List<Run>(), new List<long>());
         snapshot.Execute("""
             DROP TABLE IF EXISTS temp.timeline;
@@ -6453,13 +6459,14 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 WHERE r.partition = p.id AND r.recorded <= ?1) FROM partition p
             """);
         var known = new Dictionary<string, (long Id, DateTime? From)>();
-        for (partitions.Bind(1, UnixTime.From(moment)); partitions.Step();)
+        var until = through == long.MaxValue ? through : UnixTime.From(moment);
+        for (partitions.Bind(1, until); partitions.Step();)
             known[partitions.Text(0)] = (partitions.Number(1),
                 partitions.NumberOrNull(2) is { } from ? UnixTime.Read(from) : null);
-        foreach (var (service, name) in services)
+        foreach (var (service, key) in services)
         {
             facts.Read(service, through);
-            var (partition, knownFrom) = known[name];
+            var (partition, knownFrom) = known[key.Partition];
             _ = facts.Derive(knownFrom, moment, rules, runs);
             ServiceFacts.AddSince(runs, since);
             for (var i = 0; i < runs.Count; i++)

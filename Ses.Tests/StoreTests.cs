@@ -135,6 +135,27 @@ public sealed class StoreTests : IDisposable
         _store = Open();
     }
 
+    /// <summary>
+    /// What is recorded between the moment of a question and its snapshot is not in the answer, derived or not,
+    /// since the answer as of that moment is asked for again; unless the clock was set back, which would hide it.
+    /// </summary>
+    [Theory]
+    [InlineData(0, "down")]
+    [InlineData(-60, "up")]
+    public async Task AnswerHasWhatWasRecordedUntilItsMoment(int setBack, string expected)
+    {
+        await AppendAsync(Alert());
+        DateTime moment;
+        using (var snapshot = await _store.ReadAsync())
+            moment = snapshot.Moment;
+        _clock.Advance(TimeSpan.FromMilliseconds(10));
+        await AppendAsync(Alert(ends: 10));
+        (await _store.ReadAsync()).Dispose();
+        using var later = _store.Snapshot();
+        later.Moment = moment.AddSeconds(setBack);
+        Assert.Equal(expected, Questions.Of(later).Present(new("INS", null, null, null, null)).Single().Status);
+    }
+
     [Fact]
     public async Task OpenEpisodeThatIsNotRepeatedLapses()
     {
