@@ -327,8 +327,10 @@ internal sealed record Options
                 source.Parse(IgnoreSetting, MappingRules.ParseNames),
                 source.Parse(HeartbeatSetting, MappingRules.ParseNames))
             {
-                Text = string.Join(MappingRules.Separator, new[] { MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting }
-                    .Select(source.Text)),
+                Text = string.Join(MappingRules.Separator, new[]
+                {
+                    MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting,
+                }.Select(source.Text)),
             },
             Name = source.Optional(NameSetting, ParseName, "1 to 200 characters, none of them a control"),
             Pause = source.Parse(PauseSetting, v => ParseTime(v, TimeSpan.Zero, TimeSpan.FromDays(7)),
@@ -1212,11 +1214,15 @@ internal static class AlertReader
     public static ServiceKey? MapAnew(
         ServiceKey service, string labels, bool isDialect, MappingRules before, MappingRules rules)
     {
-        ServiceKey? Map(MappingRules by, AlertTexts annotations) => Read(Encoding.UTF8.GetBytes($$"""
-            {"alerts":[{"labels":{{labels}},"annotations":{{annotations.ToJson()}},"status":"firing",
-            "startsAt":"2026-01-01T00:00:00Z"}]}
-            """), service.Partition, AlertSource.Webhook, by, DateTime.UnixEpoch.AddYears(100)).Alerts is [var mapped]
-            ? mapped.Service : null;
+        ServiceKey? Map(MappingRules by, AlertTexts annotations)
+        {
+            var body = Encoding.UTF8.GetBytes($$"""
+                {"alerts":[{"labels":{{labels}},"annotations":{{annotations.ToJson()}},"status":"firing",
+                "startsAt":"2026-01-01T00:00:00Z"}]}
+                """);
+            return Read(body, service.Partition, AlertSource.Webhook, by, DateTime.UnixEpoch.AddYears(100)).Alerts
+                is [var mapped] ? mapped.Service : null;
+        }
 
         // What the labels did not give came from annotations, which are not stored.
         var (plain, annotations) = (Map(before, new AlertTexts()), new AlertTexts());
@@ -3574,8 +3580,8 @@ internal sealed class Store : IDisposable
             if (_refusal != null && work.Requests.Count == 0)
                 Commit([]);
             var time = _writer.Underived > MaxUnderived ? _clock.GetElapsedTime(_turned) : DeriveTime;
-            _writer.Derive(Now(), time < DeriveTime ? DeriveTime : time > MaxDeriveTime ? MaxDeriveTime : time,
-                _clock, isAsked: _asked.Count > 0);
+            _writer.Derive(Now(), new(Math.Clamp(time.Ticks, DeriveTime.Ticks, MaxDeriveTime.Ticks)), _clock,
+                isAsked: _asked.Count > 0);
             _writer.Upkeep(Now(), _clock, _log);
             Answer(isRefused: false);
         }
@@ -3592,8 +3598,8 @@ internal sealed class Store : IDisposable
     }
 
     /// <summary>
-    /// Answers the questions for which all that was acknowledged before them is derived. What is recorded from
-    /// now on is later than their moment.
+    /// Answers the questions for which all that was acknowledged before them is derived. What is recorded
+    /// from now on is later than their moment.
     /// </summary>
     private void Answer(bool isRefused)
     {
@@ -4544,9 +4550,12 @@ internal sealed class Writer : IDisposable
     }
 
     /// <summary>An open episode, and its last copy.</summary>
-    private readonly record struct OpenEpisode(long Alert, long Service, long Starts, long Seen, Status Status);
+    private readonly record struct OpenEpisode(
+        long Alert, long Service, long Starts, long Seen, Status Status);
 
-    /// <summary>Those that this SeS heard, and not since a time: only who heard one gives it up, and once.</summary>
+    /// <summary>
+    /// Those that this SeS heard, and not since a time: only who heard one gives it up, and once.
+    /// </summary>
     private List<OpenEpisode> OpenSince(DateTime time, long most)
     {
         var open = new List<OpenEpisode>();
@@ -5047,7 +5056,8 @@ internal static class ObservationLog
     {
         // Asked for in one, they would be looked for in all rows.
         using var ends = database.Query("""
-            SELECT coalesce((SELECT min(id) FROM observation), 0), coalesce((SELECT max(id) FROM observation), 0)
+            SELECT coalesce((SELECT min(id) FROM observation), 0),
+                coalesce((SELECT max(id) FROM observation), 0)
             """);
         using var before =
             database.Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
@@ -5724,8 +5734,8 @@ internal sealed class Snapshot : IDisposable
     }
 
     /// <summary>
-    /// The last observation that was recorded until the moment; where the clock was set back since, the last of
-    /// all.
+    /// The last observation that was recorded until the moment; where the clock was set back since, the last
+    /// of all.
     /// </summary>
     public long Through => Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1")
         > UnixTime.From(Moment + TimeSpan.FromSeconds(1)) ? long.MaxValue : LastObservation(Moment);
@@ -6129,12 +6139,14 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
     private readonly SqliteStatement
         _observation = snapshot.Query("SELECT alert, text, received FROM observation WHERE id = ?1"),
         _alert = snapshot.Query("""
-            SELECT text, CASE WHEN ?2 AND dialect = 0 THEN json_extract(labels, '$.alertname') || ' resolved' END
+            SELECT text, CASE WHEN ?2 AND dialect = 0
+                THEN json_extract(labels, '$.alertname') || ' resolved' END
             FROM alert WHERE id = ?1
             """);
 
     /// <summary>A row of a table, and for which of the changes it is read.</summary>
-    private readonly record struct Place(long Id, int Index, bool IsUp, bool HasText = false) : IComparable<Place>
+    private readonly record struct Place(long Id, int Index, bool IsUp, bool HasText = false)
+        : IComparable<Place>
     {
         public int CompareTo(Place other) => Id.CompareTo(other.Id);
     }
@@ -6278,7 +6290,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     private const int FirstBatch = 256, LargestBatch = 16 * 1024;
 
     private List<ChangeRow> Next(
-        IEnumerator<(ServiceKey Service, long Id, StatusChange Change)> changes, ObservedTexts texts, int size)
+        IEnumerator<(ServiceKey Service, long Id, StatusChange Change)> changes, ObservedTexts texts,
+        int size)
     {
         var batch = new List<(ServiceKey Service, long Id, StatusChange Change)>();
         while (batch.Count < size && changes.MoveNext())
@@ -6423,8 +6436,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 
     /// <summary>
-    /// The table of the timeline, which as of the past is derived first; as of now, of those services of which
-    /// it is behind.
+    /// The table of the timeline, which as of the past is derived first; as of now, of those services of
+    /// which it is behind.
     /// </summary>
     private string Timeline(ServiceFilter filter)
     {
@@ -6529,7 +6542,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         {
             var status = (Status)rows.Number(1);
             var (text, received) = texts.Of(rows.Number(2), status == Status.Up);
-            yield return new ChangeRow(id, service, snapshot.NameOf(status), UnixTime.Read(rows.Number(0)), text, received);
+            yield return new ChangeRow(
+                id, service, snapshot.NameOf(status), UnixTime.Read(rows.Number(0)), text, received);
         }
     }
 }
