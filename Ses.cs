@@ -4105,6 +4105,8 @@ internal sealed class Writer : IDisposable
         _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
         _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
         _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
+        using (var mapping = _database.Query("SELECT value FROM meta WHERE name = 'mapping'"))
+            _mapping = mapping.FirstText();
         _lastObservation = _database.Number("SELECT max(id) FROM observation") ?? 0;
         // Never earlier than before, whatever the clock says now.
         _lastRecorded = UnixTime.Read(
@@ -4538,7 +4540,7 @@ internal sealed class Writer : IDisposable
         _ticked = now;
         if (now - _alive >= AlivePeriod || now < _alive)
             NoteAlive(now);
-        if (_rules.Mapping is { } mapping && !_isMappedAnew)
+        if (_rules.Mapping is { } mapping && _mapping != mapping.Text)
             MapAnew(mapping, now);
         GiveUp(OpenSince(now - _rules.StaleAfter - SeenStep, DueAtOnce), now);
         var due = new List<long>();
@@ -4579,17 +4581,14 @@ internal sealed class Writer : IDisposable
             _recent.Clear();
     }
 
-    private bool _isMappedAnew;
+    /// <summary>The settings by which alerts were mapped so far; null: none came.</summary>
+    private string? _mapping;
 
     /// <summary>What is open and belongs elsewhere by other settings lapses where it was.</summary>
     private void MapAnew(MappingRules rules, DateTime now)
     {
-        _isMappedAnew = true;
-        using var stored = _database.Query("SELECT value FROM meta WHERE name = 'mapping'");
-        var before = stored.FirstText();
-        if (before == rules.Text)
-            return;
-        _setMeta.Bind(1, "mapping").Bind(2, rules.Text).Run();
+        var before = _mapping;
+        _setMeta.Bind(1, "mapping").Bind(2, _mapping = rules.Text).Run();
         if (before == null)
             return;
         using var alerts = _database.Query("""
@@ -5057,12 +5056,16 @@ internal static class ObservationLog
         // Asked for in one, they would be looked for in all rows.
         using var ends = database.Query("""
             SELECT coalesce((SELECT min(id) FROM observation), 0),
-                coalesce((SELECT max(id) FROM observation), 0)
+                coalesce((SELECT max(id) FROM observation), 0),
+                (SELECT recorded FROM observation ORDER BY id DESC LIMIT 1)
             """);
         using var before =
             database.Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
         ends.Step();
         var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
+        // Most ask for now.
+        if (ends.NumberOrNull(2) <= until)
+            return high;
         while (low < high)
         {
             var middle = low + ((high - low + 1) / 2);
@@ -6181,14 +6184,14 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
         places.Sort();
         foreach (ref var place in places)
         {
-            told[place.Index] = ("", null);
-            var isThere = _observation.Bind(1, place.Id).Step();
-            place = place with { Id = isThere ? _observation.Number(0) : 0 };
-            if (!isThere)
+            if (!_observation.Bind(1, place.Id).Step())
+            {
+                (told[place.Index], place) = (("", null), place with { Id = 0 });
                 continue;
+            }
             var text = _observation.TextOrNull(1);
             told[place.Index] = (text ?? "", UnixTime.Read(_observation.Number(2)));
-            place = place with { HasText = text != null };
+            place = place with { Id = _observation.Number(0), HasText = text != null };
             _observation.Reset();
         }
         places.Sort();
@@ -6441,13 +6444,14 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// </summary>
     private string Timeline(ServiceFilter filter)
     {
-        if (asOf is { } moment && _derived != filter)
+        if (asOf == null && (_behind ??= snapshot.Behind()).Count == 0)
+            return "main.timeline";
+        if (_derived != filter && asOf is { } moment)
             Derive(moment, snapshot.LastObservation(moment), Services(filter));
-        _behind ??= asOf == null ? snapshot.Behind() : new HashSet<long>();
-        if (_behind.Count > 0 && _derived != filter)
-            Derive(now, snapshot.Through, Services(filter).Where(s => _behind.Contains(s.Id)));
+        else if (_derived != filter)
+            Derive(now, snapshot.Through, Services(filter).Where(s => _behind!.Contains(s.Id)));
         _derived = filter;
-        return asOf != null ? "temp.timeline" : _behind.Count == 0 ? "main.timeline" : """
+        return asOf != null ? "temp.timeline" : """
             (SELECT * FROM main.timeline WHERE service NOT IN (SELECT service FROM temp.timeline)
             UNION ALL SELECT * FROM temp.timeline)
             """;
@@ -6910,7 +6914,7 @@ internal sealed class Answers(Questions questions, string version)
     }
 
     private static IEnumerable<ReadOnlyMemory<byte>> List(
-        RowWriter writer, string name, IReadOnlyList<string> columns, IEnumerable<object?[]> rows)
+        RowWriter writer, string name, IReadOnlyList<string> columns, IEnumerable<List<object?>> rows)
     {
         writer.BeginList(name, columns);
         foreach (var row in rows)
@@ -6926,22 +6930,21 @@ internal sealed class Answers(Questions questions, string version)
     private static string[] Columns(Question question, string[] columns) =>
         question.Filter.Partition == null ? ["partition", .. columns] : columns;
 
-    private object?[] _row = [];
+    private readonly List<object?> _row = [];
 
     /// <summary>Valid until the next row is made.</summary>
-    private object?[] Row(Question question, ServiceKey service, params ReadOnlySpan<object?> cells)
+    private List<object?> Row(Question question, ServiceKey service, params ReadOnlySpan<object?> cells)
     {
-        var first = question.Filter.Partition == null ? 1 : 0;
-        if (_row.Length != first + 4 + cells.Length)
-            _row = new object?[first + 4 + cells.Length];
-        _row[0] = service.Partition;
-        (_row[first], _row[first + 1], _row[first + 2], _row[first + 3]) =
-            (service.Platform, service.Service, service.Facet, service.Location);
-        cells.CopyTo(_row.AsSpan(first + 4));
+        _row.Clear();
+        if (question.Filter.Partition == null)
+            _row.Add(service.Partition);
+        ReadOnlySpan<object?> names = [service.Platform, service.Service, service.Facet, service.Location];
+        _row.AddRange(names);
+        _row.AddRange(cells);
         return _row;
     }
 
-    private IEnumerable<object?[]> Status(Question question) => questions.Present(question.Filter)
+    private IEnumerable<List<object?>> Status(Question question) => questions.Present(question.Filter)
         .Select(p => Row(question, p.Service, p.Status, p.Since, p.Time, p.Description));
 
     private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
@@ -6965,7 +6968,7 @@ internal sealed class Answers(Questions questions, string version)
         writer.Property("next", Next);
     }
 
-    private IEnumerable<object?[]> Report(Question question) =>
+    private IEnumerable<List<object?>> Report(Question question) =>
         questions.Report(question.Filter, question.From, question.To).Select(r => Row(question, r.Service,
             Rounded(r.Availability), Rounded(r.Availability.Coverage),
             r.Availability.Up.TotalSeconds, r.Availability.Degraded.TotalSeconds,
@@ -6979,7 +6982,7 @@ internal sealed class Answers(Questions questions, string version)
 
     private static double? Rounded(double? share) => share is { } known ? Math.Round(known, 6) : null;
 
-    private IEnumerable<object?[]> Under(Question question, int threshold) =>
+    private IEnumerable<List<object?>> Under(Question question, int threshold) =>
         questions.Threshold(question.Filter, threshold, question.From, question.To).Select(r =>
             Row(question, r.Service, r.Status, r.Time, r.Up, r.Under.TotalSeconds));
 }
