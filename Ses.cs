@@ -3191,8 +3191,8 @@ internal static class StatusNames
 
 /// <summary>
 /// The tables. A time is whole milliseconds since 1970 UTC. A <c>sum</c> is CRC-32C over the row's other
-/// values in their order, since SQLite has no checksums of its own. Facts, state and what is derived are
-/// told apart at each table.
+/// values in their order, since SQLite has no checksums of its own; names are in an index too, and compared
+/// with it. Facts, state and what is derived are told apart at each table.
 /// </summary>
 internal static class Schema
 {
@@ -3204,6 +3204,7 @@ internal static class Schema
     public const string Tables = """
         -- State: the last id given, through which observation the timeline is derived, the store's id.
         CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+        CREATE INDEX meta_value ON meta(name, value);
         -- Facts: the SeS that took facts, this one is 1; partitions, statuses, families of services by name.
         CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
@@ -3255,6 +3256,9 @@ internal static class Schema
             marks INTEGER NOT NULL DEFAULT 0, marked INTEGER, due INTEGER,
             tries INTEGER NOT NULL DEFAULT 0, barred INTEGER, error TEXT) STRICT;
         CREATE INDEX onix_waiting ON onix(due, next, marked, barred) WHERE next IS NOT NULL;
+        -- State: changes that were sent to Onix, as long as nothing is known of what came of them.
+        CREATE TABLE sent(service INTEGER NOT NULL, at INTEGER NOT NULL, status TEXT NOT NULL,
+            PRIMARY KEY(service, at, status)) STRICT, WITHOUT ROWID;
         -- Facts, bounded: alerts that could not be mapped.
         CREATE TABLE quarantine(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, partition TEXT NOT NULL,
             identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
@@ -3269,6 +3273,20 @@ internal static class Schema
         if (database.Number("PRAGMA user_version") is var version && version != Version)
             throw new DataDirException(
                 $"{Store.FileName} has version {version}; this SeS knows {Version} alone");
+    }
+
+    /// <summary>The tables, indexes and views that are missing, or are not as they were made.</summary>
+    public static IEnumerable<string> Changed(SqliteConnection database)
+    {
+        using var model = new SqliteConnection(":memory:", isReadOnly: false, 1000);
+        model.Execute(Tables + Views);
+        using var objects = model.Query("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL");
+        using var same = database.Query("SELECT 1 FROM sqlite_schema WHERE name = ?1 AND sql = ?2");
+        while (objects.Step())
+        {
+            if (same.Bind(1, objects.Text(0)).Bind(2, objects.Text(1)).Number() == null)
+                yield return objects.Text(0);
+        }
     }
 
     /// <summary>For people with sqlite3 -readonly; times are text, in UTC.</summary>
@@ -4792,7 +4810,10 @@ internal sealed class Writer : IDisposable
     // ---- Making it anew ----
 
     /// <summary>Makes the indexes anew, after damage.</summary>
-    public void Reindex() => _database.Execute("REINDEX");
+    public void Reindex() => _database.Execute($"""
+        REINDEX; DROP VIEW IF EXISTS services; DROP VIEW IF EXISTS history; DROP VIEW IF EXISTS outages;
+        {Schema.Views}
+        """);
 
     /// <summary>Throws away what is derived, to be derived anew; last copies of open episodes stay.</summary>
     public void Rebuild(DateTime now) => InTransaction(now, () =>
@@ -5114,9 +5135,13 @@ internal sealed class Outbox(SqliteConnection database)
         _hold = database.Prepare("""
             INSERT INTO onix(service, key, version, status, at, own) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
             ON CONFLICT DO UPDATE SET own = max(excluded.own,
-                    CASE WHEN status IS excluded.status AND at IS excluded.at THEN own ELSE 0 END),
+                    CASE WHEN status IS excluded.status AND at IS excluded.at THEN own ELSE 0 END,
+                    EXISTS (SELECT 1 FROM sent t WHERE t.service = onix.service AND t.at = excluded.at
+                        AND t.status = excluded.status)),
                 key = excluded.key, version = excluded.version, status = excluded.status, at = excluded.at
             """),
+        _send = database.Prepare("INSERT OR IGNORE INTO sent VALUES (?1, ?2, ?3)"),
+        _answered = database.Prepare("DELETE FROM sent WHERE service = ?1"),
         _markIfElse = database.Prepare("""
             UPDATE onix SET next = min(coalesce(next, at), at), marks = marks + 1, marked = coalesce(marked, ?3)
             WHERE service = ?1 AND own = 0 AND version > 0 AND at IS NOT NULL AND status <> ?2
@@ -5153,12 +5178,19 @@ internal sealed class Outbox(SqliteConnection database)
         return database.Changes > 0;
     }
 
+    /// <summary>A change goes to Onix now: where its answer is lost, it is known again by this.</summary>
+    public void Send(long service, DateTime at, string status) =>
+        _send.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
+
     /// <summary>Onix holds this; <paramref name="at"/> null: an item that has no time.</summary>
     /// <param name="isOwn">This SeS wrote it.</param>
     public void Hold(
-        long service, string? key, long version, string? status, DateTime? at, bool isOwn = false) =>
+        long service, string? key, long version, string? status, DateTime? at, bool isOwn = false)
+    {
         _hold.Bind(1, service).Bind(2, key).Bind(3, version).Bind(4, status)
             .Bind(5, at is { } time ? UnixTime.From(time) : null).Bind(6, isOwn ? 1 : 0).Run();
+        _answered.Bind(1, service).Run();
+    }
 
     /// <summary>
     /// The timeline had this change, and has it no more: if it is what Onix holds, Onix is to be told so.
@@ -5383,7 +5415,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
     public void CheckAll(Action<string> tell)
     {
         tell("structure and indexes");
-        CheckStructure($"integrity_check({MaxFaults})");
+        CheckStructure();
         tell("facts");
         CheckReceipts();
         for (var last = (long?)0; last != null;)
@@ -5397,10 +5429,12 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
             last = CheckServices(last.Value, 10_000);
     }
 
-    /// <param name="pragma">integrity_check compares tables with indexes, quick_check does not.</param>
-    public void CheckStructure(string pragma)
+    /// <summary>The pages, tables against their indexes, and what the tables and views are.</summary>
+    public void CheckStructure()
     {
-        using var check = database.Query($"PRAGMA {pragma}");
+        foreach (var name in Schema.Changed(database))
+            Add($"structure: {name} is not as it was made");
+        using var check = database.Query($"PRAGMA integrity_check({MaxFaults})");
         while (check.Step())
         {
             if (check.Text(0) != "ok")
@@ -5561,7 +5595,7 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
         {
             // Not at the start, which has enough to do.
             if (_structure != default)
-                check.CheckStructure($"quick_check({DatabaseCheck.MaxFaults})");
+                check.CheckStructure();
             _structure = clock.GetUtcNow().UtcDateTime;
         }
         if (check.Faults is [var fault, ..])
@@ -8099,6 +8133,8 @@ internal sealed class Recorder(
     /// <summary>Sends one request, and stores what Onix made of it; false: the turn is over.</summary>
     private async Task<bool> SendBatchAsync(List<(Job Job, ItemChange Change)> batch, CancellationToken stop)
     {
+        await ChangeAsync(w => batch.ForEach(b =>
+            w.Outbox.Send(b.Job.Waiting.Id, b.Change.Time, b.Change.Status)));
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
         var accepted = new List<(Job Job, ItemChange Change)>();
         var refused = new List<(Job Job, string Reason)>();

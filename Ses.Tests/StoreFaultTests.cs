@@ -70,6 +70,26 @@ public sealed class StoreFaultTests : IDisposable
         Assert.Equal(Flips, harmless);
     }
 
+    /// <summary>A name, a setting and a view, each in one place alone or in an index too.</summary>
+    [Theory]
+    [InlineData("psf")]
+    [InlineData("stale_after")]
+    [InlineData("%Y-%m-%dT%H:%M:%fZ")]
+    public async Task DamagedTextIsFound(string text)
+    {
+        using (var store = Open())
+        {
+            await store.AppendAsync("INS", StoreChild.Body(StoreChild.Alert(0)));
+            (await store.ReadAsync()).Dispose();
+        }
+        var file = File.ReadAllBytes(DatabasePath);
+        var at = file.AsSpan().IndexOf(System.Text.Encoding.UTF8.GetBytes(text));
+        Assert.NotEqual(-1, at);
+        file[at + text.Length - 1] ^= 1;
+        File.WriteAllBytes(DatabasePath, file);
+        Assert.NotEmpty(Check());
+    }
+
     private bool IsFoundOrHarmless(string expected)
     {
         try
