@@ -2544,10 +2544,14 @@ internal ref struct TimelineSweep
     private void Close(int index, DateTime time)
     {
         _episodes[index].IsOpen = false;
-        if (time > _lastEnd || _last < 0 || IsWorse(_episodes[index], _episodes[_last]))
+        if (time > _lastEnd || _last < 0 || IsSaidLater(_episodes[index], _episodes[_last]))
             _last = index;
         _lastEnd = time;
     }
+
+    /// <summary>Of two that end at one time: in the dialect one that begins then too, else the worse.</summary>
+    private readonly bool IsSaidLater(in Episode one, in Episode other) =>
+        _isDialect && one.IsEmpty != other.IsEmpty ? one.IsEmpty : IsWorse(one, other);
 
     private static bool IsWorse(in Episode one, in Episode other)
     {
@@ -2820,6 +2824,9 @@ internal sealed class DataDirException(string message) : Exception(message);
 /// <summary>What a data directory must be.</summary>
 internal static class DataDir
 {
+    /// <summary>EWOULDBLOCK of errno(3), which .NET gives as it is: another process holds the lock.</summary>
+    private const int WouldBlock = 11;
+
     /// <summary>
     /// Becomes the owner of the directory if this is root: what a command makes there, such as the shared
     /// memory's file, must be the daemon's. It is entered before, since the owner may not be allowed to.
@@ -2850,9 +2857,9 @@ internal static class DataDir
                 UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
             });
         }
-        catch (IOException e) when (File.Exists(Path.Combine(dir, "lock")))
+        catch (IOException e) when (e.HResult == WouldBlock)
         {
-            throw new DataDirException($"'{dir}' is in use by another SeS ({e.Message})");
+            throw new DataDirException($"'{dir}' is in use by another SeS");
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
@@ -4602,7 +4609,10 @@ internal sealed class Writer : IDisposable
     /// <summary>The settings by which alerts were mapped so far; null: none came.</summary>
     private string? _mapping;
 
-    /// <summary>What is open and belongs elsewhere by other settings lapses where it was.</summary>
+    /// <summary>
+    /// What is open and belongs elsewhere by other settings lapses where it was, and goes on there: until its
+    /// next copy comes hours may go by, in which it would be nowhere.
+    /// </summary>
     private void MapAnew(MappingRules rules, DateTime now)
     {
         var before = _mapping;
@@ -4610,21 +4620,30 @@ internal sealed class Writer : IDisposable
         if (before == null)
             return;
         using var alerts = _database.Query("""
-            SELECT p.name, f.platform, f.service, f.facet, s.location, a.labels, a.dialect
+            SELECT p.name, f.platform, f.service, f.facet, s.location, a.labels, a.dialect, a.source, a.sender,
+                a.text, t.name
             FROM alert a JOIN service s ON s.id = a.service JOIN family f ON f.id = s.family
-                JOIN partition p ON p.id = f.partition
+                JOIN partition p ON p.id = f.partition JOIN status t ON t.id = ?2
             WHERE a.id = ?1
             """);
         var rulesOfBefore = MappingRules.Parse(before);
+        var moved = new List<IncomingAlert>();
         GiveUp(OpenSince(now, long.MaxValue).FindAll(episode =>
         {
-            alerts.Bind(1, episode.Alert).Step();
+            alerts.Bind(1, episode.Alert).Bind(2, (long)episode.Status).Step();
             var service = new ServiceKey(
                 alerts.Text(0), alerts.Text(1), alerts.Text(2), alerts.Text(3), alerts.Text(4));
-            var (labels, isDialect) = (alerts.Text(5), alerts.Number(6) != 0);
+            var alert = new IncomingAlert(service, alerts.Number(6) != 0, (AlertSource)alerts.Number(7),
+                alerts.Text(8), alerts.Text(5), alerts.Text(10), UnixTime.Read(episode.Starts), null,
+                alerts.Text(9));
             alerts.Reset();
-            return AlertReader.MapAnew(service, labels, isDialect, rulesOfBefore, rules) != service;
+            var other = AlertReader.MapAnew(service, alert.Labels, alert.Dialect, rulesOfBefore, rules);
+            if (other is { } place && place != service)
+                moved.Add(alert with { Service = place });
+            return other != service;
         }), now);
+        foreach (var alert in moved)
+            Take(_partitions[alert.Service.Partition], alert, now);
     }
 
     /// <summary>Derives one service, and writes what differs from what is held.</summary>
@@ -6633,8 +6652,8 @@ internal sealed record Question(
                 given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
             Parse(given, "from", v => ParseTime(v, now), TimeAllowed),
             Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
-            Parse(given, "threshold", ParseCount, "a whole number from 1"),
-            Parse(given, "limit", ParseCount, "a whole number from 1"),
+            Parse(given, "threshold", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
+            Parse(given, "limit", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
             Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
             Parse(given, "as_of", v => ParseTime(v, now), TimeAllowed),
             Parse(given, "format", v => v switch
@@ -11898,7 +11917,7 @@ internal sealed class CommandRunner(
     {
         if (name == "probe")
             return await ProbeAsync() ? 0 : 1;
-        if (name == "backup" && !File.Exists(Path.Combine(_dir, Store.FileName)))
+        if (name is "backup" or "rebuild" && !File.Exists(Path.Combine(_dir, Store.FileName)))
             throw new DataDirException($"'{_dir}' has no {Store.FileName} in it");
         // Opened before: the directory's owner may not be able to.
         using var file = name is "restore" or "import" or "backup" && Argument != null
@@ -11934,8 +11953,13 @@ internal sealed class CommandRunner(
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            throw new OptionsException(
-                $"FILE: '{Argument}' cannot be {(isNew ? "made" : "read")}: {e.Message}");
+            var reason = e switch
+            {
+                FileNotFoundException or DirectoryNotFoundException => isNew ? "its folder is missing" : "it is missing",
+                UnauthorizedAccessException => "access is denied, or it is a folder",
+                _ => e.Message,
+            };
+            throw new OptionsException($"FILE: '{Argument}' cannot be {(isNew ? "made" : "read")}: {reason}");
         }
     }
 
@@ -12081,36 +12105,51 @@ internal sealed class CommandRunner(
         using var claim = DataDir.Claim(_dir);
         var path = Path.Combine(_dir, Store.FileName);
         var copy = path + ".restored";
-        using (var target = Disk.Create(copy))
+        try
         {
-            backup.CopyTo(target);
-            Disk.Flush(target);
+            using (var target = Disk.Create(copy))
+            {
+                backup.CopyTo(target);
+                Disk.Flush(target);
+            }
+            MakeUsable(copy);
+            // Before: SQLite would take the other database's log for this one's.
+            foreach (var rest in new[] { path + "-wal", path + "-shm" })
+                File.Delete(rest);
+            File.Move(copy, path, overwrite: true);
+            Disk.FlushFolder(_dir);
         }
+        finally
+        {
+            File.Delete(copy);
+        }
+        Print($"{Store.FileName} is what {Argument} was.");
+        return 0;
+    }
+
+    /// <exception cref="OptionsException">It is no sound database of this version.</exception>
+    private void MakeUsable(string copy)
+    {
         try
         {
             using var database = new SqliteConnection(copy, isReadOnly: false, 2048);
             Schema.Check(database);
             using var check = database.Query("PRAGMA quick_check(1)");
             if (check.FirstText() is var found && found != "ok")
-                throw new DataDirException($"'{Argument}' is damaged: {found}");
+                throw new OptionsException($"FILE: '{Argument}' is damaged: {found}");
             database.Execute(Writer.NewStoreId);
         }
         catch (SqliteException e)
         {
-            File.Delete(copy);
-            throw new DataDirException($"'{Argument}' cannot be used: {e.Message}");
+            throw new OptionsException($"FILE: '{Argument}' cannot be used: "
+                + (e.IsNoDatabase ? "it is no database, or its head is damaged"
+                    : e.IsDamage ? "it is damaged, or was cut short" : e.Message));
         }
         catch (DataDirException e)
         {
-            File.Delete(copy);
-            throw new DataDirException(e.Message.Replace(Store.FileName, $"'{Argument}'", StringComparison.Ordinal));
+            throw new OptionsException(
+                "FILE: " + e.Message.Replace(Store.FileName, $"'{Argument}'", StringComparison.Ordinal));
         }
-        foreach (var rest in new[] { path + "-wal", path + "-shm" })
-            File.Delete(rest);
-        File.Move(copy, path, overwrite: true);
-        Disk.FlushFolder(_dir);
-        Print($"{Store.FileName} is what {Argument} was.");
-        return 0;
     }
 
     // ---- Facts as lines ----

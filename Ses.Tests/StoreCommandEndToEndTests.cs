@@ -168,7 +168,7 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
         {
             var path = Path.Combine(_dir, name);
             File.WriteAllBytes(path, copy);
-            await RefusedAsync(path, $"'{path}'");
+            await RefusedAsync(path, $"ses: FILE: '{path}' ");
         }
         await RefusedAsync(Path.Combine(_dir, "nowhere"), "cannot be read");
         Assert.Equal(before, await ExportAsync(data));
@@ -181,7 +181,18 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
             var (exit, output) = await RunAsync("restore", "--data-dir", data, file);
             Assert.Equal(2, exit);
             Assert.Contains(says, output, Ordinal);
+            Assert.Equal(0, output.Trim().Count(c => c == '\n'));
         }
+    }
+
+    [Fact]
+    public async Task RebuildIsRefusedWhereThereIsNoDatabase()
+    {
+        var there = Path.Combine(_dir, "mistyped");
+        var (exit, output) = await RunAsync("rebuild", "--data-dir", there);
+        Assert.Equal(2, exit);
+        Assert.Contains($"'{there}' has no ses.db in it", output, Ordinal);
+        Assert.False(Directory.Exists(there));
     }
 
     // ---- Facts as lines ----

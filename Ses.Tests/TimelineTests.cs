@@ -376,6 +376,16 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
         Assert.EndsWith("11:00 up!, 11:10 up", HistoryOf(facts), StringComparison.Ordinal);
     }
 
+    /// <summary>What begins and ends at once is said later than what ends then.</summary>
+    [Fact]
+    public void InTheDialectAStatusOfNoLengthIsKept()
+    {
+        var facts = new Facts().Take("b 10:00 down @10:01", "a 10:10 up ends 10:10 @10:11");
+        Assert.Equal("10:00 down!, 10:10 up", HistoryOf(facts, "10:12"));
+        facts.Take("b 10:20 down @10:21");
+        Assert.Equal("10:00 down!, 10:10 up, 10:20 down!", HistoryOf(facts, "10:22"));
+    }
+
     [Fact]
     public void InTheDialectUpAndDownCloseEachOther()
     {

@@ -206,7 +206,9 @@ internal sealed class NaiveTimeline
         if (ended.Count == 0)
             return null;
         var end = ended.Max(f => f.End);
-        var last = Worst(ended.Where(f => f.End == end).Select(f => (f.LastStatus, f.Starts)));
+        var ending = ended.Where(f => f.End == end).ToList();
+        var beginning = ending.Where(f => f.Starts == end).ToList();
+        var last = Worst((beginning.Count > 0 ? beginning : ending).Select(f => (f.LastStatus, f.Starts)));
         var next = _firings.Where(f => f.Starts > t).Select(f => (DateTime?)f.Starts).Min();
         var isShort = next - end <= _pause || _now < end + _pause;
         return (isShort ? last : Status.Unknown, false, false);
