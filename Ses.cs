@@ -3212,8 +3212,10 @@ internal static class Schema
         -- State: the last id given, through which observation the timeline is derived, the store's id.
         CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
         CREATE INDEX meta_value ON meta(name, value);
-        -- Facts: the SeS that took facts, this one is 1; partitions, statuses, families of services by name.
-        CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+        -- Facts: the SeS that took facts; partitions, statuses, families of services by name.
+        -- State: own, it is a name that this SeS has or had; heard, the latest receipt that came from another.
+        CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, own INTEGER NOT NULL DEFAULT 0,
+            heard INTEGER NOT NULL DEFAULT 0) STRICT;
         CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE status(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE family(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT NOT NULL,
@@ -3240,10 +3242,11 @@ internal static class Schema
             sum INTEGER NOT NULL) STRICT;
         CREATE INDEX observation_service
             ON observation(service, alert, starts, received, kind, ends, status, by);
-        -- Derived: alert, starts. State: seen, the last copy, to the hour.
+        -- Derived: alert, starts. State: seen, a copy, and the last one was not an hour later; away: for how
+        -- long SeS was not there since, which does not make it stale.
         CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
-            seen INTEGER NOT NULL) STRICT;
-        CREATE INDEX open_seen ON open(seen);
+            seen INTEGER NOT NULL, away INTEGER NOT NULL DEFAULT 0) STRICT;
+        CREATE INDEX open_seen ON open(seen + away);
         CREATE INDEX open_service ON open(service);
         -- Derived: the runs of each service. until: 9e15 for the last; since: when its status began, since
         -- runs of one status follow each other where one rests on an open alert and the other does not.
@@ -3765,6 +3768,8 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
             WHERE service = ?1 AND id <= ?2 ORDER BY alert, starts, received, kind
             """),
         _traits = database.Query("SELECT id, dialect, source FROM alert WHERE service = ?1"),
+        _lapses = database.Query(
+            "SELECT alert, starts FROM observation WHERE service = ?1 AND kind = 3 AND id <= ?2 AND text = ?3"),
         _runs = database.Query("""
             SELECT at, until, status, open, observation, since FROM timeline WHERE service = ?1 ORDER BY at
             """);
@@ -3772,18 +3777,26 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
     private readonly List<Observation> _facts = [];
     private readonly List<long> _by = [];
     private readonly Dictionary<long, AlertTraits> _traitsOf = [];
+    private HashSet<long>? _own;
+
+    /// <summary>The text of a lapse that counts for all who heard the episode: the others are silent.</summary>
+    public const string ForSilent = "given up also for others, of which nothing is heard any more";
 
     public void Dispose()
     {
         _observations.Dispose();
         _traits.Dispose();
+        _lapses.Dispose();
         _runs.Dispose();
     }
 
     /// <summary>In order of alert, start, receipt and kind; valid until others are read.</summary>
     public ReadOnlySpan<Observation> Observations => CollectionsMarshal.AsSpan(_facts);
 
-    public AlertTraits TraitsOf(long alert) => _traitsOf[alert];
+    /// <exception cref="SqliteException">Its row is damaged.</exception>
+    public AlertTraits TraitsOf(long alert) => _traitsOf.TryGetValue(alert, out var traits) ? traits
+        : throw new SqliteException(SqliteException.Corrupt, 0,
+            $"alert {alert} has observations, but its row is not of their service: ses check");
 
     /// <param name="through">The last observation that counts.</param>
     public void Read(long service, long through = long.MaxValue)
@@ -3799,7 +3812,7 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
             hasLapse |= _facts[^1].Kind == ObservationKind.Lapse;
         }
         if (hasLapse)
-            DropEarlyLapses();
+            DropEarlyLapses(service, through);
         _traitsOf.Clear();
         _traits.Bind(1, service);
         while (_traits.Step())
@@ -3808,23 +3821,28 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
     }
 
     /// <summary>
-    /// An episode is given up once each SeS that heard it has given it up: one that was cut off does not
-    /// speak for the others.
+    /// An episode is given up once each SeS that heard it has given it up, or is silent: one that was cut off
+    /// does not speak for the others.
     /// </summary>
-    private void DropEarlyLapses()
+    private void DropEarlyLapses(long service, long through)
     {
         var (lapsed, kept) = (new HashSet<(long, DateTime, long)>(), 0);
         for (var i = 0; i < _facts.Count; i++)
         {
             if (_facts[i].Kind == ObservationKind.Lapse)
-                lapsed.Add((_facts[i].Alert, _facts[i].Starts, _by[i]));
+                lapsed.Add((_facts[i].Alert, _facts[i].Starts, PeerOf(i)));
         }
         var heard = new HashSet<(long, DateTime)>();
         for (var i = 0; i < _facts.Count; i++)
         {
             if (_facts[i].Kind != ObservationKind.Lapse
-                && !lapsed.Contains((_facts[i].Alert, _facts[i].Starts, _by[i])))
+                && !lapsed.Contains((_facts[i].Alert, _facts[i].Starts, PeerOf(i))))
                 heard.Add((_facts[i].Alert, _facts[i].Starts));
+        }
+        if (heard.Count > 0)
+        {
+            for (_lapses.Bind(1, service).Bind(2, through).Bind(3, ForSilent); _lapses.Step();)
+                heard.Remove((_lapses.Number(0), UnixTime.Read(_lapses.Number(1))));
         }
         for (var i = 0; i < _facts.Count; i++)
         {
@@ -3832,6 +3850,19 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
                 _facts[kept++] = _facts[i];
         }
         _facts.RemoveRange(kept, _facts.Count - kept);
+    }
+
+    /// <summary>Who took a fact; this SeS is one under all its names.</summary>
+    private long PeerOf(int fact)
+    {
+        if (_own == null)
+        {
+            _own = [];
+            using var own = database.Query("SELECT id FROM peer WHERE own = 1");
+            while (own.Step())
+                _own.Add(own.Number(0));
+        }
+        return _own.Contains(_by[fact]) ? 0 : _by[fact];
     }
 
     /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
@@ -3908,8 +3939,9 @@ internal sealed class Writer : IDisposable
         _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
-        _behind, _due, _stale, _service, _insertRun, _deleteRun, _endRun,
-        _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _alertText;
+        _behind, _due, _stale, _abandoned, _service, _insertRun, _deleteRun, _endRun,
+        _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _hear,
+        _alertText;
 
     // Names, loaded at the start and after a rollback.
     private readonly Dictionary<string, long> _partitions = [];
@@ -3917,7 +3949,7 @@ internal sealed class Writer : IDisposable
     private readonly Dictionary<string, Status> _statuses = [];
     private readonly long _self;
     private long _seenVersion;
-    private bool _isMarked;
+    private bool _isMarked, _hasOthers;
     private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
     // What is recorded in this transaction, was last, and is to be later than.
     private DateTime _recorded, _lastRecorded, _closed, _alive;
@@ -3973,19 +4005,25 @@ internal sealed class Writer : IDisposable
             """);
         _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
         _alertText = Of("SELECT text FROM alert WHERE id = ?1");
-        const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation ";
-        // What is new is judged by what this SeS has heard itself, else it would not count as one that did.
-        _newest = Of(facts + """
-            WHERE service = ?1 AND alert = ?2 AND by = ?4
+        _self = PeerOf(NameOf(rules));
+        var own = OwnPeers();
+        // The last parameter: not only what this SeS has heard itself.
+        _newest = Of($"""
+            SELECT id, alert, kind, starts, ends, status, received FROM observation
+            WHERE service = ?1 AND alert = ?2 AND (?4 OR by IN ({own}))
             ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3
             """);
-        _ofStart = Of(facts + """
-            WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND by = ?5
+        _ofStart = Of($"""
+            SELECT id, alert, kind, starts, ends, status, received FROM observation
+            WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND (?5 OR by IN ({own}))
             ORDER BY received DESC, kind DESC LIMIT ?4
             """);
         _insertObservation =
             Of("INSERT INTO observation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
-        _see = Of("UPDATE open SET seen = ?2 WHERE alert = ?1 AND seen < ?2");
+        _see = Of("""
+            UPDATE open SET seen = CASE WHEN seen + ?3 <= ?2 OR away > 0 THEN ?2 ELSE seen END, away = 0
+            WHERE alert = ?1 AND seen < ?2 RETURNING seen
+            """);
         _insertQuarantined = Of("INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
         _trimQuarantine = Of("""
             DELETE FROM quarantine WHERE id <= (SELECT id FROM quarantine ORDER BY id DESC LIMIT 1 OFFSET ?1)
@@ -3996,13 +4034,27 @@ internal sealed class Writer : IDisposable
         _version = Of("PRAGMA data_version");
         _behind = Of("SELECT DISTINCT service FROM observation WHERE id > ?1 AND id <= ?2 ORDER BY service");
         _due = Of("SELECT id FROM service WHERE due <= ?1 ORDER BY due LIMIT ?2");
-        _stale = Of("""
+        const string openEpisode = """
             SELECT o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
                 WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
                 ORDER BY received DESC LIMIT 1), 2)
-            FROM open o WHERE o.seen <= ?1 AND (SELECT kind FROM observation b WHERE b.service = o.service
-                AND b.alert = o.alert AND b.starts = o.starts AND b.by = ?3 ORDER BY received DESC LIMIT 1) <> 3
-            ORDER BY o.seen LIMIT ?2
+            FROM open o
+            """;
+        const string ofEpisode = "b.service = o.service AND b.alert = o.alert AND b.starts = o.starts";
+        _stale = Of($"""
+            {openEpisode} WHERE o.seen + o.away <= ?1 AND (SELECT kind FROM observation b WHERE {ofEpisode}
+                AND b.by IN ({own}) ORDER BY received DESC LIMIT 1) <> 3
+            ORDER BY o.seen + o.away LIMIT ?2
+            """);
+        _abandoned = Of($"""
+            {openEpisode} WHERE o.alert > ?1 AND o.alert <= ?2 AND o.seen + o.away <= ?3
+                AND EXISTS (SELECT 1 FROM observation b WHERE {ofEpisode} AND b.by NOT IN ({own}))
+                AND NOT EXISTS (SELECT 1 FROM observation b JOIN peer p ON p.id = b.by
+                    WHERE {ofEpisode} AND b.kind <> 3 AND (p.own OR p.heard > ?4)
+                        AND NOT EXISTS (SELECT 1 FROM observation l WHERE l.service = o.service
+                            AND l.alert = o.alert AND l.starts = o.starts AND l.kind = 3
+                            AND (l.by = b.by OR p.own AND l.by IN ({own}))))
+            ORDER BY o.alert
             """);
         _service = Of("""
             SELECT f.partition, s.status, s.since, s.open, s.due, s.seen
@@ -4019,13 +4071,13 @@ internal sealed class Writer : IDisposable
             UPDATE service SET status = ?2, since = ?3, open = ?4, due = ?5, seen = ?6 WHERE id = ?1
             """);
         _openOfService = Of("SELECT alert, starts FROM open WHERE service = ?1");
-        _insertOpen = Of("INSERT INTO open VALUES (?1, ?2, ?3, ?4)");
-        _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3) WHERE alert = ?1");
+        _insertOpen = Of("INSERT INTO open(alert, service, starts, seen) VALUES (?1, ?2, ?3, ?4)");
+        _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3), away = 0 WHERE alert = ?1");
         _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
+        _hear = Of("UPDATE peer SET heard = ?2 WHERE id = ?1 AND heard < ?2");
         _facts = new ServiceFacts(_database);
         Outbox = new Outbox(_database);
         _retention = new Retention(_database, this, rules);
-        _self = PeerOf(NameOf(rules));
         Load();
         ApplyRules();
         _seenVersion = _version.Number()!.Value;
@@ -4105,6 +4157,17 @@ internal sealed class Writer : IDisposable
 
     private readonly Dictionary<string, long> _peers = [];
 
+    /// <summary>This SeS, under all the names that it had, for a list in SQL.</summary>
+    private string OwnPeers()
+    {
+        _database.Execute($"UPDATE peer SET own = 1 WHERE id = {_self} AND own = 0");
+        var own = new List<long>();
+        using var rows = _database.Query("SELECT id FROM peer WHERE own = 1");
+        while (rows.Step())
+            own.Add(rows.Number(0));
+        return string.Join(',', own);
+    }
+
     private void Load()
     {
         _peers.Clear();
@@ -4128,6 +4191,7 @@ internal sealed class Writer : IDisposable
         }
         _services = _database.Number("SELECT count(*) FROM service") ?? 0;
         _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
+        _hasOthers = _database.Number("SELECT 1 FROM peer WHERE own = 0") != null;
         _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
         _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         using (var mapping = _database.Query("SELECT value FROM meta WHERE name = 'mapping'"))
@@ -4341,28 +4405,36 @@ internal sealed class Writer : IDisposable
         if (service == 0)
             return false;
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
-        ReadNewest(service, id, alert.Starts);
         var traits = new AlertTraits(alert.Dialect, alert.Source);
+        // By what this SeS has heard itself, else it would not count as one that did.
+        ReadNewest(service, id, alert.Starts, alsoOfOthers: false);
         var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
+        if (kind == null && alert.Ends == null && _hasOthers)
+        {
+            // It fires again if another has heard its end.
+            ReadNewest(service, id, alert.Starts, alsoOfOthers: true);
+            kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
+        }
+        var seen = UnixTime.From(received);
         if (kind is { } brings)
             Observe(service, id, brings, alert, copy);
         else if (alert.Ends == null)
-            _see.Bind(1, id).Bind(2, UnixTime.From(received.AddTicks(-(received.Ticks % SeenStep.Ticks))))
-                .Run();
-        Learn(key, service, id, alert, copy, kind);
+            seen = _see.Bind(1, id).Bind(2, seen).Bind(3, (long)SeenStep.TotalMilliseconds).Number() ?? seen;
+        Learn(key, service, id, alert, kind, UnixTime.Read(seen));
         return kind != null;
     }
 
     /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
     private void Learn(
-        UInt128 key, long service, long id, IncomingAlert alert, AlertCopy copy, ObservationKind? kind)
+        UInt128 key, long service, long id, IncomingAlert alert, ObservationKind? kind, DateTime seen)
     {
         var newest = _newestFacts.Count == 0 ? DateTime.MinValue : _newestFacts[^1].Starts;
-        var isNewest = kind != null ? alert.Starts >= newest
+        // An uncertain end is replaced by any that is stated.
+        var isNewest = kind != null ? kind != ObservationKind.Lapse && alert.Starts >= newest
             : alert.Ends == null && alert.Starts == newest && newest == Episodes.Open(
                 CollectionsMarshal.AsSpan(_newestFacts), new AlertTraits(alert.Dialect, alert.Source));
         _learned.Add((key, isNewest
-            ? new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, copy.Received)
+            ? new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, seen)
             : new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
     }
 
@@ -4413,24 +4485,30 @@ internal sealed class Writer : IDisposable
     {
         if (_statuses.TryGetValue(name, out var status))
             return status;
-        var id = _statuses.Values.Max(s => (long)s) + 1;
+        // From its name, so that it orders statuses of one severity alike in all stores.
+        long id = BinaryPrimitives.ReadInt32LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(name)))
+            & int.MaxValue;
+        id |= 4;
+        while (_statuses.ContainsValue((Status)id))
+            id = (id & int.MaxValue) + 1;
         _insertStatus.Bind(1, id).Bind(2, name).Run();
         _isDirty = true;
         return _statuses[name] = (Status)id;
     }
 
     /// <summary>The alert's newest observations, and those of an older start, in the index's order.</summary>
-    private void ReadNewest(long service, long alert, DateTime starts)
+    private void ReadNewest(long service, long alert, DateTime starts, bool alsoOfOthers)
     {
+        var others = alsoOfOthers ? 1 : 0;
         _newestFacts.Clear();
-        _newest.Bind(1, service).Bind(2, alert).Bind(3, NewestRows).Bind(4, _self);
+        _newest.Bind(1, service).Bind(2, alert).Bind(3, NewestRows).Bind(4, others);
         while (_newest.Step())
             _newestFacts.Add(ServiceFacts.ObservationOf(_newest));
         if (_newestFacts.Count == NewestRows && starts <= _newestFacts[^1].Starts)
         {
             _newestFacts.RemoveAll(f => f.Starts == starts);
             _ofStart.Bind(1, service).Bind(2, alert).Bind(3, UnixTime.From(starts)).Bind(4, NewestRows)
-                .Bind(5, _self);
+                .Bind(5, others);
             while (_ofStart.Step())
                 _newestFacts.Add(ServiceFacts.ObservationOf(_ofStart));
         }
@@ -4489,8 +4567,8 @@ internal sealed class Writer : IDisposable
 
     /// <summary>Whether time alone has changed a service, or had an episode lapse.</summary>
     public bool IsDue(DateTime now) => _due.Bind(1, UnixTime.From(now)).Bind(2, 1).Number() != null
-        || _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Bind(3, _self).Number()
-            != null;
+        || _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Number() != null
+        || IsAbandonedDue(now);
 
     /// <summary>
     /// The moment of a question: what is recorded from now on is later. After the clock was set back it is
@@ -4550,7 +4628,7 @@ internal sealed class Writer : IDisposable
         var last = _database.Number("SELECT value FROM meta WHERE name = 'alive'");
         if (_alive == default && last is { } before && now - UnixTime.Read(before) is var away && away > LongestPause)
         {
-            using var shift = _database.Query("UPDATE open SET seen = min(?1, seen + ?2)");
+            using var shift = _database.Query("UPDATE open SET away = min(?1 - seen, away + ?2)");
             shift.Bind(1, UnixTime.From(now)).Bind(2, (long)away.TotalMilliseconds).Run();
         }
         _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
@@ -4568,6 +4646,7 @@ internal sealed class Writer : IDisposable
         if (_rules.Mapping is { } mapping && _mapping != mapping.Text)
             MapAnew(mapping, now);
         GiveUp(OpenSince(now - _rules.StaleAfter - SeenStep, DueAtOnce), now);
+        GiveUp(Abandoned(now), now, ServiceFacts.ForSilent);
         var due = new List<long>();
         _due.Bind(1, UnixTime.From(now)).Bind(2, DueAtOnce);
         while (_due.Step())
@@ -4586,20 +4665,55 @@ internal sealed class Writer : IDisposable
     private List<OpenEpisode> OpenSince(DateTime time, long most)
     {
         var open = new List<OpenEpisode>();
-        _stale.Bind(1, UnixTime.From(time)).Bind(2, most).Bind(3, _self);
-        while (_stale.Step())
-            open.Add(new(_stale.Number(0), _stale.Number(1), _stale.Number(2), _stale.Number(3),
-                (Status)_stale.Number(4)));
+        for (_stale.Bind(1, UnixTime.From(time)).Bind(2, most); _stale.Step();)
+            open.Add(EpisodeOf(_stale));
         return open;
     }
 
-    private void GiveUp(List<OpenEpisode> episodes, DateTime now)
+    private static OpenEpisode EpisodeOf(SqliteStatement row) => new(
+        row.Number(0), row.Number(1), row.Number(2), row.Number(3), (Status)row.Number(4));
+
+    // When the open alerts of others are looked through again, and up to which they are.
+    private DateTime _abandonedDue;
+    private long _abandonedAt;
+
+    private bool IsAbandonedDue(DateTime now) =>
+        _hasOthers && (now >= _abandonedDue || _abandonedDue - now > SeenStep);
+
+    /// <summary>
+    /// Once an hour, some at a time: those that others heard who have all given them up or are silent, and
+    /// that this SeS gave up too if it heard them.
+    /// </summary>
+    private List<OpenEpisode> Abandoned(DateTime now)
+    {
+        var open = new List<OpenEpisode>();
+        if (!IsAbandonedDue(now))
+            return open;
+        var last = _database.Number($"""
+            SELECT max(alert) FROM (SELECT alert FROM open WHERE alert > {_abandonedAt}
+                ORDER BY alert LIMIT {DueAtOnce})
+            """);
+        if (last == null)
+        {
+            (_abandonedDue, _abandonedAt) = (now + SeenStep, 0);
+            return open;
+        }
+        _abandoned.Bind(1, _abandonedAt).Bind(2, last.Value)
+            .Bind(3, UnixTime.From(now - _rules.StaleAfter - SeenStep))
+            .Bind(4, UnixTime.From(now - _rules.StaleAfter));
+        while (_abandoned.Step())
+            open.Add(EpisodeOf(_abandoned));
+        _abandonedAt = last.Value;
+        return open;
+    }
+
+    private void GiveUp(List<OpenEpisode> episodes, DateTime now, string? text = null)
     {
         foreach (var (alert, service, starts, seen, status) in episodes)
         {
             var end = UnixTime.Read(Math.Max(seen, starts));
             Observe(service, alert, ObservationKind.Lapse,
-                new AlertCopy(UnixTime.Read(starts), end, status, now), null, _self);
+                new AlertCopy(UnixTime.Read(starts), end, status, now), text, _self);
             _deleteOpen.Bind(1, alert).Run();
         }
         if (episodes.Count > 0)
@@ -4814,6 +4928,7 @@ internal sealed class Writer : IDisposable
                 return false;
         }
         Observe(service, id, kind, copy, alert.Description == first ? null : alert.Description, peer);
+        _hear.Bind(1, peer).Bind(2, UnixTime.From(received)).Run();
         return true;
     }
 
@@ -4946,7 +5061,7 @@ internal sealed class Writer : IDisposable
 /// </summary>
 internal sealed class Retention
 {
-    private const int FactsAtOnce = 200;
+    private const int FactsAtOnce = 200, FactsOfPass = 10_000;
 
     private static readonly TimeSpan Period = TimeSpan.FromHours(1), Refused = TimeSpan.FromDays(30);
 
@@ -4958,6 +5073,10 @@ internal sealed class Retention
     // The pass that is made: it goes through the observations up to _until.
     private DateTime _due, _sizeDue, _oldest;
     private long _at, _until, _deleted;
+
+    // How far passes by size have come, and what they deleted since they began anew: what is kept for good
+    // must not hold up what comes after it.
+    private long _sized, _deletedBySize;
 
     public Retention(SqliteConnection database, Writer writer, StoreRules rules)
     {
@@ -5005,7 +5124,7 @@ internal sealed class Retention
     /// <summary>Each hour, and when the database has grown too large.</summary>
     private bool IsDue(DateTime now)
     {
-        var isSizeDue = _rules.MaxSize != null && (now >= _sizeDue || _sizeDue - now > Store.TickPeriod);
+        var isSizeDue = _rules.MaxSize != null && (now >= _sizeDue || _sizeDue - now > Period);
         if (isSizeDue)
             _sizeDue = now + Store.TickPeriod;
         return now >= _due || _due - now > Period || (isSizeDue && IsTooLarge);
@@ -5021,19 +5140,31 @@ internal sealed class Retention
     private void Begin(DateTime now, Log log)
     {
         (_due, _deleted) = (now + Period, 0);
-        var (first, last) = Ends();
+        var first = _database.Number("SELECT min(id) FROM observation") ?? 0;
         if (first == 0)
             return;
         var until = _rules.Retention is { } time ? ObservationLog.LastUntil(_database, now - time) : 0;
+        _at = first - 1;
         if (IsTooLarge)
         {
-            until = Math.Max(until, first + ((last - first) / 20));
             log.Often("the database reaches --max-size: facts go before --retention has them go",
                 ("bytes", Size), ("max", _rules.MaxSize));
+            using var pass = _database.Query(
+                "SELECT max(id) FROM (SELECT id FROM observation WHERE id > ?1 ORDER BY id LIMIT ?2)");
+            if (until <= _sized)
+                _at = Math.Max(_at, _sized);
+            _sized = pass.Bind(1, Math.Max(_sized, until)).Bind(2, FactsOfPass).Number() ?? 0;
+            // The next one at once, unless all is looked through: then soon, if that was of use.
+            _sizeDue = _sized > 0 ? default : now + (_deletedBySize > 0 ? Store.TickPeriod : Period);
+            _deletedBySize = _sized > 0 ? _deletedBySize : 0;
+            until = Math.Max(until, _sized);
         }
-        if (until < first)
+        if (until <= _at)
+        {
+            _until = _at;
             return;
-        (_at, _until) = (first - 1, until);
+        }
+        _until = until;
         using var recorded = _database.Query(
             "SELECT recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
         _oldest = UnixTime.Read(recorded.Bind(1, until).Number() ?? 0);
@@ -5043,9 +5174,6 @@ internal sealed class Retention
                 ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
             """));
     }
-
-    private (long First, long Last) Ends() => (_database.Number("SELECT min(id) FROM observation") ?? 0,
-        _database.Number("SELECT max(id) FROM observation") ?? 0);
 
     private void Delete(DateTime now)
     {
@@ -5071,6 +5199,7 @@ internal sealed class Retention
         foreach (var service in services)
             DeleteEmpty(service);
         _deleted += facts.Count;
+        _deletedBySize += facts.Count;
         if (count < FactsAtOnce)
             _at = _until;
     }
@@ -5845,7 +5974,7 @@ internal static class FactLines
 
     /// <summary>The facts of a store in the order in which they were recorded.</summary>
     /// <param name="from">Only what was recorded from then on.</param>
-    public static IEnumerable<string> Read(Snapshot snapshot, DateTime? from, DateTime to, string? partition)
+    public static IEnumerable<string> Read(Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
     {
         var receipts = Receipts(snapshot, from, to, partition).GetEnumerator();
         var hasReceipt = receipts.MoveNext();
@@ -5861,7 +5990,7 @@ internal static class FactLines
     }
 
     private static IEnumerable<(long Id, string Line)> Receipts(
-        Snapshot snapshot, DateTime? from, DateTime to, string? partition)
+        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
     {
         using var rows = snapshot.Query("""
             SELECT r.id, b.name, p.name, r.received, r.recorded FROM receipt r JOIN peer b ON b.id = r.by
@@ -5874,7 +6003,7 @@ internal static class FactLines
     }
 
     private static IEnumerable<(long Id, string Line)> Observations(
-        Snapshot snapshot, DateTime? from, DateTime to, string? partition)
+        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
     {
         using var rows = snapshot.Query("""
             SELECT o.id, b.name, p.name, f.platform, f.service, f.facet, s.location, a.dialect, a.source,
@@ -5900,9 +6029,9 @@ internal static class FactLines
         }
     }
 
-    private static void Bind(SqliteStatement rows, DateTime? from, DateTime to, string? partition) =>
-        rows.Bind(1, from is { } first ? UnixTime.From(first) : 0).Bind(2, UnixTime.From(to))
-            .Bind(3, partition);
+    private static void Bind(SqliteStatement rows, DateTime? from, DateTime? to, string? partition) =>
+        rows.Bind(1, from is { } first ? UnixTime.From(first) : 0)
+            .Bind(2, to is { } last ? UnixTime.From(last) : UnixTime.Open).Bind(3, partition);
 
     /// <summary>The first receipt of anything of a partition.</summary>
     public static string Receipt(
@@ -6120,9 +6249,11 @@ internal struct AvailabilitySum(DateTime from, DateTime to)
 
     public void Add(DateTime at, DateTime until, Status status)
     {
+        if (at >= to)
+            return;
         var (begin, end) = (at > from ? at : from, until < to ? until : to);
         var counted = end > begin ? end - begin : TimeSpan.Zero;
-        Follow(status, until - at, counted);
+        Follow(status, end - at, counted);
         switch (status)
         {
             case Status.Up: _up += counted; break;
@@ -6414,6 +6545,17 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var up = new HashSet<long>();
         DateTime? since = null;
         var until = to is { } end && end < Moment ? end : Moment;
+        if (_oldest is { } oldest && oldest < until)
+        {
+            var isDown = false;
+            foreach (var (id, status) in StatusesAt(filter, oldest))
+            {
+                isDown |= status == Status.Down;
+                if (status == Status.Up)
+                    up.Add(id);
+            }
+            since = isDown && up.Count < threshold ? oldest : null;
+        }
         foreach (var (service, id, change) in Changes(filter, null, until, null))
         {
             if (change.Status == Status.Unknown)
@@ -6431,6 +6573,20 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             if (from == null || change.Time >= from)
                 yield return new ThresholdRow(
                     service, snapshot.NameOf(change.Status), change.Time, up.Count, under);
+        }
+    }
+
+    /// <summary>What each service was just before a time, and told Onix; those not known are left out.</summary>
+    private IEnumerable<(long Id, Status Status)> StatusesAt(ServiceFilter filter, DateTime time)
+    {
+        using var rows = snapshot.Query($"""
+            SELECT status FROM {Timeline(filter)}
+            WHERE service = ?1 AND at < ?2 AND status <> 3 ORDER BY at DESC LIMIT 1
+            """);
+        foreach (var (id, _) in Services(filter))
+        {
+            if (rows.Bind(1, id).Bind(2, UnixTime.From(time)).Number() is { } status)
+                yield return (id, (Status)status);
         }
     }
 
@@ -12160,8 +12316,8 @@ internal sealed class CommandRunner(
         DateTime? Time(string flag) => !flags.TryGetValue(flag, out var text) ? null
             : Question.ParseTime(text, snapshot.Moment) ?? throw new OptionsException(
                 $"{flag}: '{text}' is not usable; allowed: {Question.TimeAllowed}");
-        var (from, to) = (Time("--from"), Time("--as-of") ?? snapshot.Moment);
-        foreach (var line in FactLines.Read(snapshot, from, to, flags.GetValueOrDefault("--partition")))
+        // Without a bound: of what came before the clock was set back the time of recording is ahead of it.
+        foreach (var line in FactLines.Read(snapshot, Time("--from"), Time("--as-of"), flags.GetValueOrDefault("--partition")))
             output.Write(Encoding.UTF8.GetBytes(line + "\n"));
         return 0;
     }
