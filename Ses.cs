@@ -2905,6 +2905,9 @@ internal sealed class SqliteException(int code, int errno, string message) : Exc
     /// <summary>What is on disk cannot be trusted: the process must end.</summary>
     public bool IsFlush => code is FlushFailed or FolderFlushFailed or FilesChanged;
 
+    /// <summary>The file, its folder or the file system cannot be written to.</summary>
+    public bool IsReadOnly => (code & 0xFF) is 8 or 14;
+
     /// <summary>Another process holds the lock for writing.</summary>
     public bool IsBusy => (code & 0xFF) == Busy;
 
@@ -2953,6 +2956,13 @@ internal sealed class SqliteConnection : IDisposable
 
     /// <summary>How many rows the last statement inserted, updated or deleted.</summary>
     public int Changes => raw.sqlite3_changes(_connection);
+
+    /// <summary>Ends a transaction without a change, unless SQLite has done so by itself.</summary>
+    public void Rollback()
+    {
+        if (raw.sqlite3_get_autocommit(_connection) == 0)
+            Execute("ROLLBACK");
+    }
 
     /// <summary>Runs statements that give no rows.</summary>
     public void Execute(string sql) => Check(raw.sqlite3_exec(_connection, sql), sql);
@@ -3426,7 +3436,7 @@ internal sealed class Store : IDisposable
         (_clock, _log, _meters) = (clock, log, meters);
         _turned = clock.GetTimestamp();
         DataDir.Check(directory);
-        _writer = new Writer(_path, WriterCache, rules, _recent);
+        _writer = new Writer(_path, WriterCache, rules, _recent, _clock);
         _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
         _thread.Start();
     }
@@ -3633,7 +3643,9 @@ internal sealed class Store : IDisposable
     {
         if (_asked.Count == 0 || (!isRefused && _writer.IsDue(Now())))
             return;
-        var moment = _writer.Close(Now());
+        if (!isRefused)
+            _writer.AwaitOthers();
+        var moment = _writer.Close(Now().AddMilliseconds(-1));
         while (_asked.TryPeek(out var asked) && (isRefused || _writer.Derived >= asked.Through))
             _asked.Dequeue().Question.TrySetResult(moment);
     }
@@ -3932,10 +3944,11 @@ internal sealed class Writer : IDisposable
     private readonly ServiceFacts _facts;
     private readonly StoreRules _rules;
     private readonly RecentAlerts _recent;
+    private readonly TimeProvider _clock;
     private readonly string _path, _folder;
     private readonly Retention _retention;
 
-    private readonly SqliteStatement _begin, _commit, _rollback, _setMeta, _insertPartition, _insertReceipt,
+    private readonly SqliteStatement _begin, _commit, _setMeta, _insertPartition, _insertReceipt,
         _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
@@ -3973,9 +3986,9 @@ internal sealed class Writer : IDisposable
 
     /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
     /// <exception cref="SqliteException">SQLite refused, or what is there could not be flushed.</exception>
-    public Writer(string path, int cache, StoreRules rules, RecentAlerts recent)
+    public Writer(string path, int cache, StoreRules rules, RecentAlerts recent, TimeProvider clock)
     {
-        (_rules, _recent, _path) = (rules, recent, path);
+        (_rules, _recent, _path, _clock) = (rules, recent, path, clock);
         _folder = Path.GetDirectoryName(Path.GetFullPath(path))!;
         // SQLite would let others read it, and gives its other files the same rights.
         if (!File.Exists(path))
@@ -3988,7 +4001,7 @@ internal sealed class Writer : IDisposable
         // What a process that died has left may not be flushed, and nothing may count before it is.
         _ = _database.Checkpoint();
         SqliteStatement Of(string sql) => _database.Prepare(sql);
-        (_begin, _commit, _rollback) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"), Of("ROLLBACK"));
+        (_begin, _commit) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"));
         _setMeta = Of("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value");
         _insertPartition = Of("INSERT INTO partition VALUES (?1, ?2)");
         _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
@@ -4258,7 +4271,9 @@ internal sealed class Writer : IDisposable
                 _recent.Clear();
                 _seenVersion = version;
             }
-            _recorded = new[] { now, _lastRecorded, _closed.AddMilliseconds(1) }.Max();
+            // Another process may have held the lock until now, and have asked meanwhile.
+            var begun = _clock.GetUtcNow().UtcDateTime;
+            _recorded = new[] { now, begun, _lastRecorded, _closed.AddMilliseconds(1) }.Max();
             write();
             _commit.Run();
         }
@@ -4266,14 +4281,7 @@ internal sealed class Writer : IDisposable
         {
             // The space that was there may be gone.
             _hasSpace &= !e.IsFull;
-            // Where SQLite has rolled back by itself this is an error, which says no more.
-            try
-            {
-                _rollback.Run();
-            }
-            catch (SqliteException)
-            {
-            }
+            _database.Rollback();
             Load();
             throw;
         }
@@ -4569,6 +4577,13 @@ internal sealed class Writer : IDisposable
     public bool IsDue(DateTime now) => _due.Bind(1, UnixTime.From(now)).Bind(2, 1).Number() != null
         || _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Number() != null
         || IsAbandonedDue(now);
+
+    /// <summary>What another process records in a transaction that goes on now is earlier than now.</summary>
+    public void AwaitOthers()
+    {
+        _begin.Run();
+        _database.Rollback();
+    }
 
     /// <summary>
     /// The moment of a question: what is recorded from now on is later. After the clock was set back it is
@@ -5068,7 +5083,7 @@ internal sealed class Retention
     private readonly SqliteConnection _database;
     private readonly Writer _writer;
     private readonly StoreRules _rules;
-    private readonly SqliteStatement _next, _isKept, _deleteFact, _deleteAlert, _deleteService, _deleteFamily;
+    private readonly SqliteStatement _next, _isKept, _latest, _deleteFact, _deleteAlert, _deleteService, _deleteFamily;
 
     // The pass that is made: it goes through the observations up to _until.
     private DateTime _due, _sizeDue, _oldest;
@@ -5089,10 +5104,10 @@ internal sealed class Retention
             SELECT EXISTS (SELECT 1 FROM open WHERE alert = ?2 AND starts = ?3)
                 OR EXISTS (SELECT 1 FROM observation
                     WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND id > ?4)
-                OR ?5 AND ?3 = (SELECT max(starts) FROM observation WHERE service = ?1)
                 OR EXISTS (SELECT 1 FROM onix WHERE service = ?1 AND next IS NOT NULL
-                    AND coalesce(barred, ?6) >= ?6)
+                    AND coalesce(barred, ?5) >= ?5)
             """);
+        _latest = database.Prepare("SELECT max(starts) FROM observation WHERE service = ?1");
         _deleteFact = database.Prepare("DELETE FROM observation WHERE id = ?1");
         _deleteAlert = database.Prepare("""
             DELETE FROM alert WHERE id = ?2
@@ -5179,13 +5194,18 @@ internal sealed class Retention
     {
         var (services, facts) = (new HashSet<long>(), new List<(long Id, long Service, long Alert)>());
         var (count, refused) = (0, UnixTime.From(now - Refused));
+        var latest = new Dictionary<long, long?>();
+        // A dialect service's last status goes on after its end.
+        long? LatestOf(long service) => latest.TryGetValue(service, out var starts) ? starts
+            : latest[service] = _latest.Bind(1, service).Number();
         _next.Bind(1, _at).Bind(2, _until).Bind(3, FactsAtOnce);
         while (_next.Step())
         {
             (count, _at) = (count + 1, _next.Number(0));
             var (service, alert, starts) = (_next.Number(1), _next.Number(2), _next.Number(3));
-            if (_isKept.Bind(1, service).Bind(2, alert).Bind(3, starts).Bind(4, _until)
-                .Bind(5, _next.Number(4)).Bind(6, refused).Number() == 0)
+            var isLast = _next.Number(4) != 0 && starts == LatestOf(service);
+            if (!isLast && _isKept.Bind(1, service).Bind(2, alert).Bind(3, starts).Bind(4, _until)
+                .Bind(5, refused).Number() == 0)
                 facts.Add((_at, service, alert));
         }
         foreach (var (id, service, _) in facts)
@@ -5873,6 +5893,29 @@ internal sealed class Snapshot : IDisposable
         _ = reader.Database.Number("SELECT 1 FROM meta");
     }
 
+    /// <summary>
+    /// The last whole millisecond, once no process is in a transaction that began before it: what that records
+    /// is earlier, so that it is in an answer as of then.
+    /// </summary>
+    public static DateTime Settled(string folder, TimeProvider clock)
+    {
+        var path = Path.Combine(folder, Store.FileName);
+        try
+        {
+            if (File.Exists(path))
+            {
+                using var database = new SqliteConnection(path, isReadOnly: false, cache: 100);
+                database.Execute("BEGIN IMMEDIATE");
+                database.Rollback();
+            }
+        }
+        catch (SqliteException e) when (e.IsBusy || e.IsReadOnly)
+        {
+            // It is asked all the same; where nothing can be written, nothing is.
+        }
+        return UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime) - 1);
+    }
+
     /// <summary>A snapshot beside the daemon, or without one.</summary>
     /// <param name="folder">The data directory.</param>
     /// <exception cref="DataDirException">There is no database in it.</exception>
@@ -5947,7 +5990,7 @@ internal sealed class Snapshot : IDisposable
     {
         if (Interlocked.Exchange(ref _isDisposed, 1) != 0)
             return;
-        _reader.Database.Execute("ROLLBACK");
+        _reader.Database.Rollback();
         _giveBack(_reader);
     }
 }
@@ -12123,7 +12166,7 @@ internal sealed class CommandRunner(
     {
         var parameters = flags.Where(f => f.Key is not ("--data-dir" or "--partition" or "--format"))
             .Select(f => KeyValuePair.Create(f.Key[2..].Replace('-', '_'), f.Value));
-        using var snapshot = Snapshot.Open(_dir, Now);
+        using var snapshot = Snapshot.Open(_dir, Snapshot.Settled(_dir, clock));
         Question question;
         try
         {
@@ -12221,7 +12264,7 @@ internal sealed class CommandRunner(
                 Onix = onix.FirstText() is { Length: > 0 } url ? url : null,
             };
         }
-        return new Writer(path, 16 * 1024, rules, new RecentAlerts());
+        return new Writer(path, 16 * 1024, rules, new RecentAlerts(), clock);
     }
 
     // ---- Copies ----

@@ -332,7 +332,7 @@ public sealed class StoreTests : IDisposable
     public async Task AnotherWriterIsNoticed()
     {
         await AppendAsync(Alert());
-        using (var other = new Writer(Path.Combine(_directory, Store.FileName), 1024, Rules, new RecentAlerts()))
+        using (var other = new Writer(Path.Combine(_directory, Store.FileName), 1024, Rules, new RecentAlerts(), _clock))
         {
             for (var i = 0; i < 5; i++)
             {
