@@ -2884,8 +2884,13 @@ internal static class DataDir
 /// <summary>SQLite refused; the message names what was done, the code and SQLite's own words.</summary>
 /// <param name="code">SQLite's extended result code.</param>
 /// <param name="errno">Of the last call to the system that failed, 0 if none did.</param>
-internal sealed class SqliteException(int code, int errno, string message) : Exception(message)
+/// <param name="sql">What was being done; for the log.</param>
+internal sealed class SqliteException(int code, int errno, string reason, string? sql = null)
+    : Exception(sql == null ? reason : $"{reason}: {sql}")
 {
+    /// <summary>Without what was being done.</summary>
+    public string Reason => reason;
+
     // From errno(3) and sqlite3.h.
     private const int TooLarge = 27, NoSpace = 28, QuotaExceeded = 122;
     private const int Busy = 5, NotADatabase = 26, FlushFailed = 1034, FolderFlushFailed = 1290;
@@ -3006,8 +3011,7 @@ internal sealed class SqliteConnection : IDisposable
             return;
         var errno = Sqlite.SystemErrno(_connection.DangerousGetHandle());
         throw new SqliteException(code, errno,
-            $"{raw.sqlite3_errmsg(_connection).utf8_to_string()} (SQLite's code {code}, errno {errno}): "
-            + what);
+            $"{raw.sqlite3_errmsg(_connection).utf8_to_string()} (SQLite's code {code}, errno {errno})", what);
     }
 
     public void Dispose()
@@ -3253,10 +3257,10 @@ internal static class Schema
         CREATE INDEX observation_service
             ON observation(service, alert, starts, received, kind, ends, status, by);
         -- Derived: alert, starts. State: seen, a copy, and the last one was not an hour later; away: for how
-        -- long SeS was not there since, which does not make it stale.
+        -- long SeS was not there since, which does not make it stale; own: it is this SeS's to give up.
         CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
-            seen INTEGER NOT NULL, away INTEGER NOT NULL DEFAULT 0) STRICT;
-        CREATE INDEX open_seen ON open(seen + away);
+            seen INTEGER NOT NULL, away INTEGER NOT NULL, own INTEGER NOT NULL) STRICT;
+        CREATE INDEX open_seen ON open(seen + away) WHERE own;
         CREATE INDEX open_service ON open(service);
         -- Derived: the runs of each service. until: 9e15 for the last; since: when its status began, since
         -- runs of one status follow each other where one rests on an open alert and the other does not.
@@ -3327,16 +3331,24 @@ internal static class Schema
                 JOIN partition p ON p.id = f.partition JOIN status t ON t.id = r.status
                 LEFT JOIN observation o ON o.id = r.observation LEFT JOIN alert a ON a.id = o.alert
             WHERE r.at = r.since;
+        -- Unknown time of less than a day between two downs does not end an outage, and is no down time.
         CREATE VIEW outages AS
+            WITH downs AS (SELECT service, at, until,
+                    lag(until) OVER (PARTITION BY service ORDER BY at) AS before
+                FROM timeline WHERE status = 2),
+            begun AS (SELECT d.*, before IS NULL OR at - before >= 86400000 OR EXISTS (SELECT 1 FROM timeline n
+                    WHERE n.service = d.service AND n.at >= before AND n.at < d.at AND n.status <> 3) AS begins
+                FROM downs d),
+            numbered AS (SELECT *, sum(begins) OVER (PARTITION BY service ORDER BY at) AS outage FROM begun)
             SELECT p.name AS partition, f.platform, f.service, f.facet, s.location,
-                strftime('%Y-%m-%dT%H:%M:%fZ', r.since / 1000.0, 'unixepoch') AS from_time,
+                strftime('%Y-%m-%dT%H:%M:%fZ', min(r.at) / 1000.0, 'unixepoch') AS from_time,
                 CASE WHEN max(r.until) < 9000000000000000
                     THEN strftime('%Y-%m-%dT%H:%M:%fZ', max(r.until) / 1000.0, 'unixepoch') END AS to_time,
                 CASE WHEN max(r.until) < 9000000000000000
-                    THEN (max(r.until) - r.since) / 1000.0 END AS seconds
-            FROM timeline r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
+                    THEN sum(r.until - r.at) / 1000.0 END AS seconds
+            FROM numbered r JOIN service s ON s.id = r.service JOIN family f ON f.id = s.family
                 JOIN partition p ON p.id = f.partition
-            WHERE r.status = 2 GROUP BY r.service, r.since;
+            GROUP BY r.service, r.outage;
         """;
 }
 
@@ -3456,6 +3468,8 @@ internal sealed class Store : IDisposable
         }
     }
 
+    public const string IsDamaged = "the database is damaged: ses check tells what, and how to mend it";
+
     // ---- Requests ----
 
     /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
@@ -3466,7 +3480,8 @@ internal sealed class Store : IDisposable
     public Task<Stored> AppendAsync(string partition, ReceivedAlerts alerts, UInt128? cures = null)
     {
         var now = Now();
-        if (alerts.IsAllMapped && cures == null && alerts.Alerts.All(a => _recent.Knows(a, now)))
+        if (alerts.IsAllMapped && cures == null && alerts.Alerts.All(a => _recent.Knows(a, now))
+            && !_failed.Task.IsCompleted && _writer.HasItsFiles)
             return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
         var request = new Request(partition, alerts, cures, now);
         lock (_gate)
@@ -3586,7 +3601,7 @@ internal sealed class Store : IDisposable
         }
         catch (SqliteException e)
         {
-            Fail("the disk can no longer be trusted", e.Message, e.Message);
+            Fail(e.IsDamage ? IsDamaged : "the disk can no longer be trusted", e.Message, e.Reason);
         }
         catch (Exception e)
         {
@@ -3712,7 +3727,8 @@ internal sealed class Store : IDisposable
     {
         _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
         SetRefusal(e.IsFull ? "The disk is full."
-            : e.IsBusy ? $"Another process holds the database{Holder()}." : "The disk refused.");
+            : e.IsBusy ? $"Another process holds the database{Holder()}."
+            : e.IsDamage ? "The database is damaged: ses check tells what." : "The disk refused.");
     }
 
     /// <summary>The process that holds SQLite's lock for writing, if the system tells.</summary>
@@ -3763,7 +3779,9 @@ internal sealed class Store : IDisposable
             Monitor.Pulse(_gate);
         }
         _thread.Join();
-        if (Interlocked.Exchange(ref _isClosed, 1) != 0)
+        // What is closed last moves the log into the database and deletes it: if the files cannot be trusted
+        // the next start is to find them as they are.
+        if (Interlocked.Exchange(ref _isClosed, 1) != 0 || _failed.Task.IsCompleted)
             return;
         while (_readers.TryTake(out var reader))
             reader.Dispose();
@@ -3839,10 +3857,14 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
     private void DropEarlyLapses(long service, long through)
     {
         var (lapsed, kept) = (new HashSet<(long, DateTime, long)>(), 0);
+        // In the order of receipt: who hears it again takes it back.
         for (var i = 0; i < _facts.Count; i++)
         {
+            var (alert, starts) = (_facts[i].Alert, _facts[i].Starts);
             if (_facts[i].Kind == ObservationKind.Lapse)
-                lapsed.Add((_facts[i].Alert, _facts[i].Starts, PeerOf(i)));
+                lapsed.Add((alert, starts, PeerOf(i)));
+            else
+                lapsed.Remove((alert, starts, PeerOf(i)));
         }
         var heard = new HashSet<(long, DateTime)>();
         for (var i = 0; i < _facts.Count; i++)
@@ -3926,6 +3948,9 @@ internal sealed class Writer : IDisposable
 
     private const int MaxQuarantined = 10_000;
 
+    /// <summary>More words for a status are a mistake in a rule, such as a value for one.</summary>
+    public const int MaxStatuses = 1000;
+
     /// <summary>Of quarantined alerts, in bytes, about.</summary>
     private const int QuarantineSize = 64 * 1024 * 1024;
 
@@ -3953,13 +3978,14 @@ internal sealed class Writer : IDisposable
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
         _behind, _due, _stale, _abandoned, _service, _insertRun, _deleteRun, _endRun,
-        _updateRun, _updateService, _openOfService, _insertOpen, _moveOpen, _deleteOpen, _hear,
+        _updateRun, _updateService, _openOfService, _insertOpen, _ownOpen, _deleteOpen, _hear,
         _alertText;
 
     // Names, loaded at the start and after a rollback.
     private readonly Dictionary<string, long> _partitions = [];
     private readonly Dictionary<long, DateTime> _knownFrom = [];
     private readonly Dictionary<string, Status> _statuses = [];
+    private readonly Dictionary<Status, string> _statusNames = [];
     private readonly long _self;
     private long _seenVersion;
     private bool _isMarked, _hasOthers;
@@ -3982,7 +4008,7 @@ internal sealed class Writer : IDisposable
     private readonly List<long> _madeSince = [], _heldSince = [];
     private readonly List<(long Alert, DateTime Starts)> _open = [];
     private readonly List<StatusChange> _toldBefore = [], _told = [];
-    private readonly Dictionary<long, long> _heldOpen = [];
+    private readonly Dictionary<long, long> _heldOpen = [], _lastSeen = [];
 
     /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
     /// <exception cref="SqliteException">SQLite refused, or what is there could not be flushed.</exception>
@@ -3990,6 +4016,10 @@ internal sealed class Writer : IDisposable
     {
         (_rules, _recent, _path, _clock) = (rules, recent, path, clock);
         _folder = Path.GetDirectoryName(Path.GetFullPath(path))!;
+        var log = Store.FileName + "-wal";
+        if (!File.Exists(path) && Disk.StatusOf(path + "-wal") is { Size: > 0 })
+            throw new DataDirException($"'{_folder}' has {log}, but not {Store.FileName}, of which that is a part: "
+                + $"put it back, or a backup in its place (ses restore); to begin anew, remove {log}");
         // SQLite would let others read it, and gives its other files the same rights.
         if (!File.Exists(path))
             Disk.Create(path).Dispose();
@@ -4055,9 +4085,7 @@ internal sealed class Writer : IDisposable
             """;
         const string ofEpisode = "b.service = o.service AND b.alert = o.alert AND b.starts = o.starts";
         _stale = Of($"""
-            {openEpisode} WHERE o.seen + o.away <= ?1 AND (SELECT kind FROM observation b WHERE {ofEpisode}
-                AND b.by IN ({own}) ORDER BY received DESC LIMIT 1) <> 3
-            ORDER BY o.seen + o.away LIMIT ?2
+            {openEpisode} WHERE o.own AND o.seen + o.away <= ?1 ORDER BY o.seen + o.away LIMIT ?2
             """);
         _abandoned = Of($"""
             {openEpisode} WHERE o.alert > ?1 AND o.alert <= ?2 AND o.seen + o.away <= ?3
@@ -4084,8 +4112,12 @@ internal sealed class Writer : IDisposable
             UPDATE service SET status = ?2, since = ?3, open = ?4, due = ?5, seen = ?6 WHERE id = ?1
             """);
         _openOfService = Of("SELECT alert, starts FROM open WHERE service = ?1");
-        _insertOpen = Of("INSERT INTO open(alert, service, starts, seen) VALUES (?1, ?2, ?3, ?4)");
-        _moveOpen = Of("UPDATE open SET starts = ?2, seen = max(seen, ?3), away = 0 WHERE alert = ?1");
+        _insertOpen = Of($"""
+            INSERT INTO open VALUES (?1, ?2, ?3, ?4, ?5, coalesce((SELECT kind <> 3 FROM observation
+                WHERE service = ?2 AND alert = ?1 AND starts = ?3 AND by IN ({own})
+                ORDER BY received DESC LIMIT 1), 0))
+            """);
+        _ownOpen = Of("UPDATE open SET own = 1 WHERE alert = ?1 AND own = 0");
         _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
         _hear = Of("UPDATE peer SET heard = ?2 WHERE id = ?1 AND heard < ?2");
         _facts = new ServiceFacts(_database);
@@ -4099,6 +4131,9 @@ internal sealed class Writer : IDisposable
 
     /// <summary>What Onix holds and is to get.</summary>
     public Outbox Outbox { get; }
+
+    /// <summary>Whether the database is the one that was opened. Safe from any thread.</summary>
+    public bool HasItsFiles => _files.AreThere;
 
     public long Services => Volatile.Read(ref _services);
 
@@ -4136,7 +4171,7 @@ internal sealed class Writer : IDisposable
     public bool IsBehind => _derived < _lastObservation;
 
     /// <summary>Whether there is more to do without anything that comes.</summary>
-    public bool IsWorking => IsBehind || _retention.IsWorking;
+    public bool IsWorking => IsBehind || IsMapping || _retention.IsWorking;
 
     /// <summary>Through which observation all services are derived.</summary>
     public long Derived => _derived;
@@ -4187,6 +4222,7 @@ internal sealed class Writer : IDisposable
         _partitions.Clear();
         _knownFrom.Clear();
         _statuses.Clear();
+        _statusNames.Clear();
         using (var rows = _database.Query("SELECT id, name FROM partition"))
         {
             while (rows.Step())
@@ -4200,7 +4236,10 @@ internal sealed class Writer : IDisposable
         using (var rows = _database.Query("SELECT id, name FROM status"))
         {
             while (rows.Step())
-                _statuses[rows.Text(1)] = (Status)rows.Number(0);
+            {
+                var status = _statuses[rows.Text(1)] = (Status)rows.Number(0);
+                _statusNames[status] = rows.Text(1);
+            }
         }
         _services = _database.Number("SELECT count(*) FROM service") ?? 0;
         _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
@@ -4412,6 +4451,11 @@ internal sealed class Writer : IDisposable
             ? (found.Service, found.Alert) : Place(partition, alert);
         if (service == 0)
             return false;
+        if (_statuses.Count >= MaxStatuses && !_statuses.ContainsKey(alert.Status))
+        {
+            RefuseOneTooMany(alert, "statuses", MaxStatuses, "SeS");
+            return false;
+        }
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         var traits = new AlertTraits(alert.Dialect, alert.Source);
         // By what this SeS has heard itself, else it would not count as one that did.
@@ -4425,7 +4469,11 @@ internal sealed class Writer : IDisposable
         }
         var seen = UnixTime.From(received);
         if (kind is { } brings)
+        {
             Observe(service, id, brings, alert, copy);
+            if (_hasOthers)
+                _ownOpen.Bind(1, id).Run();
+        }
         else if (alert.Ends == null)
             seen = _see.Bind(1, id).Bind(2, seen).Bind(3, (long)SeenStep.TotalMilliseconds).Number() ?? seen;
         Learn(key, service, id, alert, kind, UnixTime.Read(seen));
@@ -4489,6 +4537,7 @@ internal sealed class Writer : IDisposable
         return id;
     }
 
+    /// <summary>Its number, made if it is new.</summary>
     private Status StatusOf(string name)
     {
         if (_statuses.TryGetValue(name, out var status))
@@ -4497,10 +4546,11 @@ internal sealed class Writer : IDisposable
         long id = BinaryPrimitives.ReadInt32LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(name)))
             & int.MaxValue;
         id |= 4;
-        while (_statuses.ContainsValue((Status)id))
+        while (_statusNames.ContainsKey((Status)id))
             id = (id & int.MaxValue) + 1;
         _insertStatus.Bind(1, id).Bind(2, name).Run();
         _isDirty = true;
+        _statusNames[(Status)id] = name;
         return _statuses[name] = (Status)id;
     }
 
@@ -4601,7 +4651,8 @@ internal sealed class Writer : IDisposable
     /// <param name="isAsked">A question waits: what time has brought is not put off.</param>
     public void Derive(DateTime now, TimeSpan time, TimeProvider clock, bool isAsked = false)
     {
-        var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked || (isAsked && IsDue(now));
+        var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked || IsMapping
+            || (isAsked && IsDue(now));
         if (!IsBehind && !isTime)
             return;
         var began = clock.GetTimestamp();
@@ -4738,41 +4789,60 @@ internal sealed class Writer : IDisposable
     /// <summary>The settings by which alerts were mapped so far; null: none came.</summary>
     private string? _mapping;
 
+    /// <summary>Through which alert the open ones are mapped by other settings; after a restart anew.</summary>
+    private long _mappedAnew;
+
+    private const int MappedAtOnce = 200;
+
+    private bool IsMapping => _rules.Mapping is { } mapping && _mapping != mapping.Text && !IsBehind;
+
     /// <summary>
     /// What is open and belongs elsewhere by other settings lapses where it was, and goes on there: until its
     /// next copy comes hours may go by, in which it would be nowhere.
     /// </summary>
     private void MapAnew(MappingRules rules, DateTime now)
     {
-        var before = _mapping;
-        _setMeta.Bind(1, "mapping").Bind(2, _mapping = rules.Text).Run();
-        if (before == null)
+        // What is not derived yet may open more.
+        if (IsBehind)
             return;
-        using var alerts = _database.Query("""
-            SELECT p.name, f.platform, f.service, f.facet, s.location, a.labels, a.dialect, a.source, a.sender,
-                a.text, t.name
-            FROM alert a JOIN service s ON s.id = a.service JOIN family f ON f.id = s.family
-                JOIN partition p ON p.id = f.partition JOIN status t ON t.id = ?2
-            WHERE a.id = ?1
-            """);
-        var rulesOfBefore = MappingRules.Parse(before);
-        var moved = new List<IncomingAlert>();
-        GiveUp(OpenSince(now, long.MaxValue).FindAll(episode =>
+        var (moved, gone) = (new List<IncomingAlert>(), new List<OpenEpisode>());
+        if (_mapping is { } before)
         {
-            alerts.Bind(1, episode.Alert).Bind(2, (long)episode.Status).Step();
-            var service = new ServiceKey(
-                alerts.Text(0), alerts.Text(1), alerts.Text(2), alerts.Text(3), alerts.Text(4));
-            var alert = new IncomingAlert(service, alerts.Number(6) != 0, (AlertSource)alerts.Number(7),
-                alerts.Text(8), alerts.Text(5), alerts.Text(10), UnixTime.Read(episode.Starts), null,
-                alerts.Text(9));
-            alerts.Reset();
-            var other = AlertReader.MapAnew(service, alert.Labels, alert.Dialect, rulesOfBefore, rules);
-            if (other is { } place && place != service)
-                moved.Add(alert with { Service = place });
-            return other != service;
-        }), now);
-        foreach (var alert in moved)
-            Take(_partitions[alert.Service.Partition], alert, now);
+            using var open = _database.Query("""
+                SELECT o.alert, o.service, o.starts, o.seen, (SELECT status FROM observation b
+                    WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
+                    ORDER BY received DESC LIMIT 1),
+                    p.name, f.platform, f.service, f.facet, s.location, a.labels, a.dialect, a.source,
+                    a.sender, a.text
+                FROM open o JOIN alert a ON a.id = o.alert JOIN service s ON s.id = a.service
+                    JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
+                WHERE o.own AND o.alert > ?1 ORDER BY o.alert LIMIT ?2
+                """);
+            var (rulesBefore, count) = (MappingRules.Parse(before), 0);
+            for (open.Bind(1, _mappedAnew).Bind(2, MappedAtOnce); open.Step(); count++)
+            {
+                var service = new ServiceKey(
+                    open.Text(5), open.Text(6), open.Text(7), open.Text(8), open.Text(9));
+                var episode = EpisodeOf(open);
+                _mappedAnew = episode.Alert;
+                var alert = new IncomingAlert(service, open.Number(11) != 0, (AlertSource)open.Number(12),
+                    open.Text(13), open.Text(10), NameOf(episode.Status), UnixTime.Read(episode.Starts), null,
+                    open.Text(14));
+                var other = AlertReader.MapAnew(service, alert.Labels, alert.Dialect, rulesBefore, rules);
+                if (other == service)
+                    continue;
+                gone.Add(episode);
+                if (other is { } place)
+                    moved.Add(alert with { Service = place });
+            }
+            GiveUp(gone, now);
+            foreach (var alert in moved)
+                Take(_partitions[alert.Service.Partition], alert, now);
+            if (count == MappedAtOnce)
+                return;
+        }
+        _setMeta.Bind(1, "mapping").Bind(2, _mapping = rules.Text).Run();
+        _mappedAnew = 0;
     }
 
     /// <summary>Derives one service, and writes what differs from what is held.</summary>
@@ -4790,7 +4860,7 @@ internal sealed class Writer : IDisposable
         WriteRuns(service, partition);
         if (mark && _rules.Onix != null)
             Mark(service, now);
-        WriteOpen(service);
+        WriteOpen(service, now);
         var last = _made.Count == 0 ? default : _made[^1];
         long seen = 0;
         foreach (var fact in _facts.Observations)
@@ -4850,7 +4920,8 @@ internal sealed class Writer : IDisposable
         {
             // Another SeS may have heard less.
             if (same > 0)
-                _isMarked |= Outbox.MarkIfElse(service, NameOf(_told[^1].Status), now);
+                _isMarked |= Outbox.MarkIfElse(service, NameOf(_told[^1].Status), now)
+                    || Outbox.MarkIfGone(service, now);
             return;
         }
         var first = same == _told.Count ? _toldBefore[same].Time
@@ -4862,7 +4933,7 @@ internal sealed class Writer : IDisposable
         _isMarked = true;
     }
 
-    private string NameOf(Status status) => _statuses.First(s => s.Value == status).Key;
+    private string NameOf(Status status) => _statusNames[status];
 
     /// <summary>Whether something was marked for Onix since this was asked last.</summary>
     public bool TakeMarked()
@@ -4873,19 +4944,25 @@ internal sealed class Writer : IDisposable
     }
 
     /// <summary>Which episodes are open, and when their last copy came, as far as facts tell.</summary>
-    private void WriteOpen(long service)
+    private void WriteOpen(long service, DateTime now)
     {
         _heldOpen.Clear();
+        _lastSeen.Clear();
         _openOfService.Bind(1, service);
         while (_openOfService.Step())
             _heldOpen[_openOfService.Number(0)] = _openOfService.Number(1);
         foreach (var (alert, start) in _open)
         {
             var starts = UnixTime.From(start);
-            if (!_heldOpen.Remove(alert, out var held))
-                _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, LastSeen(alert)).Run();
-            else if (held != starts)
-                _moveOpen.Bind(1, alert).Bind(2, starts).Bind(3, LastSeen(alert)).Run();
+            var isHeld = _heldOpen.Remove(alert, out var held);
+            if (isHeld && held == starts)
+                continue;
+            // What came late, from elsewhere or before a restart, is given the whole time from now on.
+            var seen = LastSeen(alert);
+            var away = Math.Max(0, UnixTime.From(now) - seen);
+            if (isHeld)
+                _deleteOpen.Bind(1, alert).Run();
+            _insertOpen.Bind(1, alert).Bind(2, service).Bind(3, starts).Bind(4, seen).Bind(5, away).Run();
         }
         foreach (var alert in _heldOpen.Keys)
             _deleteOpen.Bind(1, alert).Run();
@@ -4893,10 +4970,15 @@ internal sealed class Writer : IDisposable
 
     private long LastSeen(long alert)
     {
-        var seen = DateTime.UnixEpoch;
-        foreach (var fact in _facts.Observations)
-            seen = fact.Alert == alert && fact.Received > seen ? fact.Received : seen;
-        return UnixTime.From(seen);
+        if (_lastSeen.Count == 0)
+        {
+            foreach (var fact in _facts.Observations)
+            {
+                ref var seen = ref CollectionsMarshal.GetValueRefOrAddDefault(_lastSeen, fact.Alert, out _);
+                seen = Math.Max(seen, UnixTime.From(fact.Received));
+            }
+        }
+        return _lastSeen[alert];
     }
 
     // ---- Facts of other stores ----
@@ -5013,6 +5095,8 @@ internal sealed class Writer : IDisposable
     {
         CheckpointFrom(CheckpointPages, clock);
         _retention.Step(now, clock, log);
+        // Before the next alert comes, so that a balancer knows.
+        CheckSpace(now);
     }
 
     /// <summary>Moves the log into the database when it has so many pages.</summary>
@@ -5078,16 +5162,17 @@ internal sealed class Retention
 {
     private const int FactsAtOnce = 200, FactsOfPass = 10_000;
 
-    private static readonly TimeSpan Period = TimeSpan.FromHours(1), Refused = TimeSpan.FromDays(30);
+    private static readonly TimeSpan Period = TimeSpan.FromHours(1), Refused = TimeSpan.FromDays(30),
+        MaxQuiet = TimeSpan.FromDays(1);
 
     private readonly SqliteConnection _database;
     private readonly Writer _writer;
     private readonly StoreRules _rules;
-    private readonly SqliteStatement _next, _isKept, _latest, _deleteFact, _deleteAlert, _deleteService, _deleteFamily;
+    private readonly SqliteStatement _next, _isKept, _latest, _earliest, _deleteFact, _deleteAlert, _deleteService, _deleteFamily;
 
     // The pass that is made: it goes through the observations up to _until.
-    private DateTime _due, _sizeDue, _oldest;
-    private long _at, _until, _deleted;
+    private DateTime _due, _sizeDue;
+    private long _at, _until, _deleted, _oldest;
 
     // How far passes by size have come, and what they deleted since they began anew: what is kept for good
     // must not hold up what comes after it.
@@ -5097,7 +5182,8 @@ internal sealed class Retention
     {
         (_database, _writer, _rules) = (database, writer, rules);
         _next = database.Prepare("""
-            SELECT o.id, o.service, o.alert, o.starts, a.dialect FROM observation o JOIN alert a ON a.id = o.alert
+            SELECT o.id, o.service, o.alert, o.starts, a.dialect, max(o.starts, coalesce(o.ends, o.received))
+            FROM observation o JOIN alert a ON a.id = o.alert
             WHERE o.id > ?1 AND o.id <= ?2 ORDER BY o.id LIMIT ?3
             """);
         _isKept = database.Prepare("""
@@ -5108,6 +5194,9 @@ internal sealed class Retention
                     AND coalesce(barred, ?5) >= ?5)
             """);
         _latest = database.Prepare("SELECT max(starts) FROM observation WHERE service = ?1");
+        _earliest = database.Prepare("""
+            SELECT min(starts) FROM observation WHERE service = ?1 AND (?2 IS NULL OR alert = ?2) AND id > ?3
+            """);
         _deleteFact = database.Prepare("DELETE FROM observation WHERE id = ?1");
         _deleteAlert = database.Prepare("""
             DELETE FROM alert WHERE id = ?2
@@ -5133,7 +5222,8 @@ internal sealed class Retention
             return;
         _writer.Retain(now, () => Delete(now));
         if (!IsWorking && _deleted > 0)
-            log.Info("old facts were deleted", ("observations", _deleted), ("before", _oldest));
+            log.Info("old facts were deleted", ("observations", _deleted),
+                ("before", Rfc3339.Format(UnixTime.Read(_oldest))));
     }
 
     /// <summary>Each hour, and when the database has grown too large.</summary>
@@ -5158,6 +5248,11 @@ internal sealed class Retention
         var first = _database.Number("SELECT min(id) FROM observation") ?? 0;
         if (first == 0)
             return;
+        // By a clock that runs ahead all would go: facts tell that it does not.
+        var newest = UnixTime.Read(
+            _database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
+        if (now - newest > MaxQuiet)
+            now = newest + MaxQuiet;
         var until = _rules.Retention is { } time ? ObservationLog.LastUntil(_database, now - time) : 0;
         _at = first - 1;
         if (IsTooLarge)
@@ -5180,21 +5275,30 @@ internal sealed class Retention
             return;
         }
         _until = until;
-        using var recorded = _database.Query(
-            "SELECT recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
-        _oldest = UnixTime.Read(recorded.Bind(1, until).Number() ?? 0);
-        var oldest = _rules.Retention is { } kept && now - kept > _oldest ? now - kept : _oldest;
-        _writer.Retain(now, () => _database.Execute($"""
-            INSERT INTO meta VALUES ('oldest', {UnixTime.From(oldest)})
-                ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
-            """));
+        if (_rules.Retention is { } kept)
+            _writer.Retain(now, () => KeepFrom(UnixTime.From(now - kept)));
+    }
+
+    /// <summary>Nothing before that time is counted any more: what was before is not all there.</summary>
+    private void KeepFrom(long time)
+    {
+        _oldest = time > _oldest ? time : _oldest;
+        _database.Execute($"""
+            INSERT INTO meta VALUES ('oldest', {time}) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
+            """);
     }
 
     private void Delete(DateTime now)
     {
         var (services, facts) = (new HashSet<long>(), new List<(long Id, long Service, long Alert)>());
         var (count, refused) = (0, UnixTime.From(now - Refused));
+        var oldest = 0L;
         var latest = new Dictionary<long, long?>();
+        var earliest = new Dictionary<(long, long?), long?>();
+        // An older episode that was heard later ends where this one begins.
+        long? EarliestOf(long service, long? alert) => earliest.TryGetValue((service, alert), out var starts)
+            ? starts : earliest[(service, alert)] =
+                _earliest.Bind(1, service).Bind(2, alert).Bind(3, _until).Number();
         // A dialect service's last status goes on after its end.
         long? LatestOf(long service) => latest.TryGetValue(service, out var starts) ? starts
             : latest[service] = _latest.Bind(1, service).Number();
@@ -5203,11 +5307,17 @@ internal sealed class Retention
         {
             (count, _at) = (count + 1, _next.Number(0));
             var (service, alert, starts) = (_next.Number(1), _next.Number(2), _next.Number(3));
-            var isLast = _next.Number(4) != 0 && starts == LatestOf(service);
-            if (!isLast && _isKept.Bind(1, service).Bind(2, alert).Bind(3, starts).Bind(4, _until)
+            var isDialect = _next.Number(4) != 0;
+            var isNeeded = starts > EarliestOf(service, isDialect ? null : alert)
+                || (isDialect && starts == LatestOf(service));
+            if (!isNeeded && _isKept.Bind(1, service).Bind(2, alert).Bind(3, starts).Bind(4, _until)
                 .Bind(5, refused).Number() == 0)
+            {
                 facts.Add((_at, service, alert));
+                oldest = Math.Max(oldest, _next.Number(5));
+            }
         }
+        KeepFrom(oldest);
         foreach (var (id, service, _) in facts)
         {
             _deleteFact.Bind(1, id).Run();
@@ -5314,6 +5424,10 @@ internal sealed class Outbox(SqliteConnection database)
             UPDATE onix SET next = min(coalesce(next, at), at), marks = marks + 1, marked = coalesce(marked, ?3)
             WHERE service = ?1 AND own = 0 AND version > 0 AND at IS NOT NULL AND status <> ?2
             """),
+        _markIfGone = database.Prepare("""
+            UPDATE onix SET next = 0, marks = marks + 1, marked = ?2
+            WHERE service = ?1 AND version = 0 AND next IS NULL
+            """),
         _own = database.Prepare("UPDATE onix SET own = 1 WHERE service = ?1 AND at = ?2 AND status = ?3"),
         _settle = database.Prepare("""
             UPDATE onix SET next = ?3, marked = CASE WHEN ?3 IS NULL THEN NULL ELSE marked END
@@ -5343,6 +5457,13 @@ internal sealed class Outbox(SqliteConnection database)
     public bool MarkIfElse(long service, string status, DateTime now)
     {
         _markIfElse.Bind(1, service).Bind(2, status).Bind(3, UnixTime.From(now)).Run();
+        return database.Changes > 0;
+    }
+
+    /// <summary>Marks a service whose item is gone from Onix: it gets its whole history.</summary>
+    public bool MarkIfGone(long service, DateTime now)
+    {
+        _markIfGone.Bind(1, service).Bind(2, UnixTime.From(now)).Run();
         return database.Changes > 0;
     }
 
@@ -5470,6 +5591,10 @@ internal sealed class DatabaseFiles(string path)
 
     public long LogSize => _files[1].Status.Size;
 
+    /// <summary>Whether they are those that were opened. Safe from any thread.</summary>
+    public bool AreThere => Array.TrueForAll(_files, f => Disk.StatusOf(f.Path) is { } now
+        && now.Device == f.Status.Device && now.Inode == f.Status.Inode);
+
     /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
     /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
     public void Check()
@@ -5585,7 +5710,6 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         tell("structure and indexes");
         CheckStructure();
         tell("facts");
-        CheckReceipts();
         for (var last = (long?)0; last != null;)
             last = CheckAlerts(last.Value, 10_000);
         for (var last = (long?)0; last != null;)
@@ -5602,6 +5726,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
     {
         foreach (var name in Schema.Changed(database))
             Add($"structure: {name} is not as it was made");
+        CheckReceipts();
         using var check = database.Query($"PRAGMA integrity_check({MaxFaults})");
         while (check.Step())
         {
@@ -5775,7 +5900,7 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
     private void Tell(string fault)
     {
         if (_damage == null)
-            log.Error("the database is damaged: ses check tells what, and how to mend it", ("fault", fault));
+            log.Error(Store.IsDamaged, ("fault", fault));
         meters.Damage.Set(1);
         _damage ??= fault;
     }
@@ -5888,9 +6013,17 @@ internal sealed class Snapshot : IDisposable
     public Snapshot(Reader reader, Action<Reader> giveBack, DateTime moment)
     {
         (_reader, _giveBack, Moment) = (reader, giveBack, moment);
-        reader.Database.Execute("BEGIN");
-        // The state is taken with the first read.
-        _ = reader.Database.Number("SELECT 1 FROM meta");
+        try
+        {
+            reader.Database.Execute("BEGIN");
+            // The state is taken with the first read.
+            _ = reader.Database.Number("SELECT 1 FROM meta");
+        }
+        catch (SqliteException)
+        {
+            reader.Dispose();
+            throw;
+        }
     }
 
     /// <summary>
@@ -6161,7 +6294,8 @@ internal sealed record FactLine(Func<Writer, bool> Take)
     public const int MaxLength = 1024 * 1024;
 
     /// <exception cref="LineException">It is no line of a fact, or was changed.</exception>
-    public static FactLine Parse(string line)
+    /// <param name="now">No fact is from before the year 2000, nor more than a day ahead of that.</param>
+    public static FactLine Parse(string line, DateTime now)
     {
         try
         {
@@ -6172,8 +6306,8 @@ internal sealed record FactLine(Func<Writer, bool> Take)
             return root.ValueKind != JsonValueKind.Object ? throw new LineException("it is no JSON object")
                 : Text(root, "kind") switch
                 {
-                    "partition" => ParseReceipt(root),
-                    "observation" => ParseObservation(root),
+                    "partition" => ParseReceipt(root, now),
+                    "observation" => ParseObservation(root, now),
                     var kind => throw new LineException($"this SeS knows no facts of the kind '{kind}'"),
                 };
         }
@@ -6187,32 +6321,40 @@ internal sealed record FactLine(Func<Writer, bool> Take)
         }
     }
 
-    private static FactLine ParseReceipt(JsonElement root)
+    private static FactLine ParseReceipt(JsonElement root, DateTime now)
     {
-        var (by, partition, received) = (Text(root, "by"), Text(root, "partition"), Time(root, "received"));
-        FactLines.Receipt(by, partition, received, Time(root, "recorded"), out var id);
+        var (by, partition, received) = (Name(root, "by"), Name(root, "partition"), Time(root, "received", now));
+        FactLines.Receipt(by, partition, received, Time(root, "recorded", now), out var id);
         CheckId(root, id);
         return new(w => w.Import(by, partition, received));
     }
 
-    private static FactLine ParseObservation(JsonElement root)
+    private static FactLine ParseObservation(JsonElement root, DateTime now)
     {
-        var (by, received) = (Text(root, "by"), Time(root, "received"));
+        var (by, received) = (Name(root, "by"), Time(root, "received", now));
         var kind = FactLines.KindOf(Text(root, "what")) ?? throw new LineException("what: it is no kind");
         var labels = new AlertTexts();
         foreach (var label in Field(root, "labels", JsonValueKind.Object).EnumerateObject())
             labels.Add(label.Name, label.Value.GetString() ?? throw new LineException("labels: not all texts"));
         labels.Sort();
         var ends = root.TryGetProperty("ends", out var end) && end.ValueKind == JsonValueKind.Null
-            ? (DateTime?)null : Time(root, "ends");
+            ? (DateTime?)null : Time(root, "ends", now);
+        if (ends == null != kind is ObservationKind.Start or ObservationKind.Again)
+            throw new LineException("ends: an end and a lapse have one, a start and an again have none");
         var alert = new IncomingAlert(
-            new(Text(root, "partition"), Text(root, "platform"), Text(root, "service"), Text(root, "facet"),
+            new(Name(root, "partition"), Text(root, "platform"), Text(root, "service"), Text(root, "facet"),
                 Text(root, "location")),
             root.TryGetProperty("dialect", out var dialect) && dialect.ValueKind == JsonValueKind.True,
             FactLines.SourceOf(Text(root, "source")) ?? throw new LineException("source: it is none"),
-            Text(root, "sender"), labels.ToJson(), Text(root, "status"), Time(root, "starts"), ends,
-            Text(root, "description"));
-        FactLines.Observation(by, alert, kind, received, Time(root, "recorded"), out var id);
+            Text(root, "sender"), labels.ToJson(), Text(root, "status"), Time(root, "starts", now),
+            ends, Text(root, "description"));
+        if (AlertMapping.Unusable(alert.Service, alert.Status) is { } flaw)
+            throw new LineException(flaw);
+        if (alert.Status == "" || alert.Status.Any(c => c != char.ToLowerInvariant(c)))
+            throw new LineException("status: it is empty, or not in lower case");
+        if (Encoding.UTF8.GetByteCount(alert.Description) > AlertMapping.MaxDescription)
+            throw new LineException($"description: it has more than {AlertMapping.MaxDescription} bytes");
+        FactLines.Observation(by, alert, kind, received, Time(root, "recorded", now), out var id);
         CheckId(root, id);
         return new(w => w.Import(by, alert, kind, received));
     }
@@ -6230,9 +6372,13 @@ internal sealed record FactLine(Func<Writer, bool> Take)
     private static string Text(JsonElement root, string name) =>
         Field(root, name, JsonValueKind.String).GetString()!;
 
-    private static DateTime Time(JsonElement root, string name) =>
-        Rfc3339.TryParse(Text(root, name), out var time) ? time
-            : throw new LineException($"{name}: it is no time");
+    private static string Name(JsonElement root, string name) =>
+        Text(root, name) is { Length: > 0 } text && Encoding.UTF8.GetByteCount(text) <= AlertMapping.MaxField
+            ? text : throw new LineException($"{name}: it is empty, or longer than {AlertMapping.MaxField} bytes");
+
+    private static DateTime Time(JsonElement root, string name, DateTime now) =>
+        AlertMapping.ReadTime(Text(root, name), name, now, out var time, out var reason) ? time
+            : throw new LineException(reason);
 }
 
 // =============================== 9. Questions ================================
@@ -6363,6 +6509,52 @@ internal sealed class Strip(DateTime from, DateTime to, int intervals)
 internal readonly record struct ThresholdRow(
     ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
 
+/// <summary>The names of services by their numbers: at most --max-services are held.</summary>
+internal sealed class ServiceNames
+{
+    /// <summary>More are read all at once; a page needs few.</summary>
+    private const int ReadSingly = 1000;
+
+    private readonly Snapshot _snapshot;
+    private readonly IEnumerable<(long Id, ServiceKey Service)> _all;
+    private readonly Dictionary<long, ServiceKey> _names;
+    private bool _areAll;
+
+    /// <param name="all">Those that are meant.</param>
+    /// <param name="areAllRead">At once; else as they are asked for, of those that are meant alone.</param>
+    public ServiceNames(Snapshot snapshot, IEnumerable<(long Id, ServiceKey Service)> all, bool areAllRead)
+    {
+        (_snapshot, _all, _areAll) = (snapshot, all, areAllRead);
+        _names = areAllRead ? all.ToDictionary(s => s.Id, s => s.Service) : [];
+    }
+
+    public int Count => _names.Count;
+
+    public IEnumerable<long> Ids => _names.Keys;
+
+    /// <summary>Null: it is not meant.</summary>
+    public ServiceKey? Find(long id)
+    {
+        if (_names.TryGetValue(id, out var name))
+            return name;
+        if (_areAll)
+            return null;
+        if (_names.Count >= ReadSingly)
+        {
+            foreach (var (other, service) in _all)
+                _names[other] = service;
+            _areAll = true;
+            return Find(id);
+        }
+        using var row = _snapshot.Query("""
+            SELECT p.name, f.platform, f.service, f.facet, s.location FROM service s
+                JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition WHERE s.id = ?1
+            """);
+        return row.Bind(1, id).Step() ? _names[id] = new ServiceKey(
+            row.Text(0), row.Text(1), row.Text(2), row.Text(3), row.Text(4)) : null;
+    }
+}
+
 /// <summary>The text of the observation that made a run, and when that was received.</summary>
 internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
 {
@@ -6456,8 +6648,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>An unknown of so long ends an outage.</summary>
     public static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
 
-    /// <summary>So few services' changes are sorted, rather than found among all of a partition.</summary>
-    private const int FewServices = 1000;
+    /// <summary>Up to so many, or one in so many, are few: their runs are sorted.</summary>
+    private const int FewServices = 20;
 
     private readonly DateTime? _oldest = snapshot.Oldest;
     private ServiceFilter? _derived;
@@ -6517,18 +6709,32 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// So many changes are held to be told: their texts are read in the order in which they are stored, in a
     /// long answer while those before are told. The first are few, since often no more is wanted.
     /// </summary>
-    private const int FirstBatch = 256, LargestBatch = 16 * 1024;
+    private const int FirstBatch = 256, LargestBatch = 16 * 1024, TextsAtOnce = 4096;
+
+    /// <summary>In characters, of a batch; those that are read at once may be more.</summary>
+    private const int LargestText = 2 * 1024 * 1024;
 
     private List<ChangeRow> Next(
         IEnumerator<(ServiceKey Service, long Id, StatusChange Change)> changes, ObservedTexts texts,
         int size)
     {
+        var (rows, length) = (new List<ChangeRow>(), 0);
         var batch = new List<(ServiceKey Service, long Id, StatusChange Change)>();
-        while (batch.Count < size && changes.MoveNext())
-            batch.Add(changes.Current);
-        var told = texts.Of(batch.Select(c => c.Change));
-        return [.. batch.Select((c, i) => new ChangeRow(c.Id, c.Service, snapshot.NameOf(c.Change.Status),
-            c.Change.Time, told[i].Text, told[i].Received))];
+        for (var isMore = true; isMore && rows.Count < size && length < LargestText;)
+        {
+            batch.Clear();
+            while (batch.Count < Math.Min(size - rows.Count, TextsAtOnce) && (isMore = changes.MoveNext()))
+                batch.Add(changes.Current);
+            var told = texts.Of(batch.Select(c => c.Change));
+            for (var i = 0; i < batch.Count; i++)
+            {
+                var (service, id, change) = batch[i];
+                rows.Add(new ChangeRow(id, service, snapshot.NameOf(change.Status), change.Time, told[i].Text,
+                    told[i].Received));
+                length += told[i].Text.Length;
+            }
+        }
+        return rows;
     }
 
     /// <summary>How each known service that a filter takes fared, in the order of names.</summary>
@@ -6662,12 +6868,14 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
-    /// <summary>Holds the names of the services that a filter takes: at most --max-services.</summary>
+    /// <summary>In order of time: by the index of a partition, or sorted, where services are few in it.</summary>
     private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
     {
-        var services = Services(filter).ToDictionary(s => s.Id, s => s.Service);
-        var areFew = services.Count <= FewServices || filter.Partition == null;
+        var isAll = filter with { Partition = null } == new ServiceFilter(null, null, null, null, null);
+        var names = new ServiceNames(snapshot, Services(filter), areAllRead: !isAll || filter.Partition == null);
+        var areFew = filter.Partition == null || (!isAll && (names.Count <= FewServices
+            || names.Count < snapshot.Number("SELECT count(*) FROM service") / FewServices));
         var ofThese = areFew ? "service IN (SELECT value FROM json_each(?5))"
             : "partition = (SELECT id FROM partition WHERE name = ?5)";
         using var rows = snapshot.Query($"""
@@ -6681,10 +6889,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             after is { } last ? UnixTime.From(last.Time) : long.MinValue);
         rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
             .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0)
-            .Bind(5, areFew ? $"[{string.Join(',', services.Keys)}]" : filter.Partition);
+            .Bind(5, areFew ? $"[{string.Join(',', names.Ids)}]" : filter.Partition);
         while (rows.Step())
         {
-            if (services.TryGetValue(rows.Number(0), out var service))
+            if (names.Find(rows.Number(0)) is { } service)
                 yield return (service, rows.Number(0),
                     new StatusChange(UnixTime.Read(rows.Number(1)), (Status)rows.Number(2), rows.Number(3)));
         }
@@ -10466,12 +10674,13 @@ internal sealed class Web
 
     private Reply Unreadable(SqliteException e)
     {
-        _log.Error(e.IsDamage ? "the database is damaged: ses check tells what, and how to mend it"
+        _log.Error(e.IsDamage ? Store.IsDamaged
             : "the database could not be read", ("reason", e.Message));
         if (e.IsDamage)
             _meters.Damage.Set(1);
         return Reply.Problem(503, e.IsDamage
             ? "The database is damaged: ses check tells what, and how to mend it."
+            : e.IsFull ? "The disk is full: there is no space for what is asked."
             : "The database could not be read; the log of SeS says why.");
     }
 
@@ -12211,7 +12420,7 @@ internal sealed class CommandRunner(
         }
         catch (SqliteException e) when (e.IsDamage)
         {
-            Print($"structure: {e.Message}");
+            Print($"structure: {e.Reason}");
             Print("It cannot be read to its end: put a backup in its place (ses restore).");
             return 1;
         }
@@ -12289,6 +12498,14 @@ internal sealed class CommandRunner(
         {
             // What is half a copy must not look like one; the file may be another user's.
             target.SetLength(0);
+            try
+            {
+                File.Delete(target.Name);
+            }
+            catch (UnauthorizedAccessException)
+            {
+                // It is empty.
+            }
             throw;
         }
         finally
@@ -12342,7 +12559,7 @@ internal sealed class CommandRunner(
         {
             throw new OptionsException($"FILE: '{Argument}' cannot be used: "
                 + (e.IsNoDatabase ? "it is no database, or its head is damaged"
-                    : e.IsDamage ? "it is damaged, or was cut short" : e.Message));
+                    : e.IsDamage ? "it is damaged, or was cut short" : e.Reason));
         }
         catch (DataDirException e)
         {
@@ -12359,8 +12576,14 @@ internal sealed class CommandRunner(
         DateTime? Time(string flag) => !flags.TryGetValue(flag, out var text) ? null
             : Question.ParseTime(text, snapshot.Moment) ?? throw new OptionsException(
                 $"{flag}: '{text}' is not usable; allowed: {Question.TimeAllowed}");
+        var asOf = Time("--as-of");
+        if (asOf > snapshot.Moment)
+            throw new OptionsException(
+                $"--as-of: it is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
+        if (asOf < snapshot.Oldest)
+            throw new OptionsException($"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
         // Without a bound: of what came before the clock was set back the time of recording is ahead of it.
-        foreach (var line in FactLines.Read(snapshot, Time("--from"), Time("--as-of"), flags.GetValueOrDefault("--partition")))
+        foreach (var line in FactLines.Read(snapshot, Time("--from"), asOf, flags.GetValueOrDefault("--partition")))
             output.Write(Encoding.UTF8.GetBytes(line + "\n"));
         return 0;
     }
@@ -12395,7 +12618,7 @@ internal sealed class CommandRunner(
             try
             {
                 if (text != "")
-                    lines.Add(FactLine.Parse(text));
+                    lines.Add(FactLine.Parse(text, Now));
             }
             catch (LineException e)
             {
@@ -12584,7 +12807,21 @@ internal static class Program
                 + "put a backup in its place (ses restore)");
             return Usage;
         }
-        catch (Exception e) when (Disk.Refused(e) || e is SqliteException)
+        catch (SqliteException e) when (e.IsReadOnly)
+        {
+            await Console.Error.WriteLineAsync(
+                $"ses: {Options.DataDirSetting}: it cannot be written to: {e.Reason}");
+            return Usage;
+        }
+        catch (SqliteException e)
+        {
+            await Console.Error.WriteLineAsync(e.IsDamage
+                ? $"ses: {Store.FileName} is damaged, or its log is another database's: ses check tells what; ses "
+                    + $"rebuild mends indexes, ses restore puts a backup in its place: {e.Reason}"
+                : $"ses: the disk refuses: {e.Reason}");
+            return Failure;
+        }
+        catch (Exception e) when (Disk.Refused(e))
         {
             await Console.Error.WriteLineAsync($"ses: the disk refuses: {e.Message}");
             return Failure;

@@ -270,7 +270,7 @@ public sealed partial class DocsTests
     {
         var lines = CodeOf(DocsPage.Named("store"), "Facts as lines", "json");
         Assert.Equal(2, lines.Length);
-        Assert.All(lines, l => FactLine.Parse(l));
+        Assert.All(lines, l => FactLine.Parse(l, DateTime.UtcNow));
         var fields = lines.SelectMany(l => JsonDocument.Parse(l).RootElement.EnumerateObject()).Select(f => f.Name);
         Assert.Equal(fields.Distinct().Order(), DocsPage.Named("store").Table("Facts as lines")
             .SelectMany(r => Plain(r[0]).Split(", ")).Order());

@@ -72,15 +72,15 @@ public sealed class LinesTests : IDisposable
     [InlineData("""{"kind":"observation","by":"a","received":"2026-11-01T07:00:00.000Z","what":"stop"}""", "what: it is no kind")]
     [InlineData("""{"kind":"partition","by":"\ud800"}""", "not valid Unicode")]
     public void LineThatIsNoneIsRefused(string line, string reason) =>
-        Assert.Contains(reason, Assert.Throws<LineException>(() => FactLine.Parse(line)).Message, StringComparison.Ordinal);
+        Assert.Contains(reason, Assert.Throws<LineException>(() => FactLine.Parse(line, DateTime.UtcNow)).Message, StringComparison.Ordinal);
 
     [Fact]
     public void ChangedLineIsRefused()
     {
         var line = Examples.First(l => l.Contains("\"kind\":\"observation\"", StringComparison.Ordinal));
         foreach (var (from, to) in new[] { ("down", "up"), ("checkout", "check"), ("no answer", "an answer"), ("\"dialect\":false", "\"dialect\":true") })
-            Assert.Throws<LineException>(() => FactLine.Parse(line.Replace(from, to, StringComparison.Ordinal)));
-        Assert.NotNull(FactLine.Parse(line));
+            Assert.Throws<LineException>(() => FactLine.Parse(line.Replace(from, to, StringComparison.Ordinal), DateTime.UtcNow));
+        Assert.NotNull(FactLine.Parse(line, DateTime.UtcNow));
     }
 
     /// <summary>Each was away for a time; each gets what the other heard, twice and in another order.</summary>
