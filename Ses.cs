@@ -904,7 +904,8 @@ internal sealed class Meters
         OnixDuration = Time("ses_onix_request_duration_seconds", "Duration of requests to Onix.", "request");
         OnixChanges = Count("ses_onix_changes_total",
             "Changes by what became of them: recorded, unchanged (Onix had it), "
-            + "late (Onix held something later), barred (Onix refuses).", "outcome");
+            + "late (Onix held something later), barred (Onix refuses), dropped (refused for 30 days, and gone).",
+            "outcome");
         Barred = Level("ses_onix_barred_services", "Services whose change Onix refuses.");
         ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
         Ready = Level("ses_ready", "1 while alerts can be made durable.");
@@ -915,7 +916,7 @@ internal sealed class Meters
         Preset(HttpRefused, [.. RefusalReasons]);
         Preset(AuthFailures, "missing", "scheme", "wrong");
         Preset(TlsReloads, "loaded", "refused");
-        Preset(OnixChanges, "recorded", "unchanged", "late", "barred");
+        Preset(OnixChanges, "recorded", "unchanged", "late", "barred", "dropped");
     }
 
     /// <summary>A series that is there from the start can be alerted on when it first moves.</summary>
@@ -3635,7 +3636,7 @@ internal sealed class Store : IDisposable
             var time = _writer.Underived > MaxUnderived ? _clock.GetElapsedTime(_turned) : DeriveTime;
             _writer.Derive(Now(), new(Math.Clamp(time.Ticks, DeriveTime.Ticks, MaxDeriveTime.Ticks)), _clock,
                 isAsked: _asked.Count > 0);
-            _writer.Upkeep(Now(), _clock, _log);
+            _writer.Upkeep(Now(), _clock, _log, _meters);
             Answer(isRefused: false);
         }
         catch (SqliteException e) when (e.IsFull || e.IsBusy)
@@ -4181,14 +4182,16 @@ internal sealed class Writer : IDisposable
     /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
     private void Migrate()
     {
+        // Another process may make it at the same time.
+        _database.Execute("BEGIN IMMEDIATE");
         if (_database.Number("PRAGMA user_version") == 0
             && _database.Number("SELECT count(*) FROM sqlite_schema") == 0)
             _database.Execute($"""
-                BEGIN IMMEDIATE; PRAGMA application_id = {Schema.ApplicationId};
-                {Schema.Tables} {Schema.Views}
+                PRAGMA application_id = {Schema.ApplicationId}; {Schema.Tables} {Schema.Views}
                 INSERT INTO meta VALUES ('store', '{RandomNumberGenerator.GetHexString(32, lowercase: true)}');
-                PRAGMA user_version = {Schema.Version}; COMMIT;
+                PRAGMA user_version = {Schema.Version};
                 """);
+        _database.Execute("COMMIT");
         Schema.Check(_database);
     }
 
@@ -5091,10 +5094,10 @@ internal sealed class Writer : IDisposable
 
     /// <summary>To be called after each turn: moves the log, and deletes what is too old.</summary>
     /// <exception cref="SqliteException">A flush failed; SQLite's own checkpoint hides that.</exception>
-    public void Upkeep(DateTime now, TimeProvider clock, Log log)
+    public void Upkeep(DateTime now, TimeProvider clock, Log log, Meters meters)
     {
         CheckpointFrom(CheckpointPages, clock);
-        _retention.Step(now, clock, log);
+        _retention.Step(now, clock, log, meters);
         // Before the next alert comes, so that a balancer knows.
         CheckSpace(now);
     }
@@ -5174,6 +5177,9 @@ internal sealed class Retention
     private DateTime _due, _sizeDue;
     private long _at, _until, _deleted, _oldest;
 
+    // Services of which changes went that Onix had not taken.
+    private readonly HashSet<long> _dropped = [];
+
     // How far passes by size have come, and what they deleted since they began anew: what is kept for good
     // must not hold up what comes after it.
     private long _sized, _deletedBySize;
@@ -5214,14 +5220,20 @@ internal sealed class Retention
     public bool IsWorking => _at < _until;
 
     /// <summary>One short transaction, if it is time.</summary>
-    public void Step(DateTime now, TimeProvider clock, Log log)
+    public void Step(DateTime now, TimeProvider clock, Log log, Meters meters)
     {
         if (!IsWorking && IsDue(now))
             Begin(now, log);
         if (!IsWorking)
             return;
         _writer.Retain(now, () => Delete(now));
-        if (!IsWorking && _deleted > 0)
+        if (IsWorking)
+            return;
+        if (_dropped.Count > 0)
+            log.Warn("changes went that Onix had refused for 30 days", ("services", _dropped.Count));
+        meters.OnixChanges.WithLabels("dropped").Inc(_dropped.Count);
+        _dropped.Clear();
+        if (_deleted > 0)
             log.Info("old facts were deleted", ("observations", _deleted),
                 ("before", Rfc3339.Format(UnixTime.Read(_oldest))));
     }
@@ -5322,6 +5334,11 @@ internal sealed class Retention
         {
             _deleteFact.Bind(1, id).Run();
             services.Add(service);
+        }
+        foreach (var service in services)
+        {
+            if (_database.Number($"SELECT 1 FROM onix WHERE service = {service} AND next IS NOT NULL") != null)
+                _dropped.Add(service);
         }
         _writer.Retained(services, now);
         foreach (var (_, service, alert) in facts)

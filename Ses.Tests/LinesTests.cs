@@ -27,7 +27,7 @@ public sealed class LinesTests : IDisposable
 
     private static Task<(int Added, int Known)> ImportAsync(Store store, IEnumerable<string> lines)
     {
-        var facts = lines.Select(FactLine.Parse).ToList();
+        var facts = lines.Select(l => FactLine.Parse(l, DateTime.UtcNow)).ToList();
         return store.ChangeAsync(w =>
         {
             var added = facts.Count(f => f.Take(w));
