@@ -5165,8 +5165,7 @@ internal sealed class Retention
 {
     private const int FactsAtOnce = 200, FactsOfPass = 10_000;
 
-    private static readonly TimeSpan Period = TimeSpan.FromHours(1), Refused = TimeSpan.FromDays(30),
-        MaxQuiet = TimeSpan.FromDays(1);
+    private static readonly TimeSpan Period = TimeSpan.FromHours(1), Refused = TimeSpan.FromDays(30);
 
     private readonly SqliteConnection _database;
     private readonly Writer _writer;
@@ -5260,11 +5259,6 @@ internal sealed class Retention
         var first = _database.Number("SELECT min(id) FROM observation") ?? 0;
         if (first == 0)
             return;
-        // By a clock that runs ahead all would go: facts tell that it does not.
-        var newest = UnixTime.Read(
-            _database.Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1") ?? 0);
-        if (now - newest > MaxQuiet)
-            now = newest + MaxQuiet;
         var until = _rules.Retention is { } time ? ObservationLog.LastUntil(_database, now - time) : 0;
         _at = first - 1;
         if (IsTooLarge)

@@ -101,6 +101,7 @@ public sealed partial class DocsTests
         Limit("quarantined alerts", typeof(Writer), "MaxQuarantined"),
         Limit("quarantined alerts, their size", typeof(Writer), "QuarantineSize", Mib),
         Limit("label sets, for each of `--max-services`", typeof(Options), "AlertsOfService"),
+        Limit("words for a status", typeof(Writer), "MaxStatuses"),
         Limit("late firing copy of an ended episode", typeof(TimelineRules), "LateCopy"),
         Limit("observations of an alert by which a copy is judged", typeof(Writer), "NewestRows"),
         Limit("label sets held in memory, in each of two halves", typeof(RecentAlerts), "Size"),
@@ -112,6 +113,7 @@ public sealed partial class DocsTests
         Limit("time between looks for what time alone changes, and at a disk that refused",
             typeof(Store), "TickPeriod"),
         Limit("services that time alone changes, or lapses, at once", typeof(Writer), "DueAtOnce"),
+        Limit("open alerts that other settings map anew, at once", typeof(Writer), "MappedAtOnce"),
         Limit("time between signs of life in the database", typeof(Writer), "AlivePeriod"),
         Limit("time without one that counts as time away", typeof(Writer), "LongestPause"),
         Limit("space that stays free", typeof(Writer), "Reserve", Mib),
@@ -126,8 +128,12 @@ public sealed partial class DocsTests
         Limit("cache of a connection for questions, in KiB", typeof(Store), "ReaderCache"),
         Limit("changes of a history that are read at once, at first", typeof(Questions), "FirstBatch"),
         Limit("changes of a history that are read at once, at most", typeof(Questions), "LargestBatch"),
+        Limit("changes whose texts are read at once", typeof(Questions), "TextsAtOnce"),
+        Limit("text of changes that are read at once, in characters, about", typeof(Questions), "LargestText"),
+        Limit("services of a page that are looked up one by one", typeof(ServiceNames), "ReadSingly"),
         Limit("time between passes of retention", typeof(Retention), "Period"),
         Limit("facts that retention deletes at once", typeof(Retention), "FactsAtOnce"),
+        Limit("facts of a pass by `--max-size`", typeof(Retention), "FactsOfPass"),
         Limit("barred service holds retention back", typeof(Retention), "Refused"),
         Limit("time between steps of the scrub", typeof(Scrub), "Period"),
         Limit("steps of the scrub until all is checked", typeof(Scrub), "StepsOfDay"),
@@ -229,7 +235,7 @@ public sealed partial class DocsTests
         // These are no limits: numbers of Linux, of SQLite, of formats and of exit codes, no time at all, the
         // defaults of settings.
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
-            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
+            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
         var constants = typeof(Web).Assembly.GetTypes()

@@ -68,7 +68,7 @@ public sealed class LinesTests : IDisposable
     [InlineData("""{"kind":"partition","id":"x","by":"a","partition":"INS","received":"2026-11-01T07:00:00.000Z","recorded":"2026-11-01T07:00:00.000Z"}""",
         "it was changed")]
     [InlineData("""{"kind":"partition","id":"x","by":"a","partition":"INS","received":"soon","recorded":"2026-11-01T07:00:00.000Z"}""",
-        "received: it is no time")]
+        "received is no RFC 3339 time with a zone")]
     [InlineData("""{"kind":"observation","by":"a","received":"2026-11-01T07:00:00.000Z","what":"stop"}""", "what: it is no kind")]
     [InlineData("""{"kind":"partition","by":"\ud800"}""", "not valid Unicode")]
     public void LineThatIsNoneIsRefused(string line, string reason) =>

@@ -506,20 +506,6 @@ public sealed class OverTimeTests : IDisposable
     }
 
     [Fact]
-    public async Task ClockThatRunsAheadForASecondDeletesNothing()
-    {
-        var store = Open(with: r => r with { Retention = TimeSpan.FromDays(400) });
-        await store.AppendAsync("INS", StoreChild.Body(Stock("a", T(-30), T(-10))));
-        await TurnsAsync(store);
-        _clock.UtcNow = Noon.AddDays(800);
-        (await store.ReadAsync()).Dispose();
-        (await store.ReadAsync()).Dispose();
-        _clock.UtcNow = T(10);
-        (await store.ReadAsync()).Dispose();
-        Assert.Equal(1, StoreFiles.Observations(Path.Combine(_directory, "a")));
-    }
-
-    [Fact]
     public async Task UnderivedOpenAlertIsMappedAnewToo()
     {
         var rules = MappingRules.Default;
