@@ -4316,8 +4316,11 @@ internal sealed class Writer : IDisposable
             // Another process may have held the lock until now, and have asked meanwhile.
             var begun = _clock.GetUtcNow().UtcDateTime;
             _recorded = new[] { now, begun, _lastRecorded, _closed.AddMilliseconds(1) }.Max();
+            var pages = _pages.Count;
             write();
             _commit.Run();
+            if (_pages.Count > pages)
+                _files.CheckLog(pages);
         }
         catch (SqliteException e)
         {
@@ -5153,6 +5156,7 @@ internal sealed class Writer : IDisposable
         _checkpointer?.Dispose();
         _facts.Dispose();
         _pages.Dispose();
+        _files.Dispose();
         _database.Dispose();
     }
 }
@@ -5591,7 +5595,7 @@ internal sealed unsafe class WalPages : IDisposable
 /// <summary>
 /// The three files of the database, by name: SQLite goes on in silence when one is removed, replaced or cut.
 /// </summary>
-internal sealed class DatabaseFiles(string path)
+internal sealed class DatabaseFiles(string path) : IDisposable
 {
     private readonly (string Path, FileStatus Status)[] _files =
         [.. new[] { path, path + "-wal", path + "-shm" }.Select(p => (p, Disk.StatusOf(p)
@@ -5601,6 +5605,32 @@ internal sealed class DatabaseFiles(string path)
     public long LeastLog { get; set; } = long.MaxValue;
 
     public long LogSize => _files[1].Status.Size;
+
+    /// <summary>
+    /// What was cut from the log while a transaction was appended is zeros now, up to that: the last page
+    /// before it has not the salt of the log's head any more (sqlite.org/fileformat2.html, 4.1).
+    /// </summary>
+    /// <param name="pages">In the log before the transaction.</param>
+    /// <exception cref="SqliteException">It was cut.</exception>
+    public void CheckLog(int pages)
+    {
+        if (pages == 0)
+            return;
+        Span<byte> head = stackalloc byte[LogHead], page = stackalloc byte[LogPageHead];
+        _ = RandomAccess.Read(_log, head, 0);
+        long pageSize = BinaryPrimitives.ReadInt32BigEndian(head[8..]);
+        _ = RandomAccess.Read(_log, page, LogHead + ((pages - 1) * (LogPageHead + pageSize)));
+        if (!head[16..24].SequenceEqual(page[8..16]))
+            throw new SqliteException(SqliteException.FilesChanged, 0, $"{_files[1].Path} was cut short");
+    }
+
+    private const int LogHead = 32, LogPageHead = 24;
+
+    // SQLite holds no lock on the log, which closing this would end.
+    private readonly SafeFileHandle _log =
+        File.OpenHandle(path + "-wal", share: FileShare.ReadWrite | FileShare.Delete);
+
+    public void Dispose() => _log.Dispose();
 
     /// <summary>Whether they are those that were opened. Safe from any thread.</summary>
     public bool AreThere => Array.TrueForAll(_files, f => Disk.StatusOf(f.Path) is { } now

@@ -235,7 +235,7 @@ public sealed partial class DocsTests
         // These are no limits: numbers of Linux, of SQLite, of formats and of exit codes, no time at all, the
         // defaults of settings.
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
-            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
+            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "LogHead", "LogPageHead", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
         var constants = typeof(Web).Assembly.GetTypes()
