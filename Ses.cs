@@ -6191,19 +6191,20 @@ internal static class FactLines
 
     /// <summary>The facts of a store in the order in which they were recorded.</summary>
     /// <param name="from">Only what was recorded from then on.</param>
-    public static IEnumerable<string> Read(Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
+    public static IEnumerable<string> Read(Snapshot snapshot, DateTime? from, DateTime? to, string? partition) =>
+        ReadPage(snapshot, from, to, partition, 0, int.MaxValue).Lines;
+
+    /// <summary>The same in parts, since a snapshot may not be held for as long as somebody reads.</summary>
+    /// <param name="after">The last of the part before.</param>
+    /// <returns>The last one; null: there are no more.</returns>
+    public static (List<string> Lines, long? Last) ReadPage(
+        Snapshot snapshot, DateTime? from, DateTime? to, string? partition, long after, int most)
     {
-        var receipts = Receipts(snapshot, from, to, partition).GetEnumerator();
-        var hasReceipt = receipts.MoveNext();
-        foreach (var (id, line) in Observations(snapshot, from, to, partition))
-        {
-            for (; hasReceipt && receipts.Current.Id < id; hasReceipt = receipts.MoveNext())
-                yield return receipts.Current.Line;
-            yield return line;
-        }
-        for (; hasReceipt; hasReceipt = receipts.MoveNext())
-            yield return receipts.Current.Line;
-        receipts.Dispose();
+        var facts = Observations(snapshot, from, to, partition, after, most).ToList();
+        long? last = facts.Count < most ? null : facts[^1].Id;
+        facts.AddRange(Receipts(snapshot, from, to, partition)
+            .Where(r => r.Id > after && r.Id <= (last ?? long.MaxValue)));
+        return ([.. facts.OrderBy(f => f.Id).Select(f => f.Line)], last);
     }
 
     private static IEnumerable<(long Id, string Line)> Receipts(
@@ -6220,7 +6221,7 @@ internal static class FactLines
     }
 
     private static IEnumerable<(long Id, string Line)> Observations(
-        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
+        Snapshot snapshot, DateTime? from, DateTime? to, string? partition, long after, int most)
     {
         using var rows = snapshot.Query("""
             SELECT o.id, b.name, p.name, f.platform, f.service, f.facet, s.location, a.dialect, a.source,
@@ -6230,10 +6231,11 @@ internal static class FactLines
                 CROSS JOIN service s ON s.id = o.service CROSS JOIN family f ON f.id = s.family
                 CROSS JOIN partition p ON p.id = f.partition CROSS JOIN status t ON t.id = o.status
             WHERE o.id > ?4 AND o.recorded >= ?1 AND o.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3)
-            ORDER BY o.id
+            ORDER BY o.id LIMIT ?5
             """);
         Bind(rows, from, to, partition);
-        rows.Bind(4, from is { } first ? snapshot.LastObservation(first.AddMilliseconds(-1)) : 0);
+        rows.Bind(4, Math.Max(after, from is { } first ? snapshot.LastObservation(first.AddMilliseconds(-1)) : 0))
+            .Bind(5, most);
         while (rows.Step())
         {
             var alert = new IncomingAlert(
@@ -6551,48 +6553,45 @@ internal readonly record struct ThresholdRow(
     ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
 
 /// <summary>The names of services by their numbers: at most --max-services are held.</summary>
-internal sealed class ServiceNames
+/// <param name="all">Those that are meant.</param>
+internal sealed class ServiceNames(Snapshot snapshot, IEnumerable<(long Id, ServiceKey Service)> all) : IDisposable
 {
     /// <summary>More are read all at once; a page needs few.</summary>
-    private const int ReadSingly = 1000;
+    private const int ReadSingly = 4000;
 
-    private readonly Snapshot _snapshot;
-    private readonly IEnumerable<(long Id, ServiceKey Service)> _all;
-    private readonly Dictionary<long, ServiceKey> _names;
+    private readonly Dictionary<long, ServiceKey> _names = [];
+    private readonly SqliteStatement _name = snapshot.Query("""
+        SELECT p.name, f.platform, f.service, f.facet, s.location FROM service s
+            JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition WHERE s.id = ?1
+        """);
+
     private bool _areAll;
 
-    /// <param name="all">Those that are meant.</param>
-    /// <param name="areAllRead">At once; else as they are asked for, of those that are meant alone.</param>
-    public ServiceNames(Snapshot snapshot, IEnumerable<(long Id, ServiceKey Service)> all, bool areAllRead)
+    public void Dispose() => _name.Dispose();
+
+    /// <summary>Reads all of them.</summary>
+    public IReadOnlyCollection<long> ReadAll()
     {
-        (_snapshot, _all, _areAll) = (snapshot, all, areAllRead);
-        _names = areAllRead ? all.ToDictionary(s => s.Id, s => s.Service) : [];
+        foreach (var (id, service) in all)
+            _names[id] = service;
+        _areAll = true;
+        return _names.Keys;
     }
 
-    public int Count => _names.Count;
-
-    public IEnumerable<long> Ids => _names.Keys;
-
-    /// <summary>Null: it is not meant.</summary>
+    /// <summary>Null: it is none of them. Before all are read, each is taken for one.</summary>
     public ServiceKey? Find(long id)
     {
         if (_names.TryGetValue(id, out var name))
             return name;
+        if (!_areAll && _names.Count >= ReadSingly)
+            _ = ReadAll();
         if (_areAll)
+            return _names.TryGetValue(id, out name) ? name : null;
+        if (!_name.Bind(1, id).Step())
             return null;
-        if (_names.Count >= ReadSingly)
-        {
-            foreach (var (other, service) in _all)
-                _names[other] = service;
-            _areAll = true;
-            return Find(id);
-        }
-        using var row = _snapshot.Query("""
-            SELECT p.name, f.platform, f.service, f.facet, s.location FROM service s
-                JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition WHERE s.id = ?1
-            """);
-        return row.Bind(1, id).Step() ? _names[id] = new ServiceKey(
-            row.Text(0), row.Text(1), row.Text(2), row.Text(3), row.Text(4)) : null;
+        name = new ServiceKey(_name.Text(0), _name.Text(1), _name.Text(2), _name.Text(3), _name.Text(4));
+        _name.Reset();
+        return _names[id] = name;
     }
 }
 
@@ -6914,9 +6913,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
     {
         var isAll = filter with { Partition = null } == new ServiceFilter(null, null, null, null, null);
-        var names = new ServiceNames(snapshot, Services(filter), areAllRead: !isAll || filter.Partition == null);
-        var areFew = filter.Partition == null || (!isAll && (names.Count <= FewServices
-            || names.Count < snapshot.Number("SELECT count(*) FROM service") / FewServices));
+        using var names = new ServiceNames(snapshot, Services(filter));
+        var ids = isAll && filter.Partition != null ? null : names.ReadAll();
+        var areFew = ids != null && (filter.Partition == null || ids.Count <= FewServices
+            || ids.Count < snapshot.Number("SELECT count(*) FROM service") / FewServices);
         var ofThese = areFew ? "service IN (SELECT value FROM json_each(?5))"
             : "partition = (SELECT id FROM partition WHERE name = ?5)";
         using var rows = snapshot.Query($"""
@@ -6930,7 +6930,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             after is { } last ? UnixTime.From(last.Time) : long.MinValue);
         rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
             .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0)
-            .Bind(5, areFew ? $"[{string.Join(',', names.Ids)}]" : filter.Partition);
+            .Bind(5, areFew ? $"[{string.Join(',', ids!)}]" : filter.Partition);
         while (rows.Step())
         {
             if (names.Find(rows.Number(0)) is { } service)
@@ -7154,6 +7154,8 @@ internal sealed record Question(
     public static DateTime? ParseTime(string text, DateTime now)
     {
         const int Minutes = 16;
+        if (text == "")
+            return null;
         // Seconds may be left out.
         var whole = text.Length > Minutes && text[Minutes - 3] == ':' && text[Minutes] != ':'
             ? text.Insert(Minutes, ":00") : text;
@@ -12613,19 +12615,30 @@ internal sealed class CommandRunner(
 
     private int Export()
     {
-        using var snapshot = Snapshot.Open(_dir, Now);
-        DateTime? Time(string flag) => !flags.TryGetValue(flag, out var text) ? null
-            : Question.ParseTime(text, snapshot.Moment) ?? throw new OptionsException(
-                $"{flag}: '{text}' is not usable; allowed: {Question.TimeAllowed}");
-        var asOf = Time("--as-of");
-        if (asOf > snapshot.Moment)
-            throw new OptionsException(
-                $"--as-of: it is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
-        if (asOf < snapshot.Oldest)
-            throw new OptionsException($"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
-        // Without a bound: of what came before the clock was set back the time of recording is ahead of it.
-        foreach (var line in FactLines.Read(snapshot, Time("--from"), asOf, flags.GetValueOrDefault("--partition")))
-            output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+        const int LinesAtOnce = 10_000;
+        DateTime? from, asOf;
+        using (var snapshot = Snapshot.Open(_dir, Now))
+        {
+            DateTime? Time(string flag) => !flags.TryGetValue(flag, out var text) ? null
+                : Question.ParseTime(text, snapshot.Moment) ?? throw new OptionsException(
+                    $"{flag}: '{text}' is not usable; allowed: {Question.TimeAllowed}");
+            (from, asOf) = (Time("--from"), Time("--as-of"));
+            if (asOf > snapshot.Moment)
+                throw new OptionsException(
+                    $"--as-of: it is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
+            if (asOf < snapshot.Oldest)
+                throw new OptionsException(
+                    $"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
+        }
+        for (long? after = 0; after != null;)
+        {
+            List<string> lines;
+            using (var snapshot = Snapshot.Open(_dir, Now))
+                (lines, after) = FactLines.ReadPage(
+                    snapshot, from, asOf, flags.GetValueOrDefault("--partition"), after.Value, LinesAtOnce);
+            foreach (var line in lines)
+                output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+        }
         return 0;
     }
 
@@ -12651,7 +12664,7 @@ internal sealed class CommandRunner(
             lines.Clear();
         }], Now);
 
-        while (reader.ReadLine() is { } text)
+        while (ReadLine(reader) is { } text)
         {
             number++;
             if (number % 100_000 == 0)
@@ -12672,6 +12685,21 @@ internal sealed class CommandRunner(
         Commit();
         Print($"{number} lines: {added} new facts, {known} known, {refused} refused.");
         return refused == 0 ? 0 : 1;
+    }
+
+    /// <summary>A line as far as one may be long, and a character more of one that is longer.</summary>
+    private static string? ReadLine(StreamReader reader)
+    {
+        var line = new StringBuilder();
+        for (var isBegun = false; ; isBegun = true)
+        {
+            if (reader.Read() is not (>= 0 and var next))
+                return isBegun ? line.ToString() : null;
+            if (next == '\n')
+                return line.ToString().TrimEnd('\r');
+            if (line.Length <= FactLine.MaxLength)
+                line.Append((char)next);
+        }
     }
 
     /// <summary>At once: a large log takes its time.</summary>

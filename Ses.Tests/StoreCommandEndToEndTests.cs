@@ -198,6 +198,22 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
     // ---- Facts as lines ----
 
     [Fact]
+    public async Task ExportTellsATimeThatItCannotUse()
+    {
+        var data = Path.Combine(_dir, "data");
+        await using (var ses = await SesProcess.StartAsync("none", Directory.CreateDirectory(data).FullName))
+            await StoreAsync(ses, Etcd.Bodies[0]);
+        foreach (var (flag, value, says) in new[] { ("--from", "", "--from: '' is not usable"),
+            ("--as-of", "2099-01-01T00:00Z", "--as-of: it is ahead of the clock") })
+        {
+            var (exit, output) = await RunAsync("export", "--data-dir", data, flag, value);
+            Assert.Equal(2, exit);
+            Assert.StartsWith($"ses: {says}", output, Ordinal);
+        }
+    }
+
+
+    [Fact]
     public async Task ExportAndImportMakeTwoStoresEqual()
     {
         string[] dirs =
