@@ -991,7 +991,11 @@ internal sealed record UnmappableAlert(
     string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
 
 /// <summary>Is thrown when a body as a whole is unusable; the message is the reason, a sentence.</summary>
-internal sealed class PayloadException(string message) : Exception(message);
+internal sealed class PayloadException(string message, int code = 400) : Exception(message)
+{
+    /// <summary>Of the answer.</summary>
+    public int Code => code;
+}
 
 /// <summary>Where the value of a field comes from.</summary>
 internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition, AlertName }
@@ -1193,6 +1197,8 @@ internal static class AlertReader
             alert.Read(ref reader);
             switch (Map(alert, context, out var mapped))
             {
+                case Outcome.Mapped when alerts.Count == AlertMapping.MaxAlerts:
+                    throw new PayloadException($"The body has more than {AlertMapping.MaxAlerts} alerts.", 413);
                 case Outcome.Mapped:
                     alerts.Add(mapped!);
                     break;
@@ -1763,6 +1769,9 @@ internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
     public const int MaxDepth = 10_000;
+
+    /// <summary>Real ones have some 300 bytes each: --max-body is reached before.</summary>
+    public const int MaxAlerts = 50_000;
 
     /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
     private const int MaxService = 192;
@@ -10546,7 +10555,7 @@ internal sealed class Web
         }
         catch (PayloadException e)
         {
-            return Bad(400, e.Message, request.Headers[ClientField]);
+            return Bad(e.Code, e.Message, request.Headers[ClientField]);
         }
         finally
         {
@@ -11165,6 +11174,17 @@ internal sealed class Tls : IDisposable
             EnabledSslProtocols = SslProtocols.Tls12 | SslProtocols.Tls13,
             ApplicationProtocols = [SslApplicationProtocol.Http11],
             AllowRenegotiation = false,
+            CipherSuitesPolicy = new CipherSuitesPolicy(
+            [
+                TlsCipherSuite.TLS_AES_128_GCM_SHA256, TlsCipherSuite.TLS_AES_256_GCM_SHA384,
+                TlsCipherSuite.TLS_CHACHA20_POLY1305_SHA256,
+                TlsCipherSuite.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+                TlsCipherSuite.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+                TlsCipherSuite.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+                TlsCipherSuite.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+                TlsCipherSuite.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+                TlsCipherSuite.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+            ]),
         };
         if (files.ClientCa != null)
             RequireClients(
@@ -11520,6 +11540,17 @@ internal sealed class Gate
     /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
     /// <param name="inherited">A socket that listens already, instead of address and port; else null.</param>
     /// <exception cref="SocketException">The port is in use, or the address is not this host's.</exception>
+    /// <summary>Where this host reaches it.</summary>
+    public IPEndPoint OwnPlace
+    {
+        get
+        {
+            var place = (IPEndPoint)_listener!.LocalEndPoint!;
+            return place.Address.Equals(IPAddress.Any) ? new(IPAddress.Loopback, place.Port)
+                : place.Address.Equals(IPAddress.IPv6Any) ? new(IPAddress.IPv6Loopback, place.Port) : place;
+        }
+    }
+
     public IPEndPoint Start(Socket? inherited = null)
     {
         _listener = inherited ?? Listen(_options.Address, _options.Port);
@@ -12120,6 +12151,60 @@ internal sealed class Gate
 
 internal static partial class Linux
 {
+    /// <summary>
+    /// OpenSSL also offers groups of finite fields, whose handshakes cost 200 times as much, before anybody has
+    /// shown a credential; .NET cannot choose them. To be called before anything uses OpenSSL. Who names a
+    /// configuration of his own has that.
+    /// </summary>
+    /// <returns>False: the system allows no file in memory.</returns>
+    public static bool ChooseTlsGroups()
+    {
+        if (Environment.GetEnvironmentVariable("OPENSSL_CONF") != null)
+            return true;
+        var file = CreateMemoryFile("openssl.cnf", 0);
+        var path = $"/proc/self/fd/{file}";
+        return file >= 0 && Write(file, TlsGroups, (nuint)TlsGroups.Length) == TlsGroups.Length
+            && File.Exists(path) && SetEnvironment("OPENSSL_CONF", path, 1) == 0;
+    }
+
+    // As config(5) and SSL_CONF_cmd(3) of OpenSSL have it.
+    private static readonly byte[] TlsGroups = """
+        openssl_conf = init
+        [init]
+        ssl_conf = ssl
+        [ssl]
+        system_default = tls
+        [tls]
+        Groups = X25519:P-256:P-384
+        MinProtocol = TLSv1.2
+
+        """u8.ToArray();
+
+    [LibraryImport("libc", EntryPoint = "memfd_create", SetLastError = true,
+        StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int CreateMemoryFile(string name, uint flags);
+
+    /// <summary>
+    /// A process that has no memory left may go on in parts, and hang: it ends at once, with exit code 1, and
+    /// its supervisor starts it again. What was acknowledged is on disk.
+    /// </summary>
+    public static void EndWithoutMemory() => AppDomain.CurrentDomain.FirstChanceException += (_, e) =>
+    {
+        if (e.Exception is OutOfMemoryException or ThreadStartException)
+        {
+            _ = Write(2, NoMemory, (nuint)NoMemory.Length);
+            End(1);
+        }
+    };
+
+    private static readonly byte[] NoMemory = "ses: there is no memory left; SeS ends\n"u8.ToArray();
+
+    [LibraryImport("libc", EntryPoint = "write")]
+    private static partial nint Write(int descriptor, byte[] text, nuint length);
+
+    [LibraryImport("libc", EntryPoint = "_exit")]
+    private static partial void End(int code);
+
     private const int DescriptorLimit = 7, SetDumpable = 4;
 
     /// <summary>
@@ -12345,13 +12430,49 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         new("Flags", flag, "", value, null, help);
 }
 
+/// <summary>Asks a SeS on this host through its port, as any client does.</summary>
+internal static class Probe
+{
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(3);
+
+    /// <param name="needsCertificate">Of a client: a probe has none, and is content with a handshake.</param>
+    /// <returns>Whether it answered 2xx, and what it said.</returns>
+    public static async Task<(bool IsThere, string Says)> AskAsync(Uri target, bool needsCertificate)
+    {
+        // It is the same host: who answers is not the question, and the certificate may name another.
+        var isThere = false;
+        using var handler = new HttpClientHandler
+        {
+            UseProxy = false,
+            ServerCertificateCustomValidationCallback = (_, _, _, _) => isThere = true,
+        };
+        using var client = new HttpClient(handler) { Timeout = Patience };
+        try
+        {
+            using var answer = await client.GetAsync(target);
+            return (answer.IsSuccessStatusCode, (await answer.Content.ReadAsStringAsync()).Trim());
+        }
+        catch (HttpRequestException) when (isThere && needsCertificate)
+        {
+            return (true, $"{target} is there; it takes only clients with a certificate, and a probe has none");
+        }
+        catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
+        {
+            return (false, $"{target} does not answer: {Reason(e)}");
+        }
+    }
+
+    public static string Reason(Exception e) =>
+        e is HttpRequestException { InnerException: { } inner } ? inner.Message : e.Message;
+}
+
 /// <summary>Carries commands out.</summary>
 /// <param name="isTerminal">Tables are for people.</param>
 internal sealed class CommandRunner(
     IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
     bool isTerminal, TimeProvider clock)
 {
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30), ProbeTime = TimeSpan.FromSeconds(3);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
 
     // After the owner was taken: the current directory, since its path may be closed to the owner.
     private string _dir = Options.DataDirOf(flags, variables);
@@ -12714,35 +12835,10 @@ internal sealed class CommandRunner(
     private async Task<bool> ProbeAsync()
     {
         var (url, needsCertificate) = Options.OwnUrl(flags, variables);
-        var target = new Uri(url, "ready");
-        // It is the same host: who answers is not the question, and the certificate may name another.
-        var isThere = false;
-        using var handler = new HttpClientHandler
-        {
-            UseProxy = false,
-            ServerCertificateCustomValidationCallback = (_, _, _, _) => isThere = true,
-        };
-        using var client = new HttpClient(handler) { Timeout = ProbeTime };
-        try
-        {
-            using var answer = await client.GetAsync(target);
-            Print((await answer.Content.ReadAsStringAsync()).Trim());
-            return answer.IsSuccessStatusCode;
-        }
-        catch (HttpRequestException) when (isThere && needsCertificate)
-        {
-            Print($"{target} is there; it takes only clients with a certificate, and a probe has none");
-            return true;
-        }
-        catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
-        {
-            Print($"{target} does not answer: {Reason(e)}");
-            return false;
-        }
+        var (isThere, says) = await Probe.AskAsync(new Uri(url, "ready"), needsCertificate);
+        Print(says);
+        return isThere;
     }
-
-    private static string Reason(Exception e) =>
-        e is HttpRequestException { InnerException: { } inner } ? inner.Message : e.Message;
 
     // ---- Quarantine ----
 
@@ -12800,7 +12896,7 @@ internal sealed class CommandRunner(
         }
         catch (Exception e) when (e is HttpRequestException or UriFormatException or TaskCanceledException)
         {
-            throw new OptionsException($"{Command.UrlSetting}: {target} cannot be reached: {Reason(e)}");
+            throw new OptionsException($"{Command.UrlSetting}: {target} cannot be reached: {Probe.Reason(e)}");
         }
     }
 
@@ -13045,8 +13141,13 @@ internal static class Program
 
     private static async Task<int> RunAsync(Options options)
     {
+        Linux.EndWithoutMemory();
+        var areGroupsChosen = Linux.ChooseTlsGroups();
         await using var lines = new QueuedWriter(Console.Error);
         var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
+        if (options.TlsCert != null && !areGroupsChosen)
+            log.Warn("TLS offers groups of finite fields too, whose handshakes are dear: there is no /proc, or "
+                + "memfd_create(2) is refused");
         foreach (var warning in options.Warnings)
             log.Warn(warning);
         var meters = new Meters(Version, Commit);
@@ -13078,8 +13179,7 @@ internal static class Program
         using (new Timer(_ => memoryTrimmer.Check(), null, MemoryTrimmer.Period, MemoryTrimmer.Period))
         using (new Timer(_ => clockWatch.Check(), null, ClockWatch.Jump, ClockWatch.Jump))
         using (new Timer(_ => scrub.Step(), null, Scrub.Period, Scrub.Period))
-        using (new Timer(_ => systemd.Notify(
-            (web.IsAlive ? "WATCHDOG=1\n" : "") + "STATUS=" + web.StatusLine()), null,
+        using (new Timer(_ => _ = FeedAsync(systemd, web, gate, options), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
             await Task.WhenAny(store.Failed, gate.Accepting, Task.Delay(Timeout.Infinite, stop.Token));
         if (gate.Accepting.IsCompleted)
@@ -13089,6 +13189,26 @@ internal static class Program
                 ("exception", gate.Accepting.Exception));
         }
         return await EndAsync(gate, store, recording, stop, systemd, log);
+    }
+
+    /// <summary>
+    /// Tells systemd the state, and that SeS lives, if a client of its port can see so: what hangs is restarted.
+    /// </summary>
+    private static async Task FeedAsync(Systemd systemd, Web web, Gate gate, Options options)
+    {
+        var scheme = options.TlsCert == null ? "http" : "https";
+        var (isThere, _) = await Probe.AskAsync(
+            new Uri($"{scheme}://{gate.OwnPlace}/live"), options.TlsClientCa != null);
+        string status;
+        try
+        {
+            status = web.StatusLine();
+        }
+        catch (SqliteException e)
+        {
+            status = $"The database could not be read: {e.Reason}";
+        }
+        systemd.Notify((web.IsAlive && isThere ? "WATCHDOG=1\n" : "") + "STATUS=" + status);
     }
 
     private static async Task<int> EndAsync(Gate gate, Store store, Task recording,
