@@ -1251,6 +1251,9 @@ internal static class AlertReader
         return Map(before, annotations) == service ? Map(rules, annotations) : service;
     }
 
+    /// <summary>One request is not to spoil what the metric counts.</summary>
+    private const int MaxTruncated = 1_000_000;
+
     /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
     private static (Range Alerts, long Truncated) FindAlerts(ReadOnlySpan<byte> body, AlertSource source)
     {
@@ -1285,7 +1288,7 @@ internal static class AlertReader
             if (name == "alerts" && reader.TokenType == JsonTokenType.StartArray)
                 alerts = SkipArray(ref reader);
             else if (name == "truncatedAlerts" && reader.TokenType == JsonTokenType.Number)
-                truncated = reader.TryGetInt64(out var count) ? Math.Max(count, 0) : 0;
+                truncated = reader.TryGetInt64(out var count) ? Math.Clamp(count, 0, MaxTruncated) : 0;
             else
                 reader.Skip();
         }
@@ -7353,6 +7356,9 @@ internal sealed class RowWriter : BodyWriter
             return;
         }
         var text = Text(value);
+        // A spreadsheet takes such a cell for a formula, and labels come from strangers (OWASP, CSV injection).
+        if (value is string && text.Length > 0 && "=+-@\t\r".Contains(text[0]))
+            text = "'" + text;
         Put(text.AsSpan().ContainsAny(Quoted)
             ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text);
     }
@@ -10351,7 +10357,7 @@ internal sealed class Web
     {
         var (resource, partition) = Route(head.Target);
         var started = _clock.GetTimestamp();
-        var refusal = MethodRefusal(resource, partition, head) ?? (NeedsCredentials(resource)
+        var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head) ?? (NeedsCredentials(resource)
             ? await _auth.RefusalAsync(head.Authorization, client) : null);
         if (resource != Resource.Webhook || head.IsRead)
             return refusal;
@@ -10370,6 +10376,35 @@ internal sealed class Web
     public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
         is Resource.Webhook or Resource.History or Resource.Report or Resource.Page or Resource.Service
         or Resource.Health;
+
+    /// <summary>
+    /// What needs no encoding (RFC 3986, 2.3) is not to be encoded: a proxy that judges paths would not know
+    /// /%61lerts. What is encoded is to be UTF-8.
+    /// </summary>
+    private static Reply? PathRefusal(string target)
+    {
+        var path = target.AsSpan(0, target.IndexOf('?') is >= 0 and var end ? end : target.Length);
+        if (!path.Contains('%'))
+            return null;
+        var bytes = new List<byte>();
+        for (var i = 0; i < path.Length; i++)
+        {
+            if (path[i] != '%')
+            {
+                bytes.Add((byte)path[i]);
+                continue;
+            }
+            if (i + 2 >= path.Length || !byte.TryParse(path.Slice(i + 1, 2), NumberStyles.AllowHexSpecifier,
+                CultureInfo.InvariantCulture, out var encoded))
+                return Reply.Problem(400, "The path has a '%' without two hexadecimal digits.");
+            if (char.IsAsciiLetterOrDigit((char)encoded) || encoded is (byte)'-' or (byte)'.' or (byte)'_' or (byte)'~')
+                return Reply.Problem(400, $"The path encodes '{(char)encoded}', which needs none: write it as it is.");
+            bytes.Add(encoded);
+            i += 2;
+        }
+        return Utf8.IsValid(CollectionsMarshal.AsSpan(bytes)) ? null
+            : Reply.Problem(400, "The path is not UTF-8.");
+    }
 
     private Reply? MethodRefusal(Resource resource, string partition, RequestHead head) => resource switch
     {
@@ -10468,6 +10503,11 @@ internal sealed class Web
     private async Task HandleAsync(HttpListenerContext context)
     {
         await Task.Yield();
+        if (!IsFromGate(context.Request))
+        {
+            Send(context.Response, new Reply(403, "", []));
+            return;
+        }
         Reply reply;
         try
         {
@@ -10509,8 +10549,6 @@ internal sealed class Web
 
     private async Task<Reply> AnswerAsync(HttpListenerRequest request)
     {
-        if (!IsFromGate(request))
-            return new Reply(403, "", []);
         var (resource, partition) = Route(request.RawUrl ?? "");
         switch (resource)
         {

@@ -72,6 +72,21 @@ public sealed class AskingTests
     }
 
     [Theory]
+    [InlineData("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0")]
+    [InlineData("@SUM(1)", "'@SUM(1)")]
+    [InlineData("+1", "'+1")]
+    [InlineData("-2+3", "'-2+3")]
+    [InlineData("a=b", "a=b")]
+    public void CellThatASpreadsheetWouldComputeIsMadeText(string text, string cell)
+    {
+        var writer = new RowWriter(OutputFormat.Csv);
+        writer.BeginList("rows", ["a", "b"]);
+        writer.Row(["a", "b"], [text, -1]);
+        writer.EndList();
+        Assert.Equal($"a,b\r\n{cell},-1\r\n", Encoding.UTF8.GetString(writer.End().Span));
+    }
+
+    [Theory]
     [InlineData("/alerts/INS/history?format=csv", null)]
     [InlineData("/alerts/INS/history", "text/csv")]
     [InlineData("/alerts/INS/history", "text/csv, application/json")]

