@@ -396,8 +396,20 @@ internal sealed record Options
             warnings.Add($"the keys of tokens are fetched in the clear: {OidcIssuerSetting} is no https URL");
         if (MetricsAuth && AuthMode == AuthMode.None)
             warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
-        if (AuthMode == AuthMode.Basic && Password == "")
+        // Prometheus and Alertmanager listen so, too: it is told, not changed.
+        var isReachable = Address == null || !IPAddress.IsLoopback(Address);
+        if (AuthMode == AuthMode.None && TlsClientCa == null && isReachable)
+            warnings.Add("whoever reaches this host may post alerts and read the history: set "
+                + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
+        if (AuthMode == AuthMode.Basic && TlsCert == null && isReachable)
+            warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
+                + "behind a proxy with TLS");
+        if (AuthMode == AuthMode.Basic && Password is "" or null && !isReachable)
             warnings.Add($"the password is empty: set {PasswordSetting}");
+        if (AuthMode == AuthMode.Basic && isReachable && (Password is "" or null || Password == PasswordSetting.Default))
+            throw new OptionsException($"{PasswordSetting}: the password is "
+                + $"{(Password == PasswordSetting.Default ? "the documented default" : "empty")}, which is refused where "
+                + $"others reach SeS: set another, or {AddressSetting} to 127.0.0.1");
         if (OnixUrl?.Scheme == Uri.UriSchemeHttps && OnixInsecureSkipVerify)
             warnings.Add($"Onix's certificate is not verified: set {OnixCaFileSetting}, "
                 + $"or {OnixSkipVerifySetting} to false");
@@ -11578,12 +11590,14 @@ internal sealed class Gate
     /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
     /// <param name="inherited">A socket that listens already, instead of address and port; else null.</param>
     /// <exception cref="SocketException">The port is in use, or the address is not this host's.</exception>
+    public IPEndPoint Place => (IPEndPoint)_listener!.LocalEndPoint!;
+
     /// <summary>Where this host reaches it.</summary>
     public IPEndPoint OwnPlace
     {
         get
         {
-            var place = (IPEndPoint)_listener!.LocalEndPoint!;
+            var place = Place;
             return place.Address.Equals(IPAddress.Any) ? new(IPAddress.Loopback, place.Port)
                 : place.Address.Equals(IPAddress.IPv6Any) ? new(IPAddress.IPv6Loopback, place.Port) : place;
         }
@@ -13195,6 +13209,7 @@ internal static class Program
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
         log.Info("SeS listens", ("version", Version), ("commit", Commit), ("url", Listen(gate, options)),
+            ("address", gate.Place), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
 
         using var stop = new CancellationTokenSource();

@@ -302,6 +302,57 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
         }
     }
 
+    // ---- Payloads ----
+
+    /// <summary>As many bytes as may come, of the worst: each alert costs something, whatever it says.</summary>
+    [Theory]
+    [InlineData("0", 200)]
+    [InlineData("{}", 200)]
+    [InlineData("[[[[[[[[]]]]]]]]", 200)]
+    [InlineData("""{"labels":{}}""", 200)]
+    [InlineData("""{"status":"firing","labels":{"a":"b"},"startsAt":"2026-11-22T11:34:00Z"}""", 200)]
+    [InlineData("""{"status":"firing","labels":{"alertname":"a"},"startsAt":"2026-11-22T11:34:00Z"}""", 413)]
+    public async Task SixteenMebibytesOfAnythingAreAnsweredInLittleMemory(string alert, int code)
+    {
+        await using var ses = await SesProcess.StartAsync("none");
+        using var answer = await ses.PostAsync("INS", Filled(alert));
+        Assert.Equal(code, (int)answer.StatusCode);
+        var peak = ses.Child.PeakBytes();
+        output.WriteLine($"{peak / MiB} MiB");
+        Assert.True(peak < 200 * MiB, $"{peak / MiB} MiB");
+        using var next = await ses.PostAsync("INS", """
+            {"version":"4","alerts":[{"status":"firing","labels":{"alertname":"next"},"startsAt":"2026-11-22T11:34:00Z"}]}
+            """);
+        Assert.Equal(HttpStatusCode.NoContent, next.StatusCode);
+    }
+
+    private static string Filled(string alert) => """{"version":"4","alerts":["""
+        + string.Join(',', Enumerable.Repeat(alert, ((16 << 20) - 100) / (alert.Length + 1))) + "]}";
+
+    /// <summary>A process that lacks memory may hang in parts; ended, it is started again.</summary>
+    [Fact]
+    public async Task WithoutMemoryItEndsAtOnce()
+    {
+        var (dir, port) = (Directory.CreateTempSubdirectory("ses-memory-").FullName, FreePort.Next());
+        try
+        {
+            // 32 MiB for all that .NET holds.
+            await using var ses = ChildProcess.Start("env", ["DOTNET_GCHeapHardLimit=2000000", SesProcess.Binary,
+                "--onix-url", "none", "--data-dir", dir, "--port", $"{port}", "--address", "127.0.0.1"]);
+            await Wait.UntilAsync(() => ses.Output.Contains("SeS is ready", StringComparison.Ordinal), Soon, "the start");
+            using var client = new HttpClient();
+            using var body = new StringContent(Filled("{}"));
+            await Assert.ThrowsAnyAsync<HttpRequestException>(
+                () => client.PostAsync(new Uri($"http://127.0.0.1:{port}/alerts/INS"), body));
+            Assert.Equal(1, await ses.ExitAsync(Soon));
+            Assert.Contains("ses: there is no memory left; SeS ends", ses.Output, StringComparison.Ordinal);
+        }
+        finally
+        {
+            Directory.Delete(dir, recursive: true);
+        }
+    }
+
     // ---- Crowds ----
 
     [Fact]

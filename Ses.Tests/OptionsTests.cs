@@ -134,6 +134,9 @@ public sealed class OptionsTests : IDisposable
     /// <summary>What else must be given with a flag: certificate and key go together.</summary>
     private static Dictionary<string, string> Companions(string flag)
     {
+        // Where others reach SeS, the default password is refused.
+        if (flag == "--auth-mode")
+            return Given("--password", "x");
         string[] pair = flag.StartsWith("--tls-", Ordinal) ? ["--tls-cert", "--tls-key"] : [];
         return pair.Where(f => f != flag).ToDictionary(f => f, _ => "/dev/zero");
     }
@@ -166,7 +169,7 @@ public sealed class OptionsTests : IDisposable
     [InlineData("--max-body", "256MiB", "262144KiB")]
     [InlineData("--address", "", "")]
     public void CaseOfValuesIsFreeAndUnitsAreUnderstood(string flag, string value, string shown) =>
-        Assert.Equal(shown, Show(Read(Given(flag, value)), flag));
+        Assert.Equal(shown, Show(Read(new(Companions(flag)) { [flag] = value }), flag));
 
     [Fact]
     public void StateDirectoryIsTheDefaultDataDirectory()
@@ -385,7 +388,7 @@ public sealed class OptionsTests : IDisposable
     [InlineData("OXSES_ONIX_PASSWORT", "OXSES_ONIX_PASSWORD")]
     public void UnknownVariableIsWarnedOfWithTheNearestName(string name, string nearest)
     {
-        var warning = Assert.Single(Read([], Given(name, "hunter2", "PATH", "/bin")).Warnings);
+        var warning = Assert.Single(Read(Local, Given(name, "hunter2", "PATH", "/bin")).Warnings);
         Assert.Contains(name + " ", warning, Ordinal);
         Assert.EndsWith(nearest, warning, Ordinal);
         Assert.DoesNotContain("hunter2", warning, Ordinal);
@@ -393,26 +396,72 @@ public sealed class OptionsTests : IDisposable
 
     [Fact]
     public void KnownVariablesAndThoseOfOthersAreNotWarnedOf() =>
-        Assert.Empty(Read([],
+        Assert.Empty(Read(Local,
             Given("OXSES_PORT", "1", "OXSES_PASSWORD_FILE", FileWith("x"), "XSES_A", "")).Warnings);
 
     [Fact]
     public void UnverifiedCertificateOfOnixIsWarnedOf()
     {
-        var warning = Assert.Single(Read(Given("--onix-url", "https://onix")).Warnings);
+        var warning = Assert.Single(Read(new(Local) { ["--onix-url"] = "https://onix" }).Warnings);
         Assert.Contains("--onix-ca-file", warning, Ordinal);
-        var verified = Read(Given("--onix-url", "https://onix", "--onix-insecure-skip-verify", "false"));
+        var verified = Read(
+            new(Local) { ["--onix-url"] = "https://onix", ["--onix-insecure-skip-verify"] = "false" });
         Assert.Empty(verified.Warnings);
-        Assert.Empty(Read(Given("--onix-url", "http://onix")).Warnings);
+        Assert.Empty(Read(new(Local) { ["--onix-url"] = "http://onix" }).Warnings);
     }
+
+    private static readonly Dictionary<string, string> Local = Given("--address", "127.0.0.1");
 
     [Fact]
     public void DefaultPasswordIsWarnedOfWithoutPrintingIt()
     {
-        var warning = Assert.Single(Read(Given("--auth-mode", "basic")).Warnings);
+        var warning = Assert.Single(Read(new(Local) { ["--auth-mode"] = "basic" }).Warnings);
         Assert.Contains("--password (OXSES_PASSWORD)", warning, Ordinal);
         Assert.DoesNotContain("0n1x", warning, Ordinal);
-        Assert.Empty(Read(Given("--auth-mode", "basic", "--password", "x")).Warnings);
+        Assert.Empty(Read(new(Local) { ["--auth-mode"] = "basic", ["--password"] = "x" }).Warnings);
+    }
+
+    [Theory]
+    [InlineData("", "", "whoever reaches this host")]
+    [InlineData("", "0.0.0.0", "whoever reaches this host")]
+    [InlineData("", "::1", null)]
+    [InlineData("oidc", "", null)]
+    [InlineData("basic", "", "passwords go in the clear")]
+    [InlineData("basic", "127.0.0.1", null)]
+    [InlineData("basic tls", "", null)]
+    [InlineData("tls", "", "whoever reaches this host")]
+    [InlineData("tls clients", "", null)]
+    public void WhatIsOpenToOthersIsWarnedOf(string mode, string address, string? says)
+    {
+        var flags = new Dictionary<string, string>();
+        if (address != "")
+            flags["--address"] = address;
+        if (mode.StartsWith("basic", Ordinal))
+            (flags["--auth-mode"], flags["--password"]) = ("basic", "x");
+        if (mode == "oidc")
+            (flags["--auth-mode"], flags["--oidc-issuer"], flags["--oidc-audience"]) = ("oidc", "https://i", "a");
+        if (mode.Contains("tls", Ordinal))
+            (flags["--tls-cert"], flags["--tls-key"]) = ("/dev/zero", "/dev/zero");
+        if (mode.Contains("clients", Ordinal))
+            flags["--tls-client-ca"] = "/dev/zero";
+        var warnings = Read(flags).Warnings;
+        if (says == null)
+            Assert.Empty(warnings);
+        else
+            Assert.Contains(says, Assert.Single(warnings), Ordinal);
+    }
+
+    [Theory]
+    [InlineData(null, "the documented default")]
+    [InlineData("", "empty")]
+    public void PasswordThatAllKnowIsRefusedWhereOthersReachSeS(string? password, string says)
+    {
+        var flags = Given("--auth-mode", "basic");
+        if (password != null)
+            flags["--password"] = password;
+        var e = Assert.Throws<OptionsException>(() => Read(flags));
+        Assert.StartsWith($"--password (OXSES_PASSWORD): the password is {says}", e.Message, Ordinal);
+        Assert.DoesNotContain("0n1x", e.Message, Ordinal);
     }
 
     // ---- Command line ----
