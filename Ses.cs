@@ -169,6 +169,8 @@ internal sealed record Options
     public required string? Name { get; init; }
     public required TimeSpan Pause { get; init; }
     public required TimeSpan StaleAfter { get; init; }
+    /// <summary>Null: all.</summary>
+    public required IReadOnlySet<string>? Partitions { get; init; }
     public required int MaxServices { get; init; }
     public required int MaxAlerts { get; init; }
     /// <summary>In bytes; null: none.</summary>
@@ -211,6 +213,8 @@ internal sealed record Options
             "Password of that user", Secret: true),
         MaxBodySetting = new(Listening, "--max-body", "OXSES_MAXBODY", "SIZE", "16MiB",
             "Largest body of a webhook, such as 512KiB or 16MiB; at most 256MiB"),
+        PartitionsSetting = new(Listening, "--partitions", "OXSES_PARTITIONS", "NAMES", null,
+            "Partitions whose alerts are taken, such as INS,DEV (default: all)"),
         MapSetting = new(Meaning, "--map", "OXSES_MAP", "MAP", null,
             "Where a field comes from: \"platform=platform,cluster,'prod';location=instance\""),
         StatusSetting = new(Meaning, "--status", "OXSES_STATUS", "STATUSES", MappingRules.DefaultStatuses,
@@ -263,7 +267,7 @@ internal sealed record Options
     [
         PathSetting, PortSetting, AddressSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
         AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
-        OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting,
+        OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
         MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
         OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
@@ -320,6 +324,9 @@ internal sealed record Options
             DataDir = DataDirOf(flags, variables),
             Retention = source.Parse(RetentionSetting, ParseDays, "at least 1d, such as 90d or 2400h"),
             MaxBody = source.Parse(MaxBodySetting, ParseBodySize, "a size from 1KiB to 256MiB"),
+            Partitions = source.Text(PartitionsSetting) is { Length: > 0 } names
+                ? names.Split(',', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries)
+                    .ToHashSet() : null,
             Mapping = new MappingRules(
                 source.Text(MapSetting) is { Length: > 0 } ? source.Parse(MapSetting, FieldMap.Parse)
                     : FieldMap.Default,
@@ -404,17 +411,16 @@ internal sealed record Options
         if (AuthMode == AuthMode.Basic && TlsCert == null && isReachable)
             warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
-        if (AuthMode == AuthMode.Basic && Password is "" or null && !isReachable)
-            warnings.Add($"the password is empty: set {PasswordSetting}");
-        if (AuthMode == AuthMode.Basic && isReachable && (Password is "" or null || Password == PasswordSetting.Default))
-            throw new OptionsException($"{PasswordSetting}: the password is "
-                + $"{(Password == PasswordSetting.Default ? "the documented default" : "empty")}, which is refused where "
-                + $"others reach SeS: set another, or {AddressSetting} to 127.0.0.1");
+        var flaw = AuthMode != AuthMode.Basic ? null : Password is "" or null ? "empty"
+            : Password == PasswordSetting.Default ? "the documented default" : null;
+        if (flaw != null && isReachable)
+            throw new OptionsException($"{PasswordSetting}: the password is {flaw}, which is refused where others "
+                + $"reach SeS: set another, or {AddressSetting} to 127.0.0.1");
+        if (flaw != null)
+            warnings.Add($"the password is {flaw}: set {PasswordSetting}");
         if (OnixUrl?.Scheme == Uri.UriSchemeHttps && OnixInsecureSkipVerify)
             warnings.Add($"Onix's certificate is not verified: set {OnixCaFileSetting}, "
                 + $"or {OnixSkipVerifySetting} to false");
-        if (AuthMode == AuthMode.Basic && Password == PasswordSetting.Default)
-            warnings.Add($"the password is the documented default: set {PasswordSetting}");
     }
 
     private static void Need(bool applies, string with, params (Setting Setting, string? Value)[] needed)
@@ -916,7 +922,7 @@ internal sealed class Meters
         OnixDuration = Time("ses_onix_request_duration_seconds", "Duration of requests to Onix.", "request");
         OnixChanges = Count("ses_onix_changes_total",
             "Changes by what became of them: recorded, unchanged (Onix had it), "
-            + "late (Onix held something later), barred (Onix refuses), dropped (refused for 30 days, and gone).",
+            + "late (Onix held something later), barred (Onix refuses), dropped (refused for 30 days).",
             "outcome");
         Barred = Level("ses_onix_barred_services", "Services whose change Onix refuses.");
         ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
@@ -1210,7 +1216,8 @@ internal static class AlertReader
             switch (Map(alert, context, out var mapped))
             {
                 case Outcome.Mapped when alerts.Count == AlertMapping.MaxAlerts:
-                    throw new PayloadException($"The body has more than {AlertMapping.MaxAlerts} alerts.", 413);
+                    throw new PayloadException(
+                        $"The body has more than {AlertMapping.MaxAlerts} alerts.", 413);
                 case Outcome.Mapped:
                     alerts.Add(mapped!);
                     break;
@@ -4043,8 +4050,8 @@ internal sealed class Writer : IDisposable
         _folder = Path.GetDirectoryName(Path.GetFullPath(path))!;
         var log = Store.FileName + "-wal";
         if (!File.Exists(path) && Disk.StatusOf(path + "-wal") is { Size: > 0 })
-            throw new DataDirException($"'{_folder}' has {log}, but not {Store.FileName}, of which that is a part: "
-                + $"put it back, or a backup in its place (ses restore); to begin anew, remove {log}");
+            throw new DataDirException($"'{_folder}' has {log}, but not {Store.FileName}, of which that is a "
+                + $"part: put it back, or a backup in its place (ses restore); to begin anew, remove {log}");
         // SQLite would let others read it, and gives its other files the same rights.
         if (!File.Exists(path))
             Disk.Create(path).Dispose();
@@ -5198,7 +5205,8 @@ internal sealed class Retention
     private readonly SqliteConnection _database;
     private readonly Writer _writer;
     private readonly StoreRules _rules;
-    private readonly SqliteStatement _next, _isKept, _latest, _earliest, _deleteFact, _deleteAlert, _deleteService, _deleteFamily;
+    private readonly SqliteStatement _next, _isKept, _latest, _earliest, _deleteFact, _deleteAlert,
+        _deleteService, _deleteFamily;
 
     // The pass that is made: it goes through the observations up to _until.
     private DateTime _due, _sizeDue;
@@ -6578,7 +6586,8 @@ internal readonly record struct ThresholdRow(
 
 /// <summary>The names of services by their numbers: at most --max-services are held.</summary>
 /// <param name="all">Those that are meant.</param>
-internal sealed class ServiceNames(Snapshot snapshot, IEnumerable<(long Id, ServiceKey Service)> all) : IDisposable
+internal sealed class ServiceNames(
+    Snapshot snapshot, IEnumerable<(long Id, ServiceKey Service)> all) : IDisposable
 {
     /// <summary>More are read all at once; a page needs few.</summary>
     private const int ReadSingly = 4000;
@@ -10369,8 +10378,8 @@ internal sealed class Web
     {
         var (resource, partition) = Route(head.Target);
         var started = _clock.GetTimestamp();
-        var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head) ?? (NeedsCredentials(resource)
-            ? await _auth.RefusalAsync(head.Authorization, client) : null);
+        var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
+            ?? (NeedsCredentials(resource) ? await _auth.RefusalAsync(head.Authorization, client) : null);
         if (resource != Resource.Webhook || head.IsRead)
             return refusal;
         refusal ??= LengthRefusal(head.Length, client) ?? Unavailable();
@@ -10409,8 +10418,9 @@ internal sealed class Web
             if (i + 2 >= path.Length || !byte.TryParse(path.Slice(i + 1, 2), NumberStyles.AllowHexSpecifier,
                 CultureInfo.InvariantCulture, out var encoded))
                 return Reply.Problem(400, "The path has a '%' without two hexadecimal digits.");
-            if (char.IsAsciiLetterOrDigit((char)encoded) || encoded is (byte)'-' or (byte)'.' or (byte)'_' or (byte)'~')
-                return Reply.Problem(400, $"The path encodes '{(char)encoded}', which needs none: write it as it is.");
+            if (char.IsAsciiLetterOrDigit((char)encoded) || "-._~".Contains((char)encoded))
+                return Reply.Problem(
+                    400, $"The path encodes '{(char)encoded}', which needs none: write it as it is.");
             bytes.Add(encoded);
             i += 2;
         }
@@ -10427,9 +10437,20 @@ internal sealed class Web
             $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
         Resource.Webhook when head.Method == "POST" && head.IsOfPage => Reply.Problem(
             403, "A web page may not post alerts, since it may be of any site."),
+        Resource.Webhook when head.Method == "POST" && _options.Partitions?.Contains(partition) == false =>
+            NotTaken(partition),
         Resource.Webhook => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
         _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
     };
+
+    /// <summary>Of a mistaken or made-up name: what it would make in the store stays for good.</summary>
+    private Reply NotTaken(string partition)
+    {
+        _log.Often("alerts were refused, of a partition that --partitions does not name",
+            ("partition", partition));
+        return Reply.Problem(404, $"Alerts of partition '{partition}' are not taken: {Options.PartitionsSetting} "
+            + "does not name it.");
+    }
 
     private static Reply NotAllowed(string allowed) =>
         Reply.Problem(405, $"Allowed: {allowed}.") with { Headers = [("Allow", allowed)] };
@@ -12579,7 +12600,8 @@ internal sealed class CommandRunner(
         {
             var reason = e switch
             {
-                FileNotFoundException or DirectoryNotFoundException => isNew ? "its folder is missing" : "it is missing",
+                FileNotFoundException or DirectoryNotFoundException =>
+                    isNew ? "its folder is missing" : "it is missing",
                 UnauthorizedAccessException => "access is denied, or it is a folder",
                 _ => e.Message,
             };
@@ -13197,11 +13219,6 @@ internal static class Program
         var areGroupsChosen = Linux.ChooseTlsGroups();
         await using var lines = new QueuedWriter(Console.Error);
         var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
-        if (options.TlsCert != null && !areGroupsChosen)
-            log.Warn("TLS offers groups of finite fields too, whose handshakes are dear: there is no /proc, or "
-                + "memfd_create(2) is refused");
-        foreach (var warning in options.Warnings)
-            log.Warn(warning);
         var meters = new Meters(Version, Commit);
         using var claim = DataDir.Claim(options.DataDir);
         var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
@@ -13211,6 +13228,11 @@ internal static class Program
         log.Info("SeS listens", ("version", Version), ("commit", Commit), ("url", Listen(gate, options)),
             ("address", gate.Place), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
+        foreach (var warning in options.Warnings)
+            log.Warn(warning);
+        if (options.TlsCert != null && !areGroupsChosen)
+            log.Warn("TLS offers groups of finite fields too, whose handshakes are dear: there is no /proc, or "
+                + "memfd_create(2) is refused");
 
         using var stop = new CancellationTokenSource();
         using var systemd = new Systemd(Environment.GetEnvironmentVariable("NOTIFY_SOCKET"), log);
@@ -13245,7 +13267,8 @@ internal static class Program
     }
 
     /// <summary>
-    /// Tells systemd the state, and that SeS lives, if a client of its port can see so: what hangs is restarted.
+    /// Tells systemd the state, and that SeS lives if a client of its port can see so: what hangs is started
+    /// again.
     /// </summary>
     private static async Task FeedAsync(Systemd systemd, Web web, Gate gate, Options options)
     {

@@ -171,6 +171,19 @@ public sealed class WebTests
             Ordinal);
     }
 
+    [Fact]
+    public async Task PartitionThatIsNotNamedIsNotTaken()
+    {
+        await using var host = Host.Serving("--partitions", "INS, M\u00fcnchen 2");
+        Assert.Contains("'DEV' are not taken: --partitions (OXSES_PARTITIONS)",
+            (await host.PostAsync(Body(Alert), "/alerts/DEV")).Problem(404), Ordinal);
+        Assert.Equal(0, host.Observations);
+        Assert.Equal(204, (await host.PostAsync(Body(Alert), "/alerts/INS")).Code);
+        Assert.Equal(204, (await host.PostAsync(Body(Alert), "/alerts/M%C3%BCnchen%202")).Code);
+        // What was taken before is still told.
+        Assert.Equal(200, (await host.GetAsync("/alerts/DEV")).Code);
+    }
+
     [Theory]
     [InlineData("/alerts/M%C3%BCnchen%202")]
     [InlineData("/alerts/a%2Fb")]
