@@ -370,11 +370,17 @@ internal sealed record Options
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
     {
         var source = new SettingSource(flags, variables);
-        var address = AddressOf(source) is not { } given || given.Equals(IPAddress.Any) ? IPAddress.Loopback
-            : given.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : given;
-        var scheme = source.Text(TlsCertSetting) is null or "" ? "http" : "https";
-        return (new Uri($"{scheme}://{new IPEndPoint(address, PortOf(source))}"),
+        var place = new IPEndPoint(AddressOf(source) ?? IPAddress.Any, PortOf(source));
+        return (OwnUrl(place, source.Text(TlsCertSetting) is { Length: > 0 }),
             source.Text(TlsClientCaSetting) is { Length: > 0 });
+    }
+
+    /// <summary>Where this host reaches what listens there.</summary>
+    public static Uri OwnUrl(IPEndPoint place, bool isTls)
+    {
+        var address = place.Address.Equals(IPAddress.Any) ? IPAddress.Loopback
+            : place.Address.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : place.Address;
+        return new Uri($"{(isTls ? "https" : "http")}://{new IPEndPoint(address, place.Port)}");
     }
 
     /// <summary>A BOOL of a command; false when it is not given.</summary>
@@ -3001,6 +3007,15 @@ internal sealed class SqliteConnection : IDisposable
             Execute("ROLLBACK");
     }
 
+    /// <summary>
+    /// Waits for the end of a transaction that another connection is in: what it records is earlier than now.
+    /// </summary>
+    public void AwaitOthers()
+    {
+        Execute("BEGIN IMMEDIATE");
+        Rollback();
+    }
+
     /// <summary>Runs statements that give no rows.</summary>
     public void Execute(string sql) => Check(raw.sqlite3_exec(_connection, sql), sql);
 
@@ -3500,7 +3515,7 @@ internal sealed class Store : IDisposable
         }
     }
 
-    public const string IsDamaged = "the database is damaged: ses check tells what, and how to mend it";
+    public const string DamageText = "the database is damaged: ses check tells what, and how to mend it";
 
     // ---- Requests ----
 
@@ -3633,7 +3648,7 @@ internal sealed class Store : IDisposable
         }
         catch (SqliteException e)
         {
-            Fail(e.IsDamage ? IsDamaged : "the disk can no longer be trusted", e.Message, e.Reason);
+            Fail(e.IsDamage ? DamageText : "the disk can no longer be trusted", e.Message, e.Reason);
         }
         catch (Exception e)
         {
@@ -4048,13 +4063,15 @@ internal sealed class Writer : IDisposable
     {
         (_rules, _recent, _path, _clock) = (rules, recent, path, clock);
         _folder = Path.GetDirectoryName(Path.GetFullPath(path))!;
-        var log = Store.FileName + "-wal";
-        if (!File.Exists(path) && Disk.StatusOf(path + "-wal") is { Size: > 0 })
-            throw new DataDirException($"'{_folder}' has {log}, but not {Store.FileName}, of which that is a "
-                + $"part: put it back, or a backup in its place (ses restore); to begin anew, remove {log}");
-        // SQLite would let others read it, and gives its other files the same rights.
         if (!File.Exists(path))
+        {
+            var log = Store.FileName + "-wal";
+            if (Disk.StatusOf(path + "-wal") is { Size: > 0 })
+                throw new DataDirException($"'{_folder}' has {log}, but not {Store.FileName}, of which that is a "
+                    + $"part: put it back, or a backup in its place (ses restore); to begin anew, remove {log}");
+            // SQLite would let others read it, and gives its other files the same rights.
             Disk.Create(path).Dispose();
+        }
         _database = new SqliteConnection(path, isReadOnly: false, cache);
         _database.Execute(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
@@ -4083,14 +4100,13 @@ internal sealed class Writer : IDisposable
         _self = PeerOf(NameOf(rules));
         var own = OwnPeers();
         // The last parameter: not only what this SeS has heard itself.
+        const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation";
         _newest = Of($"""
-            SELECT id, alert, kind, starts, ends, status, received FROM observation
-            WHERE service = ?1 AND alert = ?2 AND (?4 OR by IN ({own}))
+            {facts} WHERE service = ?1 AND alert = ?2 AND (?4 OR by IN ({own}))
             ORDER BY starts DESC, received DESC, kind DESC LIMIT ?3
             """);
         _ofStart = Of($"""
-            SELECT id, alert, kind, starts, ends, status, received FROM observation
-            WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND (?5 OR by IN ({own}))
+            {facts} WHERE service = ?1 AND alert = ?2 AND starts = ?3 AND (?5 OR by IN ({own}))
             ORDER BY received DESC, kind DESC LIMIT ?4
             """);
         _insertObservation =
@@ -4109,21 +4125,14 @@ internal sealed class Writer : IDisposable
         _version = Of("PRAGMA data_version");
         _behind = Of("SELECT DISTINCT service FROM observation WHERE id > ?1 AND id <= ?2 ORDER BY service");
         _due = Of("SELECT id FROM service WHERE due <= ?1 ORDER BY due LIMIT ?2");
-        const string openEpisode = """
-            SELECT o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
-                WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
-                ORDER BY received DESC LIMIT 1), 2)
-            FROM open o
-            """;
-        const string ofEpisode = "b.service = o.service AND b.alert = o.alert AND b.starts = o.starts";
         _stale = Of($"""
-            {openEpisode} WHERE o.own AND o.seen + o.away <= ?1 ORDER BY o.seen + o.away LIMIT ?2
+            SELECT {OpenColumns} FROM open o WHERE o.own AND o.seen + o.away <= ?1 ORDER BY o.seen + o.away LIMIT ?2
             """);
         _abandoned = Of($"""
-            {openEpisode} WHERE o.alert > ?1 AND o.alert <= ?2 AND o.seen + o.away <= ?3
-                AND EXISTS (SELECT 1 FROM observation b WHERE {ofEpisode} AND b.by NOT IN ({own}))
+            SELECT {OpenColumns} FROM open o WHERE o.alert > ?1 AND o.alert <= ?2 AND o.seen + o.away <= ?3
+                AND EXISTS (SELECT 1 FROM observation b WHERE {OfEpisode} AND b.by NOT IN ({own}))
                 AND NOT EXISTS (SELECT 1 FROM observation b JOIN peer p ON p.id = b.by
-                    WHERE {ofEpisode} AND b.kind <> 3 AND (p.own OR p.heard > ?4)
+                    WHERE {OfEpisode} AND b.kind <> 3 AND (p.own OR p.heard > ?4)
                         AND NOT EXISTS (SELECT 1 FROM observation l WHERE l.service = o.service
                             AND l.alert = o.alert AND l.starts = o.starts AND l.kind = 3
                             AND (l.by = b.by OR p.own AND l.by IN ({own}))))
@@ -4665,12 +4674,8 @@ internal sealed class Writer : IDisposable
         || _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Number() != null
         || IsAbandonedDue(now);
 
-    /// <summary>What another process records in a transaction that goes on now is earlier than now.</summary>
-    public void AwaitOthers()
-    {
-        _begin.Run();
-        _database.Rollback();
-    }
+    /// <summary>See <see cref="SqliteConnection.AwaitOthers"/>.</summary>
+    public void AwaitOthers() => _database.AwaitOthers();
 
     /// <summary>
     /// The moment of a question: what is recorded from now on is later. After the clock was set back it is
@@ -4746,9 +4751,9 @@ internal sealed class Writer : IDisposable
         _ticked = now;
         if (now - _alive >= AlivePeriod || now < _alive)
             NoteAlive(now);
-        if (_rules.Mapping is { } mapping && _mapping != mapping.Text)
-            MapAnew(mapping, now);
-        GiveUp(OpenSince(now - _rules.StaleAfter - SeenStep, DueAtOnce), now);
+        if (IsMapping)
+            MapAnew(_rules.Mapping!, now);
+        GiveUp(Stale(now), now);
         GiveUp(Abandoned(now), now, ServiceFacts.ForSilent);
         var due = new List<long>();
         _due.Bind(1, UnixTime.From(now)).Bind(2, DueAtOnce);
@@ -4758,17 +4763,26 @@ internal sealed class Writer : IDisposable
             Derive(service, now);
     }
 
+    private const string OfEpisode = "b.service = o.service AND b.alert = o.alert AND b.starts = o.starts";
+
+    /// <summary>Of an <see cref="OpenEpisode"/>, from the table open as o.</summary>
+    private const string OpenColumns = $"""
+        o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
+            WHERE {OfEpisode} ORDER BY received DESC LIMIT 1), 2)
+        """;
+
     /// <summary>An open episode, and its last copy.</summary>
     private readonly record struct OpenEpisode(
         long Alert, long Service, long Starts, long Seen, Status Status);
 
     /// <summary>
-    /// Those that this SeS heard, and not since a time: only who heard one gives it up, and once.
+    /// Those that this SeS heard, and not for too long: only who heard one gives it up, and once.
     /// </summary>
-    private List<OpenEpisode> OpenSince(DateTime time, long most)
+    private List<OpenEpisode> Stale(DateTime now)
     {
         var open = new List<OpenEpisode>();
-        for (_stale.Bind(1, UnixTime.From(time)).Bind(2, most); _stale.Step();)
+        _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, DueAtOnce);
+        while (_stale.Step())
             open.Add(EpisodeOf(_stale));
         return open;
     }
@@ -4831,6 +4845,7 @@ internal sealed class Writer : IDisposable
 
     private const int MappedAtOnce = 200;
 
+    // What is not derived yet may open more.
     private bool IsMapping => _rules.Mapping is { } mapping && _mapping != mapping.Text && !IsBehind;
 
     /// <summary>
@@ -4839,17 +4854,11 @@ internal sealed class Writer : IDisposable
     /// </summary>
     private void MapAnew(MappingRules rules, DateTime now)
     {
-        // What is not derived yet may open more.
-        if (IsBehind)
-            return;
         var (moved, gone) = (new List<IncomingAlert>(), new List<OpenEpisode>());
         if (_mapping is { } before)
         {
-            using var open = _database.Query("""
-                SELECT o.alert, o.service, o.starts, o.seen, (SELECT status FROM observation b
-                    WHERE b.service = o.service AND b.alert = o.alert AND b.starts = o.starts
-                    ORDER BY received DESC LIMIT 1),
-                    p.name, f.platform, f.service, f.facet, s.location, a.labels, a.dialect, a.source,
+            using var open = _database.Query($"""
+                SELECT {OpenColumns}, p.name, f.platform, f.service, f.facet, s.location, a.labels, a.dialect, a.source,
                     a.sender, a.text
                 FROM open o JOIN alert a ON a.id = o.alert JOIN service s ON s.id = a.service
                     JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
@@ -5311,13 +5320,8 @@ internal sealed class Retention
             _deletedBySize = _sized > 0 ? _deletedBySize : 0;
             until = Math.Max(until, _sized);
         }
-        if (until <= _at)
-        {
-            _until = _at;
-            return;
-        }
-        _until = until;
-        if (_rules.Retention is { } kept)
+        _until = Math.Max(until, _at);
+        if (IsWorking && _rules.Retention is { } kept)
             _writer.Retain(now, () => KeepFrom(UnixTime.From(now - kept)));
     }
 
@@ -5665,8 +5669,10 @@ internal sealed class DatabaseFiles(string path) : IDisposable
     public void Dispose() => _log.Dispose();
 
     /// <summary>Whether they are those that were opened. Safe from any thread.</summary>
-    public bool AreThere => Array.TrueForAll(_files, f => Disk.StatusOf(f.Path) is { } now
-        && now.Device == f.Status.Device && now.Inode == f.Status.Inode);
+    public bool AreThere => Array.TrueForAll(_files, f => IsSame(Disk.StatusOf(f.Path), f.Status));
+
+    private static bool IsSame(FileStatus? now, FileStatus before) =>
+        now?.Device == before.Device && now?.Inode == before.Inode;
 
     /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
     /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
@@ -5675,12 +5681,12 @@ internal sealed class DatabaseFiles(string path) : IDisposable
         foreach (ref var file in _files.AsSpan())
         {
             var now = Disk.StatusOf(file.Path);
-            if (now == null || now.Value.Device != file.Status.Device || now.Value.Inode != file.Status.Inode)
+            if (!IsSame(now, file.Status))
                 throw new SqliteException(
                     SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
             var least = file.Path.EndsWith("-wal", StringComparison.Ordinal)
                 ? Math.Min(file.Status.Size, LeastLog) : file.Status.Size;
-            if (now.Value.Size < least)
+            if (now!.Value.Size < least)
                 throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was cut short");
             file.Status = now.Value;
         }
@@ -5973,7 +5979,7 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
     private void Tell(string fault)
     {
         if (_damage == null)
-            log.Error(Store.IsDamaged, ("fault", fault));
+            log.Error(Store.DamageText, ("fault", fault));
         meters.Damage.Set(1);
         _damage ??= fault;
     }
@@ -6111,8 +6117,7 @@ internal sealed class Snapshot : IDisposable
             if (File.Exists(path))
             {
                 using var database = new SqliteConnection(path, isReadOnly: false, cache: 100);
-                database.Execute("BEGIN IMMEDIATE");
-                database.Rollback();
+                database.AwaitOthers();
             }
         }
         catch (SqliteException e) when (e.IsBusy || e.IsReadOnly)
@@ -10797,7 +10802,7 @@ internal sealed class Web
 
     private Reply Unreadable(SqliteException e)
     {
-        _log.Error(e.IsDamage ? Store.IsDamaged
+        _log.Error(e.IsDamage ? Store.DamageText
             : "the database could not be read", ("reason", e.Message));
         if (e.IsDamage)
             _meters.Damage.Set(1);
@@ -11608,29 +11613,18 @@ internal sealed class Gate
         _questionSlots = new SemaphoreSlim((int)Math.Clamp(descriptors / 64, 1, MaxQuestions));
     }
 
+    public IPEndPoint Place => (IPEndPoint)_listener!.LocalEndPoint!;
+
     /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
     /// <param name="inherited">A socket that listens already, instead of address and port; else null.</param>
     /// <exception cref="SocketException">The port is in use, or the address is not this host's.</exception>
-    public IPEndPoint Place => (IPEndPoint)_listener!.LocalEndPoint!;
-
-    /// <summary>Where this host reaches it.</summary>
-    public IPEndPoint OwnPlace
-    {
-        get
-        {
-            var place = Place;
-            return place.Address.Equals(IPAddress.Any) ? new(IPAddress.Loopback, place.Port)
-                : place.Address.Equals(IPAddress.IPv6Any) ? new(IPAddress.IPv6Loopback, place.Port) : place;
-        }
-    }
-
     public IPEndPoint Start(Socket? inherited = null)
     {
         _listener = inherited ?? Listen(_options.Address, _options.Port);
         _inner = _web.Start();
         _sweeper = _clock.CreateTimer(_ => Sweep(), null, SweepPeriod, SweepPeriod);
         Accepting = Task.WhenAny(AcceptAsync(), _web.Accepting).Unwrap();
-        return (IPEndPoint)_listener.LocalEndPoint!;
+        return Place;
     }
 
     /// <summary>Ends when connections are taken no more: when it drains, or by a defect.</summary>
@@ -12624,9 +12618,7 @@ internal sealed class CommandRunner(
         {
             throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal));
         }
-        if (question.AsOf < snapshot.Oldest)
-            throw new OptionsException(
-                $"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
+        CheckKept(question.AsOf, snapshot);
         var format = Format();
         var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version);
         foreach (var part in answers.Write(question, format))
@@ -12634,6 +12626,13 @@ internal sealed class CommandRunner(
         if (format != OutputFormat.Json && answers.Next is { } next)
             Console.Error.WriteLine($"There is more: --cursor {next}");
         return 0;
+    }
+
+    private static void CheckKept(DateTime? asOf, Snapshot snapshot)
+    {
+        if (asOf < snapshot.Oldest)
+            throw new OptionsException(
+                $"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
     }
 
     private OutputFormat Format() => flags.GetValueOrDefault("--format") switch
@@ -12821,9 +12820,7 @@ internal sealed class CommandRunner(
             if (asOf > snapshot.Moment)
                 throw new OptionsException(
                     $"--as-of: it is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
-            if (asOf < snapshot.Oldest)
-                throw new OptionsException(
-                    $"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
+            CheckKept(asOf, snapshot);
         }
         for (long? after = 0; after != null;)
         {
@@ -13272,9 +13269,8 @@ internal static class Program
     /// </summary>
     private static async Task FeedAsync(Systemd systemd, Web web, Gate gate, Options options)
     {
-        var scheme = options.TlsCert == null ? "http" : "https";
-        var (isThere, _) = await Probe.AskAsync(
-            new Uri($"{scheme}://{gate.OwnPlace}/live"), options.TlsClientCa != null);
+        var own = Options.OwnUrl(gate.Place, options.TlsCert != null);
+        var (isThere, _) = await Probe.AskAsync(new Uri(own, "live"), options.TlsClientCa != null);
         string status;
         try
         {

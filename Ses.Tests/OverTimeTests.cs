@@ -65,6 +65,16 @@ public sealed class OverTimeTests : IDisposable
         }
     }
 
+    /// <summary>Lets a turn be made at each hour of a range.</summary>
+    private async Task HoursAsync(Store store, int from, int to)
+    {
+        for (var hour = from; hour < to; hour++)
+        {
+            _clock.UtcNow = T(hour * 60);
+            await TurnsAsync(store, 1);
+        }
+    }
+
     [Fact]
     public async Task StatedEndAfterGrafanasLapseIsStored()
     {
@@ -95,11 +105,7 @@ public sealed class OverTimeTests : IDisposable
         await TurnsAsync(store);
         Close(store);
         store = Open(with: r => r with { Name = name });
-        for (var hour = 1; hour < 72; hour++)
-        {
-            _clock.UtcNow = T(hour * 60);
-            await TurnsAsync(store, 1);
-        }
+        await HoursAsync(store, 1, 72);
         Assert.Contains(await HistoryAsync(store), h => h.StartsWith("a up", StringComparison.Ordinal));
     }
 
@@ -112,11 +118,7 @@ public sealed class OverTimeTests : IDisposable
         Close(store);
         store = Open(with: r => r with { Name = "m" });
         await store.AppendAsync("INS", StoreChild.Body(Stock("a", T(-30), null)));
-        for (var hour = 1; hour < 72; hour++)
-        {
-            _clock.UtcNow = T(hour * 60);
-            await TurnsAsync(store, 1);
-        }
+        await HoursAsync(store, 1, 72);
         using var snapshot = await store.ReadAsync();
         Assert.Contains(await HistoryAsync(store), h => h.StartsWith("a up", StringComparison.Ordinal));
     }
@@ -130,11 +132,7 @@ public sealed class OverTimeTests : IDisposable
         Close(store);
         _clock.UtcNow = T(48 * 60);
         store = Open();
-        for (var hour = 48; hour < 100; hour++)
-        {
-            _clock.UtcNow = T(hour * 60);
-            await TurnsAsync(store, 1);
-        }
+        await HoursAsync(store, 48, 100);
         var history = await HistoryAsync(store);
         Assert.Contains("a unknown 0", history);
     }
