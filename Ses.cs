@@ -5363,7 +5363,8 @@ internal sealed class Retention
                 oldest = Math.Max(oldest, _next.Number(5));
             }
         }
-        KeepFrom(oldest);
+        if (facts.Count > 0)
+            KeepFrom(oldest);
         foreach (var (id, service, _) in facts)
         {
             _deleteFact.Bind(1, id).Run();

@@ -175,6 +175,17 @@ public sealed class OverTimeTests : IDisposable
         Assert.InRange(used!.Value, 300_000, 1024 * 1024);
     }
 
+    /// <summary>Where a pass deletes nothing, all is there still.</summary>
+    [Fact]
+    public async Task WhatIsKeptWholeHasNoOldestTime()
+    {
+        var store = Open(with: r => r with { MaxSize = 1024 });
+        await store.AppendAsync("INS", StoreChild.Body(Stock("open", Noon, null)));
+        await TurnsAsync(store);
+        using var snapshot = await store.ReadAsync();
+        Assert.Null(snapshot.Oldest);
+    }
+
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
