@@ -713,7 +713,7 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         using var twelfth = site.Connect();
         Assert.True(await peers[2].EndedAsync(), "the next was answered");
         Assert.Equal(2, site.Refused("connections"));
-        Assert.Equal(10, site.Meters.Connections.Value);
+        await Wait.UntilAsync(() => site.Meters.Connections.Value == 10, Soon, "the twelfth in the place of the third");
         site.Release();
         Assert.Equal(200, (await ReceiveAsync(peers[0])).Code);
         foreach (var peer in peers[3..].Append(eleventh).Append(twelfth))
