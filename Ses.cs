@@ -3088,7 +3088,7 @@ internal sealed class SqliteStatement : IDisposable
     public SqliteStatement Bind(int place, long value)
     {
         Begin(place);
-        _database.Check(raw.sqlite3_bind_int64(_statement, place, value), _sql);
+        _database.Check(Sqlite.BindInt64(_handle, place, value), _sql);
         return this;
     }
 
@@ -3114,7 +3114,7 @@ internal sealed class SqliteStatement : IDisposable
     private SqliteStatement BindNull(int place)
     {
         Begin(place);
-        _database.Check(raw.sqlite3_bind_null(_statement, place), _sql);
+        _database.Check(Sqlite.BindNull(_handle, place), _sql);
         return this;
     }
 
@@ -3127,7 +3127,7 @@ internal sealed class SqliteStatement : IDisposable
     /// <summary>Goes to the next row; false, and begun anew, when there is none.</summary>
     public bool Step()
     {
-        var code = raw.sqlite3_step(_statement);
+        var code = Sqlite.Step(_handle);
         if (code == raw.SQLITE_ROW)
             return true;
         Reset();
@@ -3173,14 +3173,14 @@ internal sealed class SqliteStatement : IDisposable
     public ReadOnlySpan<byte> Bytes(int column) => raw.sqlite3_column_blob(_statement, column);
 
     /// <summary>Ends a query before its last row; no transaction may end with one open.</summary>
-    public void Reset() => _ = raw.sqlite3_reset(_statement);
+    public void Reset() => _ = Sqlite.Reset(_handle);
 
     public void Dispose() => _statement.Dispose();
 }
 
 /// <summary>
-/// What the hot passes over rows call for each column (a third of the time of the package's own way), and
-/// what the package lacks.
+/// What is called for each row, column and parameter (a third of the time of the package's own way), and what
+/// the package lacks.
 /// </summary>
 internal static unsafe partial class Sqlite
 {
@@ -3191,6 +3191,20 @@ internal static unsafe partial class Sqlite
     [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_column_type")]
     [SuppressGCTransition]
     public static partial int ColumnType(nint statement, int column);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_bind_int64")]
+    [SuppressGCTransition]
+    public static partial int BindInt64(nint statement, int place, long value);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_bind_null")]
+    [SuppressGCTransition]
+    public static partial int BindNull(nint statement, int place);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_step")]
+    public static partial int Step(nint statement);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_reset")]
+    public static partial int Reset(nint statement);
 
     /// <summary>Replaces SQLite's own checkpoints; the hook is called after each commit.</summary>
     [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_wal_hook")]
@@ -3424,8 +3438,8 @@ internal sealed class Store : IDisposable
 
     private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
 
-    /// <summary>Where more observations wait to be derived, deriving gets as much time as commits.</summary>
-    private const int MaxUnderived = 5000;
+    /// <summary>Where more observations wait to be derived, requests wait for that.</summary>
+    private const int MaxUnderived = 20_000;
 
     /// <summary>A transaction that derives holds requests up for no longer.</summary>
     private static readonly TimeSpan
@@ -3469,10 +3483,12 @@ internal sealed class Store : IDisposable
     private volatile TaskCompletionSource _marked = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     /// <summary>What one webhook brought, waiting for its transaction.</summary>
-    private sealed class Request(string partition, ReceivedAlerts alerts, UInt128? cures, DateTime received)
+    private sealed class Request(string partition, ReceivedAlerts alerts, IReadOnlyList<UInt128> keys,
+        UInt128? cures, DateTime received)
     {
         public string Partition => partition;
         public ReceivedAlerts Alerts => alerts;
+        public IReadOnlyList<UInt128> Keys => keys;
         public UInt128? Cures => cures;
         public DateTime Received => received;
         public Stored Result { get; set; }
@@ -3527,10 +3543,11 @@ internal sealed class Store : IDisposable
     public Task<Stored> AppendAsync(string partition, ReceivedAlerts alerts, UInt128? cures = null)
     {
         var now = Now();
-        if (alerts.IsAllMapped && cures == null && alerts.Alerts.All(a => _recent.Knows(a, now))
+        var keys = _recent.KeysOf(alerts.Alerts);
+        if (alerts.IsAllMapped && cures == null && _recent.Knows(keys, alerts.Alerts, now)
             && !_failed.Task.IsCompleted && _writer.HasItsFiles)
             return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
-        var request = new Request(partition, alerts, cures, now);
+        var request = new Request(partition, alerts, keys, cures, now);
         lock (_gate)
         {
             if (_stopping || _refusal != null)
@@ -3679,9 +3696,7 @@ internal sealed class Store : IDisposable
             // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
             if (_refusal != null && work.Requests.Count == 0)
                 Commit([]);
-            var time = _writer.Underived > MaxUnderived ? _clock.GetElapsedTime(_turned) : DeriveTime;
-            _writer.Derive(Now(), new(Math.Clamp(time.Ticks, DeriveTime.Ticks, MaxDeriveTime.Ticks)), _clock,
-                isAsked: _asked.Count > 0);
+            _writer.Derive(Now(), IsDerivedEnough(), isAsked: _asked.Count > 0);
             _writer.Upkeep(Now(), _clock, _log, _meters);
             Answer(isRefused: false);
         }
@@ -3695,6 +3710,21 @@ internal sealed class Store : IDisposable
             Interlocked.Exchange(ref _marked,
                 new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
         return true;
+    }
+
+    /// <summary>
+    /// Requests that come meanwhile wait for as long as the commit took, so that more of them share the next
+    /// flush; for longer if a question waits, or too much.
+    /// </summary>
+    private Func<bool> IsDerivedEnough()
+    {
+        var (began, committed) = (_clock.GetTimestamp(), _clock.GetElapsedTime(_turned));
+        var isMuch = _writer.Underived > MaxUnderived;
+        var longest = isMuch && committed > DeriveTime ? committed : DeriveTime;
+        if (longest > MaxDeriveTime)
+            longest = MaxDeriveTime;
+        return () => _clock.GetElapsedTime(began) is var taken && (taken > longest
+            || (taken > committed && !isMuch && _asked.Count == 0 && Volatile.Read(ref _waitingBytes) > 0));
     }
 
     /// <summary>
@@ -3752,7 +3782,7 @@ internal sealed class Store : IDisposable
         try
         {
             _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
-                r.Partition, r.Alerts, r.Cures, r.Received))), Now(), isProbe: requests.Count == 0);
+                r.Partition, r.Alerts, r.Keys, r.Cures, r.Received))), Now(), isProbe: requests.Count == 0);
             SetRefusal(null);
             if (requests.Count > 0)
                 _meters.CommitDuration.Observe(_clock.GetElapsedTime(began).TotalSeconds);
@@ -4395,17 +4425,20 @@ internal sealed class Writer : IDisposable
     }
 
     /// <summary>Takes what one request brought, within a transaction.</summary>
-    public Stored Take(string partition, ReceivedAlerts alerts, UInt128? cures, DateTime received)
+    /// <param name="keys">Of the alerts: <see cref="RecentAlerts.KeyOf"/>.</param>
+    public Stored Take(string partition, ReceivedAlerts alerts, IReadOnlyList<UInt128> keys, UInt128? cures,
+        DateTime received)
     {
         var brought = 0;
         _refused = [];
         _refusals = 0;
         var isHeard = alerts.Alerts.Count > 0 || alerts.Ignored > 0 || alerts.Heartbeats > 0;
         long? place = isHeard ? PartitionOf(partition, received) : null;
-        foreach (var alert in alerts.Alerts)
+        for (var i = 0; i < alerts.Alerts.Count; i++)
         {
+            var alert = alerts.Alerts[i];
             if (place is { } there)
-                brought += Take(there, alert, received) ? 1 : 0;
+                brought += Take(there, alert, keys[i], received) ? 1 : 0;
             else
                 RefuseOneTooMany(alert, "partitions", _rules.MaxServices, "--max-services");
         }
@@ -4490,9 +4523,9 @@ internal sealed class Writer : IDisposable
     /// <summary>
     /// Whether it brings something new; it does not when it was quarantined, being one too many.
     /// </summary>
-    private bool Take(long partition, IncomingAlert alert, DateTime received)
+    private bool Take(long partition, IncomingAlert alert, UInt128 key, DateTime received)
     {
-        var key = _recent.KeyOf(alert);
+        var last = _lastId;
         var (service, id) = _recent.Find(key) is { } found
             ? (found.Service, found.Alert) : Place(partition, alert);
         if (service == 0)
@@ -4505,7 +4538,10 @@ internal sealed class Writer : IDisposable
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         var traits = new AlertTraits(alert.Dialect, alert.Source);
         // By what this SeS has heard itself, else it would not count as one that did.
-        ReadNewest(service, id, alert.Starts, alsoOfOthers: false);
+        _newestFacts.Clear();
+        var isNew = id > last;
+        if (!isNew)
+            ReadNewest(service, id, alert.Starts, alsoOfOthers: false);
         var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
         if (kind == null && alert.Ends == null && _hasOthers)
         {
@@ -4516,7 +4552,8 @@ internal sealed class Writer : IDisposable
         var seen = UnixTime.From(received);
         if (kind is { } brings)
         {
-            Observe(service, id, brings, alert, copy);
+            var isKnownText = isNew || alert.Description == _alertText.Bind(1, id).FirstText();
+            Observe(service, id, brings, copy, isKnownText ? null : alert.Description, _self);
             if (_hasOthers)
                 _ownOpen.Bind(1, id).Run();
         }
@@ -4619,12 +4656,6 @@ internal sealed class Writer : IDisposable
         _newestFacts.Reverse();
     }
 
-    private void Observe(long service, long id, ObservationKind kind, IncomingAlert alert, AlertCopy copy)
-    {
-        var text = alert.Description == _alertText.Bind(1, id).FirstText() ? null : alert.Description;
-        Observe(service, id, kind, copy, text, _self);
-    }
-
     private void Observe(
         long service, long alert, ObservationKind kind, AlertCopy copy, string? text, long by)
     {
@@ -4689,29 +4720,31 @@ internal sealed class Writer : IDisposable
     }
 
     /// <summary>Derives services that are behind, or that time alone has changed, in a transaction.</summary>
-    /// <param name="time">It ends after so long.</param>
+    /// <param name="isOver">Asked after each service: it ends, to go on later.</param>
     /// <param name="isAsked">A question waits: what time has brought is not put off.</param>
-    public void Derive(DateTime now, TimeSpan time, TimeProvider clock, bool isAsked = false)
+    public void Derive(DateTime now, Func<bool> isOver, bool isAsked = false)
     {
         var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked || IsMapping
             || (isAsked && IsDue(now));
         if (!IsBehind && !isTime)
             return;
-        var began = clock.GetTimestamp();
         _isDirty = false;
         // A lapse is a fact, but time makes it again.
-        Unflushed(now, () => DeriveWindow(now, time, clock, began, isTime));
+        Unflushed(now, () =>
+        {
+            if (isTime)
+                Tick(now);
+            DeriveWindow(now, isOver);
+        });
     }
 
-    private void DeriveWindow(DateTime now, TimeSpan time, TimeProvider clock, long began, bool isTime)
+    private void DeriveWindow(DateTime now, Func<bool> isOver)
     {
-        if (isTime)
-            Tick(now);
         FillWindow();
         while (_window.TryDequeue(out var service))
         {
             Derive(service, now);
-            if (clock.GetElapsedTime(began) > time)
+            if (isOver())
                 break;
         }
         if (_window.Count == 0 && _derived != _windowEnd)
@@ -4883,7 +4916,7 @@ internal sealed class Writer : IDisposable
             }
             GiveUp(gone, now);
             foreach (var alert in moved)
-                Take(_partitions[alert.Service.Partition], alert, now);
+                Take(_partitions[alert.Service.Partition], alert, _recent.KeyOf(alert), now);
             if (count == MappedAtOnce)
                 return;
         }
@@ -6015,8 +6048,26 @@ internal sealed class RecentAlerts
         return BinaryPrimitives.ReadUInt128LittleEndian(hash);
     }
 
-    /// <summary>Whether a copy tells nothing that is not on disk.</summary>
-    public bool Knows(IncomingAlert alert, DateTime now) => Find(KeyOf(alert)) is { } held
+    public UInt128[] KeysOf(IReadOnlyList<IncomingAlert> alerts)
+    {
+        var keys = new UInt128[alerts.Count];
+        for (var i = 0; i < keys.Length; i++)
+            keys[i] = KeyOf(alerts[i]);
+        return keys;
+    }
+
+    /// <summary>Whether copies tell nothing that is not on disk.</summary>
+    public bool Knows(UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
+    {
+        for (var i = 0; i < keys.Length; i++)
+        {
+            if (!Knows(keys[i], alerts[i], now))
+                return false;
+        }
+        return true;
+    }
+
+    private bool Knows(UInt128 key, IncomingAlert alert, DateTime now) => Find(key) is { } held
         && held.Starts == alert.Starts && (alert.Ends is { } ends ? held.Ends >= ends
             : held.Ends == null && held.Status == alert.Status
                 && now - held.Seen < SeenStep && now >= held.Seen);
@@ -12684,7 +12735,8 @@ internal sealed class CommandRunner(
         writer.Rebuild(Now);
         for (long told = -1; writer.IsBehind;)
         {
-            writer.Derive(Now, TimeSpan.FromSeconds(1), clock);
+            var began = clock.GetTimestamp();
+            writer.Derive(Now, () => clock.GetElapsedTime(began) > TimeSpan.FromSeconds(1));
             var percent = 100 * writer.Derived / Math.Max(1, writer.LastObservation);
             if (percent / 10 != told)
                 Tell($"timeline, {percent} %");

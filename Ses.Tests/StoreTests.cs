@@ -334,12 +334,13 @@ public sealed class StoreTests : IDisposable
     public async Task AnotherWriterIsNoticed()
     {
         await AppendAsync(Alert());
-        using (var other = new Writer(Path.Combine(_directory, Store.FileName), 1024, Rules, new RecentAlerts(), _clock))
+        var recent = new RecentAlerts();
+        using (var other = new Writer(Path.Combine(_directory, Store.FileName), 1024, Rules, recent, _clock))
         {
             for (var i = 0; i < 5; i++)
             {
-                var number = i;
-                other.Commit([() => other.Take("INS", StoreChild.Body(Alert($"o{number}")), null, _clock.UtcNow)], _clock.UtcNow);
+                var body = StoreChild.Body(Alert($"o{i}"));
+                other.Commit([() => other.Take("INS", body, recent.KeysOf(body.Alerts), null, _clock.UtcNow)], _clock.UtcNow);
                 await AppendAsync(Alert($"s{i}"));
             }
         }
