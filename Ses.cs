@@ -862,7 +862,7 @@ internal sealed class Meters
     /// <summary>The gate's, in the order of a connection's life.</summary>
     public static IReadOnlyList<string> RefusalReasons { get; } =
     [
-        "accept", "connections", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
+        "accept", "connections", "handshakes", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
         "malformed", "version", "transfer_encoding", "expectation", "body_timeout", "body_cut",
         "bytes_in_flight", "in_flight", "listener", "answer_timeout",
     ];
@@ -907,7 +907,7 @@ internal sealed class Meters
         HttpRefused = Count("ses_http_refused_total",
             "Requests and connections that the gate ended, by the reason.", "reason");
         AuthFailures = Count("ses_auth_failures_total",
-            "Requests answered 401: missing, scheme (of another kind), wrong.", "reason");
+            "Requests answered 401: missing, scheme (of another kind), wrong; 503: unjudged.", "reason");
         TlsExpiry = Level("ses_tls_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires, in Unix time; 0 without TLS.");
         TlsReloads = Count("ses_tls_reloads_total", "Changed certificates: loaded, refused.", "outcome");
@@ -938,7 +938,7 @@ internal sealed class Meters
             .WithLabels(version, commit).Set(1);
         Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined");
         Preset(HttpRefused, [.. RefusalReasons]);
-        Preset(AuthFailures, "missing", "scheme", "wrong");
+        Preset(AuthFailures, "missing", "scheme", "wrong", "unjudged");
         Preset(TlsReloads, "loaded", "refused");
         Preset(OnixChanges, "recorded", "unchanged", "late", "barred", "dropped");
     }
@@ -9177,46 +9177,139 @@ internal sealed record RequestHead(
 // ================================= 14. Auth ==================================
 //
 // Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
-// OIDC issuer (bearer, RFC 6750). Secrets are compared in constant time. The more wrong credentials came from
-// an address, the later they are refused; right ones are never delayed, so nobody can lock others out.
+// OIDC issuer (bearer, RFC 6750). Secrets are compared in constant time. Passwords can be guessed: the more
+// wrong ones came from an address, the later the next ones are judged, and few wait at a time; who signed in
+// from there lately is not slowed by the others behind it. Tokens cannot; wrong ones are answered late.
 
-/// <summary>How often addresses gave wrong credentials lately.</summary>
-internal sealed class SignInFailures(TimeProvider clock)
+/// <summary>What became of credentials.</summary>
+/// <param name="IsRight">Null: they were not judged, since too many of the address wait.</param>
+/// <param name="Wait">For how long the answer is held back, or after what time to come again.</param>
+internal readonly record struct Verdict(bool? IsRight, TimeSpan Wait);
+
+/// <summary>
+/// How addresses signed in lately, and so when their next credentials are judged. An answer that does not come
+/// at once tells that a guess was wrong: what counts is how many are judged, not when they are answered.
+/// </summary>
+internal sealed class SignIns(TimeProvider clock)
 {
-    /// <summary>Failures of further addresses are not counted: each is treated as the first.</summary>
+    /// <summary>Further addresses are treated as one.</summary>
     public const int MaxAddresses = 10_000;
+
+    /// <summary>Credentials that wait to be judged, of an address and of all.</summary>
+    public const int MaxWaiting = 4, MaxWaitingOfAll = 1000;
+
+    /// <summary>Wrong credentials of an address that are judged in a second; after a pause twice as many.</summary>
+    public const int JudgedPerSecond = 5;
 
     public static readonly TimeSpan
         FirstDelay = TimeSpan.FromSeconds(0.25), LongestDelay = TimeSpan.FromSeconds(5),
-        Forgotten = TimeSpan.FromMinutes(5);
+        Forgotten = TimeSpan.FromMinutes(5), Lately = TimeSpan.FromHours(24);
+
+    private sealed class Address
+    {
+        public int Failures, Waiting;
+        public long Failed, Counted;
+        public long? SignedIn;
+
+        /// <summary>How many may be judged; up to <see cref="JudgedPerSecond"/>.</summary>
+        public double Left = JudgedPerSecond;
+    }
 
     private readonly Lock _gate = new();
-    private readonly Dictionary<IPAddress, (int Count, long Last)> _failed = [];
+    private readonly Dictionary<IPAddress, Address> _addresses = [];
+    private readonly Address _others = new();
+    private int _waiting;
     private long _tidied;
 
+    /// <summary>
+    /// Judges at once while nothing wrong came from the address, or something right lately; else after the
+    /// delay, not before.
+    /// </summary>
+    public async Task<Verdict> JudgeAsync(IPAddress client, Func<bool> isRight)
+    {
+        Address address;
+        TimeSpan delay;
+        lock (_gate)
+        {
+            address = Find(client);
+            delay = DelayOf(address);
+            var isTrusted = address.Failures == 0
+                || (address.SignedIn is { } last && clock.GetElapsedTime(last) < Lately);
+            if (isTrusted && Judge(address, isRight) is { } judged)
+                return new(judged, judged ? TimeSpan.Zero : delay);
+            if (address.Waiting == MaxWaiting || _waiting == MaxWaitingOfAll)
+                return new(null, delay);
+            address.Waiting++;
+            _waiting++;
+        }
+        await Task.Delay(delay, clock);
+        lock (_gate)
+        {
+            address.Waiting--;
+            _waiting--;
+            return Judge(address, isRight) is { } judged ? new(judged, TimeSpan.Zero) : new(null, delay);
+        }
+    }
+
+    /// <summary>Null: too many were judged in this second.</summary>
+    private bool? Judge(Address address, Func<bool> isRight)
+    {
+        var passed = clock.GetElapsedTime(address.Counted).TotalSeconds;
+        address.Left = Math.Min(JudgedPerSecond, address.Left + (passed * JudgedPerSecond));
+        address.Counted = clock.GetTimestamp();
+        if (address.Left < 1)
+            return null;
+        if (!isRight())
+        {
+            address.Left--;
+            Fail(address);
+            return false;
+        }
+        address.SignedIn = clock.GetTimestamp();
+        return true;
+    }
+
     /// <summary>Counts a failure of this address, and returns how long its answer has to wait.</summary>
-    public TimeSpan Add(IPAddress client)
+    public TimeSpan Fail(IPAddress client)
     {
         lock (_gate)
         {
-            var key = Network(client);
-            var (count, last) = _failed.GetValueOrDefault(key);
-            if (count > 0 && clock.GetElapsedTime(last) > Forgotten)
-                count = 0;
-            if (count == 0 && _failed.Count >= MaxAddresses && clock.GetElapsedTime(_tidied) > Forgotten / 10)
-                Forget();
-            if (count > 0 || _failed.Count < MaxAddresses)
-                _failed[key] = (count + 1, clock.GetTimestamp());
-            return TimeSpan.FromSeconds(Math.Min(
-                LongestDelay.TotalSeconds, FirstDelay.TotalSeconds * Math.Pow(2, Math.Min(count, 30))));
+            var address = Find(client);
+            var delay = DelayOf(address);
+            Fail(address);
+            return delay;
         }
+    }
+
+    private void Fail(Address address)
+    {
+        address.Failures++;
+        address.Failed = clock.GetTimestamp();
+    }
+
+    private static TimeSpan DelayOf(Address address) => TimeSpan.FromSeconds(Math.Min(
+        LongestDelay.TotalSeconds, FirstDelay.TotalSeconds * Math.Pow(2, Math.Min(address.Failures, 30))));
+
+    private Address Find(IPAddress client)
+    {
+        var key = Network(client);
+        if (!_addresses.TryGetValue(key, out var address))
+        {
+            if (_addresses.Count >= MaxAddresses && clock.GetElapsedTime(_tidied) > Forgotten / 10)
+                Forget();
+            address = _addresses.Count < MaxAddresses ? _addresses[key] = new Address() : _others;
+        }
+        if (clock.GetElapsedTime(address.Failed) > Forgotten)
+            address.Failures = 0;
+        return address;
     }
 
     private void Forget()
     {
         _tidied = clock.GetTimestamp();
-        var old = _failed.Where(f => clock.GetElapsedTime(f.Value.Last) > Forgotten).ToList();
-        old.ForEach(f => _failed.Remove(f.Key));
+        var old = _addresses.Where(a => clock.GetElapsedTime(a.Value.Failed) > Forgotten && a.Value.Waiting == 0
+            && !(a.Value.SignedIn is { } last && clock.GetElapsedTime(last) < Lately)).ToList();
+        old.ForEach(a => _addresses.Remove(a.Key));
     }
 
     /// <summary>One host is given 2^64 addresses of IPv6 and can use them all.</summary>
@@ -9553,6 +9646,15 @@ internal sealed class Issuer
     }
 }
 
+/// <summary>
+/// Whether the last password on a connection was right: its next one is judged at once. A wrong one ends that,
+/// since a proxy's connection has the requests of many.
+/// </summary>
+internal sealed class SignedIn
+{
+    public bool Has { get; set; }
+}
+
 /// <summary>Judges the credentials of requests.</summary>
 internal sealed class Auth
 {
@@ -9560,7 +9662,7 @@ internal sealed class Auth
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly byte[] _expected;
-    private readonly SignInFailures _failures;
+    private readonly SignIns _signIns;
     private readonly Issuer? _issuer;
 
     /// <param name="handler">Dials the OIDC issuer; not used with another mode.</param>
@@ -9568,7 +9670,7 @@ internal sealed class Auth
     {
         (_options, _log, _meters) = (options, log, meters);
         _expected = SHA256.HashData(Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}"));
-        _failures = new SignInFailures(clock);
+        _signIns = new SignIns(clock);
         if (options.AuthMode == AuthMode.Oidc)
             _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
     }
@@ -9591,23 +9693,26 @@ internal sealed class Auth
 
     /// <summary>Null when the request is admitted, else the answer: 401, or 503 without the issuer.</summary>
     /// <param name="authorization">The value of the request's Authorization field; null when absent.</param>
-    /// <param name="client">Its answers wait the longer the more it guesses.</param>
-    public async ValueTask<Reply?> RefusalAsync(string? authorization, IPAddress client)
+    /// <param name="connection">On which it came; it learns of what was right.</param>
+    public async ValueTask<Reply?> RefusalAsync(
+        string? authorization, IPAddress client, SignedIn connection)
     {
         if (_options.AuthMode == AuthMode.None)
             return null;
         if (authorization == null)
-            return Unauthorized("missing", null, client);
+            return Unauthorized("missing", null, TimeSpan.Zero);
         var given = authorization.Split(' ', 2, StringSplitOptions.TrimEntries);
         var scheme = _issuer == null ? "Basic" : "Bearer";
         if (given.Length != 2 || !given[0].Equals(scheme, StringComparison.OrdinalIgnoreCase))
-            return Unauthorized("scheme", null, client);
+            return Unauthorized("scheme", null, TimeSpan.Zero);
         if (_issuer == null)
-            return IsPassword(given[1]) ? null : Unauthorized("wrong", null, client);
+            return await PasswordRefusalAsync(given[1], client, connection);
         try
         {
-            return await _issuer.RefusalAsync(given[1]) is { } reason
-                ? Unauthorized("wrong", reason, client) : null;
+            if (await _issuer.RefusalAsync(given[1]) is not { } reason)
+                return null;
+            LogRefused(client, reason);
+            return Unauthorized("wrong", reason, _signIns.Fail(client));
         }
         catch (IssuerException e)
         {
@@ -9615,6 +9720,32 @@ internal sealed class Auth
             return Reply.Problem(503, "The OIDC issuer's keys cannot be had; SeS's log says why.");
         }
     }
+
+    private async ValueTask<Reply?> PasswordRefusalAsync(string base64, IPAddress client, SignedIn connection)
+    {
+        var isRight = connection.Has && IsPassword(base64);
+        connection.Has = isRight;
+        if (isRight)
+            return null;
+        var (verdict, wait) = await _signIns.JudgeAsync(client, () => IsPassword(base64));
+        if (verdict == true)
+        {
+            connection.Has = true;
+            return null;
+        }
+        LogRefused(client, verdict == null ? "too many from there wait" : "wrong");
+        if (verdict == false)
+            return Unauthorized("wrong", null, wait);
+        _meters.AuthFailures.WithLabels("unjudged").Inc();
+        return Reply.Problem(503, "Wrong credentials came from this address, and these were not looked at: "
+            + "send the request again later.") with
+        {
+            Headers = [("Retry-After", $"{Math.Max(1, Math.Ceiling(wait.TotalSeconds))}")],
+        };
+    }
+
+    private void LogRefused(IPAddress client, string reason) =>
+        _log.Often("credentials were refused", ("client", client), ("reason", reason));
 
     private bool IsPassword(string base64)
     {
@@ -9625,12 +9756,9 @@ internal sealed class Auth
     }
 
     /// <summary>The challenge of RFC 9110, 11.6.1, with RFC 6750, 3 for tokens.</summary>
-    private Reply Unauthorized(string reason, string? description, IPAddress client)
+    private Reply Unauthorized(string reason, string? description, TimeSpan heldBack)
     {
-        var heldBack = reason == "missing" ? TimeSpan.Zero : _failures.Add(client);
         _meters.AuthFailures.WithLabels(reason).Inc();
-        if (heldBack > TimeSpan.Zero)
-            _log.Often("credentials were refused", ("client", client), ("reason", description ?? reason));
         var challenge = _issuer == null ? "Basic realm=\"SeS\", charset=\"UTF-8\""
             : "Bearer realm=\"SeS\""
                 + (description == null ? ""
@@ -10431,12 +10559,13 @@ internal sealed class Web
     /// Judges a request before its body is read, so that a stranger cannot make SeS hold one. Null: it may
     /// come; else its answer.
     /// </summary>
-    public async ValueTask<Reply?> RefusalAsync(RequestHead head, IPAddress client)
+    public async ValueTask<Reply?> RefusalAsync(RequestHead head, IPAddress client, SignedIn connection)
     {
         var (resource, partition) = Route(head.Target);
         var started = _clock.GetTimestamp();
         var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
-            ?? (NeedsCredentials(resource) ? await _auth.RefusalAsync(head.Authorization, client) : null);
+            ?? (NeedsCredentials(resource)
+                ? await _auth.RefusalAsync(head.Authorization, client, connection) : null);
         if (resource != Resource.Webhook || head.IsRead)
             return refusal;
         refusal ??= LengthRefusal(head.Length, client) ?? Unavailable();
@@ -11434,6 +11563,8 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
 
     public Socket Socket => socket;
 
+    public SignedIn SignedIn { get; } = new();
+
     /// <summary>The plain connection, until TLS is put over it.</summary>
     public Stream Stream { get; set; } = new NetworkStream(socket, ownsSocket: true);
 
@@ -11587,6 +11718,9 @@ internal sealed class Gate
     /// <summary>Half the process's descriptors, if those are fewer.</summary>
     public const int MaxConnections = 4096;
 
+    /// <summary>Begun by a first byte; one takes some milliseconds.</summary>
+    public const int MaxHandshakes = 256;
+
     /// <summary>Alertmanager sends one request for each group and waits for its answer.</summary>
     public const int MaxInFlight = 1024;
 
@@ -11643,7 +11777,7 @@ internal sealed class Gate
     // Guarded by _gate.
     private readonly HashSet<ClientConnection> _connections = [];
     // Guarded by _gate: all but those being answered, the one that waits longest first.
-    private readonly LinkedList<ClientConnection> _waiting = [];
+    private readonly LinkedList<ClientConnection> _waiting = [], _handshakes = [];
 
     private Socket _listener = null!;
     private IPEndPoint _inner = null!;
@@ -11895,6 +12029,7 @@ internal sealed class Gate
             throw new RefusedException("handshake", 400, "This port speaks TLS: ask with https.");
         var tls = new SslStream(connection.Stream);
         connection.Stream = tls;
+        BeginHandshake(connection);
         try
         {
             await tls.AuthenticateAsServerAsync(options);
@@ -11906,7 +12041,27 @@ internal sealed class Gate
                 ("reason", e.GetBaseException().Message));
             throw new IOException("the TLS handshake failed", e);
         }
+        finally
+        {
+            lock (_gate)
+                _handshakes.Remove(connection);
+        }
         Enter(connection, ConnectionState.Idle, HeadTime);
+    }
+
+    /// <summary>At the cap the one that has taken longest gives way: a client in good faith takes little.</summary>
+    private void BeginHandshake(ClientConnection connection)
+    {
+        lock (_gate)
+        {
+            if (_handshakes.Count >= MaxHandshakes && _handshakes.First is { Value: var longest })
+            {
+                _handshakes.RemoveFirst();
+                Refused("handshakes");
+                longest.Abort();
+            }
+            _handshakes.AddLast(connection);
+        }
     }
 
     /// <summary>Serves one request. False: the connection ends.</summary>
@@ -11918,7 +12073,7 @@ internal sealed class Gate
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
         Enter(connection, ConnectionState.Handled, Timeless);
-        if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
+        if (await _web.RefusalAsync(head, connection.Client, connection.SignedIn) is { } refusal)
         {
             // What follows may be a body, if only in the eyes of another reader.
             var isAlone = head.IsRead || head.Length == 0;

@@ -190,8 +190,9 @@ public sealed class AuthTests
 
         public Auth Auth { get; }
 
-        public Task<Reply?> AskAsync(string? authorization, IPAddress? client = null) =>
-            Auth.RefusalAsync(authorization, client ?? Client).AsTask();
+        /// <param name="connection">Null: a new one.</param>
+        public Task<Reply?> AskAsync(string? authorization, IPAddress? client = null, SignedIn? connection = null) =>
+            Auth.RefusalAsync(authorization, client ?? Client, connection ?? new SignedIn()).AsTask();
 
         public Task<Reply?> ShowAsync(string token) => AskAsync($"Bearer {token}");
 
@@ -446,7 +447,7 @@ public sealed class AuthTests
         var door = Door.Oidc();
         var reply = await door.AskAsync(authorization);
         Assert.Equal((401, ("WWW-Authenticate", "Bearer realm=\"SeS\"")), (reply!.Code, Assert.Single(reply.Headers)));
-        Assert.Equal(SignInFailures.FirstDelay, reply.HeldBack);
+        Assert.Equal(TimeSpan.Zero, reply.HeldBack);
         Assert.Empty(door.Issuer.Asked);
     }
 
@@ -462,7 +463,7 @@ public sealed class AuthTests
                 Assert.DoesNotContain("error", Assert.Single(reply.Headers).Value, Ordinal);
                 Assert.Equal(i, door.Failed("missing"));
             }
-            Assert.Equal(SignInFailures.FirstDelay, (await door.AskAsync("Other x"))!.HeldBack);
+            Assert.Equal(TimeSpan.Zero, (await door.AskAsync("Other x"))!.HeldBack);
             Assert.Equal((1, 0), (door.Failed("scheme"), door.Failed("wrong")));
         }
     }
@@ -832,13 +833,14 @@ public sealed class AuthTests
     {
         var door = Door.Basic(user, password);
         Assert.Null(await door.AskAsync(Basic($"{user}:{password}")));
+        var client = 0;
         foreach (var other in new[]
         {
             $"{user}:{password} ", $"{user}: {password}", $"{user}:{password}\n", $" {user}:{password}",
             $"{user}:{password}\0", user, $"{user}{password}", $":{user}:{password}", $"{user}::{password}",
             $"{user.ToUpperInvariant()}:{password}", ":", "",
         })
-            Assert.Equal(401, (await door.AskAsync(Basic(other)))?.Code);
+            Assert.Equal(401, (await door.AskAsync(Basic(other), Address(client++)))?.Code);
         Assert.Equal(12, door.Failed("wrong") + door.Failed("scheme"));
     }
 
@@ -865,7 +867,7 @@ public sealed class AuthTests
         var reply = await door.AskAsync(authorization);
         Assert.Equal((401, ("WWW-Authenticate", "Basic realm=\"SeS\", charset=\"UTF-8\"")),
             (reply!.Code, Assert.Single(reply.Headers)));
-        Assert.Equal((1, SignInFailures.FirstDelay), (door.Failed("wrong"), reply.HeldBack));
+        Assert.Equal((1, SignIns.FirstDelay), (door.Failed("wrong"), reply.HeldBack));
     }
 
     [Theory]
@@ -887,45 +889,152 @@ public sealed class AuthTests
         var password = new string('ü', 4_000);
         var door = Door.Basic("ann", password);
         Assert.Null(await door.AskAsync(Basic("ann:" + password)));
-        Assert.Equal(401, (await door.AskAsync(Basic("ann:" + password + "u")))!.Code);
-        Assert.Equal(401, (await door.AskAsync("Basic " + new string('A', 16_000)))!.Code);
-        Assert.Equal(401, (await door.AskAsync("Basic " + new string(' ', 16_000)))!.Code);
-        Assert.Equal(401, (await door.AskAsync(new string('x', 16_000)))!.Code);
+        Assert.Equal(401, (await door.AskAsync(Basic("ann:" + password + "u"), Address(1)))!.Code);
+        Assert.Equal(401, (await door.AskAsync("Basic " + new string('A', 16_000), Address(2)))!.Code);
+        Assert.Equal(401, (await door.AskAsync("Basic " + new string(' ', 16_000), Address(3)))!.Code);
+        Assert.Equal(401, (await door.AskAsync(new string('x', 16_000), Address(4)))!.Code);
     }
 
     [Fact]
-    public async Task WrongCredentialsAreRefusedLaterAndRightOnesAreNeverDelayed()
+    public async Task WrongTokensAreAnsweredLaterAndRightOnesAreNeverDelayed()
     {
-        foreach (var (door, right, wrong) in new[]
+        var (door, right, wrong) = (Door.Oidc(), $"Bearer {Good}", $"Bearer {Tokens["exp 0"].Token}");
+        var delays = new List<double>();
+        for (var i = 0; i < 8; i++)
         {
-            (Door.Basic("ann", "secret"), Basic("ann:secret"), Basic("ann:wrong")),
-            (Door.Oidc(), $"Bearer {Good}", $"Bearer {Tokens["exp 0"].Token}"),
-        })
-        {
-            var delays = new List<double>();
-            for (var i = 0; i < 8; i++)
-            {
-                delays.Add((await door.AskAsync(wrong))!.HeldBack.TotalSeconds);
-                Assert.Null(await door.AskAsync(right));
-            }
-            Assert.Equal([0.25, 0.5, 1, 2, 4, 5, 5, 5], delays);
-            Assert.Equal(8, door.Failed("wrong"));
-            Assert.Equal(SignInFailures.FirstDelay,
-                (await door.AskAsync(wrong, IPAddress.Parse("192.0.2.2")))!.HeldBack);
+            delays.Add((await door.AskAsync(wrong))!.HeldBack.TotalSeconds);
+            Assert.Null(await door.AskAsync(right));
         }
+        Assert.Equal([0.25, 0.5, 1, 2, 4, 5, 5, 5], delays);
+        Assert.Equal(8, door.Failed("wrong"));
+        Assert.Equal(SignIns.FirstDelay, (await door.AskAsync(wrong, IPAddress.Parse("192.0.2.2")))!.HeldBack);
     }
+
+    // ---- Guessing ----
+
+    private static readonly string Right = Basic("ann:secret"), Wrong = Basic("ann:wrong");
+
+    [Fact]
+    public async Task PasswordsAreJudgedAfterTheDelayAndNotBefore()
+    {
+        var door = Door.Basic("ann", "secret");
+        var first = await door.AskAsync(Wrong);
+        Assert.Equal((401, SignIns.FirstDelay), (first!.Code, first.HeldBack));
+        foreach (var seconds in new[] { 0.5, 1, 2, 4, 5, 5 })
+        {
+            var asked = door.AskAsync(Wrong);
+            door.Clock.Advance(TimeSpan.FromSeconds(seconds) - TimeSpan.FromMilliseconds(1));
+            Assert.False(asked.IsCompleted, $"{seconds} s");
+            door.Clock.Advance(TimeSpan.FromMilliseconds(1));
+            var reply = await asked.WaitAsync(Soon);
+            Assert.Equal((401, TimeSpan.Zero), (reply!.Code, reply.HeldBack));
+        }
+        Assert.Equal(7, door.Failed("wrong"));
+        // The right one looks like a wrong one until then.
+        var right = door.AskAsync(Right);
+        door.Clock.Advance(TimeSpan.FromSeconds(4.999));
+        Assert.False(right.IsCompleted);
+        door.Clock.Advance(TimeSpan.FromMilliseconds(1));
+        Assert.Null(await right.WaitAsync(Soon));
+        // Others are not slowed.
+        Assert.True(door.AskAsync(Right, IPAddress.Parse("192.0.2.2")).IsCompletedSuccessfully);
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task NoMoreThanTenGuessesOfAnAddressAreJudgedInASecondWhateverItDoes(bool hasSignedIn)
+    {
+        var door = Door.Basic("ann", "secret");
+        if (hasSignedIn)
+            Assert.Null(await door.AskAsync(Right));
+        var (judged, asked) = (new List<double>(), new List<Task<Reply?>>());
+        for (var tick = 0; tick < 400; tick++)
+        {
+            for (var i = 0; i < 20; i++)
+                asked.Add(door.AskAsync(Wrong, Client, i % 2 == 0 ? new SignedIn() : null));
+            door.Clock.Advance(TimeSpan.FromMilliseconds(10));
+            judged.Add(door.Failed("wrong"));
+        }
+        for (var i = 100; i < judged.Count; i++)
+            Assert.InRange(judged[i] - judged[i - 100], 0, 10);
+        if (hasSignedIn)
+            Assert.InRange(judged[^1], 20, 25);
+        door.Clock.Advance(SignIns.LongestDelay);
+        var replies = await Task.WhenAll(asked).WaitAsync(Soon);
+        var unjudged = replies.Where(r => r!.Code == 503).ToList();
+        Assert.Equal(unjudged.Count, door.Failed("unjudged"));
+        Assert.InRange(unjudged.Count, 7_900, 8_000);
+        Assert.All(unjudged, r => Assert.InRange(
+            int.Parse(Assert.Single(r!.Headers, h => h.Name == "Retry-After").Value, CultureInfo.InvariantCulture), 1, 5));
+        Assert.All(replies.Except(unjudged), r => Assert.Equal(401, r!.Code));
+    }
+
+    [Fact]
+    public async Task WhoSignedInLatelyIsNotSlowedByOthersOfItsAddress()
+    {
+        var door = Door.Basic("ann", "secret");
+        var connection = new SignedIn();
+        Assert.Null(await door.AskAsync(Right, Client, connection));
+        for (var i = 0; i < 4; i++)
+            Assert.Equal(401, (await door.AskAsync(Wrong))!.Code);
+        Assert.True(door.AskAsync(Right).IsCompletedSuccessfully, "on a new connection");
+        var guesses = Enumerable.Range(0, 50).Select(_ => door.AskAsync(Wrong)).ToList();
+        // None is left to be judged: only the connection is known.
+        Assert.Equal(503, (await door.AskAsync(Right))!.Code);
+        Assert.True(door.AskAsync(Right, Client, connection).IsCompletedSuccessfully, "on the same connection");
+        door.Clock.Advance(TimeSpan.FromSeconds(1));
+        Assert.True(door.AskAsync(Right).IsCompletedSuccessfully, "on a new connection");
+        // A proxy's connection has the requests of many.
+        _ = door.AskAsync(Wrong, Client, connection);
+        Assert.False(connection.Has);
+        door.Clock.Advance(SignIns.Lately);
+        Assert.Equal(50, (await Task.WhenAll(guesses).WaitAsync(Soon)).Length);
+    }
+
+    [Fact]
+    public async Task AddressesWithoutAPlaceAreGuessedFromAsOne()
+    {
+        var failures = new SignIns(_clock);
+        for (var n = 0; n < SignIns.MaxAddresses; n++)
+            failures.Fail(Address(n));
+        var judged = 0;
+        for (var n = 0; n < 100; n++)
+            judged += failures.JudgeAsync(Address(20_000 + n), () => false) is { IsCompletedSuccessfully: true } verdict
+                && (await verdict).IsRight == false ? 1 : 0;
+        Assert.Equal(1, judged);
+    }
+
+    [Fact]
+    public async Task NoMoreThanAThousandWaitToBeJudged()
+    {
+        var failures = new SignIns(_clock);
+        var asked = new List<Task<Verdict>>();
+        for (var n = 0; n < 300; n++)
+        {
+            failures.Fail(Address(n));
+            for (var i = 0; i < 5; i++)
+                asked.Add(failures.JudgeAsync(Address(n), () => false));
+        }
+        Assert.Equal(SignIns.MaxWaitingOfAll, asked.Count(a => !a.IsCompleted));
+        _clock.Advance(SignIns.LongestDelay);
+        foreach (var one in asked)
+            await one.WaitAsync(Soon);
+    }
+
+    private static IPAddress Address(int n) => new([10, (byte)(n >> 16), (byte)(n >> 8), (byte)n]);
 
     // ---- Failures ----
 
     private readonly ManualClock _clock = new(Start);
 
-    private static double Delay(SignInFailures failures, string address) =>
-        failures.Add(IPAddress.Parse(address)).TotalSeconds;
+    private static double Delay(SignIns failures, string address) =>
+        failures.Fail(IPAddress.Parse(address)).TotalSeconds;
 
     [Fact]
     public void DelayDoublesUpToFiveSecondsAndNoFurther()
     {
-        var failures = new SignInFailures(_clock);
+        var failures = new SignIns(_clock);
         var delays = Enumerable.Range(0, 1_000).Select(_ => Delay(failures, "192.0.2.1")).ToList();
         Assert.Equal([0.25, 0.5, 1, 2, 4, 5], delays.Take(6));
         Assert.All(delays.Skip(5), d => Assert.Equal(5, d));
@@ -934,14 +1043,14 @@ public sealed class AuthTests
     [Fact]
     public void FailuresAreForgottenFiveMinutesAfterTheLast()
     {
-        var failures = new SignInFailures(_clock);
+        var failures = new SignIns(_clock);
         for (var i = 0; i < 4; i++)
         {
             Delay(failures, "192.0.2.1");
-            _clock.Advance(SignInFailures.Forgotten);
+            _clock.Advance(SignIns.Forgotten);
         }
         Assert.Equal(4, Delay(failures, "192.0.2.1"));
-        _clock.Advance(SignInFailures.Forgotten + TimeSpan.FromMilliseconds(1));
+        _clock.Advance(SignIns.Forgotten + TimeSpan.FromMilliseconds(1));
         Assert.Equal(0.25, Delay(failures, "192.0.2.1"));
         Assert.Equal(0.5, Delay(failures, "192.0.2.1"));
     }
@@ -954,7 +1063,7 @@ public sealed class AuthTests
     [InlineData("127.0.0.1", "::1", false)]
     public void AddressesOfIPv6AreOneByTheirFirst64Bits(string one, string other, bool same)
     {
-        var failures = new SignInFailures(_clock);
+        var failures = new SignIns(_clock);
         Assert.Equal(0.25, Delay(failures, one));
         Assert.Equal(same ? 0.5 : 0.25, Delay(failures, other));
     }
@@ -962,28 +1071,27 @@ public sealed class AuthTests
     [Fact]
     public void NoMoreThanTenThousandAddressesAreRememberedAndOldOnesGiveWay()
     {
-        var failures = new SignInFailures(_clock);
-        static IPAddress Address(int n) => new([10, (byte)(n >> 16), (byte)(n >> 8), (byte)n]);
-        for (var n = 0; n < SignInFailures.MaxAddresses; n++)
-            failures.Add(Address(n));
-        // No room: slowed, not remembered, and nobody else is forgotten for them.
-        for (var i = 0; i < 3; i++)
-            Assert.Equal(SignInFailures.FirstDelay, failures.Add(Address(20_000)));
-        Assert.Equal(0.5, failures.Add(Address(0)).TotalSeconds);
-        Assert.Equal(0.5, failures.Add(Address(9_999)).TotalSeconds);
-        _clock.Advance(SignInFailures.Forgotten + TimeSpan.FromSeconds(1));
-        Assert.Equal(0.25, failures.Add(Address(20_000)).TotalSeconds);
-        Assert.Equal(0.5, failures.Add(Address(20_000)).TotalSeconds);
+        var failures = new SignIns(_clock);
+        for (var n = 0; n < SignIns.MaxAddresses; n++)
+            failures.Fail(Address(n));
+        // No room: nobody else is forgotten for them.
+        foreach (var delay in new[] { 0.25, 0.5, 1 })
+            Assert.Equal(delay, failures.Fail(Address(20_000 + (int)(4 * delay))).TotalSeconds);
+        Assert.Equal(0.5, failures.Fail(Address(0)).TotalSeconds);
+        Assert.Equal(0.5, failures.Fail(Address(9_999)).TotalSeconds);
+        _clock.Advance(SignIns.Forgotten + TimeSpan.FromSeconds(1));
+        Assert.Equal(0.25, failures.Fail(Address(20_000)).TotalSeconds);
+        Assert.Equal(0.5, failures.Fail(Address(20_000)).TotalSeconds);
     }
 
     [Fact]
     public async Task ManyAtOnceAreAllCounted()
     {
-        var door = Door.Basic("ann", "secret");
+        var door = Door.Oidc();
         await Task.WhenAll(Enumerable.Range(0, 8).Select(_ => Task.Run(async () =>
         {
             for (var i = 0; i < 500; i++)
-                await door.AskAsync("Basic x");
+                await door.AskAsync("Bearer x");
         })));
         Assert.Equal(4_000, door.Failed("wrong"));
     }

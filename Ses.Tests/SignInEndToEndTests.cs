@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Diagnostics;
 using System.Globalization;
 using System.Net;
@@ -64,6 +65,7 @@ public sealed class SignInEndToEndTests
             return clock.Elapsed;
         }
 
+        await PostAsync("secret", HttpStatusCode.NoContent);
         var waits = new List<TimeSpan>();
         for (var i = 0; i < 5; i++)
             waits.Add(await PostAsync($"guess {i}", HttpStatusCode.Unauthorized));
@@ -74,6 +76,33 @@ public sealed class SignInEndToEndTests
         await PostAsync("secret", HttpStatusCode.NoContent);
         Assert.False(held.IsCompleted);
         await held;
+    }
+
+    [Fact]
+    public async Task FloodOfGuessesIsNotLookedAt()
+    {
+        await using var ses = await SesProcess.StartAsync("none", null, null,
+            "--auth-mode", "basic", "--username", "ann", "--password", "secret");
+        async Task<(HttpStatusCode Code, bool SaysWhen)> GuessAsync(string password)
+        {
+            using var request = new HttpRequestMessage(HttpMethod.Get, new Uri($"http://127.0.0.1:{ses.Port}/"));
+            request.Headers.Authorization = new AuthenticationHeaderValue(
+                "Basic", Convert.ToBase64String(Encoding.UTF8.GetBytes($"ann:{password}")));
+            using var answer = await ses.Client.SendAsync(request);
+            return (answer.StatusCode, answer.Headers.RetryAfter != null);
+        }
+
+        var clock = Stopwatch.StartNew();
+        var answers = new ConcurrentBag<(HttpStatusCode Code, bool SaysWhen)>();
+        await Task.WhenAll(Enumerable.Range(0, 16).Select(async worker =>
+        {
+            for (var i = 0; clock.Elapsed < TimeSpan.FromSeconds(2); i++)
+                answers.Add(await GuessAsync($"{worker} {i}"));
+        }));
+        Assert.InRange(answers.Count(a => a.Code == HttpStatusCode.Unauthorized), 1, 10 * clock.Elapsed.TotalSeconds);
+        Assert.All(answers.Where(a => a.Code != HttpStatusCode.Unauthorized),
+            a => Assert.Equal((HttpStatusCode.ServiceUnavailable, true), a));
+        Assert.True(answers.Count > 200, $"{answers.Count}");
     }
 
     // ---- Tokens ----
