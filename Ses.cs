@@ -138,6 +138,7 @@ internal sealed record Options
     public required AuthMode AuthMode { get; init; }
     public required string Path { get; init; }
     public required int Port { get; init; }
+    public required int InnerPort { get; init; }
     /// <summary>Null: all addresses.</summary>
     public required IPAddress? Address { get; init; }
     public required string Username { get; init; }
@@ -193,6 +194,8 @@ internal sealed record Options
             "TCP port, 1 to 65535; 0: a free one, which the log names"),
         AddressSetting = new(Listening, "--address", "OXSES_ADDRESS", "ADDRESS", null,
             "IPv4 or IPv6 address to listen on (default: all)"),
+        InnerPortSetting = new(Listening, "--inner-port", "OXSES_INNER_PORT", "PORT", "0",
+            "Port on 127.0.0.1 behind the public one, for a firewall's rule; 0: a free one"),
         TlsCertSetting = new(Listening, "--tls-cert", "OXSES_TLS_CERT", "FILE", null,
             "PEM file of the certificate, then its chain; with it only https is spoken"),
         TlsKeySetting = new(Listening, "--tls-key", "OXSES_TLS_KEY", "FILE", null,
@@ -265,8 +268,8 @@ internal sealed record Options
     /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
     [
-        PathSetting, PortSetting, AddressSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
-        AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
+        PathSetting, PortSetting, AddressSetting, InnerPortSetting, TlsCertSetting, TlsKeySetting,
+        TlsClientCaSetting, AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
         OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
         MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
         OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
@@ -300,7 +303,8 @@ internal sealed record Options
             Metrics = source.Bool(MetricsSetting),
             AuthMode = source.Enum<AuthMode>(AuthModeSetting),
             Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %"),
-            Port = PortOf(source),
+            Port = PortOf(source, PortSetting),
+            InnerPort = PortOf(source, InnerPortSetting),
             Address = AddressOf(source),
             Username = source.Required(UsernameSetting),
             Password = source.Secret(PasswordSetting) ?? "",
@@ -370,7 +374,7 @@ internal sealed record Options
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
     {
         var source = new SettingSource(flags, variables);
-        var place = new IPEndPoint(AddressOf(source) ?? IPAddress.Any, PortOf(source));
+        var place = new IPEndPoint(AddressOf(source) ?? IPAddress.Any, PortOf(source, PortSetting));
         return (OwnUrl(place, source.Text(TlsCertSetting) is { Length: > 0 }),
             source.Text(TlsClientCaSetting) is { Length: > 0 });
     }
@@ -389,8 +393,8 @@ internal sealed record Options
         flags.ContainsKey(setting.Flag)
         && new SettingSource(flags, new Dictionary<string, string>()).Bool(setting);
 
-    private static int PortOf(SettingSource source) =>
-        source.Parse(PortSetting, ParsePort, "a number from 0 to 65535");
+    private static int PortOf(SettingSource source, Setting setting) =>
+        source.Parse(setting, ParsePort, "a number from 0 to 65535");
 
     private static IPAddress? AddressOf(SettingSource source) =>
         source.Optional(AddressSetting, ParseAddress, "an address such as 127.0.0.1 or ::1");
@@ -10512,24 +10516,24 @@ internal sealed class Web
     public string Secret { get; } = RandomNumberGenerator.GetHexString(32);
 
     /// <summary>
-    /// Listens on a free port of 127.0.0.1; only probes and metrics get more than 503 until
-    /// <see cref="Serve"/>.
+    /// Listens on 127.0.0.1; only probes and metrics get more than 503 until <see cref="Serve"/>.
     /// </summary>
-    /// <exception cref="HttpListenerException">There is no free port.</exception>
+    /// <exception cref="HttpListenerException">The port is in use, or there is no free one.</exception>
     public IPEndPoint Start()
     {
         for (var attempt = 1; ; attempt++)
         {
             try
             {
-                var place = FreePlace();
+                var place = _options.InnerPort != 0
+                    ? new IPEndPoint(IPAddress.Loopback, _options.InnerPort) : FreePlace();
                 _listener.Prefixes.Clear();
                 _listener.Prefixes.Add($"http://{place}/");
                 _listener.Start();
                 Accepting = AcceptAsync();
                 return place;
             }
-            catch (HttpListenerException) when (attempt < 10)
+            catch (HttpListenerException) when (attempt < 10 && _options.InnerPort == 0)
             {
                 // Another process took the port in between.
             }
@@ -11657,20 +11661,26 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
 }
 
 /// <summary>A connection to the HttpListener; it carries one request at a time.</summary>
-internal sealed class Upstream(Socket socket) : IDisposable
+internal sealed class Upstream(Socket socket, ConcurrentDictionary<int, Upstream> all) : IDisposable
 {
     private readonly byte[] _buffer = new byte[8 * 1024];
+    private readonly int _port = ((IPEndPoint)socket.LocalEndPoint!).Port;
     private int _end;
 
     public long LastUsed { get; set; }
 
-    public static async Task<Upstream> ConnectAsync(IPEndPoint place)
+    /// <param name="all">By their ports: it is added before the listener knows of it, until its end.</param>
+    public static async Task<Upstream> ConnectAsync(
+        IPEndPoint place, ConcurrentDictionary<int, Upstream> all)
     {
         var socket = new Socket(place.AddressFamily, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         try
         {
+            socket.Bind(new IPEndPoint(place.Address, 0));
+            var upstream = new Upstream(socket, all);
+            all[upstream._port] = upstream;
             await socket.ConnectAsync(place);
-            return new Upstream(socket);
+            return upstream;
         }
         catch
         {
@@ -11679,7 +11689,11 @@ internal sealed class Upstream(Socket socket) : IDisposable
         }
     }
 
-    public void Dispose() => socket.Dispose();
+    public void Dispose()
+    {
+        _ = all.TryRemove(new(_port, this));
+        socket.Dispose();
+    }
 
     public async ValueTask SendAsync(ReadOnlyMemory<byte> request)
     {
@@ -11717,6 +11731,11 @@ internal sealed class Gate
 {
     /// <summary>Half the process's descriptors, if those are fewer.</summary>
     public const int MaxConnections = 4096;
+
+    /// <summary>Connections to the inner port that are not the gate's own.</summary>
+    private const int MaxStrangers = 64;
+
+    private static readonly TimeSpan StrangerTime = TimeSpan.FromSeconds(1);
 
     /// <summary>Begun by a first byte; one takes some milliseconds.</summary>
     public const int MaxHandshakes = 256;
@@ -11774,6 +11793,8 @@ internal sealed class Gate
     private readonly TaskCompletionSource _drained = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     private readonly Lock _gate = new();
+    private readonly ConcurrentDictionary<int, Upstream> _ownUpstreams = [];
+    private long _strangersEnded;
     // Guarded by _gate.
     private readonly HashSet<ClientConnection> _connections = [];
     // Guarded by _gate: all but those being answered, the one that waits longest first.
@@ -11870,6 +11891,7 @@ internal sealed class Gate
                 // Descriptors have run out, or the client has gone already.
                 _log.Often("a connection could not be accepted", ("reason", e.Message));
                 Refused("accept");
+                EndStrangers();
                 lock (_gate)
                     GiveWay();
                 await Task.Delay(TimeSpan.FromMilliseconds(10), _clock);
@@ -11963,6 +11985,23 @@ internal sealed class Gate
             young.Add(kept);
         if (young.Count > 0)
             _upstreams.PushRange([.. young]);
+        if (_clock.GetElapsedTime(_strangersEnded, now) >= StrangerTime)
+            EndStrangers();
+    }
+
+    /// <summary>
+    /// Other users of the host can connect to the HttpListener, where a connection lives for 90 s without a
+    /// request: they are not to take the descriptors.
+    /// </summary>
+    private void EndStrangers()
+    {
+        _strangersEnded = _clock.GetTimestamp();
+        var strangers = Linux.ConnectionsTo(_inner.Port).Where(c => !_ownUpstreams.ContainsKey(c.Port)).ToList();
+        if (strangers.Count <= MaxStrangers)
+            return;
+        strangers.ForEach(c => Linux.EndConnection(c.Descriptor));
+        _log.Often("connections to the inner port were closed: nobody else is to use it",
+            ("connections", strangers.Count), ("port", _inner.Port));
     }
 
     private void Refused(string reason) => _meters.HttpRefused.WithLabels(reason).Inc();
@@ -12284,7 +12323,7 @@ internal sealed class Gate
             ReadOnlyMemory<byte> answerHead, part;
             try
             {
-                upstream = KeptUpstream() ?? await Upstream.ConnectAsync(_inner);
+                upstream = KeptUpstream() ?? await Upstream.ConnectAsync(_inner, _ownUpstreams);
                 await upstream.SendAsync(request.Bytes);
                 request.Dispose();
                 (answerHead, part) = await upstream.ReceiveHeadAsync();
@@ -12457,6 +12496,47 @@ internal static partial class Linux
     [LibraryImport("libc", EntryPoint = "memfd_create", SetLastError = true,
         StringMarshalling = StringMarshalling.Utf8)]
     private static partial int CreateMemoryFile(string name, uint flags);
+
+    /// <summary>The descriptors of this process's ends of connections to a port, and the ports of the others.</summary>
+    public static IEnumerable<(int Descriptor, int Port)> ConnectionsTo(int port)
+    {
+        // Descriptors are given from the lowest on. Nothing is opened: there may be none left.
+        for (int descriptor = 0, unused = 0; unused < MostUnused; descriptor++)
+        {
+            var (local, errno) = PortOf(descriptor, isRemote: false);
+            unused = errno == BadDescriptor ? unused + 1 : 0;
+            if (local == port && PortOf(descriptor, isRemote: true).Port is > 0 and var remote)
+                yield return (descriptor, remote);
+        }
+    }
+
+    public static void EndConnection(int descriptor) => _ = Shutdown(descriptor, Both);
+
+    /// <summary>Further ones are not looked for behind so many that are not in use.</summary>
+    private const int MostUnused = 1024;
+
+    // From errno(3), socket(2) and shutdown(2).
+    private const int BadDescriptor = 9, Inet = 2, Both = 2;
+
+    /// <summary>Of an IPv4 socket; 0: it is none, or has none.</summary>
+    private static unsafe (int Port, int Errno) PortOf(int descriptor, bool isRemote)
+    {
+        var address = stackalloc byte[128];
+        var length = 128;
+        var code = isRemote ? RemoteAddress(descriptor, address, &length) : LocalAddress(descriptor, address, &length);
+        if (code != 0)
+            return (0, Marshal.GetLastPInvokeError());
+        return (*(ushort*)address == Inet ? BinaryPrimitives.ReadUInt16BigEndian(new(address + 2, 2)) : 0, 0);
+    }
+
+    [LibraryImport("libc", EntryPoint = "getsockname", SetLastError = true)]
+    private static unsafe partial int LocalAddress(int descriptor, byte* address, int* length);
+
+    [LibraryImport("libc", EntryPoint = "getpeername", SetLastError = true)]
+    private static unsafe partial int RemoteAddress(int descriptor, byte* address, int* length);
+
+    [LibraryImport("libc", EntryPoint = "shutdown")]
+    private static partial int Shutdown(int descriptor, int how);
 
     /// <summary>
     /// A process that has no memory left may go on in parts, and hang: it ends at once, with exit code 1, and
@@ -13528,6 +13608,11 @@ internal static class Program
                 : $"{Options.PortSetting}: '{options.Port}' on "
                     + (options.Address?.ToString() ?? "all addresses");
             throw new OptionsException($"{place} cannot be listened on: {e.Message}");
+        }
+        catch (HttpListenerException e)
+        {
+            throw new OptionsException(
+                $"{Options.InnerPortSetting}: '{options.InnerPort}' cannot be listened on: {e.Message}");
         }
     }
 

@@ -78,6 +78,9 @@ public sealed partial class DocsTests
         Limit("pause between two parts of that", typeof(Gate), "LingerPause"),
         Limit("time between looks at the deadlines", typeof(Gate), "SweepPeriod"),
         Limit("idle connection to the inner listener", typeof(Gate), "UpstreamIdleTime"),
+        Limit("connections of others to the inner listener", typeof(Gate), "MaxStrangers"),
+        Limit("time between looks for them", typeof(Gate), "StrangerTime"),
+        Limit("descriptors not in use, behind which no more are looked for", typeof(Linux), "MostUnused"),
         Limit("buffer for most heads", typeof(ClientConnection), "FirstSize", Kib),
         Limit("addresses remembered for their credentials", typeof(SignIns), "MaxAddresses"),
         Limit("credentials of an address that wait to be judged", typeof(SignIns), "MaxWaiting"),
@@ -242,7 +245,7 @@ public sealed partial class DocsTests
         // These are no limits: numbers of Linux, of SQLite, of formats and of exit codes, no time at all, the
         // defaults of settings.
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
-            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "LogHead", "LogPageHead", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
+            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "LogHead", "LogPageHead", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
         var constants = typeof(Web).Assembly.GetTypes()

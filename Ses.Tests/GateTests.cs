@@ -35,7 +35,7 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         private readonly TaskCompletionSource _release = new();
         private int _scrapes, _disposed;
 
-        public Site(TimeProvider clock, long descriptors, bool holdsMetrics = false)
+        public Site(TimeProvider clock, long descriptors, bool holdsMetrics = false, params string[] flags)
         {
             var log = new Log(LogLevel.Trace, json: false, TextWriter.Synchronized(Lines), clock);
             Meters = new Meters("test", "test");
@@ -44,7 +44,7 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
                 Interlocked.Increment(ref _scrapes);
                 return holdsMetrics ? _release.Task : Task.CompletedTask;
             });
-            _front = new Front(Front.OptionsOf(), clock, log, Meters, descriptors: descriptors);
+            _front = new Front(Front.OptionsOf(flags), clock, log, Meters, descriptors: descriptors);
         }
 
         public string Dir => _front.Dir;
@@ -722,6 +722,31 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
             Assert.Equal(200, (await ReceiveAsync(peer)).Code);
         }
         peers.ForEach(p => p.Dispose());
+    }
+
+    [Fact]
+    public async Task ConnectionsOfOthersToTheInnerPortAreClosedAndItsOwnGoOn()
+    {
+        var clock = new ManualClock(Now);
+        var port = FreePort.Next();
+        await using var site = new Site(clock, 20_000, holdsMetrics: true, "--inner-port", $"{port}");
+        using var asks = site.Connect();
+        await asks.SendAsync("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n");
+        await Wait.UntilAsync(() => site.Scrapes == 1, Soon, "a request in flight");
+        var few = Enumerable.Range(0, 60).Select(_ => new Peer(port, null)).ToList();
+        clock.Advance(TimeSpan.FromSeconds(2));
+        await few[59].SendAsync($"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+        Assert.Equal(403, (await ReceiveAsync(few[59])).Code);
+        var many = Enumerable.Range(0, 100).Select(_ => new Peer(port, null)).ToList();
+        var ended = many[99].EndedAsync();
+        await RunAsync(clock, () => ended.IsCompleted, "the others' connections to be closed");
+        Assert.True(await ended);
+        foreach (var peer in many[..99].Concat(few))
+            Assert.True(await peer.EndedAsync());
+        site.Release();
+        Assert.Equal(200, (await ReceiveAsync(asks)).Code);
+        Assert.Contains("to the inner port were closed", site.Lines.ToString(), StringComparison.Ordinal);
+        few.Concat(many).ToList().ForEach(p => p.Dispose());
     }
 
     [Fact]
