@@ -140,6 +140,8 @@ internal sealed record Options
     public required int Port { get; init; }
     /// <summary>Null: all addresses.</summary>
     public required IPAddress? Address { get; init; }
+    /// <summary>Names and addresses that clients may ask for, as <see cref="HostOf"/> has them; null: any.</summary>
+    public required IReadOnlySet<string>? Hosts { get; init; }
     public required string Username { get; init; }
     public required string Password { get; init; }
     /// <summary>As the issuer names itself, to the letter.</summary>
@@ -193,6 +195,8 @@ internal sealed record Options
             "TCP port, 1 to 65535; 0: a free one, which the log names"),
         AddressSetting = new(Listening, "--address", "OXSES_ADDRESS", "ADDRESS", null,
             "IPv4 or IPv6 address to listen on (default: all)"),
+        HostsSetting = new(Listening, "--hosts", "OXSES_HOSTS", "NAMES", null,
+            "Hosts that requests may name, such as ses-1,[2001:db8::1]; others are answered 421 (default: all)"),
         TlsCertSetting = new(Listening, "--tls-cert", "OXSES_TLS_CERT", "FILE", null,
             "PEM file of the certificate, then its chain; with it only https is spoken"),
         TlsKeySetting = new(Listening, "--tls-key", "OXSES_TLS_KEY", "FILE", null,
@@ -265,7 +269,7 @@ internal sealed record Options
     /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
     [
-        PathSetting, PortSetting, AddressSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
+        PathSetting, PortSetting, AddressSetting, HostsSetting, TlsCertSetting, TlsKeySetting, TlsClientCaSetting,
         AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
         OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
         MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
@@ -302,6 +306,8 @@ internal sealed record Options
             Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %"),
             Port = PortOf(source),
             Address = AddressOf(source),
+            Hosts = source.Optional(HostsSetting, ParseHosts,
+                "names and addresses without a port, such as ses-1,10.0.0.1,[2001:db8::1]"),
             Username = source.Required(UsernameSetting),
             Password = source.Secret(PasswordSetting) ?? "",
             OidcIssuer = source.Optional(
@@ -452,6 +458,33 @@ internal sealed record Options
     private static IPAddress? ParseAddress(string text) =>
         IPAddress.TryParse(text, out var address) && (address.AddressFamily == AddressFamily.InterNetworkV6
             || address.ToString() == text) ? address : null;
+
+    /// <summary>
+    /// A host as hosts are compared: without its port and a dot at its end, in lower case, an IPv6 address
+    /// in brackets and its short form (RFC 5952); null if it is none.
+    /// </summary>
+    /// <param name="authority">As a Host field has it (RFC 9110, 7.2).</param>
+    public static string? HostOf(string authority)
+    {
+        var colon = authority.IndexOf(':', Math.Max(0, authority.IndexOf(']', StringComparison.Ordinal)));
+        if (colon >= 0 && authority.AsSpan(colon + 1).ContainsAnyExceptInRange('0', '9'))
+            return null;
+        var name = colon < 0 ? authority : authority[..colon];
+        if (name is ['[', .. var inner, ']'])
+            return IPAddress.TryParse(inner, out var address)
+                && address.AddressFamily == AddressFamily.InterNetworkV6 ? $"[{address}]" : null;
+        name = name.EndsWith('.') ? name[..^1] : name;
+        return name.Length > 0 && name.All(c => char.IsAsciiLetterOrDigit(c) || "-._".Contains(c))
+            ? name.ToLowerInvariant() : null;
+    }
+
+    private static HashSet<string>? ParseHosts(string text)
+    {
+        // With a port already, a second one makes it none.
+        var hosts = text.Split(',', StringSplitOptions.TrimEntries)
+            .Select(h => HostOf(h + ":0") ?? "").ToHashSet();
+        return hosts.Contains("") ? null : hosts;
+    }
 
     private static Uri? ParseUrl(string text) =>
         Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
@@ -863,7 +896,7 @@ internal sealed class Meters
     public static IReadOnlyList<string> RefusalReasons { get; } =
     [
         "accept", "connections", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
-        "malformed", "version", "transfer_encoding", "expectation", "body_timeout", "body_cut",
+        "malformed", "version", "transfer_encoding", "expectation", "host", "body_timeout", "body_cut",
         "bytes_in_flight", "in_flight", "listener", "answer_timeout",
     ];
 
@@ -8949,6 +8982,7 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         411 => "Length Required",
         413 => "Content Too Large",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
@@ -9003,12 +9037,13 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
 
 /// <summary>The head of a request, as far as SeS uses it.</summary>
 /// <param name="Target">In origin form (RFC 9112, 3.2.1), percent-encoded, as it was sent.</param>
+/// <param name="Host">With its port, as it was sent.</param>
 /// <param name="Length">Of the body in bytes; null when the request names none.</param>
 /// <param name="Closes">The client wants the connection closed after the answer.</param>
 /// <param name="Expects">The client waits for 100 Continue before it sends the body.</param>
 /// <param name="IsOfPage">A browser sends it for a page, perhaps of another site (Fetch, 3.2).</param>
 internal sealed record RequestHead(
-    string Method, string Target, string? Authorization, string? Accept, long? Length, bool Closes,
+    string Method, string Target, string Host, string? Authorization, string? Accept, long? Length, bool Closes,
     bool Expects, bool IsOfPage)
 {
     /// <summary>In bytes, with the empty line at its end.</summary>
@@ -9063,7 +9098,7 @@ internal sealed record RequestHead(
             throw Malformed("There is no Host.");
         if (fields.IsEncoded)
             throw new RefusedException("transfer_encoding", 411, "Send the body with a Content-Length.");
-        var request = new RequestHead(method, target, fields.Authorization, fields.Accept,
+        var request = new RequestHead(method, target, fields.Host, fields.Authorization, fields.Accept,
             fields.Length, fields.Closes, fields.Expects, fields.IsOfPage);
         if (request.IsRead && request.Length > 0)
             throw Malformed($"A {method} takes no body.");
@@ -11917,6 +11952,8 @@ internal sealed class Gate
             Enter(connection, ConnectionState.Head, HeadTime);
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
+        if (!IsHostMeant(head, connection.Client))
+            throw new RefusedException("host", 421, $"The Host is none of {Options.HostsSetting} of this SeS.");
         Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client) is { } refusal)
         {
@@ -11935,6 +11972,19 @@ internal sealed class Gate
         if (head.Length > 0)
             await ReadBodyAsync(connection, head, request);
         return await HandOverAsync(connection, head, request);
+    }
+
+    /// <summary>
+    /// Whether the request is for a host of --hosts. A page whose name was made to lead here (DNS rebinding)
+    /// names its own. Probes on this host name the address by which they reach it, which no page can.
+    /// </summary>
+    private bool IsHostMeant(RequestHead head, IPAddress client)
+    {
+        if (_options.Hosts == null)
+            return true;
+        var host = Options.HostOf(head.Host);
+        return host != null && (_options.Hosts.Contains(host) || (IPAddress.TryParse(host, out var address)
+            && (address.Equals(client) || (IPAddress.IsLoopback(address) && IPAddress.IsLoopback(client)))));
     }
 
     private async ValueTask<RequestHead?> ReadHeadAsync(ClientConnection connection)

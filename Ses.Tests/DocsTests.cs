@@ -20,7 +20,7 @@ public sealed partial class DocsTests
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
     private static readonly int[] Codes =
-        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 431, 503, 505];
+        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 421, 431, 503, 505];
 
     /// <summary>
     /// The constants that the table of limits names; it is filled by the table after it. The writer's step is

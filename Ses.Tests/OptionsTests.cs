@@ -19,6 +19,7 @@ public sealed class OptionsTests : IDisposable
         { "--path", "alerts", "hooks/ses", "a" },
         { "--port", "8888", "0", "65535" },
         { "--address", "", "127.0.0.1", "::1" },
+        { "--hosts", "", "ses-1,[2001:db8::1]", "10.0.0.1" },
         { "--auth-mode", "None", "Basic", "None" },
         { "--metrics-auth", "false", "true", "false" },
         { "--username", "admin", "ann", "bob" },
@@ -61,6 +62,7 @@ public sealed class OptionsTests : IDisposable
         "--path" => o.Path,
         "--port" => o.Port.ToString(CultureInfo.InvariantCulture),
         "--address" => o.Address?.ToString() ?? "",
+        "--hosts" => string.Join(',', o.Hosts ?? new HashSet<string>()),
         "--auth-mode" => o.AuthMode.ToString(),
         "--username" => o.Username,
         "--password" => o.Password,
@@ -170,6 +172,9 @@ public sealed class OptionsTests : IDisposable
     [InlineData("--max-body", "2048", "2KiB")]
     [InlineData("--max-body", "256MiB", "262144KiB")]
     [InlineData("--address", "", "")]
+    [InlineData("--hosts", "SES-1.Example., ses_2,[2001:DB8:0::1],[::FFFF:10.0.0.1]",
+        "ses-1.example,ses_2,[2001:db8::1],[::ffff:10.0.0.1]")]
+    [InlineData("--hosts", "", "")]
     public void CaseOfValuesIsFreeAndUnitsAreUnderstood(string flag, string value, string shown) =>
         Assert.Equal(shown, Show(Read(new(Companions(flag)) { [flag] = value }), flag));
 
@@ -201,6 +206,17 @@ public sealed class OptionsTests : IDisposable
         { "--address", "localhost", "127.0.0.1" },
         { "--address", "[::1]x", "127.0.0.1" },
         { "--address", "256.1.1.1", "127.0.0.1" },
+        { "--hosts", "ses:8888", "without a port" },
+        { "--hosts", "a,,b", "without a port" },
+        { "--hosts", ",", "without a port" },
+        { "--hosts", ".", "without a port" },
+        { "--hosts", "::1", "without a port" },
+        { "--hosts", "[::1", "without a port" },
+        { "--hosts", "[ses]", "without a port" },
+        { "--hosts", "[::1]:1", "without a port" },
+        { "--hosts", "http://ses", "without a port" },
+        { "--hosts", "zürich", "without a port" },
+        { "--hosts", "a b", "without a port" },
         { "--auth-mode", "digest", "none, basic" },
         { "--username", "", "not empty" },
         { "--max-body", "1023", "1KiB to 256MiB" },
