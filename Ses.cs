@@ -737,7 +737,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
     {
         var line = new StringBuilder(Now())
             .Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ')
-            .Append(message.Any(char.IsControl) ? Escaped(message) : Whole(message));
+            .Append(message.Any(Terminal.Obeys) ? Escaped(message) : Whole(message));
         foreach (var (key, value) in fields)
         {
             var text = Convert.ToString(value, CultureInfo.InvariantCulture) ?? "";
@@ -770,6 +770,17 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
         }
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
     }
+}
+
+/// <summary>Text from strangers, as a terminal may get it.</summary>
+internal static class Terminal
+{
+    /// <summary>Control characters, C1 too, and those that turn text around or hide in it.</summary>
+    public static bool Obeys(char c) =>
+        char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format;
+
+    /// <summary>One line, with U+FFFD for each character that a terminal obeys.</summary>
+    public static string Plain(string text) => string.Concat(text.Select(c => Obeys(c) ? '\ufffd' : c));
 }
 
 /// <summary>
@@ -7355,11 +7366,14 @@ internal sealed class RowWriter : BodyWriter
 
     private readonly Utf8JsonWriter? _json;
     private readonly List<string[]>? _table;
+    private readonly bool _isPlain;
     private int[]? _widths;
     private int _lists;
 
-    public RowWriter(OutputFormat format)
+    /// <param name="isTerminal">Then each format is free of what a terminal obeys, as a table always is.</param>
+    public RowWriter(OutputFormat format, bool isTerminal = false)
     {
+        _isPlain = isTerminal || format == OutputFormat.Table;
         if (format == OutputFormat.Json)
             _json = new Utf8JsonWriter(Buffer, Relaxed);
         if (format == OutputFormat.Table)
@@ -7382,7 +7396,7 @@ internal sealed class RowWriter : BodyWriter
     {
         if (_table != null)
         {
-            _table.Add([.. cells.Select(c => Plain(Text(c)))]);
+            _table.Add([.. cells.Select(Shown)]);
             if (_table.Count == TableRows)
                 PutTable();
             return;
@@ -7434,7 +7448,7 @@ internal sealed class RowWriter : BodyWriter
                 _json?.WriteStringValue(text[..Rfc3339.Format(time, text)]);
                 break;
             default:
-                _json?.WriteStringValue(Text(value));
+                _json?.WriteStringValue(Shown(value));
                 break;
         }
     }
@@ -7458,6 +7472,8 @@ internal sealed class RowWriter : BodyWriter
         _ => Convert.ToString(value, CultureInfo.InvariantCulture) ?? "",
     };
 
+    private string Shown(object? value) => _isPlain ? Terminal.Plain(Text(value)) : Text(value);
+
     /// <summary>RFC 4180: quoted where it must be.</summary>
     private void PutCsv(object? value)
     {
@@ -7466,7 +7482,7 @@ internal sealed class RowWriter : BodyWriter
             Buffer.Advance(Rfc3339.Format(time, Buffer.GetSpan(Rfc3339.Longest)));
             return;
         }
-        var text = Text(value);
+        var text = Shown(value);
         // A spreadsheet takes such a cell for a formula, and labels come from strangers (OWASP, CSV injection).
         if (value is string && text.Length > 0 && "=+-@\t\r".Contains(text[0]))
             text = "'" + text;
@@ -7475,10 +7491,6 @@ internal sealed class RowWriter : BodyWriter
     }
 
     private static readonly SearchValues<char> Quoted = SearchValues.Create("\",\r\n");
-
-    /// <summary>Labels come from strangers, and a terminal obeys control characters.</summary>
-    private static string Plain(string text) => string.Concat(text.Select(c =>
-        char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format ? '\ufffd' : c));
 
     /// <summary>Columns are as wide as their first rows are.</summary>
     private void PutTable()
@@ -7494,7 +7506,7 @@ internal sealed class RowWriter : BodyWriter
 
 /// <summary>Writes the answers to questions.</summary>
 /// <param name="version">Of SeS: the bytes of an answer hold for one.</param>
-internal sealed class Answers(Questions questions, string version)
+internal sealed class Answers(Questions questions, string version, bool isTerminal = false)
 {
     private static readonly string[]
         Names = ["platform", "service", "facet", "location"],
@@ -7512,7 +7524,7 @@ internal sealed class Answers(Questions questions, string version)
     /// <exception cref="SqliteException">The database is damaged.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
     {
-        var writer = new RowWriter(format);
+        var writer = new RowWriter(format, isTerminal);
         WriteHead(writer);
         var lists = question.Subject switch
         {
@@ -12722,7 +12734,7 @@ internal sealed class CommandRunner(
         }
         CheckKept(question.AsOf, snapshot);
         var format = Format();
-        var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version);
+        var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version, isTerminal);
         foreach (var part in answers.Write(question, format))
             output.Write(part.Span);
         if (format != OutputFormat.Json && answers.Next is { } next)
@@ -12932,7 +12944,7 @@ internal sealed class CommandRunner(
                 (lines, after) = FactLines.ReadPage(
                     snapshot, from, asOf, flags.GetValueOrDefault("--partition"), after.Value, LinesAtOnce);
             foreach (var line in lines)
-                output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+                output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
         }
         return 0;
     }
@@ -12972,7 +12984,7 @@ internal sealed class CommandRunner(
             catch (LineException e)
             {
                 if (refused++ < MaxTold)
-                    Console.Error.WriteLine($"ses: line {number}: {e.Message}");
+                    Console.Error.WriteLine(Terminal.Plain($"ses: line {number}: {e.Message}"));
             }
             if (lines.Count == LinesAtOnce)
                 Commit();
@@ -13000,9 +13012,11 @@ internal sealed class CommandRunner(
     /// <summary>At once: a large log takes its time.</summary>
     private void Print(string line)
     {
-        output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+        output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
         output.Flush();
     }
+
+    private string Shown(string line) => isTerminal ? Terminal.Plain(line) : line;
 
     // ---- Probe ----
 
@@ -13020,7 +13034,7 @@ internal sealed class CommandRunner(
     {
         string[] columns = ["recorded", "partition", "alertname", "reason", "id"];
         using var snapshot = Snapshot.Open(_dir, Now);
-        var writer = new RowWriter(Format());
+        var writer = new RowWriter(Format(), isTerminal);
         writer.BeginList("alerts", columns);
         foreach (var alert in QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition")))
         {
@@ -13131,12 +13145,12 @@ internal static class Program
         }
         catch (OptionsException e)
         {
-            await Console.Error.WriteLineAsync($"ses: {e.Message}");
+            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: {e.Message}"));
             return Usage;
         }
         catch (DataDirException e)
         {
-            await Console.Error.WriteLineAsync($"ses: {Options.DataDirSetting}: {e.Message}");
+            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: {Options.DataDirSetting}: {e.Message}"));
             return Usage;
         }
         catch (SqliteException e) when (e.IsNoDatabase)
@@ -13148,8 +13162,8 @@ internal static class Program
         }
         catch (SqliteException e) when (e.IsReadOnly)
         {
-            await Console.Error.WriteLineAsync(
-                $"ses: {Options.DataDirSetting}: it cannot be written to: {e.Reason}");
+            await Console.Error.WriteLineAsync(Terminal.Plain(
+                $"ses: {Options.DataDirSetting}: it cannot be written to: {e.Reason}"));
             return Usage;
         }
         catch (SqliteException e)
@@ -13162,12 +13176,13 @@ internal static class Program
         }
         catch (Exception e) when (Disk.Refused(e))
         {
-            await Console.Error.WriteLineAsync($"ses: the disk refuses: {e.Message}");
+            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: the disk refuses: {e.Message}"));
             return Failure;
         }
         catch (Exception e)
         {
-            await Console.Error.WriteLineAsync($"ses: a defect in SeS: {e}");
+            await Console.Error.WriteLineAsync(
+                string.Join('\n', $"ses: a defect in SeS: {e}".Split('\n').Select(Terminal.Plain)));
             return Failure;
         }
     }
