@@ -926,7 +926,7 @@ internal sealed class Meters
     private Task _last = Task.CompletedTask;
     private Task<byte[]>? _next;
 
-    public Meters(string version, string commit)
+    public Meters(string version, string commit, string openssl = "unknown")
     {
         var make = Prometheus.Metrics.WithCustomRegistry(Registry);
         DotNetStats.Register(Registry);
@@ -978,8 +978,8 @@ internal sealed class Meters
         ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
         Ready = Level("ses_ready", "1 while alerts can be made durable.");
         Defects = Count("ses_defects_total", "Exceptions that nothing expected; each is in the log.");
-        make.CreateGauge("ses_build_info", "What runs here.", "version", "commit")
-            .WithLabels(version, commit).Set(1);
+        make.CreateGauge("ses_build_info", "What runs here.", "version", "commit", "openssl")
+            .WithLabels(version, commit, openssl).Set(1);
         Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined");
         Preset(HttpRefused, [.. RefusalReasons]);
         Preset(AuthFailures, "missing", "scheme", "wrong");
@@ -13123,6 +13123,22 @@ internal static class Program
         Metadata("CommitTime"), NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
         ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
 
+    /// <summary>
+    /// Such as 3.0.22: of the library that is linked in, or was loaded. Hashes need it as well as TLS, so that
+    /// a daemon has it anyway.
+    /// </summary>
+    private static string OpenSsl
+    {
+        get
+        {
+            // OpenSSL_version_num(3): 0xMNN00PP0; before 3.0 0xMNNFFPPS, where P is a letter.
+            var number = SafeEvpPKeyHandle.OpenSslVersion;
+            long Part(int at) => (number >> at) & 0xFF;
+            return number >= 0x3000_0000 ? $"{number >> 28}.{Part(20)}.{Part(4)}"
+                : $"{number >> 28}.{Part(20)}.{Part(12)}{(char)('a' - 1 + Part(4))}";
+        }
+    }
+
     /// <summary>What the build said of the program under this name.</summary>
     private static string? Metadata(string name) => typeof(Program).Assembly
         .GetCustomAttributes<AssemblyMetadataAttribute>().FirstOrDefault(a => a.Key == name)?.Value;
@@ -13310,8 +13326,9 @@ internal static class Program
     {
         public override int Invoke(ParseResult parseResult)
         {
-            parseResult.InvocationConfiguration.Output.WriteLine(Built == DateTime.MinValue
-                ? $"ses {Version}" : $"ses {Version}, commit {Commit} of {Rfc3339.Format(Built)}");
+            var commit = Built == DateTime.MinValue ? "" : $", commit {Commit} of {Rfc3339.Format(Built)}";
+            parseResult.InvocationConfiguration.Output.WriteLine(
+                $"ses {Version}{commit}, OpenSSL {OpenSsl}, SQLite {SqliteConnection.Version}");
             return Success;
         }
     }
@@ -13334,13 +13351,13 @@ internal static class Program
         var areGroupsChosen = Linux.ChooseTlsGroups();
         await using var lines = new QueuedWriter(Console.Error);
         var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
-        var meters = new Meters(Version, Commit);
+        var meters = new Meters(Version, Commit, OpenSsl);
         using var claim = DataDir.Claim(options.DataDir);
         var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
-        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("url", Listen(gate, options)),
+        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("openssl", OpenSsl), ("url", Listen(gate, options)),
             ("address", gate.Place), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
         foreach (var warning in options.Warnings)
