@@ -357,6 +357,8 @@ internal sealed record Options
                 : source.Parse(MaxSizeSetting, ParseDatabaseSize, "a size from 16MiB to 100TiB"),
             Warnings = source.Warnings,
         };
+        if (options.TlsKey != null)
+            source.WarnIfOpen(TlsKeySetting, options.TlsKey);
         options.CheckTogether(source.Warnings);
         return options;
     }
@@ -635,11 +637,24 @@ internal sealed record Options
             return File.Exists(credential) ? ReadSecret(setting.File, credential) : setting.Default;
         }
 
-        private static string ReadSecret(Setting setting, string path)
+        /// <summary>
+        /// Warns of a secret that every user of the host can read. What a container engine or systemd hands over
+        /// lies in memory, where nobody else sees it, often as a link to a file with the mode 0644.
+        /// </summary>
+        public void WarnIfOpen(Setting setting, string path)
+        {
+            if ((File.GetUnixFileMode(path) & UnixFileMode.OtherRead) != 0
+                && new DriveInfo(path).DriveType != DriveType.Ram)
+                Warnings.Add($"{setting}: every user of this host can read '{path}': chmod o= it");
+        }
+
+        private string ReadSecret(Setting setting, string path)
         {
             try
             {
-                return File.ReadAllText(path).TrimEnd('\r', '\n');
+                var secret = File.ReadAllText(path).TrimEnd('\r', '\n');
+                WarnIfOpen(setting, path);
+                return secret;
             }
             catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
             {
@@ -2809,10 +2824,11 @@ internal static partial class Disk
     public static bool Refused(Exception e) =>
         e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException;
 
-    /// <summary>A file that only its owner can read and write, empty.</summary>
+    /// <summary>A new file that only its owner can read and write; no link is followed (O_EXCL).</summary>
+    /// <exception cref="IOException">Something of that name is there.</exception>
     public static FileStream Create(string path) => new(path, new FileStreamOptions
     {
-        Mode = FileMode.Create,
+        Mode = FileMode.CreateNew,
         Access = FileAccess.Write,
         Share = FileShare.ReadWrite | FileShare.Delete,
         BufferSize = 0,
@@ -2821,7 +2837,33 @@ internal static partial class Disk
 
     [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
         StringMarshalling = StringMarshalling.Utf8)]
-    private static partial int Open(string path, int flags);
+    private static partial int Open(string path, int flags, uint mode = 0);
+
+    /// <summary>EWOULDBLOCK of errno(3).</summary>
+    private const int WouldBlock = 11;
+
+    /// <summary>Opens a file, or makes it, for this process alone (flock(2)). No link is followed.</summary>
+    /// <returns>Null: another process has it.</returns>
+    /// <exception cref="IOException">It cannot be opened, or is a link.</exception>
+    public static SafeFileHandle? OpenAlone(string path)
+    {
+        const int ReadWriteCreateCloseOnExec = 0x2 | 0x40 | 0x80000, ExclusiveAtOnce = 2 | 4, OwnersFile = 0x180;
+        var noFollow = RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? 0x8000 : 0x20000;
+        var file = new SafeFileHandle(
+            Open(path, ReadWriteCreateCloseOnExec | noFollow, OwnersFile), ownsHandle: true);
+        if (!file.IsInvalid && Lock((int)file.DangerousGetHandle(), ExclusiveAtOnce) == 0)
+            return file;
+        var error = Marshal.GetLastPInvokeError();
+        file.Dispose();
+        return error == WouldBlock ? null : throw new IOException(Marshal.GetPInvokeErrorMessage(error));
+    }
+
+    [LibraryImport("libc", EntryPoint = "flock", SetLastError = true)]
+    private static partial int Lock(int handle, int operation);
+
+    /// <summary>The user that this process is.</summary>
+    [LibraryImport("libc", EntryPoint = "geteuid")]
+    public static partial uint User();
 
     /// <summary>What a path leads to, symbolic links followed; null if nothing.</summary>
     public static unsafe FileStatus? StatusOf(string path)
@@ -2906,9 +2948,6 @@ internal sealed class DataDirException(string message) : Exception(message);
 /// <summary>What a data directory must be.</summary>
 internal static class DataDir
 {
-    /// <summary>EWOULDBLOCK of errno(3), which .NET gives as it is: another process holds the lock.</summary>
-    private const int WouldBlock = 11;
-
     /// <summary>
     /// Becomes the owner of the directory if this is root: what a command makes there, such as the shared
     /// memory's file, must be the daemon's. It is entered before, since the owner may not be allowed to.
@@ -2925,28 +2964,59 @@ internal static class DataDir
     }
 
     /// <summary>One process per data directory: holds the lock file until it is disposed.</summary>
-    public static FileStream Claim(string dir)
+    public static SafeFileHandle Claim(string dir)
     {
         try
         {
             Directory.CreateDirectory(
                 dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-            return new FileStream(Path.Combine(dir, "lock"), new FileStreamOptions
-            {
-                Mode = FileMode.OpenOrCreate,
-                Access = FileAccess.ReadWrite,
-                Share = FileShare.None,
-                UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
-            });
-        }
-        catch (IOException e) when (e.HResult == WouldBlock)
-        {
-            throw new DataDirException($"'{dir}' is in use by another SeS");
+            CheckLinks(dir);
+            return Disk.OpenAlone(Path.Combine(dir, LockName))
+                ?? throw new DataDirException($"'{dir}' is in use by another SeS");
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
             throw new DataDirException($"'{dir}' cannot be used: {e.Message}");
         }
+    }
+
+    private const string LockName = "lock";
+
+    /// <summary>What SeS and SQLite open there to write to, whatever was there before.</summary>
+    private static readonly string[] Written =
+    [
+        LockName, .. from file in new[] { "ses.db", "ses.db.restored" }
+            from end in new[] { "", "-wal", "-shm", "-journal" } select file + end,
+    ];
+
+    /// <summary>
+    /// What SeS and SQLite write to must be in the directory itself, which may well be a link: a link in it
+    /// would have them write elsewhere, and SQLite look for its log there.
+    /// </summary>
+    /// <exception cref="DataDirException">A file of SeS there is a symbolic link.</exception>
+    public static void CheckLinks(string dir)
+    {
+        if (Written.FirstOrDefault(f => new FileInfo(Path.Combine(dir, f)).LinkTarget != null) is { } link)
+            throw new DataDirException($"'{dir}': {link} is a symbolic link, which is not followed: put the file "
+                + "itself there, or make the directory the link");
+    }
+
+    /// <summary>
+    /// Who else gets at the directory, and what to do about it; null: nobody. The volume of a container is root's
+    /// as a rule, who gets everywhere, and open to its group: then only what all may write is told.
+    /// </summary>
+    public static string? Exposure(string dir)
+    {
+        var (user, mode) = (Disk.OwnerOf(dir)?.User ?? 0, File.GetUnixFileMode(Path.GetFullPath(dir)));
+        var isOthers = user != 0 && user != Disk.User();
+        var others = UnixFileMode.OtherWrite | (user == 0 && Disk.User() != 0 ? 0
+            : UnixFileMode.OtherRead | UnixFileMode.OtherExecute);
+        var isOpen = (mode & others) != 0;
+        return !isOthers && !isOpen ? null : "the data directory"
+            + (isOthers ? $" belongs to user {user}, not to {Disk.User()}, whom SeS runs as" : "")
+            + (isOthers && isOpen ? ", and" : "") + (isOpen ? " is open to every user of this host" : "") + ":"
+            + (isOthers ? $" chown it to {Disk.User()}" : "") + (isOthers && isOpen ? "," : "")
+            + (isOpen ? " chmod o= it" : "");
     }
 
     /// <exception cref="DataDirException">It cannot hold a database of SeS.</exception>
@@ -5186,7 +5256,8 @@ internal sealed class Writer : IDisposable
     /// <summary>Writes a consistent, compact copy, flushed; the file may not be there yet.</summary>
     public static void Backup(SqliteConnection source, string path)
     {
-        // Made before, since SQLite lets others read what it makes.
+        // Made before, since SQLite lets others read what it makes; one that a crash left goes.
+        File.Delete(path);
         Disk.Create(path).Dispose();
         using (var copy = source.Query("VACUUM INTO ?1"))
             copy.Bind(1, path).Run();
@@ -12670,6 +12741,7 @@ internal sealed class CommandRunner(
     {
         if (name == "probe")
             return await ProbeAsync() ? 0 : 1;
+        DataDir.CheckLinks(_dir);
         if (name is "backup" or "rebuild" && !File.Exists(Path.Combine(_dir, Store.FileName)))
             throw new DataDirException($"'{_dir}' has no {Store.FileName} in it");
         // Opened before: the directory's owner may not be able to.
@@ -12875,6 +12947,8 @@ internal sealed class CommandRunner(
         var copy = path + ".restored";
         try
         {
+            // One that a crash left.
+            File.Delete(copy);
             using (var target = Disk.Create(copy))
             {
                 backup.CopyTo(target);
@@ -13362,6 +13436,8 @@ internal static class Program
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
         foreach (var warning in options.Warnings)
             log.Warn(warning);
+        if (DataDir.Exposure(options.DataDir) is { } exposure)
+            log.Warn(exposure, ("data", Path.GetFullPath(options.DataDir)));
         if (options.TlsCert != null && !areGroupsChosen)
             log.Warn("TLS offers groups of finite fields too, whose handshakes are dear: there is no /proc, or "
                 + "memfd_create(2) is refused");

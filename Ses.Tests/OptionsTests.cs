@@ -118,6 +118,7 @@ public sealed class OptionsTests : IDisposable
     {
         var path = Path.Combine(_dir, name);
         File.WriteAllText(path, text);
+        File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite);
         return path;
     }
 
@@ -343,6 +344,39 @@ public sealed class OptionsTests : IDisposable
     }
 
     // ---- Secrets ----
+
+    [Theory]
+    [InlineData("--password-file")]
+    [InlineData("--onix-password-file")]
+    [InlineData("--onix-app-secret-file")]
+    [InlineData("--tls-key")]
+    public void SecretThatAllCanReadIsWarnedOfUnlessItIsInMemory(string flag)
+    {
+        // Of these alone it is known what they are on: this folder's disk, and memory.
+        foreach (var (folder, isWarned) in new[] { (AppContext.BaseDirectory, true), ("/dev/shm", false) })
+        {
+            var dir = Directory.CreateDirectory(Path.Combine(folder, "ses-" + Guid.NewGuid())).FullName;
+            try
+            {
+                var (file, link) = (Path.Combine(dir, "..data"), Path.Combine(dir, "secret"));
+                File.WriteAllText(file, "x");
+                File.CreateSymbolicLink(link, file);
+                var flags = new Dictionary<string, string>(Local) { [flag] = link };
+                if (flag == "--tls-key")
+                    flags["--tls-cert"] = "/dev/null";
+                File.SetUnixFileMode(file, UnixFileMode.UserRead | UnixFileMode.GroupRead);
+                Assert.Empty(Read(flags).Warnings);
+                File.SetUnixFileMode(file, UnixFileMode.UserRead | UnixFileMode.OtherRead);
+                Assert.Equal(isWarned
+                    ? [$"{SettingOf(flag)}: every user of this host can read '{link}': chmod o= it"] : [],
+                    Read(flags).Warnings);
+            }
+            finally
+            {
+                Directory.Delete(dir, recursive: true);
+            }
+        }
+    }
 
     [Theory]
     [InlineData("--password")]
