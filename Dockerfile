@@ -6,7 +6,7 @@ WORKDIR /src
 COPY . .
 # Where .git is not part of the context, or another version is wanted.
 ARG VERSION
-RUN make publish && ldd out/ses | grep -q 'statically linked' && mkdir /empty
+RUN make publish && ldd out/ses | grep -q 'statically linked' && mkdir -m 700 /empty
 
 FROM scratch
 LABEL org.opencontainers.image.title="SeS" \

@@ -120,7 +120,7 @@ install: out/ses out/ses.8 out/ses.default
 	install -m 644 deploy/ses.socket "$(DESTDIR)$(UNITDIR)/ses.socket"
 	gzip -9nc out/ses.8 > "$(MAN)" && chmod 644 "$(MAN)"
 	install -D -m 644 deploy/ses.bash "$(COMPLETION)"
-	test -e "$(DEFAULTS)" || install -m 644 out/ses.default "$(DEFAULTS)"
+	test -e "$(DEFAULTS)" || install -m 640 out/ses.default "$(DEFAULTS)"
 
 uninstall:
 	rm -f "$(BIN)" "$(DESTDIR)$(UNITDIR)/ses.service" "$(DESTDIR)$(UNITDIR)/ses.socket" "$(MAN)" "$(COMPLETION)"

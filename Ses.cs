@@ -141,6 +141,8 @@ internal sealed record Options
     public required int InnerPort { get; init; }
     /// <summary>Null: all addresses.</summary>
     public required IPAddress? Address { get; init; }
+    /// <summary>Names and addresses that clients may ask for, as <see cref="HostOf"/> has them; null: any.</summary>
+    public required IReadOnlySet<string>? Hosts { get; init; }
     public required string Username { get; init; }
     public required string Password { get; init; }
     /// <summary>As the issuer names itself, to the letter.</summary>
@@ -196,6 +198,8 @@ internal sealed record Options
             "IPv4 or IPv6 address to listen on (default: all)"),
         InnerPortSetting = new(Listening, "--inner-port", "OXSES_INNER_PORT", "PORT", "0",
             "Port on 127.0.0.1 behind the public one, for a firewall's rule; 0: a free one"),
+        HostsSetting = new(Listening, "--hosts", "OXSES_HOSTS", "NAMES", null,
+            "Hosts that requests may name, such as ses-1,[2001:db8::1]; others are answered 421 (default: all)"),
         TlsCertSetting = new(Listening, "--tls-cert", "OXSES_TLS_CERT", "FILE", null,
             "PEM file of the certificate, then its chain; with it only https is spoken"),
         TlsKeySetting = new(Listening, "--tls-key", "OXSES_TLS_KEY", "FILE", null,
@@ -268,7 +272,7 @@ internal sealed record Options
     /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
     [
-        PathSetting, PortSetting, AddressSetting, InnerPortSetting, TlsCertSetting, TlsKeySetting,
+        PathSetting, PortSetting, AddressSetting, InnerPortSetting, HostsSetting, TlsCertSetting, TlsKeySetting,
         TlsClientCaSetting, AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
         OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
         MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
@@ -306,6 +310,8 @@ internal sealed record Options
             Port = PortOf(source, PortSetting),
             InnerPort = PortOf(source, InnerPortSetting),
             Address = AddressOf(source),
+            Hosts = source.Optional(HostsSetting, ParseHosts,
+                "names and addresses without a port, such as ses-1,10.0.0.1,[2001:db8::1]"),
             Username = source.Required(UsernameSetting),
             Password = source.Secret(PasswordSetting) ?? "",
             OidcIssuer = source.Optional(
@@ -355,6 +361,8 @@ internal sealed record Options
                 : source.Parse(MaxSizeSetting, ParseDatabaseSize, "a size from 16MiB to 100TiB"),
             Warnings = source.Warnings,
         };
+        if (options.TlsKey != null)
+            source.WarnIfOpen(TlsKeySetting, options.TlsKey);
         options.CheckTogether(source.Warnings);
         return options;
     }
@@ -456,6 +464,33 @@ internal sealed record Options
     private static IPAddress? ParseAddress(string text) =>
         IPAddress.TryParse(text, out var address) && (address.AddressFamily == AddressFamily.InterNetworkV6
             || address.ToString() == text) ? address : null;
+
+    /// <summary>
+    /// A host as hosts are compared: without its port and a dot at its end, in lower case, an IPv6 address
+    /// in brackets and its short form (RFC 5952); null if it is none.
+    /// </summary>
+    /// <param name="authority">As a Host field has it (RFC 9110, 7.2).</param>
+    public static string? HostOf(string authority)
+    {
+        var colon = authority.IndexOf(':', Math.Max(0, authority.IndexOf(']', StringComparison.Ordinal)));
+        if (colon >= 0 && authority.AsSpan(colon + 1).ContainsAnyExceptInRange('0', '9'))
+            return null;
+        var name = colon < 0 ? authority : authority[..colon];
+        if (name is ['[', .. var inner, ']'])
+            return IPAddress.TryParse(inner, out var address)
+                && address.AddressFamily == AddressFamily.InterNetworkV6 ? $"[{address}]" : null;
+        name = name.EndsWith('.') ? name[..^1] : name;
+        return name.Length > 0 && name.All(c => char.IsAsciiLetterOrDigit(c) || "-._".Contains(c))
+            ? name.ToLowerInvariant() : null;
+    }
+
+    private static HashSet<string>? ParseHosts(string text)
+    {
+        // With a port already, a second one makes it none.
+        var hosts = text.Split(',', StringSplitOptions.TrimEntries)
+            .Select(h => HostOf(h + ":0") ?? "").ToHashSet();
+        return hosts.Contains("") ? null : hosts;
+    }
 
     private static Uri? ParseUrl(string text) =>
         Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
@@ -606,11 +641,24 @@ internal sealed record Options
             return File.Exists(credential) ? ReadSecret(setting.File, credential) : setting.Default;
         }
 
-        private static string ReadSecret(Setting setting, string path)
+        /// <summary>
+        /// Warns of a secret that every user of the host can read. What a container engine or systemd hands over
+        /// lies in memory, where nobody else sees it, often as a link to a file with the mode 0644.
+        /// </summary>
+        public void WarnIfOpen(Setting setting, string path)
+        {
+            if ((File.GetUnixFileMode(path) & UnixFileMode.OtherRead) != 0
+                && new DriveInfo(path).DriveType != DriveType.Ram)
+                Warnings.Add($"{setting}: every user of this host can read '{path}': chmod o= it");
+        }
+
+        private string ReadSecret(Setting setting, string path)
         {
             try
             {
-                return File.ReadAllText(path).TrimEnd('\r', '\n');
+                var secret = File.ReadAllText(path).TrimEnd('\r', '\n');
+                WarnIfOpen(setting, path);
+                return secret;
             }
             catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
             {
@@ -708,7 +756,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
     {
         var line = new StringBuilder(Now())
             .Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ')
-            .Append(message.Any(char.IsControl) ? Escaped(message) : Whole(message));
+            .Append(message.Any(Terminal.Obeys) ? Escaped(message) : Whole(message));
         foreach (var (key, value) in fields)
         {
             var text = Convert.ToString(value, CultureInfo.InvariantCulture) ?? "";
@@ -741,6 +789,17 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
         }
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
     }
+}
+
+/// <summary>Text from strangers, as a terminal may get it.</summary>
+internal static class Terminal
+{
+    /// <summary>Control characters, C1 too, and those that turn text around or hide in it.</summary>
+    public static bool Obeys(char c) =>
+        char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format;
+
+    /// <summary>One line, with U+FFFD for each character that a terminal obeys.</summary>
+    public static string Plain(string text) => string.Concat(text.Select(c => Obeys(c) ? '\ufffd' : c));
 }
 
 /// <summary>
@@ -868,6 +927,8 @@ internal sealed class Meters
     [
         "accept", "connections", "handshakes", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
         "malformed", "version", "transfer_encoding", "expectation", "body_timeout", "body_cut",
+        "accept", "connections", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
+        "malformed", "version", "transfer_encoding", "expectation", "host", "body_timeout", "body_cut",
         "bytes_in_flight", "in_flight", "listener", "answer_timeout",
     ];
 
@@ -886,7 +947,7 @@ internal sealed class Meters
     private Task _last = Task.CompletedTask;
     private Task<byte[]>? _next;
 
-    public Meters(string version, string commit)
+    public Meters(string version, string commit, string openssl = "unknown")
     {
         var make = Prometheus.Metrics.WithCustomRegistry(Registry);
         DotNetStats.Register(Registry);
@@ -938,8 +999,8 @@ internal sealed class Meters
         ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
         Ready = Level("ses_ready", "1 while alerts can be made durable.");
         Defects = Count("ses_defects_total", "Exceptions that nothing expected; each is in the log.");
-        make.CreateGauge("ses_build_info", "What runs here.", "version", "commit")
-            .WithLabels(version, commit).Set(1);
+        make.CreateGauge("ses_build_info", "What runs here.", "version", "commit", "openssl")
+            .WithLabels(version, commit, openssl).Set(1);
         Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined");
         Preset(HttpRefused, [.. RefusalReasons]);
         Preset(AuthFailures, "missing", "scheme", "wrong", "unjudged");
@@ -2769,10 +2830,11 @@ internal static partial class Disk
     public static bool Refused(Exception e) =>
         e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException;
 
-    /// <summary>A file that only its owner can read and write, empty.</summary>
+    /// <summary>A new file that only its owner can read and write; no link is followed (O_EXCL).</summary>
+    /// <exception cref="IOException">Something of that name is there.</exception>
     public static FileStream Create(string path) => new(path, new FileStreamOptions
     {
-        Mode = FileMode.Create,
+        Mode = FileMode.CreateNew,
         Access = FileAccess.Write,
         Share = FileShare.ReadWrite | FileShare.Delete,
         BufferSize = 0,
@@ -2781,7 +2843,33 @@ internal static partial class Disk
 
     [LibraryImport("libc", EntryPoint = "open", SetLastError = true,
         StringMarshalling = StringMarshalling.Utf8)]
-    private static partial int Open(string path, int flags);
+    private static partial int Open(string path, int flags, uint mode = 0);
+
+    /// <summary>EWOULDBLOCK of errno(3).</summary>
+    private const int WouldBlock = 11;
+
+    /// <summary>Opens a file, or makes it, for this process alone (flock(2)). No link is followed.</summary>
+    /// <returns>Null: another process has it.</returns>
+    /// <exception cref="IOException">It cannot be opened, or is a link.</exception>
+    public static SafeFileHandle? OpenAlone(string path)
+    {
+        const int ReadWriteCreateCloseOnExec = 0x2 | 0x40 | 0x80000, ExclusiveAtOnce = 2 | 4, OwnersFile = 0x180;
+        var noFollow = RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? 0x8000 : 0x20000;
+        var file = new SafeFileHandle(
+            Open(path, ReadWriteCreateCloseOnExec | noFollow, OwnersFile), ownsHandle: true);
+        if (!file.IsInvalid && Lock((int)file.DangerousGetHandle(), ExclusiveAtOnce) == 0)
+            return file;
+        var error = Marshal.GetLastPInvokeError();
+        file.Dispose();
+        return error == WouldBlock ? null : throw new IOException(Marshal.GetPInvokeErrorMessage(error));
+    }
+
+    [LibraryImport("libc", EntryPoint = "flock", SetLastError = true)]
+    private static partial int Lock(int handle, int operation);
+
+    /// <summary>The user that this process is.</summary>
+    [LibraryImport("libc", EntryPoint = "geteuid")]
+    public static partial uint User();
 
     /// <summary>What a path leads to, symbolic links followed; null if nothing.</summary>
     public static unsafe FileStatus? StatusOf(string path)
@@ -2866,9 +2954,6 @@ internal sealed class DataDirException(string message) : Exception(message);
 /// <summary>What a data directory must be.</summary>
 internal static class DataDir
 {
-    /// <summary>EWOULDBLOCK of errno(3), which .NET gives as it is: another process holds the lock.</summary>
-    private const int WouldBlock = 11;
-
     /// <summary>
     /// Becomes the owner of the directory if this is root: what a command makes there, such as the shared
     /// memory's file, must be the daemon's. It is entered before, since the owner may not be allowed to.
@@ -2885,28 +2970,59 @@ internal static class DataDir
     }
 
     /// <summary>One process per data directory: holds the lock file until it is disposed.</summary>
-    public static FileStream Claim(string dir)
+    public static SafeFileHandle Claim(string dir)
     {
         try
         {
             Directory.CreateDirectory(
                 dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-            return new FileStream(Path.Combine(dir, "lock"), new FileStreamOptions
-            {
-                Mode = FileMode.OpenOrCreate,
-                Access = FileAccess.ReadWrite,
-                Share = FileShare.None,
-                UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
-            });
-        }
-        catch (IOException e) when (e.HResult == WouldBlock)
-        {
-            throw new DataDirException($"'{dir}' is in use by another SeS");
+            CheckLinks(dir);
+            return Disk.OpenAlone(Path.Combine(dir, LockName))
+                ?? throw new DataDirException($"'{dir}' is in use by another SeS");
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
             throw new DataDirException($"'{dir}' cannot be used: {e.Message}");
         }
+    }
+
+    private const string LockName = "lock";
+
+    /// <summary>What SeS and SQLite open there to write to, whatever was there before.</summary>
+    private static readonly string[] Written =
+    [
+        LockName, .. from file in new[] { "ses.db", "ses.db.restored" }
+            from end in new[] { "", "-wal", "-shm", "-journal" } select file + end,
+    ];
+
+    /// <summary>
+    /// What SeS and SQLite write to must be in the directory itself, which may well be a link: a link in it
+    /// would have them write elsewhere, and SQLite look for its log there.
+    /// </summary>
+    /// <exception cref="DataDirException">A file of SeS there is a symbolic link.</exception>
+    public static void CheckLinks(string dir)
+    {
+        if (Written.FirstOrDefault(f => new FileInfo(Path.Combine(dir, f)).LinkTarget != null) is { } link)
+            throw new DataDirException($"'{dir}': {link} is a symbolic link, which is not followed: put the file "
+                + "itself there, or make the directory the link");
+    }
+
+    /// <summary>
+    /// Who else gets at the directory, and what to do about it; null: nobody. The volume of a container is root's
+    /// as a rule, who gets everywhere, and open to its group: then only what all may write is told.
+    /// </summary>
+    public static string? Exposure(string dir)
+    {
+        var (user, mode) = (Disk.OwnerOf(dir)?.User ?? 0, File.GetUnixFileMode(Path.GetFullPath(dir)));
+        var isOthers = user != 0 && user != Disk.User();
+        var others = UnixFileMode.OtherWrite | (user == 0 && Disk.User() != 0 ? 0
+            : UnixFileMode.OtherRead | UnixFileMode.OtherExecute);
+        var isOpen = (mode & others) != 0;
+        return !isOthers && !isOpen ? null : "the data directory"
+            + (isOthers ? $" belongs to user {user}, not to {Disk.User()}, whom SeS runs as" : "")
+            + (isOthers && isOpen ? ", and" : "") + (isOpen ? " is open to every user of this host" : "") + ":"
+            + (isOthers ? $" chown it to {Disk.User()}" : "") + (isOthers && isOpen ? "," : "")
+            + (isOpen ? " chmod o= it" : "");
     }
 
     /// <exception cref="DataDirException">It cannot hold a database of SeS.</exception>
@@ -5146,7 +5262,8 @@ internal sealed class Writer : IDisposable
     /// <summary>Writes a consistent, compact copy, flushed; the file may not be there yet.</summary>
     public static void Backup(SqliteConnection source, string path)
     {
-        // Made before, since SQLite lets others read what it makes.
+        // Made before, since SQLite lets others read what it makes; one that a crash left goes.
+        File.Delete(path);
         Disk.Create(path).Dispose();
         using (var copy = source.Query("VACUUM INTO ?1"))
             copy.Bind(1, path).Run();
@@ -7326,11 +7443,14 @@ internal sealed class RowWriter : BodyWriter
 
     private readonly Utf8JsonWriter? _json;
     private readonly List<string[]>? _table;
+    private readonly bool _isPlain;
     private int[]? _widths;
     private int _lists;
 
-    public RowWriter(OutputFormat format)
+    /// <param name="isTerminal">Then each format is free of what a terminal obeys, as a table always is.</param>
+    public RowWriter(OutputFormat format, bool isTerminal = false)
     {
+        _isPlain = isTerminal || format == OutputFormat.Table;
         if (format == OutputFormat.Json)
             _json = new Utf8JsonWriter(Buffer, Relaxed);
         if (format == OutputFormat.Table)
@@ -7353,7 +7473,7 @@ internal sealed class RowWriter : BodyWriter
     {
         if (_table != null)
         {
-            _table.Add([.. cells.Select(c => Plain(Text(c)))]);
+            _table.Add([.. cells.Select(Shown)]);
             if (_table.Count == TableRows)
                 PutTable();
             return;
@@ -7405,7 +7525,7 @@ internal sealed class RowWriter : BodyWriter
                 _json?.WriteStringValue(text[..Rfc3339.Format(time, text)]);
                 break;
             default:
-                _json?.WriteStringValue(Text(value));
+                _json?.WriteStringValue(Shown(value));
                 break;
         }
     }
@@ -7429,6 +7549,8 @@ internal sealed class RowWriter : BodyWriter
         _ => Convert.ToString(value, CultureInfo.InvariantCulture) ?? "",
     };
 
+    private string Shown(object? value) => _isPlain ? Terminal.Plain(Text(value)) : Text(value);
+
     /// <summary>RFC 4180: quoted where it must be.</summary>
     private void PutCsv(object? value)
     {
@@ -7437,7 +7559,7 @@ internal sealed class RowWriter : BodyWriter
             Buffer.Advance(Rfc3339.Format(time, Buffer.GetSpan(Rfc3339.Longest)));
             return;
         }
-        var text = Text(value);
+        var text = Shown(value);
         // A spreadsheet takes such a cell for a formula, and labels come from strangers (OWASP, CSV injection).
         if (value is string && text.Length > 0 && "=+-@\t\r".Contains(text[0]))
             text = "'" + text;
@@ -7446,10 +7568,6 @@ internal sealed class RowWriter : BodyWriter
     }
 
     private static readonly SearchValues<char> Quoted = SearchValues.Create("\",\r\n");
-
-    /// <summary>Labels come from strangers, and a terminal obeys control characters.</summary>
-    private static string Plain(string text) => string.Concat(text.Select(c =>
-        char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format ? '\ufffd' : c));
 
     /// <summary>Columns are as wide as their first rows are.</summary>
     private void PutTable()
@@ -7465,7 +7583,7 @@ internal sealed class RowWriter : BodyWriter
 
 /// <summary>Writes the answers to questions.</summary>
 /// <param name="version">Of SeS: the bytes of an answer hold for one.</param>
-internal sealed class Answers(Questions questions, string version)
+internal sealed class Answers(Questions questions, string version, bool isTerminal = false)
 {
     private static readonly string[]
         Names = ["platform", "service", "facet", "location"],
@@ -7483,7 +7601,7 @@ internal sealed class Answers(Questions questions, string version)
     /// <exception cref="SqliteException">The database is damaged.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
     {
-        var writer = new RowWriter(format);
+        var writer = new RowWriter(format, isTerminal);
         WriteHead(writer);
         var lists = question.Subject switch
         {
@@ -8953,6 +9071,7 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         411 => "Length Required",
         413 => "Content Too Large",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
@@ -9007,12 +9126,13 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
 
 /// <summary>The head of a request, as far as SeS uses it.</summary>
 /// <param name="Target">In origin form (RFC 9112, 3.2.1), percent-encoded, as it was sent.</param>
+/// <param name="Host">With its port, as it was sent.</param>
 /// <param name="Length">Of the body in bytes; null when the request names none.</param>
 /// <param name="Closes">The client wants the connection closed after the answer.</param>
 /// <param name="Expects">The client waits for 100 Continue before it sends the body.</param>
 /// <param name="IsOfPage">A browser sends it for a page, perhaps of another site (Fetch, 3.2).</param>
 internal sealed record RequestHead(
-    string Method, string Target, string? Authorization, string? Accept, long? Length, bool Closes,
+    string Method, string Target, string Host, string? Authorization, string? Accept, long? Length, bool Closes,
     bool Expects, bool IsOfPage)
 {
     /// <summary>In bytes, with the empty line at its end.</summary>
@@ -9067,7 +9187,7 @@ internal sealed record RequestHead(
             throw Malformed("There is no Host.");
         if (fields.IsEncoded)
             throw new RefusedException("transfer_encoding", 411, "Send the body with a Content-Length.");
-        var request = new RequestHead(method, target, fields.Authorization, fields.Accept,
+        var request = new RequestHead(method, target, fields.Host, fields.Authorization, fields.Accept,
             fields.Length, fields.Closes, fields.Expects, fields.IsOfPage);
         if (request.IsRead && request.Length > 0)
             throw Malformed($"A {method} takes no body.");
@@ -12111,6 +12231,8 @@ internal sealed class Gate
             Enter(connection, ConnectionState.Head, HeadTime);
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
+        if (!IsHostMeant(head, connection.Client))
+            throw new RefusedException("host", 421, $"The Host is none of {Options.HostsSetting} of this SeS.");
         Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client, connection.SignedIn) is { } refusal)
         {
@@ -12129,6 +12251,19 @@ internal sealed class Gate
         if (head.Length > 0)
             await ReadBodyAsync(connection, head, request);
         return await HandOverAsync(connection, head, request);
+    }
+
+    /// <summary>
+    /// Whether the request is for a host of --hosts. A page whose name was made to lead here (DNS rebinding)
+    /// names its own. Probes on this host name the address by which they reach it, which no page can.
+    /// </summary>
+    private bool IsHostMeant(RequestHead head, IPAddress client)
+    {
+        if (_options.Hosts == null)
+            return true;
+        var host = Options.HostOf(head.Host);
+        return host != null && (_options.Hosts.Contains(host) || (IPAddress.TryParse(host, out var address)
+            && (address.Equals(client) || (IPAddress.IsLoopback(address) && IPAddress.IsLoopback(client)))));
     }
 
     private async ValueTask<RequestHead?> ReadHeadAsync(ClientConnection connection)
@@ -12843,6 +12978,7 @@ internal sealed class CommandRunner(
     {
         if (name == "probe")
             return await ProbeAsync() ? 0 : 1;
+        DataDir.CheckLinks(_dir);
         if (name is "backup" or "rebuild" && !File.Exists(Path.Combine(_dir, Store.FileName)))
             throw new DataDirException($"'{_dir}' has no {Store.FileName} in it");
         // Opened before: the directory's owner may not be able to.
@@ -12907,7 +13043,7 @@ internal sealed class CommandRunner(
         }
         CheckKept(question.AsOf, snapshot);
         var format = Format();
-        var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version);
+        var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version, isTerminal);
         foreach (var part in answers.Write(question, format))
             output.Write(part.Span);
         if (format != OutputFormat.Json && answers.Next is { } next)
@@ -13048,6 +13184,8 @@ internal sealed class CommandRunner(
         var copy = path + ".restored";
         try
         {
+            // One that a crash left.
+            File.Delete(copy);
             using (var target = Disk.Create(copy))
             {
                 backup.CopyTo(target);
@@ -13117,7 +13255,7 @@ internal sealed class CommandRunner(
                 (lines, after) = FactLines.ReadPage(
                     snapshot, from, asOf, flags.GetValueOrDefault("--partition"), after.Value, LinesAtOnce);
             foreach (var line in lines)
-                output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+                output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
         }
         return 0;
     }
@@ -13157,7 +13295,7 @@ internal sealed class CommandRunner(
             catch (LineException e)
             {
                 if (refused++ < MaxTold)
-                    Console.Error.WriteLine($"ses: line {number}: {e.Message}");
+                    Console.Error.WriteLine(Terminal.Plain($"ses: line {number}: {e.Message}"));
             }
             if (lines.Count == LinesAtOnce)
                 Commit();
@@ -13185,9 +13323,11 @@ internal sealed class CommandRunner(
     /// <summary>At once: a large log takes its time.</summary>
     private void Print(string line)
     {
-        output.Write(Encoding.UTF8.GetBytes(line + "\n"));
+        output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
         output.Flush();
     }
+
+    private string Shown(string line) => isTerminal ? Terminal.Plain(line) : line;
 
     // ---- Probe ----
 
@@ -13205,7 +13345,7 @@ internal sealed class CommandRunner(
     {
         string[] columns = ["recorded", "partition", "alertname", "reason", "id"];
         using var snapshot = Snapshot.Open(_dir, Now);
-        var writer = new RowWriter(Format());
+        var writer = new RowWriter(Format(), isTerminal);
         writer.BeginList("alerts", columns);
         foreach (var alert in QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition")))
         {
@@ -13294,6 +13434,22 @@ internal static class Program
         Metadata("CommitTime"), NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
         ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
 
+    /// <summary>
+    /// Such as 3.0.22: of the library that is linked in, or was loaded. Hashes need it as well as TLS, so that
+    /// a daemon has it anyway.
+    /// </summary>
+    private static string OpenSsl
+    {
+        get
+        {
+            // OpenSSL_version_num(3): 0xMNN00PP0; before 3.0 0xMNNFFPPS, where P is a letter.
+            var number = SafeEvpPKeyHandle.OpenSslVersion;
+            long Part(int at) => (number >> at) & 0xFF;
+            return number >= 0x3000_0000 ? $"{number >> 28}.{Part(20)}.{Part(4)}"
+                : $"{number >> 28}.{Part(20)}.{Part(12)}{(char)('a' - 1 + Part(4))}";
+        }
+    }
+
     /// <summary>What the build said of the program under this name.</summary>
     private static string? Metadata(string name) => typeof(Program).Assembly
         .GetCustomAttributes<AssemblyMetadataAttribute>().FirstOrDefault(a => a.Key == name)?.Value;
@@ -13316,12 +13472,12 @@ internal static class Program
         }
         catch (OptionsException e)
         {
-            await Console.Error.WriteLineAsync($"ses: {e.Message}");
+            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: {e.Message}"));
             return Usage;
         }
         catch (DataDirException e)
         {
-            await Console.Error.WriteLineAsync($"ses: {Options.DataDirSetting}: {e.Message}");
+            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: {Options.DataDirSetting}: {e.Message}"));
             return Usage;
         }
         catch (SqliteException e) when (e.IsNoDatabase)
@@ -13333,8 +13489,8 @@ internal static class Program
         }
         catch (SqliteException e) when (e.IsReadOnly)
         {
-            await Console.Error.WriteLineAsync(
-                $"ses: {Options.DataDirSetting}: it cannot be written to: {e.Reason}");
+            await Console.Error.WriteLineAsync(Terminal.Plain(
+                $"ses: {Options.DataDirSetting}: it cannot be written to: {e.Reason}"));
             return Usage;
         }
         catch (SqliteException e)
@@ -13347,12 +13503,13 @@ internal static class Program
         }
         catch (Exception e) when (Disk.Refused(e))
         {
-            await Console.Error.WriteLineAsync($"ses: the disk refuses: {e.Message}");
+            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: the disk refuses: {e.Message}"));
             return Failure;
         }
         catch (Exception e)
         {
-            await Console.Error.WriteLineAsync($"ses: a defect in SeS: {e}");
+            await Console.Error.WriteLineAsync(
+                string.Join('\n', $"ses: a defect in SeS: {e}".Split('\n').Select(Terminal.Plain)));
             return Failure;
         }
     }
@@ -13480,8 +13637,9 @@ internal static class Program
     {
         public override int Invoke(ParseResult parseResult)
         {
-            parseResult.InvocationConfiguration.Output.WriteLine(Built == DateTime.MinValue
-                ? $"ses {Version}" : $"ses {Version}, commit {Commit} of {Rfc3339.Format(Built)}");
+            var commit = Built == DateTime.MinValue ? "" : $", commit {Commit} of {Rfc3339.Format(Built)}";
+            parseResult.InvocationConfiguration.Output.WriteLine(
+                $"ses {Version}{commit}, OpenSSL {OpenSsl}, SQLite {SqliteConnection.Version}");
             return Success;
         }
     }
@@ -13504,17 +13662,19 @@ internal static class Program
         var areGroupsChosen = Linux.ChooseTlsGroups();
         await using var lines = new QueuedWriter(Console.Error);
         var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
-        var meters = new Meters(Version, Commit);
+        var meters = new Meters(Version, Commit, OpenSsl);
         using var claim = DataDir.Claim(options.DataDir);
         var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
-        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("url", Listen(gate, options)),
+        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("openssl", OpenSsl), ("url", Listen(gate, options)),
             ("address", gate.Place), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
         foreach (var warning in options.Warnings)
             log.Warn(warning);
+        if (DataDir.Exposure(options.DataDir) is { } exposure)
+            log.Warn(exposure, ("data", Path.GetFullPath(options.DataDir)));
         if (options.TlsCert != null && !areGroupsChosen)
             log.Warn("TLS offers groups of finite fields too, whose handshakes are dear: there is no /proc, or "
                 + "memfd_create(2) is refused");

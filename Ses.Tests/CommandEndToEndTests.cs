@@ -29,6 +29,49 @@ public sealed partial class CommandEndToEndTests : IDisposable
         return (exit, command.Output);
     }
 
+    /// <summary>What a terminal gets of a command, as script(1) records it.</summary>
+    private async Task<string> OnATerminalAsync(params string[] arguments)
+    {
+        var typescript = Path.Combine(_dir, "typescript");
+        await using var command = ChildProcess.Start("script",
+            ["-qec", $"{SesProcess.Binary} {string.Join(' ', arguments)}", typescript],
+            // Else the runtime begins with a sequence of its own, which sets the keypad's mode.
+            new Dictionary<string, string?> { ["TERM"] = "dumb" });
+        await command.ExitAsync(Soon);
+        return File.ReadAllText(typescript);
+    }
+
+    [Fact]
+    public async Task TerminalGetsNothingOfStrangersThatItObeys()
+    {
+        const string Hostile = @"x\u001b]0;y\u0007\u009bz\u202eü";
+        await using (var ses = await SesProcess.StartAsync("none", _dir))
+        {
+            var start = Rfc3339.Format(DateTime.UtcNow);
+            await ses.PostAsync("INS", Body($$"""
+                {"status":"firing","labels":{"alertname":"A","job":"{{Hostile}}"},"startsAt":"{{start}}"}
+                """, $$$"""{"status":"firing","labels":{"alertname":"{{{Hostile}}}"}}"""));
+        }
+        var lines = Path.Combine(_dir, "lines");
+        File.WriteAllText(lines, $$"""{"kind":"{{Hostile}}"}""" + "\n");
+        string[][] commands =
+        [
+            .. from command in new[] { "status", "history", "report", "quarantine" }
+               from format in new[] { "table", "csv", "json" }
+               select new[] { command, "--format", format },
+            ["export"], ["check"], ["import", lines],
+        ];
+        foreach (var command in commands)
+        {
+            var shown = await OnATerminalAsync([.. command, "--data-dir", _dir]);
+            var between = shown[(shown.IndexOf('\n', Ordinal) + 1)..shown.LastIndexOf("Script done", Ordinal)];
+            Assert.DoesNotContain(between, c => c is not ('\r' or '\n') && Terminal.Obeys(c));
+            Assert.Equal(command[0] is not "check", between.Contains("z\ufffdü", Ordinal));
+        }
+        Assert.Contains("\u001b]0;y\u0007\u009bz\u202eü",
+            (await RunAsync("status", "--format", "csv", "--data-dir", _dir)).Output, Ordinal);
+    }
+
     private static string Alert(string service, string status, DateTime time) => $$$"""
         {"status":"firing","labels":{"platform":"p1","service":"{{{service}}}","facet":"node","status":"{{{status}}}",
         "description":"{{{new string('d', 300)}}}"},"annotations":{"location":"n1"},"startsAt":"{{{Rfc3339.Format(time)}}}"}

@@ -20,7 +20,7 @@ public sealed partial class DocsTests
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
     private static readonly int[] Codes =
-        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 431, 503, 505];
+        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 421, 431, 503, 505];
 
     /// <summary>
     /// The constants that the table of limits names; it is filled by the table after it. The writer's step is
@@ -193,13 +193,13 @@ public sealed partial class DocsTests
     [Fact]
     public async Task MetricsAreThoseOfTheProgramInItsOrder()
     {
-        var meters = new Meters("1.0.0", "unknown");
+        var meters = new Meters("1.0.0", "unknown", "3.0.22");
         var text = Encoding.UTF8.GetString(await meters.ExportAsync());
         var labels = typeof(Meters).GetFields().Select(f => f.GetValue(meters)).OfType<Prometheus.Collector>()
             .ToDictionary(c => c.Name, c => string.Join(", ", c.LabelNames));
-        labels["ses_build_info"] = "version, commit";
+        labels["ses_build_info"] = "version, commit, openssl";
         Assert.Contains(
-            """ses_build_info{version="1.0.0",commit="unknown"} 1""", text, StringComparison.Ordinal);
+            """ses_build_info{version="1.0.0",commit="unknown",openssl="3.0.22"} 1""", text, StringComparison.Ordinal);
         var rows = DocsPage.Named("operations").Table("Metrics");
         Assert.Equal(
             TypeLine().Matches(text).Select(m => (Name: m.Groups[1].Value, Type: m.Groups[2].Value))

@@ -358,6 +358,36 @@ public sealed class GateTests(GateTests.Running running) : IClassFixture<GateTes
         Assert.Equal(0, running.Site.Meters.Defects.Value);
     }
 
+    [Theory]
+    [InlineData("ses-1.example", 200)]
+    [InlineData("SES-1.Example.:8888", 200)]
+    [InlineData("[2001:DB8:0:0::1]:443", 200)]
+    // As probes on this host name it.
+    [InlineData("127.0.0.1:8888", 200)]
+    [InlineData("[::1]", 200)]
+    [InlineData("evil.example", 421)]
+    [InlineData("ses-1.example.evil.example", 421)]
+    [InlineData("ses-1.example..", 421)]
+    [InlineData("ses-1.example:a", 421)]
+    [InlineData("ses-1.example:evil.example:80", 421)]
+    [InlineData("localhost", 421)]
+    [InlineData("192.0.2.1", 421)]
+    [InlineData("[2001:db8::2]", 421)]
+    [InlineData(":80", 421)]
+    [InlineData("[]", 421)]
+    public async Task WhereHostsAreNamedOthersAreMisdirected(string host, int code)
+    {
+        await using var site = new Site(
+            TimeProvider.System, 20_000, flags: ["--hosts", "SES-1.example, [2001:db8::1]"]);
+        using var peer = site.Connect();
+        await peer.SendAsync($"GET /live HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        var answer = await ReceiveAsync(peer);
+        Assert.Equal(code, answer.Code);
+        Assert.Equal(code == 421, answer.Body.Contains("none of --hosts (OXSES_HOSTS)", StringComparison.Ordinal));
+        Assert.Equal(code == 421 ? 1 : 0, site.Refused("host"));
+        Assert.True(code == 200 || await peer.EndedAsync());
+    }
+
     /// <summary>What came before has been dealt with, and has harmed nobody.</summary>
     private async Task AssertServedAsync()
     {

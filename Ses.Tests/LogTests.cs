@@ -27,6 +27,16 @@ public sealed class LogTests
             _output.ToString());
     }
 
+    [Theory]
+    [InlineData("a\u001b[2Jb", "a\\u001B[2Jb")]
+    [InlineData("a\u009bb", "a\\u009Bb")]
+    [InlineData("a\u202eb", "a\\u202Eb")]
+    public void TerminalObeysNothingInAMessageOrAValue(string text, string written)
+    {
+        Text().Warn(text, ("value", text));
+        Assert.EndsWith($"WARN  {written} value=\"{written}\"", Assert.Single(Lines), Ordinal);
+    }
+
     [Fact]
     public void JsonLineHasTimeLevelMessageAndFields()
     {

@@ -20,6 +20,7 @@ public sealed class OptionsTests : IDisposable
         { "--port", "8888", "0", "65535" },
         { "--address", "", "127.0.0.1", "::1" },
         { "--inner-port", "0", "8887", "65535" },
+        { "--hosts", "", "ses-1,[2001:db8::1]", "10.0.0.1" },
         { "--auth-mode", "None", "Basic", "None" },
         { "--metrics-auth", "false", "true", "false" },
         { "--username", "admin", "ann", "bob" },
@@ -63,6 +64,7 @@ public sealed class OptionsTests : IDisposable
         "--port" => o.Port.ToString(CultureInfo.InvariantCulture),
         "--address" => o.Address?.ToString() ?? "",
         "--inner-port" => o.InnerPort.ToString(CultureInfo.InvariantCulture),
+        "--hosts" => string.Join(',', o.Hosts ?? new HashSet<string>()),
         "--auth-mode" => o.AuthMode.ToString(),
         "--username" => o.Username,
         "--password" => o.Password,
@@ -118,6 +120,7 @@ public sealed class OptionsTests : IDisposable
     {
         var path = Path.Combine(_dir, name);
         File.WriteAllText(path, text);
+        File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite);
         return path;
     }
 
@@ -172,6 +175,9 @@ public sealed class OptionsTests : IDisposable
     [InlineData("--max-body", "2048", "2KiB")]
     [InlineData("--max-body", "256MiB", "262144KiB")]
     [InlineData("--address", "", "")]
+    [InlineData("--hosts", "SES-1.Example., ses_2,[2001:DB8:0::1],[::FFFF:10.0.0.1]",
+        "ses-1.example,ses_2,[2001:db8::1],[::ffff:10.0.0.1]")]
+    [InlineData("--hosts", "", "")]
     public void CaseOfValuesIsFreeAndUnitsAreUnderstood(string flag, string value, string shown) =>
         Assert.Equal(shown, Show(Read(new(Companions(flag)) { [flag] = value }), flag));
 
@@ -203,6 +209,17 @@ public sealed class OptionsTests : IDisposable
         { "--address", "localhost", "127.0.0.1" },
         { "--address", "[::1]x", "127.0.0.1" },
         { "--address", "256.1.1.1", "127.0.0.1" },
+        { "--hosts", "ses:8888", "without a port" },
+        { "--hosts", "a,,b", "without a port" },
+        { "--hosts", ",", "without a port" },
+        { "--hosts", ".", "without a port" },
+        { "--hosts", "::1", "without a port" },
+        { "--hosts", "[::1", "without a port" },
+        { "--hosts", "[ses]", "without a port" },
+        { "--hosts", "[::1]:1", "without a port" },
+        { "--hosts", "http://ses", "without a port" },
+        { "--hosts", "zürich", "without a port" },
+        { "--hosts", "a b", "without a port" },
         { "--auth-mode", "digest", "none, basic" },
         { "--username", "", "not empty" },
         { "--max-body", "1023", "1KiB to 256MiB" },
@@ -329,6 +346,39 @@ public sealed class OptionsTests : IDisposable
     }
 
     // ---- Secrets ----
+
+    [Theory]
+    [InlineData("--password-file")]
+    [InlineData("--onix-password-file")]
+    [InlineData("--onix-app-secret-file")]
+    [InlineData("--tls-key")]
+    public void SecretThatAllCanReadIsWarnedOfUnlessItIsInMemory(string flag)
+    {
+        // Of these alone it is known what they are on: this folder's disk, and memory.
+        foreach (var (folder, isWarned) in new[] { (AppContext.BaseDirectory, true), ("/dev/shm", false) })
+        {
+            var dir = Directory.CreateDirectory(Path.Combine(folder, "ses-" + Guid.NewGuid())).FullName;
+            try
+            {
+                var (file, link) = (Path.Combine(dir, "..data"), Path.Combine(dir, "secret"));
+                File.WriteAllText(file, "x");
+                File.CreateSymbolicLink(link, file);
+                var flags = new Dictionary<string, string>(Local) { [flag] = link };
+                if (flag == "--tls-key")
+                    flags["--tls-cert"] = "/dev/null";
+                File.SetUnixFileMode(file, UnixFileMode.UserRead | UnixFileMode.GroupRead);
+                Assert.Empty(Read(flags).Warnings);
+                File.SetUnixFileMode(file, UnixFileMode.UserRead | UnixFileMode.OtherRead);
+                Assert.Equal(isWarned
+                    ? [$"{SettingOf(flag)}: every user of this host can read '{link}': chmod o= it"] : [],
+                    Read(flags).Warnings);
+            }
+            finally
+            {
+                Directory.Delete(dir, recursive: true);
+            }
+        }
+    }
 
     [Theory]
     [InlineData("--password")]

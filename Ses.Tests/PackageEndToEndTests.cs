@@ -13,6 +13,9 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
 {
     private static readonly TimeSpan Soon = TimeSpan.FromMinutes(2);
 
+    private const UnixFileMode OwnerAndGroup =
+        UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.GroupRead;
+
     private readonly string _root = Directory.CreateTempSubdirectory("ses-host-").FullName;
 
     public Task InitializeAsync() => Task.CompletedTask;
@@ -59,6 +62,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         var unit = File.ReadAllText(_root + "/etc/systemd/system/ses.service");
         Assert.Contains("\nExecStart=/opt/ses/bin/ses\n", unit, Ordinal);
 
+        Assert.Equal(OwnerAndGroup, File.GetUnixFileMode(_root + "/etc/default/ses"));
         File.WriteAllText(_root + "/etc/default/ses", "OXSES_PORT=9000\n");
         await MakeAsync("install", $"DESTDIR={_root}", "PREFIX=/opt/ses");
         Assert.Equal("OXSES_PORT=9000\n", File.ReadAllText(_root + "/etc/default/ses"));
@@ -89,8 +93,13 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         Assert.All(Options.Settings, setting =>
         {
             Assert.Contains(setting.Flag.Replace("-", "\\-", Ordinal) + " ", page, Ordinal);
-            Assert.Contains($"\n#{setting.Variable}=", defaults, Ordinal);
+            Assert.Contains(setting == Options.AddressSetting ? "\nOXSES_ADDRESS=127.0.0.1\n" : $"\n#{setting.Variable}=",
+                defaults, Ordinal);
         });
+        // But for the address: nobody else is let in unasked.
+        Assert.Equal(1, defaults.Split('\n').Count(line => line is not ("" or ['#', ..])));
+        Assert.Contains("\nListenStream=127.0.0.1:8888\n",
+            File.ReadAllText(_root + "/usr/lib/systemd/system/ses.socket"), Ordinal);
         Assert.All(Command.All, c => Assert.Contains($"\n.SS ses {c.Name}\n", page, Ordinal));
         // As they stand, the settings are those that SeS has without them.
         var file = Path.Combine(_root, "settings");
@@ -100,6 +109,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
             $"set -a; . {file}; OXSES_DATADIR={data} OXSES_PORT=0 OXSES_ONIX_URL=none; exec {SesProcess.Binary}"]);
         await Wait.UntilAsync(() => ses.HasExited || ses.Output.Contains("SeS is ready", Ordinal), Soon, "SeS");
         Assert.False(ses.HasExited, ses.Output);
+        Assert.Contains(" address=127.0.0.1:", ses.Output, Ordinal);
     }
 
     [Theory]
@@ -145,6 +155,8 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         Assert.True(File.Exists(_root + "/usr/lib/systemd/system/ses.service"));
         Assert.NotNull(new FileInfo(_root + "/etc/systemd/system/multi-user.target.wants/ses.service").LinkTarget);
         Assert.Contains("OXSES_PORT=8888", File.ReadAllText(defaults), Ordinal);
+        Assert.Equal(OwnerAndGroup, File.GetUnixFileMode(defaults));
+        Assert.Equal((0u, 0u), Disk.OwnerOf(defaults));
 
         var port = FreePort.Next();
         File.WriteAllText(defaults, $"OXSES_PORT={port}\nOXSES_ADDRESS=127.0.0.1\nOXSES_ONIX_URL=none\n");

@@ -98,6 +98,27 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
 
     // ---- Files ----
 
+    /// <summary>Of root's volume with a group for the container (Kubernetes, fsGroup) nothing is to be told.</summary>
+    [Theory]
+    [InlineData("65534:0", "700", "belongs to user 65534, not to 0, whom SeS runs as: chown it to 0 data=")]
+    [InlineData("65534:0", "755", "runs as, and is open to every user of this host: chown it to 0, chmod o= it data=")]
+    [InlineData("0:65534", "2775", null, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")]
+    [InlineData("0:65534", "2777", " is open to every user of this host: chmod o= it data=",
+        "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")]
+    public async Task DirectoryThatOthersGetAtIsWarnedOf(
+        string owner, string mode, string? warning, params string[] before)
+    {
+        File.SetUnixFileMode(_dir, (UnixFileMode)Convert.ToInt32("755", 8));
+        await using var made = ChildProcess.Start("sh",
+            ["-c", $"mkdir -p {DataDir} && chown {owner} {DataDir} && chmod {mode} {DataDir}"]);
+        Assert.Equal(0, await made.ExitAsync(Soon));
+        await using var ses = await StartAsync(before, Arguments());
+        if (warning != null)
+            Assert.Contains(warning, ses.Output, Ordinal);
+        else
+            Assert.DoesNotContain("the data directory", ses.Output, Ordinal);
+    }
+
     [Theory]
     [InlineData("000")]
     [InlineData("022")]

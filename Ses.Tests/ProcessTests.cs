@@ -326,7 +326,7 @@ public sealed class ProcessTests : IDisposable
     }
 
     [Theory]
-    [InlineData("--version", @"^ses (\d+\.){2}\d+")]
+    [InlineData("--version", @"^ses (\d+\.){2}\d+.*, OpenSSL \d+\.\d+\.\w+, SQLite 3\.\d+\.\d+\n$")]
     [InlineData("--help", @"--data-dir DIR  \(OXSES_DATADIR\)")]
     public async Task VersionAndHelpExitWithZero(string flag, string says)
     {

@@ -76,6 +76,37 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
     // ---- Check ----
 
     [Fact]
+    public async Task NoCommandFollowsALink()
+    {
+        var (data, target, backup) = (Directory.CreateDirectory(Path.Combine(_dir, "data")).FullName,
+            Path.Combine(_dir, "target"), Path.Combine(_dir, "backup.db"));
+        File.WriteAllText(backup, "");
+        foreach (var name in new[] { "ses.db", "ses.db-wal", "ses.db-shm", "lock" })
+        {
+            var link = Path.Combine(data, name);
+            File.CreateSymbolicLink(link, target);
+            string[][] commands =
+            [
+                ["check"], ["rebuild"], ["backup", Path.Combine(_dir, "new.db")], ["restore", backup],
+                ["export"], ["import", backup], ["history"], ["quarantine"], ["--port", "0", "--onix-url", "none"],
+            ];
+            foreach (var command in commands)
+            {
+                var (exit, output) = await RunAsync([.. command, "--data-dir", data]);
+                Assert.Equal(2, exit);
+                Assert.Contains($"{name} is a symbolic link, which is not followed", output, StringComparison.Ordinal);
+            }
+            File.Delete(link);
+        }
+        Assert.Equal((0, "0 lines: 0 new facts, 0 known, 0 refused.\n"),
+            await RunAsync("import", "--data-dir", data, backup));
+        File.CreateSymbolicLink(Path.Combine(_dir, "link.db"), target);
+        var (made, why) = await RunAsync("backup", "--data-dir", data, Path.Combine(_dir, "link.db"));
+        Assert.True(made == 2 && why.Contains("cannot be made", StringComparison.Ordinal), why);
+        Assert.False(File.Exists(target));
+    }
+
+    [Fact]
     public async Task CheckNamesAFactOfWhichAByteWasChanged()
     {
         const string text = "as it was told the second time";

@@ -360,6 +360,49 @@ public sealed class StoreTests : IDisposable
         _store = Open();
     }
 
+    [Theory]
+    [InlineData("lock")]
+    [InlineData("ses.db")]
+    [InlineData("ses.db-wal")]
+    [InlineData("ses.db-shm")]
+    [InlineData("ses.db-journal")]
+    [InlineData("ses.db.restored")]
+    [InlineData("ses.db.restored-wal")]
+    public void LinkInTheDirectoryIsRefusedAndTheDirectoryMayBeOne(string name)
+    {
+        var dir = Directory.CreateDirectory(Path.Combine(_directory, "data")).FullName;
+        var (link, target) = (Path.Combine(dir, name), Path.Combine(_directory, "target"));
+        File.CreateSymbolicLink(link, target);
+        Assert.Contains($"'{dir}': {name} is a symbolic link",
+            Assert.Throws<DataDirException>(() => DataDir.Claim(dir)).Message, StringComparison.Ordinal);
+        // What looks for none opens nothing through it either.
+        Assert.Throws<IOException>(() => Disk.Create(link));
+        Assert.Throws<IOException>(() => Disk.OpenAlone(link));
+        Assert.False(File.Exists(target));
+        File.Delete(link);
+        var way = Directory.CreateSymbolicLink(Path.Combine(_directory, "way"), dir).FullName;
+        using var claim = DataDir.Claim(way);
+        Assert.Contains("is in use by another SeS",
+            Assert.Throws<DataDirException>(() => DataDir.Claim(dir)).Message, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("700", false)]
+    [InlineData("2770", false)]
+    [InlineData("701", true)]
+    [InlineData("702", true)]
+    [InlineData("704", true)]
+    [InlineData("755", true)]
+    public void DirectoryThatIsOpenToAllIsTold(string mode, bool isTold)
+    {
+        var dir = Directory.CreateDirectory(Path.Combine(_directory, "data")).FullName;
+        var way = Directory.CreateSymbolicLink(Path.Combine(_directory, "way"), dir).FullName;
+        File.SetUnixFileMode(dir, (UnixFileMode)Convert.ToInt32(mode, 8));
+        const string Told = "the data directory is open to every user of this host: chmod o= it";
+        Assert.Equal(isTold ? Told : null, DataDir.Exposure(dir));
+        Assert.Equal(isTold ? Told : null, DataDir.Exposure(way));
+    }
+
     private async Task<IReadOnlyList<string>> CheckAsync(TimelineRules? rules = null)
     {
         (await _store.ReadAsync()).Dispose();

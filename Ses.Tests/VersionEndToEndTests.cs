@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using System.Text.RegularExpressions;
 using Ses.Tests.Support;
 using Xunit;
 using static System.StringComparison;
@@ -228,7 +229,13 @@ public sealed class VersionEndToEndTests : IDisposable
         var built = File.ReadAllText(Path.Combine(Project.Folder, "out", "version")).Trim().Split(' ');
         var commit = built.Length == 1 ? "" : $", commit {built[1]} of {Rfc3339.Format(
             DateTime.UnixEpoch.AddSeconds(long.Parse(built[2], CultureInfo.InvariantCulture)))}";
-        Assert.Equal($"ses {built[0]}{commit}", await RunAsync(SesProcess.Binary, "--version"));
+        var told = await RunAsync(SesProcess.Binary, "--version");
+        var libraries = Regex.Match(told, @"^(.*), OpenSSL (3\.\d+\.\d+), SQLite 3\.\d+\.\d+$");
+        Assert.Equal($"ses {built[0]}{commit}", libraries.Groups[1].Value);
+        await using var ses = await SesProcess.StartAsync("none");
+        var openssl = libraries.Groups[2].Value;
+        Assert.Contains($",openssl=\"{openssl}\"}} 1\n", await ses.Client.GetStringAsync("metrics"), Ordinal);
+        Assert.Contains($" openssl={openssl} url=", ses.Child.Output, Ordinal);
     }
 
     /// <summary>For git, what the context lacks is deleted: the version would be that of a change.</summary>

@@ -66,7 +66,8 @@ END {
     printf ".SH EXAMPLE\n%s.SH EXIT STATUS\n%s", text["example"], text["exit"]
     printf ".SH SIGNALS\nSIGTERM and SIGINT ask SeS to stop; it ends within 10 seconds, with everything\n"
     printf "acknowledged on disk.\n"
-    printf ".SH FILES\n.TP\n.I /etc/default/ses\nSettings of the service, as environment variables.\n"
+    printf ".SH FILES\n.TP\n.I /etc/default/ses\nSettings of the service, as environment variables. As installed,\n"
+    printf "only this host reaches SeS: see OXSES_ADDRESS there.\n"
     printf ".TP\n.I /var/lib/ses\nThe data directory of the service; the history is in ses.db.\n"
     printf ".SH SEE ALSO\n.BR prometheus (1),\n.BR alertmanager (1),\n.BR systemd.exec (5)\n"
 }
