@@ -925,10 +925,8 @@ internal sealed class Meters
     /// <summary>The gate's, in the order of a connection's life.</summary>
     public static IReadOnlyList<string> RefusalReasons { get; } =
     [
-        "accept", "connections", "handshakes", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
-        "malformed", "version", "transfer_encoding", "expectation", "body_timeout", "body_cut",
-        "accept", "connections", "handshake", "handshake_timeout", "idle", "head_timeout", "head_size",
-        "malformed", "version", "transfer_encoding", "expectation", "host", "body_timeout", "body_cut",
+        "accept", "connections", "handshakes", "handshake", "handshake_timeout", "idle", "head_timeout",
+        "head_size", "malformed", "version", "transfer_encoding", "expectation", "host", "body_timeout", "body_cut",
         "bytes_in_flight", "in_flight", "listener", "answer_timeout",
     ];
 
