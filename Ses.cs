@@ -10466,8 +10466,8 @@ internal sealed class Web
     /// </summary>
     private const int OneWrite = 15 * 1024;
 
-    /// <summary>Answers too long to be held that are being read at once; each holds up to 5 MiB.</summary>
-    public const int MaxUnfinished = 32;
+    /// <summary>Answers too long to be held that are being read at once.</summary>
+    public const int MaxUnfinished = 12;
 
     /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
     private const int MaxListedAlerts = 100, MaxShown = 200;
