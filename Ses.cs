@@ -68,6 +68,7 @@
 using System.Buffers;
 using System.Buffers.Binary;
 using System.Buffers.Text;
+using System.Collections;
 using System.Collections.Concurrent;
 using System.CommandLine;
 using System.CommandLine.Help;
@@ -6720,6 +6721,12 @@ internal struct AvailabilitySum(DateTime from, DateTime to)
     }
 }
 
+/// <summary>How many services there are of each kind; those that are not known yet count as none.</summary>
+internal readonly record struct ServiceCounts(long Known, long Down, long Other)
+{
+    public long NotUp => Down + Other;
+}
+
 /// <summary>An outage that has ended.</summary>
 internal sealed record Outage(ServiceKey Service, DateTime From, DateTime To, string Description);
 
@@ -6760,47 +6767,56 @@ internal sealed class Strip(DateTime from, DateTime to, int intervals)
 internal readonly record struct ThresholdRow(
     ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
 
-/// <summary>The names of services by their numbers: at most --max-services are held.</summary>
-/// <param name="all">Those that are meant.</param>
-internal sealed class ServiceNames(
-    Snapshot snapshot, IEnumerable<(long Id, ServiceKey Service)> all) : IDisposable
+/// <summary>The names of services by their numbers.</summary>
+internal sealed class ServiceNames(Snapshot snapshot) : IDisposable
 {
-    /// <summary>More are read all at once; a page needs few.</summary>
-    private const int ReadSingly = 4000;
-
-    private readonly Dictionary<long, ServiceKey> _names = [];
     private readonly SqliteStatement _name = snapshot.Query("""
         SELECT p.name, f.platform, f.service, f.facet, s.location FROM service s
             JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition WHERE s.id = ?1
         """);
 
-    private bool _areAll;
+    private readonly List<(long Id, int Index)> _places = [];
+    private readonly List<ServiceKey> _names = [];
 
     public void Dispose() => _name.Dispose();
 
-    /// <summary>Reads all of them.</summary>
-    public IReadOnlyCollection<long> ReadAll()
+    /// <summary>Of many at once, in the order in which they are stored, which is faster.</summary>
+    /// <returns>Valid until the next are read.</returns>
+    public IReadOnlyList<ServiceKey> Of(IEnumerable<long> services)
     {
-        foreach (var (id, service) in all)
-            _names[id] = service;
-        _areAll = true;
-        return _names.Keys;
+        _places.Clear();
+        _places.AddRange(services.Select((id, index) => (id, index)));
+        _places.Sort();
+        CollectionsMarshal.SetCount(_names, _places.Count);
+        var (last, name) = (0L, default(ServiceKey));
+        foreach (var (id, index) in _places)
+        {
+            if (id != last && _name.Bind(1, id).Step())
+            {
+                (last, name) = (id, new ServiceKey(
+                    _name.Text(0), _name.Text(1), _name.Text(2), _name.Text(3), _name.Text(4)));
+                _name.Reset();
+            }
+            _names[index] = name;
+        }
+        return _names;
     }
+}
 
-    /// <summary>Null: it is none of them. Before all are read, each is taken for one.</summary>
-    public ServiceKey? Find(long id)
+/// <summary>Which of some services are up.</summary>
+/// <param name="services">Their numbers, ascending: of all services no more can be held for each.</param>
+internal sealed class UpServices(long[] services)
+{
+    private readonly BitArray _up = new(services.Length);
+
+    public int Count { get; private set; }
+
+    public void Set(long service, bool isUp)
     {
-        if (_names.TryGetValue(id, out var name))
-            return name;
-        if (!_areAll && _names.Count >= ReadSingly)
-            _ = ReadAll();
-        if (_areAll)
-            return _names.TryGetValue(id, out name) ? name : null;
-        if (!_name.Bind(1, id).Step())
-            return null;
-        name = new ServiceKey(_name.Text(0), _name.Text(1), _name.Text(2), _name.Text(3), _name.Text(4));
-        _name.Reset();
-        return _names[id] = name;
+        var place = Array.BinarySearch(services, service);
+        if (_up[place] != isUp)
+            Count += isUp ? 1 : -1;
+        _up[place] = isUp;
     }
 }
 
@@ -6907,14 +6923,16 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     public DateTime Moment => asOf ?? now;
 
     /// <summary>The present of each service that a filter takes, in the order of names.</summary>
-    public IEnumerable<PresentRow> Present(ServiceFilter filter)
+    /// <param name="services">Only of these, in this order; null: of all.</param>
+    public IEnumerable<PresentRow> Present(
+        ServiceFilter filter, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
         using var runs = snapshot.Query($"""
             SELECT since, at, status, observation FROM {Timeline(filter)} WHERE service = ?1
             ORDER BY at DESC LIMIT 1
             """);
         using var texts = new ObservedTexts(snapshot);
-        foreach (var (id, service) in Services(filter))
+        foreach (var (id, service) in services ?? Services(filter))
         {
             if (!runs.Bind(1, id).Step())
                 continue;
@@ -6958,10 +6976,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// So many changes are held to be told: their texts are read in the order in which they are stored, in a
     /// long answer while those before are told. The first are few, since often no more is wanted.
     /// </summary>
-    private const int FirstBatch = 256, LargestBatch = 16 * 1024, TextsAtOnce = 4096;
+    private const int FirstBatch = 256, LargestBatch = 2048, TextsAtOnce = 256;
 
     /// <summary>In characters, of a batch; those that are read at once may be more.</summary>
-    private const int LargestText = 2 * 1024 * 1024;
+    private const int LargestText = 512 * 1024;
 
     private List<ChangeRow> Next(
         IEnumerator<(ServiceKey Service, long Id, StatusChange Change)> changes, ObservedTexts texts,
@@ -6980,7 +6998,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 var (service, id, change) = batch[i];
                 rows.Add(new ChangeRow(id, service, snapshot.NameOf(change.Status), change.Time, told[i].Text,
                     told[i].Received));
-                length += told[i].Text.Length;
+                length += told[i].Text.Length + service.Platform.Length + service.Service.Length
+                    + service.Facet.Length + service.Location.Length;
             }
         }
         return rows;
@@ -7010,8 +7029,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// The runs of each service that a filter takes, from the last on that began a day or more before a time:
     /// an outage that goes on there may have begun earlier. They are to be read before the next service is.
     /// </summary>
+    /// <param name="services">Only of these, in this order; null: of all.</param>
     public IEnumerable<(long Id, ServiceKey Service, IEnumerable<Run> Runs)> Runs(
-        ServiceFilter filter, DateTime from)
+        ServiceFilter filter, DateTime from, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
         using var rows = snapshot.Query($"""
             SELECT at, until, status, open, observation FROM {Timeline(filter)}
@@ -7026,7 +7046,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                     (Status)rows.Number(2), rows.Number(3) != 0, rows.Number(4));
         }
 
-        foreach (var (id, service) in Services(filter))
+        foreach (var (id, service) in services ?? Services(filter))
             yield return (id, service, Of(id));
     }
 
@@ -7040,7 +7060,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     public IEnumerable<ThresholdRow> Threshold(
         ServiceFilter filter, int threshold, DateTime? from, DateTime? to)
     {
-        var up = new HashSet<long>();
+        var up = new UpServices(Ids(filter));
         DateTime? since = null;
         var until = to is { } end && end < Moment ? end : Moment;
         if (_oldest is { } oldest && oldest < until)
@@ -7049,8 +7069,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             foreach (var (id, status) in StatusesAt(filter, oldest))
             {
                 isDown |= status == Status.Down;
-                if (status == Status.Up)
-                    up.Add(id);
+                up.Set(id, status == Status.Up);
             }
             since = isDown && up.Count < threshold ? oldest : null;
         }
@@ -7059,13 +7078,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             if (change.Status == Status.Unknown)
                 continue;
             var under = TimeSpan.Zero;
-            if (change.Status == Status.Up)
-                up.Add(id);
+            if (change.Status is Status.Up or Status.Down)
+                up.Set(id, change.Status == Status.Up);
             if (change.Status == Status.Down)
-            {
-                up.Remove(id);
                 since ??= up.Count < threshold ? change.Time : null;
-            }
             if (up.Count >= threshold && since is { } began)
                 (under, since) = (change.Time - began, null);
             if (from == null || change.Time >= from)
@@ -7093,19 +7109,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>The services that a filter takes, in the order of names.</summary>
     public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter)
     {
-        (string Column, string? Value)[] fields =
-            [("p.name", filter.Partition), ("f.platform", filter.Platform),
-            ("f.service", filter.Service), ("f.facet", filter.Facet), ("s.location", filter.Location)];
-        var given = fields.Where(f => f.Value != null).ToArray();
-        var conditions = string.Join(" AND ", given.Select((f, i) => $"{f.Column} = ?{i + 1}"));
-        using var rows = snapshot.Query($"""
-            SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location
-            FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
-            {(given.Length == 0 ? "" : "WHERE ")}{conditions}
+        using var rows = Bound(filter, $"""
+            SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location {From(filter)}
             ORDER BY p.name, f.platform, f.service, f.facet, s.location
             """);
-        for (var i = 0; i < given.Length; i++)
-            rows.Bind(i + 1, given[i].Value);
         var (family, names) = (0L, default(ServiceKey));
         while (rows.Step())
         {
@@ -7117,20 +7124,55 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
+    /// <summary>The numbers of the services that a filter takes, ascending.</summary>
+    private long[] Ids(ServiceFilter filter)
+    {
+        using var count = Bound(filter, $"SELECT count(*) {From(filter)}");
+        var ids = new long[count.Number() ?? 0];
+        using var rows = Bound(filter, $"SELECT s.id {From(filter)}");
+        for (var i = 0; rows.Step(); i++)
+            ids[i] = rows.Number(0);
+        Array.Sort(ids);
+        return ids;
+    }
+
+    /// <summary>What a filter gives, in the order of columns.</summary>
+    private static (string Column, string? Value)[] Given(ServiceFilter filter)
+    {
+        (string Column, string? Value)[] fields =
+            [("p.name", filter.Partition), ("f.platform", filter.Platform),
+            ("f.service", filter.Service), ("f.facet", filter.Facet), ("s.location", filter.Location)];
+        return [.. fields.Where(f => f.Value != null)];
+    }
+
+    /// <summary>
+    /// The part of a query that a filter makes: its services. Its parameters are from the eleventh on, so that
+    /// the query can have others.
+    /// </summary>
+    private static string From(ServiceFilter filter) => """
+        FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
+        """ + string.Concat(
+            Given(filter).Select((f, i) => $" {(i == 0 ? "WHERE" : "AND")} {f.Column} = ?{11 + i}"));
+
+    private SqliteStatement Bound(ServiceFilter filter, string sql)
+    {
+        var statement = snapshot.Query(sql);
+        foreach (var (i, (_, value)) in Given(filter).Index())
+            statement.Bind(11 + i, value);
+        return statement;
+    }
+
     /// <summary>In order of time: by the index of a partition, or sorted, where services are few in it.</summary>
     private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
     {
-        var isAll = filter with { Partition = null } == new ServiceFilter(null, null, null, null, null);
-        using var names = new ServiceNames(snapshot, Services(filter));
-        var ids = isAll && filter.Partition != null ? null : names.ReadAll();
-        var areFew = ids != null && (filter.Partition == null || ids.Count <= FewServices
-            || ids.Count < snapshot.Number("SELECT count(*) FROM service") / FewServices);
-        var ofThese = areFew ? "service IN (SELECT value FROM json_each(?5))"
-            : "partition = (SELECT id FROM partition WHERE name = ?5)";
-        using var rows = snapshot.Query($"""
+        var of = $"service IN (SELECT s.id {From(filter)})";
+        if (filter.Partition != null && !AreFew(filter))
+            of = "partition = (SELECT id FROM partition WHERE name = ?11)"
+                + (Given(filter).Length == 1 ? "" : " AND +" + of);
+        using var rows = Bound(filter, $"""
             SELECT service, at, status, observation FROM {Timeline(filter)}
-            WHERE {ofThese}
+            WHERE {of}
                 AND at >= ?1 AND at < ?2 AND at = since AND (at > ?3 OR service > ?4)
             ORDER BY at, service
             """);
@@ -7138,14 +7180,30 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var first = Math.Max(Left(from) is { } begin ? UnixTime.From(begin) : long.MinValue,
             after is { } last ? UnixTime.From(last.Time) : long.MinValue);
         rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
-            .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0)
-            .Bind(5, areFew ? $"[{string.Join(',', ids!)}]" : filter.Partition);
-        while (rows.Step())
+            .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0);
+        using var names = new ServiceNames(snapshot);
+        var batch = new List<(long Service, StatusChange Change)>();
+        for (var isMore = true; isMore;)
         {
-            if (names.Find(rows.Number(0)) is { } service)
-                yield return (service, rows.Number(0),
-                    new StatusChange(UnixTime.Read(rows.Number(1)), (Status)rows.Number(2), rows.Number(3)));
+            batch.Clear();
+            while (batch.Count < TextsAtOnce && (isMore = rows.Step()))
+                batch.Add((rows.Number(0), new StatusChange(
+                    UnixTime.Read(rows.Number(1)), (Status)rows.Number(2), rows.Number(3))));
+            var told = names.Of(batch.Select(c => c.Service));
+            for (var i = 0; i < batch.Count; i++)
+                yield return (told[i], batch[i].Service, batch[i].Change);
         }
+    }
+
+    /// <summary>Whether a filter takes so few services of its partition that their runs can be sorted.</summary>
+    private bool AreFew(ServiceFilter filter)
+    {
+        if (Given(filter).Length == 1)
+            return false;
+        using var matching = Bound(filter, $"SELECT count(*) {From(filter)}");
+        var count = matching.Number();
+        return count <= FewServices
+            || count < snapshot.Number("SELECT count(*) FROM service") / FewServices;
     }
 
     /// <summary>
@@ -7211,17 +7269,67 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
     // ---- For the page ----
 
-    /// <summary>A service, and its status if it has one yet.</summary>
-    public IEnumerable<(long Id, ServiceKey Service, Status? Status, DateTime Since)> All()
+    /// <summary>How many services have a status, are down, are neither up nor down.</summary>
+    public ServiceCounts Counts()
     {
-        using var rows = snapshot.Query("SELECT status, since FROM service WHERE id = ?1");
-        foreach (var (id, service) in Services(new(null, null, null, null, null)))
+        using var counts = snapshot.Query("""
+            SELECT count(status), total(status = 2), total(status NOT IN (0, 2)) FROM service
+            """);
+        counts.Step();
+        return new(counts.Number(0), counts.Number(1), counts.Number(2));
+    }
+
+    /// <summary>The services that are down, the latest first.</summary>
+    public IEnumerable<(long Id, ServiceKey Service)> Down()
+    {
+        using var rows = snapshot.Query("""
+            SELECT s.id, p.name, f.platform, f.service, f.facet, s.location
+            FROM service s INDEXED BY service_attention CROSS JOIN family f ON f.id = s.family
+                CROSS JOIN partition p ON p.id = f.partition
+            WHERE s.status = 2 AND s.status <> 0 ORDER BY s.since DESC
+            """);
+        while (rows.Step())
+            yield return (rows.Number(0),
+                new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)));
+    }
+
+    /// <summary>
+    /// Of platforms of partitions: how many services each has, those without a status yet among them, and how
+    /// many have one that is not up. By indexes: a page need not read all services.
+    /// </summary>
+    public Dictionary<(string Partition, string Platform), (long All, long NotUp)> Groups(
+        IEnumerable<(string Partition, string Platform)> groups)
+    {
+        var counts = new Dictionary<(string, string), (long All, long NotUp)>();
+        using var members = snapshot.Query("""
+            SELECT count(*) FROM partition p CROSS JOIN family f ON f.partition = p.id
+                CROSS JOIN service s ON s.family = f.id WHERE p.name = ?1 AND f.platform = ?2
+            """);
+        foreach (var (partition, platform) in groups)
+            counts[(partition, platform)] =
+                (members.Bind(1, partition).Bind(2, platform).Number() ?? 0, 0);
+        using var rows = snapshot.Query("""
+            SELECT p.name, f.platform, count(*) FROM service s INDEXED BY service_attention
+                CROSS JOIN family f ON f.id = s.family CROSS JOIN partition p ON p.id = f.partition
+            WHERE s.status <> 0 GROUP BY f.partition, f.platform
+            """);
+        while (rows.Step())
         {
-            rows.Bind(1, id).Step();
-            yield return (id, service, (Status?)rows.NumberOrNull(0),
-                UnixTime.Read(rows.NumberOrNull(1) ?? 0));
-            rows.Reset();
+            if (counts.TryGetValue((rows.Text(0), rows.Text(1)), out var group))
+                counts[(rows.Text(0), rows.Text(1))] = group with { NotUp = rows.Number(2) };
         }
+        return counts;
+    }
+
+    /// <summary>The partitions that have services, in the order of names.</summary>
+    public IEnumerable<string> Partitions()
+    {
+        using var rows = snapshot.Query("""
+            SELECT name FROM partition p WHERE EXISTS (SELECT 1 FROM family f WHERE f.partition = p.id)
+            ORDER BY name
+            """);
+        while (rows.Step())
+            yield return rows.Text(0);
     }
 
     /// <summary>Outages that ended after a time, the latest first.</summary>
@@ -7348,7 +7456,8 @@ internal sealed record Question(
     public const string TimeAllowed =
         "RFC 3339 such as 2026-11-22T11:34:00Z, or so long ago, such as -24h, -7d or -90m";
 
-    private static T? Parse<T>(
+    /// <exception cref="QuestionException">It is given, and is not what is allowed.</exception>
+    public static T? Parse<T>(
         Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed)
         where T : struct => !given.TryGetValue(name, out var value) ? null
             : parse(value) ?? throw new QuestionException(
@@ -7387,7 +7496,7 @@ internal sealed record Question(
             && count < now.Ticks / unit ? now.AddTicks(-count * unit) : null;
     }
 
-    private static int? ParseCount(string text) =>
+    public static int? ParseCount(string text) =>
         int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0
             ? count : null;
 
@@ -10005,7 +10114,8 @@ internal readonly ref struct HtmlInterpolation(int literalLength, int formattedC
 
 /// <summary>What a visitor wants to see; it stands in the page's address.</summary>
 /// <param name="Search">Only services with this text in one of their names; null: all.</param>
-internal sealed record PageQuery(string Range, string? Search)
+/// <param name="Page">Which rows of services, from 1 on.</param>
+internal sealed record PageQuery(string Range, string? Search, int Page = 1)
 {
     /// <summary>The ranges to choose from, each with the intervals that its strips have.</summary>
     public static readonly IReadOnlyDictionary<string, (TimeSpan Length, int Intervals)> Ranges =
@@ -10030,7 +10140,12 @@ internal sealed record PageQuery(string Range, string? Search)
         var range = given.GetValueOrDefault("range", "24h");
         if (!Ranges.ContainsKey(range))
             throw new QuestionException($"range: it is none of {string.Join(", ", Ranges.Keys)}");
-        return (new PageQuery(range, given.GetValueOrDefault("search")), given);
+        // The rows before a page are counted.
+        var last = int.MaxValue / StatusPage.MostRows;
+        var page = Question.Parse(given, "page",
+            v => Question.ParseCount(v) is { } count && count <= last ? count : (int?)null,
+            $"a whole number from 1 to {last}");
+        return (new PageQuery(range, given.GetValueOrDefault("search"), page ?? 1), given);
     }
 
     public bool Takes(ServiceKey service) => Search == null
@@ -10040,12 +10155,18 @@ internal sealed record PageQuery(string Range, string? Search)
 /// <summary>The pages, as HTML in parts.</summary>
 internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQuery query)
 {
+    /// <summary>Rows of services on a page; the next ones are on the next page.</summary>
+    public const int MostRows = 200;
+
     /// <summary>
-    /// Of what is down, of past outages, a service's changes, what was set aside: no more of each.
+    /// Of what is down, of past outages, a service's changes, partitions, what was set aside: no more of each.
     /// </summary>
-    private const int MostDown = 1000, MostOutages = 50, MostChanges = 200;
+    private const int MostDown = 200, MostOutages = 50, MostChanges = 200, MostPartitions = 20;
 
     public const int MostSetAside = 20;
+
+    /// <summary>Of outages and changes that are left out, more are not counted.</summary>
+    private const int MostCounted = 1000;
 
     /// <summary>Of a strip's bad times, so many are read out.</summary>
     private const int MaxSpokenIntervals = 12;
@@ -10104,69 +10225,56 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
 
     // ---- The page of all ----
 
-    /// <summary>
-    /// How many services there are of each kind; those that are not known yet count as none.
-    /// </summary>
-    private sealed class Counts
-    {
-        public int All { get; private set; }
-        public int Down { get; private set; }
-        public int Other { get; private set; }
-        public int NotUp => Down + Other;
-
-        public void Add(Status status)
-        {
-            All++;
-            Down += status == Status.Down ? 1 : 0;
-            Other += status is not (Status.Up or Status.Down) ? 1 : 0;
-        }
-    }
-
     /// <summary>The page of all services.</summary>
     /// <exception cref="SqliteException">The database is damaged.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
-        var (all, shown, groups) = (new Counts(), new Counts(), new Dictionary<(string, string), Counts>());
-        var (partitions, down) = (new List<string>(), new List<(ServiceKey Service, DateTime Since)>());
-        foreach (var (_, service, status, since) in questions.All())
-        {
-            if (partitions.Count == 0 || partitions[^1] != service.Partition)
-                partitions.Add(service.Partition);
-            if (status is not { } known)
-                continue;
-            all.Add(known);
-            if (!query.Takes(service))
-                continue;
-            shown.Add(known);
-            var group = (service.Partition, service.Platform);
-            if (!groups.TryGetValue(group, out var counts))
-                groups[group] = counts = new Counts();
-            counts.Add(known);
-            if (known == Status.Down && down.Count < MostDown)
-                down.Add((service, since));
-        }
+        var all = questions.Counts();
         Begin(Title(all), Sentence(all));
-        if (all.All == 0)
+        if (all.Known == 0)
             AddFirstStep();
-        if (down.Count > 0)
-            AddDown(down);
-        if (all.All > 0)
+        foreach (var part in Down())
+            yield return part;
+        if (all.Known > 0)
         {
             _html.Add($"<h2>Services</h2>");
             AddForm();
         }
-        if (all.All > 0 && shown.All == 0)
+        var rows = questions.Services(Every).Where(s => query.Takes(s.Service))
+            .Skip((query.Page - 1) * MostRows).Take(MostRows + 1).ToList();
+        if (all.Known > 0 && rows.Count == 0)
+            AddNoRows();
+        foreach (var part in Rows(rows.Take(MostRows).ToList()))
+            yield return part;
+        AddPages(rows.Count > MostRows);
+        if (rows.Count > 0)
+            AddOutages();
+        AddSetAside();
+        yield return End(isOfAll: true);
+    }
+
+    private static readonly ServiceFilter Every = new(null, null, null, null, null);
+
+    private void AddNoRows()
+    {
+        if (query.Page > 1)
+            _html.Add($"<p>There are no further services.</p>");
+        else
             _html.Add($"<p>No service has “<bdi>{query.Search}</bdi>” in its names.</p>");
+    }
+
+    private IEnumerable<ReadOnlyMemory<byte>> Rows(List<(long Id, ServiceKey Service)> services)
+    {
+        var groups = questions.Groups(
+            services.Select(s => (s.Service.Partition, s.Service.Platform)).Distinct());
         (string, string)? open = null;
-        foreach (var (_, service, runs) in questions.Runs(new(null, null, null, null, null), _from))
+        foreach (var (_, service, runs) in questions.Runs(Every, _from, services))
         {
             var group = (service.Partition, service.Platform);
-            if (!query.Takes(service) || !groups.TryGetValue(group, out var counts))
-                continue;
             if (open != group)
             {
                 _html.Add($"{new Markup(open == null ? "" : "</ul></details>")}");
-                BeginGroup(group.Partition, group.Platform, counts);
+                BeginGroup(group.Partition, group.Platform, groups[group]);
             }
             open = group;
             AddService(service, runs);
@@ -10174,28 +10282,40 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
                 yield return _html.Take();
         }
         _html.Add($"{new Markup(open == null ? "" : "</ul></details>")}");
-        if (shown.All > 0)
-            AddOutages();
-        AddSetAside();
-        yield return End(partitions);
     }
 
-    private static string Title(Counts all) => all.Down > 0 ? $"{all.Down} down"
-        : all.NotUp > 0 ? $"{all.NotUp} not up" : all.All == 0 ? "no service yet" : "all is well";
+    /// <summary>The links to the first and to the next rows.</summary>
+    private void AddPages(bool isMore)
+    {
+        if (query.Page == 1 && !isMore)
+            return;
+        _html.Add($"<nav aria-label=\"Pages of services\">");
+        if (query.Page > 1)
+            _html.Add($"<a href=\"./?{PageOf(1)}\">First {MostRows} services</a>");
+        if (isMore)
+            _html.Add($"<a href=\"./?{PageOf(query.Page + 1)}\">Next {MostRows} services</a>");
+        _html.Add($"</nav>");
+    }
 
-    private static Markup Sentence(Counts all)
+    private string PageOf(int page) => Query(("range", query.Range), ("search", query.Search),
+        ("page", page == 1 ? null : page.ToString(CultureInfo.InvariantCulture)));
+
+    private static string Title(ServiceCounts all) => all.Down > 0 ? $"{all.Down} down"
+        : all.NotUp > 0 ? $"{all.NotUp} not up" : all.Known == 0 ? "no service yet" : "all is well";
+
+    private static Markup Sentence(ServiceCounts all)
     {
         var others = all.Other == 0 ? "" : $" {all.Other} {(all.Other == 1 ? "is" : "are")} neither up nor down.";
-        if (all.All == 0)
+        if (all.Known == 0)
             return Markup.Of($"SeS knows of no service yet.");
-        if (all.Down > 0 && all.All > 1)
-            return Markup.Of($"<span class=\"down\">✖ {all.Down} of {all.All} services ")
+        if (all.Down > 0 && all.Known > 1)
+            return Markup.Of($"<span class=\"down\">✖ {all.Down} of {all.Known} services ")
                 + Markup.Of($"{(all.Down == 1 ? "is" : "are")} down.</span>{others}");
         if (all.Down > 0)
             return Markup.Of($"<span class=\"down\">✖ The one service is down.</span>");
         if (all.Other > 0)
             return Markup.Of($"No service is down.{others}");
-        var who = all.All == 1 ? "The one service is" : $"All {all.All} services are";
+        var who = all.Known == 1 ? "The one service is" : $"All {all.Known} services are";
         return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
     }
 
@@ -10213,21 +10333,44 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
         <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
         """);
 
-    private void AddDown(List<(ServiceKey Service, DateTime Since)> down)
+    /// <summary>What is down, the latest first.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> Down()
     {
+        var (down, more) = Split(questions.Down().Where(s => query.Takes(s.Service)), MostDown);
+        if (down.Count == 0)
+            yield break;
         _html.Add($"<section class=\"alarm\"><h2>Down now</h2><ul>");
-        foreach (var (service, since) in down)
+        foreach (var present in questions.Present(Every, down))
         {
-            var text = questions.Present(new(service.Partition, service.Platform, service.Service,
-                service.Facet, service.Location)).FirstOrDefault()?.Description;
             _html.Add($"""
-                <li>{Link(service)} <span class="soft">{Group(service)}</span><br>
-                <span class="word down">down</span> since {Time(since)}, for {Lasted(questions.Moment - since)}.
-                <bdi>{text}</bdi></li>
+                <li>{Link(present.Service)} <span class="soft">{Group(present.Service)}</span><br>
+                <span class="word down">down</span> since {Time(present.Since)},
+                for {Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></li>
                 """);
+            if (_html.IsFull)
+                yield return _html.Take();
         }
-        _html.Add($"</ul>{AndNoMore(down.Count, MostDown)}</section>");
+        _html.Add($"</ul>{AndMore("latest", down.Count, more)}</section>");
     }
+
+    /// <summary>The first of them, and how many are left out; of those, few over the most are counted.</summary>
+    private static (List<T> First, int More) Split<T>(IEnumerable<T> all, int most)
+    {
+        var (first, more) = (new List<T>(), 0);
+        foreach (var one in all)
+        {
+            if (first.Count < most)
+                first.Add(one);
+            else if (++more > MostCounted)
+                break;
+        }
+        return (first, more);
+    }
+
+    private static Markup AndMore(string which, int count, long more) => more <= 0 ? default : Markup.Of($"""
+        <p class="soft">These are the {which} {count}; there are {(more > MostCounted ? "over " : "")}
+        {Math.Min(more, MostCounted)} more.</p>
+        """);
 
     private void AddForm()
     {
@@ -10251,7 +10394,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             _html.Add($"<a href=\"{target}\">{range}</a>");
     }
 
-    private void BeginGroup(string partition, string platform, Counts members)
+    private void BeginGroup(string partition, string platform, (long All, long NotUp) members)
     {
         var open = members.NotUp > 0 || query.Search != null ? " open" : "";
         var state = members.NotUp == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
@@ -10294,7 +10437,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     private void AddOutages()
     {
         _html.Add($"<section><h2>Past outages</h2>");
-        var outages = questions.Ended(_from).Where(o => query.Takes(o.Service)).Take(MostOutages).ToList();
+        var (outages, more) = Split(questions.Ended(_from).Where(o => query.Takes(o.Service)), MostOutages);
         if (outages.Count == 0)
             _html.Add($"<p>None ended in this time.</p>");
         _html.Add($"<ul>");
@@ -10304,11 +10447,8 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
                 {Time(outage.From)} to {Time(outage.To)}, {Lasted(outage.To - outage.From)}.
                 <bdi>{outage.Description}</bdi></li>
                 """);
-        _html.Add($"</ul>{AndNoMore(outages.Count, MostOutages)}</section>");
+        _html.Add($"</ul>{AndMore("latest", outages.Count, more)}</section>");
     }
-
-    private static Markup AndNoMore(int count, int most) =>
-        count < most ? default : Markup.Of($"<p class=\"soft\">These are the latest {most}.</p>");
 
     /// <summary>What SeS could not map, and what Onix does not take.</summary>
     private void AddSetAside()
@@ -10323,7 +10463,8 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
                 _html.Add($"""
                     <li>{Link(barred.Service)} since {Time(barred.Since)}: <bdi>{barred.Reason}</bdi></li>
                     """);
-            _html.Add($"</ul></section>");
+            var more = daemon.Onix.Barred - daemon.Barred.Count;
+            _html.Add($"</ul>{AndMore("first", daemon.Barred.Count, more)}</section>");
         }
         if (questions.Snapshot.Number("SELECT count(*) FROM quarantine") is not ({ } count and > 0))
             return;
@@ -10337,7 +10478,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
                 <li>{Time(alert.Recorded)} <bdi>{(alert.Alertname == "" ? "(no name)" : alert.Alertname)}</bdi>
                 <span class="soft"><bdi>{alert.Partition}</bdi></span>: <bdi>{alert.Reason}</bdi></li>
                 """);
-        _html.Add($"</ul></section>");
+        _html.Add($"</ul>{AndMore("latest", MostSetAside, count - MostSetAside)}</section>");
     }
 
     // ---- The page of one ----
@@ -10377,7 +10518,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
         _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(questions.Moment)}</span></p>");
         AddFigures(availability);
         AddChanges(id, service);
-        yield return End([]);
+        yield return End();
     }
 
     private void AddFigures(Availability f) => _html.Add($"""
@@ -10394,7 +10535,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
 
     private void AddChanges(long id, ServiceKey service)
     {
-        var changes = questions.Latest(id, service, _from).Take(MostChanges).ToList();
+        var (changes, more) = Split(questions.Latest(id, service, _from), MostChanges);
         _html.Add($"<h2>Changes</h2>");
         if (changes.Count == 0)
             _html.Add($"<p>There was none in this time.</p>");
@@ -10405,7 +10546,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             ("location", service.Location), ("from", "-" + query.Range));
         var target = $"{daemon.Path}/{Uri.EscapeDataString(service.Partition)}";
         _html.Add($"""
-            </ul>{AndNoMore(changes.Count, MostChanges)}
+            </ul>{AndMore("latest", changes.Count, more)}
             <p>All changes as <a href="{target}/history?{of}&amp;format=json">JSON</a> or
             <a href="{target}/history?{of}&amp;format=csv">CSV</a>, figures as
             <a href="{target}/report?{of}&amp;format=json">JSON</a> or
@@ -10439,9 +10580,10 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
     }
 
-    private ReadOnlyMemory<byte> End(IEnumerable<string> partitions)
+    private ReadOnlyMemory<byte> End(bool isOfAll = false)
     {
         _html.Add($"</main><footer class=\"soft\">");
+        var (partitions, more) = Split(isOfAll ? questions.Partitions() : [], MostPartitions);
         foreach (var partition in partitions)
         {
             var target = $"{daemon.Path}/{Uri.EscapeDataString(partition)}";
@@ -10453,6 +10595,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
                 (<a href="{target}/report?from=-{query.Range}&amp;format=csv">CSV</a>)</p>
                 """);
         }
+        _html.Add($"{AndMore("first", partitions.Count, more)}");
         _html.Add($"<p>SeS, Service Status</p></footer></body></html>\n");
         return _html.Take();
     }
@@ -10573,8 +10716,8 @@ internal sealed class Web
     /// </summary>
     private const int OneWrite = 15 * 1024;
 
-    /// <summary>Answers too long to be held that are being read at once; each holds up to 5 MiB.</summary>
-    public const int MaxUnfinished = 32;
+    /// <summary>Answers too long to be held that are being read at once.</summary>
+    public const int MaxUnfinished = 12;
 
     /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
     private const int MaxListedAlerts = 100, MaxShown = 200;
@@ -11071,7 +11214,7 @@ internal sealed class Web
     {
         var isOne = Route(target).Resource == Resource.Service;
         var (query, given) = PageQuery.Parse(Parameters(target), isOne
-            ? ["partition", "platform", "service", "facet", "location"] : ["search"]);
+            ? ["partition", "platform", "service", "facet", "location"] : ["search", "page"]);
         var snapshot = await _store!.ReadAsync();
         var isTaken = false;
         try

@@ -250,6 +250,92 @@ public sealed partial class StatusPageTests
         }
     }
 
+    // ---- What is too much for one page ----
+
+    /// <summary>Services of two platforms, and of the first one that is searched for.</summary>
+    private static async Task RecordManyAsync(Host host, string status, int first, int second)
+    {
+        foreach (var (platform, count) in new[] { ("p01", first), ("p02", second) })
+        {
+            var alerts = Enumerable.Range(0, count).Select(i => Dialect.Alert(
+                Node with { Platform = platform, Location = $"n{i:0000}" }, status, Ago(2 + (i / 3600.0)),
+                "It is " + status));
+            Assert.Equal(204, (await host.PostAsync(Dialect.Payload([.. alerts]), "/alerts/INS")).Code);
+        }
+    }
+
+    private static List<string> RowsOf(PageText page) => [.. page.All("li")
+        .Where(l => l.Attributes.GetValueOrDefault("class") == "row").Select(l => l.Text.Split(' ')[2][..5])];
+
+    private static string? LinkOf(PageText page, string text) =>
+        page.All("a").SingleOrDefault(a => a.Text == text)?.Attributes["href"];
+
+    [Fact]
+    public async Task ServicesAreShownPageByPageAndTheSummariesAreOfAll()
+    {
+        await using var host = Host.Serving();
+        await RecordManyAsync(host, "up", 250, 151);
+        var (rows, target) = (new List<List<string>>(), (string?)"./?range=7d&search=N");
+        while (target != null)
+        {
+            var page = await PageAsync(host, target[1..]);
+            Assert.Equal("✔ All 401 services are up.", page.TextOf("h1"));
+            Assert.Equal(rows.Count == 0 ? null : "./?range=7d&search=N", LinkOf(page, "First 200 services"));
+            Assert.All(page.All("summary"), s => Assert.Matches("p01: 250 services|p02: 151 services", s.Text));
+            rows.Add(RowsOf(page));
+            target = LinkOf(page, "Next 200 services");
+        }
+        Assert.Equal([200, 200, 1], rows.Select(r => r.Count));
+        Assert.Equal([.. Enumerable.Range(0, 250), .. Enumerable.Range(0, 151)],
+            rows.SelectMany(r => r).Select(l => int.Parse(l[1..], CultureInfo.InvariantCulture)));
+    }
+
+    [Fact]
+    public async Task FewServicesHaveNoLinksToPages()
+    {
+        await using var host = Host.Serving();
+        await RecordManyAsync(host, "up", 200, 0);
+        var page = await PageAsync(host);
+        Assert.Equal(200, RowsOf(page).Count);
+        Assert.DoesNotContain(page.All("nav"), n => n.Attributes["aria-label"] == "Pages of services");
+        page = await PageAsync(host, "/?page=2");
+        Assert.Empty(RowsOf(page));
+        Assert.Contains("There are no further services.", page.All("p").Select(p => p.Text));
+        Assert.Equal("./?range=24h", LinkOf(page, "First 200 services"));
+    }
+
+    [Fact]
+    public async Task LatestOfWhatIsDownAreShownAndTheOthersCounted()
+    {
+        await using var host = Host.Serving();
+        await RecordManyAsync(host, "down", 203, 0);
+        await RecordManyAsync(host, "up", 0, 3);
+        var page = await PageAsync(host);
+        Assert.Equal("✖ 203 of 206 services are down.", page.TextOf("h1"));
+        var down = page.All("section").First();
+        Assert.EndsWith("These are the latest 200; there are 3 more.", down.Text, Ordinal);
+        var shown = page.All("li").Take(200).Select(l => l.Text.Split(' ')[2]).ToList();
+        Assert.Equal(("n0000", "n0199"), (shown[0], shown[^1]));
+        Assert.Contains("INS / p01: 203 services, ✖ 203 not up", page.All("summary").Select(s => s.Text));
+        page = await PageAsync(host, "/?search=n0000");
+        Assert.DoesNotContain("more.", page.All("section").First().Text, Ordinal);
+    }
+
+    [Fact]
+    public async Task OutagesChangesAndPartitionsThatAreLeftOutAreCounted()
+    {
+        await using var host = Host.Serving();
+        var words = Enumerable.Range(0, 230).Select(i => (i % 2 == 0 ? "down" : "up", 20 - (i / 12.0)));
+        await RecordAsync(host, Node, [.. words]);
+        for (var i = 0; i < 22; i++)
+            await RecordAsync(host, Node with { Partition = $"P{i}" }, ("up", 1));
+        var page = await PageAsync(host);
+        Assert.EndsWith("These are the latest 50; there are 65 more.", page.All("section").Last().Text, Ordinal);
+        Assert.Contains("These are the first 20; there are 3 more.", page.All("p").Select(p => p.Text));
+        page = await PageAsync(host, Target(Node));
+        Assert.Contains("These are the latest 200; there are 30 more.", page.All("p").Select(p => p.Text));
+    }
+
     // ---- Refusals and heads ----
 
     [Theory]
@@ -259,6 +345,12 @@ public sealed partial class StatusPageTests
     [InlineData("/?range=24h&range=7d", "range")]
     [InlineData("/?search=a&search=b", "search")]
     [InlineData("/service?search=a", "search")]
+    [InlineData("/service?page=2", "page")]
+    [InlineData("/?page=0", "page")]
+    [InlineData("/?page=-1", "page")]
+    [InlineData("/?page=two", "page")]
+    [InlineData("/?page=2&page=3", "page")]
+    [InlineData("/?page=10737419", "page")]
     [InlineData("/service?partition=INS&range=x", "range")]
     [InlineData("/?%3Cb%3E=1", "<b>")]
     public async Task UnusableParameterIsAnswered400AndNamed(string target, string name)
