@@ -3045,10 +3045,28 @@ internal sealed class SqliteConnection : IDisposable
     /// Moves committed pages from the log into the database, as far as no reader needs them there.
     /// </summary>
     /// <returns>Pages in the log, and how many of them were moved.</returns>
-    public (int Logged, int Moved) Checkpoint()
+    public (int Logged, int Moved) Checkpoint() => Checkpoint(raw.SQLITE_CHECKPOINT_PASSIVE);
+
+    /// <summary>
+    /// The same with the lock for writing, so that nothing is added meanwhile and the log can start anew; as
+    /// before where that lock, or a reader, would have to be waited for.
+    /// </summary>
+    public (int Logged, int Moved) CheckpointAlone()
     {
-        var code = raw.sqlite3_wal_checkpoint_v2(_connection, "main", raw.SQLITE_CHECKPOINT_PASSIVE,
-            out var logged, out var moved);
+        _ = raw.sqlite3_busy_timeout(_connection, 0);
+        try
+        {
+            return Checkpoint(raw.SQLITE_CHECKPOINT_FULL);
+        }
+        finally
+        {
+            _ = raw.sqlite3_busy_timeout(_connection, (int)LockTime.TotalMilliseconds);
+        }
+    }
+
+    private (int Logged, int Moved) Checkpoint(int mode)
+    {
+        var code = raw.sqlite3_wal_checkpoint_v2(_connection, "main", mode, out var logged, out var moved);
         // Busy: another connection checkpoints.
         if ((code & 0xFF) != raw.SQLITE_BUSY)
             Check(code, "checkpoint");
@@ -5235,12 +5253,19 @@ internal sealed class Writer : IDisposable
     {
         if (_pages.Count < CheckpointPages)
             return;
-        var (logged, moved) = _database.Checkpoint();
+        // Most of it while others write.
+        _ = _database.Checkpoint();
+        var (logged, moved) = _database.CheckpointAlone();
         _pages.Count = logged == moved ? 0 : _pages.Count;
     }
 
     /// <summary>Begins to take out all that there is of a partition, or of its services of a name.</summary>
-    public Purge BeginPurge(PurgeRecord record) => new(_database, this, record);
+    public Purge BeginPurge(PurgeRecord record)
+    {
+        // A daemon beside it may cut the log to that.
+        _files.LeastLog = LogSize;
+        return new(_database, this, record);
+    }
 
     /// <summary>Moves the log into the database when it has so many pages.</summary>
     private void CheckpointFrom(int pages, TimeProvider clock)
