@@ -2883,6 +2883,10 @@ internal static partial class Disk
     public static bool Become(uint user, uint group) =>
         SetGroups(0, 0) == 0 && SetGroup(group) == 0 && SetUser(user) == 0;
 
+    /// <summary>Whose this process is.</summary>
+    [LibraryImport("libc", EntryPoint = "geteuid")]
+    public static partial uint UserId();
+
     [LibraryImport("libc", EntryPoint = "setgroups")]
     private static partial int SetGroups(nuint count, nint groups);
 
@@ -3160,10 +3164,28 @@ internal sealed class SqliteConnection : IDisposable
     /// Moves committed pages from the log into the database, as far as no reader needs them there.
     /// </summary>
     /// <returns>Pages in the log, and how many of them were moved.</returns>
-    public (int Logged, int Moved) Checkpoint()
+    public (int Logged, int Moved) Checkpoint() => Checkpoint(raw.SQLITE_CHECKPOINT_PASSIVE);
+
+    /// <summary>
+    /// The same with the lock for writing, so that nothing is added meanwhile and the log can start anew; as
+    /// before where that lock, or a reader, would have to be waited for.
+    /// </summary>
+    public (int Logged, int Moved) CheckpointAlone()
     {
-        var code = raw.sqlite3_wal_checkpoint_v2(_connection, "main", raw.SQLITE_CHECKPOINT_PASSIVE,
-            out var logged, out var moved);
+        _ = raw.sqlite3_busy_timeout(_connection, 0);
+        try
+        {
+            return Checkpoint(raw.SQLITE_CHECKPOINT_FULL);
+        }
+        finally
+        {
+            _ = raw.sqlite3_busy_timeout(_connection, (int)LockTime.TotalMilliseconds);
+        }
+    }
+
+    private (int Logged, int Moved) Checkpoint(int mode)
+    {
+        var code = raw.sqlite3_wal_checkpoint_v2(_connection, "main", mode, out var logged, out var moved);
         // Busy: another connection checkpoints.
         if ((code & 0xFF) != raw.SQLITE_BUSY)
             Check(code, "checkpoint");
@@ -3466,6 +3488,12 @@ internal static class Schema
         -- Facts, bounded: alerts that could not be mapped.
         CREATE TABLE quarantine(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, partition TEXT NOT NULL,
             identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
+        -- State: each run of ses purge: whose it was, and how much it took. service null: the whole partition;
+        -- ended null: it goes on, or was interrupted.
+        CREATE TABLE purge(id INTEGER PRIMARY KEY, begun INTEGER NOT NULL, ended INTEGER, user TEXT NOT NULL,
+            uid INTEGER NOT NULL, host TEXT NOT NULL, partition TEXT NOT NULL, service TEXT,
+            services INTEGER NOT NULL DEFAULT 0, alerts INTEGER NOT NULL DEFAULT 0,
+            observations INTEGER NOT NULL DEFAULT 0, quarantined INTEGER NOT NULL DEFAULT 0) STRICT;
         INSERT INTO status VALUES (0, 'up'), (1, 'degraded'), (2, 'down'), (3, 'unknown');
         """;
 
@@ -3857,7 +3885,9 @@ internal sealed class Store : IDisposable
         if (!isRefused)
             _writer.AwaitOthers();
         var moment = _writer.Close(Now().AddMilliseconds(-1));
-        while (_asked.TryPeek(out var asked) && (isRefused || _writer.Derived >= asked.Through))
+        // What was to be derived may have been purged.
+        while (_asked.TryPeek(out var asked)
+            && (isRefused || _writer.Derived >= asked.Through || !_writer.IsBehind))
             _asked.Dequeue().Question.TrySetResult(moment);
     }
 
@@ -4314,6 +4344,8 @@ internal sealed class Writer : IDisposable
         Outbox = new Outbox(_database);
         _retention = new Retention(_database, this, rules);
         Load();
+        Count();
+        _toldPurged = _purged;
         ApplyRules();
         _seenVersion = _version.Number()!.Value;
         _files = new DatabaseFiles(path);
@@ -4329,7 +4361,8 @@ internal sealed class Writer : IDisposable
 
     public long LabelSets => Volatile.Read(ref _alerts);
 
-    public long Underived => Volatile.Read(ref _lastObservation) - Volatile.Read(ref _derived);
+    /// <summary>The last observation may be gone since it was derived.</summary>
+    public long Underived => Math.Max(0, Volatile.Read(ref _lastObservation) - Volatile.Read(ref _derived));
 
     /// <summary>The given name, else that of before, else the host's; it is stored.</summary>
     private string NameOf(StoreRules rules)
@@ -4433,8 +4466,7 @@ internal sealed class Writer : IDisposable
                 _statusNames[status] = rows.Text(1);
             }
         }
-        _services = _database.Number("SELECT count(*) FROM service") ?? 0;
-        _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
+        _purged = _database.Number("SELECT max(ended) FROM purge") ?? 0;
         _hasOthers = _database.Number("SELECT 1 FROM peer WHERE own = 0") != null;
         _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
         _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
@@ -4447,6 +4479,20 @@ internal sealed class Writer : IDisposable
         _quarantined = _trimmed = _database.Number("SELECT sum(length(alert)) FROM quarantine") ?? 0;
         _window.Clear();
     }
+
+    /// <summary>Counts services and label sets, which takes some ms for each 100,000.</summary>
+    private void Count()
+    {
+        var began = _clock.GetTimestamp();
+        _services = _database.Number("SELECT count(*) FROM service") ?? 0;
+        _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
+        (_isCountDue, _counted, _countTime) = (false, _clock.GetTimestamp(), _clock.GetElapsedTime(began));
+    }
+
+    // Whether another process has written since they were counted, when that was, and how long it took.
+    private bool _isCountDue;
+    private long _counted;
+    private TimeSpan _countTime;
 
     // ---- Facts ----
 
@@ -4488,7 +4534,8 @@ internal sealed class Writer : IDisposable
     /// <summary>Bytes that stay free; on a small file system a tenth of it.</summary>
     private const long Reserve = 64 * 1024 * 1024;
 
-    private void InTransaction(DateTime now, Action write)
+    /// <exception cref="SqliteException">Nothing of it was stored.</exception>
+    internal void InTransaction(DateTime now, Action write)
     {
         // Before, too: a log that was cut is as long as it was once it is written to.
         _files.Check();
@@ -4500,7 +4547,7 @@ internal sealed class Writer : IDisposable
             {
                 Load();
                 _recent.Clear();
-                _seenVersion = version;
+                (_seenVersion, _isCountDue) = (version, true);
             }
             // Another process may have held the lock until now, and have asked meanwhile.
             var begun = _clock.GetUtcNow().UtcDateTime;
@@ -4517,6 +4564,7 @@ internal sealed class Writer : IDisposable
             _hasSpace &= !e.IsFull;
             _database.Rollback();
             Load();
+            Count();
             throw;
         }
     }
@@ -5045,7 +5093,7 @@ internal sealed class Writer : IDisposable
 
     /// <summary>Derives one service, and writes what differs from what is held.</summary>
     /// <param name="mark">Whether Onix is to get what changed.</param>
-    private void Derive(long service, DateTime now, bool mark = true)
+    internal void Derive(long service, DateTime now, bool mark = true)
     {
         _service.Bind(1, service);
         if (!_service.Step())
@@ -5294,8 +5342,49 @@ internal sealed class Writer : IDisposable
     {
         CheckpointFrom(CheckpointPages, clock);
         _retention.Step(now, clock, log, meters);
+        // Not in the transaction that found it, and not for over a twentieth of the time: another process may
+        // wait for that, and write often.
+        if (_isCountDue && clock.GetElapsedTime(_counted) >= 20 * _countTime)
+            Count();
+        if (_purged > _toldPurged)
+            TellPurged(log);
         // Before the next alert comes, so that a balancer knows.
         CheckSpace(now);
+    }
+
+    // When the last purge ended, and the last that was told.
+    private long _purged, _toldPurged;
+
+    private void TellPurged(Log log)
+    {
+        foreach (var purge in PurgeRecord.Read(_database).Where(p => p.Ended > UnixTime.Read(_toldPurged)))
+            log.Warn("ses purge took facts out", ("partition", purge.Partition), ("service", purge.Service),
+                ("user", purge.User), ("uid", purge.Uid), ("host", purge.Host),
+                ("services", purge.Taken.Services), ("alerts", purge.Taken.Alerts),
+                ("observations", purge.Taken.Observations), ("quarantined", purge.Taken.Quarantined));
+        _toldPurged = _purged;
+    }
+
+    /// <summary>
+    /// To be called by a command after each transaction: the log stays short. It is not cut, which a daemon
+    /// beside it would take for damage.
+    /// </summary>
+    public void MoveLog()
+    {
+        if (_pages.Count < CheckpointPages)
+            return;
+        // Most of it while others write.
+        _ = _database.Checkpoint();
+        var (logged, moved) = _database.CheckpointAlone();
+        _pages.Count = logged == moved ? 0 : _pages.Count;
+    }
+
+    /// <summary>Begins to take out all that there is of a partition, or of its services of a name.</summary>
+    public Purge BeginPurge(PurgeRecord record)
+    {
+        // A daemon beside it may cut the log to that.
+        _files.LeastLog = LogSize;
+        return new(_database, this, record);
     }
 
     /// <summary>Moves the log into the database when it has so many pages.</summary>
@@ -5339,8 +5428,7 @@ internal sealed class Writer : IDisposable
     {
         Unflushed(now, delete);
         _recent.Clear();
-        _services = _database.Number("SELECT count(*) FROM service") ?? 0;
-        _alerts = _database.Number("SELECT count(*) FROM alert") ?? 0;
+        Count();
     }
 
     public void Dispose()
@@ -5549,6 +5637,281 @@ internal sealed class Retention
     }
 }
 
+/// <summary>How much a purge takes; alerts are label sets.</summary>
+internal readonly record struct PurgeSum(long Services, long Alerts, long Observations, long Quarantined)
+{
+    public override string ToString() => $"{Services} services, {Alerts} alerts, {Observations} observations, "
+        + $"{Quarantined} quarantined alerts";
+}
+
+/// <summary>What is kept of a run of ses purge.</summary>
+/// <param name="Ended">Null: it goes on, or was interrupted.</param>
+/// <param name="User">Who ran it, on <paramref name="Host"/>, with the number <paramref name="Uid"/>.</param>
+/// <param name="Service">The services of this name; null: the whole partition.</param>
+internal sealed record PurgeRecord(DateTime Begun, string User, long Uid, string Host, string Partition,
+    string? Service, DateTime? Ended = null, PurgeSum Taken = default)
+{
+    /// <summary>All there are, the earliest first.</summary>
+    public static IEnumerable<PurgeRecord> Read(SqliteConnection database)
+    {
+        using var rows = database.Query("""
+            SELECT begun, user, uid, host, partition, service, ended, services, alerts, observations, quarantined
+            FROM purge ORDER BY id
+            """);
+        while (rows.Step())
+            yield return new PurgeRecord(UnixTime.Read(rows.Number(0)), rows.Text(1), rows.Number(2), rows.Text(3),
+                rows.Text(4), rows.TextOrNull(5), rows.NumberOrNull(6) is { } ended ? UnixTime.Read(ended) : null,
+                new PurgeSum(rows.Number(7), rows.Number(8), rows.Number(9), rows.Number(10)));
+    }
+}
+
+/// <summary>
+/// Deletes what there was of a partition, or of its services of a name, when it began, in short transactions,
+/// whether a daemon writes meanwhile or not: what that takes since then stays. Interrupted, it is begun again.
+/// </summary>
+internal sealed class Purge
+{
+    private const int RowsAtOnce = 500;
+
+    /// <summary>A transaction takes no longer than about this; then others may write.</summary>
+    public static readonly TimeSpan
+        StepTime = TimeSpan.FromMilliseconds(20), PauseTime = TimeSpan.FromMilliseconds(25);
+
+    /// <summary>Of the families meant: ?1 is the partition's name, ?2 the services' or null.</summary>
+    private const string Families = """
+        FROM partition p CROSS JOIN family f ON f.partition = p.id AND (?2 IS NULL OR f.service = ?2)
+        """;
+
+    private readonly SqliteConnection _database;
+    private readonly Writer _writer;
+    private readonly PurgeRecord _record;
+    private readonly SqliteStatement[] _deleteRows;
+    private readonly SqliteStatement _deleteFacts, _deleteAlerts, _deleteService, _deleteFamily, _deleteOnix,
+        _deleteSent, _lastQuarantined, _deleteQuarantined, _isThere, _setUnderived, _note;
+
+    // Its number in the table of purges, the last id that is meant, the services, and which of them comes next.
+    private readonly long _id, _until;
+    private readonly List<long> _services = [];
+    private int _next;
+    private long _quarantinedAt;
+    private PurgeSum _taken;
+
+    /// <summary>Begins it: what is stored from now on is not meant.</summary>
+    public Purge(SqliteConnection database, Writer writer, PurgeRecord record)
+    {
+        (_database, _writer, _record) = (database, writer, record);
+        (_id, _until) = Begin();
+        using (var services = Query(database, $"SELECT s.id {Families} CROSS JOIN service s ON s.family = f.id "
+            + $"WHERE p.name = ?1 AND s.id <= {_until}", record.Partition, record.Service))
+        {
+            while (services.Step())
+                _services.Add(services.Number(0));
+        }
+        // As they are stored: rows of services side by side are on the same pages.
+        _services.Sort();
+        SqliteStatement Of(string sql) => database.Prepare(sql);
+        _deleteFacts = Of($"""
+            DELETE FROM observation WHERE id IN (
+                SELECT id FROM observation WHERE service = ?1 AND id <= {_until} LIMIT {RowsAtOnce})
+            """);
+        _deleteAlerts = Of($"""
+            DELETE FROM alert WHERE id IN (SELECT a.id FROM alert a WHERE a.service = ?1 AND a.id <= {_until}
+                AND NOT EXISTS (SELECT 1 FROM observation WHERE service = ?1 AND alert = a.id) LIMIT {RowsAtOnce})
+            """);
+        _deleteRows = [
+            Of($"""
+                DELETE FROM timeline WHERE service = ?1
+                    AND at IN (SELECT at FROM timeline WHERE service = ?1 LIMIT {RowsAtOnce})
+                """),
+            Of($"""
+                DELETE FROM open WHERE alert IN (
+                    SELECT alert FROM open WHERE service = ?1 LIMIT {RowsAtOnce})
+                """),
+            _deleteFacts, _deleteAlerts];
+        _deleteService = Of("""
+            DELETE FROM service WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM alert WHERE service = ?1)
+            RETURNING family
+            """);
+        _deleteFamily =
+            Of("DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
+        (_deleteOnix, _deleteSent) =
+            (Of("DELETE FROM onix WHERE service = ?1"), Of("DELETE FROM sent WHERE service = ?1"));
+        _lastQuarantined = Of($"""
+            SELECT max(id) FROM (SELECT id FROM quarantine WHERE id > ?1 AND id <= {_until}
+                ORDER BY id LIMIT {RowsAtOnce})
+            """);
+        _deleteQuarantined = Of("DELETE FROM quarantine WHERE id > ?1 AND id <= ?2 AND partition = ?3");
+        _isThere = Of("SELECT 1 FROM service WHERE id = ?1");
+        _setUnderived =
+            Of("UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL WHERE id = ?1");
+        _note = Of("""
+            UPDATE purge SET services = ?2, alerts = ?3, observations = ?4, quarantined = ?5, ended = ?6
+            WHERE id = ?1
+            """);
+    }
+
+    /// <summary>So far.</summary>
+    public PurgeSum Taken => _taken;
+
+    /// <summary>Services that stay, since facts of them came after it began.</summary>
+    public long Kept { get; private set; }
+
+    /// <summary>Services that are done, and all that are meant.</summary>
+    public (long Done, long All) Progress => (_next, _services.Count);
+
+    /// <summary>How much there is to take; null: no such partition, or no such service in it.</summary>
+    public static PurgeSum? Sum(SqliteConnection database, string partition, string? service)
+    {
+        const string Services = $"{Families} CROSS JOIN service s ON s.family = f.id";
+        if (Count($"SELECT 1 {Families} WHERE p.name = ?1 LIMIT 1") == null && (service != null || Count("""
+            SELECT 1 FROM partition WHERE name = ?1 UNION ALL SELECT 1 FROM quarantine WHERE partition = ?1
+            """) == null))
+            return null;
+        return new PurgeSum(Count($"SELECT count(*) {Services} WHERE p.name = ?1") ?? 0,
+            Count($"SELECT count(*) {Services} CROSS JOIN alert a ON a.service = s.id WHERE p.name = ?1") ?? 0,
+            Count($"SELECT count(*) {Services} CROSS JOIN observation o ON o.service = s.id WHERE p.name = ?1") ?? 0,
+            service != null ? 0 : Count("SELECT count(*) FROM quarantine WHERE partition = ?1") ?? 0);
+
+        long? Count(string sql)
+        {
+            using var rows = Query(database, sql, partition, service);
+            return rows.Number();
+        }
+    }
+
+    /// <summary>
+    /// The partitions, or the names of services in one, up to one more than <paramref name="most"/>.
+    /// </summary>
+    public static List<string> Names(SqliteConnection database, string? partition, int most)
+    {
+        using var rows = partition == null
+            ? database.Query($"""
+                SELECT name FROM partition UNION SELECT partition FROM quarantine ORDER BY 1 LIMIT {most + 1}
+                """)
+            : Query(database, $"SELECT DISTINCT f.service {Families} WHERE p.name = ?1 ORDER BY 1 LIMIT {most + 1}",
+                partition, null);
+        var names = new List<string>();
+        while (rows.Step())
+            names.Add(rows.Text(0));
+        return names;
+    }
+
+    private static SqliteStatement Query(
+        SqliteConnection database, string sql, string partition, string? service)
+    {
+        var rows = database.Query(sql).Bind(1, partition);
+        return service == null ? rows : rows.Bind(2, service);
+    }
+
+    private (long Id, long Until) Begin()
+    {
+        var (id, until) = (0L, 0L);
+        _writer.InTransaction(_record.Begun, () =>
+        {
+            using var insert = _database.Query("""
+                INSERT INTO purge(begun, user, uid, host, partition, service) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                RETURNING id
+                """);
+            id = insert.Bind(1, UnixTime.From(_record.Begun)).Bind(2, _record.User).Bind(3, _record.Uid)
+                .Bind(4, _record.Host).Bind(5, _record.Partition).Bind(6, _record.Service).Number()!.Value;
+            until = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 0;
+        });
+        return (id, until);
+    }
+
+    /// <summary>One short transaction, which is not flushed by itself.</summary>
+    /// <param name="isOver">Asked after each service: the transaction ends.</param>
+    /// <returns>Whether there is more.</returns>
+    public bool Step(DateTime now, Func<bool> isOver) => _writer.Change(_ =>
+    {
+        bool isMore;
+        do
+            isMore = TakeNext(now);
+        while (isMore && !isOver());
+        Note(null);
+        return isMore;
+    }, now);
+
+    private bool TakeNext(DateTime now)
+    {
+        if (_next == _services.Count)
+            return _record.Service == null && TakeQuarantined();
+        if (Take(_services[_next], now))
+            _next++;
+        return true;
+    }
+
+    /// <summary>
+    /// Whether all of a service that is meant is gone; if not, it counts as one that is not derived yet.
+    /// </summary>
+    private bool Take(long service, DateTime now)
+    {
+        foreach (var delete in _deleteRows)
+        {
+            delete.Bind(1, service).Run();
+            var count = _database.Changes;
+            if (delete == _deleteFacts)
+                _taken = _taken with { Observations = _taken.Observations + count };
+            else if (delete == _deleteAlerts)
+                _taken = _taken with { Alerts = _taken.Alerts + count };
+            if (count < RowsAtOnce)
+                continue;
+            _setUnderived.Bind(1, service).Run();
+            return false;
+        }
+        if (_deleteService.Bind(1, service).Number() is { } family)
+        {
+            _deleteFamily.Bind(1, family).Run();
+            _deleteOnix.Bind(1, service).Run();
+            _deleteSent.Bind(1, service).Run();
+            _taken = _taken with { Services = _taken.Services + 1 };
+        }
+        else if (_isThere.Bind(1, service).Number() != null)
+        {
+            _writer.Derive(service, now);
+            Kept++;
+        }
+        return true;
+    }
+
+    private bool TakeQuarantined()
+    {
+        if (_lastQuarantined.Bind(1, _quarantinedAt).Number() is not { } last)
+            return false;
+        _deleteQuarantined.Bind(1, _quarantinedAt).Bind(2, last).Bind(3, _record.Partition).Run();
+        _taken = _taken with { Quarantined = _taken.Quarantined + _database.Changes };
+        _quarantinedAt = last;
+        return true;
+    }
+
+    private void Note(DateTime? ended) => _note.Bind(1, _id).Bind(2, _taken.Services).Bind(3, _taken.Alerts)
+        .Bind(4, _taken.Observations).Bind(5, _taken.Quarantined)
+        .Bind(6, ended is { } time ? UnixTime.From(time) : null).Run();
+
+    /// <summary>
+    /// Has all of it flushed. A whole partition is forgotten, with when it was heard of first, unless anything
+    /// of it came since the purge began.
+    /// </summary>
+    public void End(DateTime now) => _writer.InTransaction(now, () =>
+    {
+        Note(now);
+        if (_record.Service != null)
+            return;
+        using var receipts = _database.Query($"""
+            DELETE FROM receipt AS r WHERE id <= {_until}
+                AND partition = (SELECT id FROM partition WHERE name = ?1)
+                AND NOT EXISTS (SELECT 1 FROM family f WHERE f.partition = r.partition)
+            """);
+        receipts.Bind(1, _record.Partition).Run();
+        using var partition = _database.Query($"""
+            DELETE FROM partition AS p WHERE name = ?1 AND id <= {_until}
+                AND NOT EXISTS (SELECT 1 FROM family f WHERE f.partition = p.id)
+                AND NOT EXISTS (SELECT 1 FROM receipt r WHERE r.partition = p.id)
+            """);
+        partition.Bind(1, _record.Partition).Run();
+    });
+}
+
 /// <summary>Observations in the order in which they were recorded.</summary>
 internal static class ObservationLog
 {
@@ -5609,21 +5972,24 @@ internal sealed class Outbox(SqliteConnection database)
     private static readonly TimeSpan
         FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
 
+    /// <summary>A service may have been deleted while Onix was asked.</summary>
+    private const string IsThere = "EXISTS (SELECT 1 FROM service WHERE id = ?1)";
+
     private readonly SqliteStatement
-        _mark = database.Prepare("""
-            INSERT INTO onix(service, next, marks, marked) VALUES (?1, ?2, 1, ?3) ON CONFLICT DO UPDATE
+        _mark = database.Prepare($"""
+            INSERT INTO onix(service, next, marks, marked) SELECT ?1, ?2, 1, ?3 WHERE {IsThere} ON CONFLICT DO UPDATE
             SET next = min(coalesce(next, excluded.next), excluded.next), marks = marks + 1,
                 marked = coalesce(marked, excluded.marked)
             """),
-        _hold = database.Prepare("""
-            INSERT INTO onix(service, key, version, status, at, own) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        _hold = database.Prepare($"""
+            INSERT INTO onix(service, key, version, status, at, own) SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE {IsThere}
             ON CONFLICT DO UPDATE SET own = max(excluded.own,
                     CASE WHEN status IS excluded.status AND at IS excluded.at THEN own ELSE 0 END,
                     EXISTS (SELECT 1 FROM sent t WHERE t.service = onix.service AND t.at = excluded.at
                         AND t.status = excluded.status)),
                 key = excluded.key, version = excluded.version, status = excluded.status, at = excluded.at
             """),
-        _send = database.Prepare("INSERT OR IGNORE INTO sent VALUES (?1, ?2, ?3)"),
+        _send = database.Prepare($"INSERT OR IGNORE INTO sent SELECT ?1, ?2, ?3 WHERE {IsThere}"),
         _answered = database.Prepare("DELETE FROM sent WHERE service = ?1"),
         _markIfElse = database.Prepare("""
             UPDATE onix SET next = min(coalesce(next, at), at), marks = marks + 1, marked = coalesce(marked, ?3)
@@ -13018,6 +13384,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
     ];
 
     public static readonly Setting
+        DryRunSetting = Flag("--dry-run", "BOOL", "Only tell how much that is, and what was purged before"),
         RetrySetting = Flag("--retry", "BOOL", "Send the alerts to a running SeS again, after a cure"),
         UrlSetting = new("Flags", "--url", "", "URL", "http://localhost:8888/alerts",
             "Its webhook, without the partition"),
@@ -13048,6 +13415,10 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
                 Flag("--as-of", "TIME", "Only what was recorded until then")]),
         new("import", "Takes lines of ses export, of any SeS, any number of times: the union.",
             "ssh other ses export | ses import", [Options.DataDirSetting], "FILE"),
+        new("purge", "Takes out what a mistake or a stranger made, beside a daemon too, and keeps a record.",
+            "ses purge --partition test --dry-run",
+            [Options.DataDirSetting, Flag("--partition", "NAME", "All of this partition"),
+                Flag("--service", "NAME", "Only its services of this name"), DryRunSetting]),
         new("probe", "Asks a SeS on this host whether it is ready; for HEALTHCHECK and scripts.", "ses probe",
             [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting,
                 Options.TlsClientCaSetting]),
@@ -13107,6 +13478,9 @@ internal sealed class CommandRunner(
     // After the owner was taken: the current directory, since its path may be closed to the owner.
     private string _dir = Options.DataDirOf(flags, variables);
 
+    // Who runs it.
+    private (string Name, long Id) _user;
+
     private DateTime Now => UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime));
 
     /// <summary>What is no flag.</summary>
@@ -13120,6 +13494,8 @@ internal sealed class CommandRunner(
         if (name == "probe")
             return await ProbeAsync() ? 0 : 1;
         DataDir.CheckLinks(_dir);
+        // Before the directory's owner is taken.
+        _user = name == "purge" ? (Environment.UserName, Disk.UserId()) : default;
         if (name is "backup" or "rebuild" && !File.Exists(Path.Combine(_dir, Store.FileName)))
             throw new DataDirException($"'{_dir}' has no {Store.FileName} in it");
         // Opened before: the directory's owner may not be able to.
@@ -13135,6 +13511,7 @@ internal sealed class CommandRunner(
             "restore" => Restore(file!),
             "export" => Export(),
             "import" => Import(file ?? Console.OpenStandardInput()),
+            "purge" => RunPurge(),
             "quarantine" => Options.BoolOf(Command.RetrySetting, flags) ? await RetryAsync() ? 0 : 1 : List(),
             _ => Ask(Enum.Parse<Subject>(name, ignoreCase: true)),
         };
@@ -13459,6 +13836,67 @@ internal sealed class CommandRunner(
             if (line.Length <= FactLine.MaxLength)
                 line.Append((char)next);
         }
+    }
+
+    // ---- Purge ----
+
+    private int RunPurge()
+    {
+        var (partition, service) = (flags.GetValueOrDefault("--partition"), flags.GetValueOrDefault("--service"));
+        var isDryRun = Options.BoolOf(Command.DryRunSetting, flags);
+        if (partition == null && (service != null || !isDryRun))
+            throw new OptionsException("--partition is missing: it names the partition that is meant");
+        if (isDryRun)
+            return TellPurge(partition, service);
+        _ = SumOf(partition!, service);
+        using var writer = OpenWriter();
+        var purge = writer.BeginPurge(
+            new PurgeRecord(Now, _user.Name, _user.Id, Environment.MachineName, partition!, service));
+        for (var told = 0L; ;)
+        {
+            var began = clock.GetTimestamp();
+            if (!purge.Step(Now, () => clock.GetElapsedTime(began) > Purge.StepTime))
+                break;
+            writer.MoveLog();
+            var (done, all) = purge.Progress;
+            if (10 * done / Math.Max(1, all) is var tenth && tenth != told)
+                Tell($"{done} of {all} services");
+            told = tenth;
+            // A daemon beside it that waits to write looks for that only now and then.
+            Thread.Sleep(Purge.PauseTime);
+        }
+        purge.End(Now);
+        Print($"Purged: {purge.Taken}.");
+        if (purge.Kept > 0)
+            Print($"{purge.Kept} services stay, with what came of them meanwhile.");
+        return 0;
+    }
+
+    private int TellPurge(string? partition, string? service)
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        foreach (var purge in PurgeRecord.Read(snapshot.Database))
+            Print(Terminal.Plain($"{Rfc3339.Format(purge.Begun)} {purge.User} (uid {purge.Uid}) on {purge.Host} purged "
+                + $"{(purge.Service is { } name ? $"service '{name}' of " : "")}partition '{purge.Partition}': "
+                + $"{purge.Taken}{(purge.Ended == null ? "; it did not end, or goes on" : "")}."));
+        if (partition != null)
+            Print($"It would purge: {SumOf(partition, service)}.");
+        return 0;
+    }
+
+    /// <exception cref="OptionsException">There is no such partition, or service in it.</exception>
+    private PurgeSum SumOf(string partition, string? service)
+    {
+        const int MaxNamed = 10;
+        using var snapshot = Snapshot.Open(_dir, Now);
+        if (Purge.Sum(snapshot.Database, partition, service) is { } sum)
+            return sum;
+        var isThere = service != null && Purge.Sum(snapshot.Database, partition, null) != null;
+        var names = Purge.Names(snapshot.Database, isThere ? partition : null, MaxNamed);
+        var named = names.Count is 0 or > MaxNamed ? "" : $"; there are: {string.Join(", ", names)}";
+        throw new OptionsException(Terminal.Plain(isThere
+            ? $"--service: '{partition}' has no service '{service}'{named}"
+            : $"--partition: there is no '{partition}'{named}"));
     }
 
     /// <summary>At once: a large log takes its time.</summary>

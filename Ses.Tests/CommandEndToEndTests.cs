@@ -657,6 +657,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [InlineData("history", "--cursor CURSOR")]
     [InlineData("report", "--threshold COUNT")]
     [InlineData("check", "--data-dir DIR  (OXSES_DATADIR)")]
+    [InlineData("purge", "--dry-run BOOL")]
     [InlineData("quarantine", "--retry BOOL")]
     public async Task HelpOfEachCommandListsItsFlags(string command, string says)
     {

@@ -217,6 +217,38 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
     }
 
     [Fact]
+    public async Task PurgeBesideADaemonTakesWhatIsMeantAlone()
+    {
+        string[] purge = ["purge", "--data-dir", _dir, "--partition", "junk"];
+        await using (var ses = await SesProcess.StartAsync("none", _dir))
+        {
+            foreach (var body in Etcd.Bodies)
+                await StoreAsync(ses, body);
+            for (var i = 0; i < 30; i++)
+            {
+                using var answer = await ses.PostAsync("junk", Told($"s{i}", "down", DateTime.UtcNow, "made up"));
+                Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
+            }
+            var load = new Load(ses.Port, senders: 4, alerts: 10, servicesPerSender: 50)
+                .RunAsync(TimeSpan.FromSeconds(3));
+            var (exit, output) = await RunAsync(purge);
+            Assert.True(exit == 0, output);
+            Assert.Contains("Purged: 30 services, 30 alerts, 30 observations, 0 quarantined alerts.", output, Ordinal);
+            Assert.Equal(0, (await load).Refused);
+            Assert.Equal(Etcd.Truth, OfCsv(await ses.Client.GetStringAsync(OfEtcd)));
+            (exit, output) = await RunAsync(purge);
+            Assert.Equal(2, exit);
+            Assert.Contains("--partition: there is no 'junk'", output, Ordinal);
+            await Wait.UntilAsync(() => ses.Child.Output.Contains("ses purge took facts out", Ordinal), Soon, "its log");
+            await StopAsync(ses);
+        }
+        Assert.Contains("purged partition 'junk': 30 services",
+            (await RunAsync("purge", "--data-dir", _dir, "--dry-run")).Output, Ordinal);
+        var (checkedAs, found) = await RunAsync("check", "--data-dir", _dir);
+        Assert.True(checkedAs == 0, found);
+    }
+
+    [Fact]
     public async Task RebuildIsRefusedWhereThereIsNoDatabase()
     {
         var there = Path.Combine(_dir, "mistyped");
