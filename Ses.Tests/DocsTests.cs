@@ -141,8 +141,10 @@ public sealed partial class DocsTests
         Limit("cache of a connection for questions, in KiB", typeof(Store), "ReaderCache"),
         Limit("changes of a history that are read at once, at first", typeof(Questions), "FirstBatch"),
         Limit("changes of a history that are read at once, at most", typeof(Questions), "LargestBatch"),
-        Limit("changes whose names and texts are read at once", typeof(Questions), "TextsAtOnce"),
+        Limit("changes whose texts are read at once", typeof(Questions), "TextsAtOnce"),
         Limit("text of changes that are read at once, in characters, about", typeof(Questions), "LargestText"),
+        Limit("names of services that questions share", typeof(SharedNames), "MaxNames"),
+        Limit("characters of these names", typeof(SharedNames), "MaxCharacters"),
         Limit("time between passes of retention", typeof(Retention), "Period"),
         Limit("facts that retention deletes at once", typeof(Retention), "FactsAtOnce"),
         Limit("facts of a pass by `--max-size`", typeof(Retention), "FactsOfPass"),
@@ -250,7 +252,7 @@ public sealed partial class DocsTests
         // These are no limits: numbers of Linux, of SQLite, of formats and of exit codes, no time at all, the
         // defaults of settings.
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
-            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "LogHead", "LogPageHead", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
+            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
         var constants = typeof(Web).Assembly.GetTypes()
