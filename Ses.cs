@@ -957,7 +957,8 @@ internal sealed class Meters
             make.CreateHistogram(name, help, labels, new HistogramConfiguration { Buckets = Seconds });
 
         Alerts = Count("ses_alerts_total", "Alerts received: new (it brought something), known (a copy), "
-            + "ignored, heartbeat (about no service), quarantined.", "outcome");
+            + "ignored, heartbeat (about no service), quarantined, not_taken (of other partitions).",
+            "outcome");
         Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
         BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
         Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
@@ -1000,7 +1001,7 @@ internal sealed class Meters
         Defects = Count("ses_defects_total", "Exceptions that nothing expected; each is in the log.");
         make.CreateGauge("ses_build_info", "What runs here.", "version", "commit", "openssl")
             .WithLabels(version, commit, openssl).Set(1);
-        Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined");
+        Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined", "not_taken");
         Preset(HttpRefused, [.. RefusalReasons]);
         Preset(AuthFailures, "missing", "scheme", "wrong", "unjudged");
         Preset(TlsReloads, "loaded", "refused");
@@ -11333,15 +11334,15 @@ internal sealed class Web
             $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
         Resource.Webhook when head.Method == "POST" && head.IsOfPage => Reply.Problem(
             403, "A web page may not post alerts, since it may be of any site."),
-        Resource.Webhook when head.Method == "POST" && _options.Partitions?.Contains(partition) == false =>
-            NotTaken(partition),
         Resource.Webhook => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
         _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
     };
 
     /// <summary>Of a mistaken or made-up name: what it would make in the store stays for good.</summary>
-    private Reply NotTaken(string partition)
+    private Reply NotTaken(string partition, ReceivedAlerts alerts)
     {
+        _meters.Alerts.WithLabels("not_taken").Inc(alerts.Alerts.Count + alerts.UnmappableAlerts.Count
+            + alerts.MoreUnmappable + alerts.Ignored + alerts.Heartbeats);
         _log.Often("alerts were refused, of a partition that --partitions does not name",
             ("partition", partition));
         return Reply.Problem(404, $"Alerts of partition '{partition}' are not taken: {Options.PartitionsSetting} "
@@ -11528,6 +11529,8 @@ internal sealed class Web
         {
             ArrayPool<byte>.Shared.Return(body);
         }
+        if (_options.Partitions?.Contains(partition) == false)
+            return NotTaken(partition, alerts);
         var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
         return await KeepAsync(store, alerts, partition, QuarantinedAlert.IdOf(cures));
     }
@@ -11906,6 +11909,10 @@ internal sealed class Web
         json.WriteBoolean("ready", reason == null);
         json.WriteString("reason", reason);
         json.WriteString("version", Program.Version);
+        json.WriteStartArray("warnings");
+        foreach (var warning in _options.Warnings)
+            json.WriteStringValue(warning);
+        json.WriteEndArray();
         json.WriteStartObject("store");
         json.WriteNumber("services", services);
         json.WriteNumber("max_services", _options.MaxServices);

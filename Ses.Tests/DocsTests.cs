@@ -366,7 +366,7 @@ public sealed partial class DocsTests
     [Fact]
     public async Task HealthOfThePageIsThatOfTheProgram()
     {
-        await using var host = Host.Serving();
+        await using var host = Host.Serving("--metrics-auth", "true");
         var answer = (await host.GetAsync("/health")).Body;
         var documented = CodeOf(DocsPage.Named("api"), "Health", "text");
         Assert.Equal(NamesOf(answer.TrimEnd().Split('\n')), NamesOf(documented));

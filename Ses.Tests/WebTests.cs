@@ -178,6 +178,8 @@ public sealed class WebTests
         Assert.Contains("'DEV' are not taken: --partitions (OXSES_PARTITIONS)",
             (await host.PostAsync(Body(Alert), "/alerts/DEV")).Problem(404), Ordinal);
         Assert.Equal(0, host.Observations);
+        Assert.Contains("ses_alerts_total{outcome=\"not_taken\"} 1",
+            (await host.GetAsync("/metrics")).Body.Split('\n'));
         Assert.Equal(204, (await host.PostAsync(Body(Alert), "/alerts/INS")).Code);
         Assert.Equal(204, (await host.PostAsync(Body(Alert), "/alerts/M%C3%BCnchen%202")).Code);
         // What was taken before is still told.
@@ -377,6 +379,10 @@ public sealed class WebTests
         (await host.SendAsync(HttpMethod.Get, "/health?x=1", null, authorization)).Problem(400);
         (await host.SendAsync(HttpMethod.Get, "/health?format=xml", null, authorization)).Problem(400);
         (await host.SendAsync(HttpMethod.Post, "/health", "{}", authorization)).Problem(405);
+        Assert.Equal(0, json.GetProperty("warnings").GetArrayLength());
+        await using var warned = Host.Serving("--metrics-auth", "true");
+        Assert.Contains("warnings.1: --metrics-auth (OXSES_METRICS_AUTH) closes nothing",
+            (await warned.GetAsync("/health")).Body, StringComparison.Ordinal);
     }
 
     [Fact]
