@@ -1640,6 +1640,12 @@ internal sealed class AlertFields(AlertSource source)
             return;
         while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
         {
+            if (texts.Count == AlertTexts.Max)
+            {
+                Fail($"it has more than {AlertTexts.Max} {field}");
+                reader.Skip();
+                continue;
+            }
             var name = JsonText.Read(ref reader);
             reader.Read();
             if (name == null)
@@ -1660,6 +1666,9 @@ internal sealed class AlertFields(AlertSource source)
 /// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
 internal sealed class AlertTexts
 {
+    /// <summary>Real alerts have some tens; a text that stands twice counts twice.</summary>
+    public const int Max = 10_000;
+
     /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
     private static readonly string[] NoPlace =
         ["severity", "prometheus", "prometheus_replica", "replica", "alertname"];
@@ -10467,13 +10476,15 @@ internal sealed record QuarantinedAlert(
     string Id, DateTime Recorded, string Partition, string Alertname, string Reason, byte[] Alert)
 {
     /// <summary>Those of a partition, or all, the latest first.</summary>
-    public static IEnumerable<QuarantinedAlert> Read(Snapshot snapshot, string? partition = null)
+    /// <param name="largest">Of an alert of more bytes neither the JSON nor the name is read.</param>
+    public static IEnumerable<QuarantinedAlert> Read(
+        Snapshot snapshot, string? partition = null, int largest = int.MaxValue)
     {
         using var rows = snapshot.Query("""
-            SELECT identity, recorded, partition, reason, alert FROM quarantine
-            WHERE ?1 IS NULL OR partition = ?1 ORDER BY id DESC
+            SELECT identity, recorded, partition, reason, CASE WHEN length(alert) <= ?2 THEN alert END
+            FROM quarantine WHERE ?1 IS NULL OR partition = ?1 ORDER BY id DESC
             """);
-        for (rows.Bind(1, partition); rows.Step();)
+        for (rows.Bind(1, partition).Bind(2, largest); rows.Step();)
         {
             var alert = rows.Bytes(4).ToArray();
             yield return new QuarantinedAlert(Convert.ToHexStringLower(rows.Bytes(0)),
@@ -10603,6 +10614,9 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
 {
     /// <summary>Rows of services on a page; the next ones are on the next page.</summary>
     public const int MostRows = 200;
+
+    /// <summary>A quarantined alert of more bytes is shown without its name, which is somewhere in it.</summary>
+    private const int LargestNamed = 64 * 1024;
 
     /// <summary>
     /// Of what is down, of past outages, a service's changes, partitions, what was set aside: no more of each.
@@ -10919,7 +10933,8 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             <p>{Counted(count, "alert")} could not be mapped to a service; ses quarantine shows them. The
             latest:</p><ul>
             """);
-        foreach (var alert in QuarantinedAlert.Read(questions.Snapshot).Take(MostSetAside))
+        var latest = QuarantinedAlert.Read(questions.Snapshot, largest: LargestNamed).Take(MostSetAside);
+        foreach (var alert in latest)
             _html.Add($"""
                 <li>{Time(alert.Recorded)} <bdi>{(alert.Alertname == "" ? "(no name)" : alert.Alertname)}</bdi>
                 <span class="soft"><bdi>{alert.Partition}</bdi></span>: <bdi>{alert.Reason}</bdi></li>
@@ -11174,6 +11189,11 @@ internal sealed class Web
     /// </summary>
     public const int MaxActiveQuestions = 2;
 
+    /// <summary>Of more than so many bytes one is read at a time, and waits its turn for so long.</summary>
+    private const int LargePayload = 1024 * 1024;
+
+    private static readonly TimeSpan LargePayloadTime = TimeSpan.FromSeconds(10);
+
     /// <summary>A history of so many changes is short.</summary>
     private const int ShortLimit = 1000;
 
@@ -11199,7 +11219,7 @@ internal sealed class Web
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
     private readonly SemaphoreSlim
-        _shortTurns = new(MaxActiveQuestions), _longTurns = new(MaxActiveQuestions);
+        _shortTurns = new(MaxActiveQuestions), _longTurns = new(MaxActiveQuestions), _largePayloads = new(1);
     private readonly ConcurrentDictionary<string, StreamedBody> _streamedBodies = [];
     // Guarded by itself: the long answers that are being read.
     private readonly HashSet<StreamedBody> _unfinished = [];
@@ -11501,7 +11521,7 @@ internal sealed class Web
                 return await AskAsync(null, request, partition);
             default:
                 var started = _clock.GetTimestamp();
-                var reply = Unavailable() ?? await TakeAsync(_store!, request, partition);
+                var reply = Unavailable() ?? await TakeInTurnAsync(_store!, request, partition);
                 Count(reply, started);
                 return reply;
         }
@@ -11510,10 +11530,31 @@ internal sealed class Web
     private bool IsFromGate(HttpListenerRequest request) => CryptographicOperations.FixedTimeEquals(
         Encoding.UTF8.GetBytes(request.Headers[SecretField] ?? ""), _secret);
 
+    /// <summary>A payload takes several times its size while it is read: large ones are read one by one.</summary>
+    private async Task<Reply> TakeInTurnAsync(Store store, HttpListenerRequest request, string partition)
+    {
+        if (request.ContentLength64 <= LargePayload)
+            return await TakeAsync(store, request, partition);
+        if (!await _largePayloads.WaitAsync(LargePayloadTime))
+            return Reply.Problem(503, "Other large payloads are being read.");
+        try
+        {
+            return await TakeAsync(store, request, partition);
+        }
+        finally
+        {
+            // With much memory free, many times its size would be taken before what it left is collected.
+            GC.Collect(2, GCCollectionMode.Aggressive, blocking: true, compacting: true);
+            _largePayloads.Release();
+        }
+    }
+
     private async Task<Reply> TakeAsync(Store store, HttpListenerRequest request, string partition)
     {
         var length = (int)request.ContentLength64;
-        var body = ArrayPool<byte>.Shared.Rent(length);
+        var isPooled = length <= LargePayload;
+        var body = isPooled ? ArrayPool<byte>.Shared.Rent(length)
+            : GC.AllocateUninitializedArray<byte>(length);
         ReceivedAlerts alerts;
         try
         {
@@ -11527,7 +11568,9 @@ internal sealed class Web
         }
         finally
         {
-            ArrayPool<byte>.Shared.Return(body);
+            if (isPooled)
+                ArrayPool<byte>.Shared.Return(body);
+            body = null;
         }
         if (_options.Partitions?.Contains(partition) == false)
             return NotTaken(partition, alerts);
@@ -12460,10 +12503,13 @@ internal sealed class Gate
     public const int MaxQuestions = 128;
 
     /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body is.</summary>
-    public const long MaxBytesInFlight = 256L * 1024 * 1024;
+    public const long MaxBytesInFlight = 64L * 1024 * 1024;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
     private const int FirstPart = 8 * 1024;
+
+    /// <summary>Larger parts are no array of the pool.</summary>
+    private const int LargePart = 1024 * 1024;
 
     /// <summary>Of a connection in the kernel, where answers wait for a client that does not read.</summary>
     private const int SendBuffer = 128 * 1024;
@@ -12953,14 +12999,17 @@ internal sealed class Gate
         private void Grow(int size)
         {
             // The last step of a large body is as large as it needs to be, so that the largest has room.
-            var isLast = isCounted && size >= expected && size > 1024 * 1024;
-            var larger = isLast ? new byte[expected] : ArrayPool<byte>.Shared.Rent(size);
+            // Each thread would keep large ones.
+            var isLarge = isCounted && size > LargePart;
+            var larger = !isLarge ? ArrayPool<byte>.Shared.Rent(size)
+                : GC.AllocateUninitializedArray<byte>((int)Math.Min(size, expected));
             Bytes.CopyTo(larger);
             var length = Length;
             Dispose();
-            (_buffer, Length, _isPooled) = (larger, length, !isLast);
+            (_buffer, Length, _isPooled) = (larger, length, !isLarge);
             _counted = isCounted ? Math.Max(0, larger.Length - FirstPart) : 0;
-            if (Interlocked.Add(ref gate._bytesInFlight, _counted) > MaxBytesInFlight && _counted > 0)
+            var most = Math.Max(MaxBytesInFlight, gate._options.MaxBody);
+            if (Interlocked.Add(ref gate._bytesInFlight, _counted) > most && _counted > 0)
                 throw new RefusedException("bytes_in_flight", 503, "Too much is in flight.");
         }
     }
