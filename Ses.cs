@@ -12503,7 +12503,7 @@ internal sealed class Gate
     public const int MaxQuestions = 128;
 
     /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body is.</summary>
-    public const long MaxBytesInFlight = 64L * 1024 * 1024;
+    public const long MaxBytesInFlight = 32L * 1024 * 1024;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
     private const int FirstPart = 8 * 1024;

@@ -66,6 +66,61 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
         Assert.All(StoreFiles.Changes(ses.DataDir), e => Assert.Equal("other", e.Service.Service));
     }
 
+    /// <summary>An hour of it is <c>make soak</c>.</summary>
+    [Fact]
+    public async Task WorstOfAllPayloadsAndQuestionsTakeLittleMemory()
+    {
+        var time = TimeSpan.FromSeconds(
+            int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "20", CultureInfo.InvariantCulture));
+        await using var ses = await SesProcess.StartAsync("none");
+        await using var others = new Others(ses);
+        var bodies = WorstPayloads().Select(Encoding.ASCII.GetBytes).ToArray();
+        string[] questions = ["", "?range=90d", "alerts/INS", "alerts/INS/history?format=csv", "alerts/INS/report?threshold=2"];
+        var (clock, answers) = (Stopwatch.StartNew(), 0);
+        await Task.WhenAll(Enumerable.Range(0, 8).Select(worker => Task.Run(async () =>
+        {
+            var random = new Random(worker);
+            while (clock.Elapsed < time)
+            {
+                using var socket = await ConnectAsync(ses.Port);
+                await IgnoringClosesAsync(async () =>
+                {
+                    var body = random.Next(4) == 0 ? [] : bodies[random.Next(bodies.Length)];
+                    await WriteAsync(socket, body.Length > 0 ? $"{Post}Content-Length: {body.Length}\r\n\r\n"
+                        : $"GET /{questions[random.Next(questions.Length)]} HTTP/1.1\r\nHost: a\r\n\r\n");
+                    for (ReadOnlyMemory<byte> left = body; left.Length > 0;)
+                        left = left[await socket.SendAsync(left)..];
+                    if (await socket.ReceiveAsync(new byte[4096]) > 0)
+                        Interlocked.Increment(ref answers);
+                });
+            }
+        })));
+        await others.AnsweredAsync(50);
+        var (latencies, peak) = (await others.EndAsync(), ses.Child.PeakBytes());
+        output.WriteLine($"{answers} answers, resident at most {peak / MiB} MiB; others' median "
+            + $"{latencies[latencies.Count / 2].TotalMilliseconds:N0} ms, worst {latencies[^1].TotalMilliseconds:N0} ms");
+        Assert.InRange(peak, 0, 400 * MiB);
+        Assert.True(answers > time.TotalSeconds / 4, $"{answers}");
+        Assert.False(ses.Child.HasExited);
+        Assert.Contains("ses_defects_total 0\n", await ses.Client.GetStringAsync("metrics"), StringComparison.Ordinal);
+    }
+
+    /// <summary>Payloads of 16 MiB, each of which is mostly one thing.</summary>
+    private static IEnumerable<string> WorstPayloads()
+    {
+        const int Size = 16 * (int)MiB;
+        const string Alert = """{"labels":{"alertname":"A","job":"j"},"status":"firing","startsAt":"2026-11-01T00:00:00Z","annotations":{""";
+        static string Of(string start, string part, string end) =>
+            start + Repeat(part, (Size - start.Length - end.Length) / part.Length).TrimEnd(',') + end;
+        yield return Of("""{"version":"4","alerts":[""", "0,", "]}");
+        yield return Of("""{"version":"4","alerts":[""", "{},", "]}");
+        yield return Of("""{"version":"4","alerts":[""", Alert + "}},", "]}");
+        yield return Of("""{"version":"4","alerts":[""" + Alert + "\"description\":\"", "x", "\"}}]}");
+        yield return Of("""{"version":"4","alerts":[""" + Alert, "\"a\":\"b\",", "}}]}");
+        yield return Of("""{"version":"4","alerts":[{"labels":{""", "\"a\":\"b\",", "}}]}");
+        yield return Of("", "[", "");
+    }
+
     private static Task AttackAsync(string attack, int port) => attack switch
     {
         "chunk extension of 200 KB" => ManyAsync(port, 200, 8, s => WriteAsync(s,
