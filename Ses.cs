@@ -2876,10 +2876,6 @@ internal static partial class Disk
     [LibraryImport("libc", EntryPoint = "flock", SetLastError = true)]
     private static partial int Lock(int handle, int operation);
 
-    /// <summary>The user that this process is.</summary>
-    [LibraryImport("libc", EntryPoint = "geteuid")]
-    public static partial uint User();
-
     /// <summary>What a path leads to, symbolic links followed; null if nothing.</summary>
     public static unsafe FileStatus? StatusOf(string path)
     {
@@ -3027,14 +3023,14 @@ internal static class DataDir
     public static string? Exposure(string dir)
     {
         var (user, mode) = (Disk.OwnerOf(dir)?.User ?? 0, File.GetUnixFileMode(Path.GetFullPath(dir)));
-        var isOthers = user != 0 && user != Disk.User();
-        var others = UnixFileMode.OtherWrite | (user == 0 && Disk.User() != 0 ? 0
+        var isOthers = user != 0 && user != Disk.UserId();
+        var others = UnixFileMode.OtherWrite | (user == 0 && Disk.UserId() != 0 ? 0
             : UnixFileMode.OtherRead | UnixFileMode.OtherExecute);
         var isOpen = (mode & others) != 0;
         return !isOthers && !isOpen ? null : "the data directory"
-            + (isOthers ? $" belongs to user {user}, not to {Disk.User()}, whom SeS runs as" : "")
+            + (isOthers ? $" belongs to user {user}, not to {Disk.UserId()}, whom SeS runs as" : "")
             + (isOthers && isOpen ? ", and" : "") + (isOpen ? " is open to every user of this host" : "") + ":"
-            + (isOthers ? $" chown it to {Disk.User()}" : "") + (isOthers && isOpen ? "," : "")
+            + (isOthers ? $" chown it to {Disk.UserId()}" : "") + (isOthers && isOpen ? "," : "")
             + (isOpen ? " chmod o= it" : "");
     }
 
@@ -3889,9 +3885,8 @@ internal sealed class Store : IDisposable
     {
         var (began, committed) = (_clock.GetTimestamp(), _clock.GetElapsedTime(_turned));
         var isMuch = _writer.Underived > MaxUnderived;
-        var longest = isMuch && committed > DeriveTime ? committed : DeriveTime;
-        if (longest > MaxDeriveTime)
-            longest = MaxDeriveTime;
+        var longest = isMuch
+            ? new(Math.Clamp(committed.Ticks, DeriveTime.Ticks, MaxDeriveTime.Ticks)) : DeriveTime;
         return () => _clock.GetElapsedTime(began) is var taken && (taken > longest
             || (taken > committed && !isMuch && _asked.Count == 0 && Volatile.Read(ref _waitingBytes) > 0));
     }
@@ -4227,7 +4222,7 @@ internal sealed class Writer : IDisposable
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
         _behind, _due, _stale, _abandoned, _service, _insertRun, _deleteRun, _endRun,
         _updateRun, _updateService, _openOfService, _insertOpen, _ownOpen, _deleteOpen, _hear,
-        _alertText;
+        _alertText, _deleteService, _deleteFamily;
 
     // Names, loaded at the start and after a rollback.
     private readonly Dictionary<string, long> _partitions = [];
@@ -4298,6 +4293,12 @@ internal sealed class Writer : IDisposable
             """);
         _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
         _alertText = Of("SELECT text FROM alert WHERE id = ?1");
+        _deleteService = Of("""
+            DELETE FROM service WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM alert WHERE service = ?1)
+            RETURNING family
+            """);
+        _deleteFamily =
+            Of("DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
         _self = PeerOf(NameOf(rules));
         var own = OwnPeers();
         // The last parameter: not only what this SeS has heard itself.
@@ -4727,9 +4728,10 @@ internal sealed class Writer : IDisposable
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         var traits = new AlertTraits(alert.Dialect, alert.Source);
         // By what this SeS has heard itself, else it would not count as one that did.
-        _newestFacts.Clear();
         var isNew = id > last;
-        if (!isNew)
+        if (isNew)
+            _newestFacts.Clear();
+        else
             ReadNewest(service, id, alert.Starts, alsoOfOthers: false);
         var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
         if (kind == null && alert.Ends == null && _hasOthers)
@@ -5308,6 +5310,9 @@ internal sealed class Writer : IDisposable
 
     // ---- Making it anew ----
 
+    /// <summary>What a service is that is not derived yet.</summary>
+    public const string SetUnderived = "UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL";
+
     /// <summary>Makes the indexes anew, after damage.</summary>
     public void Reindex() => _database.Execute($"""
         REINDEX; DROP VIEW IF EXISTS services; DROP VIEW IF EXISTS history; DROP VIEW IF EXISTS outages;
@@ -5317,9 +5322,7 @@ internal sealed class Writer : IDisposable
     /// <summary>Throws away what is derived, to be derived anew; last copies of open episodes stay.</summary>
     public void Rebuild(DateTime now) => InTransaction(now, () =>
     {
-        _database.Execute("""
-            DELETE FROM timeline; UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL
-            """);
+        _database.Execute("DELETE FROM timeline; " + SetUnderived);
         _setMeta.Bind(1, "derived").Bind(2, _windowEnd = _derived = 0).Run();
         _window.Clear();
     });
@@ -5445,6 +5448,18 @@ internal sealed class Writer : IDisposable
             Derive(service, now, mark: false);
     }
 
+    /// <summary>
+    /// Deletes a service of which no alert is left, and its family if that was its last; false: one is.
+    /// </summary>
+    internal bool DeleteIfEmpty(long service)
+    {
+        if (_deleteService.Bind(1, service).Number() is not { } family)
+            return false;
+        _deleteFamily.Bind(1, family).Run();
+        Outbox.Forget(service);
+        return true;
+    }
+
     /// <summary>What retention does, in a transaction; caches forget what may be gone.</summary>
     internal void Retain(DateTime now, Action delete)
     {
@@ -5477,8 +5492,7 @@ internal sealed class Retention
     private readonly SqliteConnection _database;
     private readonly Writer _writer;
     private readonly StoreRules _rules;
-    private readonly SqliteStatement _next, _isKept, _latest, _earliest, _deleteFact, _deleteAlert,
-        _deleteService, _deleteFamily;
+    private readonly SqliteStatement _next, _isKept, _latest, _earliest, _deleteFact, _deleteAlert;
 
     // The pass that is made: it goes through the observations up to _until.
     private DateTime _due, _sizeDue;
@@ -5515,12 +5529,6 @@ internal sealed class Retention
             DELETE FROM alert WHERE id = ?2
                 AND NOT EXISTS (SELECT 1 FROM observation WHERE service = ?1 AND alert = ?2)
             """);
-        _deleteService = database.Prepare("""
-            DELETE FROM service WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM alert WHERE service = ?1)
-            RETURNING family
-            """);
-        _deleteFamily = database.Prepare(
-            "DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
     }
 
     /// <summary>Whether there is more to do at once.</summary>
@@ -5642,20 +5650,11 @@ internal sealed class Retention
         foreach (var (_, service, alert) in facts)
             _deleteAlert.Bind(1, service).Bind(2, alert).Run();
         foreach (var service in services)
-            DeleteEmpty(service);
+            _ = _writer.DeleteIfEmpty(service);
         _deleted += facts.Count;
         _deletedBySize += facts.Count;
         if (count < FactsAtOnce)
             _at = _until;
-    }
-
-    private void DeleteEmpty(long service)
-    {
-        var family = _deleteService.Bind(1, service).Number();
-        if (family == null)
-            return;
-        _deleteFamily.Bind(1, family.Value).Run();
-        _database.Execute($"DELETE FROM onix WHERE service = {service}");
     }
 }
 
@@ -5708,8 +5707,8 @@ internal sealed class Purge
     private readonly Writer _writer;
     private readonly PurgeRecord _record;
     private readonly SqliteStatement[] _deleteRows;
-    private readonly SqliteStatement _deleteFacts, _deleteAlerts, _deleteService, _deleteFamily, _deleteOnix,
-        _deleteSent, _lastQuarantined, _deleteQuarantined, _isThere, _setUnderived, _note;
+    private readonly SqliteStatement _deleteFacts, _deleteAlerts, _lastQuarantined, _deleteQuarantined,
+        _isThere, _setUnderived, _note;
 
     // Its number in the table of purges, the last id that is meant, the services, and which of them comes next.
     private readonly long _id, _until;
@@ -5750,22 +5749,13 @@ internal sealed class Purge
                     SELECT alert FROM open WHERE service = ?1 LIMIT {RowsAtOnce})
                 """),
             _deleteFacts, _deleteAlerts];
-        _deleteService = Of("""
-            DELETE FROM service WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM alert WHERE service = ?1)
-            RETURNING family
-            """);
-        _deleteFamily =
-            Of("DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
-        (_deleteOnix, _deleteSent) =
-            (Of("DELETE FROM onix WHERE service = ?1"), Of("DELETE FROM sent WHERE service = ?1"));
         _lastQuarantined = Of($"""
             SELECT max(id) FROM (SELECT id FROM quarantine WHERE id > ?1 AND id <= {_until}
                 ORDER BY id LIMIT {RowsAtOnce})
             """);
         _deleteQuarantined = Of("DELETE FROM quarantine WHERE id > ?1 AND id <= ?2 AND partition = ?3");
         _isThere = Of("SELECT 1 FROM service WHERE id = ?1");
-        _setUnderived =
-            Of("UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL WHERE id = ?1");
+        _setUnderived = Of(Writer.SetUnderived + " WHERE id = ?1");
         _note = Of("""
             UPDATE purge SET services = ?2, alerts = ?3, observations = ?4, quarantined = ?5, ended = ?6
             WHERE id = ?1
@@ -5881,13 +5871,8 @@ internal sealed class Purge
             _setUnderived.Bind(1, service).Run();
             return false;
         }
-        if (_deleteService.Bind(1, service).Number() is { } family)
-        {
-            _deleteFamily.Bind(1, family).Run();
-            _deleteOnix.Bind(1, service).Run();
-            _deleteSent.Bind(1, service).Run();
+        if (_writer.DeleteIfEmpty(service))
             _taken = _taken with { Services = _taken.Services + 1 };
-        }
         else if (_isThere.Bind(1, service).Number() != null)
         {
             _writer.Derive(service, now);
@@ -6013,6 +5998,7 @@ internal sealed class Outbox(SqliteConnection database)
             """),
         _send = database.Prepare($"INSERT OR IGNORE INTO sent SELECT ?1, ?2, ?3 WHERE {IsThere}"),
         _answered = database.Prepare("DELETE FROM sent WHERE service = ?1"),
+        _forget = database.Prepare("DELETE FROM onix WHERE service = ?1"),
         _markIfElse = database.Prepare("""
             UPDATE onix SET next = min(coalesce(next, at), at), marks = marks + 1, marked = coalesce(marked, ?3)
             WHERE service = ?1 AND own = 0 AND version > 0 AND at IS NOT NULL AND status <> ?2
@@ -6063,6 +6049,13 @@ internal sealed class Outbox(SqliteConnection database)
     /// <summary>A change goes to Onix now: where its answer is lost, it is known again by this.</summary>
     public void Send(long service, DateTime at, string status) =>
         _send.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
+
+    /// <summary>The service is gone.</summary>
+    public void Forget(long service)
+    {
+        _forget.Bind(1, service).Run();
+        _answered.Bind(1, service).Run();
+    }
 
     /// <summary>Onix holds this; <paramref name="at"/> null: an item that has no time.</summary>
     /// <param name="isOwn">This SeS wrote it.</param>
@@ -9897,6 +9890,9 @@ internal sealed class SignIns(TimeProvider clock)
         public long Failed, Counted;
         public long? SignedIn;
 
+        public bool HasSignedInLately(TimeProvider clock) =>
+            SignedIn is { } last && clock.GetElapsedTime(last) < Lately;
+
         /// <summary>How many may be judged; up to <see cref="JudgedPerSecond"/>.</summary>
         public double Left = JudgedPerSecond;
     }
@@ -9919,8 +9915,7 @@ internal sealed class SignIns(TimeProvider clock)
         {
             address = Find(client);
             delay = DelayOf(address);
-            var isTrusted = address.Failures == 0
-                || (address.SignedIn is { } last && clock.GetElapsedTime(last) < Lately);
+            var isTrusted = address.Failures == 0 || address.HasSignedInLately(clock);
             if (isTrusted && Judge(address, isRight) is { } judged)
                 return new(judged, judged ? TimeSpan.Zero : delay);
             if (address.Waiting == MaxWaiting || _waiting == MaxWaitingOfAll)
@@ -9994,7 +9989,7 @@ internal sealed class SignIns(TimeProvider clock)
     {
         _tidied = clock.GetTimestamp();
         var old = _addresses.Where(a => clock.GetElapsedTime(a.Value.Failed) > Forgotten && a.Value.Waiting == 0
-            && !(a.Value.SignedIn is { } last && clock.GetElapsedTime(last) < Lately)).ToList();
+            && !a.Value.HasSignedInLately(clock)).ToList();
         old.ForEach(a => _addresses.Remove(a.Key));
     }
 
@@ -10409,18 +10404,15 @@ internal sealed class Auth
 
     private async ValueTask<Reply?> PasswordRefusalAsync(string base64, IPAddress client, SignedIn connection)
     {
-        var isRight = connection.Has && IsPassword(base64);
-        connection.Has = isRight;
-        if (isRight)
+        connection.Has = connection.Has && IsPassword(base64);
+        if (connection.Has)
             return null;
-        var (verdict, wait) = await _signIns.JudgeAsync(client, () => IsPassword(base64));
-        if (verdict == true)
-        {
-            connection.Has = true;
+        var (isRight, wait) = await _signIns.JudgeAsync(client, () => IsPassword(base64));
+        connection.Has = isRight == true;
+        if (connection.Has)
             return null;
-        }
-        LogRefused(client, verdict == null ? "too many from there wait" : "wrong");
-        if (verdict == false)
+        LogRefused(client, isRight == null ? "too many from there wait" : "wrong");
+        if (isRight == false)
             return Unauthorized("wrong", null, wait);
         _meters.AuthFailures.WithLabels("unjudged").Inc();
         return Reply.Problem(503, "Wrong credentials came from this address, and these were not looked at: "
@@ -11544,38 +11536,47 @@ internal sealed class Web
         finally
         {
             // With much memory free, many times its size would be taken before what it left is collected.
-            GC.Collect(2, GCCollectionMode.Aggressive, blocking: true, compacting: true);
+            MemoryTrimmer.Trim();
             _largePayloads.Release();
         }
     }
 
     private async Task<Reply> TakeAsync(Store store, HttpListenerRequest request, string partition)
     {
-        var length = (int)request.ContentLength64;
-        var isPooled = length <= LargePayload;
-        var body = isPooled ? ArrayPool<byte>.Shared.Rent(length)
-            : GC.AllocateUninitializedArray<byte>(length);
         ReceivedAlerts alerts;
         try
         {
-            await request.InputStream.ReadExactlyAsync(body, 0, length);
-            alerts = AlertReader.Read(body.AsSpan(0, length), partition, AlertSource.Webhook, _options.Mapping,
-                _clock.GetUtcNow().UtcDateTime);
+            alerts = await ReadAsync(request, partition);
         }
         catch (PayloadException e)
         {
             return Bad(e.Code, e.Message, request.Headers[ClientField]);
         }
-        finally
-        {
-            if (isPooled)
-                ArrayPool<byte>.Shared.Return(body);
-            body = null;
-        }
         if (_options.Partitions?.Contains(partition) == false)
             return NotTaken(partition, alerts);
         var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
         return await KeepAsync(store, alerts, partition, QuarantinedAlert.IdOf(cures));
+    }
+
+    /// <summary>The body is not held any longer.</summary>
+    /// <exception cref="PayloadException">It cannot be processed as a whole.</exception>
+    private async Task<ReceivedAlerts> ReadAsync(HttpListenerRequest request, string partition)
+    {
+        var length = (int)request.ContentLength64;
+        var isPooled = length <= LargePayload;
+        var body = isPooled ? ArrayPool<byte>.Shared.Rent(length)
+            : GC.AllocateUninitializedArray<byte>(length);
+        try
+        {
+            await request.InputStream.ReadExactlyAsync(body, 0, length);
+            return AlertReader.Read(body.AsSpan(0, length), partition, AlertSource.Webhook, _options.Mapping,
+                _clock.GetUtcNow().UtcDateTime);
+        }
+        finally
+        {
+            if (isPooled)
+                ArrayPool<byte>.Shared.Return(body);
+        }
     }
 
     /// <summary>The one place from which a webhook is answered 2xx: after the flush.</summary>
@@ -12430,16 +12431,18 @@ internal sealed class Upstream(Socket socket, ConcurrentDictionary<int, Upstream
         IPEndPoint place, ConcurrentDictionary<int, Upstream> all)
     {
         var socket = new Socket(place.AddressFamily, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        Upstream? upstream = null;
         try
         {
             socket.Bind(new IPEndPoint(place.Address, 0));
-            var upstream = new Upstream(socket, all);
+            upstream = new Upstream(socket, all);
             all[upstream._port] = upstream;
             await socket.ConnectAsync(place);
             return upstream;
         }
         catch
         {
+            upstream?.Dispose();
             socket.Dispose();
             throw;
         }
@@ -12502,7 +12505,7 @@ internal sealed class Gate
     /// <summary>Of questions: most of them wait, since two are computed at once.</summary>
     public const int MaxQuestions = 128;
 
-    /// <summary>Of bodies held at once, beyond the first part of each, whatever --max-body is.</summary>
+    /// <summary>Of bodies held at once, beyond the first part of each; --max-body, if that is more.</summary>
     public const long MaxBytesInFlight = 32L * 1024 * 1024;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
@@ -12998,8 +13001,8 @@ internal sealed class Gate
 
         private void Grow(int size)
         {
-            // The last step of a large body is as large as it needs to be, so that the largest has room.
-            // Each thread would keep large ones.
+            // The last step of a large body is as large as it needs to be, so that the largest has room. The
+            // pool would keep large ones for each thread.
             var isLarge = isCounted && size > LargePart;
             var larger = !isLarge ? ArrayPool<byte>.Shared.Rent(size)
                 : GC.AllocateUninitializedArray<byte>((int)Math.Min(size, expected));
@@ -13430,11 +13433,14 @@ internal sealed class MemoryTrimmer(Func<long> work)
         var now = work();
         if (now - _seen < Quiet && now - _tidied >= Quiet)
         {
-            GC.Collect(2, GCCollectionMode.Aggressive, blocking: true, compacting: true);
+            Trim();
             _tidied = now;
         }
         _seen = now;
     }
+
+    public static void Trim() =>
+        GC.Collect(2, GCCollectionMode.Aggressive, blocking: true, compacting: true);
 }
 
 /// <summary>
@@ -14395,8 +14401,8 @@ internal static class Program
         var web = new Web(options, auth, Built, TimeProvider.System, log, meters);
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
-        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("openssl", OpenSsl), ("url", Listen(gate, options)),
-            ("address", gate.Place), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
+        log.Info("SeS listens", ("version", Version), ("commit", Commit), ("openssl", OpenSsl),
+            ("url", Listen(gate, options)), ("address", gate.Place), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
         foreach (var warning in options.Warnings)
             log.Warn(warning);

@@ -88,8 +88,7 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
                     var body = random.Next(4) == 0 ? [] : bodies[random.Next(bodies.Length)];
                     await WriteAsync(socket, body.Length > 0 ? $"{Post}Content-Length: {body.Length}\r\n\r\n"
                         : $"GET /{questions[random.Next(questions.Length)]} HTTP/1.1\r\nHost: a\r\n\r\n");
-                    for (ReadOnlyMemory<byte> left = body; left.Length > 0;)
-                        left = left[await socket.SendAsync(left)..];
+                    await WriteAsync(socket, body);
                     if (await socket.ReceiveAsync(new byte[4096]) > 0)
                         Interlocked.Increment(ref answers);
                 });
@@ -191,9 +190,10 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
         }
     }
 
-    private static async Task WriteAsync(Socket socket, string text)
+    private static Task WriteAsync(Socket socket, string text) => WriteAsync(socket, Encoding.ASCII.GetBytes(text));
+
+    private static async Task WriteAsync(Socket socket, ReadOnlyMemory<byte> bytes)
     {
-        var bytes = (ReadOnlyMemory<byte>)Encoding.ASCII.GetBytes(text);
         while (bytes.Length > 0)
             bytes = bytes[await socket.SendAsync(bytes)..];
     }
