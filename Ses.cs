@@ -5964,9 +5964,10 @@ internal static class ObservationLog
 /// How often it was marked: what was decided before it was marked again may be wrong.
 /// </param>
 /// <param name="Barred">Since when Onix refuses it.</param>
+/// <param name="IsUnanswered">A change was sent, and what Onix made of it is not known.</param>
 internal sealed record WaitingService(
     long Id, ServiceKey Service, string? Key, long Version, string? Status, DateTime? At, bool IsOwn,
-    DateTime Next, long Marks, int Tries, DateTime? Barred, string? Error);
+    DateTime Next, long Marks, int Tries, DateTime? Barred, string? Error, bool IsUnanswered);
 
 /// <summary>
 /// The transactional outbox: what Onix holds of each service, and which have changes for it. A service is
@@ -6050,11 +6051,14 @@ internal sealed class Outbox(SqliteConnection database)
     public void Send(long service, DateTime at, string status) =>
         _send.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
 
+    /// <summary>What Onix made of the changes that were sent is known.</summary>
+    public void Answer(long service) => _answered.Bind(1, service).Run();
+
     /// <summary>The service is gone.</summary>
     public void Forget(long service)
     {
         _forget.Bind(1, service).Run();
-        _answered.Bind(1, service).Run();
+        Answer(service);
     }
 
     /// <summary>Onix holds this; <paramref name="at"/> null: an item that has no time.</summary>
@@ -6064,7 +6068,7 @@ internal sealed class Outbox(SqliteConnection database)
     {
         _hold.Bind(1, service).Bind(2, key).Bind(3, version).Bind(4, status)
             .Bind(5, at is { } time ? UnixTime.From(time) : null).Bind(6, isOwn ? 1 : 0).Run();
-        _answered.Bind(1, service).Run();
+        Answer(service);
     }
 
     /// <summary>
@@ -7153,15 +7157,20 @@ internal sealed class Strip(DateTime from, DateTime to, int intervals)
 internal readonly record struct ThresholdRow(
     ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
 
+/// <param name="Recovery">A stock alert's has no text of its own: what was sent is the outage's; else "".</param>
+internal readonly record struct StoredTexts(string Text, string Recovery);
+
 /// <summary>
-/// Names of services by their numbers, which never change: all questions that are answered at a time share
-/// them. Bounded.
+/// Names of services and texts of alerts by their numbers, which never change: all questions that are
+/// answered at a time share them. Bounded.
 /// </summary>
 internal sealed class SharedNames
 {
-    private const int MaxNames = 300_000, MaxCharacters = 8 * 1024 * 1024;
+    private const int MaxNames = 300_000, MaxCharacters = 8 * 1024 * 1024, MaxShared = 10_000;
 
     private readonly Dictionary<long, ServiceKey> _services = [], _families = [];
+    private readonly Dictionary<long, StoredTexts> _alerts = [];
+    private readonly HashSet<string> _texts = [];
     private int _characters, _questions;
 
     /// <summary>How many questions share them.</summary>
@@ -7179,6 +7188,25 @@ internal sealed class SharedNames
 
     public void AddFamily(long id, ServiceKey name) => Add(_families, id, name,
         name.Partition.Length + name.Platform.Length + name.Service.Length + name.Facet.Length);
+
+    public StoredTexts? Texts(long alert) => _alerts.TryGetValue(alert, out var texts) ? texts : null;
+
+    public void AddTexts(long alert, StoredTexts texts)
+    {
+        if (_alerts.Count < MaxNames && _characters + texts.Text.Length + texts.Recovery.Length <= MaxCharacters)
+            _alerts.TryAdd(alert, new StoredTexts(Shared(texts.Text), Shared(texts.Recovery)));
+    }
+
+    /// <summary>Many alerts have the same.</summary>
+    private string Shared(string text)
+    {
+        if (_texts.TryGetValue(text, out var known))
+            return known;
+        if (_texts.Count < MaxShared)
+            _texts.Add(text);
+        _characters += text.Length;
+        return text;
+    }
 
     private void Add(Dictionary<long, ServiceKey> names, long id, ServiceKey name, int characters)
     {
@@ -7270,8 +7298,7 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
     private readonly SqliteStatement
         _observation = snapshot.Query("SELECT alert, text, received FROM observation WHERE id = ?1"),
         _alert = snapshot.Query("""
-            SELECT text, CASE WHEN ?2 AND dialect = 0
-                THEN json_extract(labels, '$.alertname') || ' resolved' END
+            SELECT text, CASE dialect WHEN 0 THEN json_extract(labels, '$.alertname') || ' resolved' ELSE '' END
             FROM alert WHERE id = ?1
             """);
 
@@ -7280,6 +7307,9 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
         : IComparable<Place>
     {
         public int CompareTo(Place other) => Id.CompareTo(other.Id);
+
+        public string TextOf(StoredTexts texts, ReadOnlySpan<(string Text, DateTime? Received)> told) =>
+            IsUp && texts.Recovery != "" ? texts.Recovery : HasText ? told[Index].Text : texts.Text;
     }
 
     // Kept, since they are large.
@@ -7303,7 +7333,6 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
         return Read();
     }
 
-    /// <summary>A stock alert's recovery has no text of its own: what was sent is the outage's.</summary>
     private List<(string Text, DateTime? Received)> Read()
     {
         CollectionsMarshal.SetCount(_told, _places.Count);
@@ -7323,15 +7352,23 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
             _observation.Reset();
         }
         places.Sort();
-        foreach (var (alert, index, isUp, hasText) in places)
+        lock (snapshot.Names)
         {
-            if ((hasText && !isUp) || !_alert.Bind(1, alert).Bind(2, isUp ? 1 : 0).Step())
+            foreach (ref var place in places)
+            {
+                if (snapshot.Names.Texts(place.Id) is { } texts)
+                    (told[place.Index].Text, place) = (place.TextOf(texts, told), place with { Id = 0 });
+            }
+        }
+        foreach (ref var place in places)
+        {
+            if (place.Id == 0 || (place.HasText && !place.IsUp) || !_alert.Bind(1, place.Id).Step())
                 continue;
-            if (_alert.TextOrNull(1) is { } resolved)
-                told[index].Text = resolved;
-            else if (!hasText)
-                told[index].Text = _alert.Text(0);
+            var texts = new StoredTexts(_alert.Text(0), _alert.Text(1));
             _alert.Reset();
+            told[place.Index].Text = place.TextOf(texts, told);
+            lock (snapshot.Names)
+                snapshot.Names.AddTexts(place.Id, texts);
         }
         return _told;
     }
@@ -8904,7 +8941,8 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
 
     private const string Columns = """
         SELECT o.service, p.name, f.platform, f.service, f.facet, s.location, o.key, o.version, o.status, o.at,
-            o.own, o.next, o.marks, o.tries, o.barred, o.error
+            o.own, o.next, o.marks, o.tries, o.barred, o.error,
+            EXISTS (SELECT 1 FROM sent t WHERE t.service = o.service)
         FROM onix o CROSS JOIN service s ON s.id = o.service CROSS JOIN family f ON f.id = s.family
             CROSS JOIN partition p ON p.id = f.partition
         WHERE o.next IS NOT NULL AND
@@ -8930,7 +8968,7 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
                 new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)),
                 rows.TextOrNull(6), rows.Number(7), rows.TextOrNull(8), TimeOf(rows, 9), rows.Number(10) != 0,
                 UnixTime.Read(rows.Number(11)), rows.Number(12), (int)rows.Number(13), TimeOf(rows, 14),
-                rows.TextOrNull(15)));
+                rows.TextOrNull(15), rows.Number(16) != 0));
         return services;
     }
 
@@ -9331,6 +9369,12 @@ internal sealed class Recorder(
     private async Task SendAsync(List<Job> jobs, CancellationToken stop)
     {
         var done = jobs.Where(j => j.Changes.Count == 0).ToList();
+        var unanswered = done.Where(j => j.Next == null && j.Waiting.IsUnanswered).ToList();
+        if (unanswered.Count > 0)
+        {
+            await LearnAnswersAsync(unanswered, stop);
+            return;
+        }
         if (done.Count > 0)
             await ChangeAsync(w => done.ForEach(j => w.Outbox.Settle(j.Waiting, j.Next)));
         foreach (var job in done.Where(j => j.Rest == null))
@@ -9344,6 +9388,25 @@ internal sealed class Recorder(
         {
         }
         NoteOutcome();
+    }
+
+    /// <summary>
+    /// Onix may hold a change that was sent, whose answer was lost, and that the timeline has no more: a
+    /// service is not done before that is known. It stays marked, and is decided on again.
+    /// </summary>
+    private async Task LearnAnswersAsync(List<Job> unanswered, CancellationToken stop)
+    {
+        if (unanswered.Count > ReadSingly)
+            await ListAsync(null, stop);
+        else
+        {
+            foreach (var job in unanswered)
+            {
+                if (await onix.GetAsync(job.Key, stop) is { } item && !await TakeAsync(job, item))
+                    return;
+            }
+        }
+        await ChangeAsync(w => unanswered.ForEach(j => w.Outbox.Answer(j.Waiting.Id)));
     }
 
     /// <summary>The next changes in order, of each item at most one.</summary>

@@ -651,6 +651,26 @@ public sealed class TlsTests : IDisposable
         await host.CountedAsync("handshake_timeout", 1);
     }
 
+    /// <summary>Whoever begins many does not keep others from theirs, nor from the port.</summary>
+    [Fact]
+    public async Task OfTheHandshakesInProgressTheLongestGivesWay()
+    {
+        await using var host = new Host(this);
+        var clients = new List<TcpClient>();
+        for (var i = 0; i < 256; i++)
+            clients.Add(await host.PlainAsync());
+        await Wait.UntilAsync(() => _meters.Connections.Value == 256, Soon, "256 connections");
+        var first = DrainAsync(clients[0]);
+        Assert.Equal((0, false), (host.Count("handshakes"), first.IsCompleted));
+        Assert.True(await host.ServesAsync());
+        await first.WaitAsync(Soon);
+        await Wait.UntilAsync(() => _meters.Connections.Value == 255, Soon, "the two to be gone");
+        Assert.Equal((1, 0), (host.Count("handshakes"), host.Count("handshake")));
+        clients.ForEach(c => c.Dispose());
+        await host.GoneAsync();
+        Assert.Equal(0, _meters.Defects.Value);
+    }
+
     [Theory]
     [InlineData(new byte[] { 0x16, 3, 1, 0, 5, 9, 9, 9, 9, 9 })]
     [InlineData(new byte[] { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 })]
