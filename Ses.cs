@@ -12633,6 +12633,9 @@ internal sealed class Gate
     private long _work;
     private long _bytesInFlight;
 
+    /// <summary>Of bodies, as held for them.</summary>
+    public long BytesInFlight => Interlocked.Read(ref _bytesInFlight);
+
     /// <param name="tls">Null: plain HTTP.</param>
     /// <param name="descriptors">How many the process may have open.</param>
     public Gate(
@@ -12900,6 +12903,8 @@ internal sealed class Gate
         }
         catch (Exception e) when (e is AuthenticationException or IOException or Win32Exception)
         {
+            if (!EndHandshake(connection))
+                throw new IOException("the TLS handshake gave way to another", e);
             Refused(connection.IsOverdue ? "handshake_timeout" : "handshake");
             _log.Often("a TLS handshake failed", ("client", connection.Client),
                 ("reason", e.GetBaseException().Message));
@@ -12907,8 +12912,7 @@ internal sealed class Gate
         }
         finally
         {
-            lock (_gate)
-                _handshakes.Remove(connection);
+            EndHandshake(connection);
         }
         Enter(connection, ConnectionState.Idle, HeadTime);
     }
@@ -12926,6 +12930,13 @@ internal sealed class Gate
             }
             _handshakes.AddLast(connection);
         }
+    }
+
+    /// <summary>False: it had ended before, having given way.</summary>
+    private bool EndHandshake(ClientConnection connection)
+    {
+        lock (_gate)
+            return _handshakes.Remove(connection);
     }
 
     /// <summary>Serves one request. False: the connection ends.</summary>

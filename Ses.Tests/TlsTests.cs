@@ -658,13 +658,21 @@ public sealed class TlsTests : IDisposable
         await using var host = new Host(this);
         var clients = new List<TcpClient>();
         for (var i = 0; i < 256; i++)
+        {
             clients.Add(await host.PlainAsync());
+            await clients[i].GetStream().WriteAsync(ClientHello(3).AsMemory(0, 40));
+        }
         await Wait.UntilAsync(() => _meters.Connections.Value == 256, Soon, "256 connections");
         var first = DrainAsync(clients[0]);
         Assert.Equal((0, false), (host.Count("handshakes"), first.IsCompleted));
-        Assert.True(await host.ServesAsync());
+        // Once all of them have begun.
+        await Wait.UntilAsync(async () =>
+        {
+            Assert.True(await host.ServesAsync());
+            return host.Count("handshakes") == 1;
+        }, Soon, "a handshake to give way");
         await first.WaitAsync(Soon);
-        await Wait.UntilAsync(() => _meters.Connections.Value == 255, Soon, "the two to be gone");
+        await Wait.UntilAsync(() => _meters.Connections.Value == 255, Soon, "all others to be gone");
         Assert.Equal((1, 0), (host.Count("handshakes"), host.Count("handshake")));
         clients.ForEach(c => c.Dispose());
         await host.GoneAsync();
