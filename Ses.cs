@@ -1069,9 +1069,11 @@ internal readonly record struct ServiceKey(
 /// but at most a day ahead; null: none was sent.
 /// </param>
 /// <param name="Uncertain">Its end, if it has one, is no recovery (3.4).</param>
+/// <param name="Rule">Of Prometheus's alone: the name of the rule.</param>
 internal sealed record IncomingAlert(
     ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
-    DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false);
+    DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false,
+    string Rule = "");
 
 /// <summary>An alert that cannot be mapped to a service, whole.</summary>
 /// <param name="Identity">Fingerprint, status, start, end and reason: copies of it are kept once.</param>
@@ -1444,7 +1446,8 @@ internal static class AlertReader
             service, alert.IsDialect, context.Source, isPrometheus ? SenderOf(alert.GeneratorUrl) : "",
             alert.Labels.ToJson(), status, starts, isPrometheus ? null : ends,
             AlertMapping.Clip(description, AlertMapping.MaxDescription), isPrometheus ? ends : null,
-            (isPrometheus || ends != null) && IsGivenUp(alert));
+            (isPrometheus || ends != null) && IsGivenUp(alert),
+            isPrometheus ? AlertMapping.Clip(name ?? "", AlertMapping.MaxField) : "");
     }
 
     // ---- Fields ----
@@ -1749,6 +1752,31 @@ internal sealed class AlertTexts
             JsonText.Write(json.Append(':'), value);
         }
         return json.Append('}').ToString();
+    }
+}
+
+/// <summary>Labels as an alert is stored with them.</summary>
+internal static class AlertLabels
+{
+    /// <summary>They tell which of several Prometheus sent it.</summary>
+    private static readonly string[] OfReplica = ["prometheus", "prometheus_replica", "replica"];
+
+    /// <summary>The same for what each of a pair sends of one thing.</summary>
+    public static string WithoutReplica(string labels)
+    {
+        if (!Array.Exists(OfReplica, n => labels.Contains($"\"{n}\":", StringComparison.OrdinalIgnoreCase)))
+            return labels;
+        var texts = new AlertTexts();
+        var reader = JsonText.NewReader(Encoding.UTF8.GetBytes(labels));
+        reader.Read();
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader)!;
+            reader.Read();
+            if (!OfReplica.Contains(name, StringComparer.OrdinalIgnoreCase))
+                texts.Add(name, JsonText.Read(ref reader)!);
+        }
+        return texts.ToJson();
     }
 }
 
@@ -3613,6 +3641,7 @@ internal sealed class Store : IDisposable
     private readonly Thread _thread;
     private readonly Writer _writer;
     private readonly RecentAlerts _recent = new();
+    private readonly Renewals _renewals = new();
     private readonly TaskCompletionSource<string> _failed =
         new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly ConcurrentBag<Reader> _readers = [];
@@ -3665,7 +3694,7 @@ internal sealed class Store : IDisposable
         (_clock, _log, _meters) = (clock, log, meters);
         _turned = clock.GetTimestamp();
         DataDir.Check(directory);
-        _writer = new Writer(_path, WriterCache, rules, _recent, _clock);
+        _writer = new Writer(_path, WriterCache, rules, _recent, _clock, _renewals);
         _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
         _thread.Start();
     }
@@ -3693,14 +3722,20 @@ internal sealed class Store : IDisposable
     /// <param name="cures">
     /// The quarantined alert that was sent again: it is struck off if it is mapped now.
     /// </param>
+    /// <param name="within">The disk is to have it within this time; null: ten seconds.</param>
     /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
-    public Task<Stored> AppendAsync(string partition, ReceivedAlerts alerts, UInt128? cures = null)
+    public Task<Stored> AppendAsync(
+        string partition, ReceivedAlerts alerts, UInt128? cures = null, TimeSpan? within = null)
     {
         var now = Now();
+        alerts = _renewals.Judge(alerts, now);
         var keys = _recent.KeysOf(alerts.Alerts);
         if (alerts.IsAllMapped && cures == null && _recent.Knows(keys, alerts.Alerts, now)
-            && !_failed.Task.IsCompleted && _writer.HasItsFiles)
+            && !_failed.Task.IsCompleted && _writer.HasItsFiles && Refusal == null)
+        {
+            _recent.Renew(_renewals, keys, alerts.Alerts, now);
             return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
+        }
         var request = new Request(partition, alerts, keys, cures, now);
         lock (_gate)
         {
@@ -3712,14 +3747,14 @@ internal sealed class Store : IDisposable
             _waitingBytes += request.Size;
             Monitor.Pulse(_gate);
         }
-        return AnswerAsync(request);
+        return AnswerAsync(request, within ?? DiskTime);
     }
 
-    private async Task<Stored> AnswerAsync(Request request)
+    private async Task<Stored> AnswerAsync(Request request, TimeSpan within)
     {
         try
         {
-            return await request.Done.Task.WaitAsync(DiskTime, _clock);
+            return await request.Done.Task.WaitAsync(within, _clock);
         }
         catch (TimeoutException)
         {
@@ -3855,7 +3890,10 @@ internal sealed class Store : IDisposable
         foreach (var question in work.Questions)
             _asked.Enqueue((question, _writer.LastObservation));
         if (work.IsStopping && work.Requests.Count == 0 && work.Changes.Count == 0)
+        {
+            Leave();
             return false;
+        }
         try
         {
             // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
@@ -3875,6 +3913,19 @@ internal sealed class Store : IDisposable
             Interlocked.Exchange(ref _marked,
                 new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
         return true;
+    }
+
+    /// <summary>A last sign of life: what was open until now was heard.</summary>
+    private void Leave()
+    {
+        try
+        {
+            _writer.Leave(Now());
+        }
+        catch (SqliteException e) when (e.IsFull || e.IsBusy)
+        {
+            // The one before has to do.
+        }
     }
 
     /// <summary>
@@ -3949,6 +4000,8 @@ internal sealed class Store : IDisposable
         {
             _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
                 r.Partition, r.Alerts, r.Keys, r.Cures, r.Received))), Now(), isProbe: requests.Count == 0);
+            if (_refusal != null)
+                _renewals.Return(Now());
             SetRefusal(null);
             if (requests.Count > 0)
                 _meters.CommitDuration.Observe(_clock.GetElapsedTime(began).TotalSeconds);
@@ -4212,15 +4265,16 @@ internal sealed class Writer : IDisposable
     private readonly ServiceFacts _facts;
     private readonly StoreRules _rules;
     private readonly RecentAlerts _recent;
+    private readonly Renewals _renewals;
     private readonly TimeProvider _clock;
     private readonly string _path, _folder;
     private readonly Retention _retention;
 
     private readonly SqliteStatement _begin, _commit, _setMeta, _insertPartition, _insertReceipt,
-        _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _insertAlert,
+        _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _ofHash, _insertAlert,
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
-        _behind, _due, _stale, _abandoned, _service, _insertRun, _deleteRun, _endRun,
+        _behind, _due, _stale, _openAlert, _abandoned, _service, _insertRun, _deleteRun, _endRun,
         _updateRun, _updateService, _openOfService, _insertOpen, _ownOpen, _deleteOpen, _hear,
         _alertText, _deleteService, _deleteFamily;
 
@@ -4234,11 +4288,12 @@ internal sealed class Writer : IDisposable
     private bool _isMarked, _hasOthers;
     private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
     // What is recorded in this transaction, was last, and is to be later than.
-    private DateTime _recorded, _lastRecorded, _closed, _alive;
+    private DateTime _recorded, _lastRecorded, _closed, _alive, _aliveBefore;
 
     // Of a transaction of facts: whether it wrote, and what the cache learns from it.
     private bool _isDirty;
     private readonly List<(UInt128 Key, RecentAlert Alert)> _learned = [];
+    private readonly List<(RenewedEpisode Episode, IncomingAlert Copy, DateTime Received)> _renewed = [];
 
     // Services still to be derived before the mark moves to _windowEnd.
     private readonly Queue<long> _window = new();
@@ -4255,9 +4310,10 @@ internal sealed class Writer : IDisposable
 
     /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
     /// <exception cref="SqliteException">SQLite refused, or what is there could not be flushed.</exception>
-    public Writer(string path, int cache, StoreRules rules, RecentAlerts recent, TimeProvider clock)
+    public Writer(string path, int cache, StoreRules rules, RecentAlerts recent, TimeProvider clock,
+        Renewals? renewals = null)
     {
-        (_rules, _recent, _path, _clock) = (rules, recent, path, clock);
+        (_rules, _recent, _renewals, _path, _clock) = (rules, recent, renewals ?? new Renewals(), path, clock);
         _folder = Path.GetDirectoryName(Path.GetFullPath(path))!;
         if (!File.Exists(path))
         {
@@ -4291,6 +4347,7 @@ internal sealed class Writer : IDisposable
             SELECT id FROM alert
             WHERE service = ?1 AND hash = ?2 AND source = ?3 AND sender = ?4 AND labels = ?5
             """);
+        _ofHash = Of("SELECT id, source, labels FROM alert WHERE service = ?1 AND hash = ?2");
         _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
         _alertText = Of("SELECT text FROM alert WHERE id = ?1");
         _deleteService = Of("""
@@ -4330,6 +4387,7 @@ internal sealed class Writer : IDisposable
         _stale = Of($"""
             SELECT {OpenColumns} FROM open o WHERE o.own AND o.seen + o.away <= ?1 ORDER BY o.seen + o.away LIMIT ?2
             """);
+        _openAlert = Of($"SELECT {OpenColumns} FROM open o WHERE o.own AND o.alert = ?1 AND o.starts = ?2");
         _abandoned = Of($"""
             SELECT {OpenColumns} FROM open o WHERE o.alert > ?1 AND o.alert <= ?2 AND o.seen + o.away <= ?3
                 AND EXISTS (SELECT 1 FROM observation b WHERE {OfEpisode} AND b.by NOT IN ({own}))
@@ -4526,6 +4584,7 @@ internal sealed class Writer : IDisposable
     {
         _isDirty = isProbe;
         _learned.Clear();
+        _renewed.Clear();
         CheckSpace(now);
         InTransaction(now, () =>
         {
@@ -4537,6 +4596,8 @@ internal sealed class Writer : IDisposable
         });
         _files.Check();
         _recent.Learn(_learned);
+        foreach (var (episode, copy, received) in _renewed)
+            _renewals.Renew(episode, copy, received);
     }
 
     /// <summary>Before the space that checkpoints and retention need is gone.</summary>
@@ -4725,8 +4786,10 @@ internal sealed class Writer : IDisposable
             RefuseOneTooMany(alert, "statuses", MaxStatuses, "SeS");
             return false;
         }
-        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         var traits = new AlertTraits(alert.Dialect, alert.Source);
+        if (alert.Starts == default)
+            alert = alert with { Starts = OpenSince(service, id, traits) ?? Earlier(received, alert.Ends) };
+        var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         // By what this SeS has heard itself, else it would not count as one that did.
         var isNew = id > last;
         if (isNew)
@@ -4743,6 +4806,7 @@ internal sealed class Writer : IDisposable
         var seen = UnixTime.From(received);
         if (kind is { } brings)
         {
+            LapseOlder(service, id, alert, received);
             var isKnownText = isNew || alert.Description == _alertText.Bind(1, id).FirstText();
             Observe(service, id, brings, copy, isKnownText ? null : alert.Description, _self);
             if (_hasOthers)
@@ -4750,19 +4814,86 @@ internal sealed class Writer : IDisposable
         }
         else if (alert.Ends == null)
             seen = _see.Bind(1, id).Bind(2, seen).Bind(3, (long)SeenStep.TotalMilliseconds).Number() ?? seen;
-        Learn(key, service, id, alert, kind, UnixTime.Read(seen));
+        Learn(key, service, id, alert, kind, UnixTime.Read(seen), received);
+        if (kind is ObservationKind.End or ObservationKind.Start)
+            EndOfOtherSource(service, id, alert, received);
         return kind != null;
     }
 
+    private static DateTime Earlier(DateTime received, DateTime? ends) => ends < received ? ends.Value : received;
+
+    /// <summary>The start of an alert's open episode; null: none is open.</summary>
+    private DateTime? OpenSince(long service, long alert, AlertTraits traits)
+    {
+        ReadNewest(service, alert, DateTime.MaxValue, alsoOfOthers: false);
+        return Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), traits);
+    }
+
+    /// <summary>A newer episode of Prometheus's: the one before it lapses at its last copy (3.1).</summary>
+    private void LapseOlder(long service, long id, IncomingAlert alert, DateTime received)
+    {
+        if (alert.Source != AlertSource.Prometheus || _newestFacts.Count == 0)
+            return;
+        var newest = _newestFacts[^1];
+        if (newest.Starts < alert.Starts && _renewals.LastCopy(id, newest.Starts) is { } last
+            && Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new(alert.Dialect, alert.Source)) == newest.Starts)
+            Observe(service, id, ObservationKind.Lapse, new AlertCopy(newest.Starts,
+                last > newest.Starts ? last : newest.Starts, newest.Status, received), null, _self);
+    }
+
+    /// <summary>
+    /// An end that Prometheus states ends Alertmanager's open episode of the same labels, too, once no
+    /// Prometheus has one open; also where Alertmanager's first copy comes within 20 s after it (1).
+    /// </summary>
+    private void EndOfOtherSource(long service, long id, IncomingAlert alert, DateTime received)
+    {
+        var isStated = alert.Source == AlertSource.Prometheus && alert.Ends != null;
+        if (!isStated && (alert.Source == AlertSource.Prometheus || alert.Ends != null))
+            return;
+        var group = AlertLabels.WithoutReplica(alert.Labels);
+        var others = new List<(long Id, AlertSource Source, string Labels)>();
+        _ofHash.Bind(1, service).Bind(2, Checksum.Hash(alert.Labels));
+        while (_ofHash.Step())
+        {
+            var other = (Id: _ofHash.Number(0), Source: (AlertSource)_ofHash.Number(1), Labels: _ofHash.Text(2));
+            if (other.Id != id && AlertLabels.WithoutReplica(other.Labels) == group)
+                others.Add(other);
+        }
+        var end = isStated ? (alert.Ends, alert.Starts) : default;
+        foreach (var (other, source, _) in others.Where(o => o.Source == AlertSource.Prometheus))
+        {
+            if (OpenSince(service, other, new(alert.Dialect, source)) != null)
+                return;
+            if (!isStated && _newestFacts is [.., { Kind: ObservationKind.End } last]
+                && received - last.Received <= TimelineRules.LateCopy && (end.Ends == null || last.Ends > end.Ends))
+                end = (last.Ends, last.Starts);
+        }
+        if (end.Ends is not { } ends)
+            return;
+        foreach (var (relayed, source, labels) in others.Where(o => o.Source == AlertSource.Webhook)
+            .Concat(isStated ? [] : [(id, AlertSource.Webhook, alert.Labels)]))
+        {
+            if ((!isStated && relayed != id)
+                || OpenSince(service, relayed, new(alert.Dialect, source)) is not { } starts || starts > ends)
+                continue;
+            Observe(service, relayed, ObservationKind.End,
+                new AlertCopy(starts, ends, _newestFacts[^1].Status, received), null, _self);
+            var key = _recent.KeyOf(alert with { Source = source, Sender = "", Labels = labels });
+            _learned.Add((key, new RecentAlert(service, relayed, DateTime.MinValue, null, "", DateTime.MinValue)));
+        }
+    }
+
     /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
-    private void Learn(
-        UInt128 key, long service, long id, IncomingAlert alert, ObservationKind? kind, DateTime seen)
+    private void Learn(UInt128 key, long service, long id, IncomingAlert alert, ObservationKind? kind,
+        DateTime seen, DateTime received)
     {
         var newest = _newestFacts.Count == 0 ? DateTime.MinValue : _newestFacts[^1].Starts;
         // An uncertain end is replaced by any that is stated.
         var isNewest = kind != null ? kind != ObservationKind.Lapse && alert.Starts >= newest
             : alert.Ends == null && alert.Starts == newest && newest == Episodes.Open(
                 CollectionsMarshal.AsSpan(_newestFacts), new AlertTraits(alert.Dialect, alert.Source));
+        if (isNewest && alert is { Source: AlertSource.Prometheus, Ends: null })
+            _renewed.Add((new(service, id, alert.Starts), alert, received));
         _learned.Add((key, isNewest
             ? new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, seen)
             : new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
@@ -4774,7 +4905,7 @@ internal sealed class Writer : IDisposable
         var (_, platform, name, facet, location) = alert.Service;
         var family = _findFamily.Bind(1, partition).Bind(2, platform).Bind(3, name).Bind(4, facet).Number();
         var service = family == null ? null : _findService.Bind(1, family.Value).Bind(2, location).Number();
-        var hash = Checksum.Hash(alert.Source, alert.Sender, alert.Labels);
+        var hash = Checksum.Hash(alert.Labels);
         var id = service == null ? null : _findAlert.Bind(1, service.Value).Bind(2, hash)
             .Bind(3, (long)alert.Source).Bind(4, alert.Sender).Bind(5, alert.Labels).Number();
         if (id != null)
@@ -4894,6 +5025,7 @@ internal sealed class Writer : IDisposable
     /// <summary>Whether time alone has changed a service, or had an episode lapse.</summary>
     public bool IsDue(DateTime now) => _due.Bind(1, UnixTime.From(now)).Bind(2, 1).Number() != null
         || _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Number() != null
+        || (!IsBehind && _renewals.IsDue(now))
         || IsAbandonedDue(now);
 
     /// <summary>See <see cref="SqliteConnection.AwaitOthers"/>.</summary>
@@ -4963,7 +5095,54 @@ internal sealed class Writer : IDisposable
             using var shift = _database.Query("UPDATE open SET away = min(?1 - seen, away + ?2)");
             shift.Bind(1, UnixTime.From(now)).Bind(2, (long)away.TotalMilliseconds).Run();
         }
+        if (_alive == default)
+            _aliveBefore = last is { } alive ? UnixTime.Read(alive) : now;
         _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
+        if (_renewals.Longest() is { } validity)
+            _setMeta.Bind(1, "validity").Bind(2, (long)validity.TotalMilliseconds).Run();
+    }
+
+    /// <summary>Nothing comes any more.</summary>
+    public void Leave(DateTime now) => Unflushed(now, () => NoteAlive(now));
+
+    /// <summary>Longer, and copies of Prometheus's may have been lost.</summary>
+    private static readonly TimeSpan LongestTurn = TimeSpan.FromSeconds(10);
+
+    /// <summary>Of Prometheus's defaults.</summary>
+    private static readonly TimeSpan UsualValidity = TimeSpan.FromMinutes(4);
+
+    // Whether what was open before the start is known to _renewals.
+    private bool _isRestored;
+
+    /// <summary>What Prometheus has not renewed (3.4).</summary>
+    private List<OpenEpisode> Lapsed(DateTime now)
+    {
+        if (!_isRestored)
+            Restore();
+        _isRestored = true;
+        var lapsed = new List<OpenEpisode>();
+        foreach (var ((service, alert, starts), last) in _renewals.TakeLapsed(now, DueAtOnce))
+        {
+            _openAlert.Bind(1, alert).Bind(2, UnixTime.From(starts));
+            if (_openAlert.Step())
+                lapsed.Add(EpisodeOf(_openAlert) with { Seen = UnixTime.From(last) });
+            _openAlert.Reset();
+        }
+        return lapsed;
+    }
+
+    /// <summary>What was open before the start was heard until the last sign of life.</summary>
+    private void Restore()
+    {
+        var validity = _database.Number("SELECT value FROM meta WHERE name = 'validity'") is { } milliseconds
+            ? TimeSpan.FromMilliseconds(milliseconds) : UsualValidity;
+        using var open = _database.Query("""
+            SELECT o.service, o.alert, o.starts, max(o.seen, ?1) FROM open o JOIN alert a ON a.id = o.alert
+            WHERE o.own AND a.source = 1
+            """);
+        for (open.Bind(1, UnixTime.From(_aliveBefore)); open.Step();)
+            _renewals.Restore(new(open.Number(0), open.Number(1), UnixTime.Read(open.Number(2))),
+                UnixTime.Read(open.Number(3)), validity);
     }
 
     /// <summary>Longer, and SeS was away.</summary>
@@ -4972,12 +5151,17 @@ internal sealed class Writer : IDisposable
     /// <summary>What time alone brings: lapses, as facts, and services whose status changes.</summary>
     private void Tick(DateTime now)
     {
+        // It was stopped, or the host slept.
+        if (now - _ticked is var pause && (pause > LongestTurn || pause < TimeSpan.Zero))
+            _renewals.Return(now);
         _ticked = now;
         if (now - _alive >= AlivePeriod || now < _alive)
             NoteAlive(now);
         if (IsMapping)
             MapAnew(_rules.Mapping!, now);
         GiveUp(Stale(now), now);
+        if (!IsBehind)
+            GiveUp(Lapsed(now), now);
         GiveUp(Abandoned(now), now, ServiceFacts.ForSilent);
         var due = new List<long>();
         _due.Bind(1, UnixTime.From(now)).Bind(2, DueAtOnce);
@@ -6267,10 +6451,12 @@ internal struct Checksum()
         return Add(text.Length);
     }
 
-    /// <summary>What finds an alert; its texts are compared all the same.</summary>
-    public static long Hash(AlertSource source, string sender, string labels) =>
-        BinaryPrimitives.ReadInt64LittleEndian(
-            SHA256.HashData(Encoding.UTF8.GetBytes($"{(int)source}\n{sender}\n{labels}")));
+    /// <summary>
+    /// What finds an alert among those of its service, and what others say of the same: its texts are compared
+    /// all the same.
+    /// </summary>
+    public static long Hash(string labels) => BinaryPrimitives.ReadInt64LittleEndian(
+        SHA256.HashData(Encoding.UTF8.GetBytes(AlertLabels.WithoutReplica(labels))));
 }
 
 /// <summary>
@@ -6607,6 +6793,155 @@ internal sealed class RecentAlerts
     {
         lock (_gate)
             (_young, _old) = ([], []);
+    }
+
+    /// <summary>Notes copies of Prometheus's that tell nothing but that their alerts still fire.</summary>
+    public void Renew(Renewals renewals, UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
+    {
+        for (var i = 0; i < keys.Length; i++)
+        {
+            if (alerts[i] is { Source: AlertSource.Prometheus, Ends: null } && Find(keys[i]) is { } held)
+                renewals.Renew(new(held.Service, held.Alert, held.Starts), alerts[i], now);
+        }
+    }
+}
+
+/// <summary>An open episode of Prometheus's.</summary>
+internal readonly record struct RenewedEpisode(long Service, long Alert, DateTime Starts);
+
+/// <summary>
+/// Until when the open episodes of Prometheus hold. Prometheus says of each firing alert, every minute or so,
+/// until when that is valid: one that is not renewed within its validity lapses. What only renews is not
+/// stored; after a crash the last copy of each is the last sign of life of SeS.
+/// </summary>
+internal sealed class Renewals
+{
+    /// <summary>Prometheus sends again after a minute, or what its evaluations make of that.</summary>
+    private static readonly TimeSpan
+        LeastValidity = TimeSpan.FromSeconds(130), Unstated = TimeSpan.FromMinutes(5);
+
+    /// <summary>For clocks that differ: how far ahead of the receipt the end of a resolved copy may be.</summary>
+    private static readonly TimeSpan
+        MostTolerance = TimeSpan.FromSeconds(30), UnknownTolerance = TimeSpan.FromSeconds(2);
+
+    /// <summary>Added to half the validity, within which Prometheus sends again after SeS was away.</summary>
+    private static readonly TimeSpan ReturnTime = TimeSpan.FromSeconds(10);
+
+    /// <summary>More rules, of all senders, are not remembered.</summary>
+    private const int MaxRules = 100_000;
+
+    private readonly record struct Renewal(RenewedEpisode Episode, DateTime Last, TimeSpan Validity);
+
+    private readonly object _gate = new();
+    private readonly Dictionary<long, Renewal> _renewals = [];
+    private readonly Dictionary<(string Sender, string Rule), TimeSpan> _validities = [];
+
+    // Since when SeS takes alerts without a break, and no later than when the next one lapses.
+    private DateTime _since, _nextDue = DateTime.MaxValue;
+
+    /// <summary>
+    /// Tells firing copies of Prometheus's from resolved ones: the former get until when they are valid, the
+    /// latter their end.
+    /// </summary>
+    public ReceivedAlerts Judge(ReceivedAlerts alerts, DateTime received) =>
+        alerts.Alerts.Count == 0 || alerts.Alerts[0].Source != AlertSource.Prometheus ? alerts
+            : alerts with { Alerts = [.. alerts.Alerts.Select(a => Judge(a, received))] };
+
+    private IncomingAlert Judge(IncomingAlert alert, DateTime received)
+    {
+        lock (_gate)
+        {
+            var rule = (alert.Sender, alert.Rule);
+            var tolerance = !_validities.TryGetValue(rule, out var validity) ? UnknownTolerance
+                : validity / 4 < MostTolerance ? validity / 4 : MostTolerance;
+            if (alert.ValidUntil is { } ends && ends <= received + tolerance)
+                return alert with { Ends = ends, ValidUntil = null };
+            validity = alert.ValidUntil - received ?? Unstated;
+            if (_validities.Count < MaxRules || _validities.ContainsKey(rule))
+                _validities[rule] = validity;
+            return alert with { ValidUntil = received + validity };
+        }
+    }
+
+    /// <summary>A firing copy of an open episode.</summary>
+    public void Renew(RenewedEpisode episode, IncomingAlert copy, DateTime received)
+    {
+        lock (_gate)
+            Set(new Renewal(episode, received, copy.ValidUntil - received ?? Unstated));
+    }
+
+    /// <summary>An episode that was open before a start.</summary>
+    public void Restore(RenewedEpisode episode, DateTime last, TimeSpan validity)
+    {
+        lock (_gate)
+        {
+            if (!_renewals.ContainsKey(episode.Alert))
+                Set(new Renewal(episode, last, validity));
+        }
+    }
+
+    private void Set(in Renewal renewal)
+    {
+        _renewals[renewal.Episode.Alert] = renewal;
+        if (DueOf(renewal) is var due && due < _nextDue)
+            _nextDue = due;
+    }
+
+    /// <summary>The longest validity of what is open; null: nothing is.</summary>
+    public TimeSpan? Longest()
+    {
+        lock (_gate)
+            return _renewals.Count == 0 ? null : _renewals.Values.Max(r => r.Validity);
+    }
+
+    /// <summary>SeS takes alerts again: nothing lapses before each could be sent again.</summary>
+    public void Return(DateTime now)
+    {
+        lock (_gate)
+            _since = now;
+    }
+
+    /// <summary>When the last copy of an episode was; null: that is not known.</summary>
+    public DateTime? LastCopy(long alert, DateTime starts)
+    {
+        lock (_gate)
+            return _renewals.TryGetValue(alert, out var renewal) && renewal.Episode.Starts == starts
+                ? renewal.Last : null;
+    }
+
+    public bool IsDue(DateTime now)
+    {
+        lock (_gate)
+            return now >= _nextDue;
+    }
+
+    /// <summary>Episodes whose last copy, at this time, holds no longer; they are forgotten.</summary>
+    public List<(RenewedEpisode Episode, DateTime Last)> TakeLapsed(DateTime now, int most)
+    {
+        var lapsed = new List<(RenewedEpisode Episode, DateTime Last)>();
+        lock (_gate)
+        {
+            if (now < _nextDue)
+                return lapsed;
+            _nextDue = DateTime.MaxValue;
+            foreach (var renewal in _renewals.Values)
+            {
+                var due = DueOf(renewal);
+                if (due <= now && lapsed.Count < most)
+                    lapsed.Add((renewal.Episode, renewal.Last));
+                else if (due < _nextDue)
+                    _nextDue = due;
+            }
+            lapsed.ForEach(l => _renewals.Remove(l.Episode.Alert));
+        }
+        return lapsed;
+    }
+
+    private DateTime DueOf(in Renewal renewal)
+    {
+        var lapses = renewal.Last + (renewal.Validity > LeastValidity ? renewal.Validity : LeastValidity);
+        var returned = _since + (renewal.Validity / 2) + ReturnTime;
+        return lapses > returned ? lapses : returned;
     }
 }
 
@@ -8021,6 +8356,69 @@ internal abstract class BodyWriter
     }
 
     protected void Put(string text) => Encoding.UTF8.GetBytes(text, Buffer);
+}
+
+/// <summary>Writes the open alerts of a partition as Alertmanager's interface has them (v2).</summary>
+internal sealed class OpenAlerts : BodyWriter
+{
+    /// <summary>Go's for none: who sends it says when it ends.</summary>
+    private const string NoTime = "0001-01-01T00:00:00.000Z";
+
+    private readonly Utf8JsonWriter _json;
+
+    private OpenAlerts() => _json = new Utf8JsonWriter(Buffer);
+
+    public static IEnumerable<ReadOnlyMemory<byte>> Write(Snapshot snapshot, string partition)
+    {
+        var alerts = new OpenAlerts();
+        using var rows = snapshot.Query("""
+            SELECT a.labels, a.text, a.sender, o.starts, o.seen
+            FROM open o CROSS JOIN alert a ON a.id = o.alert CROSS JOIN service s ON s.id = a.service
+                CROSS JOIN family f ON f.id = s.family
+            WHERE f.partition = (SELECT id FROM partition WHERE name = ?1) ORDER BY o.alert
+            """);
+        alerts._json.WriteStartArray();
+        for (rows.Bind(1, partition); rows.Step();)
+        {
+            alerts.Add(rows);
+            if (alerts.IsFull)
+                yield return alerts.Take();
+        }
+        alerts._json.WriteEndArray();
+        alerts._json.Flush();
+        yield return alerts.Take();
+    }
+
+    private void Add(SqliteStatement row)
+    {
+        var labels = row.Text(0);
+        _json.WriteStartObject();
+        _json.WriteStartObject("annotations");
+        _json.WriteString("description", row.Text(1));
+        _json.WriteEndObject();
+        _json.WriteString("endsAt", NoTime);
+        _json.WriteString("fingerprint",
+            Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8)));
+        _json.WriteStartArray("receivers");
+        _json.WriteStartObject();
+        _json.WriteString("name", "ses");
+        _json.WriteEndObject();
+        _json.WriteEndArray();
+        _json.WriteString("startsAt", Rfc3339.Format(UnixTime.Read(row.Number(3))));
+        _json.WriteStartObject("status");
+        _json.WriteStartArray("inhibitedBy");
+        _json.WriteEndArray();
+        _json.WriteStartArray("silencedBy");
+        _json.WriteEndArray();
+        _json.WriteString("state", "active");
+        _json.WriteEndObject();
+        _json.WriteString("updatedAt", Rfc3339.Format(UnixTime.Read(row.Number(4))));
+        _json.WriteString("generatorURL", row.Text(2));
+        _json.WritePropertyName("labels");
+        _json.WriteRawValue(labels);
+        _json.WriteEndObject();
+        _json.Flush();
+    }
 }
 
 /// <summary>Writes rows in a format.</summary>
@@ -11268,7 +11666,7 @@ internal sealed class Web
     private readonly Log _log;
     private readonly Meters _meters;
     private readonly Auth _auth;
-    private readonly DateTime _built;
+    private readonly DateTime _built, _started;
     private readonly string[] _hook;
     private readonly byte[] _secret;
     // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
@@ -11287,6 +11685,7 @@ internal sealed class Web
     public Web(Options options, Auth auth, DateTime built, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _auth, _built, _clock, _log, _meters) = (options, auth, built, clock, log, meters);
+        _started = clock.GetUtcNow().UtcDateTime;
         (_hook, _secret) = (options.Path.Split('/'), Encoding.UTF8.GetBytes(Secret));
         meters.Registry.AddBeforeCollectCallback(SetGauges);
     }
@@ -11339,7 +11738,24 @@ internal sealed class Web
 
     // ---- Judging by the head alone ----
 
-    private enum Resource { None, Live, Ready, Metrics, Health, Webhook, History, Report, Page, Service }
+    private enum Resource
+    {
+        None, Live, Ready, Metrics, Health, Webhook, History, Report, Page, Service,
+
+        /// <summary>Below a partition, as Alertmanager has them: for Prometheus and its like.</summary>
+        Alerts, FirstAlerts, PeerStatus, PeerReady,
+    }
+
+    /// <summary>What alerts are posted to.</summary>
+    private static bool TakesAlerts(Resource resource) =>
+        resource is Resource.Webhook or Resource.Alerts or Resource.FirstAlerts;
+
+    /// <summary>
+    /// Prometheus keeps its connections, and sends nothing again: one that is closed between two posts loses
+    /// the second.
+    /// </summary>
+    public bool IsFromPrometheus(RequestHead head) =>
+        head.Method == "POST" && Route(head.Target).Resource is Resource.Alerts or Resource.FirstAlerts;
 
     /// <summary>
     /// Judges a request before its body is read, so that a stranger cannot make SeS hold one. Null: it may
@@ -11352,7 +11768,7 @@ internal sealed class Web
         var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
             ?? (NeedsCredentials(resource)
                 ? await _auth.RefusalAsync(head.Authorization, client, connection) : null);
-        if (resource != Resource.Webhook || head.IsRead)
+        if (!TakesAlerts(resource) || head.IsRead)
             return refusal;
         refusal ??= LengthRefusal(head.Length, client) ?? Unavailable();
         if (refusal != null)
@@ -11362,13 +11778,13 @@ internal sealed class Web
 
     /// <summary>All but probes, and metrics unless the settings ask for it.</summary>
     private bool NeedsCredentials(Resource resource) =>
-        !(resource is Resource.None or Resource.Live or Resource.Ready
+        !(resource is Resource.None or Resource.Live or Resource.Ready or Resource.PeerReady
             || (resource == Resource.Metrics && !_options.MetricsAuth));
 
     /// <summary>Questions have places of their own, so that webhooks and probes keep theirs.</summary>
     public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
         is Resource.Webhook or Resource.History or Resource.Report or Resource.Page or Resource.Service
-        or Resource.Health;
+        or Resource.Health or Resource.Alerts or Resource.PeerStatus;
 
     /// <summary>
     /// What needs no encoding (RFC 3986, 2.3) is not to be encoded: a proxy that judges paths would not know
@@ -11404,12 +11820,14 @@ internal sealed class Web
     {
         Resource.None => Reply.Problem(
             404, $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
-        Resource.Webhook or Resource.History or Resource.Report when !IsPartition(partition) => Reply.Problem(
+        Resource.Webhook or Resource.History or Resource.Report or Resource.Alerts or Resource.FirstAlerts
+            or Resource.PeerStatus or Resource.PeerReady when !IsPartition(partition) => Reply.Problem(
             404,
             $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
-        Resource.Webhook when head.Method == "POST" && head.IsOfPage => Reply.Problem(
+        _ when TakesAlerts(resource) && head.Method == "POST" && head.IsOfPage => Reply.Problem(
             403, "A web page may not post alerts, since it may be of any site."),
-        Resource.Webhook => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
+        Resource.FirstAlerts => head.Method == "POST" ? null : NotAllowed("POST"),
+        Resource.Webhook or Resource.Alerts => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
         _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
     };
 
@@ -11456,13 +11874,21 @@ internal sealed class Web
             _ when !segments.Take(_hook.Length).SequenceEqual(_hook) => (Resource.None, ""),
             _ when segments.Length <= _hook.Length + 1 =>
                 (Resource.Webhook, segments.ElementAtOrDefault(_hook.Length) ?? ""),
-            _ when segments.Length == _hook.Length + 2 && segments[^1] == "history" =>
-                (Resource.History, segments[^2]),
-            _ when segments.Length == _hook.Length + 2 && segments[^1] == "report" =>
-                (Resource.Report, segments[^2]),
-            _ => (Resource.None, ""),
+            _ => (OfPartition(segments.AsSpan(_hook.Length + 1)), segments[_hook.Length]),
         };
     }
+
+    /// <summary>What the segments after a partition name.</summary>
+    private static Resource OfPartition(ReadOnlySpan<string> segments) => segments switch
+    {
+        ["history"] => Resource.History,
+        ["report"] => Resource.Report,
+        ["api", "v2", "alerts"] => Resource.Alerts,
+        ["api", "v1", "alerts"] => Resource.FirstAlerts,
+        ["api", "v2", "status"] => Resource.PeerStatus,
+        ["-", "ready" or "healthy"] => Resource.PeerReady,
+        _ => Resource.None,
+    };
 
     /// <summary>The parameters of a target's query, as a form writes them.</summary>
     private static IEnumerable<KeyValuePair<string, string>> Parameters(string target)
@@ -11567,34 +11993,46 @@ internal sealed class Web
             case Resource.Health:
                 return HealthReply(request);
             case Resource.Webhook when request.HttpMethod == "GET":
-                return await AskAsync(Subject.Status, request, partition);
+                return await AskAsync("status", () => AnswerAsync(Subject.Status, request, partition));
+            case Resource.Alerts when request.HttpMethod == "GET":
+                return await AskAsync("alerts", () => ListAlertsAsync(request, partition));
+            case Resource.PeerStatus:
+                return PeerStatusReply();
+            case Resource.PeerReady:
+                return Unavailable() ?? (_store!.Refusal is { } refusal ? Reply.Problem(503, refusal)
+                    : new Reply(200, "text/plain; charset=utf-8", "OK"u8.ToArray()));
             case Resource.History:
-                return await AskAsync(Subject.History, request, partition);
+                return await AskAsync("history", () => AnswerAsync(Subject.History, request, partition));
             case Resource.Report:
-                return await AskAsync(Subject.Report, request, partition);
+                return await AskAsync("report", () => AnswerAsync(Subject.Report, request, partition));
             case Resource.Page or Resource.Service:
-                return await AskAsync(null, request, partition);
+                return await AskAsync("page", () => ShowAsync(request.RawUrl ?? ""));
             default:
                 var started = _clock.GetTimestamp();
-                var reply = Unavailable() ?? await TakeInTurnAsync(_store!, request, partition);
+                var post = new Post(partition, resource != Resource.Webhook, resource == Resource.FirstAlerts);
+                var reply = Unavailable() ?? await TakeInTurnAsync(_store!, request, post);
                 Count(reply, started);
                 return reply;
         }
     }
 
+    /// <summary>Where alerts are posted to, and so by whom.</summary>
+    /// <param name="IsFirst">In the first version of Alertmanager's interface.</param>
+    private readonly record struct Post(string Partition, bool IsPrometheus, bool IsFirst);
+
     private bool IsFromGate(HttpListenerRequest request) => CryptographicOperations.FixedTimeEquals(
         Encoding.UTF8.GetBytes(request.Headers[SecretField] ?? ""), _secret);
 
     /// <summary>A payload takes several times its size while it is read: large ones are read one by one.</summary>
-    private async Task<Reply> TakeInTurnAsync(Store store, HttpListenerRequest request, string partition)
+    private async Task<Reply> TakeInTurnAsync(Store store, HttpListenerRequest request, Post post)
     {
         if (request.ContentLength64 <= LargePayload)
-            return await TakeAsync(store, request, partition);
+            return await TakeAsync(store, request, post);
         if (!await _largePayloads.WaitAsync(LargePayloadTime))
             return Reply.Problem(503, "Other large payloads are being read.");
         try
         {
-            return await TakeAsync(store, request, partition);
+            return await TakeAsync(store, request, post);
         }
         finally
         {
@@ -11604,26 +12042,26 @@ internal sealed class Web
         }
     }
 
-    private async Task<Reply> TakeAsync(Store store, HttpListenerRequest request, string partition)
+    private async Task<Reply> TakeAsync(Store store, HttpListenerRequest request, Post post)
     {
         ReceivedAlerts alerts;
         try
         {
-            alerts = await ReadAsync(request, partition);
+            alerts = await ReadAsync(request, post);
         }
         catch (PayloadException e)
         {
             return Bad(e.Code, e.Message, request.Headers[ClientField]);
         }
-        if (_options.Partitions?.Contains(partition) == false)
-            return NotTaken(partition, alerts);
+        if (_options.Partitions?.Contains(post.Partition) == false)
+            return NotTaken(post.Partition, alerts);
         var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
-        return await KeepAsync(store, alerts, partition, QuarantinedAlert.IdOf(cures));
+        return await KeepAsync(store, alerts, post, QuarantinedAlert.IdOf(cures));
     }
 
     /// <summary>The body is not held any longer.</summary>
     /// <exception cref="PayloadException">It cannot be processed as a whole.</exception>
-    private async Task<ReceivedAlerts> ReadAsync(HttpListenerRequest request, string partition)
+    private async Task<ReceivedAlerts> ReadAsync(HttpListenerRequest request, Post post)
     {
         var length = (int)request.ContentLength64;
         var isPooled = length <= LargePayload;
@@ -11632,7 +12070,8 @@ internal sealed class Web
         try
         {
             await request.InputStream.ReadExactlyAsync(body, 0, length);
-            return AlertReader.Read(body.AsSpan(0, length), partition, AlertSource.Webhook, _options.Mapping,
+            return AlertReader.Read(body.AsSpan(0, length), post.Partition,
+                post.IsPrometheus ? AlertSource.Prometheus : AlertSource.Webhook, _options.Mapping,
                 _clock.GetUtcNow().UtcDateTime);
         }
         finally
@@ -11642,9 +12081,15 @@ internal sealed class Web
         }
     }
 
-    /// <summary>The one place from which a webhook is answered 2xx: after the flush.</summary>
-    private async Task<Reply> KeepAsync(Store store, ReceivedAlerts alerts, string partition, UInt128? cures)
+    /// <summary>
+    /// Prometheus sends to one Alertmanager after the other: while one does not answer, people wait.
+    /// </summary>
+    private static readonly TimeSpan PrometheusTime = TimeSpan.FromSeconds(1);
+
+    /// <summary>The one place from which alerts are answered 2xx: after the flush.</summary>
+    private async Task<Reply> KeepAsync(Store store, ReceivedAlerts alerts, Post post, UInt128? cures)
     {
+        var partition = post.Partition;
         if (alerts.Truncated > 0)
         {
             _meters.Truncated.Inc(alerts.Truncated);
@@ -11654,7 +12099,7 @@ internal sealed class Web
         Stored stored;
         try
         {
-            stored = await store.AppendAsync(partition, alerts, cures);
+            stored = await store.AppendAsync(partition, alerts, cures, post.IsPrometheus ? PrometheusTime : null);
         }
         catch (StoreException e)
         {
@@ -11662,12 +12107,35 @@ internal sealed class Web
         }
         Count(alerts, stored);
         if (stored.Quarantined == 0)
-            return new Reply(204, "", []);
+            return TakenReply(post);
         List<UnmappableAlert> quarantined = [.. alerts.UnmappableAlerts, .. stored.Refused ?? []];
         _log.Often("alerts were quarantined", ("partition", partition), ("alerts", stored.Quarantined),
             ("alertname", quarantined[0].Alertname), ("reason", quarantined[0].Reason));
-        return Reply.Json(200, json => WriteQuarantined(json, stored, alerts, quarantined));
+        return post.IsPrometheus ? TakenReply(post)
+            : Reply.Json(200, json => WriteQuarantined(json, stored, alerts, quarantined));
     }
+
+    /// <summary>As Alertmanager answers each of its kinds of clients.</summary>
+    private static Reply TakenReply(Post post) => post.IsFirst
+        ? Reply.Json(200, json => json.WriteString("status", "success"))
+        : new Reply(post.IsPrometheus ? 200 : 204, "", []);
+
+    /// <summary>What amtool and Grafana ask an Alertmanager before anything else.</summary>
+    private Reply PeerStatusReply() => Reply.Json(200, json =>
+    {
+        json.WriteStartObject("cluster");
+        json.WriteString("status", "disabled");
+        json.WriteEndObject();
+        json.WriteStartObject("versionInfo");
+        foreach (var name in (string[])["branch", "buildDate", "buildUser", "goVersion", "revision"])
+            json.WriteString(name, "");
+        json.WriteString("version", "ses " + Program.Version);
+        json.WriteEndObject();
+        json.WriteStartObject("config");
+        json.WriteString("original", "");
+        json.WriteEndObject();
+        json.WriteString("uptime", Rfc3339.Format(_started));
+    });
 
     private void Count(ReceivedAlerts alerts, Stored stored)
     {
@@ -11706,15 +12174,14 @@ internal sealed class Web
 
     // ---- Questions ----
 
-    /// <param name="subject">Null: a page is asked for.</param>
-    private async Task<Reply> AskAsync(Subject? subject, HttpListenerRequest request, string partition)
+    /// <param name="name">Of what is asked, in metrics.</param>
+    private async Task<Reply> AskAsync(string name, Func<Task<Reply>> answer)
     {
         var started = _clock.GetTimestamp();
         Reply reply;
         try
         {
-            reply = Starting() ?? (subject is { } asked
-                ? await AnswerAsync(asked, request, partition) : await ShowAsync(request.RawUrl ?? ""));
+            reply = Starting() ?? await answer();
         }
         catch (QuestionException e)
         {
@@ -11728,7 +12195,6 @@ internal sealed class Web
         {
             reply = Unreadable(e);
         }
-        var name = subject?.ToString().ToLowerInvariant() ?? "page";
         _meters.QuestionDuration.WithLabels(name).Observe(_clock.GetElapsedTime(started).TotalSeconds);
         _meters.Questions.WithLabels(name, reply.Code.ToString(CultureInfo.InvariantCulture)).Inc();
         return reply;
@@ -11763,6 +12229,16 @@ internal sealed class Web
             if (!isTaken)
                 snapshot.Dispose();
         }
+    }
+
+    /// <summary>The alerts that are open, as Alertmanager lists them; none is silenced or inhibited here.</summary>
+    private async Task<Reply> ListAlertsAsync(HttpListenerRequest request, string partition)
+    {
+        if (Parameters(request.RawUrl ?? "").Any(p => p.Key == "filter"))
+            throw new QuestionException("filter: SeS lists all open alerts of a partition; leave it out");
+        var snapshot = await _store!.ReadAsync();
+        return await StreamAsync(
+            snapshot, OpenAlerts.Write(snapshot, partition), isShort: false, "application/json", []);
     }
 
     private async Task<Reply> ShowAsync(string target)
@@ -13102,7 +13578,7 @@ internal sealed class Gate
         Interlocked.Increment(ref _work);
         try
         {
-            var closes = head.Closes || _draining;
+            var closes = head.Closes || _draining || _web.IsFromPrometheus(head);
             using var answer = new MessageBuffer(this, SmallAnswer, isCounted: false);
             StreamedBody? body;
             var slots = _web.IsQuestion(head) ? _questionSlots : _slots;
