@@ -5125,7 +5125,11 @@ internal sealed class Writer : IDisposable
         {
             _openAlert.Bind(1, alert).Bind(2, UnixTime.From(starts));
             if (_openAlert.Step())
-                lapsed.Add(EpisodeOf(_openAlert) with { Seen = UnixTime.From(last) });
+                // It fired, if but once.
+                lapsed.Add(EpisodeOf(_openAlert) with
+                {
+                    Seen = Math.Max(UnixTime.From(last), UnixTime.From(starts) + 1),
+                });
             _openAlert.Reset();
         }
         return lapsed;
@@ -12118,7 +12122,7 @@ internal sealed class Web
     /// <summary>As Alertmanager answers each of its kinds of clients.</summary>
     private static Reply TakenReply(Post post) => post.IsFirst
         ? Reply.Json(200, json => json.WriteString("status", "success"))
-        : new Reply(post.IsPrometheus ? 200 : 204, "", []);
+        : post.IsPrometheus ? new Reply(200, "", []) : new Reply(204, "", []);
 
     /// <summary>What amtool and Grafana ask an Alertmanager before anything else.</summary>
     private Reply PeerStatusReply() => Reply.Json(200, json =>

@@ -406,7 +406,7 @@ public sealed class IncomingAlertsTests
         Assert.Equal(new IncomingAlert(new ServiceKey("INS", "INS", "etcd", "InstanceDown", "n1:2379"), false,
             AlertSource.Prometheus, "http://prom-0:9090",
             """{"alertname":"InstanceDown","instance":"n1:2379","job":"etcd"}""", "down", Utc(Start), null, "s",
-            Utc(End)), alert);
+            Utc(End), Rule: "InstanceDown"), alert);
     }
 
     [Theory]
