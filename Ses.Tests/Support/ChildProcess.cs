@@ -7,7 +7,7 @@ using System.Text;
 namespace Ses.Tests.Support;
 
 /// <summary>The signals that tests send, by their numbers on Linux.</summary>
-internal enum Signal { Interrupt = 2, Kill = 9, Terminate = 15, Continue = 18, Stop = 19 }
+internal enum Signal { Hangup = 1, Interrupt = 2, Kill = 9, Terminate = 15, Continue = 18, Stop = 19 }
 
 /// <summary>A program that a test started, and that ends with the test.</summary>
 /// <remarks>Safe for any thread. Only the process itself is ever signalled, never its children.</remarks>

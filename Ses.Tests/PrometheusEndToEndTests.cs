@@ -1,0 +1,277 @@
+using System.Collections.Concurrent;
+using System.Globalization;
+using System.Net;
+using System.Text;
+using System.Text.Json;
+using Ses.Tests.Support;
+using Xunit;
+
+namespace Ses.Tests;
+
+/// <summary>
+/// Debian's Prometheus with SeS in its list of Alertmanagers, beside a real one that has SeS as a receiver, and
+/// what the targets really did.
+/// </summary>
+[Trait("Category", "E2E")]
+public sealed class PrometheusEndToEndTests
+{
+    private static readonly TimeSpan Soon = TimeSpan.FromMinutes(1);
+
+    /// <summary>Scrape and evaluation are a second apart each, and the machine is busy.</summary>
+    private const double Late = 8, Early = 0.5;
+
+    private sealed record Change(string Status, DateTime Time);
+
+    /// <summary>A target whose conditions are set, Prometheus, Alertmanager and SeS.</summary>
+    private sealed class Rig : IAsyncDisposable
+    {
+        private readonly string _dir = Directory.CreateTempSubdirectory("ses-prometheus-").FullName;
+        private readonly HttpListener _target = new();
+        private readonly ConcurrentDictionary<string, int> _conditions = [];
+        private readonly int _targetPort = FreePort.Next(), _alertmanagerPort = FreePort.Next();
+        private readonly int[] _ports = [FreePort.Next(), FreePort.Next()];
+        private ChildProcess? _alertmanager;
+
+        public SesProcess Ses { get; private set; } = null!;
+
+        public ChildProcess[] Prometheus { get; } = new ChildProcess[2];
+
+        /// <summary>What each condition really did.</summary>
+        public ConcurrentDictionary<string, List<Change>> Truth { get; } = [];
+
+        public static async Task<Rig> StartAsync(string[] cases, int prometheus)
+        {
+            var rig = new Rig();
+            try
+            {
+                await rig.RunAsync(cases, prometheus);
+                return rig;
+            }
+            catch
+            {
+                await rig.DisposeAsync();
+                throw;
+            }
+        }
+
+        private async Task RunAsync(string[] cases, int prometheus)
+        {
+            Array.ForEach(cases, c => _conditions[c] = 0);
+            _target.Prefixes.Add($"http://127.0.0.1:{_targetPort}/");
+            _target.Start();
+            _ = ServeAsync();
+            Ses = await SesProcess.StartAsync("none", null, null, "--pause", "1m");
+            await File.WriteAllTextAsync(Path.Combine(_dir, "alertmanager.yml"), $$"""
+                route: {receiver: ses, group_by: [instance], group_wait: 1s, group_interval: 1s, repeat_interval: 1h}
+                receivers:
+                - name: ses
+                  webhook_configs: [{url: "{{Ses.Webhook("RELAYED")}}"}]
+                inhibit_rules:
+                - source_matchers: [instance="plain"]
+                  target_matchers: [instance="inhibited"]
+                  equal: [job]
+
+                """);
+            _alertmanager = ChildProcess.Start(EtcdRig.AlertmanagerProgram(),
+            [
+                $"--config.file={Path.Combine(_dir, "alertmanager.yml")}", $"--storage.path={Path.Combine(_dir, "am")}",
+                $"--web.listen-address=127.0.0.1:{_alertmanagerPort}", "--log.level=warn", "--cluster.listen-address=",
+            ], folder: _dir);
+            await AmtoolAsync("silence", "add", "instance=silenced", "--duration=1h", "--comment=x", "--author=x");
+            await WriteRulesAsync(isGone: false);
+            for (var i = 0; i < prometheus; i++)
+                StartPrometheus(i);
+        }
+
+        public void StartPrometheus(int number)
+        {
+            var config = Path.Combine(_dir, $"prometheus-{number}.yml");
+            File.WriteAllText(config, $$"""
+                global:
+                  scrape_interval: 1s
+                  scrape_timeout: 1s
+                  evaluation_interval: 1s
+                  external_labels: {replica: "{{number}}"}
+                rule_files: ["{{Path.Combine(_dir, "rules.yml")}}"]
+                alerting:
+                  alertmanagers:
+                  - static_configs: [{targets: ["127.0.0.1:{{_alertmanagerPort}}"]}]
+                  - static_configs: [{targets: ["127.0.0.1:{{Ses.Port}}"]}]
+                    path_prefix: /alerts/INS
+                    timeout: 2s
+                scrape_configs:
+                - job_name: conditions
+                  honor_labels: true
+                  static_configs: [{targets: ["127.0.0.1:{{_targetPort}}"]}]
+
+                """);
+            Prometheus[number] = ChildProcess.Start("prometheus",
+            [
+                $"--config.file={config}", $"--storage.tsdb.path={Path.Combine(_dir, $"tsdb-{number}")}",
+                $"--web.listen-address=127.0.0.1:{_ports[number]}", "--log.level=warn",
+                "--rules.alert.resend-delay=10s",
+            ], folder: _dir);
+        }
+
+        public Task WriteRulesAsync(bool isGone) => File.WriteAllTextAsync(Path.Combine(_dir, "rules.yml"), $$$"""
+            groups:
+            - name: conditions
+              rules:
+              - alert: Condition
+                expr: condition{instance!="removed",instance!="severity"} == 1
+                labels: {severity: critical}
+              - alert: {{{(isGone ? "Unused" : "Removed")}}}
+                expr: condition{instance="removed"} == {{{(isGone ? 7 : 1)}}}
+                labels: {severity: critical}
+              - alert: Severity
+                expr: condition{instance="severity"} == 1
+                labels: {severity: {{{(isGone ? "critical" : "warning")}}}}
+
+            """);
+
+        public async Task AmtoolAsync(params string[] arguments) => await Wait.UntilAsync(async () =>
+        {
+            await using var amtool = ChildProcess.Start(
+                "amtool", [.. arguments, $"--alertmanager.url=http://127.0.0.1:{_alertmanagerPort}"]);
+            return await amtool.ExitAsync(Soon) == 0;
+        }, Soon, "amtool");
+
+        private async Task ServeAsync()
+        {
+            while (_target.IsListening)
+            {
+                try
+                {
+                    var context = await _target.GetContextAsync();
+                    context.Response.ContentType = "text/plain; version=0.0.4";
+                    context.Response.Close(Encoding.UTF8.GetBytes(string.Concat(_conditions.Select(
+                        c => $"condition{{instance=\"{c.Key}\"}} {c.Value}\n"))), willBlock: true);
+                }
+                catch (Exception e) when (e is HttpListenerException or ObjectDisposedException)
+                {
+                    // Prometheus went away, or the test ended.
+                }
+            }
+        }
+
+        public void Set(string condition, bool isDown)
+        {
+            _conditions[condition] = isDown ? 1 : 0;
+            Truth.GetOrAdd(condition, _ => []).Add(new(isDown ? "down" : "up", DateTime.UtcNow));
+        }
+
+        public async Task<List<Change>> HistoryAsync(string instance, string partition = "INS")
+        {
+            using var answer = JsonDocument.Parse(
+                await Ses.Client.GetStringAsync($"alerts/{partition}/history?location={instance}"));
+            return [.. answer.RootElement.GetProperty("events").EnumerateArray().Select(e =>
+                new Change(e.GetProperty("status").GetString()!, e.GetProperty("time").GetDateTime()))];
+        }
+
+        /// <summary>Waits until the history of a condition has these statuses, up first where it is known.</summary>
+        public async Task<List<Change>> UntilAsync(string instance, string statuses, TimeSpan? within = null)
+        {
+            List<Change> history = [];
+            try
+            {
+                await Wait.UntilAsync(async () =>
+                {
+                    history = await HistoryAsync(instance);
+                    return Statuses(history) == statuses;
+                }, within ?? Soon, statuses);
+            }
+            catch (TimeoutException)
+            {
+                Assert.Fail($"{instance}: {string.Join(", ", history)}, not {statuses}\n{Ses.Child.Output}");
+            }
+            return history;
+        }
+
+        public static string Statuses(List<Change> history) =>
+            string.Join(' ', history.Select(c => c.Status).SkipWhile((s, i) => i == 0 && s == "up"));
+
+        public async ValueTask DisposeAsync()
+        {
+            foreach (var prometheus in Prometheus.Where(p => p != null))
+                await prometheus.DisposeAsync();
+            if (_alertmanager != null)
+                await _alertmanager.DisposeAsync();
+            if (Ses != null)
+                await Ses.DisposeAsync();
+            _target.Close();
+            Directory.Delete(_dir, recursive: true);
+        }
+    }
+
+    private static void AssertWhen(DateTime expected, DateTime seen)
+    {
+        var late = (seen - expected).TotalSeconds;
+        Assert.True(late > -Early && late < Late, string.Create(CultureInfo.InvariantCulture,
+            $"{late:0.000} s late: {seen:O} for {expected:O}"));
+    }
+
+    /// <summary>
+    /// Outages that Alertmanager tells nobody of are in the history; a killed Prometheus makes no false up; what
+    /// it never tells the end of is unknown.
+    /// </summary>
+    [Fact]
+    public async Task HistoryIsThatOfTheTargetsWhateverAlertmanagerKeepsAndPrometheusForgets()
+    {
+        string[] cases = ["plain", "silenced", "inhibited", "kept", "forgotten", "removed", "severity"];
+        await using var rig = await Rig.StartAsync(cases, prometheus: 1);
+        Array.ForEach(cases, c => rig.Set(c, isDown: true));
+        foreach (var instance in cases)
+            AssertWhen(rig.Truth[instance][0].Time, (await rig.UntilAsync(
+                instance, instance == "severity" ? "degraded" : "down"))[^1].Time);
+        await Wait.UntilAsync(async () => (await rig.HistoryAsync("plain", "RELAYED")).Count > 0, Soon, "the webhook");
+        foreach (var instance in new[] { "silenced", "inhibited", "plain" })
+        {
+            rig.Set(instance, isDown: false);
+            AssertWhen(rig.Truth[instance][^1].Time, (await rig.UntilAsync(instance, "down up"))[^1].Time);
+        }
+        Assert.Empty(await rig.HistoryAsync("silenced", "RELAYED"));
+        Assert.Empty(await rig.HistoryAsync("inhibited", "RELAYED"));
+        await rig.WriteRulesAsync(isGone: true);
+        rig.Prometheus[0].Kill(Signal.Hangup);
+        AssertWhen(DateTime.UtcNow, (await rig.UntilAsync("severity", "degraded down"))[^1].Time);
+        rig.Prometheus[0].Kill(Signal.Kill);
+        await rig.Prometheus[0].ExitAsync(Soon);
+        rig.Set("forgotten", isDown: false);
+        rig.StartPrometheus(0);
+        // It comes back with a new start: in between nobody could know.
+        var kept = await rig.UntilAsync("kept", "down unknown down");
+        Assert.InRange(kept[^1].Time - kept[^2].Time, TimeSpan.Zero, TimeSpan.FromMinutes(1));
+        rig.Set("kept", isDown: false);
+        AssertWhen(rig.Truth["kept"][^1].Time, (await rig.UntilAsync("kept", "down unknown down up"))[^1].Time);
+        // Neither has a last copy that says so: unknown for the validity, and for --pause.
+        foreach (var instance in new[] { "forgotten", "removed" })
+        {
+            var unknown = (await rig.UntilAsync(instance, "down unknown", TimeSpan.FromMinutes(4)))[^1].Time;
+            var after = await rig.UntilAsync(instance, "down unknown up", TimeSpan.FromMinutes(3));
+            Assert.InRange(after[^1].Time - unknown, TimeSpan.FromSeconds(130 + 60), TimeSpan.FromSeconds(130 + 60 + 15));
+        }
+    }
+
+    /// <summary>A pair with replica labels: one history, also while one of them is dead.</summary>
+    [Fact]
+    public async Task OfAPairEitherKeepsTheHistory()
+    {
+        await using var rig = await Rig.StartAsync(["first", "second"], prometheus: 2);
+        rig.Set("first", isDown: true);
+        AssertWhen(rig.Truth["first"][0].Time, (await rig.UntilAsync("first", "down"))[^1].Time);
+        await Wait.UntilAsync(async () => JsonDocument.Parse(await rig.Ses.Client.GetStringAsync(
+            "alerts/INS/api/v2/alerts")).RootElement.GetArrayLength() == 2, Soon, "both to have said so");
+        rig.Prometheus[1].Kill(Signal.Kill);
+        rig.Set("second", isDown: true);
+        AssertWhen(rig.Truth["second"][0].Time, (await rig.UntilAsync("second", "down"))[^1].Time);
+        // Until what the dead one said has lapsed.
+        await Wait.UntilAsync(async () => JsonDocument.Parse(await rig.Ses.Client.GetStringAsync(
+            "alerts/INS/api/v2/alerts")).RootElement.GetArrayLength() == 2, TimeSpan.FromMinutes(4), "a lapse");
+        Assert.Equal("down", Rig.Statuses(await rig.HistoryAsync("first")));
+        foreach (var instance in new[] { "first", "second" })
+        {
+            rig.Set(instance, isDown: false);
+            AssertWhen(rig.Truth[instance][^1].Time, (await rig.UntilAsync(instance, "down up"))[^1].Time);
+        }
+    }
+}
