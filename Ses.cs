@@ -1,8 +1,8 @@
 // SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
 //
-// It receives Alertmanager's webhooks, stores what each alert says as facts in its own database, derives the
-// history of each service's status from them, brings every change of it to the Onix CMDB, and shows people
-// and programs what happened when.
+// It receives alerts, from Prometheus itself and from Alertmanager's webhooks, stores what each alert says as
+// facts in its own database, derives the history of each service's status from them, brings every change of
+// it to the Onix CMDB, and shows people and programs what happened when.
 //
 // THE PROMISE. A 2xx answer means: every fact of the payload is on disk, flushed, and every unusable alert is
 // on disk too, in quarantine, with the reason (of a payload with thousands of them the first whole, of the
@@ -11,6 +11,7 @@
 //
 // THE FLOW
 //
+//     Prometheus,
 //     Alertmanager --> Gate (whole requests) --> Auth --> Web --> Alerts (map) --> Store (commit) --> 2xx
 //                                                                                    |
 //                                                              Timeline (derive services that are behind)
@@ -22,6 +23,8 @@
 // ENDPOINTS
 //
 //     POST /{path}/{partition}            Alertmanager's webhook; {path} is "alerts" unless --path differs
+//     POST /{path}/{partition}/api/v2/alerts   Prometheus, and whoever else speaks to an Alertmanager
+//     GET  the same, and .../api/v2/status     the open alerts, and what such clients ask first
 //     GET  /{path}/{partition}            the current status of each service; JSON or CSV
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
@@ -8398,7 +8401,7 @@ internal sealed class OpenAlerts : BodyWriter
         var labels = row.Text(0);
         _json.WriteStartObject();
         _json.WriteStartObject("annotations");
-        _json.WriteString("description", row.Text(1));
+        _json.WriteString("summary", row.Text(1));
         _json.WriteEndObject();
         _json.WriteString("endsAt", NoTime);
         _json.WriteString("fingerprint",

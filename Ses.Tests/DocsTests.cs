@@ -289,7 +289,8 @@ public sealed partial class DocsTests
         var metrics = DocsPage.Named("operations").Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
         Assert.All(VariableName().Matches(Text), m => Assert.Contains(m.Value, variables));
         Assert.All(MetricName().Matches(Text), m => Assert.Contains(m.Value, metrics));
-        string[] others = ["--help", "--version"];
+        // The last two are of amtool.
+        string[] others = ["--help", "--version", "--alertmanager", "--annotation"];
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
         Assert.All(FlagName().Matches(Text), m => Assert.Contains(m.Value, flags));
@@ -400,8 +401,13 @@ public sealed partial class DocsTests
     }
 
     [Fact]
-    public void ConfigurationOfTheReadmeIsPartOfTheFileInDeploy() => AssertPart(
-        CodeOf(DocsPage.Readme, "Alertmanager and Prometheus", "yaml"), Read("deploy/alertmanager.yml").Split('\n'));
+    public void ConfigurationOfTheReadmeIsPartOfTheFilesInDeploy()
+    {
+        var prometheus = Read("deploy/prometheus.yml").Split('\n');
+        AssertPart(CodeOf(DocsPage.Readme, "Alertmanager and Prometheus", "yaml"), prometheus);
+        AssertPart(CodeOf(DocsPage.Named("prometheus"), "One entry", "yaml"), prometheus);
+        AssertPart(CodeOf(DocsPage.Readme, "Through Alertmanager", "yaml"), Read("deploy/alertmanager.yml").Split('\n'));
+    }
 
     [Fact]
     public void QuestionsOfTheReadmeAreAmongThoseOfThePage() => AssertPart(

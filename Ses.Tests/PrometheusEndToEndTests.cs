@@ -31,6 +31,7 @@ public sealed class PrometheusEndToEndTests
         private readonly int _targetPort = FreePort.Next(), _alertmanagerPort = FreePort.Next();
         private readonly int[] _ports = [FreePort.Next(), FreePort.Next()];
         private ChildProcess? _alertmanager;
+        private int _scrapes;
 
         public SesProcess Ses { get; private set; } = null!;
 
@@ -81,6 +82,7 @@ public sealed class PrometheusEndToEndTests
             await WriteRulesAsync(isGone: false);
             for (var i = 0; i < prometheus; i++)
                 StartPrometheus(i);
+            await Wait.UntilAsync(() => Volatile.Read(ref _scrapes) >= 5 * prometheus, Soon, "Prometheus");
         }
 
         public void StartPrometheus(int number)
@@ -118,7 +120,12 @@ public sealed class PrometheusEndToEndTests
             - name: conditions
               rules:
               - alert: Condition
-                expr: condition{instance!="removed",instance!="severity"} == 1
+                expr: condition{instance!="removed",instance!="severity",instance!="forgotten"} == 1
+                labels: {severity: critical}
+              # Without for, it would fire for some seconds more after a restart.
+              - alert: Waiting
+                expr: condition{instance="forgotten"} == 1
+                for: 3s
                 labels: {severity: critical}
               - alert: {{{(isGone ? "Unused" : "Removed")}}}
                 expr: condition{instance="removed"} == {{{(isGone ? 7 : 1)}}}
@@ -143,6 +150,7 @@ public sealed class PrometheusEndToEndTests
                 try
                 {
                     var context = await _target.GetContextAsync();
+                    Interlocked.Increment(ref _scrapes);
                     context.Response.ContentType = "text/plain; version=0.0.4";
                     context.Response.Close(Encoding.UTF8.GetBytes(string.Concat(_conditions.Select(
                         c => $"condition{{instance=\"{c.Key}\"}} {c.Value}\n"))), willBlock: true);
@@ -273,5 +281,20 @@ public sealed class PrometheusEndToEndTests
             rig.Set(instance, isDown: false);
             AssertWhen(rig.Truth[instance][^1].Time, (await rig.UntilAsync(instance, "down up"))[^1].Time);
         }
+    }
+
+    /// <summary>The commands of the page, with Debian's amtool.</summary>
+    [Fact]
+    public async Task AmtoolSendsAndListsAlerts()
+    {
+        await using var ses = await SesProcess.StartAsync("none");
+        var page = DocsPage.Named("prometheus").Section("## Other senders\n", "\n## ");
+        var commands = page[(page.IndexOf("```sh\n", StringComparison.Ordinal) + 6)..].Split("\n```")[0]
+            .Replace("localhost:8888", $"127.0.0.1:{ses.Port}", StringComparison.Ordinal);
+        await using var shell = ChildProcess.Start("bash", ["-ec", commands]);
+        Assert.Equal(0, await shell.ExitAsync(Soon));
+        Assert.Contains("BackupFailed", shell.Output, StringComparison.Ordinal);
+        Assert.Contains("the backup of n1 failed", shell.Output, StringComparison.Ordinal);
+        Assert.Contains("\"status\":\"down\"", await ses.Client.GetStringAsync("alerts/INS"), StringComparison.Ordinal);
     }
 }
