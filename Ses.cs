@@ -1189,6 +1189,8 @@ internal sealed record ReceivedAlerts(
     IReadOnlyList<IncomingAlert> Alerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long MoreUnmappable,
     long Ignored, long Heartbeats, long Truncated)
 {
+    public AlertSource Source { get; init; }
+
     /// <summary>Each alert of the body has a service.</summary>
     public bool IsAllMapped =>
         Alerts.Count > 0 && UnmappableAlerts.Count == 0 && Ignored == 0 && Heartbeats == 0;
@@ -1308,7 +1310,7 @@ internal static class AlertReader
                     break;
             }
         }
-        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated);
+        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated) { Source = source };
     }
 
     /// <summary>To which service an alert belongs that is stored with its labels; null: to none.</summary>
@@ -1676,8 +1678,7 @@ internal sealed class AlertTexts
     public const int Max = 10_000;
 
     /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
-    private static readonly string[] NoPlace =
-        ["severity", "prometheus", "prometheus_replica", "replica", "alertname"];
+    private static readonly string[] NoPlace = ["severity", "alertname", .. AlertLabels.OfReplica];
 
     private readonly List<Entry> _entries = [];
 
@@ -1762,7 +1763,7 @@ internal sealed class AlertTexts
 internal static class AlertLabels
 {
     /// <summary>They tell which of several Prometheus sent it.</summary>
-    private static readonly string[] OfReplica = ["prometheus", "prometheus_replica", "replica"];
+    public static readonly string[] OfReplica = ["prometheus", "prometheus_replica", "replica"];
 
     /// <summary>The same for what each of a pair sends of one thing.</summary>
     public static string WithoutReplica(string labels)
@@ -3522,9 +3523,9 @@ internal static class Schema
         -- State: changes that were sent to Onix, as long as nothing is known of what came of them.
         CREATE TABLE sent(service INTEGER NOT NULL, at INTEGER NOT NULL, status TEXT NOT NULL,
             PRIMARY KEY(service, at, status)) STRICT, WITHOUT ROWID;
-        -- Facts, bounded: alerts that could not be mapped.
+        -- Facts, bounded: alerts that could not be mapped, and who sent them.
         CREATE TABLE quarantine(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, partition TEXT NOT NULL,
-            identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
+            source INTEGER NOT NULL, identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
         -- State: each run of ses purge: whose it was, and how much it took. service null: the whole partition;
         -- ended null: it goes on, or was interrupted.
         CREATE TABLE purge(id INTEGER PRIMARY KEY, begun INTEGER NOT NULL, ended INTEGER, user TEXT NOT NULL,
@@ -3734,7 +3735,7 @@ internal sealed class Store : IDisposable
         alerts = _renewals.Judge(alerts, now);
         var keys = _recent.KeysOf(alerts.Alerts);
         if (alerts.IsAllMapped && cures == null && _recent.Knows(keys, alerts.Alerts, now)
-            && !_failed.Task.IsCompleted && _writer.HasItsFiles && Refusal == null)
+            && !_failed.Task.IsCompleted && _writer.HasItsFiles)
         {
             _recent.Renew(_renewals, keys, alerts.Alerts, now);
             return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
@@ -4288,7 +4289,7 @@ internal sealed class Writer : IDisposable
     private readonly Dictionary<Status, string> _statusNames = [];
     private readonly long _self;
     private long _seenVersion;
-    private bool _isMarked, _hasOthers;
+    private bool _isMarked, _hasOthers, _hasPrometheus;
     private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
     // What is recorded in this transaction, was last, and is to be later than.
     private DateTime _recorded, _lastRecorded, _closed, _alive, _aliveBefore;
@@ -4377,7 +4378,7 @@ internal sealed class Writer : IDisposable
             UPDATE open SET seen = CASE WHEN seen + ?3 <= ?2 OR away > 0 THEN ?2 ELSE seen END, away = 0
             WHERE alert = ?1 AND seen < ?2 RETURNING seen
             """);
-        _insertQuarantined = Of("INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+        _insertQuarantined = Of("INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
         _trimQuarantine = Of("""
             DELETE FROM quarantine WHERE id <= (SELECT id FROM quarantine ORDER BY id DESC LIMIT 1 OFFSET ?1)
             """);
@@ -4552,6 +4553,7 @@ internal sealed class Writer : IDisposable
         }
         _purged = _database.Number("SELECT max(ended) FROM purge") ?? 0;
         _hasOthers = _database.Number("SELECT 1 FROM peer WHERE own = 0") != null;
+        _hasPrometheus = _database.Number("SELECT 1 FROM meta WHERE name = 'prometheus'") != null;
         _lastId = _database.Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 3;
         _windowEnd = _derived = _database.Number("SELECT value FROM meta WHERE name = 'derived'") ?? 0;
         using (var mapping = _database.Query("SELECT value FROM meta WHERE name = 'mapping'"))
@@ -4697,9 +4699,9 @@ internal sealed class Writer : IDisposable
                 RefuseOneTooMany(alert, "partitions", _rules.MaxServices, "--max-services");
         }
         foreach (var one in alerts.UnmappableAlerts)
-            Quarantine(partition, one.Identity, one.Reason, one.Raw);
+            Quarantine(partition, alerts.Source, one.Identity, one.Reason, one.Raw);
         if (alerts.MoreUnmappable > 0)
-            Quarantine(partition, $"more\n{alerts.MoreUnmappable}\n{alerts.UnmappableAlerts[0].Identity}",
+            Quarantine(partition, alerts.Source, $"more\n{alerts.MoreUnmappable}\n{alerts.UnmappableAlerts[0].Identity}",
                 $"{alerts.MoreUnmappable} more of the same payload, copies or beyond the first "
                 + $"{UnmappableAlerts.MaxKept}", "null"u8);
         if (cures is { } id && alerts.IsAllMapped && _refusals == 0)
@@ -4718,7 +4720,7 @@ internal sealed class Writer : IDisposable
     private void RefuseOneTooMany(IncomingAlert alert, string things, long most, string setting)
     {
         var reason = $"there are {most} {things} already, as many as {setting} allows";
-        Quarantine(alert.Service.Partition, $"{alert.Labels}\n{alert.Starts.Ticks}\n{alert.Ends?.Ticks}", reason,
+        Quarantine(alert.Service.Partition, alert.Source, $"{alert.Labels}\n{alert.Starts.Ticks}\n{alert.Ends?.Ticks}", reason,
             Encoding.UTF8.GetBytes(JsonOf(alert)));
         _refusals++;
         if (_refused.Count < Stored.MaxRefused)
@@ -4763,14 +4765,20 @@ internal sealed class Writer : IDisposable
     /// <summary>As it can be sent again.</summary>
     private static string JsonOf(IncomingAlert alert)
     {
-        var json = new StringBuilder("{\"status\":").Append(alert.Ends == null ? "\"firing\"" : "\"resolved\"");
-        json.Append(",\"labels\":").Append(alert.Labels).Append(",\"annotations\":{\"description\":");
+        var isPrometheus = alert.Source == AlertSource.Prometheus;
+        var json = new StringBuilder("{");
+        if (!isPrometheus)
+            json.Append(CultureInfo.InvariantCulture,
+                $"\"status\":\"{(alert.Ends == null ? "firing" : "resolved")}\",");
+        json.Append("\"labels\":").Append(alert.Labels).Append(",\"annotations\":{\"description\":");
         JsonText.Write(json, alert.Description);
         if (alert.Dialect)
             JsonText.Write(json.Append(",\"location\":"), alert.Service.Location);
         json.Append(CultureInfo.InvariantCulture, $"}},\"startsAt\":\"{Rfc3339.Format(alert.Starts)}\"");
-        if (alert.Ends is { } ends)
+        if ((alert.Ends ?? alert.ValidUntil) is { } ends)
             json.Append(CultureInfo.InvariantCulture, $",\"endsAt\":\"{Rfc3339.Format(ends)}\"");
+        if (isPrometheus)
+            JsonText.Write(json.Append(",\"generatorURL\":"), alert.Sender);
         return json.Append('}').ToString();
     }
 
@@ -4791,7 +4799,7 @@ internal sealed class Writer : IDisposable
         }
         var traits = new AlertTraits(alert.Dialect, alert.Source);
         if (alert.Starts == default)
-            alert = alert with { Starts = OpenSince(service, id, traits) ?? Earlier(received, alert.Ends) };
+            alert = alert with { Starts = OpenSince(service, id, alert.Source) ?? Earlier(received, alert.Ends) };
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
         // By what this SeS has heard itself, else it would not count as one that did.
         var isNew = id > last;
@@ -4819,17 +4827,17 @@ internal sealed class Writer : IDisposable
             seen = _see.Bind(1, id).Bind(2, seen).Bind(3, (long)SeenStep.TotalMilliseconds).Number() ?? seen;
         Learn(key, service, id, alert, kind, UnixTime.Read(seen), received);
         if (kind is ObservationKind.End or ObservationKind.Start)
-            EndOfOtherSource(service, id, alert, received);
+            EndRelayed(service, id, alert, received);
         return kind != null;
     }
 
     private static DateTime Earlier(DateTime received, DateTime? ends) => ends < received ? ends.Value : received;
 
     /// <summary>The start of an alert's open episode; null: none is open.</summary>
-    private DateTime? OpenSince(long service, long alert, AlertTraits traits)
+    private DateTime? OpenSince(long service, long alert, AlertSource source)
     {
         ReadNewest(service, alert, DateTime.MaxValue, alsoOfOthers: false);
-        return Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), traits);
+        return Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new(false, source));
     }
 
     /// <summary>A newer episode of Prometheus's: the one before it lapses at its last copy (3.1).</summary>
@@ -4848,42 +4856,58 @@ internal sealed class Writer : IDisposable
     /// An end that Prometheus states ends Alertmanager's open episode of the same labels, too, once no
     /// Prometheus has one open; also where Alertmanager's first copy comes within 20 s after it (1).
     /// </summary>
-    private void EndOfOtherSource(long service, long id, IncomingAlert alert, DateTime received)
+    private void EndRelayed(long service, long id, IncomingAlert alert, DateTime received)
     {
-        var isStated = alert.Source == AlertSource.Prometheus && alert.Ends != null;
-        if (!isStated && (alert.Source == AlertSource.Prometheus || alert.Ends != null))
+        var isPrometheus = alert.Source == AlertSource.Prometheus;
+        if (!_hasPrometheus || isPrometheus == (alert.Ends == null))
             return;
-        var group = AlertLabels.WithoutReplica(alert.Labels);
-        var others = new List<(long Id, AlertSource Source, string Labels)>();
-        _ofHash.Bind(1, service).Bind(2, Checksum.Hash(alert.Labels));
-        while (_ofHash.Step())
-        {
-            var other = (Id: _ofHash.Number(0), Source: (AlertSource)_ofHash.Number(1), Labels: _ofHash.Text(2));
-            if (other.Id != id && AlertLabels.WithoutReplica(other.Labels) == group)
-                others.Add(other);
-        }
-        var end = isStated ? (alert.Ends, alert.Starts) : default;
-        foreach (var (other, source, _) in others.Where(o => o.Source == AlertSource.Prometheus))
-        {
-            if (OpenSince(service, other, new(alert.Dialect, source)) != null)
-                return;
-            if (!isStated && _newestFacts is [.., { Kind: ObservationKind.End } last]
-                && received - last.Received <= TimelineRules.LateCopy && (end.Ends == null || last.Ends > end.Ends))
-                end = (last.Ends, last.Starts);
-        }
-        if (end.Ends is not { } ends)
+        var same = SameAlerts(service, alert.Labels);
+        if (StatedEnd(service, same, received) is not { } ends)
             return;
-        foreach (var (relayed, source, labels) in others.Where(o => o.Source == AlertSource.Webhook)
-            .Concat(isStated ? [] : [(id, AlertSource.Webhook, alert.Labels)]))
+        foreach (var (relayed, source, labels) in same)
         {
-            if ((!isStated && relayed != id)
-                || OpenSince(service, relayed, new(alert.Dialect, source)) is not { } starts || starts > ends)
+            if (source != AlertSource.Webhook || !(isPrometheus || relayed == id)
+                || OpenSince(service, relayed, source) is not { } starts || starts > ends)
                 continue;
             Observe(service, relayed, ObservationKind.End,
                 new AlertCopy(starts, ends, _newestFacts[^1].Status, received), null, _self);
             var key = _recent.KeyOf(alert with { Source = source, Sender = "", Labels = labels });
-            _learned.Add((key, new RecentAlert(service, relayed, DateTime.MinValue, null, "", DateTime.MinValue)));
+            _learned.Add((key, new(service, relayed, DateTime.MinValue, null, "", DateTime.MinValue)));
         }
+    }
+
+    /// <summary>Alerts of a service that differ in source, sender and labels of replicas alone.</summary>
+    private List<(long Id, AlertSource Source, string Labels)> SameAlerts(long service, string labels)
+    {
+        var (same, group) = (new List<(long, AlertSource, string)>(), AlertLabels.WithoutReplica(labels));
+        _ofHash.Bind(1, service).Bind(2, Checksum.Hash(labels));
+        while (_ofHash.Step())
+        {
+            var other = _ofHash.Text(2);
+            if (AlertLabels.WithoutReplica(other) == group)
+                same.Add((_ofHash.Number(0), (AlertSource)_ofHash.Number(1), other));
+        }
+        return same;
+    }
+
+    /// <summary>
+    /// The greatest end that a Prometheus stated just now; null: none did, or one has the alert open.
+    /// </summary>
+    private DateTime? StatedEnd(
+        long service, List<(long Id, AlertSource Source, string Labels)> same, DateTime received)
+    {
+        DateTime? end = null;
+        foreach (var (id, source, _) in same)
+        {
+            if (source != AlertSource.Prometheus)
+                continue;
+            if (OpenSince(service, id, source) != null)
+                return null;
+            if (_newestFacts is [.., { Kind: ObservationKind.End } last]
+                && received - last.Received <= TimelineRules.LateCopy && (end == null || last.Ends > end))
+                end = last.Ends;
+        }
+        return end;
     }
 
     /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
@@ -4936,6 +4960,11 @@ internal sealed class Writer : IDisposable
 
     private long Insert(long service, IncomingAlert alert, long hash)
     {
+        if (alert.Source == AlertSource.Prometheus && !_hasPrometheus)
+        {
+            _setMeta.Bind(1, "prometheus").Bind(2, 1).Run();
+            _hasPrometheus = true;
+        }
         var id = NextId();
         var sum = Checksum.OfAlert(id, service, alert.Dialect ? 1 : 0, (long)alert.Source, alert.Sender,
             alert.Labels, hash, alert.Description);
@@ -4996,11 +5025,12 @@ internal sealed class Writer : IDisposable
         _lastObservation = id;
     }
 
-    private void Quarantine(string partition, string identity, string reason, ReadOnlySpan<byte> alert)
+    private void Quarantine(
+        string partition, AlertSource source, string identity, string reason, ReadOnlySpan<byte> alert)
     {
         var hash = SHA256.HashData(Encoding.UTF8.GetBytes(partition + "\n" + identity)).AsSpan(0, 16);
         _insertQuarantined.Bind(1, _lastId + 1).Bind(2, UnixTime.From(_recorded)).Bind(3, partition)
-            .Bind(4, hash).Bind(5, reason).Bind(6, alert).Run();
+            .Bind(4, (long)source).Bind(5, hash).Bind(6, reason).Bind(7, alert).Run();
         if (_database.Changes == 0)
             return;
         NextId();
@@ -6851,7 +6881,7 @@ internal sealed class Renewals
     /// latter their end.
     /// </summary>
     public ReceivedAlerts Judge(ReceivedAlerts alerts, DateTime received) =>
-        alerts.Alerts.Count == 0 || alerts.Alerts[0].Source != AlertSource.Prometheus ? alerts
+        alerts.Source != AlertSource.Prometheus ? alerts
             : alerts with { Alerts = [.. alerts.Alerts.Select(a => Judge(a, received))] };
 
     private IncomingAlert Judge(IncomingAlert alert, DateTime received)
@@ -10933,7 +10963,7 @@ internal sealed class Auth
 /// <param name="Id">For a retry.</param>
 /// <param name="Alert">As it came: JSON.</param>
 internal sealed record QuarantinedAlert(
-    string Id, DateTime Recorded, string Partition, string Alertname, string Reason, byte[] Alert)
+    string Id, DateTime Recorded, string Partition, AlertSource Source, string Alertname, string Reason, byte[] Alert)
 {
     /// <summary>Those of a partition, or all, the latest first.</summary>
     /// <param name="largest">Of an alert of more bytes neither the JSON nor the name is read.</param>
@@ -10941,14 +10971,15 @@ internal sealed record QuarantinedAlert(
         Snapshot snapshot, string? partition = null, int largest = int.MaxValue)
     {
         using var rows = snapshot.Query("""
-            SELECT identity, recorded, partition, reason, CASE WHEN length(alert) <= ?2 THEN alert END
+            SELECT identity, recorded, partition, reason, CASE WHEN length(alert) <= ?2 THEN alert END, source
             FROM quarantine WHERE ?1 IS NULL OR partition = ?1 ORDER BY id DESC
             """);
         for (rows.Bind(1, partition).Bind(2, largest); rows.Step();)
         {
             var alert = rows.Bytes(4).ToArray();
             yield return new QuarantinedAlert(Convert.ToHexStringLower(rows.Bytes(0)),
-                UnixTime.Read(rows.Number(1)), rows.Text(2), NameOf(alert), rows.Text(3), alert);
+                UnixTime.Read(rows.Number(1)), rows.Text(2), (AlertSource)rows.Number(5), NameOf(alert),
+                rows.Text(3), alert);
         }
     }
 
@@ -10957,16 +10988,25 @@ internal sealed record QuarantinedAlert(
         && UInt128.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var id)
         ? id : null;
 
-    private static string NameOf(byte[] json)
+    private static string NameOf(byte[] json) => FieldsOf(json)?.Labels.Get("alertname") ?? "";
+
+    private static AlertFields? FieldsOf(byte[] json)
     {
         if (!json.AsSpan().StartsWith("{"u8))
-            return "";
+            return null;
         var alert = new AlertFields(AlertSource.Webhook);
         var reader = JsonText.NewReader(json);
         reader.Read();
         alert.Read(ref reader);
-        return alert.Labels.Get("alertname") ?? "";
+        return alert;
     }
+
+    /// <summary>
+    /// A copy of Prometheus's that was valid beyond its receipt: taken later, it would be the end of an alert
+    /// that fired. Prometheus sends what fires again by itself.
+    /// </summary>
+    public bool IsOutdated => Source == AlertSource.Prometheus && FieldsOf(Alert) is { } alert
+        && !(Rfc3339.TryParse(alert.EndsAt ?? "", out var ends) && ends != default && ends <= Recorded);
 }
 
 /// <summary>What the page shows beside the services: Onix's state, and the quarantine.</summary>
@@ -11628,6 +11668,9 @@ internal sealed class Web
     /// <summary>Of the webhook: the id of the quarantined alert that is sent again.</summary>
     public const string CuresParameter = "cures";
 
+    /// <summary>Below a partition: where Prometheus posts to.</summary>
+    public const string AlertsPath = "/api/v2/alerts";
+
     /// <summary>A header field for the gate: the id of the body to <see cref="TakeStreamedBody"/>.</summary>
     public const string StreamField = "Ses-Stream";
 
@@ -12063,7 +12106,9 @@ internal sealed class Web
         if (_options.Partitions?.Contains(post.Partition) == false)
             return NotTaken(post.Partition, alerts);
         var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
-        return await KeepAsync(store, alerts, post, QuarantinedAlert.IdOf(cures));
+        // Whoever retries is to be told.
+        return await KeepAsync(store, alerts, post with { IsPrometheus = post.IsPrometheus && cures == null },
+            QuarantinedAlert.IdOf(cures));
     }
 
     /// <summary>The body is not held any longer.</summary>
@@ -14658,16 +14703,21 @@ internal sealed class CommandRunner(
         using (var snapshot = Snapshot.Open(_dir, Now))
             alerts = [.. QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition"))];
         var (sent, cured) = (0, 0);
-        foreach (var alert in alerts)
+        foreach (var alert in alerts.Where(a => !a.IsOutdated))
         {
-            var target = $"{url}/{Uri.EscapeDataString(alert.Partition)}?{Web.CuresParameter}={alert.Id}";
-            var payload = $"{{\"version\":\"4\",\"alerts\":[{Encoding.UTF8.GetString(alert.Alert)}]}}";
+            var isPrometheus = alert.Source == AlertSource.Prometheus;
+            var target = $"{url}/{Uri.EscapeDataString(alert.Partition)}{(isPrometheus ? Web.AlertsPath : "")}"
+                + $"?{Web.CuresParameter}={alert.Id}";
+            var list = $"[{Encoding.UTF8.GetString(alert.Alert)}]";
+            var payload = isPrometheus ? list : $"{{\"version\":\"4\",\"alerts\":{list}}}";
             using var body = new StringContent(payload, Encoding.UTF8, "application/json");
             sent++;
             if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
                 cured++;
         }
         Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
+        if (sent < alerts.Count)
+            Print($"{alerts.Count - sent} are of Prometheus, and fired: it sends such alerts again by itself.");
         return cured == alerts.Count;
     }
 

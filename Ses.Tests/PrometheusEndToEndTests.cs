@@ -40,12 +40,12 @@ public sealed class PrometheusEndToEndTests
         /// <summary>What each condition really did.</summary>
         public ConcurrentDictionary<string, List<Change>> Truth { get; } = [];
 
-        public static async Task<Rig> StartAsync(string[] cases, int prometheus)
+        public static async Task<Rig> StartAsync(string[] cases, int prometheus, string pause = "15m")
         {
             var rig = new Rig();
             try
             {
-                await rig.RunAsync(cases, prometheus);
+                await rig.RunAsync(cases, prometheus, pause);
                 return rig;
             }
             catch
@@ -55,13 +55,13 @@ public sealed class PrometheusEndToEndTests
             }
         }
 
-        private async Task RunAsync(string[] cases, int prometheus)
+        private async Task RunAsync(string[] cases, int prometheus, string pause)
         {
             Array.ForEach(cases, c => _conditions[c] = 0);
             _target.Prefixes.Add($"http://127.0.0.1:{_targetPort}/");
             _target.Start();
             _ = ServeAsync();
-            Ses = await SesProcess.StartAsync("none", null, null, "--pause", "1m");
+            Ses = await SesProcess.StartAsync("none", null, null, "--pause", pause);
             await File.WriteAllTextAsync(Path.Combine(_dir, "alertmanager.yml"), $$"""
                 route: {receiver: ses, group_by: [instance], group_wait: 1s, group_interval: 1s, repeat_interval: 1h}
                 receivers:
@@ -115,17 +115,15 @@ public sealed class PrometheusEndToEndTests
             ], folder: _dir);
         }
 
+        public void ForgetSeries(int number) =>
+            Directory.Delete(Path.Combine(_dir, $"tsdb-{number}"), recursive: true);
+
         public Task WriteRulesAsync(bool isGone) => File.WriteAllTextAsync(Path.Combine(_dir, "rules.yml"), $$$"""
             groups:
             - name: conditions
               rules:
               - alert: Condition
-                expr: condition{instance!="removed",instance!="severity",instance!="forgotten"} == 1
-                labels: {severity: critical}
-              # Without for, it would fire for some seconds more after a restart.
-              - alert: Waiting
-                expr: condition{instance="forgotten"} == 1
-                for: 3s
+                expr: condition{instance!="removed",instance!="severity"} == 1
                 labels: {severity: critical}
               - alert: {{{(isGone ? "Unused" : "Removed")}}}
                 expr: condition{instance="removed"} == {{{(isGone ? 7 : 1)}}}
@@ -226,7 +224,7 @@ public sealed class PrometheusEndToEndTests
     public async Task HistoryIsThatOfTheTargetsWhateverAlertmanagerKeepsAndPrometheusForgets()
     {
         string[] cases = ["plain", "silenced", "inhibited", "kept", "forgotten", "removed", "severity"];
-        await using var rig = await Rig.StartAsync(cases, prometheus: 1);
+        await using var rig = await Rig.StartAsync(cases, prometheus: 1, pause: "1m");
         Array.ForEach(cases, c => rig.Set(c, isDown: true));
         foreach (var instance in cases)
             AssertWhen(rig.Truth[instance][0].Time, (await rig.UntilAsync(
@@ -245,6 +243,8 @@ public sealed class PrometheusEndToEndTests
         rig.Prometheus[0].Kill(Signal.Kill);
         await rig.Prometheus[0].ExitAsync(Soon);
         rig.Set("forgotten", isDown: false);
+        // With its series it would take the last value of each for another five minutes.
+        rig.ForgetSeries(0);
         rig.StartPrometheus(0);
         // It comes back with a new start: in between nobody could know.
         var kept = await rig.UntilAsync("kept", "down unknown down");
@@ -277,6 +277,69 @@ public sealed class PrometheusEndToEndTests
             "alerts/INS/api/v2/alerts")).RootElement.GetArrayLength() == 2, TimeSpan.FromMinutes(4), "a lapse");
         Assert.Equal("down", Rig.Statuses(await rig.HistoryAsync("first")));
         foreach (var instance in new[] { "first", "second" })
+        {
+            rig.Set(instance, isDown: false);
+            AssertWhen(rig.Truth[instance][^1].Time, (await rig.UntilAsync(instance, "down up"))[^1].Time);
+        }
+    }
+
+    /// <summary>
+    /// Prometheus is stopped for 3 and for 8 minutes, SeS is away for 2 and for 8, each beside the others:
+    /// <c>make soak</c>. Else it is 20 s each.
+    /// </summary>
+    [Fact]
+    public async Task AbsencesMakeNoFalseUpAndNoFalseOutage()
+    {
+        var isLong = Environment.GetEnvironmentVariable("SES_SOAK") != null;
+        TimeSpan Of(int minutes) => isLong ? TimeSpan.FromMinutes(minutes) : TimeSpan.FromSeconds(20);
+        await Task.WhenAll(
+            StoppedSenderAsync(Of(3)), StoppedSenderAsync(Of(8)), AbsentSesAsync(Of(2)), AbsentSesAsync(Of(8)));
+    }
+
+    private static async Task StoppedSenderAsync(TimeSpan length)
+    {
+        await using var rig = await Rig.StartAsync(["lasting", "ending"], prometheus: 1);
+        foreach (var instance in new[] { "lasting", "ending" })
+        {
+            rig.Set(instance, isDown: true);
+            AssertWhen(rig.Truth[instance][0].Time, (await rig.UntilAsync(instance, "down"))[^1].Time);
+        }
+        rig.Prometheus[0].Kill(Signal.Stop);
+        rig.Set("ending", isDown: false);
+        await Task.Delay(length);
+        // Its state goes on while it is stopped, and it does not know of the end before it wakes up; after more
+        // than five minutes it ends all, and begins it anew.
+        if (length > TimeSpan.FromMinutes(3) - Soon / 2)
+            Assert.Equal("down unknown", Rig.Statuses(await rig.HistoryAsync("lasting")));
+        var woken = DateTime.UtcNow;
+        rig.Prometheus[0].Kill(Signal.Continue);
+        AssertWhen(woken, (await rig.UntilAsync("ending", "down up"))[^1].Time);
+        var isLong = length > TimeSpan.FromMinutes(5);
+        await rig.UntilAsync("lasting", isLong ? "down up down" : "down");
+        rig.Set("lasting", isDown: false);
+        AssertWhen(rig.Truth["lasting"][^1].Time,
+            (await rig.UntilAsync("lasting", isLong ? "down up down up" : "down up"))[^1].Time);
+    }
+
+    private static async Task AbsentSesAsync(TimeSpan length)
+    {
+        string[] cases = ["lasting", "ending", "beginning"];
+        await using var rig = await Rig.StartAsync(cases, prometheus: 1);
+        foreach (var instance in new[] { "lasting", "ending" })
+        {
+            rig.Set(instance, isDown: true);
+            AssertWhen(rig.Truth[instance][0].Time, (await rig.UntilAsync(instance, "down"))[^1].Time);
+        }
+        rig.Ses.Kill(Signal.Terminate);
+        Assert.Equal(0, await rig.Ses.Child.ExitAsync(Soon));
+        rig.Set("ending", isDown: false);
+        rig.Set("beginning", isDown: true);
+        await Task.Delay(length);
+        await rig.Ses.RestartAsync();
+        AssertWhen(rig.Truth["ending"][^1].Time, (await rig.UntilAsync("ending", "down up"))[^1].Time);
+        AssertWhen(rig.Truth["beginning"][0].Time, (await rig.UntilAsync("beginning", "down"))[^1].Time);
+        Assert.Equal("down", Rig.Statuses(await rig.HistoryAsync("lasting")));
+        foreach (var instance in new[] { "lasting", "beginning" })
         {
             rig.Set(instance, isDown: false);
             AssertWhen(rig.Truth[instance][^1].Time, (await rig.UntilAsync(instance, "down up"))[^1].Time);

@@ -351,4 +351,46 @@ public sealed class PrometheusTests
         await PostAsync(host, Alert(At(-1), At(29), more: ",\"severity\":\"critical\""));
         Assert.Equal(["down -1"], await HistoryAsync(host));
     }
+
+    // ---- Quarantine ----
+
+    [Fact]
+    public async Task RetryTakesWhatHadEndedAndLeavesWhatFired()
+    {
+        await using var host = Host.Serving();
+        var ended = Alert(At(-30), At(-10)).Replace("Down", "", StringComparison.Ordinal);
+        await PostAsync(host, ended, ended.Replace(Text(At(-10)), Text(At(240)), StringComparison.Ordinal));
+        using var snapshot = host.Store.Snapshot();
+        var alerts = QuarantinedAlert.Read(snapshot).ToList();
+        Assert.Equal((2, 1), (alerts.Count, alerts.Count(a => a.IsOutdated)));
+        Assert.All(alerts, a => Assert.Equal(AlertSource.Prometheus, a.Source));
+        var one = alerts.Single(a => !a.IsOutdated);
+        var answer = await host.PostAsync($"[{System.Text.Encoding.UTF8.GetString(one.Alert)}]", $"{Path}?cures={one.Id}");
+        Assert.Equal(1, answer.Json.GetProperty("quarantined").GetArrayLength());
+        var cured = System.Text.Encoding.UTF8.GetString(one.Alert).Replace("\"alertname\":\"\"", "\"alertname\":\"Down\"", StringComparison.Ordinal);
+        Assert.Equal((204, ""), (await host.PostAsync($"[{cured}]", $"{Path}?cures={one.Id}")) is var taken ? (taken.Code, taken.Body) : default);
+        Assert.Equal(["down -30", "up -10"], await HistoryAsync(host));
+        using var after = host.Store.Snapshot();
+        Assert.Single(QuarantinedAlert.Read(after));
+    }
+
+    /// <summary>What is one too many is kept as it can be sent again.</summary>
+    [Fact]
+    public async Task OneTooManyIsKeptAsPrometheusSentIt()
+    {
+        await using var host = Host.Serving("--max-services", "1");
+        await FireAsync(host, -1);
+        await FireAsync(host, -1);
+        for (var minute = 1; minute < 4; minute++)
+        {
+            await PostAsync(host, Alert(At(-1), host.Clock.UtcNow.AddMinutes(4)).Replace("n1", "n2", StringComparison.Ordinal));
+            await RunAsync(host, 60 * minute);
+        }
+        using var snapshot = host.Store.Snapshot();
+        var kept = Assert.Single(QuarantinedAlert.Read(snapshot));
+        Assert.Equal((AlertSource.Prometheus, true), (kept.Source, kept.IsOutdated));
+        var json = JsonDocument.Parse(kept.Alert).RootElement;
+        Assert.Equal(["labels", "annotations", "startsAt", "endsAt", "generatorURL"],
+            json.EnumerateObject().Select(p => p.Name));
+    }
 }
