@@ -1282,7 +1282,7 @@ internal static class AlertReader
         ReadOnlySpan<byte> body, string partition, AlertSource source, MappingRules rules, DateTime now)
     {
         var (list, truncated) = FindAlerts(body, source);
-        var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts());
+        var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts(now));
         var (ignored, heartbeats) = (0L, 0L);
         var (alert, context) = (new AlertFields(source), new Context(partition, source, rules, now));
         var reader = JsonText.NewReader(body[list]);
@@ -1787,7 +1787,7 @@ internal static class AlertLabels
 /// <summary>
 /// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
 /// </summary>
-internal sealed class UnmappableAlerts
+internal sealed class UnmappableAlerts(DateTime now)
 {
     public const int MaxKept = 1000;
 
@@ -1818,14 +1818,17 @@ internal sealed class UnmappableAlerts
         return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
     }
 
+    private bool HasEnded(AlertFields alert) =>
+        Rfc3339.TryParse(alert.EndsAt ?? "", out var ends) && ends != default && ends <= now;
+
     private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
     {
-        // Prometheus sends no fingerprint, and each copy has another end: its alerts are their labels.
+        // Prometheus sends no fingerprint: its alerts are their labels. Each copy that fires has another end.
         var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
         var fingerprint = alert.Fingerprint ?? Convert.ToHexStringLower(
             SHA256.HashData(labels == null ? raw : Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8));
         var identity = string.Join('\n', fingerprint, alert.Status, alert.StartsAt,
-            alert.Status == null ? null : alert.EndsAt, alert.Reason);
+            alert.Status == null && !HasEnded(alert) ? null : alert.EndsAt, alert.Reason);
         // Within valid JSON a line break can only stand between tokens.
         var line = raw.ToArray();
         line.AsSpan().Replace((byte)'\n', (byte)' ');

@@ -465,11 +465,12 @@ public sealed class IncomingAlertsTests
     [Fact]
     public void CopiesOfABadAlertOfPrometheusAreQuarantinedOnce()
     {
-        // Each copy is valid until another time, and none has a fingerprint.
-        string[] copies = [.. new[] { ("a", Start), ("a", End), ("b", End) }.Select(c =>
+        // Each copy that fires is valid until another time, and none has a fingerprint; an end is another.
+        var (valid, longer) = ("2027-01-01T00:00:00Z", "2027-01-01T00:01:00Z");
+        string[] copies = [.. new[] { ("a", valid), ("a", longer), ("b", valid), ("a", End), ("a", End) }.Select(c =>
             $$"""{"labels":{"job":"{{c.Item1}}"},"startsAt":"{{Start}}","endsAt":"{{c.Item2}}"}""")];
         var received = Read(Post(copies), AlertSource.Prometheus);
-        Assert.Equal((2, 1), (received.UnmappableAlerts.Count, (int)received.MoreUnmappable));
+        Assert.Equal((3, 2), (received.UnmappableAlerts.Count, (int)received.MoreUnmappable));
     }
 
     [Theory]
