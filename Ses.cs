@@ -433,7 +433,7 @@ internal sealed record Options
         if (AuthMode == AuthMode.Basic && TlsCert == null && isReachable)
             warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
-        var flaw = AuthMode != AuthMode.Basic ? null : Password is "" or null ? "empty"
+        var flaw = AuthMode != AuthMode.Basic ? null : string.IsNullOrWhiteSpace(Password) ? "empty"
             : Password == PasswordSetting.Default ? "the documented default" : null;
         if (flaw != null && isReachable)
             throw new OptionsException($"{PasswordSetting}: the password is {flaw}, which is refused where others "
@@ -701,6 +701,9 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
 {
     private static readonly TimeSpan OftenEvery = TimeSpan.FromSeconds(10);
 
+    /// <summary>In characters; an exception with its places has fewer.</summary>
+    private const int LongestValue = 16 * 1024;
+
     private readonly Lock _gate = new();
     private readonly Dictionary<string, (long Next, int Held)> _often = [];
 
@@ -763,7 +766,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
             .Append(message.Any(Terminal.Obeys) ? Escaped(message) : Whole(message));
         foreach (var (key, value) in fields)
         {
-            var text = Convert.ToString(value, CultureInfo.InvariantCulture) ?? "";
+            var text = TextOf(value);
             line.Append(' ').Append(key).Append('=');
             if (text.Length > 0 && text.All(c => c is > ' ' and not '"' and < '\u007f'))
                 line.Append(text);
@@ -771,6 +774,12 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
                 line.Append('"').Append(Escaped(text)).Append('"');
         }
         return line.ToString();
+    }
+
+    private static string TextOf(object? value)
+    {
+        var text = Convert.ToString(value, CultureInfo.InvariantCulture) ?? "";
+        return text.Length <= LongestValue ? text : text[..LongestValue] + "…";
     }
 
     private static string Escaped(string text) => JsonEncodedText.Encode(Whole(text)).ToString();
@@ -788,7 +797,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
             writer.WriteString("level", level.ToString().ToLowerInvariant());
             writer.WriteString("msg", Whole(message));
             foreach (var (key, value) in fields)
-                writer.WriteString(key, Whole(Convert.ToString(value, CultureInfo.InvariantCulture) ?? ""));
+                writer.WriteString(key, Whole(TextOf(value)));
             writer.WriteEndObject();
         }
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
@@ -1380,7 +1389,7 @@ internal static class AlertReader
         (Range? alerts, long truncated) = (null, 0);
         while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
         {
-            var name = JsonText.Read(ref reader);
+            var name = JsonText.Read(ref reader, AlertFields.MaxText);
             reader.Read();
             if (name == "alerts" && reader.TokenType == JsonTokenType.StartArray)
                 alerts = SkipArray(ref reader);
@@ -1573,6 +1582,12 @@ internal sealed class AlertFields(AlertSource source)
     public string? Fingerprint { get; private set; }
     public string? GeneratorUrl { get; private set; }
 
+    /// <summary>Of status, times, fingerprint and names of fields, and of the URL, in bytes.</summary>
+    public const int MaxText = 1024, MaxUrl = 64 * 1024;
+
+    /// <summary>Of all labels, and of all annotations, with their names, in bytes. Real ones have some KiB.</summary>
+    public const int MaxLabels = 256 * 1024, MaxAnnotations = 1024 * 1024;
+
     public bool IsDialect { get; private set; }
 
     /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
@@ -1601,15 +1616,15 @@ internal sealed class AlertFields(AlertSource source)
 
     private void ReadField(ref Utf8JsonReader reader)
     {
-        var name = JsonText.Read(ref reader);
+        var name = JsonText.Read(ref reader, MaxText);
         reader.Read();
         switch (name)
         {
             case "labels":
-                ReadTexts(ref reader, name, Labels);
+                ReadTexts(ref reader, name, Labels, MaxLabels);
                 break;
             case "annotations":
-                ReadTexts(ref reader, name, Annotations);
+                ReadTexts(ref reader, name, Annotations, MaxAnnotations);
                 break;
             case "status" when source == AlertSource.Webhook:
                 Status = ReadText(ref reader, name);
@@ -1621,10 +1636,10 @@ internal sealed class AlertFields(AlertSource source)
                 EndsAt = ReadText(ref reader, name);
                 break;
             case "fingerprint":
-                Fingerprint = JsonText.Read(ref reader);
+                Fingerprint = JsonText.Read(ref reader, MaxText);
                 break;
             case "generatorURL":
-                GeneratorUrl = JsonText.Read(ref reader);
+                GeneratorUrl = JsonText.Read(ref reader, MaxUrl);
                 break;
         }
         reader.Skip();
@@ -1632,13 +1647,13 @@ internal sealed class AlertFields(AlertSource source)
 
     private string? ReadText(ref Utf8JsonReader reader, string field)
     {
-        var text = JsonText.Read(ref reader);
+        var text = JsonText.Read(ref reader, MaxText);
         if (text == null && reader.TokenType != JsonTokenType.Null)
             FailType(field);
         return text;
     }
 
-    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts)
+    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts, int most)
     {
         // Of two fields of one name the last counts, and of two labels too.
         texts.Clear();
@@ -1646,17 +1661,18 @@ internal sealed class AlertFields(AlertSource source)
             FailType(field);
         if (reader.TokenType != JsonTokenType.StartObject)
             return;
+        var left = most;
         while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
         {
             if (texts.Count == AlertTexts.Max)
-            {
                 Fail($"it has more than {AlertTexts.Max} {field}");
-                reader.Skip();
-                continue;
-            }
-            var name = JsonText.Read(ref reader);
+            left -= Math.Min(left + 1, reader.ValueSpan.Length);
+            var name = texts.Count == AlertTexts.Max || left < 0 ? null : JsonText.Read(ref reader);
             reader.Read();
-            if (name == null)
+            left -= Math.Min(left + 1, reader.ValueSpan.Length);
+            if (left < 0)
+                Fail($"its {field} have more than {most} bytes");
+            else if (name == null)
                 Fail("a text in it is not valid Unicode");
             else if (JsonText.Read(ref reader) is { } text)
                 texts.Add(name, text);
@@ -1852,8 +1868,10 @@ internal static class JsonText
     /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
     /// valid Unicode.
     /// </summary>
-    public static string? Read(ref Utf8JsonReader reader) => reader.TokenType switch
+    /// <param name="most">Null for a text of more bytes, which is not read.</param>
+    public static string? Read(ref Utf8JsonReader reader, int most = int.MaxValue) => reader.TokenType switch
     {
+        _ when reader.ValueSpan.Length > most => null,
         JsonTokenType.PropertyName or JsonTokenType.String =>
             IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
         JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
@@ -1908,7 +1926,7 @@ internal static class AlertMapping
     public const int MaxDepth = 10_000;
 
     /// <summary>Real ones have some 300 bytes each: --max-body is reached before.</summary>
-    public const int MaxAlerts = 50_000;
+    public const int MaxAlerts = 25_000;
 
     /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
     private const int MaxService = 192;
@@ -8591,7 +8609,7 @@ internal sealed class RowWriter : BodyWriter
         }
         var text = Shown(value);
         // A spreadsheet takes such a cell for a formula, and labels come from strangers (OWASP, CSV injection).
-        if (value is string && text.Length > 0 && "=+-@\t\r".Contains(text[0]))
+        if (value is string && text.Length > 0 && "=+-@\t\r＝＋－＠".Contains(text[0]))
             text = "'" + text;
         Put(text.AsSpan().ContainsAny(Quoted)
             ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text);
@@ -11956,7 +11974,7 @@ internal sealed class Web
     }
 
     private static bool IsPartition(string name) =>
-        name is not ("" or "." or "..") && !name.Any(char.IsControl)
+        name is not ("" or "." or "..") && !name.Any(Terminal.Obeys)
         && Encoding.UTF8.GetByteCount(name) <= 1024;
 
     private void Count(Reply reply, long started)
@@ -12165,7 +12183,8 @@ internal sealed class Web
             return TakenReply(post);
         List<UnmappableAlert> quarantined = [.. alerts.UnmappableAlerts, .. stored.Refused ?? []];
         _log.Often("alerts were quarantined", ("partition", partition), ("alerts", stored.Quarantined),
-            ("alertname", quarantined[0].Alertname), ("reason", quarantined[0].Reason));
+            ("alertname", AlertMapping.Clip(quarantined[0].Alertname, MaxShown)),
+            ("reason", quarantined[0].Reason));
         return post.IsPrometheus ? TakenReply(post)
             : Reply.Json(200, json => WriteQuarantined(json, stored, alerts, quarantined));
     }

@@ -367,6 +367,13 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
     [InlineData("""{"labels":{}}""", 200)]
     [InlineData("""{"status":"firing","labels":{"a":"b"},"startsAt":"2026-11-22T11:34:00Z"}""", 200)]
     [InlineData("""{"status":"firing","labels":{"alertname":"a"},"startsAt":"2026-11-22T11:34:00Z"}""", 413)]
+    // One, with as much as there is room for.
+    [InlineData("""{"status":"firing","labels":{"alertname":"*"},"startsAt":"2026-11-22T11:34:00Z"}""", 200)]
+    [InlineData("""{"status":"firing","labels":{"alertname":"a","*":"b"},"startsAt":"2026-11-22T11:34:00Z"}""", 200)]
+    [InlineData("""{"status":"firing","labels":{"alertname":"a"},"annotations":{"a":"*"},"startsAt":"x"}""", 200)]
+    [InlineData("""{"status":"firing","labels":{"alertname":"a"},"startsAt":"*"}""", 200)]
+    [InlineData("""{"status":"firing","fingerprint":"*","labels":{},"startsAt":"x"}""", 200)]
+    [InlineData("""{"status":"firing","*":"","labels":{"alertname":"a"},"startsAt":"2026-11-22T11:34:00Z"}""", 204)]
     public async Task SixteenMebibytesOfAnythingAreAnsweredInLittleMemory(string alert, int code)
     {
         await using var ses = await SesProcess.StartAsync("none");
@@ -382,7 +389,9 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
     }
 
     private static string Filled(string alert) => """{"version":"4","alerts":["""
-        + string.Join(',', Enumerable.Repeat(alert, ((16 << 20) - 100) / (alert.Length + 1))) + "]}";
+        + (alert.Contains('*', StringComparison.Ordinal)
+            ? alert.Replace("*", new string('\u202e', ((16 << 20) - 100 - alert.Length) / 3), StringComparison.Ordinal)
+            : string.Join(',', Enumerable.Repeat(alert, ((16 << 20) - 100) / (alert.Length + 1)))) + "]}";
 
     /// <summary>A process that lacks memory may hang in parts; ended, it is started again.</summary>
     [Fact]

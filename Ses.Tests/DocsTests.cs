@@ -107,6 +107,10 @@ public sealed partial class DocsTests
         ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(name) <= 1024"),
         Limit("alerts of a payload", typeof(AlertMapping), "MaxAlerts"),
         Limit("labels, and annotations, of an alert", typeof(AlertTexts), "Max"),
+        Limit("labels of an alert, with their names", typeof(AlertFields), "MaxLabels", Kib),
+        Limit("annotations of an alert, with their names", typeof(AlertFields), "MaxAnnotations", Mib),
+        Limit("status, time, fingerprint of an alert", typeof(AlertFields), "MaxText", Kib),
+        Limit("`generatorURL` of an alert", typeof(AlertFields), "MaxUrl", Kib),
         Limit("alerts that a payload may say were cut off", typeof(AlertReader), "MaxTruncated"),
         Limit("depth of the JSON", typeof(AlertMapping), "MaxDepth"),
         Limit("service of an alert", typeof(AlertMapping), "MaxService"),
@@ -173,6 +177,7 @@ public sealed partial class DocsTests
         Limit("step of the clock that is told", typeof(ClockWatch), "Jump"),
         Limit("lines that wait for whoever reads SeS's own log", typeof(QueuedWriter), "MaxLines"),
         Limit("warnings of one kind in the log", typeof(Log), "OftenEvery"),
+        Limit("value in a line of the log, in characters", typeof(Log), "LongestValue"),
         Limit("key of an item in Onix", typeof(OnixNames), "MaxKey"),
         Limit("key of an item in Onix, when cut", typeof(OnixNames), "CutKey"),
         Limit("value of an attribute in Onix, in bytes", typeof(OnixNames), "MaxAttribute"),
@@ -423,7 +428,7 @@ public sealed partial class DocsTests
             "a text in it is not valid Unicode", "it has no alertname", "it has no ",
             "it has no facet, but a platform and the status up or down", "is no RFC 3339 time with a zone",
             "is before the year 2000", "is more than 24 h ahead of the clock",
-            "status is neither firing nor resolved", " already, as many as ",
+            "status is neither firing nor resolved", " already, as many as ", " have more than ",
             " more of the same payload, copies or beyond the first ",
         ];
         foreach (var words in all)
