@@ -4281,6 +4281,9 @@ internal sealed class Writer : IDisposable
     /// <summary>Rows of an alert's newest episodes that are looked at to judge a copy.</summary>
     private const int NewestRows = 64;
 
+    /// <summary>Senders of one alert whose ends are brought together.</summary>
+    private const int MaxSame = 16;
+
     /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
     private static readonly TimeSpan SeenStep = RecentAlerts.SeenStep;
 
@@ -4296,7 +4299,7 @@ internal sealed class Writer : IDisposable
     private readonly Retention _retention;
 
     private readonly SqliteStatement _begin, _commit, _setMeta, _insertPartition, _insertReceipt,
-        _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _ofHash, _insertAlert,
+        _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _ofGroup, _insertAlert,
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
         _behind, _due, _stale, _openAlert, _abandoned, _service, _insertRun, _deleteRun, _endRun,
@@ -4372,7 +4375,9 @@ internal sealed class Writer : IDisposable
             SELECT id FROM alert
             WHERE service = ?1 AND hash = ?2 AND source = ?3 AND sender = ?4 AND labels = ?5
             """);
-        _ofHash = Of("SELECT id, source, labels FROM alert WHERE service = ?1 AND hash = ?2");
+        _ofGroup = Of("""
+            SELECT id, source, labels FROM alert WHERE service = ?1 AND hash BETWEEN ?2 AND ?2 | 4294967295 LIMIT ?3
+            """);
         _insertAlert = Of("INSERT INTO alert VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
         _alertText = Of("SELECT text FROM alert WHERE id = ?1");
         _deleteService = Of("""
@@ -4897,18 +4902,22 @@ internal sealed class Writer : IDisposable
         }
     }
 
-    /// <summary>Alerts of a service that differ in source, sender and labels of replicas alone.</summary>
+    /// <summary>
+    /// Alerts of a service that differ in source, sender and labels of replicas alone. There are as many as
+    /// senders; where there are too many to be that, they are not looked at.
+    /// </summary>
     private List<(long Id, AlertSource Source, string Labels)> SameAlerts(long service, string labels)
     {
         var (same, group) = (new List<(long, AlertSource, string)>(), AlertLabels.WithoutReplica(labels));
-        _ofHash.Bind(1, service).Bind(2, Checksum.Hash(labels));
-        while (_ofHash.Step())
+        _ofGroup.Bind(1, service).Bind(2, Checksum.Hash(default, "", labels) & ~(long)uint.MaxValue)
+            .Bind(3, MaxSame + 1);
+        while (_ofGroup.Step())
         {
-            var other = _ofHash.Text(2);
+            var other = _ofGroup.Text(2);
             if (AlertLabels.WithoutReplica(other) == group)
-                same.Add((_ofHash.Number(0), (AlertSource)_ofHash.Number(1), other));
+                same.Add((_ofGroup.Number(0), (AlertSource)_ofGroup.Number(1), other));
         }
-        return same;
+        return same.Count <= MaxSame ? same : [];
     }
 
     /// <summary>
@@ -4953,7 +4962,7 @@ internal sealed class Writer : IDisposable
         var (_, platform, name, facet, location) = alert.Service;
         var family = _findFamily.Bind(1, partition).Bind(2, platform).Bind(3, name).Bind(4, facet).Number();
         var service = family == null ? null : _findService.Bind(1, family.Value).Bind(2, location).Number();
-        var hash = Checksum.Hash(alert.Labels);
+        var hash = Checksum.Hash(alert.Source, alert.Sender, alert.Labels);
         var id = service == null ? null : _findAlert.Bind(1, service.Value).Bind(2, hash)
             .Bind(3, (long)alert.Source).Bind(4, alert.Sender).Bind(5, alert.Labels).Number();
         if (id != null)
@@ -6510,11 +6519,14 @@ internal struct Checksum()
     }
 
     /// <summary>
-    /// What finds an alert among those of its service, and what others say of the same: its texts are compared
-    /// all the same.
+    /// What finds an alert among those of its service; texts are compared all the same. The upper half is
+    /// that of all alerts which differ in source, sender and labels of replicas alone.
     /// </summary>
-    public static long Hash(string labels) => BinaryPrimitives.ReadInt64LittleEndian(
-        SHA256.HashData(Encoding.UTF8.GetBytes(AlertLabels.WithoutReplica(labels))));
+    public static long Hash(AlertSource source, string sender, string labels) =>
+        ((long)Half(AlertLabels.WithoutReplica(labels)) << 32) | (uint)Half($"{(int)source}\n{sender}\n{labels}");
+
+    private static int Half(string text) =>
+        BinaryPrimitives.ReadInt32LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(text)));
 }
 
 /// <summary>
@@ -6892,7 +6904,9 @@ internal sealed class Renewals
 
     private readonly object _gate = new();
     private readonly Dictionary<long, Renewal> _renewals = [];
-    private readonly Dictionary<(string Sender, string Rule), TimeSpan> _validities = [];
+
+    /// <summary>By the hash of sender and rule: two of one hash share what clocks are allowed.</summary>
+    private readonly Dictionary<int, TimeSpan> _validities = [];
 
     // Since when SeS takes alerts without a break, and no later than when the next one lapses.
     private DateTime _since, _nextDue = DateTime.MaxValue;
@@ -6909,7 +6923,7 @@ internal sealed class Renewals
     {
         lock (_gate)
         {
-            var rule = (alert.Sender, alert.Rule);
+            var rule = HashCode.Combine(alert.Sender, alert.Rule);
             var tolerance = !_validities.TryGetValue(rule, out var validity) ? UnknownTolerance
                 : validity / 4 < MostTolerance ? validity / 4 : MostTolerance;
             if (alert.ValidUntil is { } ends && ends <= received + tolerance)

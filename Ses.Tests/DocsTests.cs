@@ -147,6 +147,7 @@ public sealed partial class DocsTests
         Limit("end from Prometheus ahead of the clock that is taken for one", typeof(Renewals), "MostTolerance"),
         Limit("the same, of a rule that is not known", typeof(Renewals), "UnknownTolerance"),
         Limit("rules of Prometheus whose validity is remembered", typeof(Renewals), "MaxRules"),
+        Limit("senders of one alert whose ends are brought together", typeof(Writer), "MaxSame"),
         Limit("space that stays free", typeof(Writer), "Reserve", Mib),
         Limit("transaction that derives", typeof(Store), "DeriveTime"),
         Limit("observations that wait to be derived", typeof(Store), "MaxUnderived"),

@@ -352,6 +352,21 @@ public sealed class PrometheusTests
         Assert.Equal(["down -1"], await HistoryAsync(host));
     }
 
+    /// <summary>Labels of replicas are the sender's to choose: thousands of one alert cost no more than others.</summary>
+    [Fact]
+    public async Task ThousandsOfReplicasAreEachTheirOwn()
+    {
+        await using var host = Host.Serving();
+        await WebhookAsync(host, Webhook("firing", At(-1)));
+        foreach (var ends in new[] { 240, -0.5 })
+        {
+            var alerts = Enumerable.Range(0, 20_000).Select(i => Alert(At(-1), At(ends), more: $",\"replica\":\"{i}\""));
+            await PostAsync(host, [.. alerts]);
+        }
+        Assert.Equal(1 + 40_000, host.Observations);
+        Assert.Equal(["down -1"], await HistoryAsync(host));
+    }
+
     // ---- Quarantine ----
 
     [Fact]
