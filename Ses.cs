@@ -8623,7 +8623,7 @@ internal sealed class RowWriter : BodyWriter
         }
         var text = Shown(value);
         // A spreadsheet takes such a cell for a formula, and labels come from strangers (OWASP, CSV injection).
-        if (value is string && text.Length > 0 && "=+-@\t\r＝＋－＠".Contains(text[0]))
+        if (value is string && text.Length > 0 && "=+-@\t\r\n＝＋－＠".Contains(text[0]))
             text = "'" + text;
         Put(text.AsSpan().ContainsAny(Quoted)
             ? $"\"{text.Replace("\"", "\"\"", StringComparison.Ordinal)}\"" : text);
@@ -10527,7 +10527,7 @@ internal sealed class SignIns(TimeProvider clock)
     }
 
     /// <summary>One host is given 2^64 addresses of IPv6 and can use them all.</summary>
-    private static IPAddress Network(IPAddress client)
+    public static IPAddress Network(IPAddress client)
     {
         if (client.AddressFamily != AddressFamily.InterNetworkV6)
             return client;
@@ -12938,6 +12938,67 @@ internal sealed class Tls : IDisposable
 /// <summary>What a connection is doing; all but Handled have a deadline.</summary>
 internal enum ConnectionState { Handshake, Idle, Head, Body, Handled, Answer, Linger }
 
+/// <summary>
+/// How many handshakes of an address may be under way, or have failed lately. A hello can be sent again and
+/// again for nothing, and costs the server up to 5 ms (P-384), so that some hundred a second would take the
+/// port down. One that succeeds does not count.
+/// </summary>
+internal sealed class HandshakeLimits(TimeProvider clock)
+{
+    public const int AtOnce = Gate.MaxHandshakes, PerSecond = 50;
+
+    /// <summary>Further addresses are treated as one.</summary>
+    public const int MaxAddresses = 10_000;
+
+    private sealed class Address
+    {
+        public double Left = AtOnce;
+        public long Seen;
+    }
+
+    private readonly Dictionary<IPAddress, Address> _addresses = [];
+    private readonly Address _others = new();
+
+    public bool Take(IPAddress client)
+    {
+        var address = Find(client, isAdded: true);
+        var now = clock.GetTimestamp();
+        address.Left = Math.Min(
+            AtOnce, address.Left + (clock.GetElapsedTime(address.Seen, now).TotalSeconds * PerSecond));
+        address.Seen = now;
+        if (address.Left < 1)
+            return false;
+        address.Left--;
+        return true;
+    }
+
+    public void GiveBack(IPAddress client) => Find(client, isAdded: false).Left++;
+
+    private Address Find(IPAddress client, bool isAdded)
+    {
+        var key = SignIns.Network(client);
+        if (_addresses.TryGetValue(key, out var address))
+            return address;
+        if (isAdded && _addresses.Count >= MaxAddresses)
+            Forget();
+        return isAdded && _addresses.Count < MaxAddresses ? _addresses[key] = new Address() : _others;
+    }
+
+    /// <summary>Those that have all again, once there are so many addresses.</summary>
+    private void Forget()
+    {
+        if (clock.GetElapsedTime(_forgot).TotalSeconds * PerSecond < AtOnce)
+            return;
+        _forgot = clock.GetTimestamp();
+        var idle = _addresses.Where(a => clock.GetElapsedTime(a.Value.Seen).TotalSeconds * PerSecond >= AtOnce)
+            .Select(a => a.Key).ToList();
+        idle.ForEach(a => _addresses.Remove(a));
+    }
+
+    private long _forgot;
+}
+
+
 /// <summary>A client's connection. One task serves it; the gate's timer and cap can end it.</summary>
 internal sealed class ClientConnection(Socket socket, IPAddress client) : IDisposable
 {
@@ -13188,6 +13249,7 @@ internal sealed class Gate
     private readonly HashSet<ClientConnection> _connections = [];
     // Guarded by _gate: all but those being answered, the one that waits longest first.
     private readonly LinkedList<ClientConnection> _waiting = [], _handshakes = [];
+    private readonly HandshakeLimits _handshakeLimits;
 
     private Socket _listener = null!;
     private IPEndPoint _inner = null!;
@@ -13206,6 +13268,7 @@ internal sealed class Gate
         Options options, Web web, Tls? tls, long descriptors, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _web, _tls, _clock, _log, _meters) = (options, web, tls, clock, log, meters);
+        _handshakeLimits = new HandshakeLimits(clock);
         _maxConnections = (int)Math.Min(MaxConnections, descriptors / 2);
         // A request in flight takes two descriptors more: both ends of the connection on loopback.
         _slots = new SemaphoreSlim((int)Math.Min(MaxInFlight, descriptors / 8));
@@ -13464,6 +13527,8 @@ internal sealed class Gate
         try
         {
             await tls.AuthenticateAsServerAsync(options);
+            lock (_gate)
+                _handshakeLimits.GiveBack(connection.Client);
         }
         catch (Exception e) when (e is AuthenticationException or IOException or Win32Exception)
         {
@@ -13482,10 +13547,16 @@ internal sealed class Gate
     }
 
     /// <summary>At the cap the one that has taken longest gives way: a client in good faith takes little.</summary>
+    /// <exception cref="IOException">Too many of the address's have not succeeded.</exception>
     private void BeginHandshake(ClientConnection connection)
     {
         lock (_gate)
         {
+            if (!_handshakeLimits.Take(connection.Client))
+            {
+                Refused("handshakes");
+                throw new IOException("too many handshakes of the address have not succeeded");
+            }
             if (_handshakes.Count >= MaxHandshakes && _handshakes.First is { Value: var longest })
             {
                 _handshakes.RemoveFirst();

@@ -651,6 +651,28 @@ public sealed class TlsTests : IDisposable
         await host.CountedAsync("handshake_timeout", 1);
     }
 
+    /// <summary>A hello costs the server more than its sender, who can send the same again and again.</summary>
+    [Fact]
+    public async Task HandshakesThatFailAreBoundedAndThoseThatSucceedAreNot()
+    {
+        await using var host = new Host(this);
+        for (var i = 0; i < 300; i++)
+            Assert.True(await host.ServesAsync());
+        Assert.Equal(0, host.Count("handshakes"));
+        for (var i = 0; i < 260; i++)
+        {
+            using var client = await host.PlainAsync();
+            await client.GetStream().WriteAsync(new byte[] { 0x16, 3, 1, 0, 5, 9, 9, 9, 9, 9 });
+            client.Client.Shutdown(SocketShutdown.Send);
+            await DrainAsync(client).WaitAsync(Soon);
+        }
+        Assert.Equal((256, 4), (host.Count("handshake"), host.Count("handshakes")));
+        Assert.False(await host.ServesAsync());
+        _clock.Advance(TimeSpan.FromSeconds(0.1));
+        for (var i = 0; i < 20; i++)
+            Assert.True(await host.ServesAsync());
+    }
+
     /// <summary>Whoever begins many does not keep others from theirs, nor from the port.</summary>
     [Fact]
     public async Task OfTheHandshakesInProgressTheLongestGivesWay()
@@ -665,7 +687,8 @@ public sealed class TlsTests : IDisposable
         await Wait.UntilAsync(() => _meters.Connections.Value == 256, Soon, "256 connections");
         var first = DrainAsync(clients[0]);
         Assert.Equal((0, false), (host.Count("handshakes"), first.IsCompleted));
-        // Once all of them have begun.
+        // Once all of them have begun. An address has no more at once.
+        _clock.Advance(TimeSpan.FromSeconds(1));
         await Wait.UntilAsync(async () =>
         {
             Assert.True(await host.ServesAsync());
