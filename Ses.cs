@@ -12114,7 +12114,11 @@ internal sealed class Web
         if (request.ContentLength64 <= LargePayload)
             return await TakeAsync(store, request, post);
         if (!await _largePayloads.WaitAsync(LargePayloadTime))
+        {
+            // The listener would close the connection while the gate sends.
+            await request.InputStream.CopyToAsync(Stream.Null);
             return Reply.Problem(503, "Other large payloads are being read.");
+        }
         try
         {
             return await TakeAsync(store, request, post);
