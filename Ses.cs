@@ -11988,7 +11988,7 @@ internal sealed class Web
     }
 
     private static bool IsPartition(string name) =>
-        name is not ("" or "." or "..") && !name.Any(Terminal.Obeys)
+        name is not ("" or "." or "..") && !name.Any(char.IsControl)
         && Encoding.UTF8.GetByteCount(name) <= 1024;
 
     private void Count(Reply reply, long started)
