@@ -1595,6 +1595,10 @@ internal sealed class AlertFields(AlertSource source)
 
     public void Fail(string reason) => Reason ??= reason;
 
+    /// <summary>An end was sent that is not later.</summary>
+    public bool HasEnded(DateTime now) =>
+        Rfc3339.TryParse(EndsAt ?? "", out var ends) && ends != default && ends <= now;
+
     /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
     public void Read(ref Utf8JsonReader reader)
     {
@@ -1834,9 +1838,6 @@ internal sealed class UnmappableAlerts(DateTime now)
         return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
     }
 
-    private bool HasEnded(AlertFields alert) =>
-        Rfc3339.TryParse(alert.EndsAt ?? "", out var ends) && ends != default && ends <= now;
-
     private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
     {
         // Prometheus sends no fingerprint: its alerts are their labels. Each copy that fires has another end.
@@ -1844,7 +1845,7 @@ internal sealed class UnmappableAlerts(DateTime now)
         var fingerprint = alert.Fingerprint ?? Convert.ToHexStringLower(
             SHA256.HashData(labels == null ? raw : Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8));
         var identity = string.Join('\n', fingerprint, alert.Status, alert.StartsAt,
-            alert.Status == null && !HasEnded(alert) ? null : alert.EndsAt, alert.Reason);
+            alert.Status == null && !alert.HasEnded(now) ? null : alert.EndsAt, alert.Reason);
         // Within valid JSON a line break can only stand between tokens.
         var line = raw.ToArray();
         line.AsSpan().Replace((byte)'\n', (byte)' ');
@@ -4863,8 +4864,12 @@ internal sealed class Writer : IDisposable
     private DateTime? OpenSince(long service, long alert, AlertSource source)
     {
         ReadNewest(service, alert, DateTime.MaxValue, alsoOfOthers: false);
-        return Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new(false, source));
+        return OpenOfNewest(source);
     }
+
+    /// <summary>The same, of the facts that were read last.</summary>
+    private DateTime? OpenOfNewest(AlertSource source) =>
+        Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new(Dialect: false, source));
 
     /// <summary>A newer episode of Prometheus's: the one before it lapses at its last copy (3.1).</summary>
     private void LapseOlder(long service, long id, IncomingAlert alert, DateTime received)
@@ -4873,7 +4878,7 @@ internal sealed class Writer : IDisposable
             return;
         var newest = _newestFacts[^1];
         if (newest.Starts < alert.Starts && _renewals.LastCopy(id, newest.Starts) is { } last
-            && Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new(alert.Dialect, alert.Source)) == newest.Starts)
+            && OpenOfNewest(alert.Source) == newest.Starts)
             Observe(service, id, ObservationKind.Lapse, new AlertCopy(newest.Starts,
                 last > newest.Starts ? last : newest.Starts, newest.Status, received), null, _self);
     }
@@ -4898,7 +4903,7 @@ internal sealed class Writer : IDisposable
             Observe(service, relayed, ObservationKind.End,
                 new AlertCopy(starts, ends, _newestFacts[^1].Status, received), null, _self);
             var key = _recent.KeyOf(alert with { Source = source, Sender = "", Labels = labels });
-            _learned.Add((key, new(service, relayed, DateTime.MinValue, null, "", DateTime.MinValue)));
+            _learned.Add((key, RecentAlert.Place(service, relayed)));
         }
     }
 
@@ -4909,8 +4914,7 @@ internal sealed class Writer : IDisposable
     private List<(long Id, AlertSource Source, string Labels)> SameAlerts(long service, string labels)
     {
         var (same, group) = (new List<(long, AlertSource, string)>(), AlertLabels.WithoutReplica(labels));
-        _ofGroup.Bind(1, service).Bind(2, Checksum.Hash(default, "", labels) & ~(long)uint.MaxValue)
-            .Bind(3, MaxSame + 1);
+        _ofGroup.Bind(1, service).Bind(2, Checksum.FirstOfGroup(group)).Bind(3, MaxSame + 1);
         while (_ofGroup.Step())
         {
             var other = _ofGroup.Text(2);
@@ -4947,13 +4951,12 @@ internal sealed class Writer : IDisposable
         var newest = _newestFacts.Count == 0 ? DateTime.MinValue : _newestFacts[^1].Starts;
         // An uncertain end is replaced by any that is stated.
         var isNewest = kind != null ? kind != ObservationKind.Lapse && alert.Starts >= newest
-            : alert.Ends == null && alert.Starts == newest && newest == Episodes.Open(
-                CollectionsMarshal.AsSpan(_newestFacts), new AlertTraits(alert.Dialect, alert.Source));
+            : alert.Ends == null && alert.Starts == newest && newest == OpenOfNewest(alert.Source);
         if (isNewest && alert is { Source: AlertSource.Prometheus, Ends: null })
             _renewed.Add((new(service, id, alert.Starts), alert, received));
         _learned.Add((key, isNewest
             ? new RecentAlert(service, id, alert.Starts, alert.Ends, alert.Status, seen)
-            : new RecentAlert(service, id, DateTime.MinValue, null, "", DateTime.MinValue)));
+            : RecentAlert.Place(service, id)));
     }
 
     /// <summary>The service and the alert, made if they are new; zeros when there are too many.</summary>
@@ -6523,7 +6526,10 @@ internal struct Checksum()
     /// that of all alerts which differ in source, sender and labels of replicas alone.
     /// </summary>
     public static long Hash(AlertSource source, string sender, string labels) =>
-        ((long)Half(AlertLabels.WithoutReplica(labels)) << 32) | (uint)Half($"{(int)source}\n{sender}\n{labels}");
+        FirstOfGroup(AlertLabels.WithoutReplica(labels)) | (uint)Half($"{(int)source}\n{sender}\n{labels}");
+
+    /// <summary>The least that alerts with these labels, replicas aside, can have.</summary>
+    public static long FirstOfGroup(string labels) => (long)Half(labels) << 32;
 
     private static int Half(string text) =>
         BinaryPrimitives.ReadInt32LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(text)));
@@ -6533,7 +6539,11 @@ internal struct Checksum()
 /// The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.
 /// </summary>
 internal readonly record struct RecentAlert(
-    long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen);
+    long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen)
+{
+    public static RecentAlert Place(long service, long alert) =>
+        new(service, alert, DateTime.MinValue, null, "", DateTime.MinValue);
+}
 
 /// <summary>
 /// Looks for damage in a database: that of its structure, which SQLite finds, facts that do not fit their
@@ -11041,7 +11051,7 @@ internal sealed record QuarantinedAlert(
     /// that fired. Prometheus sends what fires again by itself.
     /// </summary>
     public bool IsOutdated => Source == AlertSource.Prometheus && FieldsOf(Alert) is { } alert
-        && !(Rfc3339.TryParse(alert.EndsAt ?? "", out var ends) && ends != default && ends <= Recorded);
+        && !alert.HasEnded(Recorded);
 }
 
 /// <summary>What the page shows beside the services: Onix's state, and the quarantine.</summary>
