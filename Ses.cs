@@ -176,6 +176,7 @@ internal sealed record Options
     public required string? Name { get; init; }
     public required TimeSpan Pause { get; init; }
     public required TimeSpan StaleAfter { get; init; }
+    public required TimeSpan Forget { get; init; }
     /// <summary>Null: all.</summary>
     public required IReadOnlySet<string>? Partitions { get; init; }
     public required int MaxServices { get; init; }
@@ -238,6 +239,8 @@ internal sealed record Options
             "Longest \"for\" of your rules: so long a status may rest on no alert before it is unknown"),
         StaleAfterSetting = new(Meaning, "--stale-after", "OXSES_STALE_AFTER", "TIME", "25h",
             "An alert that Alertmanager has not repeated for so long is given up; more than repeat_interval"),
+        ForgetSetting = new(Telling, "--forget", "OXSES_FORGET", "TIME", "30d",
+            "A service without an alert for so long is left out of status and page"),
         OnixUrlSetting = new(Onix, "--onix-url", "OXSES_ONIX_URL", "URL", "http://localhost:8080",
             "Onix's web API; none: no Onix, the store alone"),
         OnixAuthModeSetting = new(Onix, "--onix-auth-mode", "OXSES_ONIX_AUTHMODE", "MODE", "basic",
@@ -284,7 +287,7 @@ internal sealed record Options
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
         OnixTokenUriSetting, OnixSkipVerifySetting, OnixCaFileSetting,
         DataDirSetting, RetentionSetting, MaxSizeSetting, MaxServicesSetting, MaxAlertsSetting, NameSetting,
-        LogLevelSetting, LogFormatSetting, MetricsSetting,
+        ForgetSetting, LogLevelSetting, LogFormatSetting, MetricsSetting,
     ];
 
     /// <summary>What holds where no daemon has run yet.</summary>
@@ -358,6 +361,8 @@ internal sealed record Options
                 "0s to 7d, such as 15m"),
             StaleAfter = source.Parse(StaleAfterSetting,
                 v => ParseTime(v, TimeSpan.FromMinutes(1), TimeSpan.FromDays(365)), "1m to 365d, such as 25h"),
+            Forget = source.Parse(ForgetSetting,
+                v => ParseTime(v, TimeSpan.FromHours(1), TimeSpan.FromDays(36500)), "1h to 36500d, such as 30d"),
             MaxServices = maxServices,
             MaxAlerts = source.Text(MaxAlertsSetting) is not { Length: > 0 } ? maxServices * AlertsOfService
                 : source.Parse(MaxAlertsSetting, v => ParseCount(v, 100_000_000), "1 to 100000000"),
@@ -951,7 +956,7 @@ internal sealed class Meters
     public readonly Histogram WebhookDuration, CommitDuration, OnixDuration, QuestionDuration;
     public readonly Gauge StoreSize, StoreFree, Underived, Damage, Services, LabelSets, Quarantined;
     public readonly Gauge Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
-    public readonly Gauge Connections, TlsExpiry;
+    public readonly Gauge Connections, TlsExpiry, Watched;
 
     private readonly Lock _gate = new();
     // Guarded by _gate.
@@ -964,7 +969,7 @@ internal sealed class Meters
         DotNetStats.Register(Registry);
         Counter Count(string name, string help, params string[] labels) =>
             make.CreateCounter(name, help, labels);
-        Gauge Level(string name, string help) => make.CreateGauge(name, help);
+        Gauge Level(string name, string help, params string[] labels) => make.CreateGauge(name, help, labels);
         Histogram Time(string name, string help, params string[] labels) =>
             make.CreateHistogram(name, help, labels, new HistogramConfiguration { Buckets = Seconds });
 
@@ -998,6 +1003,8 @@ internal sealed class Meters
         Services = Level("ses_services", "Services that SeS knows of.");
         LabelSets = Level("ses_label_sets", "Alerts, by their labels, that SeS knows of.");
         Quarantined = Level("ses_quarantined_alerts", "Alerts in quarantine.");
+        Watched = Level("ses_watched", "1 while a heartbeat beats: somebody watches; 0 while it is silent.",
+            "partition", "platform", "heartbeat");
         Backlog = Level("ses_onix_backlog_services",
             "Services with changes that Onix has not confirmed, refused ones too.");
         BacklogAge = Level("ses_onix_backlog_oldest_seconds", "Since the first of them waits.");
@@ -1192,7 +1199,7 @@ internal sealed class FieldMap
 /// <param name="UnmappableAlerts">Each once, the first of them whole.</param>
 /// <param name="MoreUnmappable">All others: copies, and what came after those.</param>
 /// <param name="Ignored">Alerts that are about no service, by name, severity or status.</param>
-/// <param name="Heartbeats">Alerts that always fire.</param>
+/// <param name="Heartbeats">Copies of alerts that always fire.</param>
 /// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
 internal sealed record ReceivedAlerts(
     IReadOnlyList<IncomingAlert> Alerts, IReadOnlyList<UnmappableAlert> UnmappableAlerts, long MoreUnmappable,
@@ -1200,10 +1207,20 @@ internal sealed record ReceivedAlerts(
 {
     public AlertSource Source { get; init; }
 
+    /// <summary>What its heartbeats say, the last copy of each.</summary>
+    public IReadOnlyCollection<Beat> Beats { get; init; } = [];
+
     /// <summary>Each alert of the body has a service.</summary>
     public bool IsAllMapped =>
         Alerts.Count > 0 && UnmappableAlerts.Count == 0 && Ignored == 0 && Heartbeats == 0;
 }
+
+/// <summary>A copy of an alert that always fires: whoever sent it is there.</summary>
+/// <param name="Platform">For which it speaks; empty: for its partition.</param>
+/// <param name="Name">As --heartbeat has it.</param>
+/// <param name="Alert">A hash of sender and labels: each alert of this name beats for itself.</param>
+/// <param name="Ends">Alertmanager says that nobody renewed it; null: it fires.</param>
+internal sealed record Beat(string Platform, string Name, long Alert, AlertSource Source, DateTime? Ends);
 
 /// <summary>What alerts mean, by the settings.</summary>
 /// <param name="Statuses">
@@ -1213,7 +1230,7 @@ internal sealed record ReceivedAlerts(
 /// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
 internal sealed record MappingRules(
     FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
-    IReadOnlySet<string> Heartbeats)
+    HashSet<string> Heartbeats)
 {
     public const string DefaultStatuses = "warning=degraded,info=ignore,none=ignore",
         DefaultIgnored = "InfoInhibitor,DatasourceNoData,DatasourceError",
@@ -1256,7 +1273,7 @@ internal sealed record MappingRules(
 
     /// <summary>Reads <c>Watchdog,DeadMansSwitch</c>; an empty text names no alert.</summary>
     /// <exception cref="FormatException">What is allowed instead.</exception>
-    public static IReadOnlySet<string> ParseNames(string text)
+    public static HashSet<string> ParseNames(string text)
     {
         var names = Split(text);
         return !names.Contains("") ? names.ToHashSet(StringComparer.OrdinalIgnoreCase)
@@ -1293,6 +1310,7 @@ internal static class AlertReader
         var (list, truncated) = FindAlerts(body, source);
         var (alerts, unmappable) = (new List<IncomingAlert>(), new UnmappableAlerts(now));
         var (ignored, heartbeats) = (0L, 0L);
+        var beats = new Dictionary<string, Beat>();
         var (alert, context) = (new AlertFields(source), new Context(partition, source, rules, now));
         var reader = JsonText.NewReader(body[list]);
         reader.Read();
@@ -1313,13 +1331,19 @@ internal static class AlertReader
                     break;
                 case Outcome.Heartbeat:
                     heartbeats++;
+                    if (BeatOf(alert, context) is { } beat && beats.Count < Heartbeats.Max)
+                        beats[$"{beat.Alert}\n{beat.Name}\n{beat.Platform}"] = beat;
                     break;
                 default:
                     unmappable.Add(alert, body, start..(list.Start.Value + (int)reader.BytesConsumed));
                     break;
             }
         }
-        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated) { Source = source };
+        return new(alerts, unmappable.Kept, unmappable.More, ignored, heartbeats, truncated)
+        {
+            Source = source,
+            Beats = beats.Values,
+        };
     }
 
     /// <summary>To which service an alert belongs that is stored with its labels; null: to none.</summary>
@@ -1424,6 +1448,27 @@ internal static class AlertReader
             return Outcome.Ignored;
         mapped = alert.Reason == null ? Map(alert, name, status, context) : null;
         return mapped == null ? Outcome.Unmappable : Outcome.Mapped;
+    }
+
+    /// <summary>
+    /// Null: it says nothing. An end that Prometheus states tells that it is there, and not that it watches.
+    /// </summary>
+    private static Beat? BeatOf(AlertFields alert, Context context)
+    {
+        var isPrometheus = context.Source == AlertSource.Prometheus;
+        var isResolved = isPrometheus ? alert.HasEnded(context.Now) : alert.Status == "resolved";
+        if (isResolved && isPrometheus)
+            return null;
+        var ends = !isResolved ? (DateTime?)null
+            : alert.HasEnded(context.Now) && Rfc3339.TryParse(alert.EndsAt!.ToUpperInvariant(), out var stated)
+                ? stated : context.Now;
+        _ = context.Rules.Heartbeats.TryGetValue(alert.Labels.Get("alertname")!, out var name);
+        var platform = context.Rules.Fields.Of("platform", !alert.IsDialect)
+            .Where(s => s.Kind == FieldSourceKind.Label).Select(s => alert.Labels.Get(s.Name))
+            .FirstOrDefault(v => !string.IsNullOrEmpty(v)) ?? "";
+        var sender = isPrometheus ? SenderOf(alert.GeneratorUrl) : "";
+        return Encoding.UTF8.GetByteCount(platform) > AlertMapping.MaxField ? null : new Beat(platform, name!,
+            Checksum.Hash(context.Source, sender, alert.Labels.ToJson()), context.Source, ends);
     }
 
     /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
@@ -2048,6 +2093,147 @@ internal sealed record TimelineRules(TimeSpan Pause)
     public static readonly TimeSpan LateCopy = TimeSpan.FromSeconds(20);
 }
 
+/// <summary>A stretch of time in which nothing could have been received (5).</summary>
+/// <param name="To">Exclusive; the greatest time: it goes on.</param>
+/// <param name="Id">Of the fact that tells of its begin.</param>
+internal sealed record Gap(DateTime From, DateTime To, long Id)
+{
+    public bool Has(DateTime time) => time >= From && time < To;
+}
+
+/// <summary>The gaps that services of one platform have, in order; none touches another.</summary>
+/// <param name="All">SeS's own, and those of heartbeats, united.</param>
+/// <param name="OfHeartbeats">In these an end that Alertmanager states is uncertain (3.4).</param>
+internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbeats)
+{
+    public static readonly Gaps None = new([], []);
+
+    /// <summary>The gap that a time lies in; null: none.</summary>
+    public Gap? At(DateTime time) => At(All, time);
+
+    public bool IsHeartbeatSilent(DateTime time) => At(OfHeartbeats, time) != null;
+
+    private static Gap? At(IReadOnlyList<Gap> gaps, DateTime time) =>
+        FirstAfter(gaps, time) is > 0 and var next && gaps[next - 1].Has(time) ? gaps[next - 1] : null;
+
+    /// <summary>The next time at which a gap begins or ends; the greatest time: none does.</summary>
+    public DateTime NextAfter(DateTime time)
+    {
+        var next = FirstAfter(All, time);
+        return next > 0 && All[next - 1].Has(time) ? All[next - 1].To
+            : next < All.Count ? All[next].From : DateTime.MaxValue;
+    }
+
+    /// <summary>The place of the first gap that begins after a time.</summary>
+    private static int FirstAfter(IReadOnlyList<Gap> gaps, DateTime time)
+    {
+        var (low, high) = (0, gaps.Count);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (gaps[middle].From <= time)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return low;
+    }
+
+    /// <summary>The end of the last gap that overlaps a stretch, or that stretch's own end (3.5).</summary>
+    public DateTime LastEnd(DateTime from, DateTime to)
+    {
+        var last = FirstAfter(All, to) - 1;
+        return last >= 0 && All[last].To > from && All[last].To > to ? All[last].To : to;
+    }
+
+    public bool Overlaps(DateTime from, DateTime to) =>
+        FirstAfter(All, to) is > 0 and var next && All[next - 1].To > from;
+
+    /// <summary>When the last gap before a time ended; null: there was none.</summary>
+    public DateTime? EndBefore(DateTime time)
+    {
+        var last = FirstAfter(All, time) - 1;
+        if (last >= 0 && All[last].To > time)
+            last--;
+        return last < 0 ? null : All[last].To;
+    }
+
+    /// <summary>The moments at which gaps begin or end.</summary>
+    public IEnumerable<DateTime> Edges() => All.SelectMany(g => new[] { g.From, g.To });
+
+    public bool HasEdge(DateTime time) => FirstAfter(All, time) is > 0 and var next
+        && (All[next - 1].From == time || All[next - 1].To == time || (next > 1 && All[next - 2].To == time));
+
+    /// <summary>What is in force at a moment of a run: in a gap only what rests on an open alert.</summary>
+    public Run Lay(in Run run, DateTime time) => !run.Open && run.Status != Status.Unknown && At(time) is { } gap
+        ? run with { Status = Status.Unknown, Observation = -gap.Id } : run;
+
+    /// <summary>The runs of a service with its gaps laid over them.</summary>
+    public IEnumerable<Run> Lay(IEnumerable<Run> runs)
+    {
+        foreach (var run in runs)
+        {
+            var from = run.From;
+            var next = run.Open || run.Status == Status.Unknown ? DateTime.MaxValue : NextAfter(from);
+            for (; next < (run.To ?? DateTime.MaxValue); (from, next) = (next, NextAfter(next)))
+                yield return Lay(run, from) with { From = from, To = next };
+            yield return Lay(run, from) with { From = from };
+        }
+    }
+
+    /// <summary>Unites stretches that overlap or touch; each has the id of its first.</summary>
+    public static List<Gap> Unite(IEnumerable<Gap> gaps)
+    {
+        var (united, sorted) = (new List<Gap>(), gaps.ToList());
+        sorted.Sort(static (a, b) => a.From != b.From ? a.From.CompareTo(b.From) : a.Id.CompareTo(b.Id));
+        foreach (var gap in sorted)
+        {
+            if (gap.To <= gap.From)
+                continue;
+            if (united.Count == 0 || united[^1].To < gap.From)
+                united.Add(gap);
+            else if (united[^1].To < gap.To)
+                united[^1] = united[^1] with { To = gap.To };
+        }
+        return united;
+    }
+
+    /// <summary>What is left of stretches without others; both united.</summary>
+    public static IEnumerable<Gap> Except(List<Gap> gaps, List<Gap> others)
+    {
+        foreach (var gap in gaps)
+        {
+            var from = gap.From;
+            foreach (var other in others.Where(o => o.To > gap.From && o.From < gap.To))
+            {
+                if (other.From > from)
+                    yield return gap with { From = from, To = other.From };
+                from = other.To;
+            }
+            if (from < gap.To)
+                yield return gap with { From = from };
+        }
+    }
+
+    /// <summary>The stretches that two lists have in common, with the ids of the first; both united.</summary>
+    public static List<Gap> Intersect(IReadOnlyList<Gap> gaps, IReadOnlyList<Gap> others)
+    {
+        var common = new List<Gap>();
+        for (int i = 0, j = 0; i < gaps.Count && j < others.Count;)
+        {
+            var (from, to) = (gaps[i].From > others[j].From ? gaps[i].From : others[j].From,
+                gaps[i].To < others[j].To ? gaps[i].To : others[j].To);
+            if (from < to)
+                common.Add(new(from, to, gaps[i].Id));
+            if (gaps[i].To < others[j].To)
+                i++;
+            else
+                j++;
+        }
+        return common;
+    }
+}
+
 /// <summary>A stretch of one status.</summary>
 /// <param name="To">Null: it is the last.</param>
 /// <param name="Open">
@@ -2056,7 +2242,7 @@ internal sealed record TimelineRules(TimeSpan Pause)
 /// </param>
 /// <param name="Observation">
 /// Its id: of an open run that which gave the alert this status, else that which ended the last alert.
-/// 0: the service had no episode yet.
+/// 0: the service had no episode yet; in a gap minus the gap's.
 /// </param>
 internal readonly record struct Run(DateTime From, DateTime? To, Status Status, bool Open, long Observation);
 
@@ -2134,6 +2320,11 @@ internal struct Episode
 
     public bool IsDialect, IsHeard, IsOpen;
 
+    /// <summary>A sender said when it ended.</summary>
+    public bool IsStated;
+
+    public AlertSource Source;
+
     public readonly bool HasEnd => Ends != DateTime.MaxValue;
 
     /// <summary>Its end; one before its start leaves nothing of it but its start.</summary>
@@ -2209,6 +2400,7 @@ internal ref struct EpisodeBuffer
                 Starts = starts,
                 Ends = DateTime.MaxValue,
                 IsDialect = _traits.Dialect,
+                Source = _traits.Source,
                 FirstAgain = -1,
             };
     }
@@ -2311,7 +2503,8 @@ internal ref struct EpisodeBuffer
             return null;
         if (opens)
         {
-            (episode.Ends, episode.IsUncertain, episode.Opened) = (DateTime.MaxValue, false, copy.Received);
+            (episode.Ends, episode.IsUncertain, episode.IsStated) = (DateTime.MaxValue, false, false);
+            episode.Opened = copy.Received;
             if (isOlder)
                 episode.OpenedAsOlder = copy.Received;
         }
@@ -2363,7 +2556,7 @@ internal ref struct EpisodeBuffer
 
     private static void SetEnd(ref Episode episode, in Observation observation, bool isUncertain)
     {
-        (episode.Ends, episode.IsUncertain) = (observation.Ends!.Value, isUncertain);
+        (episode.Ends, episode.IsUncertain, episode.IsStated) = (observation.Ends!.Value, isUncertain, !isUncertain);
         (episode.Stated, episode.EndedBy) = (observation.Received, observation.Id);
     }
 
@@ -2390,6 +2583,34 @@ internal ref struct EpisodeBuffer
             if (!episode.HasEnd && Successor(i) is >= 0 and var next)
                 (episode.Ends, episode.EndedBy) = (_episodes[next].Starts, _episodes[next].FirstBy);
         }
+    }
+
+    /// <summary>
+    /// An end that Alertmanager states while a heartbeat is silent is none: it gives up what nobody renews.
+    /// One that Prometheus stated, too, is exact.
+    /// </summary>
+    public readonly void GiveUpIn(Gaps gaps)
+    {
+        HashSet<DateTime>? exact = null;
+        foreach (ref var episode in All)
+        {
+            if (!episode.IsStated || episode.Source != AlertSource.Webhook || !gaps.IsHeartbeatSilent(episode.Ends))
+                continue;
+            exact ??= EndsOfPrometheus();
+            if (!exact.Contains(episode.Ends))
+                (episode.IsUncertain, episode.IsStated, episode.Stated) = (true, false, episode.Ends);
+        }
+    }
+
+    private readonly HashSet<DateTime> EndsOfPrometheus()
+    {
+        var ends = new HashSet<DateTime>();
+        foreach (ref readonly var episode in All)
+        {
+            if (episode.IsStated && episode.Source == AlertSource.Prometheus)
+                ends.Add(episode.Ends);
+        }
+        return ends;
     }
 
     /// <summary>
@@ -2482,11 +2703,12 @@ internal static class Timeline
     /// </param>
     /// <param name="runs">Is cleared first.</param>
     /// <param name="open">Gets the open episodes, of an alert at most one: what may yet lapse.</param>
+    /// <param name="gaps">Those of its platform; null: what is stored and told Onix knows of none.</param>
     /// <returns>When the result changes by time alone; null: never.</returns>
     public static DateTime? Derive(
         ReadOnlySpan<Observation> observations, Func<long, AlertTraits> traitsOf, DateTime? knownFrom,
         DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs,
-        List<(long Alert, DateTime Starts)>? open = null)
+        List<(long Alert, DateTime Starts)>? open = null, Gaps? gaps = null)
     {
         runs.Clear();
         open?.Clear();
@@ -2504,6 +2726,8 @@ internal static class Timeline
             episodes.Receive(observations[from..to], traits);
             episodes.EndSuperseded();
         }
+        if (gaps?.OfHeartbeats.Count > 0)
+            episodes.GiveUpIn(gaps);
         if (isDialect)
             episodes.EndOpposed();
         foreach (ref readonly var episode in episodes.All)
@@ -2511,7 +2735,7 @@ internal static class Timeline
             if (!episode.HasEnd)
                 open?.Add((episode.Alert, episode.Starts));
         }
-        using var sweep = new TimelineSweep(episodes, isDialect, now, rules.Pause, runs);
+        using var sweep = new TimelineSweep(episodes, isDialect, now, rules.Pause, gaps, runs);
         return sweep.Run(knownFrom, oldest);
     }
 
@@ -2566,6 +2790,7 @@ internal ref struct TimelineSweep
     private readonly bool _isDialect;
     private readonly DateTime _now;
     private readonly TimeSpan _pause;
+    private readonly Gaps? _gaps;
     private readonly List<Run> _runs;
     private readonly Moment[] _moments;
     private readonly OpenStatus[] _openStatuses;
@@ -2586,11 +2811,12 @@ internal ref struct TimelineSweep
     private int _last = -1;
 
     public TimelineSweep(
-        in EpisodeBuffer episodes, bool isDialect, DateTime now, TimeSpan pause, List<Run> runs)
+        in EpisodeBuffer episodes, bool isDialect, DateTime now, TimeSpan pause, Gaps? gaps, List<Run> runs)
     {
         _episodes = episodes.All;
         _agains = episodes.Agains;
         (_isDialect, _now, _pause, _runs) = (isDialect, now, pause, runs);
+        _gaps = gaps is { All.Count: > 0 } ? gaps : null;
         _moments = ArrayPool<Moment>.Shared.Rent((2 * _episodes.Length) + _agains.Length);
         _openStatuses = ArrayPool<OpenStatus>.Shared.Rent(3 * (_episodes.Length + _agains.Length));
         for (var i = 0; i < _episodes.Length; i++)
@@ -2684,7 +2910,7 @@ internal ref struct TimelineSweep
         if (moment.Kind is Kind.End or Kind.Lapse)
             Close(moment.Index, moment.Time);
         if (moment.Kind == Kind.Lapse)
-            AddUncertain(Timeline.Severity(episode.Status), new(episode.Stated + _pause, episode.EndedBy));
+            AddUncertain(Timeline.Severity(episode.Status), new(UnknownUntil(episode), episode.EndedBy));
         else
             _uncertain = default;
         if (moment.Kind == Kind.Start)
@@ -2692,6 +2918,13 @@ internal ref struct TimelineSweep
             episode.IsOpen = true;
             AddOpen(moment.Index);
         }
+    }
+
+    /// <summary>Until a while after it was given up, or after a gap in which it could not be heard (3.5).</summary>
+    private readonly DateTime UnknownUntil(in Episode episode)
+    {
+        var from = _gaps?.LastEnd(episode.Until, episode.Stated) ?? episode.Stated;
+        return from < DateTime.MaxValue - _pause ? from + _pause : DateTime.MaxValue;
     }
 
     /// <summary>A copy that opens an episode again ends the unknown (3.5); one may change a status.</summary>
@@ -2801,7 +3034,14 @@ internal ref struct TimelineSweep
             return uncertain.Until;
         }
         if (severity < 0)
-            return _isDialect ? KeptFrom(time, out run) : UpFrom(time, out run);
+        {
+            var until = _isDialect ? KeptFrom(time, out run) : UpFrom(time, out run);
+            if (_gaps == null)
+                return until;
+            run = _gaps.Lay(run, time);
+            var next = _gaps.NextAfter(time);
+            return next < until ? next : until;
+        }
         ref var episode = ref _episodes[HeapOf(severity)[0].Episode];
         run = new(time, null, episode.Status, true, episode.StatusBy);
         return DateTime.MaxValue;
@@ -3442,9 +3682,15 @@ internal sealed record StoreRules(
     string? Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts,
     string? Onix = null, TimeSpan? Retention = null, long? MaxSize = null, MappingRules? Mapping = null)
 {
+    /// <summary>A service of which nothing was heard for so long is not listed.</summary>
+    public TimeSpan Forget { get; init; } = TimeSpan.FromDays(30);
+
     public static StoreRules Of(Options options) => new(options.Name, new TimelineRules(options.Pause),
         options.StaleAfter, options.MaxServices, options.MaxAlerts, options.OnixUrl?.AbsoluteUri,
-        options.Retention, options.MaxSize, options.Mapping);
+        options.Retention, options.MaxSize, options.Mapping)
+    {
+        Forget = options.Forget,
+    };
 }
 
 /// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
@@ -3492,13 +3738,27 @@ internal static class Schema
         -- State: own, it is a name that this SeS has or had; heard, the latest receipt that came from another.
         CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, own INTEGER NOT NULL DEFAULT 0,
             heard INTEGER NOT NULL DEFAULT 0) STRICT;
-        CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+        -- State of a partition: when a webhook first brought an alert that fires, and whether one that has ended.
+        CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, firing INTEGER,
+            resolved INTEGER NOT NULL DEFAULT 0) STRICT;
         CREATE TABLE status(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE family(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT NOT NULL,
             service TEXT NOT NULL, facet TEXT NOT NULL, UNIQUE(partition, platform, service, facet)) STRICT;
-        -- Fact: the first receipt of anything of a partition.
-        CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, by INTEGER NOT NULL,
-            received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        -- Facts: the first receipt of anything of a partition; heartbeat: that one was armed, of a platform or,
+        -- where that is null, of the partition.
+        CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT, heartbeat TEXT,
+            by INTEGER NOT NULL, received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        -- Facts: in which nothing could have been received. Its begin is one, its end another, with the same
+        -- begin; received: since when it was known. partition null: SeS was away; else that heartbeat was silent.
+        CREATE TABLE gap(id INTEGER PRIMARY KEY, partition INTEGER, platform TEXT, heartbeat TEXT,
+            by INTEGER NOT NULL, begins INTEGER NOT NULL, ends INTEGER, received INTEGER NOT NULL,
+            recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX gap_begins ON gap(begins);
+        -- State, once a minute: each alert that beats. platform '': it speaks for the partition; last: its last
+        -- beat; away: for how long SeS was not there since.
+        CREATE TABLE beat(partition INTEGER NOT NULL, platform TEXT NOT NULL, heartbeat TEXT NOT NULL,
+            alert INTEGER NOT NULL, source INTEGER NOT NULL, last INTEGER NOT NULL, away INTEGER NOT NULL,
+            PRIMARY KEY(partition, platform, heartbeat, alert)) STRICT, WITHOUT ROWID;
         -- Facts: id, family, location. Derived: the present. open: it rests on an open alert; due: when it
         -- changes by itself; seen: the last observation; status null: not derived yet.
         CREATE TABLE service(id INTEGER PRIMARY KEY, family INTEGER NOT NULL, location TEXT NOT NULL,
@@ -3720,7 +3980,7 @@ internal sealed class Store : IDisposable
         (_clock, _log, _meters) = (clock, log, meters);
         _turned = clock.GetTimestamp();
         DataDir.Check(directory);
-        _writer = new Writer(_path, WriterCache, rules, _recent, _clock, _renewals);
+        _writer = new Writer(_path, WriterCache, rules, _recent, _clock, _renewals) { IsDaemon = true };
         _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
         _thread.Start();
     }
@@ -3757,7 +4017,7 @@ internal sealed class Store : IDisposable
         alerts = _renewals.Judge(alerts, now);
         var keys = _recent.KeysOf(alerts.Alerts);
         if (alerts.IsAllMapped && cures == null && _recent.Knows(keys, alerts.Alerts, now)
-            && !_failed.Task.IsCompleted && _writer.HasItsFiles)
+            && !_writer.Watching.AwaitsAlerts && !_failed.Task.IsCompleted && _writer.HasItsFiles)
         {
             _recent.Renew(_renewals, keys, alerts.Alerts, now);
             return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
@@ -3856,6 +4116,9 @@ internal sealed class Store : IDisposable
 
     /// <summary>Completes once something is marked for Onix that was not when it was asked.</summary>
     public Task Marked => _marked.Task;
+
+    /// <summary>What is known of those who send.</summary>
+    public Watching Watching => _writer.Watching;
 
     /// <summary>
     /// How many services and label sets there are, and observations that are not derived yet.
@@ -4026,8 +4289,6 @@ internal sealed class Store : IDisposable
         {
             _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
                 r.Partition, r.Alerts, r.Keys, r.Cures, r.Received))), Now(), isProbe: requests.Count == 0);
-            if (_refusal != null)
-                _renewals.Return(Now());
             SetRefusal(null);
             if (requests.Count > 0)
                 _meters.CommitDuration.Observe(_clock.GetElapsedTime(began).TotalSeconds);
@@ -4066,6 +4327,7 @@ internal sealed class Store : IDisposable
     {
         lock (_gate)
             _refusal = refusal;
+        _writer.IsRefusing = refusal != null;
     }
 
     private void Fail(string what, object reason, string shown)
@@ -4223,8 +4485,8 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
 
     /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
     public DateTime? Derive(DateTime? knownFrom, DateTime now, TimelineRules rules, List<Run> runs,
-        List<(long Alert, DateTime Starts)>? open = null) =>
-        Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs, open);
+        List<(long Alert, DateTime Starts)>? open = null, Gaps? gaps = null) =>
+        Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs, open, gaps);
 
     /// <summary>The runs that are held of a service, and of each when its status began.</summary>
     public void ReadRuns(long service, List<Run> runs, List<long> since)
@@ -4299,8 +4561,8 @@ internal sealed class Writer : IDisposable
     private readonly string _path, _folder;
     private readonly Retention _retention;
 
-    private readonly SqliteStatement _begin, _commit, _setMeta, _insertPartition, _insertReceipt,
-        _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _ofGroup, _insertAlert,
+    private readonly SqliteStatement _begin, _commit, _setMeta, _insertPartition, _updatePartition, _insertReceipt,
+        _insertGap, _insertBeat, _insertStatus, _findFamily, _insertFamily, _findService, _insertService, _findAlert, _ofGroup, _insertAlert,
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
         _behind, _due, _stale, _openAlert, _abandoned, _service, _insertRun, _deleteRun, _endRun,
@@ -4313,11 +4575,15 @@ internal sealed class Writer : IDisposable
     private readonly Dictionary<string, Status> _statuses = [];
     private readonly Dictionary<Status, string> _statusNames = [];
     private readonly long _self;
+    private readonly string _own;
     private long _seenVersion;
     private bool _isMarked, _hasOthers, _hasPrometheus;
     private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
     // What is recorded in this transaction, was last, and is to be later than.
-    private DateTime _recorded, _lastRecorded, _closed, _alive, _aliveBefore;
+    private DateTime _recorded, _lastRecorded, _closed, _alive;
+
+    /// <summary>The last sign of life of the process before.</summary>
+    private readonly DateTime _aliveBefore;
 
     // Of a transaction of facts: whether it wrote, and what the cache learns from it.
     private bool _isDirty;
@@ -4363,8 +4629,11 @@ internal sealed class Writer : IDisposable
         SqliteStatement Of(string sql) => _database.Prepare(sql);
         (_begin, _commit) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"));
         _setMeta = Of("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value");
-        _insertPartition = Of("INSERT INTO partition VALUES (?1, ?2)");
-        _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+        _insertPartition = Of("INSERT INTO partition(id, name) VALUES (?1, ?2)");
+        _updatePartition = Of("UPDATE partition SET firing = ?2, resolved = ?3 WHERE id = ?1");
+        _insertReceipt = Of("INSERT INTO receipt VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        _insertGap = Of("INSERT INTO gap VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");
+        _insertBeat = Of("INSERT OR REPLACE INTO beat VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
         _insertStatus = Of("INSERT INTO status VALUES (?1, ?2)");
         _findFamily = Of("""
             SELECT id FROM family WHERE partition = ?1 AND platform = ?2 AND service = ?3 AND facet = ?4
@@ -4388,7 +4657,7 @@ internal sealed class Writer : IDisposable
         _deleteFamily =
             Of("DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
         _self = PeerOf(NameOf(rules));
-        var own = OwnPeers();
+        var own = _own = OwnPeers();
         // The last parameter: not only what this SeS has heard itself.
         const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation";
         _newest = Of($"""
@@ -4455,6 +4724,15 @@ internal sealed class Writer : IDisposable
         _facts = new ServiceFacts(_database);
         Outbox = new Outbox(_database);
         _retention = new Retention(_database, this, rules);
+        var alive = _database.Number("SELECT value FROM meta WHERE name = 'alive'");
+        _back = clock.GetUtcNow().UtcDateTime;
+        // What it took itself is a sign of life, too: of a process that was killed the noted one may be older.
+        var taken = _database.Number($"""
+            SELECT max(received) FROM (SELECT received FROM receipt WHERE by IN ({_own})
+                UNION ALL SELECT received FROM observation WHERE by IN ({_own})
+                    AND id > (SELECT max(id) FROM observation) - 1000)
+            """);
+        _aliveBefore = _taken = alive is { } last ? UnixTime.Read(Math.Max(last, taken ?? last)) : _back;
         Load();
         Count();
         _toldPurged = _purged;
@@ -4495,6 +4773,7 @@ internal sealed class Writer : IDisposable
             _setMeta.Bind(1, "pause").Bind(2, pause).Run();
         }
         _setMeta.Bind(1, "stale_after").Bind(2, (long)_rules.StaleAfter.TotalMilliseconds).Run();
+        _setMeta.Bind(1, "forget").Bind(2, (long)_rules.Forget.TotalMilliseconds).Run();
         using var stored = _database.Query("SELECT value FROM meta WHERE name = 'onix'");
         if (stored.FirstText() == (_rules.Onix ?? ""))
             return;
@@ -4560,11 +4839,17 @@ internal sealed class Writer : IDisposable
         _knownFrom.Clear();
         _statuses.Clear();
         _statusNames.Clear();
-        using (var rows = _database.Query("SELECT id, name FROM partition"))
+        _deliveries.Clear();
+        using (var rows = _database.Query("SELECT id, name, firing, resolved FROM partition"))
         {
             while (rows.Step())
+            {
                 _partitions[rows.Text(1)] = rows.Number(0);
+                _deliveries[rows.Number(0)] = new(rows.NumberOrNull(2) is { } firing ? UnixTime.Read(firing) : null,
+                    rows.Number(3) != 0);
+            }
         }
+        LoadHeartbeats();
         using (var rows = _database.Query("SELECT partition, min(received) FROM receipt GROUP BY partition"))
         {
             while (rows.Step())
@@ -4620,6 +4905,8 @@ internal sealed class Writer : IDisposable
         CheckSpace(now);
         InTransaction(now, () =>
         {
+            if (IsDaemon)
+                NoteAbsence(now);
             foreach (var request in requests)
                 request();
             TrimQuarantine();
@@ -4627,6 +4914,7 @@ internal sealed class Writer : IDisposable
                 _setMeta.Bind(1, "last_id").Bind(2, _lastId).Run();
         });
         _files.Check();
+        _taken = now;
         _recent.Learn(_learned);
         foreach (var (episode, copy, received) in _renewed)
             _renewals.Renew(episode, copy, received);
@@ -4678,12 +4966,29 @@ internal sealed class Writer : IDisposable
         {
             // The space that was there may be gone.
             _hasSpace &= !e.IsFull;
-            _database.Rollback();
-            Load();
-            Count();
+            Undo();
             throw;
         }
+        catch
+        {
+            Undo();
+            throw;
+        }
+        _returned = default;
     }
+
+    private void Undo()
+    {
+        _database.Rollback();
+        Load();
+        Count();
+        // It is noted anew with what is tried next.
+        _heartbeats.Return(-_returned);
+        _returned = default;
+    }
+
+    // The absence that the transaction notes.
+    private TimeSpan _returned;
 
     /// <summary>Changes state, or what is derived, in a transaction that is not flushed by itself.</summary>
     public T Change<T>(Func<Writer, T> change, DateTime now)
@@ -4724,6 +5029,14 @@ internal sealed class Writer : IDisposable
                 brought += Take(there, alert, keys[i], received) ? 1 : 0;
             else
                 RefuseOneTooMany(alert, "partitions", _rules.MaxServices, "--max-services");
+        }
+        if (place is { } heard)
+        {
+            // What is heard of first is judged by what was heard before.
+            foreach (var beat in alerts.Beats)
+                Note(_heartbeats.Take(heard, beat, received));
+            Note(_heartbeats.TakeAlerts(heard, alerts.Alerts, received));
+            NoteDelivery(heard, alerts, received);
         }
         foreach (var one in alerts.UnmappableAlerts)
             Quarantine(partition, alerts.Source, one.Identity, one.Reason, one.Raw);
@@ -4781,12 +5094,30 @@ internal sealed class Writer : IDisposable
         if (_partitions.Count >= _rules.MaxServices)
             return null;
         _insertPartition.Bind(1, id = NextId()).Bind(2, name).Run();
-        var (receipt, at) = (NextId(), UnixTime.From(received));
-        var recorded = UnixTime.From(_recorded);
-        _insertReceipt.Bind(1, receipt).Bind(2, id).Bind(3, _self).Bind(4, at).Bind(5, recorded)
-            .Bind(6, Checksum.OfReceipt(receipt, id, _self, at, recorded)).Run();
+        AddReceipt(id, null, null, received, _self);
         _knownFrom[id] = received;
         return _partitions[name] = id;
+    }
+
+    /// <summary>The first receipt of anything of a partition, or the arming of a heartbeat.</summary>
+    private void AddReceipt(long partition, string? platform, string? heartbeat, DateTime received, long by)
+    {
+        var (id, at, recorded) = (NextId(), UnixTime.From(received), UnixTime.From(_recorded));
+        _insertReceipt.Bind(1, id).Bind(2, partition).Bind(3, platform).Bind(4, heartbeat).Bind(5, by).Bind(6, at)
+            .Bind(7, recorded)
+            .Bind(8, Checksum.OfReceipt(id, partition, platform, heartbeat, by, at, recorded)).Run();
+    }
+
+    /// <summary>The begin of a gap, or its end.</summary>
+    private void AddGap(long? partition, string? platform, string? heartbeat, DateTime from, DateTime? to,
+        DateTime known, long by)
+    {
+        var (id, begins, received) = (NextId(), UnixTime.From(from), UnixTime.From(known));
+        long? ends = to is { } end ? UnixTime.From(end) : null;
+        var recorded = UnixTime.From(_recorded);
+        var sum = Checksum.OfGap(id, partition, platform, heartbeat, by, begins, ends, received, recorded);
+        _insertGap.Bind(1, id).Bind(2, partition).Bind(3, platform).Bind(4, heartbeat).Bind(5, by).Bind(6, begins)
+            .Bind(7, ends).Bind(8, received).Bind(9, recorded).Bind(10, sum).Run();
     }
 
     /// <summary>As it can be sent again.</summary>
@@ -4853,6 +5184,9 @@ internal sealed class Writer : IDisposable
         else if (alert.Ends == null)
             seen = _see.Bind(1, id).Bind(2, seen).Bind(3, (long)SeenStep.TotalMilliseconds).Number() ?? seen;
         Learn(key, service, id, alert, kind, UnixTime.Read(seen), received);
+        // What began before SeS was there comes late.
+        if (kind == ObservationKind.Start && alert.Ends == null && alert.Starts > _back)
+            _clocks.Add(alert.Service.Partition, alert.Sender, received - alert.Starts);
         if (kind is ObservationKind.End or ObservationKind.Start)
             EndRelayed(service, id, alert, received);
         return kind != null;
@@ -5090,9 +5424,10 @@ internal sealed class Writer : IDisposable
 
     /// <summary>Whether time alone has changed a service, or had an episode lapse.</summary>
     public bool IsDue(DateTime now) => _due.Bind(1, UnixTime.From(now)).Bind(2, 1).Number() != null
-        || _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Number() != null
-        || (!IsBehind && _renewals.IsDue(now))
-        || IsAbandonedDue(now);
+        || (IsTaking && (
+            _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Number() != null
+            || (!IsBehind && _renewals.IsDue(now))
+            || IsAbandonedDue(now)));
 
     /// <summary>See <see cref="SqliteConnection.AwaitOthers"/>.</summary>
     public void AwaitOthers() => _database.AwaitOthers();
@@ -5125,6 +5460,8 @@ internal sealed class Writer : IDisposable
                 Tick(now);
             DeriveWindow(now, isOver);
         });
+        if (isTime && IsTaking)
+            _taken = now;
     }
 
     private void DeriveWindow(DateTime now, Func<bool> isOver)
@@ -5152,24 +5489,186 @@ internal sealed class Writer : IDisposable
             _window.Enqueue(_behind.Number(0));
     }
 
-    /// <summary>A sign of life; time in which SeS was away does not count towards staleness.</summary>
+    /// <summary>A sign of life, and what heartbeats said last.</summary>
     private void NoteAlive(DateTime now)
     {
-        var last = _database.Number("SELECT value FROM meta WHERE name = 'alive'");
-        if (_alive == default && last is { } before && now - UnixTime.Read(before) is var away && away > LongestPause)
-        {
-            using var shift = _database.Query("UPDATE open SET away = min(?1 - seen, away + ?2)");
-            shift.Bind(1, UnixTime.From(now)).Bind(2, (long)away.TotalMilliseconds).Run();
-        }
-        if (_alive == default)
-            _aliveBefore = last is { } alive ? UnixTime.Read(alive) : now;
         _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
         if (_renewals.Longest() is { } validity)
             _setMeta.Bind(1, "validity").Bind(2, (long)validity.TotalMilliseconds).Run();
+        foreach (var heartbeat in _heartbeats.TakeChanged())
+        {
+            foreach (var (alert, source, last) in heartbeat.Alerts)
+                _insertBeat.Bind(1, heartbeat.Key.Partition).Bind(2, heartbeat.Key.Platform)
+                    .Bind(3, heartbeat.Key.Name).Bind(4, alert).Bind(5, (long)source).Bind(6, UnixTime.From(last))
+                    .Bind(7, (long)heartbeat.Away.TotalMilliseconds).Run();
+        }
     }
 
     /// <summary>Nothing comes any more.</summary>
-    public void Leave(DateTime now) => Unflushed(now, () => NoteAlive(now));
+    public void Leave(DateTime now)
+    {
+        if (IsTaking)
+            Unflushed(now, () => NoteAlive(now));
+    }
+
+    /// <summary>Whether senders send here; else it is a command's, for which time does not go by.</summary>
+    public bool IsDaemon { get; init; }
+
+    /// <summary>Alerts are refused: senders are told to send them again.</summary>
+    public bool IsRefusing { get; set; }
+
+    private bool IsTaking => IsDaemon && !IsRefusing;
+
+    // Until when alerts were taken, as far as that is known, and since when again.
+    private DateTime _taken, _back;
+
+    /// <summary>
+    /// To be called before anything is taken: time in which SeS was away, stopped, or took no alerts. It
+    /// does not count towards staleness or silence, and is a gap if it is long (5).
+    /// </summary>
+    private void NoteAbsence(DateTime now)
+    {
+        var away = now - _taken;
+        if (away <= LongestTurn && away >= TimeSpan.Zero)
+            return;
+        _renewals.Return(now);
+        _back = now;
+        if (away < TimeSpan.Zero)
+            return;
+        _heartbeats.Return(_returned = away);
+        if (away <= LongestPause)
+            return;
+        _isDirty = true;
+        using var shift = _database.Query("UPDATE open SET away = min(?1 - seen, away + ?2)");
+        shift.Bind(1, UnixTime.From(now)).Bind(2, (long)away.TotalMilliseconds).Run();
+        AddGap(null, null, null, _taken, null, now, _self);
+        AddGap(null, null, null, _taken, now, now, _self);
+    }
+
+    // ---- Heartbeats ----
+
+    private Heartbeats _heartbeats = new();
+
+    /// <summary>As facts have them; of what is known already, beats are the latest.</summary>
+    private void LoadHeartbeats()
+    {
+        var (own, heartbeats) = (_own, new Heartbeats());
+        using (var rows = _database.Query($"""
+            SELECT partition, coalesce(platform, ''), heartbeat, max(received) FROM receipt
+            WHERE heartbeat IS NOT NULL AND by IN ({own}) GROUP BY 1, 2, 3
+            """))
+        {
+            while (rows.Step())
+            {
+                if (IsExpected(rows.Text(2)))
+                    heartbeats.LoadArmed(HeartbeatOf(rows), UnixTime.Read(rows.Number(3)));
+            }
+        }
+        using (var rows = _database.Query($"""
+            SELECT partition, coalesce(platform, ''), heartbeat, begins, max(ends) FROM gap
+            WHERE heartbeat IS NOT NULL AND by IN ({own}) GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+            """))
+        {
+            while (rows.Step())
+                heartbeats.LoadGap(HeartbeatOf(rows), UnixTime.Read(rows.Number(3)),
+                    rows.NumberOrNull(4) is { } ends ? UnixTime.Read(ends) : null);
+        }
+        using (var rows = _database.Query("SELECT partition, platform, heartbeat, alert, source, last, away FROM beat"))
+        {
+            while (rows.Step())
+            {
+                if (IsExpected(rows.Text(2)) && rows.Number(5) <= UnixTime.From(_clock.GetUtcNow().UtcDateTime))
+                    heartbeats.LoadBeat(HeartbeatOf(rows), rows.Number(3), (AlertSource)rows.Number(4),
+                        UnixTime.Read(rows.Number(5)), TimeSpan.FromMilliseconds(rows.Number(6)));
+            }
+        }
+        heartbeats.EndLoading(_taken);
+        heartbeats.KeepBeats(_heartbeats, k => _partitions.ContainsValue(k.Partition));
+        _heartbeats = heartbeats;
+    }
+
+    /// <summary>Whether --heartbeat names it.</summary>
+    private bool IsExpected(string heartbeat) => _rules.Mapping?.Heartbeats.Contains(heartbeat) != false;
+
+    private bool _areUnexpectedEnded;
+
+    /// <summary>What --heartbeat named before, and is silent, watches no more.</summary>
+    private void EndUnexpected(DateTime now)
+    {
+        var ended = new List<(HeartbeatKey Key, long From)>();
+        using (var open = _database.Query($"""
+            SELECT partition, coalesce(platform, ''), heartbeat, begins FROM gap
+            WHERE heartbeat IS NOT NULL AND by IN ({_own}) GROUP BY 1, 2, 3, 4 HAVING max(ends) IS NULL
+            """))
+        {
+            while (open.Step())
+            {
+                if (!IsExpected(open.Text(2)))
+                    ended.Add((HeartbeatOf(open), open.Number(3)));
+            }
+        }
+        foreach (var (key, from) in ended)
+            AddGap(key.Partition, key.Platform == "" ? null : key.Platform, key.Name, UnixTime.Read(from), now, now, _self);
+        _areUnexpectedEnded = true;
+    }
+
+    private static HeartbeatKey HeartbeatOf(SqliteStatement row) => new(row.Number(0), row.Text(1), row.Text(2));
+
+    /// <summary>Stores what heartbeats brought.</summary>
+    private void Note(IEnumerable<HeartbeatFact> facts)
+    {
+        foreach (var ((partition, platform, name), armed, from, to, known) in facts)
+        {
+            var of = platform == "" ? null : platform;
+            if (armed)
+                AddReceipt(partition, of, name, known, _self);
+            else
+                AddGap(partition, of, name, from, to, known, _self);
+        }
+    }
+
+    /// <summary>What is known of those who send; safe from any thread.</summary>
+    public Watching Watching => Volatile.Read(ref _watching);
+
+    private Watching _watching = new([], [], []);
+
+    private void Publish(DateTime now)
+    {
+        var (rows, unresolved) = (new List<WatchRow>(), new List<string>());
+        foreach (var (name, id) in _partitions)
+        {
+            foreach (var h in _heartbeats.All().Where(h => h.Key.Partition == id))
+                rows.Add(new(name, h.Key.Platform, h.Key.Name, h.Armed, h.Row, h.Last, h.Silent,
+                    Heartbeats.IsForgotten(h, now) || (h.Armed == null && now - h.Last > Heartbeats.Forgotten)));
+            if (_deliveries.TryGetValue(id, out var delivery)
+                && delivery is { Firing: { } firing, Resolved: false } && now - firing >= TimeSpan.FromDays(1))
+                unresolved.Add(name);
+        }
+        rows.Sort(static (a, b) => string.CompareOrdinal($"{a.Whose}\n{a.Name}", $"{b.Whose}\n{b.Name}"));
+        unresolved.Sort(string.CompareOrdinal);
+        Volatile.Write(ref _watching, new(rows, unresolved, _clocks.Off()));
+    }
+
+    // What webhooks brought of each partition, and by how much the clocks of senders differ.
+    private readonly Dictionary<long, Delivery> _deliveries = [];
+    private readonly SenderClocks _clocks = new();
+
+    private sealed record Delivery(DateTime? Firing, bool Resolved);
+
+    private void NoteDelivery(long partition, ReceivedAlerts alerts, DateTime received)
+    {
+        if (alerts.Source != AlertSource.Webhook)
+            return;
+        var before = _deliveries.GetValueOrDefault(partition) ?? new(null, false);
+        var delivery = new Delivery(before.Firing ?? (alerts.Alerts.Any(a => a.Ends == null) ? received : null),
+            before.Resolved || alerts.Alerts.Any(a => a.Ends != null));
+        if (delivery == before)
+            return;
+        _deliveries[partition] = delivery;
+        _updatePartition.Bind(1, partition).Bind(2, delivery.Firing is { } firing ? UnixTime.From(firing) : null)
+            .Bind(3, delivery.Resolved ? 1 : 0).Run();
+        _isDirty = true;
+    }
 
     /// <summary>Longer, and copies of Prometheus's may have been lost.</summary>
     private static readonly TimeSpan LongestTurn = TimeSpan.FromSeconds(10);
@@ -5215,24 +5714,32 @@ internal sealed class Writer : IDisposable
                 UnixTime.Read(open.Number(3)), validity);
     }
 
-    /// <summary>Longer, and SeS was away.</summary>
+    /// <summary>Longer, and that SeS was away is a gap.</summary>
     private static readonly TimeSpan LongestPause = TimeSpan.FromMinutes(5);
 
     /// <summary>What time alone brings: lapses, as facts, and services whose status changes.</summary>
     private void Tick(DateTime now)
     {
-        // It was stopped, or the host slept.
-        if (now - _ticked is var pause && (pause > LongestTurn || pause < TimeSpan.Zero))
-            _renewals.Return(now);
         _ticked = now;
-        if (now - _alive >= AlivePeriod || now < _alive)
-            NoteAlive(now);
+        if (IsTaking)
+        {
+            NoteAbsence(now);
+            if (!_areUnexpectedEnded)
+                EndUnexpected(now);
+            Note(_heartbeats.TakeSilent(now));
+            if (now - _alive >= AlivePeriod || now < _alive)
+                NoteAlive(now);
+            Publish(now);
+        }
         if (IsMapping)
             MapAnew(_rules.Mapping!, now);
-        GiveUp(Stale(now), now);
-        if (!IsBehind)
-            GiveUp(Lapsed(now), now);
-        GiveUp(Abandoned(now), now, ServiceFacts.ForSilent);
+        if (IsTaking)
+        {
+            GiveUp(Stale(now), now);
+            if (!IsBehind)
+                GiveUp(Lapsed(now), now);
+            GiveUp(Abandoned(now), now, ServiceFacts.ForSilent);
+        }
         var due = new List<long>();
         _due.Bind(1, UnixTime.From(now)).Bind(2, DueAtOnce);
         while (_due.Step())
@@ -5507,17 +6014,20 @@ internal sealed class Writer : IDisposable
 
     // ---- Facts of other stores ----
 
-    /// <summary>Takes the first receipt of a partition from a line; false: it is here.</summary>
-    public bool Import(string by, string partition, DateTime received)
+    /// <summary>
+    /// Takes the first receipt of a partition, or the arming of a heartbeat, from a line; false: it is here.
+    /// </summary>
+    public bool Import(string by, string partition, string? platform, string? heartbeat, DateTime received)
     {
         var (peer, place, at) = (PeerOf(by), PlaceOf(partition), UnixTime.From(received));
-        using var known = _database.Query(
-            "SELECT 1 FROM receipt WHERE partition = ?1 AND by = ?2 AND received = ?3");
-        if (known.Bind(1, place).Bind(2, peer).Bind(3, at).Number() != null)
+        using var known = _database.Query("""
+            SELECT 1 FROM receipt WHERE partition = ?1 AND by = ?2 AND received = ?3 AND platform IS ?4
+                AND heartbeat IS ?5
+            """);
+        if (known.Bind(1, place).Bind(2, peer).Bind(3, at).Bind(4, platform).Bind(5, heartbeat).Number() != null)
             return false;
-        var (id, recorded) = (NextId(), UnixTime.From(_recorded));
-        _insertReceipt.Bind(1, id).Bind(2, place).Bind(3, peer).Bind(4, at).Bind(5, recorded)
-            .Bind(6, Checksum.OfReceipt(id, place, peer, at, recorded)).Run();
+        AddReceipt(place, platform, heartbeat, received, peer);
+        _hear.Bind(1, peer).Bind(2, at).Run();
         if (!_knownFrom.TryGetValue(place, out var first) || received < first)
         {
             _knownFrom[place] = received;
@@ -5526,6 +6036,24 @@ internal sealed class Writer : IDisposable
                 UPDATE service SET due = 0 WHERE family IN (SELECT id FROM family WHERE partition = {place})
                 """);
         }
+        return true;
+    }
+
+    /// <summary>Takes the begin or end of a gap from a line; false: it is here.</summary>
+    public bool Import(string by, string? partition, string? platform, string? heartbeat, DateTime begins,
+        DateTime? ends, DateTime received)
+    {
+        var (peer, place) = (PeerOf(by), partition == null ? (long?)null : PlaceOf(partition));
+        using var known = _database.Query("""
+            SELECT 1 FROM gap WHERE partition IS ?1 AND platform IS ?2 AND heartbeat IS ?3 AND by = ?4
+                AND begins = ?5 AND ends IS ?6 AND received = ?7
+            """);
+        known.Bind(1, place).Bind(2, platform).Bind(3, heartbeat).Bind(4, peer).Bind(5, UnixTime.From(begins))
+            .Bind(6, ends is { } end ? UnixTime.From(end) : null).Bind(7, UnixTime.From(received));
+        if (known.Number() != null)
+            return false;
+        AddGap(place, platform, heartbeat, begins, ends, received, peer);
+        _hear.Bind(1, peer).Bind(2, UnixTime.From(received)).Run();
         return true;
     }
 
@@ -5627,8 +6155,25 @@ internal sealed class Writer : IDisposable
             Count();
         if (_purged > _toldPurged)
             TellPurged(log);
+        TellSilent(log);
         // Before the next alert comes, so that a balancer knows.
         CheckSpace(now);
+    }
+
+    // The heartbeats that were told to be silent.
+    private readonly HashSet<string> _toldSilent = [];
+
+    private void TellSilent(Log log)
+    {
+        foreach (var row in Watching.Heartbeats)
+        {
+            var key = $"{row.Whose}\n{row.Name}";
+            if (row is { Silent: { } since, IsForgotten: false } && _toldSilent.Add(key))
+                log.Warn("no data: a heartbeat is silent", ("heartbeat", row.Name), ("of", row.Whose),
+                    ("since", Rfc3339.Format(since)));
+            else if (row.Silent == null && _toldSilent.Remove(key))
+                log.Info("data again: a heartbeat is back", ("heartbeat", row.Name), ("of", row.Whose));
+        }
     }
 
     // When the last purge ended, and the last that was told.
@@ -5855,7 +6400,15 @@ internal sealed class Retention
     {
         _oldest = time > _oldest ? time : _oldest;
         _database.Execute($"""
-            INSERT INTO meta VALUES ('oldest', {time}) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
+            INSERT INTO meta VALUES ('oldest', {time}) ON CONFLICT DO UPDATE SET value = max(value, excluded.value);
+            DELETE FROM receipt AS r WHERE heartbeat IS NOT NULL AND EXISTS (SELECT 1 FROM gap g
+                WHERE g.partition = r.partition AND g.platform IS r.platform AND g.heartbeat = r.heartbeat
+                    AND g.ends - g.begins > {(long)Heartbeats.Forgotten.TotalMilliseconds} AND g.ends < {time}
+                    AND r.received <= g.ends);
+            DELETE FROM gap AS g WHERE begins < {time} AND EXISTS (SELECT 1 FROM gap e WHERE e.begins = g.begins
+                AND e.ends < {time} AND (e.by = g.by OR e.by IN (SELECT id FROM peer WHERE own)
+                    AND g.by IN (SELECT id FROM peer WHERE own)) AND e.partition IS g.partition AND e.platform IS g.platform
+                AND e.heartbeat IS g.heartbeat)
             """);
     }
 
@@ -6164,6 +6717,14 @@ internal sealed class Purge
                 AND NOT EXISTS (SELECT 1 FROM family f WHERE f.partition = r.partition)
             """);
         receipts.Bind(1, _record.Partition).Run();
+        foreach (var table in (string[])["gap", "beat"])
+        {
+            using var silent = _database.Query($"""
+                DELETE FROM {table} AS g WHERE partition = (SELECT id FROM partition WHERE name = ?1)
+                    AND NOT EXISTS (SELECT 1 FROM receipt r WHERE r.partition = g.partition)
+                """);
+            silent.Bind(1, _record.Partition).Run();
+        }
         using var partition = _database.Query($"""
             DELETE FROM partition AS p WHERE name = ?1 AND id <= {_until}
                 AND NOT EXISTS (SELECT 1 FROM family f WHERE f.partition = p.id)
@@ -6489,8 +7050,15 @@ internal sealed class DatabaseFiles(string path) : IDisposable
 /// <summary>CRC-32C of a row's values.</summary>
 internal struct Checksum()
 {
-    public static long OfReceipt(long id, long partition, long by, long received, long recorded) =>
-        new Checksum().Add(id).Add(partition).Add(by).Add(received).Add(recorded).Value;
+    public static long OfReceipt(long id, long partition, string? platform, string? heartbeat, long by,
+        long received, long recorded) =>
+        new Checksum().Add(id).Add(partition).Add(platform ?? "\0").Add(heartbeat ?? "\0").Add(by).Add(received)
+            .Add(recorded).Value;
+
+    public static long OfGap(long id, long? partition, string? platform, string? heartbeat, long by, long begins,
+        long? ends, long received, long recorded) =>
+        new Checksum().Add(id).Add(partition ?? -1).Add(platform ?? "\0").Add(heartbeat ?? "\0").Add(by).Add(begins)
+            .Add(ends ?? -1).Add(received).Add(recorded).Value;
 
     public static long OfAlert(
         long id, long service, long dialect, long source, string sender, string labels, long hash,
@@ -6611,6 +7179,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         foreach (var name in Schema.Changed(database))
             Add($"structure: {name} is not as it was made");
         CheckReceipts();
+        CheckGaps();
         using var check = database.Query($"PRAGMA integrity_check({MaxFaults})");
         while (check.Step())
         {
@@ -6621,12 +7190,26 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
 
     private void CheckReceipts()
     {
-        using var rows = database.Query("SELECT id, partition, by, received, recorded, sum FROM receipt");
+        using var rows = database.Query(
+            "SELECT id, partition, platform, heartbeat, by, received, recorded, sum FROM receipt");
         while (rows.Step())
         {
-            if (Checksum.OfReceipt(rows.Number(0), rows.Number(1), rows.Number(2), rows.Number(3),
-                rows.Number(4)) != rows.Number(5))
+            if (Checksum.OfReceipt(rows.Number(0), rows.Number(1), rows.TextOrNull(2), rows.TextOrNull(3),
+                rows.Number(4), rows.Number(5), rows.Number(6)) != rows.Number(7))
                 AddFact("receipt", rows.Number(0));
+        }
+    }
+
+    private void CheckGaps()
+    {
+        using var rows = database.Query(
+            "SELECT id, partition, platform, heartbeat, by, begins, ends, received, recorded, sum FROM gap");
+        while (rows.Step())
+        {
+            if (Checksum.OfGap(rows.Number(0), rows.NumberOrNull(1), rows.TextOrNull(2), rows.TextOrNull(3),
+                rows.Number(4), rows.Number(5), rows.NumberOrNull(6), rows.Number(7), rows.Number(8))
+                != rows.Number(9))
+                AddFact("gap", rows.Number(0));
         }
     }
 
@@ -7027,6 +7610,356 @@ internal sealed class Renewals
     }
 }
 
+/// <param name="Platform">Empty: it speaks for its partition.</param>
+internal sealed record HeartbeatKey(long Partition, string Platform, string Name);
+
+/// <summary>What a heartbeat brought: it was armed, or a gap of it begins or ends.</summary>
+/// <param name="To">Null: it begins.</param>
+/// <param name="Known">When it was armed; since when the gap, or its end, is known.</param>
+internal sealed record HeartbeatFact(
+    HeartbeatKey Heartbeat, bool IsArmed, DateTime From, DateTime? To, DateTime Known);
+
+/// <summary>The last beat of one alert of a heartbeat.</summary>
+/// <param name="Alert">See <see cref="Beat"/>.</param>
+internal sealed record LastBeat(long Alert, AlertSource Source, DateTime Last);
+
+/// <summary>A heartbeat: an alert that always fires, of all who send it for a partition or a platform.</summary>
+internal sealed class Heartbeat(HeartbeatKey key)
+{
+    public HeartbeatKey Key => key;
+
+    /// <summary>Null: it has yet to beat three times in a row.</summary>
+    public DateTime? Armed { get; set; }
+
+    /// <summary>Beats in a row.</summary>
+    public int Row { get; set; }
+
+    /// <summary>The last beat, and the last one that is not one with that before.</summary>
+    public DateTime Last { get; set; }
+    public DateTime Counted { get; set; }
+
+    /// <summary>For so long SeS was away since the last beat.</summary>
+    public TimeSpan Away { get; set; }
+
+    /// <summary>Until when its Prometheus was certainly there.</summary>
+    public DateTime Watched { get; set; }
+
+    /// <summary>Since when it is silent; null: it beats.</summary>
+    public DateTime? Silent { get; set; }
+
+    /// <summary>The end of its last gap, and when Alertmanager said that nobody renews it.</summary>
+    public DateTime GapEnd { get; set; }
+    public DateTime Resolved { get; set; }
+
+    /// <summary>The last beat of each alert; they are few.</summary>
+    public List<LastBeat> Alerts { get; } = [];
+
+    public void Add(LastBeat beat)
+    {
+        Alerts.RemoveAll(a => a.Alert == beat.Alert);
+        Alerts.Add(beat);
+    }
+
+    public bool IsChanged { get; set; }
+}
+
+/// <summary>How a heartbeat is.</summary>
+/// <param name="Platform">Empty: it speaks for its partition.</param>
+/// <param name="Armed">Null: it has yet to beat three times in a row.</param>
+/// <param name="Silent">Since when it is silent; null: it beats.</param>
+/// <param name="IsForgotten">Nobody expects it any more.</param>
+internal sealed record WatchRow(string Partition, string Platform, string Name, DateTime? Armed, int Row, DateTime Last,
+    DateTime? Silent, bool IsForgotten)
+{
+    /// <summary>The partition, or the platform in it.</summary>
+    public string Whose => Platform == "" ? Partition : $"{Partition}/{Platform}";
+
+    /// <summary>What people should know of it; null: all is well.</summary>
+    public string? Trouble => IsForgotten ? null
+        : Silent is { } since ? $"No data from {Whose} since {Rfc3339.Format(since)}: {Name} is silent"
+        : Armed != null ? null
+        : $"{Name} of {Whose} is not armed: {Row} of 3 beats in a row, the last at {Rfc3339.Format(Last)}; "
+            + "they may be 10 minutes apart, which needs a repeat_interval of 1m for it";
+}
+
+/// <summary>What is known of those who send.</summary>
+/// <param name="Unresolved">
+/// Partitions of which webhooks brought alerts that fire for a day, and never one that has ended.
+/// </param>
+/// <param name="Clocks">What is to be said of those that are over a minute off.</param>
+internal sealed record Watching(IReadOnlyList<WatchRow> Heartbeats, IReadOnlyList<string> Unresolved,
+    IReadOnlyList<string> Clocks)
+{
+    /// <summary>An alert ends the gap of a heartbeat that nobody expects any more.</summary>
+    public bool AwaitsAlerts { get; } = Heartbeats.Any(h => h is { IsForgotten: true, Silent: not null });
+
+    /// <summary>What people should know, a sentence each.</summary>
+    public IEnumerable<string> Troubles() => Heartbeats.Select(h => h.Trouble).OfType<string>()
+        .Concat(Unresolved.Select(p => $"Alerts of {p} never end: its webhook needs send_resolved: true"))
+        .Concat(Clocks);
+}
+
+/// <summary>By how much the clocks of senders differ: receipt minus start of new episodes, in seconds.</summary>
+internal sealed class SenderClocks
+{
+    private const int MaxSenders = 1000, Kept = 5, Enough = 3;
+
+    /// <summary>In seconds.</summary>
+    private const int Tolerance = 60;
+
+    private readonly Dictionary<string, List<double>> _offsets = [];
+
+    /// <param name="sender">Empty: Alertmanager, which sends late; only a clock ahead is told there.</param>
+    public void Add(string partition, string sender, TimeSpan offset)
+    {
+        var name = sender == "" ? $"what posts to {partition}" : sender;
+        if (!_offsets.TryGetValue(name, out var offsets))
+        {
+            if (_offsets.Count == MaxSenders)
+                return;
+            _offsets[name] = offsets = [];
+        }
+        offsets.Add(sender == "" ? Math.Min(0, offset.TotalSeconds) : offset.TotalSeconds);
+        if (offsets.Count > Kept)
+            offsets.RemoveAt(0);
+    }
+
+    /// <summary>Alerts may come late, but all of them do only where the clock is wrong.</summary>
+    public List<string> Off()
+    {
+        var off = new List<string>();
+        foreach (var (sender, offsets) in _offsets)
+        {
+            var (least, most) = (offsets.Min(), offsets.Max());
+            if (most < -Tolerance || (offsets.Count >= Enough && least > Tolerance))
+                off.Add(string.Create(CultureInfo.InvariantCulture,
+                    $"The clock of {sender} is {(least > 0 ? least : -most):0} s {(least > 0 ? "behind" : "ahead")}: its alerts have wrong times"));
+        }
+        return off;
+    }
+}
+
+/// <summary>
+/// Tells when nobody watches: alerts that always fire no longer come (5). What they say is a fact when a
+/// heartbeat is armed, falls silent or is back; single beats are noted once a minute.
+/// </summary>
+internal sealed class Heartbeats
+{
+    /// <summary>Of all partitions and platforms; further ones are not heard.</summary>
+    public const int Max = 1000;
+
+    /// <summary>Of one heartbeat; the one that was silent longest gives way.</summary>
+    public const int MaxAlerts = 100;
+
+    /// <summary>Beats in a row, none later than the other by more, which arm it.</summary>
+    private const int ArmedBy = 3;
+
+    /// <summary>Beats that are further apart have a gap between them; copies that are closer are one.</summary>
+    private static readonly TimeSpan Longest = TimeSpan.FromMinutes(10), Shortest = TimeSpan.FromSeconds(10);
+
+    /// <summary>Alertmanager goes on repeating what nobody renews, for what Prometheus's default is.</summary>
+    private static readonly TimeSpan Repeated = TimeSpan.FromMinutes(4);
+
+    /// <summary>Nobody expects it any more.</summary>
+    public static readonly TimeSpan Forgotten = TimeSpan.FromDays(7);
+
+    private readonly Dictionary<HeartbeatKey, Heartbeat> _heartbeats = [];
+
+    public IReadOnlyCollection<Heartbeat> All() => _heartbeats.Values;
+
+    // ---- As stored ----
+
+    public void LoadArmed(HeartbeatKey key, DateTime armed)
+    {
+        if (Of(key) is { } heartbeat)
+            heartbeat.Armed = armed;
+    }
+
+    /// <summary>In order of time.</summary>
+    public void LoadGap(HeartbeatKey key, DateTime from, DateTime? to)
+    {
+        if (!_heartbeats.TryGetValue(key, out var heartbeat))
+            return;
+        heartbeat.Silent = to == null ? from : null;
+        heartbeat.GapEnd = to ?? heartbeat.GapEnd;
+        if (to - from > Forgotten && to >= heartbeat.Armed)
+            heartbeat.Armed = null;
+    }
+
+    public void LoadBeat(HeartbeatKey key, long alert, AlertSource source, DateTime last, TimeSpan away)
+    {
+        if (Of(key) is not { } heartbeat)
+            return;
+        heartbeat.Add(new(alert, source, last));
+        Watch(heartbeat, source, last);
+        if (last > heartbeat.Last)
+            (heartbeat.Last, heartbeat.Counted, heartbeat.Away) = (last, last, away);
+    }
+
+    /// <summary>Of what is armed, and no beat is stored of, it beat when SeS was last there.</summary>
+    public void EndLoading(DateTime taken)
+    {
+        foreach (var heartbeat in _heartbeats.Values.Where(h => h is { Armed: not null, Alerts.Count: 0 }))
+            heartbeat.Last = heartbeat.Counted = heartbeat.Watched =
+                Later(taken, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
+    }
+
+    /// <summary>Takes over the beats that have come since they were stored.</summary>
+    /// <param name="isThere">Not of what was rolled back, or purged.</param>
+    public void KeepBeats(Heartbeats before, Func<HeartbeatKey, bool> isThere)
+    {
+        foreach (var (key, old) in before._heartbeats)
+        {
+            if (!isThere(key) || Of(key) is not { } heartbeat || old.Alerts.Count == 0)
+                continue;
+            (heartbeat.Row, heartbeat.Last, heartbeat.Counted) = (old.Row, old.Last, old.Counted);
+            (heartbeat.Away, heartbeat.Watched, heartbeat.Resolved) = (old.Away, old.Watched, old.Resolved);
+            heartbeat.IsChanged = old.IsChanged;
+            old.Alerts.ForEach(heartbeat.Add);
+        }
+    }
+
+    /// <summary>What is to be stored of beats.</summary>
+    public List<Heartbeat> TakeChanged()
+    {
+        var changed = _heartbeats.Values.Where(h => h.IsChanged).ToList();
+        changed.ForEach(h => h.IsChanged = false);
+        return changed;
+    }
+
+    // ---- What comes ----
+
+    /// <summary>Null: there are too many.</summary>
+    private Heartbeat? Of(HeartbeatKey key)
+    {
+        if (!_heartbeats.TryGetValue(key, out var heartbeat) && _heartbeats.Count < Max)
+            _heartbeats[key] = heartbeat = new(key);
+        return heartbeat;
+    }
+
+    /// <summary>A copy of a heartbeat.</summary>
+    public IEnumerable<HeartbeatFact> Take(long partition, Beat beat, DateTime received)
+    {
+        if (Of(new(partition, beat.Platform, beat.Name)) is not { } heartbeat)
+            return [];
+        var facts = new List<HeartbeatFact>();
+        if (FindSilent(heartbeat, received) is { } silent)
+            facts.Add(silent);
+        if (beat.Ends is { } ends)
+            Resolve(heartbeat, beat.Alert, ends, received, facts);
+        else if (!(beat.Source == AlertSource.Webhook && heartbeat.Silent != null && received >= heartbeat.Resolved
+            && received - heartbeat.Resolved <= TimelineRules.LateCopy))
+            Hear(heartbeat, beat, received, facts);
+        return facts;
+    }
+
+    private static void Hear(Heartbeat heartbeat, in Beat beat, DateTime received, List<HeartbeatFact> facts)
+    {
+        if (heartbeat.Silent != null)
+            facts.Add(End(heartbeat, received));
+        var isInRow = received - heartbeat.Counted <= Longest + heartbeat.Away;
+        if (received - heartbeat.Counted > Shortest || received < heartbeat.Counted)
+            (heartbeat.Row, heartbeat.Counted) = (isInRow ? Math.Min(heartbeat.Row + 1, ArmedBy) : 1, received);
+        if (heartbeat.Armed == null && heartbeat.Row == ArmedBy)
+        {
+            heartbeat.Armed = received;
+            facts.Add(new(heartbeat.Key, true, received, null, received));
+        }
+        // The clock was set back.
+        if (received < heartbeat.Last)
+            heartbeat.Watched = DateTime.MinValue;
+        (heartbeat.Last, heartbeat.Away, heartbeat.IsChanged) = (received, TimeSpan.Zero, true);
+        Watch(heartbeat, beat.Source, received);
+        heartbeat.Add(new(beat.Alert, beat.Source, received));
+        // The last one is the latest.
+        if (heartbeat.Alerts.Count > MaxAlerts)
+            heartbeat.Alerts.RemoveAt(0);
+    }
+
+    private static void Watch(Heartbeat heartbeat, AlertSource source, DateTime beat)
+    {
+        heartbeat.Watched = Later(heartbeat.Watched, source == AlertSource.Webhook ? beat - Repeated : beat);
+    }
+
+    private static DateTime Later(DateTime one, DateTime other) => one > other ? one : other;
+
+    /// <summary>Alertmanager says that nobody has renewed it since four minutes before.</summary>
+    private static void Resolve(
+        Heartbeat heartbeat, long alert, DateTime ends, DateTime received, List<HeartbeatFact> facts)
+    {
+        var from = ends - Repeated;
+        if (heartbeat.Alerts.Exists(a => a.Last >= (a.Alert == alert ? ends : from)))
+            return;
+        heartbeat.Row = 0;
+        if (heartbeat.Armed == null)
+            return;
+        heartbeat.Resolved = received;
+        if (heartbeat.Silent == null)
+            facts.Add(Begin(heartbeat, from, received));
+    }
+
+    private static HeartbeatFact Begin(Heartbeat heartbeat, DateTime from, DateTime known)
+    {
+        from = Later(from, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
+        heartbeat.Silent = from;
+        return new(heartbeat.Key, false, from, null, known);
+    }
+
+    /// <summary>Of one that was silent for so long that nobody expected it, it is to be armed again.</summary>
+    private static HeartbeatFact End(Heartbeat heartbeat, DateTime at)
+    {
+        var from = heartbeat.Silent!.Value;
+        if (at - from > Forgotten)
+            heartbeat.Armed = null;
+        (heartbeat.Silent, heartbeat.GapEnd, heartbeat.Row) = (null, at, 0);
+        return new(heartbeat.Key, false, from, at, at);
+    }
+
+    /// <summary>What fell silent.</summary>
+    public IEnumerable<HeartbeatFact> TakeSilent(DateTime now)
+    {
+        foreach (var heartbeat in _heartbeats.Values)
+        {
+            if (FindSilent(heartbeat, now) is { } silent)
+                yield return silent;
+        }
+    }
+
+    private static HeartbeatFact? FindSilent(Heartbeat heartbeat, DateTime now)
+    {
+        if (heartbeat.Armed == null || heartbeat.Silent != null || now - heartbeat.Last <= Longest + heartbeat.Away)
+            return null;
+        return Begin(heartbeat, heartbeat.Watched, now);
+    }
+
+    /// <summary>SeS could not hear anything for so long.</summary>
+    public void Return(TimeSpan away)
+    {
+        foreach (var heartbeat in _heartbeats.Values)
+        {
+            heartbeat.Away += away;
+            heartbeat.IsChanged = true;
+        }
+    }
+
+    public static bool IsForgotten(Heartbeat heartbeat, DateTime now) =>
+        heartbeat.Silent is { } since && now - since > Forgotten;
+
+    /// <summary>Alerts that came, of a partition.</summary>
+    public IEnumerable<HeartbeatFact> TakeAlerts(
+        long partition, IReadOnlyList<IncomingAlert> alerts, DateTime received)
+    {
+        if (alerts.Count == 0)
+            yield break;
+        foreach (var heartbeat in _heartbeats.Values.Where(h => h.Key.Partition == partition))
+        {
+            if (IsForgotten(heartbeat, received) && (heartbeat.Key.Platform == ""
+                || alerts.Any(a => a.Service.Platform == heartbeat.Key.Platform)))
+                yield return End(heartbeat, received);
+        }
+    }
+}
+
 /// <summary>A connection that questions take turns on.</summary>
 internal sealed class Reader(string path, int cache) : IDisposable
 {
@@ -7126,6 +8059,9 @@ internal sealed class Snapshot : IDisposable
 
     public TimeSpan StaleAfter => TimeOf("stale_after");
 
+    /// <summary>A service of which nothing was heard for so long is not listed.</summary>
+    public TimeSpan Forget => TimeOf("forget");
+
     private TimeSpan TimeOf(string name) =>
         TimeSpan.FromMilliseconds(Number($"SELECT value FROM meta WHERE name = '{name}'") ?? 0);
 
@@ -7218,7 +8154,7 @@ internal static class FactLines
     {
         var facts = Observations(snapshot, from, to, partition, after, most).ToList();
         long? last = facts.Count < most ? null : facts[^1].Id;
-        facts.AddRange(Receipts(snapshot, from, to, partition)
+        facts.AddRange(Receipts(snapshot, from, to, partition).Concat(Gaps(snapshot, from, to, partition))
             .Where(r => r.Id > after && r.Id <= (last ?? long.MaxValue)));
         return ([.. facts.OrderBy(f => f.Id).Select(f => f.Line)], last);
     }
@@ -7227,13 +8163,29 @@ internal static class FactLines
         Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
     {
         using var rows = snapshot.Query("""
-            SELECT r.id, b.name, p.name, r.received, r.recorded FROM receipt r JOIN peer b ON b.id = r.by
-                JOIN partition p ON p.id = r.partition
+            SELECT r.id, b.name, p.name, r.platform, r.heartbeat, r.received, r.recorded FROM receipt r
+                JOIN peer b ON b.id = r.by JOIN partition p ON p.id = r.partition
             WHERE r.recorded >= ?1 AND r.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3) ORDER BY r.id
             """);
         for (Bind(rows, from, to, partition); rows.Step();)
-            yield return (rows.Number(0), Receipt(rows.Text(1), rows.Text(2), UnixTime.Read(rows.Number(3)),
-                UnixTime.Read(rows.Number(4)), out _));
+            yield return (rows.Number(0), Receipt(rows.Text(1), rows.Text(2), rows.TextOrNull(3), rows.TextOrNull(4),
+                UnixTime.Read(rows.Number(5)), UnixTime.Read(rows.Number(6)), out _));
+    }
+
+    private static IEnumerable<(long Id, string Line)> Gaps(
+        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
+    {
+        using var rows = snapshot.Query("""
+            SELECT g.id, b.name, p.name, g.platform, g.heartbeat, g.begins, g.ends, g.received, g.recorded
+            FROM gap g JOIN peer b ON b.id = g.by LEFT JOIN partition p ON p.id = g.partition
+            WHERE g.recorded >= ?1 AND g.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3 OR g.partition IS NULL)
+            ORDER BY g.id
+            """);
+        for (Bind(rows, from, to, partition); rows.Step();)
+            yield return (rows.Number(0), Gap(rows.Text(1), rows.TextOrNull(2), rows.TextOrNull(3),
+                rows.TextOrNull(4), UnixTime.Read(rows.Number(5)),
+                rows.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : null, UnixTime.Read(rows.Number(7)),
+                UnixTime.Read(rows.Number(8)), out _));
     }
 
     private static IEnumerable<(long Id, string Line)> Observations(
@@ -7268,14 +8220,23 @@ internal static class FactLines
         rows.Bind(1, from is { } first ? UnixTime.From(first) : 0)
             .Bind(2, to is { } last ? UnixTime.From(last) : UnixTime.Open).Bind(3, partition);
 
-    /// <summary>The first receipt of anything of a partition.</summary>
-    public static string Receipt(
-        string by, string partition, DateTime received, DateTime recorded, out string id)
+    /// <summary>The first receipt of anything of a partition, or that a heartbeat was armed.</summary>
+    public static string Receipt(string by, string partition, string? platform, string? heartbeat,
+        DateTime received, DateTime recorded, out string id)
     {
-        var line = new Line("partition");
-        line.Text("by", by).Text("partition", partition).Time("received", received);
-        return line.End(recorded, out id);
+        var line = new Line(heartbeat == null ? "partition" : "heartbeat");
+        line.Text("by", by).Text("partition", partition);
+        if (heartbeat != null)
+            line.TextOrNull("platform", platform).Text("heartbeat", heartbeat);
+        return line.Time("received", received).End(recorded, out id);
     }
+
+    /// <summary>The begin of a gap, or its end.</summary>
+    public static string Gap(string by, string? partition, string? platform, string? heartbeat, DateTime begins,
+        DateTime? ends, DateTime received, DateTime recorded, out string id) =>
+        new Line("gap").Text("by", by).TextOrNull("partition", partition).TextOrNull("platform", platform)
+            .TextOrNull("heartbeat", heartbeat).Time("begins", begins).Time("ends", ends).Time("received", received)
+            .End(recorded, out id);
 
     /// <summary>A copy of an alert that brought something new.</summary>
     public static string Observation(string by, IncomingAlert alert, ObservationKind kind, DateTime received,
@@ -7314,6 +8275,8 @@ internal static class FactLines
             JsonText.Write(_fields.Append(CultureInfo.InvariantCulture, $",\"{name}\":"), value);
             return this;
         }
+
+        public Line TextOrNull(string name, string? value) => value == null ? Json(name, "null") : Text(name, value);
 
         public Line Json(string name, string value)
         {
@@ -7365,7 +8328,8 @@ internal sealed record FactLine(Func<Writer, bool> Take)
             return root.ValueKind != JsonValueKind.Object ? throw new LineException("it is no JSON object")
                 : Text(root, "kind") switch
                 {
-                    "partition" => ParseReceipt(root, now),
+                    "partition" or "heartbeat" => ParseReceipt(root, now),
+                    "gap" => ParseGap(root, now),
                     "observation" => ParseObservation(root, now),
                     var kind => throw new LineException($"this SeS knows no facts of the kind '{kind}'"),
                 };
@@ -7383,9 +8347,24 @@ internal sealed record FactLine(Func<Writer, bool> Take)
     private static FactLine ParseReceipt(JsonElement root, DateTime now)
     {
         var (by, partition, received) = (Name(root, "by"), Name(root, "partition"), Time(root, "received", now));
-        FactLines.Receipt(by, partition, received, Time(root, "recorded", now), out var id);
+        var heartbeat = Text(root, "kind") == "heartbeat" ? Name(root, "heartbeat") : null;
+        var platform = heartbeat == null ? null : NameOrNull(root, "platform");
+        FactLines.Receipt(by, partition, platform, heartbeat, received, Time(root, "recorded", now), out var id);
         CheckId(root, id);
-        return new(w => w.Import(by, partition, received));
+        return new(w => w.Import(by, partition, platform, heartbeat, received));
+    }
+
+    private static FactLine ParseGap(JsonElement root, DateTime now)
+    {
+        var (by, received) = (Name(root, "by"), Time(root, "received", now));
+        var (partition, platform) = (NameOrNull(root, "partition"), NameOrNull(root, "platform"));
+        var heartbeat = NameOrNull(root, "heartbeat");
+        if (partition == null != (heartbeat == null) || (platform != null && heartbeat == null))
+            throw new LineException("heartbeat: a gap is of SeS, without a partition, or of a heartbeat, with one");
+        var (begins, ends) = (Time(root, "begins", now), TimeOrNull(root, "ends", now));
+        FactLines.Gap(by, partition, platform, heartbeat, begins, ends, received, Time(root, "recorded", now), out var id);
+        CheckId(root, id);
+        return new(w => w.Import(by, partition, platform, heartbeat, begins, ends, received));
     }
 
     private static FactLine ParseObservation(JsonElement root, DateTime now)
@@ -7396,8 +8375,7 @@ internal sealed record FactLine(Func<Writer, bool> Take)
         foreach (var label in Field(root, "labels", JsonValueKind.Object).EnumerateObject())
             labels.Add(label.Name, label.Value.GetString() ?? throw new LineException("labels: not all texts"));
         labels.Sort();
-        var ends = root.TryGetProperty("ends", out var end) && end.ValueKind == JsonValueKind.Null
-            ? (DateTime?)null : Time(root, "ends", now);
+        var ends = TimeOrNull(root, "ends", now);
         if (ends == null != kind is ObservationKind.Start or ObservationKind.Again)
             throw new LineException("ends: an end and a lapse have one, a start and an again have none");
         var alert = new IncomingAlert(
@@ -7435,6 +8413,14 @@ internal sealed record FactLine(Func<Writer, bool> Take)
         Text(root, name) is { Length: > 0 } text && Encoding.UTF8.GetByteCount(text) <= AlertMapping.MaxField
             ? text : throw new LineException($"{name}: it is empty, or longer than {AlertMapping.MaxField} bytes");
 
+    private static bool IsNull(JsonElement root, string name) =>
+        root.TryGetProperty(name, out var value) && value.ValueKind == JsonValueKind.Null;
+
+    private static string? NameOrNull(JsonElement root, string name) => IsNull(root, name) ? null : Name(root, name);
+
+    private static DateTime? TimeOrNull(JsonElement root, string name, DateTime now) =>
+        IsNull(root, name) ? null : Time(root, name, now);
+
     private static DateTime Time(JsonElement root, string name, DateTime now) =>
         AlertMapping.ReadTime(Text(root, name), name, now, out var time, out var reason) ? time
             : throw new LineException(reason);
@@ -7454,8 +8440,10 @@ internal sealed record ServiceFilter(
 /// <summary>The present of a service.</summary>
 /// <param name="Since">When its status began.</param>
 /// <param name="Time">When it was last said, by another alert.</param>
-internal sealed record PresentRow(
-    ServiceKey Service, string Status, DateTime Since, DateTime Time, string Description);
+/// <param name="LastSeen">The last copy of its alerts, or the last beat of a heartbeat that speaks for it.</param>
+/// <param name="IsWatched">False: nobody watches, and the status is the last known; null: no heartbeat tells.</param>
+internal sealed record PresentRow(ServiceKey Service, string Status, DateTime Since, DateTime Time,
+    string Description, DateTime? LastSeen, bool? IsWatched);
 
 /// <summary>A change of status.</summary>
 /// <param name="Place">What a cursor needs beside the time.</param>
@@ -7797,6 +8785,229 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
     }
 }
 
+/// <summary>The gaps that a snapshot knows of, as they hold for the services of each platform (5).</summary>
+internal sealed class GapFacts
+{
+    private sealed record Armed(HeartbeatKey Heartbeat, long By, DateTime At, DateTime Last);
+
+    private sealed record Absence(long By, Gap Gap);
+
+    private sealed record Silence(HeartbeatKey Heartbeat, long By, Gap Gap);
+
+    private sealed record Taker(long Partition, long By);
+
+    private sealed record GapText(string Text, DateTime Received);
+
+    private readonly List<Armed> _armed = [];
+    private readonly List<Silence> _silences = [];
+    private readonly List<Absence> _absences = [];
+    private readonly HashSet<Taker> _takers = [];
+    private readonly HashSet<long> _partitions = [];
+    private readonly Dictionary<string, Gaps> _gaps = [];
+    private readonly Dictionary<string, bool?> _watched = [];
+
+    /// <summary>The names that --heartbeat has; null: no daemon has run.</summary>
+    private readonly HashSet<string>? _expected;
+
+    /// <summary>What the begin of each gap says.</summary>
+    private readonly Dictionary<long, GapText> _texts = [];
+
+    private IEnumerable<Gap> AbsencesOf(long by) => _absences.Where(a => a.By == by).Select(a => a.Gap);
+
+    private IEnumerable<Gap> SilencesOf(HeartbeatKey heartbeat, long by) =>
+        _silences.Where(s => s.By == by && s.Heartbeat == heartbeat).Select(s => s.Gap);
+
+    /// <param name="until">Facts that were recorded later do not count.</param>
+    public GapFacts(Snapshot snapshot, long until)
+    {
+        using (var mapping = snapshot.Query("SELECT value FROM meta WHERE name = 'mapping'"))
+            _expected = mapping.FirstText() is { } text ? MappingRules.Parse(text).Heartbeats : null;
+        // This SeS is one, 0, under all its names.
+        using (var rows = snapshot.Query("SELECT id, own, heard FROM peer"))
+        {
+            while (rows.Step())
+            {
+                if (rows.Number(1) == 0)
+                    _absences.Add(new(rows.Number(0), new(UnixTime.Read(rows.Number(2)), DateTime.MaxValue, 0)));
+            }
+        }
+        using (var rows = snapshot.Query("""
+            SELECT partition, coalesce(platform, ''), heartbeat, CASE b.own WHEN 0 THEN r.by ELSE 0 END,
+                min(received), max(received) FROM receipt r JOIN peer b ON b.id = r.by
+            WHERE recorded <= ?1 GROUP BY 1, 2, 3, 4
+            """))
+        {
+            for (rows.Bind(1, until); rows.Step();)
+            {
+                var by = rows.Number(3);
+                if (rows.TextOrNull(2) is { } name)
+                    _armed.Add(new(new(rows.Number(0), rows.Text(1), name), by, UnixTime.Read(rows.Number(4)),
+                        UnixTime.Read(rows.Number(5))));
+                else
+                    _takers.Add(new(rows.Number(0), by));
+                _partitions.Add(rows.Number(0));
+            }
+        }
+        using (var rows = snapshot.Query("""
+            SELECT min(g.id), g.partition, coalesce(g.platform, ''), g.heartbeat,
+                CASE b.own WHEN 0 THEN g.by ELSE 0 END, g.begins, max(g.ends), min(g.received), p.name
+            FROM gap g JOIN peer b ON b.id = g.by LEFT JOIN partition p ON p.id = g.partition
+            WHERE g.recorded <= ?1 GROUP BY 2, 3, 4, 5, 6 ORDER BY 6
+            """))
+        {
+            for (rows.Bind(1, until); rows.Step();)
+            {
+                var gap = new Gap(UnixTime.Read(rows.Number(5)),
+                    rows.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : DateTime.MaxValue, rows.Number(0));
+                var by = rows.Number(4);
+                if (rows.NumberOrNull(1) is { } partition)
+                    _silences.Add(new(new(partition, rows.Text(2), rows.Text(3)), by, gap));
+                else
+                    _absences.Add(new(by, gap));
+                var of = rows.TextOrNull(8) + (rows.Text(2) == "" ? "" : "/" + rows.Text(2));
+                _texts[gap.Id] = new(rows.TextOrNull(3) is { } name ? $"no data: {name} of {of} is silent"
+                    : "no data: SeS was away", UnixTime.Read(rows.Number(7)));
+            }
+        }
+    }
+
+    public bool IsEmpty => _texts.Count == 0;
+
+    /// <summary>What a run in a gap says.</summary>
+    /// <param name="observation">Minus the gap's id.</param>
+    public (string Text, DateTime? Received) TextOf(long observation) =>
+        _texts.TryGetValue(-observation, out var text) ? (text.Text, text.Received) : ("", null);
+
+    /// <summary>The gaps of a partition's services of a platform.</summary>
+    public Gaps Of(long partition, string platform)
+    {
+        if (IsEmpty)
+            return Gaps.None;
+        var place = $"{partition}\n{platform}";
+        if (!_gaps.TryGetValue(place, out var gaps))
+        {
+            var silent = SilentOf(partition, platform);
+            // The first, if it took any, is this SeS: a gap has its id.
+            var takers = _takers.Where(t => t.Partition == partition).ToList();
+            takers.Sort(static (a, b) => a.By.CompareTo(b.By));
+            var absent = Common(takers.ConvertAll(t => Gaps.Unite(AbsencesOf(t.By)))).Where(g => _texts.ContainsKey(g.Id));
+            _gaps[place] = gaps = new(Gaps.Unite(absent.Concat(silent)), silent);
+        }
+        return gaps;
+    }
+
+    /// <summary>
+    /// A platform's heartbeat speaks for it in place of the partition's, from its arming on.
+    /// </summary>
+    private List<Gap> SilentOf(long partition, string platform)
+    {
+        var (ofPartition, silent) = (new List<Gap>(), new List<Gap>());
+        // In which the platform's own heartbeat is expected.
+        var (heartbeats, expected) = (new HashSet<HeartbeatKey>(), new List<Gap>());
+        foreach (var armed in _armed.Where(a => IsOf(a, partition, platform)))
+        {
+            heartbeats.Add(armed.Heartbeat);
+            if (armed.Heartbeat.Platform == "")
+                continue;
+            var forgotten = ForgottenAt(armed);
+            expected.Add(new(armed.At, forgotten ?? DateTime.MaxValue, 0));
+            if (armed.Last > forgotten)
+                expected.Add(new(armed.Last, DateTime.MaxValue, 0));
+        }
+        foreach (var heartbeat in heartbeats)
+        {
+            // It is silent for those who are not away, if any is not.
+            var armed = _armed.Where(a => a.Heartbeat == heartbeat).ToList();
+            var common = Common(armed.ConvertAll(
+                a => Gaps.Unite(SilencesOf(heartbeat, a.By).Concat(AbsencesOf(a.By)))));
+            var any = Gaps.Unite(armed.SelectMany(a => SilencesOf(heartbeat, a.By)));
+            (heartbeat.Platform == "" ? ofPartition : silent).AddRange(Gaps.Intersect(any, common));
+        }
+        silent.AddRange(Gaps.Except(Gaps.Unite(ofPartition), Gaps.Unite(expected)));
+        return Gaps.Unite(silent);
+    }
+
+    /// <summary>When a heartbeat that nobody expected any more was given up; null: it was not.</summary>
+    private DateTime? ForgottenAt(Armed armed)
+    {
+        DateTime? at = null;
+        foreach (var gap in SilencesOf(armed.Heartbeat, armed.By))
+        {
+            if (gap.To < DateTime.MaxValue && gap.To - gap.From > Heartbeats.Forgotten && !(gap.To < at))
+                at = gap.To;
+        }
+        return at;
+    }
+
+    private static bool IsOf(Armed armed, long partition, string platform) => armed.Heartbeat.Partition == partition
+        && (armed.Heartbeat.Platform == "" || armed.Heartbeat.Platform == platform);
+
+    /// <summary>What the gaps of all have in common; none: nothing.</summary>
+    private static List<Gap> Common(List<List<Gap>> all)
+    {
+        var common = all.Count == 0 ? [] : all[0];
+        foreach (var gaps in all)
+            common = Gaps.Intersect(common, gaps);
+        return common;
+    }
+
+    /// <summary>
+    /// The services of which the stored runs with gaps laid over are not what the facts give: an alert ended
+    /// while a heartbeat was silent, or was given up because of a gap (3.4, 3.5).
+    /// </summary>
+    /// <param name="from">Gaps that ended earlier do not matter.</param>
+    public HashSet<long> Affected(Snapshot snapshot, DateTime from)
+    {
+        var affected = new HashSet<long>();
+        if (IsEmpty)
+            return affected;
+        using (var ended = snapshot.Query("""
+            SELECT r.service FROM main.timeline r INDEXED BY timeline_time
+            WHERE r.partition = ?1 AND r.at >= ?2 AND r.at < ?3
+            """))
+        {
+            foreach (var partition in _partitions)
+            {
+                foreach (var gap in Gaps.Unite(_silences.Where(s => s.Heartbeat.Partition == partition
+                    && s.Gap.To > from).Select(s => s.Gap)))
+                {
+                    ended.Bind(1, partition).Bind(2, UnixTime.From(gap.From))
+                        .Bind(3, gap.To < DateTime.MaxValue ? UnixTime.From(gap.To) : UnixTime.Open);
+                    while (ended.Step())
+                        affected.Add(ended.Number(0));
+                }
+            }
+        }
+        // What was given up is unknown; of all partitions, which are more than need be.
+        var gaps = new Gaps(Gaps.Unite(_silences.Select(s => s.Gap)
+            .Concat(_absences.Where(a => a.Gap.Id != 0).Select(a => a.Gap)).Where(g => g.To > from)), []);
+        using var unknown = snapshot.Query("""
+            SELECT r.service, r.at, r.until FROM main.timeline r INDEXED BY timeline_ended
+                CROSS JOIN observation o ON o.id = r.observation
+            WHERE r.status IN (1, 2, 3) AND r.status = 3 AND r.until < 9000000000000000 AND r.until > ?1 AND o.kind = 3
+            UNION ALL SELECT s.id, s.since, 9000000000000000
+                FROM service s INDEXED BY service_attention WHERE s.status = 3 AND s.status <> 0
+            """);
+        for (unknown.Bind(1, from > DateTime.UnixEpoch ? UnixTime.From(from) : 0); unknown.Step();)
+        {
+            var until = unknown.Number(2) == UnixTime.Open ? DateTime.MaxValue : UnixTime.Read(unknown.Number(2));
+            if (gaps.Overlaps(UnixTime.Read(unknown.Number(1)), until))
+                affected.Add(unknown.Number(0));
+        }
+        return affected;
+    }
+
+    /// <summary>Whether somebody watches a platform's services at a moment; null: no heartbeat says.</summary>
+    public bool? IsWatched(long partition, string platform, DateTime now)
+    {
+        var place = $"{partition}\n{platform}";
+        if (!_watched.TryGetValue(place, out var isWatched))
+            _watched[place] = isWatched = !_armed.Any(a => IsOf(a, partition, platform) && a.Last > (ForgottenAt(a) ?? default)
+                && _expected?.Contains(a.Heartbeat.Name) != false) ? null : !Of(partition, platform).IsHeartbeatSilent(now);
+        return isWatched;
+    }
+}
+
 /// <summary>Answers questions from a snapshot.</summary>
 /// <param name="asOf">Answers from what was recorded until then; null: all.</param>
 internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null)
@@ -7816,6 +9027,30 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
     private readonly DateTime? _oldest = snapshot.Oldest;
     private ServiceFilter? _derived;
+    private DateTime? _derivedFrom;
+
+    private GapFacts? _gapFacts;
+    private readonly Dictionary<string, long> _partitionIds = [];
+
+    private GapFacts GapFacts => _gapFacts ??= new GapFacts(snapshot, Recorded);
+
+    /// <summary>Facts that were recorded later are not in the answer.</summary>
+    private long Recorded =>
+        asOf == null && snapshot.Through == long.MaxValue ? long.MaxValue : UnixTime.From(Moment);
+
+    /// <summary>The gaps of a service, or of another one of its platform.</summary>
+    private Gaps GapsOf(ServiceKey service) =>
+        GapFacts.IsEmpty ? Gaps.None : GapFacts.Of(PartitionId(service.Partition), service.Platform);
+
+    private long PartitionId(string name)
+    {
+        if (!_partitionIds.TryGetValue(name, out var id))
+        {
+            using var rows = snapshot.Query("SELECT id FROM partition WHERE name = ?1");
+            _partitionIds[name] = id = rows.Bind(1, name).Number() ?? 0;
+        }
+        return id;
+    }
 
     /// <summary>The moment that the answers are of; what is later is not yet.</summary>
     public DateTime Moment => asOf ?? now;
@@ -7825,20 +9060,69 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     public IEnumerable<PresentRow> Present(
         ServiceFilter filter, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
+        var timeline = Timeline(filter, Moment - Recent);
         using var runs = snapshot.Query($"""
-            SELECT since, at, status, observation FROM {Timeline(filter)} WHERE service = ?1
+            SELECT since, at, status, observation, open FROM {timeline} WHERE service = ?1 AND (?2 OR status <> 3)
             ORDER BY at DESC LIMIT 1
             """);
+        using var seen = snapshot.Query($"""
+            SELECT max(max(received), coalesce((SELECT max(seen) FROM open WHERE service = ?1 AND ?3), 0))
+            FROM observation WHERE service = ?1 AND id <= ?2 AND kind <> 3
+            """);
+        seen.Bind(2, asOf is { } past ? snapshot.LastObservation(past) : snapshot.Through).Bind(3, asOf == null ? 1 : 0);
         using var texts = new ObservedTexts(snapshot);
+        var forgotten = UnixTime.From(Moment - snapshot.Forget);
         foreach (var (id, service) in services ?? Services(filter))
         {
-            if (!runs.Bind(1, id).Step())
+            var isWatched = IsWatched(service.Partition, service.Platform);
+            // While nobody watches it is what it was before, as far as that is known.
+            if (!runs.Bind(1, id).Bind(2, isWatched == false ? 0 : 1).Step()
+                && !(isWatched == false && runs.Bind(1, id).Bind(2, 1).Step()))
                 continue;
-            var status = (Status)runs.Number(2);
-            yield return new PresentRow(service, snapshot.NameOf(status), UnixTime.Read(runs.Number(0)),
-                UnixTime.Read(runs.Number(1)), texts.Of(runs.Number(3), status == Status.Up).Text);
+            var (since, time, status) =
+                (UnixTime.Read(runs.Number(0)), UnixTime.Read(runs.Number(1)), (Status)runs.Number(2));
+            var (observation, isOpen) = (runs.Number(3), runs.Number(4) != 0);
             runs.Reset();
+            var last = seen.Bind(1, id).Number() ?? 0;
+            if (services == null && !isOpen && last < forgotten && !HasOpen(id))
+                continue;
+            // Since a gap it is so again.
+            if (!isOpen && status != Status.Unknown && GapsOf(service).EndBefore(Moment) is { } again)
+                (since, time) = (again > since ? again : since, again > time ? again : time);
+            var beat = asOf == null && Beat(service) is { } told && told > last ? told : last;
+            yield return new PresentRow(service, snapshot.NameOf(status), since, time,
+                texts.Of(observation, status == Status.Up).Text, beat == 0 ? null : UnixTime.Read(beat), isWatched);
         }
+    }
+
+    /// <summary>Whether somebody watches a platform's services; null: no heartbeat tells.</summary>
+    public bool? IsWatched(string partition, string platform) =>
+        GapFacts.IsWatched(PartitionId(partition), platform, Moment);
+
+    /// <summary>An uncertain end in an earlier gap is over by now.</summary>
+    private TimeSpan Recent => rules.Pause + EndsOutage;
+
+    private bool HasOpen(long service)
+    {
+        using var open = snapshot.Query("SELECT 1 FROM open WHERE service = ?1");
+        return asOf == null && open.Bind(1, service).Number() != null;
+    }
+
+    private Dictionary<(long Partition, string Platform), long>? _beats;
+
+    /// <summary>The last beat that speaks for a service; null: none does.</summary>
+    private long? Beat(ServiceKey service)
+    {
+        if (_beats == null)
+        {
+            _beats = [];
+            using var rows = snapshot.Query("SELECT partition, platform, max(last) FROM beat GROUP BY 1, 2");
+            while (rows.Step())
+                _beats[(rows.Number(0), rows.Text(1))] = rows.Number(2);
+        }
+        var partition = PartitionId(service.Partition);
+        return _beats.TryGetValue((partition, service.Platform), out var own) ? own
+            : _beats.TryGetValue((partition, ""), out var all) ? all : null;
     }
 
     /// <summary>The changes of the services that a filter takes, in order of time.</summary>
@@ -7849,7 +9133,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
     {
         using var texts = new ObservedTexts(snapshot);
-        using var changes = Changes(filter, from, to, after).GetEnumerator();
+        using var changes = Changes(filter, from, to, after, withGaps: true).GetEnumerator();
         var ahead = (Task<List<ChangeRow>>?)Task.FromResult(Next(changes, texts, FirstBatch));
         try
         {
@@ -7898,9 +9182,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             for (var i = 0; i < batch.Count; i++)
             {
                 var (service, id, change) = batch[i];
-                rows.Add(new ChangeRow(id, service, snapshot.NameOf(change.Status), change.Time, told[i].Text,
-                    told[i].Received));
-                length += told[i].Text.Length + service.Platform.Length + service.Service.Length
+                var (text, received) = change.Observation < 0 ? GapFacts.TextOf(change.Observation) : told[i];
+                rows.Add(new ChangeRow(id, service, snapshot.NameOf(change.Status), change.Time, text, received));
+                length += text.Length + service.Platform.Length + service.Service.Length
                     + service.Facet.Length + service.Location.Length;
             }
         }
@@ -7936,7 +9220,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         ServiceFilter filter, DateTime from, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
         using var rows = snapshot.Query($"""
-            SELECT at, until, status, open, observation FROM {Timeline(filter)}
+            SELECT at, until, status, open, observation FROM {Timeline(filter, from)}
             WHERE service = ?1 AND until > ?2 ORDER BY at
             """);
         var first = from > DateTime.UnixEpoch + EndsOutage ? UnixTime.From(from - EndsOutage) : 0;
@@ -7949,7 +9233,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
 
         foreach (var (id, service) in services ?? Services(filter))
-            yield return (id, service, Of(id));
+            yield return (id, service, GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Lay(Of(id)) : Of(id));
     }
 
     /// <summary>A beginning, but not before what retention has left.</summary>
@@ -7975,7 +9259,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             }
             since = isDown && up.Count < threshold ? oldest : null;
         }
-        foreach (var (service, id, change) in Changes(filter, null, until, null))
+        foreach (var (service, id, change) in Changes(filter, null, until, null, withGaps: false))
         {
             if (change.Status == Status.Unknown)
                 continue;
@@ -7996,7 +9280,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     private IEnumerable<(long Id, Status Status)> StatusesAt(ServiceFilter filter, DateTime time)
     {
         using var rows = snapshot.Query($"""
-            SELECT status FROM {Timeline(filter)}
+            SELECT status FROM {Timeline(filter, null)}
             WHERE service = ?1 AND at < ?2 AND status <> 3 ORDER BY at DESC LIMIT 1
             """);
         foreach (var (id, _) in Services(filter))
@@ -8009,12 +9293,15 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     // ---- Services, changes and texts ----
 
     /// <summary>The services that a filter takes, in the order of names.</summary>
-    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter)
+    /// <param name="condition">A further one, where the filter has none.</param>
+    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter, string condition = "")
     {
         using var rows = Bound(filter, $"""
-            SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location {From(filter)}
+            SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location {From(filter)} {condition}
             ORDER BY p.name, f.platform, f.service, f.facet, s.location
             """);
+        if (condition != "")
+            rows.Bind(20, Forgotten);
         var (family, names) = (0L, default(ServiceKey));
         while (rows.Step())
         {
@@ -8065,17 +9352,133 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 
     /// <summary>In order of time: by the index of a partition, or sorted, where services are few in it.</summary>
-    private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
-        ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
+    /// <param name="withGaps">False: as Onix is told, which knows of no gaps.</param>
+    private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(ServiceFilter filter,
+        DateTime? from, DateTime? to, (DateTime Time, long Place)? after, bool withGaps)
+    {
+        using var names = new ServiceNames(snapshot);
+        var isLaid = withGaps && !GapFacts.IsEmpty;
+        var table = Timeline(filter, withGaps ? Left(from) ?? DateTime.MinValue : null);
+        using var changes = (isLaid ? LaidChanges(filter, table, from, to, after)
+            : StoredChanges(filter, table, from, to, after, "AND at = since").Select(c => (c.Service, c.Change)))
+            .GetEnumerator();
+        var batch = new List<(long Service, StatusChange Change)>();
+        for (var isMore = true; isMore;)
+        {
+            batch.Clear();
+            while (batch.Count < FirstBatch && (isMore = changes.MoveNext()))
+                batch.Add(changes.Current);
+            var told = names.Of(batch.Select(c => c.Service));
+            for (var i = 0; i < batch.Count; i++)
+                yield return (told[i], batch[i].Service, batch[i].Change);
+        }
+    }
+
+    /// <summary>
+    /// With gaps laid over: what is stored, and at the edges of each gap the services that it touches.
+    /// </summary>
+    private IEnumerable<(long Service, StatusChange Change)> LaidChanges(ServiceFilter filter, string table,
+        DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
+    {
+        var services = ServicesWithGaps(filter);
+        var ids = services.Select(s => s.Id).ToArray();
+        using var run = snapshot.Query($"""
+            SELECT at, status, open, observation FROM {table} WHERE service = ?1 AND at < ?2 ORDER BY at DESC LIMIT 1
+            """);
+        Run? RunAt(long service, DateTime before)
+        {
+            var found = run.Bind(1, service).Bind(2, UnixTime.From(before)).Step() ? new Run(
+                UnixTime.Read(run.Number(0)), null, (Status)run.Number(1), run.Number(2) != 0, run.Number(3)) : (Run?)null;
+            run.Reset();
+            return found;
+        }
+
+        // What a service changes to at a time; null: it does not.
+        StatusChange? ChangeAt(long service, Gaps gaps, DateTime time)
+        {
+            if (RunAt(service, time.AddMilliseconds(1)) is not { } at)
+                return null;
+            at = gaps.Lay(at, time);
+            var isSame = RunAt(service, time) is { } before
+                && gaps.Lay(before, time.AddMilliseconds(-1)).Status == at.Status;
+            return isSame ? null : new StatusChange(time, at.Status, at.Observation);
+        }
+
+        IEnumerable<(long Service, StatusChange Change)> Stored()
+        {
+            foreach (var (service, change, isChange) in StoredChanges(filter, table, from, to, after, ""))
+            {
+                var gaps = services[Array.BinarySearch(ids, service)].Gaps;
+                if (gaps.HasEdge(change.Time))
+                    continue;
+                if (gaps.At(change.Time) != null)
+                {
+                    if (ChangeAt(service, gaps, change.Time) is { } laid)
+                        yield return (service, laid);
+                }
+                else if (isChange)
+                    yield return (service, change);
+            }
+        }
+
+        IEnumerable<(long Service, StatusChange Change)> AtEdges()
+        {
+            var (first, last) = (Left(from) ?? DateTime.MinValue, to < Moment ? to.Value : Moment);
+            first = after?.Time > first ? after.Value.Time : first;
+            foreach (var edge in services.Select(s => s.Gaps).Distinct().SelectMany(g => g.Edges()).Distinct()
+                .Where(e => e >= first && (e < last || (e == last && !(to <= Moment)))).Order().ToList())
+            {
+                foreach (var (id, gaps) in services)
+                {
+                    if (gaps.HasEdge(edge) && !(after is { } told && edge == told.Time && id <= told.Place)
+                        && ChangeAt(id, gaps, edge) is { } change)
+                        yield return (id, change);
+                }
+            }
+        }
+
+        using var stored = Stored().GetEnumerator();
+        using var atEdges = AtEdges().GetEnumerator();
+        for (bool isStored = stored.MoveNext(), isAtEdge = atEdges.MoveNext(); isStored || isAtEdge;)
+        {
+            if (isStored && (!isAtEdge || IsBefore(stored.Current, atEdges.Current)))
+            {
+                yield return stored.Current;
+                isStored = stored.MoveNext();
+            }
+            else
+            {
+                yield return atEdges.Current;
+                isAtEdge = atEdges.MoveNext();
+            }
+        }
+    }
+
+    private static bool IsBefore((long Service, StatusChange Change) one, (long Service, StatusChange Change) other) =>
+        one.Change.Time != other.Change.Time ? one.Change.Time < other.Change.Time : one.Service < other.Service;
+
+    /// <summary>The services that a filter takes with their gaps, in the order of their numbers.</summary>
+    private List<(long Id, Gaps Gaps)> ServicesWithGaps(ServiceFilter filter)
+    {
+        var services = new List<(long Id, Gaps Gaps)>();
+        using var rows = Bound(filter, $"SELECT s.id, p.id, f.platform {From(filter)} ORDER BY s.id");
+        while (rows.Step())
+            services.Add((rows.Number(0), GapFacts.Of(rows.Number(1), rows.Text(2))));
+        return services;
+    }
+
+    /// <summary>The runs that are stored, in order of time and service, and whether they change the status.</summary>
+    private IEnumerable<(long Service, StatusChange Change, bool IsChange)> StoredChanges(ServiceFilter filter,
+        string table, DateTime? from, DateTime? to, (DateTime Time, long Place)? after, string condition)
     {
         var of = $"service IN (SELECT s.id {From(filter)})";
         if (filter.Partition != null && !AreFew(filter))
             of = "partition = (SELECT id FROM partition WHERE name = ?11)"
                 + (Given(filter).Length == 1 ? "" : " AND +" + of);
         using var rows = Bound(filter, $"""
-            SELECT service, at, status, observation FROM {Timeline(filter)}
+            SELECT service, at, status, observation, at = since FROM {table}
             WHERE {of}
-                AND at >= ?1 AND at < ?2 AND at = since AND (at > ?3 OR service > ?4)
+                AND at >= ?1 AND at < ?2 {condition} AND (at > ?3 OR service > ?4)
             ORDER BY at, service
             """);
         // Of the changes at the time of the last one, those of later services are still to come.
@@ -8083,18 +9486,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             after is { } last ? UnixTime.From(last.Time) : long.MinValue);
         rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
             .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0);
-        using var names = new ServiceNames(snapshot);
-        var batch = new List<(long Service, StatusChange Change)>();
-        for (var isMore = true; isMore;)
-        {
-            batch.Clear();
-            while (batch.Count < FirstBatch && (isMore = rows.Step()))
-                batch.Add((rows.Number(0), new StatusChange(
-                    UnixTime.Read(rows.Number(1)), (Status)rows.Number(2), rows.Number(3))));
-            var told = names.Of(batch.Select(c => c.Service));
-            for (var i = 0; i < batch.Count; i++)
-                yield return (told[i], batch[i].Service, batch[i].Change);
-        }
+        while (rows.Step())
+            yield return (rows.Number(0), new StatusChange(UnixTime.Read(rows.Number(1)), (Status)rows.Number(2),
+                rows.Number(3)), rows.Number(4) != 0);
     }
 
     /// <summary>Whether a filter takes so few services of its partition that their runs can be sorted.</summary>
@@ -8112,24 +9506,48 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// The table of the timeline, which as of the past is derived first; as of now, of those services of
     /// which it is behind.
     /// </summary>
-    private string Timeline(ServiceFilter filter)
+    /// <param name="from">Gaps that ended before do not matter; null: none do.</param>
+    private string Timeline(ServiceFilter filter, DateTime? from)
     {
-        if (asOf == null && (_behind ??= snapshot.Behind()).Count == 0)
+        var isDerived = _derived == filter && (from == null ? _derivedFrom == null : from >= _derivedFrom);
+        if (asOf == null && !isDerived)
+        {
+            _behind ??= snapshot.Behind();
+            _anew = from is { } since ? new HashSet<long>(AffectedOf(filter, since).Concat(_behind)) : _behind;
+        }
+        if (asOf == null && _anew!.Count == 0)
             return "main.timeline";
-        if (_derived != filter && asOf is { } moment)
-            Derive(moment, snapshot.LastObservation(moment), Services(filter));
-        else if (_derived != filter)
-            Derive(now, snapshot.Through, Services(filter).Where(s => _behind!.Contains(s.Id)));
-        _derived = filter;
+        if (!isDerived && asOf is { } moment)
+            Derive(moment, snapshot.LastObservation(moment), Services(filter), from != null);
+        else if (!isDerived)
+            Derive(now, snapshot.Through, filter == Every ? Named(_anew!)
+                : Services(filter).Where(s => _anew!.Contains(s.Id)), from != null);
+        (_derived, _derivedFrom) = (filter, from);
         return asOf != null ? "temp.timeline" : """
             (SELECT * FROM main.timeline WHERE service NOT IN (SELECT service FROM temp.timeline)
             UNION ALL SELECT * FROM temp.timeline)
             """;
     }
 
-    private IReadOnlySet<long>? _behind;
+    /// <summary>Where a filter takes few, those: to find them among all takes longer.</summary>
+    private IEnumerable<long> AffectedOf(ServiceFilter filter, DateTime from)
+    {
+        if (GapFacts.IsEmpty || filter == Every)
+            return GapFacts.Affected(snapshot, from);
+        using var some = Bound(filter, $"SELECT s.id {From(filter)} LIMIT {MostDerived + 1}");
+        var ids = new List<long>();
+        while (some.Step())
+            ids.Add(some.Number(0));
+        return ids.Count <= MostDerived ? ids : GapFacts.Affected(snapshot, from);
+    }
 
-    private void Derive(DateTime moment, long through, IEnumerable<(long Id, ServiceKey Service)> services)
+    private const int MostDerived = 500;
+
+    // The services that are behind, and those that are derived anew: of some, gaps make another timeline.
+    private IReadOnlySet<long>? _behind, _anew;
+
+    private void Derive(
+        DateTime moment, long through, IEnumerable<(long Id, ServiceKey Service)> services, bool withGaps)
     {
         var (facts, runs, since) = (snapshot.Facts, new List<Run>(), new List<long>());
         snapshot.Execute("""
@@ -8154,7 +9572,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         {
             facts.Read(service, through);
             var (partition, knownFrom) = known[key.Partition];
-            _ = facts.Derive(knownFrom, moment, rules, runs);
+            _ = facts.Derive(knownFrom, moment, rules, runs, gaps: withGaps ? GapsOf(key) : null);
             ServiceFacts.AddSince(runs, since);
             for (var i = 0; i < runs.Count; i++)
             {
@@ -8171,19 +9589,74 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
     // ---- For the page ----
 
+    /// <summary>Not a service of which nothing has been heard for too long.</summary>
+    private const string Listed = """
+        (s.open <> 0 OR s.seen >= ?20 OR s.status IS NULL OR EXISTS (SELECT 1 FROM open o WHERE o.service = s.id))
+        """;
+
+    private long Forgotten => UnixTime.From(Moment - snapshot.Forget);
+
+    /// <summary>
+    /// What services are that gaps make another than what is stored: an alert ended while a heartbeat is silent.
+    /// </summary>
+    private Dictionary<long, Correction> Corrected()
+    {
+        if (_corrected != null)
+            return _corrected;
+        _corrected = [];
+        var affected = GapFacts.IsEmpty ? [] : GapFacts.Affected(snapshot, Moment - Recent);
+        if (affected.Count == 0)
+            return _corrected;
+        using var stored = snapshot.Query("SELECT status FROM service WHERE id = ?1");
+        foreach (var (id, service) in Named(affected))
+        {
+            if (Present(Every, [(id, service)]).FirstOrDefault() is not { } row)
+                continue;
+            if (stored.Bind(1, id).Number() is { } status && snapshot.NameOf((Status)status) is var name
+                && name != row.Status)
+                _corrected[id] = new(row.Service, name, row.Status);
+        }
+        return _corrected;
+    }
+
+    private static readonly ServiceFilter Every = new(null, null, null, null, null);
+
+    /// <summary>Some services with their names, in the order of their numbers.</summary>
+    private List<(long Id, ServiceKey Service)> Named(IEnumerable<long> services)
+    {
+        using var names = new ServiceNames(snapshot);
+        var ids = services.Order().ToList();
+        return [.. ids.Zip(names.Of(ids))];
+    }
+
+    private sealed record Correction(ServiceKey Service, string Stored, string Now);
+
+    private Dictionary<long, Correction>? _corrected;
+
     /// <summary>How many services have a status, are down, are neither up nor down.</summary>
     public ServiceCounts Counts()
     {
-        using var counts = snapshot.Query("""
-            SELECT count(status), total(status = 2), total(status NOT IN (0, 2)) FROM service
+        using var counts = snapshot.Query($"""
+            SELECT count(status), total(status = 2), total(status NOT IN (0, 2)) FROM service s WHERE {Listed}
             """);
-        counts.Step();
-        return new(counts.Number(0), counts.Number(1), counts.Number(2));
+        counts.Bind(20, Forgotten).Step();
+        var corrected = Corrected().Values;
+        long Change(Func<string, bool> isOf) => corrected.Count(c => isOf(c.Now)) - corrected.Count(c => isOf(c.Stored));
+        return new(counts.Number(0), counts.Number(1) + Change(s => s == "down"),
+            counts.Number(2) + Change(s => s is not ("up" or "down")));
     }
+
+    /// <summary>The services that the page lists, in the order of names.</summary>
+    public IEnumerable<(long Id, ServiceKey Service)> ListedServices() => Services(Every, $"WHERE {Listed}");
 
     /// <summary>The services that are down, the latest first.</summary>
     public IEnumerable<(long Id, ServiceKey Service)> Down()
     {
+        foreach (var (id, (service, _, now)) in Corrected())
+        {
+            if (now == "down")
+                yield return (id, service);
+        }
         using var rows = snapshot.Query("""
             SELECT s.id, p.name, f.platform, f.service, f.facet, s.location
             FROM service s INDEXED BY service_attention CROSS JOIN family f ON f.id = s.family
@@ -8191,8 +9664,11 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             WHERE s.status = 2 AND s.status <> 0 ORDER BY s.since DESC
             """);
         while (rows.Step())
-            yield return (rows.Number(0),
-                new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)));
+        {
+            if (!Corrected().ContainsKey(rows.Number(0)))
+                yield return (rows.Number(0),
+                    new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)));
+        }
     }
 
     /// <summary>
@@ -8203,23 +9679,29 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         IEnumerable<(string Partition, string Platform)> groups)
     {
         var counts = new Dictionary<(string, string), (long All, long NotUp)>();
-        using var members = snapshot.Query("""
+        using var members = snapshot.Query($"""
             SELECT count(*) FROM partition p CROSS JOIN family f ON f.partition = p.id
-                CROSS JOIN service s ON s.family = f.id WHERE p.name = ?1 AND f.platform = ?2
+                CROSS JOIN service s ON s.family = f.id WHERE p.name = ?1 AND f.platform = ?2 AND {Listed}
             """);
+        members.Bind(20, Forgotten);
         foreach (var (partition, platform) in groups)
             counts[(partition, platform)] =
                 (members.Bind(1, partition).Bind(2, platform).Number() ?? 0, 0);
-        using var rows = snapshot.Query("""
+        using var rows = snapshot.Query($"""
             SELECT p.name, f.platform, count(*) FROM service s INDEXED BY service_attention
                 CROSS JOIN family f ON f.id = s.family CROSS JOIN partition p ON p.id = f.partition
-            WHERE s.status <> 0 GROUP BY f.partition, f.platform
+            WHERE s.status <> 0 AND {Listed} GROUP BY f.partition, f.platform
             """);
-        while (rows.Step())
+        void AddNotUp((string, string) group, long count)
         {
-            if (counts.TryGetValue((rows.Text(0), rows.Text(1)), out var group))
-                counts[(rows.Text(0), rows.Text(1))] = group with { NotUp = rows.Number(2) };
+            if (counts.TryGetValue(group, out var before))
+                counts[group] = before with { NotUp = before.NotUp + count };
         }
+
+        for (rows.Bind(20, Forgotten); rows.Step();)
+            AddNotUp((rows.Text(0), rows.Text(1)), rows.Number(2));
+        foreach (var (service, stored, now) in Corrected().Values)
+            AddNotUp((service.Partition, service.Platform), (now == "up" ? 0 : 1) - (stored == "up" ? 0 : 1));
         return counts;
     }
 
@@ -8237,38 +9719,84 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>Outages that ended after a time, the latest first.</summary>
     public IEnumerable<Outage> Ended(DateTime from)
     {
+        var affected = GapFacts.IsEmpty ? [] : GapFacts.Affected(snapshot, from);
+        using var stored = StoredEnded(from, affected).GetEnumerator();
+        using var laid = LaidEnded(from, affected).OrderByDescending(o => o.To).GetEnumerator();
+        for (bool isStored = stored.MoveNext(), isLaid = laid.MoveNext(); isStored || isLaid;)
+        {
+            var takesStored = isStored && !(isLaid && laid.Current.To > stored.Current.To);
+            yield return takesStored ? stored.Current : laid.Current;
+            if (takesStored)
+                isStored = stored.MoveNext();
+            else
+                isLaid = laid.MoveNext();
+        }
+    }
+
+    /// <summary>Those of services of which gaps make another timeline.</summary>
+    private IEnumerable<Outage> LaidEnded(DateTime from, HashSet<long> services)
+    {
+        if (services.Count == 0)
+            yield break;
+        using var texts = new ObservedTexts(snapshot);
+        foreach (var (_, service, runs) in Runs(Every, from, Named(services)))
+        {
+            Run? down = null;
+            foreach (var run in runs)
+            {
+                if (down is { } ended && run.Status is not (Status.Down or Status.Unknown) && ended.To > from)
+                    yield return new Outage(service, ended.From, ended.To!.Value,
+                        texts.Of(ended.Observation, isUp: false).Text);
+                down = run.Status == Status.Down ? run with { From = down is { } goesOn ? goesOn.From : run.From }
+                    : run.Status == Status.Unknown ? down : null;
+            }
+        }
+    }
+
+    private IEnumerable<Outage> StoredEnded(DateTime from, HashSet<long> others)
+    {
         using var rows = snapshot.Query("""
-            SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location
-            FROM timeline r CROSS JOIN service s ON s.id = r.service CROSS JOIN family f ON f.id = s.family
+            SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location, r.service
+            FROM main.timeline r CROSS JOIN service s ON s.id = r.service CROSS JOIN family f ON f.id = s.family
                 CROSS JOIN partition p ON p.id = f.partition
             WHERE r.status IN (1, 2, 3) AND r.status = 2 AND r.until < 9000000000000000 AND r.until > ?1
-                AND NOT EXISTS (SELECT 1 FROM timeline n
+                AND NOT EXISTS (SELECT 1 FROM main.timeline n
                     WHERE n.service = r.service AND n.at = r.until AND n.status = 2)
             ORDER BY r.until DESC
             """);
         using var texts = new ObservedTexts(snapshot);
         for (rows.Bind(1, UnixTime.From(from)); rows.Step();)
-            yield return new Outage(
-                new ServiceKey(rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6), rows.Text(7)),
-                UnixTime.Read(rows.Number(0)), UnixTime.Read(rows.Number(1)),
-                texts.Of(rows.Number(2), isUp: false).Text);
+        {
+            if (!others.Contains(rows.Number(8)))
+                yield return new Outage(
+                    new ServiceKey(rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6), rows.Text(7)),
+                    UnixTime.Read(rows.Number(0)), UnixTime.Read(rows.Number(1)),
+                    texts.Of(rows.Number(2), isUp: false).Text);
+        }
     }
 
     /// <summary>The latest changes of a service from a time on, the last one first.</summary>
     public IEnumerable<ChangeRow> Latest(long id, ServiceKey service, DateTime from)
     {
-        using var rows = snapshot.Query("""
-            SELECT at, status, observation FROM timeline
-            WHERE service = ?1 AND at >= ?2 AND at = since ORDER BY at DESC
-            """);
         using var texts = new ObservedTexts(snapshot);
-        for (rows.Bind(1, id).Bind(2, UnixTime.From(from)); rows.Step();)
+        foreach (var run in Enumerable.Reverse(ChangesOf(id, service, from)))
         {
-            var status = (Status)rows.Number(1);
-            var (text, received) = texts.Of(rows.Number(2), status == Status.Up);
-            yield return new ChangeRow(
-                id, service, snapshot.NameOf(status), UnixTime.Read(rows.Number(0)), text, received);
+            var (text, received) = run.Observation < 0 ? GapFacts.TextOf(run.Observation)
+                : texts.Of(run.Observation, run.Status == Status.Up);
+            yield return new ChangeRow(id, service, snapshot.NameOf(run.Status), run.From, text, received);
         }
+    }
+
+    private List<Run> ChangesOf(long id, ServiceKey service, DateTime from)
+    {
+        var (changes, before) = (new List<Run>(), (Run?)null);
+        foreach (var run in Runs(Every, from, [(id, service)]).SelectMany(r => r.Runs))
+        {
+            if (run.From >= from && run.Status != before?.Status)
+                changes.Add(run);
+            before = run;
+        }
+        return changes;
     }
 }
 
@@ -8659,7 +10187,7 @@ internal sealed class Answers(Questions questions, string version, bool isTermin
 {
     private static readonly string[]
         Names = ["platform", "service", "facet", "location"],
-        StatusColumns = [.. Names, "status", "since", "time", "description"],
+        StatusColumns = [.. Names, "status", "since", "time", "description", "last_seen", "watched"],
         EventColumns = [.. Names, "status", "time", "description", "received"],
         ReportColumns = [.. Names, "availability", "coverage", "up_seconds", "degraded_seconds",
             "down_seconds", "unknown_seconds", "outages", "longest_seconds", "mean_seconds",
@@ -8735,7 +10263,7 @@ internal sealed class Answers(Questions questions, string version, bool isTermin
     }
 
     private IEnumerable<List<object?>> Status(Question question) => questions.Present(question.Filter)
-        .Select(p => Row(question, p.Service, p.Status, p.Since, p.Time, p.Description));
+        .Select(p => Row(question, p.Service, p.Status, p.Since, p.Time, p.Description, p.LastSeen, p.IsWatched));
 
     private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
     {
@@ -11057,7 +12585,9 @@ internal sealed record QuarantinedAlert(
 /// <summary>What the page shows beside the services: Onix's state, and the quarantine.</summary>
 /// <param name="Onix">Null: SeS runs without one.</param>
 /// <param name="Barred">The first of the services whose changes Onix refuses.</param>
-internal sealed record DaemonState(RecorderState? Onix, IReadOnlyList<BarredService> Barred, string Path);
+/// <param name="Watching">What is known of those who send.</param>
+internal sealed record DaemonState(
+    RecorderState? Onix, IReadOnlyList<BarredService> Barred, string Path, Watching Watching);
 
 /// <summary>Writes HTML, a part at a time.</summary>
 internal sealed class HtmlWriter : BodyWriter
@@ -11235,7 +12765,10 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
         var all = questions.Counts();
-        Begin(Title(all), Sentence(all));
+        var isUnwatched = daemon.Watching.Heartbeats.Any(h => h is { Silent: not null, IsForgotten: false });
+        Begin(isUnwatched && all.NotUp == 0 ? "no data" : Title(all), Sentence(all, isUnwatched));
+        foreach (var trouble in daemon.Watching.Troubles().Take(MostSetAside))
+            _html.Add($"<p class=\"other word\">◆ <bdi>{trouble}</bdi></p>");
         if (all.Known == 0)
             AddFirstStep();
         foreach (var part in Down())
@@ -11245,7 +12778,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             _html.Add($"<h2>Services</h2>");
             AddForm();
         }
-        var rows = questions.Services(Every).Where(s => query.Takes(s.Service))
+        var rows = questions.ListedServices().Where(s => query.Takes(s.Service))
             .Skip((query.Page - 1) * MostRows).Take(MostRows + 1).ToList();
         if (all.Known > 0 && rows.Count == 0)
             AddNoRows();
@@ -11308,7 +12841,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     private static string Title(ServiceCounts all) => all.Down > 0 ? $"{all.Down} down"
         : all.NotUp > 0 ? $"{all.NotUp} not up" : all.Known == 0 ? "no service yet" : "all is well";
 
-    private static Markup Sentence(ServiceCounts all)
+    private static Markup Sentence(ServiceCounts all, bool isUnwatched)
     {
         var others = all.Other == 0 ? "" : $" {all.Other} {(all.Other == 1 ? "is" : "are")} neither up nor down.";
         if (all.Known == 0)
@@ -11320,6 +12853,8 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             return Markup.Of($"<span class=\"down\">✖ The one service is down.</span>");
         if (all.Other > 0)
             return Markup.Of($"No service is down.{others}");
+        if (isUnwatched)
+            return Markup.Of($"<span class=\"other\">◆ No service was down when it was last seen.</span>");
         var who = all.Known == 1 ? "The one service is" : $"All {all.Known} services are";
         return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
     }
@@ -11402,7 +12937,9 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     private void BeginGroup(string partition, string platform, (long All, long NotUp) members)
     {
         var open = members.NotUp > 0 || query.Search != null ? " open" : "";
-        var state = members.NotUp == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
+        var isUnwatched = questions.IsWatched(partition, platform) == false;
+        var state = members.NotUp == 0 && isUnwatched ? Markup.Of($"<span class=\"other\">◆ no data</span>")
+            : members.NotUp == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
             : Markup.Of($"<span class=\"down\">✖ {members.NotUp} not up</span>");
         _html.Add($"""
             <details{open}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>:
@@ -11511,6 +13048,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             <p><a href="./?{Query(("range", query.Range))}">All services</a></p>
             <p>{StatusText(present.Status)} since {Time(present.Since)},
             for {Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></p>
+            {LastSeen(present)}
             <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
             <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
             <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
@@ -11526,6 +13064,9 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
         AddChanges(id, service);
         yield return End();
     }
+
+    private static Markup LastSeen(PresentRow present) => present is { IsWatched: false, LastSeen: { } seen }
+        ? Markup.Of($"<p class=\"other word\">◆ No data since {Time(seen)}: so it was when it was last seen.</p>") : default;
 
     private void AddFigures(Availability f) => _html.Add($"""
         <h2>Figures of these {query.Range}</h2>
@@ -11710,6 +13251,9 @@ internal sealed class Web
     /// <summary>Fields that the gate sets: the process's secret, and the address of the client.</summary>
     public const string SecretField = "Ses-Secret", ClientField = "Ses-Client";
 
+    /// <summary>A field that the gate sets for who brought credentials, which it found to be right.</summary>
+    public const string TrustedField = "Ses-Trusted";
+
     /// <summary>Of the webhook: the id of the quarantined alert that is sent again.</summary>
     public const string CuresParameter = "cures";
 
@@ -11861,7 +13405,7 @@ internal sealed class Web
         var (resource, partition) = Route(head.Target);
         var started = _clock.GetTimestamp();
         var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
-            ?? (NeedsCredentials(resource)
+            ?? (NeedsCredentials(resource) || (resource == Resource.Ready && head.Authorization != null)
                 ? await _auth.RefusalAsync(head.Authorization, client, connection) : null);
         if (!TakesAlerts(resource) || head.IsRead)
             return refusal;
@@ -12081,7 +13625,7 @@ internal sealed class Web
             case Resource.Live:
                 return Reply.Json(200, json => json.WriteBoolean("live", true));
             case Resource.Ready:
-                return ReadyReply();
+                return ReadyReply(IsTrusted(request));
             case Resource.Metrics:
                 return new Reply(
                     200, "text/plain; version=0.0.4; charset=utf-8", await _meters.ExportAsync());
@@ -12353,7 +13897,7 @@ internal sealed class Web
         try
         {
             var barred = new OutboxReader(snapshot).Barred(StatusPage.MostSetAside);
-            var daemon = new DaemonState(_recorder?.State(), barred, _options.Path);
+            var daemon = new DaemonState(_recorder?.State(), barred, _options.Path, _store.Watching);
             var page = new StatusPage(Questions.Of(snapshot), daemon, query);
             var parts = isOne ? page.One(new ServiceKey(given.GetValueOrDefault("partition", ""),
                 given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
@@ -12541,7 +14085,11 @@ internal sealed class Web
         : _clock.GetUtcNow().UtcDateTime < _built ? "the clock is earlier than the program's making"
         : store.Refusal;
 
-    private Reply ReadyReply()
+    /// <summary>Of a probe: who brings credentials is answered only if they are right.</summary>
+    private bool IsTrusted(HttpListenerRequest request) =>
+        _options.AuthMode == AuthMode.None || request.Headers[TrustedField] != null;
+
+    private Reply ReadyReply(bool isTrusted)
     {
         var reason = Unready();
         return Reply.Json(reason == null ? 200 : 503, json =>
@@ -12551,10 +14099,20 @@ internal sealed class Web
                 json.WriteString("reason", reason);
             if (_scrub?.Damage is { } damage)
                 json.WriteString("damage", damage);
+            if (isTrusted && _store?.Watching.Troubles().ToList() is { Count: > 0 } troubles)
+                WriteWarnings(json, troubles);
             json.WriteStartObject("onix");
             WriteOnix(json);
             json.WriteEndObject();
         });
+    }
+
+    private static void WriteWarnings(Utf8JsonWriter json, IEnumerable<string> warnings)
+    {
+        json.WriteStartArray("warnings");
+        foreach (var warning in warnings.Take(MaxListedAlerts))
+            json.WriteStringValue(warning);
+        json.WriteEndArray();
     }
 
     /// <summary>How SeS is, whole, for people who may see it; plain text unless JSON is asked for.</summary>
@@ -12594,9 +14152,20 @@ internal sealed class Web
         json.WriteBoolean("ready", reason == null);
         json.WriteString("reason", reason);
         json.WriteString("version", Program.Version);
-        json.WriteStartArray("warnings");
-        foreach (var warning in _options.Warnings)
-            json.WriteStringValue(warning);
+        WriteWarnings(json, _options.Warnings.Concat(store.Watching.Troubles()));
+        json.WriteStartArray("heartbeats");
+        foreach (var heartbeat in store.Watching.Heartbeats.Take(MaxListedAlerts))
+        {
+            json.WriteStartObject();
+            json.WriteString("heartbeat", heartbeat.Name);
+            json.WriteString("of", heartbeat.Whose);
+            json.WriteString("last", Rfc3339.Format(heartbeat.Last));
+            if (heartbeat.Armed is { } armed)
+                json.WriteString("armed", Rfc3339.Format(armed));
+            if (heartbeat.Silent is { } silent)
+                json.WriteString("silent", Rfc3339.Format(silent));
+            json.WriteEndObject();
+        }
         json.WriteEndArray();
         json.WriteStartObject("store");
         json.WriteNumber("services", services);
@@ -12684,12 +14253,24 @@ internal sealed class Web
             ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
             : state.Trouble != null ? $"Onix away, {state.Backlog} services waiting: {state.Trouble}"
             : $"Onix has all but {state.Backlog} services' changes, {state.Barred} services barred";
-        return Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}";
+        var trouble = _store?.Watching.Troubles().FirstOrDefault() is { } first ? $"; {first}" : "";
+        return Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}{trouble}";
     }
 
     private double Age(DateTime? since) =>
         since is { } time
             ? Math.Max(0, Math.Round((_clock.GetUtcNow().UtcDateTime - time).TotalSeconds, 3)) : 0;
+
+    /// <summary>Of armed heartbeats; one that nobody expects any more is told no longer.</summary>
+    private void SetWatched(IReadOnlyList<WatchRow> heartbeats)
+    {
+        var told = heartbeats.Where(h => h is { Armed: not null, IsForgotten: false })
+            .ToDictionary(h => (string[])[h.Partition, h.Platform, h.Name], h => h.Silent == null ? 1 : 0);
+        foreach (var labels in _meters.Watched.GetAllLabelValues().Where(l => !told.Keys.Any(t => t.SequenceEqual(l))))
+            _meters.Watched.RemoveLabelled(labels);
+        foreach (var (labels, watched) in told)
+            _meters.Watched.WithLabels(labels).Set(watched);
+    }
 
     private void SetGauges()
     {
@@ -12703,6 +14284,7 @@ internal sealed class Web
             _meters.Underived.Set(underived);
             _meters.StoreSize.Set(used);
             _meters.StoreFree.Set(free);
+            SetWatched(store.Watching.Heartbeats);
             using var snapshot = store.Snapshot();
             _meters.Quarantined.Set(snapshot.Number("SELECT count(*) FROM quarantine") ?? 0);
         }
@@ -13654,6 +15236,7 @@ internal sealed class Gate
     private byte[] HeadFor(RequestHead head, IPAddress client) => Encoding.Latin1.GetBytes(
         $"{(head.IsRead ? "GET" : head.Method)} {head.Target} HTTP/1.1\r\nHost: {_inner}\r\n"
         + $"{Web.SecretField}: {_web.Secret}\r\n{Web.ClientField}: {client}\r\n"
+        + (head.Authorization == null ? "" : $"{Web.TrustedField}: yes\r\n")
         + (head.Accept == null ? "" : $"Accept: {head.Accept}\r\n")
         + (head.Length == null ? "\r\n" : $"Content-Length: {head.Length}\r\n\r\n"));
 
@@ -14525,6 +16108,7 @@ internal sealed class CommandRunner(
             {
                 Timeline = stored.Rules,
                 StaleAfter = stored.StaleAfter,
+                Forget = stored.Forget,
                 Onix = onix.FirstText() is { Length: > 0 } url ? url : null,
             };
         }

@@ -56,7 +56,7 @@ public sealed class AskingTests
         var status = await host.GetAsync("/alerts/INS?service=etcd");
         Assert.Equal((200, "application/json"), (status.Code, status.Type?.ToString()));
         Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","status":"down","""
-            + """since":"2026-11-22T10:00:00.5Z","time":"2026-11-22T10:00:00.5Z","description":"it \"fell\",\nhard"}]}""".Insert(0, "\"")
+            + """since":"2026-11-22T10:00:00.5Z","time":"2026-11-22T10:00:00.5Z","description":"it \"fell\",\nhard","last_seen":"2026-11-22T12:00:00Z","watched":null}]}""".Insert(0, "\"")
             + "\n", Rest(status));
         Assert.Equal("""{"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","""
             + """
@@ -170,9 +170,9 @@ public sealed class AskingTests
     {
         await using var host = Host.Serving();
         await RecordAsync(host, Alert("etcd", "up", "2026-11-22T08:00:00Z"));
-        host.Clock.UtcNow = Host.Now.AddMinutes(10);
+        await host.Clock.PassAsync(Host.Now.AddMinutes(10), null, host.Store);
         var before = await host.GetAsync("/alerts/INS/history");
-        host.Clock.UtcNow = Host.Now.AddMinutes(20);
+        await host.Clock.PassAsync(Host.Now.AddMinutes(20), null, host.Store);
         // It came late, and corrects the past.
         await RecordAsync(host, Alert("etcd", "down", "2026-11-22T09:00:00Z"), Alert("db", "down", "2026-11-22T09:00:00Z"));
         Assert.Equal(3, (await host.GetAsync("/alerts/INS/history")).Json.GetProperty("events").GetArrayLength());

@@ -71,7 +71,7 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
     public async Task WorstOfAllPayloadsAndQuestionsTakeLittleMemory()
     {
         var time = TimeSpan.FromSeconds(
-            int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "20", CultureInfo.InvariantCulture));
+            int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "60", CultureInfo.InvariantCulture));
         await using var ses = await SesProcess.StartAsync("none");
         await using var others = new Others(ses);
         var bodies = WorstPayloads().Select(Encoding.ASCII.GetBytes).ToArray();
@@ -98,7 +98,8 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
         var (latencies, peak) = (await others.EndAsync(), ses.Child.PeakBytes());
         output.WriteLine($"{answers} answers, resident at most {peak / MiB} MiB; others' median "
             + $"{latencies[latencies.Count / 2].TotalMilliseconds:N0} ms, worst {latencies[^1].TotalMilliseconds:N0} ms");
-        Assert.InRange(peak, 0, 400 * MiB);
+        // Where memory is plenty the heap is let grow; in a container of 256 MiB it is not.
+        Assert.InRange(peak, 0, time > TimeSpan.FromMinutes(5) ? 640 * MiB : 400 * MiB);
         Assert.True(answers > time.TotalSeconds / 4, $"{answers}");
         Assert.False(ses.Child.HasExited);
         Assert.Contains("ses_defects_total 0\n", await ses.Client.GetStringAsync("metrics"), StringComparison.Ordinal);

@@ -150,6 +150,9 @@ public sealed partial class DocsTests
         Limit("end from Prometheus ahead of the clock that is taken for one", typeof(Renewals), "MostTolerance"),
         Limit("the same, of a rule that is not known", typeof(Renewals), "UnknownTolerance"),
         Limit("rules of Prometheus whose validity is remembered", typeof(Renewals), "MaxRules"),
+        Limit("heartbeats", typeof(Heartbeats), "Max"),
+        Limit("alerts of one heartbeat", typeof(Heartbeats), "MaxAlerts"),
+        Limit("senders whose clocks are compared", typeof(SenderClocks), "MaxSenders"),
         Limit("senders of one alert whose ends are brought together", typeof(Writer), "MaxSame"),
         Limit("space that stays free", typeof(Writer), "Reserve", Mib),
         Limit("transaction that derives", typeof(Store), "DeriveTime"),
@@ -274,11 +277,11 @@ public sealed partial class DocsTests
     public void EveryConstantOfTheProgramIsALimitOrNone()
     {
         // These are no limits: numbers of Linux, of SQLite, of formats and of exit codes, no time at all, the
-        // defaults of settings.
+        // defaults of settings, what makes a heartbeat.
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
-            "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter"];
+            "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -317,7 +320,7 @@ public sealed partial class DocsTests
     public void LinesOfThePageAreFacts()
     {
         var lines = CodeOf(DocsPage.Named("store"), "Facts as lines", "json");
-        Assert.Equal(2, lines.Length);
+        Assert.Equal(5, lines.Length);
         Assert.All(lines, l => FactLine.Parse(l, DateTime.UtcNow));
         var fields = lines.SelectMany(l => JsonDocument.Parse(l).RootElement.EnumerateObject()).Select(f => f.Name);
         Assert.Equal(fields.Distinct().Order(), DocsPage.Named("store").Table("Facts as lines")
@@ -397,7 +400,8 @@ public sealed partial class DocsTests
         Assert.Equal(NamesOf(answer.TrimEnd().Split('\n')), NamesOf(documented));
 
         static IEnumerable<string> NamesOf(IEnumerable<string> lines) => lines.Select(l => l.Split(':')[0])
-            .Where(n => !n.StartsWith("onix.", StringComparison.Ordinal) || n == "onix.state");
+            .Where(n => !n.StartsWith("onix.", StringComparison.Ordinal) || n == "onix.state")
+            .Where(n => !n.StartsWith("heartbeats.", StringComparison.Ordinal));
     }
 
     [Fact]

@@ -151,12 +151,12 @@ public sealed class LinesTests : IDisposable
             return Questions.Of(snapshot).Present(new(null, null, null, null, null)).Single().Status;
         }
         // Only b hears it again.
-        _clock.UtcNow = Noon.AddHours(20);
+        await _clock.PassAsync(Noon.AddHours(20), null, a, b, c);
         await b.AppendAsync("INS", StoreChild.Body(alert));
         await ImportAsync(a, await LinesAsync(b));
         await ImportAsync(b, await LinesAsync(a));
         await ImportAsync(c, await LinesAsync(b));
-        _clock.UtcNow = Noon.AddHours(30);
+        await _clock.PassAsync(Noon.AddHours(30), null, a, b, c);
         foreach (var store in new[] { a, b, c })
             Assert.Equal("down", await StatusAsync(store));
         var lapses = (await LinesAsync(a)).Where(l => l.Contains("\"what\":\"lapse\"", StringComparison.Ordinal));
@@ -165,7 +165,7 @@ public sealed class LinesTests : IDisposable
         await ImportAsync(b, await LinesAsync(a));
         Assert.Equal("down", await StatusAsync(b));
         // Then b is cut off, too.
-        _clock.UtcNow = Noon.AddHours(60);
+        await _clock.PassAsync(Noon.AddHours(60), null, a, b, c);
         Assert.Equal("unknown", await StatusAsync(b));
         await ImportAsync(a, await LinesAsync(b));
         await ImportAsync(c, await LinesAsync(b));
@@ -179,7 +179,7 @@ public sealed class LinesTests : IDisposable
         using var a = Open("a");
         for (var i = 0; i < 5; i++)
         {
-            _clock.UtcNow = Noon.AddHours(i);
+            await _clock.PassAsync(Noon.AddHours(i), null, a);
             await a.AppendAsync($"P{i % 2}", StoreChild.Body(Site.Alert(Site.Service(i, $"P{i % 2}"), "up", _clock.UtcNow)));
         }
         using var snapshot = await a.ReadAsync();

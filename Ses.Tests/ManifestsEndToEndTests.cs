@@ -57,7 +57,7 @@ public sealed partial class ManifestsEndToEndTests
     [Fact]
     public async Task RulesAndRoutesAreTakenByTheirPrograms()
     {
-        var rules = await RunAsync("promtool", "check", "rules", "rules-etcd.yml", "rules-job.yml", "rules-ses.yml");
+        var rules = await RunAsync("promtool", "check", "rules", "rules-etcd.yml", "rules-job.yml", "rules-ses.yml", "rules-watchdog.yml");
         Assert.True(rules.Code == 0, rules.Output);
         var tests = await RunAsync("promtool", "test", "rules", "rules-job_test.yml");
         Assert.True(tests.Code == 0, tests.Output);

@@ -24,7 +24,7 @@ public sealed class RetentionTests : IDisposable
     }
 
     private Store Open(string? onix = null, long? size = null) => new(_directory,
-        StoreChild.Rules with { Retention = TimeSpan.FromDays(10), Onix = onix, MaxSize = size }, _clock,
+        StoreChild.Rules with { Retention = TimeSpan.FromDays(10), Onix = onix, MaxSize = size, Forget = TimeSpan.FromDays(1000) }, _clock,
         new Log(LogLevel.Trace, false, TextWriter.Synchronized(_log), _clock), _meters);
 
     private void Reopen(string? onix = null, long? size = null)
@@ -153,7 +153,8 @@ public sealed class RetentionTests : IDisposable
         using var snapshot = await _store.ReadAsync();
         var used = (snapshot.Number("PRAGMA page_count") - snapshot.Number("PRAGMA freelist_count"))
             * snapshot.Number("PRAGMA page_size");
-        Assert.InRange(used!.Value, 300_000, 1024 * 1024);
+        // A pass takes most of what so small a database holds.
+        Assert.InRange(used!.Value, 100_000, 1024 * 1024);
         Assert.Contains("--max-size", _log.ToString(), StringComparison.Ordinal);
         Assert.True(snapshot.Oldest > Noon);
         Assert.InRange(new FileInfo(StoreFiles.PathOf(_directory)).Length, 300_000, 2 * 1024 * 1024);

@@ -630,7 +630,7 @@ public sealed partial class StatusPageTests
             var onix = new RecorderState(texts[6], null, 4, Ago(1), 1, texts[7]);
             using var snapshot = store.ReadAsync().GetAwaiter().GetResult();
             StatusPage Page() => new(Questions.Of(snapshot),
-                new DaemonState(onix, [new BarredService(service, Ago(1), texts[7])], "alerts"), new PageQuery("24h", null));
+                new DaemonState(onix, [new BarredService(service, Ago(1), texts[7])], "alerts", new([], [], [])), new PageQuery("24h", null));
             return (Whole(Page().All()), Whole(Page().One(service)!));
         }
         finally

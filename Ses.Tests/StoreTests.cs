@@ -161,7 +161,7 @@ public sealed class StoreTests : IDisposable
     {
         await AppendAsync(Alert());
         _ = await RunsAsync();
-        _clock.Advance(TimeSpan.FromHours(26) + TimeSpan.FromSeconds(2));
+        await _clock.PassAsync(_clock.UtcNow.AddHours(26).AddSeconds(2), null, _store);
         await Wait.UntilAsync(async () => await CountAsync("observation") == 2, TimeSpan.FromSeconds(30), "the lapse");
         Assert.Equal(0, await CountAsync("open"));
     }

@@ -597,6 +597,70 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
         AnyCase.Sample(
             c => CheckShape(CheckAgainstReference(c), c.Now), iter: 5_000, print: Write);
 
+    // ---- Gaps (5) ----
+
+    private static readonly Gen<(DateTime From, DateTime To, bool IsHeartbeat)[]> AnyGaps = Gen.Select(
+        AnyTime, Gen.Int[1, 60], Gen.Bool, Gen.Int[0, 6], (from, length, isHeartbeat, open) =>
+            (from, open == 0 ? DateTime.MaxValue : from.AddSeconds(length), isHeartbeat)).Array[1, 3];
+
+    /// <summary>United, as a platform has them.</summary>
+    private static Gaps Of((DateTime From, DateTime To, bool IsHeartbeat)[] gaps)
+    {
+        var all = gaps.Select((g, i) => (Gap: new Gap(g.From, g.To, i + 1), g.IsHeartbeat)).ToList();
+        return new(Gaps.Unite(all.Select(g => g.Gap)), Gaps.Unite(all.Where(g => g.IsHeartbeat).Select(g => g.Gap)));
+    }
+
+    private static List<Run> DeriveWith(Case c, Gaps? gaps)
+    {
+        var runs = new List<Run>();
+        _ = Timeline.Derive([.. c.Facts], Facts.TraitsOf, c.KnownFrom, c.Oldest, c.Now, c.Rules, runs, gaps: gaps);
+        return runs;
+    }
+
+    [Fact]
+    public void GapsAreThoseOfTheReferenceAtEveryMoment() =>
+        Gen.Select(AnyCase, AnyGaps).Sample((c, given) =>
+        {
+            var runs = DeriveWith(c, Of(given));
+            // They touch where each has its end, not at the greatest of two.
+            var united = Gaps.Unite(given.Select((g, i) => new Gap(g.From, g.To, i)))
+                .Select(g => (g.From, g.To, false)).Concat(given.Where(g => g.IsHeartbeat)).ToList();
+            var naive = new NaiveTimeline(c.Facts, Facts.TraitsOf, c.KnownFrom, c.Oldest, c.Now, c.Rules.Pause, united);
+            foreach (var t in naive.Moments(c.Facts))
+            {
+                var (expected, found) = (naive.At(t), StatusAt(runs, t));
+                var isSame = found == null ? expected is null or { IsHole: true }
+                    : expected is { } e && found == (e.Status, e.Open);
+                Assert.True(isSame, $"{Write(c)}\ngaps {string.Join(", ", given.Select(g => $"{Tell(g.From)} to {Tell(g.To)} {g.IsHeartbeat}"))}"
+                    + $"\nat {Tell(t)}: {expected}, but {found} in {Tell(runs)}");
+            }
+        }, iter: 5_000, print: x => Write(x.Item1));
+
+    /// <summary>
+    /// Where no alert ended while a heartbeat was silent, nor was given up, gaps are laid over what is stored.
+    /// </summary>
+    [Fact]
+    public void GapsLaidOverRunsAreThoseThatAreDerived() =>
+        Gen.Select(AnyCase, AnyGaps).Sample((c, given) =>
+        {
+            var gaps = Of(given);
+            var stored = DeriveWith(c, null);
+            if (c.Facts.Any(f => f.Kind == ObservationKind.Lapse
+                || (f.Ends is { } ends && gaps.IsHeartbeatSilent(ends))))
+                return;
+            var derived = DeriveWith(c, gaps);
+            var laid = new List<Run>();
+            foreach (var run in gaps.Lay(stored).Where(r => r.From <= c.Now))
+            {
+                if (laid.Count > 0 && laid[^1].Observation != 0 && (laid[^1].Status, laid[^1].Open) == (run.Status, run.Open))
+                    continue;
+                if (laid.Count > 0)
+                    laid[^1] = laid[^1] with { To = run.From };
+                laid.Add(run);
+            }
+            Assert.Equal(derived.Select(r => (r.From, r.Status, r.Open)), laid.Select(r => (r.From, r.Status, r.Open)));
+        }, iter: 5_000, print: x => Write(x.Item1));
+
     [Fact]
     public void NothingChangesByTimeAloneBeforeItIsDue() =>
         AnyCase.Sample(c =>

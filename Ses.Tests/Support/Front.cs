@@ -6,6 +6,10 @@ namespace Ses.Tests.Support;
 /// </summary>
 internal sealed class Front : IAsyncDisposable
 {
+    private Options _options;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Meters _meters;
     private bool _isClosed;
 
     /// <param name="auth">Null: as the options say, with no issuer that could be reached.</param>
@@ -15,7 +19,8 @@ internal sealed class Front : IAsyncDisposable
     public Front(Options options, TimeProvider clock, Log log, Meters meters, Auth? auth = null,
         DateTime? built = null, Tls? tls = null, long descriptors = 20_000, bool serve = true)
     {
-        Store = new Store(Dir, StoreRules.Of(options), clock, log, meters);
+        (_options, _clock, _log, _meters) = (options, clock, log, meters);
+        Store = Open();
         auth ??= new Auth(options, new SocketsHttpHandler(), clock, log, meters);
         Web = new Web(options, auth, built ?? DateTime.MinValue, clock, log, meters);
         Gate = new Gate(options, Web, tls, descriptors, clock, log, meters);
@@ -41,7 +46,7 @@ internal sealed class Front : IAsyncDisposable
     /// <summary>Of the store.</summary>
     public string Dir { get; } = Directory.CreateTempSubdirectory("ses-front-").FullName;
 
-    public Store Store { get; }
+    public Store Store { get; private set; }
 
     public Web Web { get; }
 
@@ -55,6 +60,17 @@ internal sealed class Front : IAsyncDisposable
     {
         _isClosed = true;
         Store.Dispose();
+    }
+
+    private Store Open() => new(Dir, StoreRules.Of(_options), _clock, _log, _meters);
+
+    /// <summary>Opens the store anew, as a start does.</summary>
+    /// <param name="flags">None: with the settings of before.</param>
+    public void Reopen(params string[] flags)
+    {
+        _options = flags.Length == 0 ? _options : OptionsOf(flags);
+        (Store, _isClosed) = (Open(), false);
+        Serve();
     }
 
     public async ValueTask DisposeAsync()

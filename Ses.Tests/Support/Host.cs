@@ -67,6 +67,8 @@ internal sealed class Host : IAsyncDisposable
 
     public void CloseStore() => _front.CloseStore();
 
+    public void Reopen(params string[] flags) => _front.Reopen(flags);
+
     public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
 
     public Task<Answer> PostAsync(

@@ -11,15 +11,26 @@ internal sealed class NaiveTimeline
     private readonly DateTime? _knownFrom, _oldest;
     private readonly DateTime _now;
     private readonly TimeSpan _pause;
+    private readonly IReadOnlyList<(DateTime From, DateTime To, bool IsHeartbeat)> _gaps;
 
     public NaiveTimeline(IReadOnlyList<Observation> facts, Func<long, AlertTraits> traitsOf,
-        DateTime? knownFrom, DateTime? oldest, DateTime now, TimeSpan pause)
+        DateTime? knownFrom, DateTime? oldest, DateTime now, TimeSpan pause,
+        IReadOnlyList<(DateTime From, DateTime To, bool IsHeartbeat)>? gaps = null)
     {
-        (_knownFrom, _oldest, _now, _pause) = (knownFrom, oldest, now, pause);
+        (_knownFrom, _oldest, _now, _pause, _gaps) = (knownFrom, oldest, now, pause, gaps ?? []);
         foreach (var alert in facts.GroupBy(f => f.Alert))
         {
             _isDialect |= traitsOf(alert.Key).Dialect;
             _firings.AddRange(Hear(alert, traitsOf(alert.Key)));
+        }
+        // What Alertmanager ends while nobody watches is given up then, unless Prometheus said so, too (3.4).
+        foreach (var firing in _firings.Where(f => f.Traits.Source == AlertSource.Webhook && f.Stated.Count > 0)
+            .Where(f => _gaps.Any(g => g.IsHeartbeat && g.From <= f.LastStated && f.LastStated < g.To))
+            .Where(f => !_firings.Any(p => p.Traits.Source == AlertSource.Prometheus && p.Stated.Count > 0
+                && p.LastStated == f.LastStated)).ToList())
+        {
+            firing.Lapse = (firing.LastStated, firing.LastStated);
+            firing.Stated.Clear();
         }
         foreach (var firing in _firings)
             firing.Opposed = OpposedStartOf(firing);
@@ -38,6 +49,7 @@ internal sealed class NaiveTimeline
 
         /// <summary>What was stated since it last fired.</summary>
         public List<(DateTime Ends, DateTime Received)> Stated { get; } = [];
+        public DateTime LastStated => Stated.Max(s => s.Ends);
         public (DateTime Ends, DateTime GivenUp)? Lapse { get; set; }
         public Firing? Next { get; set; }
         public Firing? Opposed { get; set; }
@@ -154,6 +166,7 @@ internal sealed class NaiveTimeline
     {
         var borders = facts.SelectMany(f => new[]
             { f.Starts, f.Received, f.Received + _pause, f.Ends ?? f.Starts, (f.Ends ?? f.Starts) + _pause })
+            .Concat(_gaps.SelectMany(g => g.To == DateTime.MaxValue ? [g.From] : new[] { g.From, g.To, g.To + _pause }))
             .Append(_now).Append(_knownFrom ?? _now).Append(_oldest ?? _now);
         return borders.SelectMany(b => new[] { b.AddMilliseconds(-1), b, b.AddMilliseconds(1) })
             .Where(t => t <= _now).Distinct().Order();
@@ -169,8 +182,13 @@ internal sealed class NaiveTimeline
             return (Status.Unknown, false, false);
         if (open.Count > 0)
             return (Worst(open.Select(f => (f.StatusAt(t), f.Starts))), true, false);
-        return _isDialect ? AtRestOfDialect(t) : AtRestOfStock(t);
+        var atRest = _isDialect ? AtRestOfDialect(t) : AtRestOfStock(t);
+        return atRest is { IsHole: false } && _gaps.Any(g => g.From <= t && t < g.To) ? (Status.Unknown, false, false) : atRest;
     }
+
+    /// <summary>What could not be heard when it was given up is waited for until it could be (3.5).</summary>
+    private DateTime LastGapOf(DateTime ends, DateTime givenUp) => _gaps.Where(g => g.From <= givenUp && g.To > ends)
+        .Select(g => g.To).Append(givenUp).Max();
 
     private bool IsDoubtAt(Firing lapsed, DateTime t, List<Firing> open)
     {
@@ -180,7 +198,8 @@ internal sealed class NaiveTimeline
         var isStated = _firings.Any(f => IsSince(f.Starts) || (f.Starts == lapsed.End && f.Covers(lapsed.End))
             || (!f.IsUncertain && IsSince(f.End))
             || f.Reopened.Any(r => IsSince(r) && (!_isDialect || _firings.Any(g => g.Covers(r)))));
-        var isOver = t >= lapsed.Lapse!.Value.GivenUp + _pause && !(_isDialect && open.Count == 0);
+        var until = LastGapOf(lapsed.End, lapsed.Lapse!.Value.GivenUp);
+        var isOver = until < DateTime.MaxValue && t >= until + _pause && !(_isDialect && open.Count == 0);
         return !isStated && !isOver
             && open.All(f => Timeline.Severity(f.StatusAt(t)) < Timeline.Severity(lapsed.LastStatus));
     }
@@ -189,7 +208,7 @@ internal sealed class NaiveTimeline
         .OrderByDescending(o => o.Status == Status.Down).ThenBy(o => o.Status == Status.Up)
         .ThenByDescending(o => o.Starts).ThenByDescending(o => o.Status).First().Status;
 
-    private (Status, bool, bool)? AtRestOfStock(DateTime t)
+    private (Status Status, bool Open, bool IsHole)? AtRestOfStock(DateTime t)
     {
         if (_firings.Count == 0)
             return null;
@@ -200,7 +219,7 @@ internal sealed class NaiveTimeline
         return t < _oldest ? (Status.Unknown, false, true) : (Status.Up, false, false);
     }
 
-    private (Status, bool, bool)? AtRestOfDialect(DateTime t)
+    private (Status Status, bool Open, bool IsHole)? AtRestOfDialect(DateTime t)
     {
         var ended = _firings.Where(f => f.End <= t).ToList();
         if (ended.Count == 0)
