@@ -66,7 +66,8 @@ public sealed class WatchEndToEndTests
             Assert.DoesNotContain("warnings", await ses.Client.GetStringAsync("ready"), StringComparison.Ordinal);
             // The commands tell the same, and the facts are exported.
             var (exit, told) = await ses.CommandAsync("history", "--format", "json");
-            Assert.Equal((0, history), (exit, Rows(told)));
+            Assert.Equal(0, exit);
+            Assert.Equal(history, Rows(told));
             (exit, told) = await ses.CommandAsync("export");
             Assert.Equal((0, 1, 2), (exit, told.Split("\"kind\":\"heartbeat\"").Length - 1, told.Split("\"kind\":\"gap\"").Length - 1));
             (exit, told) = await ses.CommandAsync("check");
