@@ -1466,9 +1466,8 @@ internal static class AlertReader
         var platform = context.Rules.Fields.Of("platform", !alert.IsDialect)
             .Where(s => s.Kind == FieldSourceKind.Label).Select(s => alert.Labels.Get(s.Name))
             .FirstOrDefault(v => !string.IsNullOrEmpty(v)) ?? "";
-        var sender = isPrometheus ? SenderOf(alert.GeneratorUrl) : "";
         return Encoding.UTF8.GetByteCount(platform) > AlertMapping.MaxField ? null : new Beat(platform, name!,
-            Checksum.Hash(context.Source, sender, alert.Labels.ToJson()), context.Source, ends);
+            Checksum.Hash(context.Source, SenderOf(alert, context), alert.Labels.ToJson()), context.Source, ends);
     }
 
     /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
@@ -1502,7 +1501,7 @@ internal static class AlertReader
         var (starts, ends) = TimesOf(alert, context);
         var isPrometheus = context.Source == AlertSource.Prometheus;
         return alert.Reason != null ? null : new IncomingAlert(
-            service, alert.IsDialect, context.Source, isPrometheus ? SenderOf(alert.GeneratorUrl) : "",
+            service, alert.IsDialect, context.Source, SenderOf(alert, context),
             alert.Labels.ToJson(), status, starts, isPrometheus ? null : ends,
             AlertMapping.Clip(description, AlertMapping.MaxDescription), isPrometheus ? ends : null,
             (isPrometheus || ends != null) && IsGivenUp(alert),
@@ -1598,6 +1597,10 @@ internal static class AlertReader
     /// <summary>Grafana gives one reason or several.</summary>
     private static bool IsGivenUp(AlertFields alert) =>
         alert.Annotations.Get("grafana_state_reason")?.Split(", ").Any(GivenUp.Contains) == true;
+
+    /// <summary>Alertmanager is one sender, whatever generatorURL says.</summary>
+    private static string SenderOf(AlertFields alert, Context context) =>
+        context.Source == AlertSource.Prometheus ? SenderOf(alert.GeneratorUrl) : "";
 
     /// <summary>Scheme and host of a URL, without credentials; empty when there are none.</summary>
     private static string SenderOf(string? url)
@@ -4962,29 +4965,21 @@ internal sealed class Writer : IDisposable
             if (_pages.Count > pages)
                 _files.CheckLog(pages);
         }
-        catch (SqliteException e)
+        catch (Exception e)
         {
             // The space that was there may be gone.
-            _hasSpace &= !e.IsFull;
-            Undo();
+            _hasSpace &= e is not SqliteException { IsFull: true };
+            _database.Rollback();
+            Load();
+            Count();
+            // It is noted anew with what is tried next.
+            _heartbeats.Return(-_returned);
             throw;
         }
-        catch
+        finally
         {
-            Undo();
-            throw;
+            _returned = default;
         }
-        _returned = default;
-    }
-
-    private void Undo()
-    {
-        _database.Rollback();
-        Load();
-        Count();
-        // It is noted anew with what is tried next.
-        _heartbeats.Return(-_returned);
-        _returned = default;
     }
 
     // The absence that the transaction notes.
@@ -5552,10 +5547,10 @@ internal sealed class Writer : IDisposable
     /// <summary>As facts have them; of what is known already, beats are the latest.</summary>
     private void LoadHeartbeats()
     {
-        var (own, heartbeats) = (_own, new Heartbeats());
+        var heartbeats = new Heartbeats();
         using (var rows = _database.Query($"""
             SELECT partition, coalesce(platform, ''), heartbeat, max(received) FROM receipt
-            WHERE heartbeat IS NOT NULL AND by IN ({own}) GROUP BY 1, 2, 3
+            WHERE heartbeat IS NOT NULL AND by IN ({_own}) GROUP BY 1, 2, 3
             """))
         {
             while (rows.Step())
@@ -5566,7 +5561,7 @@ internal sealed class Writer : IDisposable
         }
         using (var rows = _database.Query($"""
             SELECT partition, coalesce(platform, ''), heartbeat, begins, max(ends) FROM gap
-            WHERE heartbeat IS NOT NULL AND by IN ({own}) GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+            WHERE heartbeat IS NOT NULL AND by IN ({_own}) GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
             """))
         {
             while (rows.Step())
@@ -5595,7 +5590,7 @@ internal sealed class Writer : IDisposable
     /// <summary>What --heartbeat named before, and is silent, watches no more.</summary>
     private void EndUnexpected(DateTime now)
     {
-        var ended = new List<(HeartbeatKey Key, long From)>();
+        var ended = new List<HeartbeatFact>();
         using (var open = _database.Query($"""
             SELECT partition, coalesce(platform, ''), heartbeat, begins FROM gap
             WHERE heartbeat IS NOT NULL AND by IN ({_own}) GROUP BY 1, 2, 3, 4 HAVING max(ends) IS NULL
@@ -5604,11 +5599,10 @@ internal sealed class Writer : IDisposable
             while (open.Step())
             {
                 if (!IsExpected(open.Text(2)))
-                    ended.Add((HeartbeatOf(open), open.Number(3)));
+                    ended.Add(new(HeartbeatOf(open), false, UnixTime.Read(open.Number(3)), now, now));
             }
         }
-        foreach (var (key, from) in ended)
-            AddGap(key.Partition, key.Platform == "" ? null : key.Platform, key.Name, UnixTime.Read(from), now, now, _self);
+        Note(ended);
         _areUnexpectedEnded = true;
     }
 
@@ -6168,9 +6162,9 @@ internal sealed class Writer : IDisposable
         foreach (var row in Watching.Heartbeats)
         {
             var key = $"{row.Whose}\n{row.Name}";
-            if (row is { Silent: { } since, IsForgotten: false } && _toldSilent.Add(key))
+            if (row.IsAlarming && _toldSilent.Add(key))
                 log.Warn("no data: a heartbeat is silent", ("heartbeat", row.Name), ("of", row.Whose),
-                    ("since", Rfc3339.Format(since)));
+                    ("since", Rfc3339.Format(row.Silent!.Value)));
             else if (row.Silent == null && _toldSilent.Remove(key))
                 log.Info("data again: a heartbeat is back", ("heartbeat", row.Name), ("of", row.Whose));
         }
@@ -7674,11 +7668,14 @@ internal sealed record WatchRow(string Partition, string Platform, string Name, 
     /// <summary>The partition, or the platform in it.</summary>
     public string Whose => Platform == "" ? Partition : $"{Partition}/{Platform}";
 
+    /// <summary>Nobody watches, and is expected to.</summary>
+    public bool IsAlarming => Silent != null && !IsForgotten;
+
     /// <summary>What people should know of it; null: all is well.</summary>
     public string? Trouble => IsForgotten ? null
         : Silent is { } since ? $"No data from {Whose} since {Rfc3339.Format(since)}: {Name} is silent"
         : Armed != null ? null
-        : $"{Name} of {Whose} is not armed: {Row} of 3 beats in a row, the last at {Rfc3339.Format(Last)}; "
+        : $"{Name} of {Whose} is not armed: {Row} of {Heartbeats.ArmedBy} beats in a row, the last at {Rfc3339.Format(Last)}; "
             + "they may be 10 minutes apart, which needs a repeat_interval of 1m for it";
 }
 
@@ -7752,7 +7749,7 @@ internal sealed class Heartbeats
     public const int MaxAlerts = 100;
 
     /// <summary>Beats in a row, none later than the other by more, which arm it.</summary>
-    private const int ArmedBy = 3;
+    public const int ArmedBy = 3;
 
     /// <summary>Beats that are further apart have a gap between them; copies that are closer are one.</summary>
     private static readonly TimeSpan Longest = TimeSpan.FromMinutes(10), Shortest = TimeSpan.FromSeconds(10);
@@ -7853,7 +7850,7 @@ internal sealed class Heartbeats
         return facts;
     }
 
-    private static void Hear(Heartbeat heartbeat, in Beat beat, DateTime received, List<HeartbeatFact> facts)
+    private static void Hear(Heartbeat heartbeat, Beat beat, DateTime received, List<HeartbeatFact> facts)
     {
         if (heartbeat.Silent != null)
             facts.Add(End(heartbeat, received));
@@ -8442,7 +8439,7 @@ internal sealed record ServiceFilter(
 /// <param name="Time">When it was last said, by another alert.</param>
 /// <param name="LastSeen">The last copy of its alerts, or the last beat of a heartbeat that speaks for it.</param>
 /// <param name="IsWatched">False: nobody watches, and the status is the last known; null: no heartbeat tells.</param>
-internal sealed record PresentRow(ServiceKey Service, string Status, DateTime Since, DateTime Time,
+internal sealed record PresentRow(long Id, ServiceKey Service, string Status, DateTime Since, DateTime Time,
     string Description, DateTime? LastSeen, bool? IsWatched);
 
 /// <summary>A change of status.</summary>
@@ -8806,6 +8803,8 @@ internal sealed class GapFacts
     private readonly Dictionary<string, Gaps> _gaps = [];
     private readonly Dictionary<string, bool?> _watched = [];
 
+    private readonly Dictionary<DateTime, HashSet<long>> _affected = [];
+
     /// <summary>The names that --heartbeat has; null: no daemon has run.</summary>
     private readonly HashSet<string>? _expected;
 
@@ -8956,9 +8955,11 @@ internal sealed class GapFacts
     /// while a heartbeat was silent, or was given up because of a gap (3.4, 3.5).
     /// </summary>
     /// <param name="from">Gaps that ended earlier do not matter.</param>
-    public HashSet<long> Affected(Snapshot snapshot, DateTime from)
+    public IReadOnlySet<long> Affected(Snapshot snapshot, DateTime from)
     {
-        var affected = new HashSet<long>();
+        if (_affected.TryGetValue(from, out var affected))
+            return affected;
+        _affected[from] = affected = [];
         if (IsEmpty)
             return affected;
         using (var ended = snapshot.Query("""
@@ -9090,7 +9091,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             if (!isOpen && status != Status.Unknown && GapsOf(service).EndBefore(Moment) is { } again)
                 (since, time) = (again > since ? again : since, again > time ? again : time);
             var beat = asOf == null && Beat(service) is { } told && told > last ? told : last;
-            yield return new PresentRow(service, snapshot.NameOf(status), since, time,
+            yield return new PresentRow(id, service, snapshot.NameOf(status), since, time,
                 texts.Of(observation, status == Status.Up).Text, beat == 0 ? null : UnixTime.Read(beat), isWatched);
         }
     }
@@ -9516,7 +9517,11 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             _anew = from is { } since ? new HashSet<long>(AffectedOf(filter, since).Concat(_behind)) : _behind;
         }
         if (asOf == null && _anew!.Count == 0)
+        {
+            // The table is another filter's.
+            _derived = null;
             return "main.timeline";
+        }
         if (!isDerived && asOf is { } moment)
             Derive(moment, snapshot.LastObservation(moment), Services(filter), from != null);
         else if (!isDerived)
@@ -9604,17 +9609,15 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         if (_corrected != null)
             return _corrected;
         _corrected = [];
-        var affected = GapFacts.IsEmpty ? [] : GapFacts.Affected(snapshot, Moment - Recent);
+        var affected = GapFacts.Affected(snapshot, Moment - Recent);
         if (affected.Count == 0)
             return _corrected;
         using var stored = snapshot.Query("SELECT status FROM service WHERE id = ?1");
-        foreach (var (id, service) in Named(affected))
+        foreach (var row in Present(Every, Named(affected)))
         {
-            if (Present(Every, [(id, service)]).FirstOrDefault() is not { } row)
-                continue;
-            if (stored.Bind(1, id).Number() is { } status && snapshot.NameOf((Status)status) is var name
+            if (stored.Bind(1, row.Id).Number() is { } status && snapshot.NameOf((Status)status) is var name
                 && name != row.Status)
-                _corrected[id] = new(row.Service, name, row.Status);
+                _corrected[row.Id] = new(row.Service, name, row.Status);
         }
         return _corrected;
     }
@@ -9719,7 +9722,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>Outages that ended after a time, the latest first.</summary>
     public IEnumerable<Outage> Ended(DateTime from)
     {
-        var affected = GapFacts.IsEmpty ? [] : GapFacts.Affected(snapshot, from);
+        var affected = GapFacts.Affected(snapshot, from);
         using var stored = StoredEnded(from, affected).GetEnumerator();
         using var laid = LaidEnded(from, affected).OrderByDescending(o => o.To).GetEnumerator();
         for (bool isStored = stored.MoveNext(), isLaid = laid.MoveNext(); isStored || isLaid;)
@@ -9734,7 +9737,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 
     /// <summary>Those of services of which gaps make another timeline.</summary>
-    private IEnumerable<Outage> LaidEnded(DateTime from, HashSet<long> services)
+    private IEnumerable<Outage> LaidEnded(DateTime from, IReadOnlySet<long> services)
     {
         if (services.Count == 0)
             yield break;
@@ -9753,7 +9756,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
-    private IEnumerable<Outage> StoredEnded(DateTime from, HashSet<long> others)
+    private IEnumerable<Outage> StoredEnded(DateTime from, IReadOnlySet<long> others)
     {
         using var rows = snapshot.Query("""
             SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location, r.service
@@ -12765,7 +12768,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     public IEnumerable<ReadOnlyMemory<byte>> All()
     {
         var all = questions.Counts();
-        var isUnwatched = daemon.Watching.Heartbeats.Any(h => h is { Silent: not null, IsForgotten: false });
+        var isUnwatched = daemon.Watching.Heartbeats.Any(h => h.IsAlarming);
         Begin(isUnwatched && all.NotUp == 0 ? "no data" : Title(all), Sentence(all, isUnwatched));
         foreach (var trouble in daemon.Watching.Troubles().Take(MostSetAside))
             _html.Add($"<p class=\"other word\">◆ <bdi>{trouble}</bdi></p>");

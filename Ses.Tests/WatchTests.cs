@@ -223,6 +223,14 @@ public sealed class WatchTests
         Assert.Empty(await CheckAsync(host));
     }
 
+    /// <summary>Brings facts into a closed store, as ses import does.</summary>
+    private static void Import(Host host, params Action<Writer>[] facts)
+    {
+        using var writer = new Writer(StoreFiles.PathOf(host.Dir), 1000,
+            StoreChild.Rules with { Name = Environment.MachineName }, new RecentAlerts(), host.Clock);
+        writer.Commit(facts.Select(f => (Action)(() => f(writer))), host.Clock.UtcNow);
+    }
+
     private static Task<List<string>> CheckAsync(Host host)
     {
         using var snapshot = host.Store.Snapshot();
@@ -500,8 +508,7 @@ public sealed class WatchTests
         await using var other = Host.Serving();
         other.CloseStore();
         other.Clock.UtcNow = At(10_000);
-        using (var writer = new Writer(StoreFiles.PathOf(other.Dir), 1000, StoreChild.Rules with { Name = Environment.MachineName }, new RecentAlerts(), other.Clock))
-            writer.Commit(lines.Select(l => (Action)(() => FactLine.Parse(l, other.Clock.UtcNow).Take(writer))), other.Clock.UtcNow);
+        Import(other, [.. lines.Select(l => (Action<Writer>)(w => FactLine.Parse(l, other.Clock.UtcNow).Take(w)))]);
         using (var database = new SqliteConnection(StoreFiles.PathOf(other.Dir), isReadOnly: false, 100))
             database.Execute("DELETE FROM meta WHERE name = 'alive'");
         other.Reopen();
@@ -523,8 +530,7 @@ public sealed class WatchTests
         }
         await PassAsync(host, At(2));
         host.CloseStore();
-        using (var writer = new Writer(StoreFiles.PathOf(host.Dir), 1000, StoreChild.Rules with { Name = Environment.MachineName }, new RecentAlerts(), host.Clock))
-            writer.Commit([() => writer.Import(Environment.MachineName, "INS", "another", "Watchdog", At(1))], host.Clock.UtcNow);
+        Import(host, w => w.Import(Environment.MachineName, "INS", "another", "Watchdog", At(1)));
         host.Reopen();
         await PassAsync(host, At(20));
         await PostAsync(host, Down("n1", At(-1)));
@@ -547,9 +553,8 @@ public sealed class WatchTests
         await PostAsync(host, Down("n2", At(-20), At(-10)));
         await PassAsync(host, At(25));
         host.CloseStore();
-        using (var writer = new Writer(StoreFiles.PathOf(host.Dir), 1000, StoreChild.Rules with { Name = Environment.MachineName }, new RecentAlerts(), host.Clock))
-            writer.Commit([() => writer.Import("other", "INS", null, null, At(0)), () => writer.Import("other",
-                Alert("INS") with { Starts = At(heard), Ends = At(heard) }, ObservationKind.End, At(heard))], host.Clock.UtcNow);
+        Import(host, w => w.Import("other", "INS", null, null, At(0)), w => w.Import("other",
+            Alert("INS") with { Starts = At(heard), Ends = At(heard) }, ObservationKind.End, At(heard)));
         host.Reopen();
         await PassAsync(host, At(26));
         string[] expected = isGap ? [$"n1 unknown {Math.Max(1, heard)}", "n1 up 11"] : [];
