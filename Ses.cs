@@ -80,6 +80,7 @@ using System.ComponentModel;
 using System.Diagnostics;
 using System.Diagnostics.CodeAnalysis;
 using System.Globalization;
+using System.IO.Compression;
 using System.Net;
 using System.Net.Http.Headers;
 using System.Net.Security;
@@ -133,6 +134,28 @@ internal sealed record Setting(
     public override string ToString() => Variable == "" ? Flag : $"{Flag} ({Variable})";
 }
 
+/// <summary>A secret. What a file has is read again while SeS runs, so that nobody need restart it.</summary>
+/// <param name="path">Null: it was given itself.</param>
+internal sealed class Secret(string value, string? path = null)
+{
+    private volatile string _value = value;
+
+    public string Value => _value;
+
+    public string? Path => path;
+
+    /// <summary>What a file holds, without line ends.</summary>
+    public static string Read(string path) => File.ReadAllText(path).TrimEnd('\r', '\n');
+
+    /// <summary>What the file has now, if that is another; null while it is empty, as in the middle of a change.</summary>
+    /// <exception cref="IOException">It cannot be read.</exception>
+    public string? Changed() => path != null && Read(path) is { Length: > 0 } now && now != _value ? now : null;
+
+    public void Take(string value) => _value = value;
+
+    public override string ToString() => "...";
+}
+
 /// <summary>All settings of a run, checked; made by <see cref="Read"/>.</summary>
 internal sealed record Options
 {
@@ -148,7 +171,7 @@ internal sealed record Options
     /// <summary>Names and addresses that clients may ask for, as <see cref="HostOf"/> has them; null: any.</summary>
     public required IReadOnlySet<string>? Hosts { get; init; }
     public required string Username { get; init; }
-    public required string Password { get; init; }
+    public required Secret Password { get; init; }
     /// <summary>As the issuer names itself, to the letter.</summary>
     public required string? OidcIssuer { get; init; }
     public required string? OidcAudience { get; init; }
@@ -162,9 +185,9 @@ internal sealed record Options
     public required Uri? OnixUrl { get; init; }
     public required AuthMode OnixAuthMode { get; init; }
     public required string OnixUsername { get; init; }
-    public required string OnixPassword { get; init; }
+    public required Secret OnixPassword { get; init; }
     public required string? OnixClientId { get; init; }
-    public required string? OnixAppSecret { get; init; }
+    public required Secret? OnixAppSecret { get; init; }
     public required Uri? OnixTokenUri { get; init; }
     public required bool OnixInsecureSkipVerify { get; init; }
     public required string? OnixCaFile { get; init; }
@@ -309,7 +332,8 @@ internal sealed record Options
         var maxServices = source.Parse(MaxServicesSetting, v => ParseCount(v, 10_000_000), "1 to 10000000");
         var options = new Options
         {
-            LogLevel = source.Enum<LogLevel>(LogLevelSetting),
+            LogLevel = source.Text(LogLevelSetting)!.Equals("warning", StringComparison.OrdinalIgnoreCase)
+                ? LogLevel.Warn : source.Enum<LogLevel>(LogLevelSetting),
             LogJson = source.OneOf(LogFormatSetting, "text", "json") == "json",
             Metrics = source.Bool(MetricsSetting),
             AuthMode = source.Enum<AuthMode>(AuthModeSetting),
@@ -320,7 +344,7 @@ internal sealed record Options
             Hosts = source.Optional(HostsSetting, ParseHosts,
                 "names and addresses without a port, such as ses-1,10.0.0.1,[2001:db8::1]"),
             Username = source.Required(UsernameSetting),
-            Password = source.Secret(PasswordSetting) ?? "",
+            Password = source.Secret(PasswordSetting) ?? new Secret(""),
             OidcIssuer = source.Optional(
                 OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
             OidcAudience = source.Text(OidcAudienceSetting),
@@ -332,7 +356,7 @@ internal sealed record Options
                 : source.Parse(OnixUrlSetting, ParseUrl, "an http or https URL without credentials, or none"),
             OnixAuthMode = source.Enum<AuthMode>(OnixAuthModeSetting),
             OnixUsername = source.Required(OnixUsernameSetting),
-            OnixPassword = source.Secret(OnixPasswordSetting) ?? "",
+            OnixPassword = source.Secret(OnixPasswordSetting) ?? new Secret(""),
             OnixClientId = source.Text(OnixClientIdSetting),
             OnixAppSecret = source.Secret(OnixAppSecretSetting),
             OnixTokenUri = source.Optional(OnixTokenUriSetting, ParseUrl, "an http or https URL"),
@@ -375,6 +399,44 @@ internal sealed record Options
         options.CheckTogether(source.Warnings);
         return options;
     }
+
+    private const string Prefix = "OXSES_";
+
+    /// <summary>The file of settings that the Go SeS read from its working directory.</summary>
+    private const string ConfigFile = "config.toml";
+
+    /// <summary>
+    /// Refuses to start beside settings that the Go SeS would have read, and this one does not.
+    /// </summary>
+    /// <exception cref="OptionsException">The folder has them; the message names the variables to set.</exception>
+    public static void CheckNoConfigFile(string folder)
+    {
+        var path = System.IO.Path.Combine(folder, ConfigFile);
+        if (!File.Exists(path))
+            return;
+        var (section, variables) = ("", new List<string>());
+        foreach (var line in File.ReadLines(path).Take(MaxConfigLines).Select(l => l.Trim()))
+        {
+            if (line is ['[', .. var inner, ']'])
+                section = inner.Trim('[', ']', ' ');
+            if (line.StartsWith('#') || line.Split('=', 2) is not [var key, _])
+                continue;
+            // [Onix] URL is OXSES_ONIX_URL, and so is Onix.URL; its own stand below another name, or none.
+            var variable = Named(section + key) ?? Named(key);
+            if (variable != null)
+                variables.Add(variable);
+        }
+        if (variables.Count > 0)
+            throw new OptionsException($"{ConfigFile} in the working directory is not read any more: set "
+                + $"{string.Join(", ", variables.Distinct())} in the environment instead, and move the file away");
+
+        static string? Named(string key) =>
+            Settings.Select(s => s.Variable).FirstOrDefault(v => Joined(v) == Joined(Prefix + key));
+
+        static string Joined(string name) => string.Concat(name.Where(char.IsAsciiLetterOrDigit)).ToUpperInvariant();
+    }
+
+    private const int MaxConfigLines = 10_000;
 
     /// <summary>The data directory alone, for commands that need nothing else.</summary>
     public static string DataDirOf(
@@ -420,7 +482,7 @@ internal sealed record Options
     {
         Need(OnixUrl != null && OnixAuthMode == AuthMode.Oidc, $"{OnixAuthModeSetting} oidc",
             (OnixTokenUriSetting, OnixTokenUri?.AbsoluteUri), (OnixClientIdSetting, OnixClientId),
-            (OnixAppSecretSetting, OnixAppSecret));
+            (OnixAppSecretSetting, OnixAppSecret?.Value));
         Need(AuthMode == AuthMode.Oidc, $"{AuthModeSetting} oidc",
             (OidcIssuerSetting, OidcIssuer), (OidcAudienceSetting, OidcAudience));
         Need(TlsKey != null || TlsClientCa != null,
@@ -431,15 +493,14 @@ internal sealed record Options
         if (MetricsAuth && AuthMode == AuthMode.None)
             warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
         // Prometheus and Alertmanager listen so, too: it is told, not changed.
-        var isReachable = Address == null || !IPAddress.IsLoopback(Address);
+        var isReachable = IsReachable;
         if (AuthMode == AuthMode.None && TlsClientCa == null && isReachable)
             warnings.Add("whoever reaches this host may post alerts and read the history: set "
                 + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
         if (AuthMode == AuthMode.Basic && TlsCert == null && isReachable)
             warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
-        var flaw = AuthMode != AuthMode.Basic ? null : string.IsNullOrWhiteSpace(Password) ? "empty"
-            : Password == PasswordSetting.Default ? "the documented default" : null;
+        var flaw = FlawOf(Password.Value);
         if (flaw != null && isReachable)
             throw new OptionsException($"{PasswordSetting}: the password is {flaw}, which is refused where others "
                 + $"reach SeS: set another, or {AddressSetting} to 127.0.0.1");
@@ -449,6 +510,21 @@ internal sealed record Options
             warnings.Add($"Onix's certificate is not verified: set {OnixCaFileSetting}, "
                 + $"or {OnixSkipVerifySetting} to false");
     }
+
+    /// <summary>From other hosts.</summary>
+    private bool IsReachable => Address == null || !IPAddress.IsLoopback(Address);
+
+    private string? FlawOf(string password) => AuthMode != AuthMode.Basic ? null
+        : string.IsNullOrWhiteSpace(password) ? "empty"
+        : password == PasswordSetting.Default ? "the documented default" : null;
+
+    /// <summary>The secrets that files hold, and whether another one of each could be used.</summary>
+    public IEnumerable<(Setting Setting, Secret Secret, Func<string, bool> IsUsable)> SecretFiles =>
+        new (Setting Setting, Secret? Secret, Func<string, bool> IsUsable)[]
+        {
+            (PasswordSetting, Password, p => !IsReachable || FlawOf(p) == null),
+            (OnixPasswordSetting, OnixPassword, _ => true), (OnixAppSecretSetting, OnixAppSecret, _ => true),
+        }.Where(s => s.Secret?.Path != null).Select(s => (s.Setting.File, s.Secret!, s.IsUsable));
 
     private static void Need(bool applies, string with, params (Setting Setting, string? Value)[] needed)
     {
@@ -571,13 +647,15 @@ internal sealed record Options
         public SettingSource(
             IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
         {
-            (_flags, _variables) = (flags, variables);
-            foreach (var name in variables.Keys.Where(v => v.StartsWith("OXSES_", StringComparison.Ordinal)))
+            // Manifests and env files leave variables empty that they do not set.
+            (_flags, _variables) = (flags, variables.Where(v => v.Value != "").ToDictionary());
+            foreach (var name in variables.Keys.Where(v => v.StartsWith(Prefix, StringComparison.Ordinal)))
             {
                 if (Settings.Any(s => s.Variable == name))
                     continue;
                 var nearest = Settings.MinBy(s => Distance(s.Variable, name))!.Variable;
-                Warnings.Add($"{name} is no setting of SeS and is ignored; the nearest is {nearest}");
+                Warnings.Add($"{name} is no setting of SeS and is ignored"
+                    + (Distance(nearest, name) <= Math.Max(2, (name.Length - Prefix.Length) / 3) ? $"; the nearest is {nearest}" : ""));
             }
         }
 
@@ -619,7 +697,13 @@ internal sealed record Options
         public string? Path(Setting setting) => Text(setting) is not { Length: > 0 } path ? null
             : File.Exists(path) ? path : throw Bad(setting, path, "an existing PEM file");
 
-        public bool Bool(Setting setting) => OneOf(setting, "true", "false") == "true";
+        /// <summary>As Go's ParseBool, too, from which people come.</summary>
+        public bool Bool(Setting setting) => Parse(setting, v => v.ToLowerInvariant() switch
+        {
+            "true" or "1" or "t" or "yes" or "on" => true,
+            "false" or "0" or "f" or "no" or "off" => false,
+            _ => (bool?)null,
+        }, "true, false");
 
         public string OneOf(Setting setting, params string[] allowed) =>
             Parse(setting, v => Array.Find(allowed, a => a.Equals(v, StringComparison.OrdinalIgnoreCase)),
@@ -632,7 +716,7 @@ internal sealed record Options
         /// The secret itself, or what the file holds that is named instead, without line ends; else what
         /// systemd hands over by the flag's name (systemd.exec(5), LoadCredential).
         /// </summary>
-        public string? Secret(Setting setting)
+        public Secret? Secret(Setting setting)
         {
             foreach (var given in new[] { _flags, _variables })
             {
@@ -643,11 +727,12 @@ internal sealed record Options
                 if (given.TryGetValue(file, out var path))
                     return ReadSecret(setting.File, path);
                 if (given.TryGetValue(direct, out var secret))
-                    return secret;
+                    return new Secret(secret);
             }
             var credential = _variables.GetValueOrDefault("CREDENTIALS_DIRECTORY") is { Length: > 0 } dir
                 ? System.IO.Path.Combine(dir, setting.Flag[2..]) : null;
-            return File.Exists(credential) ? ReadSecret(setting.File, credential) : setting.Default;
+            return File.Exists(credential) ? ReadSecret(setting.File, credential)
+                : setting.Default is { } text ? new Secret(text) : null;
         }
 
         /// <summary>
@@ -661,11 +746,11 @@ internal sealed record Options
                 Warnings.Add($"{setting}: every user of this host can read '{path}': chmod o= it");
         }
 
-        private string ReadSecret(Setting setting, string path)
+        private Secret ReadSecret(Setting setting, string path)
         {
             try
             {
-                var secret = File.ReadAllText(path).TrimEnd('\r', '\n');
+                var secret = new Secret(global::Ses.Secret.Read(path), path);
                 WarnIfOpen(setting, path);
                 return secret;
             }
@@ -698,11 +783,13 @@ internal sealed record Options
 // ================================== 2. Log ===================================
 //
 // One line an event on standard error, as text or JSON, with fields after the message. Values come
-// from strangers, so control characters are always escaped. Nothing is logged per alert that a busy
+// from strangers, so control characters are always escaped; all others stay as they are. Nothing is logged per alert that a busy
 // site would drown in: what a stranger can cause goes through Often, which lets one line of a kind
 // pass every ten seconds, with the number of those held back.
 
-internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProvider clock)
+/// <param name="isJournal">systemd's journal reads it: it has the time, and takes the level from a prefix.</param>
+internal sealed class Log(
+    LogLevel least, bool json, TextWriter output, TimeProvider clock, bool isJournal = false)
 {
     private static readonly TimeSpan OftenEvery = TimeSpan.FromSeconds(10);
 
@@ -749,7 +836,8 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
             return;
         if ((output as QueuedWriter)?.TakeDropped() is > 0 and var dropped)
             Write(level, "lines of the log were dropped, since nobody read them", [("lines", dropped)]);
-        var line = json ? Json(level, message, fields) : Text(level, message, fields);
+        var line = (isJournal ? JournalPrefix(level) : "")
+            + (json ? Json(level, message, fields) : Text(level, message, fields));
         try
         {
             lock (_gate)
@@ -766,14 +854,14 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
 
     private string Text(LogLevel level, string message, (string Key, object? Value)[] fields)
     {
-        var line = new StringBuilder(Now())
-            .Append(' ').Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ')
+        var line = new StringBuilder(isJournal ? "" : Now() + " ")
+            .Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ')
             .Append(message.Any(Terminal.Obeys) ? Escaped(message) : Whole(message));
         foreach (var (key, value) in fields)
         {
             var text = TextOf(value);
             line.Append(' ').Append(key).Append('=');
-            if (text.Length > 0 && text.All(c => c is > ' ' and not '"' and < '\u007f'))
+            if (text.Length > 0 && !text.Any(c => c is <= ' ' or '"' || char.IsWhiteSpace(c) || Terminal.Obeys(c)))
                 line.Append(text);
             else
                 line.Append('"').Append(Escaped(text)).Append('"');
@@ -787,7 +875,21 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
         return text.Length <= LongestValue ? text : text[..LongestValue] + "…";
     }
 
-    private static string Escaped(string text) => JsonEncodedText.Encode(Whole(text)).ToString();
+    /// <summary>As JSON has it, and also what turns text around or hides in it.</summary>
+    private static string Escaped(string text) => WithoutHidden(
+        JsonEncodedText.Encode(Whole(text), ReadableJson.Options.Encoder).ToString());
+
+    private static string WithoutHidden(string json) => json.Any(Terminal.Obeys) ? string.Concat(json.Select(
+        c => Terminal.Obeys(c) ? string.Create(CultureInfo.InvariantCulture, $"\\u{(int)c:X4}") : $"{c}")) : json;
+
+    /// <summary>sd-daemon(3): the level of syslog.</summary>
+    public static string JournalPrefix(LogLevel level) => level switch
+    {
+        <= LogLevel.Error => "<3>",
+        LogLevel.Warn => "<4>",
+        LogLevel.Info => "<6>",
+        _ => "<7>",
+    };
 
     /// <summary>Half a character, which no encoding can write, becomes U+FFFD.</summary>
     private static string Whole(string text) => Encoding.UTF8.GetString(Encoding.UTF8.GetBytes(text));
@@ -795,7 +897,7 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
     private string Json(LogLevel level, string message, (string Key, object? Value)[] fields)
     {
         var buffer = new ArrayBufferWriter<byte>();
-        using (var writer = new Utf8JsonWriter(buffer))
+        using (var writer = new Utf8JsonWriter(buffer, ReadableJson.Options))
         {
             writer.WriteStartObject();
             writer.WriteString("time", Now());
@@ -805,8 +907,15 @@ internal sealed class Log(LogLevel least, bool json, TextWriter output, TimeProv
                 writer.WriteString(key, Whole(TextOf(value)));
             writer.WriteEndObject();
         }
-        return Encoding.UTF8.GetString(buffer.WrittenSpan);
+        return WithoutHidden(Encoding.UTF8.GetString(buffer.WrittenSpan));
     }
+}
+
+/// <summary>JSON that people read too: only what JSON demands is escaped.</summary>
+internal static class ReadableJson
+{
+    public static readonly JsonWriterOptions Options =
+        new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 }
 
 /// <summary>Text from strangers, as a terminal may get it.</summary>
@@ -944,8 +1053,17 @@ internal sealed class Meters
     public static IReadOnlyList<string> RefusalReasons { get; } =
     [
         "accept", "connections", "handshakes", "handshake", "handshake_timeout", "idle", "head_timeout",
-        "head_size", "malformed", "version", "transfer_encoding", "expectation", "host", "body_timeout", "body_cut",
-        "bytes_in_flight", "in_flight", "listener", "answer_timeout",
+        "head_cut", "head_size", "malformed", "version", "transfer_encoding", "expectation", "host", "body_timeout",
+        "body_cut",
+        "body_size", "content_encoding", "bytes_in_flight", "in_flight", "listener", "answer_timeout",
+    ];
+
+    /// <summary>Why what was posted will never be taken as it is: the gate's reasons, then those of Web.</summary>
+    public static IReadOnlyList<string> BadReasons { get; } =
+    [
+        "handshake", "head_timeout", "head_cut", "head_size", "malformed", "version", "transfer_encoding", "expectation",
+        "host", "body_timeout", "body_cut", "body_size", "content_encoding",
+        "path", "partition", "method", "origin", "credentials", "length", "payload",
     ];
 
     public CollectorRegistry Registry { get; } = Prometheus.Metrics.NewCustomRegistry();
@@ -977,7 +1095,8 @@ internal sealed class Meters
             + "ignored, heartbeat (about no service), quarantined, not_taken (of other partitions).",
             "outcome");
         Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
-        BadRequests = Count("ses_bad_requests_total", "Payloads that could not be processed.");
+        BadRequests = Count("ses_bad_requests_total",
+            "Posts that could not be taken, and never will as they are, by the reason.", "reason");
         Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
         WebhookDuration = Time("ses_webhook_duration_seconds", "From the request's head to the answer.");
         Questions = Count("ses_questions_total",
@@ -1022,6 +1141,7 @@ internal sealed class Meters
             .WithLabels(version, commit, openssl).Set(1);
         Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined", "not_taken");
         Preset(HttpRefused, [.. RefusalReasons]);
+        Preset(BadRequests, [.. BadReasons]);
         Preset(AuthFailures, "missing", "scheme", "wrong", "unjudged");
         Preset(TlsReloads, "loaded", "refused");
         Preset(OnixChanges, "recorded", "unchanged", "late", "barred", "dropped");
@@ -3186,6 +3306,15 @@ internal static partial class Disk
     public static bool Become(uint user, uint group) =>
         SetGroups(0, 0) == 0 && SetGroup(group) == 0 && SetUser(user) == 0;
 
+    /// <summary>Whether this user may write there, or to a file system that is not read-only.</summary>
+    public static bool IsWritable(string path) => MayAccess(CurrentFolder, path, MayWrite, EffectiveUser) == 0;
+
+    [LibraryImport("libc", EntryPoint = "faccessat", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int MayAccess(int folder, string path, int mode, int flags);
+
+    // W_OK and AT_EACCESS.
+    private const int MayWrite = 2, EffectiveUser = 0x200;
+
     /// <summary>Whose this process is.</summary>
     [LibraryImport("libc", EntryPoint = "geteuid")]
     public static partial uint UserId();
@@ -3283,6 +3412,7 @@ internal static class DataDir
             Directory.CreateDirectory(
                 dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
             CheckLinks(dir);
+            CheckOwner(dir);
             return Disk.OpenAlone(Path.Combine(dir, LockName))
                 ?? throw new DataDirException($"'{dir}' is in use by another SeS");
         }
@@ -3311,6 +3441,18 @@ internal static class DataDir
         if (Written.FirstOrDefault(f => new FileInfo(Path.Combine(dir, f)).LinkTarget != null) is { } link)
             throw new DataDirException($"'{dir}': {link} is a symbolic link, which is not followed: put the file "
                 + "itself there, or make the directory the link");
+    }
+
+    /// <summary>Root's files in a service's directory come of a copy that root put there.</summary>
+    /// <exception cref="DataDirException">A file of SeS there cannot be written to by this user.</exception>
+    private static void CheckOwner(string dir)
+    {
+        foreach (var path in Written.Select(f => Path.Combine(dir, f)))
+        {
+            if (Disk.OwnerOf(path) is { } owner && !Disk.IsWritable(path))
+                throw new DataDirException($"'{path}' cannot be written to: it belongs to user {owner.User}, and SeS runs "
+                    + $"as user {Disk.UserId()}: chown -R {Disk.UserId()} '{dir}'");
+        }
     }
 
     /// <summary>
@@ -8066,6 +8208,15 @@ internal sealed class Snapshot : IDisposable
     public DateTime? Oldest =>
         Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
 
+    /// <summary>Whether anything of a partition is stored, if only a heartbeat or what could not be mapped.</summary>
+    public bool HasHeardOf(string partition)
+    {
+        using var rows = Query("""
+            SELECT 1 FROM partition WHERE name = ?1 UNION ALL SELECT 1 FROM quarantine WHERE partition = ?1 LIMIT 1
+            """);
+        return rows.Bind(1, partition).Number() != null;
+    }
+
     /// <summary>
     /// The services whose timeline lacks what was heard last, or what time brought, or has what was recorded
     /// after the moment: while more comes than is derived, and where no daemon runs.
@@ -9130,11 +9281,12 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <param name="from">Inclusive; null: from the first on.</param>
     /// <param name="to">Exclusive; null: up to the last.</param>
     /// <param name="after">Goes on after this change: its time and <see cref="ChangeRow.Place"/>.</param>
-    public IEnumerable<ChangeRow> History(
-        ServiceFilter filter, DateTime? from, DateTime? to, (DateTime Time, long Place)? after = null)
+    /// <param name="isNewestFirst">The other way round.</param>
+    public IEnumerable<ChangeRow> History(ServiceFilter filter, DateTime? from, DateTime? to,
+        (DateTime Time, long Place)? after = null, bool isNewestFirst = false)
     {
         using var texts = new ObservedTexts(snapshot);
-        using var changes = Changes(filter, from, to, after, withGaps: true).GetEnumerator();
+        using var changes = Changes(filter, new(from, to, after, isNewestFirst), withGaps: true).GetEnumerator();
         var ahead = (Task<List<ChangeRow>>?)Task.FromResult(Next(changes, texts, FirstBatch));
         try
         {
@@ -9260,7 +9412,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             }
             since = isDown && up.Count < threshold ? oldest : null;
         }
-        foreach (var (service, id, change) in Changes(filter, null, until, null, withGaps: false))
+        foreach (var (service, id, change) in Changes(filter, new(null, until), withGaps: false))
         {
             if (change.Status == Status.Unknown)
                 continue;
@@ -9352,16 +9504,28 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         return statement;
     }
 
+    /// <summary>Which changes are asked for, and in which order of time; of one time in that of services.</summary>
+    private readonly record struct ChangeRange(
+        DateTime? From, DateTime? To, (DateTime Time, long Place)? After = null, bool IsNewestFirst = false)
+    {
+        /// <summary>Whether a change comes after the one with which the last answer ended.</summary>
+        public bool IsAhead(DateTime time, long service) =>
+            After is not { } last || IsBefore((last.Time, last.Place), (time, service));
+
+        public bool IsBefore((DateTime, long) one, (DateTime, long) other) =>
+            IsNewestFirst ? one.CompareTo(other) > 0 : one.CompareTo(other) < 0;
+    }
+
     /// <summary>In order of time: by the index of a partition, or sorted, where services are few in it.</summary>
     /// <param name="withGaps">False: as Onix is told, which knows of no gaps.</param>
-    private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(ServiceFilter filter,
-        DateTime? from, DateTime? to, (DateTime Time, long Place)? after, bool withGaps)
+    private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
+        ServiceFilter filter, ChangeRange range, bool withGaps)
     {
         using var names = new ServiceNames(snapshot);
         var isLaid = withGaps && !GapFacts.IsEmpty;
-        var table = Timeline(filter, withGaps ? Left(from) ?? DateTime.MinValue : null);
-        using var changes = (isLaid ? LaidChanges(filter, table, from, to, after)
-            : StoredChanges(filter, table, from, to, after, "AND at = since").Select(c => (c.Service, c.Change)))
+        var table = Timeline(filter, withGaps ? Left(range.From) ?? DateTime.MinValue : null);
+        using var changes = (isLaid ? LaidChanges(filter, table, range)
+            : StoredChanges(filter, table, range, "AND at = since").Select(c => (c.Service, c.Change)))
             .GetEnumerator();
         var batch = new List<(long Service, StatusChange Change)>();
         for (var isMore = true; isMore;)
@@ -9378,8 +9542,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>
     /// With gaps laid over: what is stored, and at the edges of each gap the services that it touches.
     /// </summary>
-    private IEnumerable<(long Service, StatusChange Change)> LaidChanges(ServiceFilter filter, string table,
-        DateTime? from, DateTime? to, (DateTime Time, long Place)? after)
+    private IEnumerable<(long Service, StatusChange Change)> LaidChanges(
+        ServiceFilter filter, string table, ChangeRange range)
     {
         var services = ServicesWithGaps(filter);
         var ids = services.Select(s => s.Id).ToArray();
@@ -9407,7 +9571,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
         IEnumerable<(long Service, StatusChange Change)> Stored()
         {
-            foreach (var (service, change, isChange) in StoredChanges(filter, table, from, to, after, ""))
+            foreach (var (service, change, isChange) in StoredChanges(filter, table, range, ""))
             {
                 var gaps = services[Array.BinarySearch(ids, service)].Gaps;
                 if (gaps.HasEdge(change.Time))
@@ -9424,15 +9588,17 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
         IEnumerable<(long Service, StatusChange Change)> AtEdges()
         {
-            var (first, last) = (Left(from) ?? DateTime.MinValue, to < Moment ? to.Value : Moment);
-            first = after?.Time > first ? after.Value.Time : first;
-            foreach (var edge in services.Select(s => s.Gaps).Distinct().SelectMany(g => g.Edges()).Distinct()
-                .Where(e => e >= first && (e < last || (e == last && !(to <= Moment)))).Order().ToList())
+            var (first, last) = (Left(range.From) ?? DateTime.MinValue, range.To < Moment ? range.To.Value : Moment);
+            List<DateTime> edges = [.. services.Select(s => s.Gaps).Distinct().SelectMany(g => g.Edges()).Distinct()
+                .Where(e => e >= first && (e < last || (e == last && !(range.To <= Moment)))).Order()];
+            if (range.IsNewestFirst)
+                edges.Reverse();
+            foreach (var edge in edges.Where(e => range.IsAhead(e, range.IsNewestFirst ? long.MinValue : long.MaxValue)))
             {
-                foreach (var (id, gaps) in services)
+                for (var i = 0; i < services.Count; i++)
                 {
-                    if (gaps.HasEdge(edge) && !(after is { } told && edge == told.Time && id <= told.Place)
-                        && ChangeAt(id, gaps, edge) is { } change)
+                    var (id, gaps) = services[range.IsNewestFirst ? services.Count - 1 - i : i];
+                    if (gaps.HasEdge(edge) && range.IsAhead(edge, id) && ChangeAt(id, gaps, edge) is { } change)
                         yield return (id, change);
                 }
             }
@@ -9442,7 +9608,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         using var atEdges = AtEdges().GetEnumerator();
         for (bool isStored = stored.MoveNext(), isAtEdge = atEdges.MoveNext(); isStored || isAtEdge;)
         {
-            if (isStored && (!isAtEdge || IsBefore(stored.Current, atEdges.Current)))
+            if (isStored && (!isAtEdge || range.IsBefore((stored.Current.Change.Time, stored.Current.Service),
+                (atEdges.Current.Change.Time, atEdges.Current.Service))))
             {
                 yield return stored.Current;
                 isStored = stored.MoveNext();
@@ -9455,9 +9622,6 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
-    private static bool IsBefore((long Service, StatusChange Change) one, (long Service, StatusChange Change) other) =>
-        one.Change.Time != other.Change.Time ? one.Change.Time < other.Change.Time : one.Service < other.Service;
-
     /// <summary>The services that a filter takes with their gaps, in the order of their numbers.</summary>
     private List<(long Id, Gaps Gaps)> ServicesWithGaps(ServiceFilter filter)
     {
@@ -9469,24 +9633,28 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 
     /// <summary>The runs that are stored, in order of time and service, and whether they change the status.</summary>
-    private IEnumerable<(long Service, StatusChange Change, bool IsChange)> StoredChanges(ServiceFilter filter,
-        string table, DateTime? from, DateTime? to, (DateTime Time, long Place)? after, string condition)
+    private IEnumerable<(long Service, StatusChange Change, bool IsChange)> StoredChanges(
+        ServiceFilter filter, string table, ChangeRange range, string condition)
     {
         var of = $"service IN (SELECT s.id {From(filter)})";
         if (filter.Partition != null && !AreFew(filter))
             of = "partition = (SELECT id FROM partition WHERE name = ?11)"
                 + (Given(filter).Length == 1 ? "" : " AND +" + of);
+        var (ahead, order) = range.IsNewestFirst ? ("<", "DESC") : (">", "");
         using var rows = Bound(filter, $"""
             SELECT service, at, status, observation, at = since FROM {table}
             WHERE {of}
-                AND at >= ?1 AND at < ?2 {condition} AND (at > ?3 OR service > ?4)
-            ORDER BY at, service
+                AND at >= ?1 AND at < ?2 {condition} AND (?3 IS NULL OR at {ahead} ?3 OR service {ahead} ?4)
+            ORDER BY at {order}, service {order}
             """);
-        // Of the changes at the time of the last one, those of later services are still to come.
-        var first = Math.Max(Left(from) is { } begin ? UnixTime.From(begin) : long.MinValue,
-            after is { } last ? UnixTime.From(last.Time) : long.MinValue);
-        rows.Bind(1, first).Bind(2, to is { } end ? UnixTime.From(end) : UnixTime.Open)
-            .Bind(3, after is { } at ? UnixTime.From(at.Time) : long.MinValue).Bind(4, after?.Place ?? 0);
+        // Of the changes at the time of the last one, those of the services after it are still to come.
+        var last = range.After is { } after ? UnixTime.From(after.Time) : (long?)null;
+        var first = Left(range.From) is { } begin ? UnixTime.From(begin) : long.MinValue;
+        var end = range.To is { } to ? UnixTime.From(to) : UnixTime.Open;
+        rows.Bind(1, range.IsNewestFirst ? first : Math.Max(first, last ?? first))
+            .Bind(2, range.IsNewestFirst ? Math.Min(end, last + 1 ?? end) : end);
+        if (last is { } time)
+            rows.Bind(3, time).Bind(4, range.After!.Value.Place);
         while (rows.Step())
             yield return (rows.Number(0), new StatusChange(UnixTime.Read(rows.Number(1)), (Status)rows.Number(2),
                 rows.Number(3)), rows.Number(4) != 0);
@@ -9822,14 +9990,15 @@ internal enum OutputFormat { Json, Csv, Table }
 /// <param name="Threshold">Only of a report.</param>
 /// <param name="Limit">Of a history's events; null: all.</param>
 /// <param name="After">Where in a history the last answer ended.</param>
+/// <param name="IsNewestFirst">Of a history.</param>
 /// <param name="AsOf">From what was recorded until then; null: all.</param>
 internal sealed record Question(
     Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
-    (DateTime Time, long Place)? After, DateTime? AsOf, OutputFormat? Format)
+    (DateTime Time, long Place)? After, bool IsNewestFirst, DateTime? AsOf, OutputFormat? Format)
 {
     private static readonly string[]
         Common = ["platform", "service", "facet", "location", "as_of", "format"],
-        OfHistory = [.. Common, "from", "to", "limit", "cursor"],
+        OfHistory = [.. Common, "from", "to", "order", "limit", "cursor"],
         OfReport = [.. Common, "from", "to", "threshold"];
 
     /// <summary>Understands parameters; an empty one, but for a location, is as if absent.</summary>
@@ -9844,6 +10013,12 @@ internal sealed record Question(
             _ => OfReport,
         };
         var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
+        var isNewestFirst = Parse(given, "order", v => v switch
+        {
+            "asc" => false,
+            "desc" => true,
+            _ => (bool?)null,
+        }, "asc, desc") == true;
         var question = new Question(subject,
             new ServiceFilter(
                 partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
@@ -9852,7 +10027,8 @@ internal sealed record Question(
             Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
             Parse(given, "threshold", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
             Parse(given, "limit", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
-            Parse(given, "cursor", ParseCursor, "what an answer gave as next"),
+            Parse(given, "cursor", v => ParseCursor(v, isNewestFirst), "what an answer in this order gave as next"),
+            isNewestFirst,
             Parse(given, "as_of", v => ParseTime(v, now), TimeAllowed),
             Parse(given, "format", v => v switch
             {
@@ -9887,7 +10063,7 @@ internal sealed record Question(
     }
 
     public const string TimeAllowed =
-        "RFC 3339 such as 2026-11-22T11:34:00Z, or so long ago, such as -24h, -7d or -90m";
+        "RFC 3339 such as 2026-11-22T11:34:00Z, a day such as 2026-11-22, or so long ago, such as -24h, -7d or -90m";
 
     /// <exception cref="QuestionException">It is given, and is not what is allowed.</exception>
     public static T? Parse<T>(
@@ -9904,13 +10080,14 @@ internal sealed record Question(
     /// <summary>In UTC; a plus that a query lost to a space is taken for one.</summary>
     public static DateTime? ParseTime(string text, DateTime now)
     {
-        const int Minutes = 16;
+        const int Day = 10, Minutes = 16;
         if (text == "")
             return null;
-        // Seconds may be left out.
-        var whole = text.Length > Minutes && text[Minutes - 3] == ':' && text[Minutes] != ':'
+        // Seconds may be left out, and the time of a day that begins.
+        var whole = text.Length == Day ? text + "T00:00:00Z"
+            : text.Length > Minutes && text[Minutes - 3] == ':' && text[Minutes] != ':'
             ? text.Insert(Minutes, ":00") : text;
-        if (Rfc3339.TryParse(whole.Replace(' ', '+'), out var time))
+        if (Rfc3339.TryParse(whole.Replace(' ', '+').ToUpperInvariant(), out var time))
             return time;
         if (text == "now")
             return now;
@@ -9934,19 +10111,25 @@ internal sealed record Question(
             ? count : null;
 
     /// <summary>What <see cref="ParseCursor"/> takes.</summary>
-    public static string Cursor(DateTime time, long place) => Base64Url.EncodeToString(
-        Encoding.UTF8.GetBytes(string.Create(CultureInfo.InvariantCulture, $"{UnixTime.From(time)}/{place}")));
+    public static string Cursor(DateTime time, long place, bool isNewestFirst) =>
+        Base64Url.EncodeToString(Encoding.UTF8.GetBytes(string.Create(
+            CultureInfo.InvariantCulture, $"{UnixTime.From(time)}/{place}{(isNewestFirst ? Descending : "")}")));
 
-    private static (DateTime, long)? ParseCursor(string text)
+    private const string Descending = "/desc";
+
+    private static (DateTime, long)? ParseCursor(string text, bool isNewestFirst)
     {
         if (!Base64Url.IsValid(text))
             return null;
-        var parts = Encoding.UTF8.GetString(Base64Url.DecodeFromChars(text)).Split('/');
-        return parts.Length == 2
+        var place = Encoding.UTF8.GetString(Base64Url.DecodeFromChars(text));
+        if (place.EndsWith(Descending, StringComparison.Ordinal) != isNewestFirst)
+            return null;
+        var parts = place.Split('/');
+        return parts.Length == (isNewestFirst ? 3 : 2)
             && long.TryParse(parts[0], NumberStyles.None, CultureInfo.InvariantCulture, out var time)
             && time <= UnixTime.Limit
-            && long.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var place)
-            ? (UnixTime.Read(time), place) : null;
+            && long.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out var service)
+            ? (UnixTime.Read(time), service) : null;
     }
 }
 
@@ -9979,7 +10162,7 @@ internal sealed class OpenAlerts : BodyWriter
 
     private readonly Utf8JsonWriter _json;
 
-    private OpenAlerts() => _json = new Utf8JsonWriter(Buffer);
+    private OpenAlerts() => _json = new Utf8JsonWriter(Buffer, ReadableJson.Options);
 
     public static IEnumerable<ReadOnlyMemory<byte>> Write(Snapshot snapshot, string partition)
     {
@@ -10040,10 +10223,6 @@ internal sealed class RowWriter : BodyWriter
     /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
     private const int TableRows = 1000;
 
-    // Answers are read by people too: only what JSON demands is escaped.
-    private static readonly JsonWriterOptions Relaxed =
-        new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
-
     private readonly Utf8JsonWriter? _json;
     private readonly List<string[]>? _table;
     private readonly bool _isPlain;
@@ -10055,7 +10234,7 @@ internal sealed class RowWriter : BodyWriter
     {
         _isPlain = isTerminal || format == OutputFormat.Table;
         if (format == OutputFormat.Json)
-            _json = new Utf8JsonWriter(Buffer, Relaxed);
+            _json = new Utf8JsonWriter(Buffer, ReadableJson.Options);
         if (format == OutputFormat.Table)
             _table = [];
         _json?.WriteStartObject();
@@ -10274,7 +10453,8 @@ internal sealed class Answers(Questions questions, string version, bool isTermin
         var left = question.Limit ?? int.MaxValue;
         ChangeRow? last = null;
         writer.BeginList("events", columns);
-        foreach (var row in questions.History(question.Filter, question.From, question.To, question.After))
+        foreach (var row in questions.History(
+            question.Filter, question.From, question.To, question.After, question.IsNewestFirst))
         {
             if (left-- == 0)
                 break;
@@ -10285,7 +10465,7 @@ internal sealed class Answers(Questions questions, string version, bool isTermin
                 yield return writer.Take();
         }
         writer.EndList();
-        Next = left < 0 && last != null ? Question.Cursor(last.Time, last.Place) : null;
+        Next = left < 0 && last != null ? Question.Cursor(last.Time, last.Place, question.IsNewestFirst) : null;
         writer.Property("next", Next);
     }
 
@@ -10577,10 +10757,11 @@ internal sealed class OnixClient
         + "partitions written to, once an administrator's SeS has made the model";
 
     private readonly Options _options;
-    private readonly HttpClient _http;
+    private volatile HttpClient _http;
     private readonly TimeProvider _clock;
     private readonly Meters _meters;
     private readonly string _base;
+    private string? _ca;
     // Kept from request to request: a body is large, and there is one at a time.
     private readonly ArrayBufferWriter<byte> _body = new();
     private string? _token;
@@ -10590,8 +10771,25 @@ internal sealed class OnixClient
     public OnixClient(Options options, HttpMessageHandler handler, TimeProvider clock, Meters meters)
     {
         (_options, _clock, _meters) = (options, clock, meters);
-        _http = new HttpClient(handler) { Timeout = Timeout.InfiniteTimeSpan };
+        _http = NewClient(handler);
+        _ca = options.OnixCaFile is { } path ? File.ReadAllText(path) : null;
         _base = options.OnixUrl!.AbsoluteUri.TrimEnd('/');
+    }
+
+    private static HttpClient NewClient(HttpMessageHandler handler) =>
+        new(handler) { Timeout = Timeout.InfiniteTimeSpan };
+
+    /// <summary>Trusts what the CA file has now. False: it has the same.</summary>
+    /// <exception cref="CryptographicException">It holds no certificate.</exception>
+    /// <exception cref="IOException">It cannot be read.</exception>
+    public bool RereadCa()
+    {
+        if (File.ReadAllText(_options.OnixCaFile!) is var now && now == _ca)
+            return false;
+        // A request that is under way ends as it began.
+        _http = NewClient(CreateHandler(_options));
+        _ca = now;
+        return true;
     }
 
     /// <summary>
@@ -10727,7 +10925,7 @@ internal sealed class OnixClient
             }
             request.Headers.Authorization = _options.OnixAuthMode switch
             {
-                AuthMode.Basic => Basic(_options.OnixUsername, _options.OnixPassword),
+                AuthMode.Basic => Basic(_options.OnixUsername, _options.OnixPassword.Value),
                 AuthMode.Oidc => new AuthenticationHeaderValue("Bearer", await TokenAsync(stop)),
                 _ => null,
             };
@@ -10821,13 +11019,13 @@ internal sealed class OnixClient
             {
                 ["grant_type"] = "password",
                 ["username"] = _options.OnixUsername,
-                ["password"] = _options.OnixPassword,
+                ["password"] = _options.OnixPassword.Value,
                 ["scope"] = "openid onix",
             }),
         };
         // RFC 6749, 2.3.1: id and secret are form-encoded before they are joined.
         request.Headers.Authorization = Basic(
-            Uri.EscapeDataString(_options.OnixClientId!), Uri.EscapeDataString(_options.OnixAppSecret!));
+            Uri.EscapeDataString(_options.OnixClientId!), Uri.EscapeDataString(_options.OnixAppSecret!.Value));
         var asked = _clock.GetTimestamp();
         var token = await ExchangeAsync("token", request, (answer, limit) =>
             answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenResponse, limit)
@@ -10859,8 +11057,22 @@ internal sealed class OnixClient
 /// </param>
 /// <param name="Oldest">Since when the first of them waits.</param>
 /// <param name="BarredReason">Onix's words on one of those that it refuses.</param>
-internal sealed record RecorderState(
-    string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest, long Barred, string? BarredReason);
+/// <param name="IsAnew">Onix is another, or lost what it had: services are still being marked for all of it.</param>
+internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
+    long Barred, string? BarredReason, bool IsAnew)
+{
+    /// <summary>In a word, for programs.</summary>
+    public string Word => Trouble != null ? "away" : Confirmed == null ? "starting"
+        : Backlog > 0 || IsAnew ? "behind" : "recorded";
+
+    /// <summary>In one sentence without its point, for people.</summary>
+    public string Sentence => (Trouble == null ? "" : $"Onix confirms nothing: {Trouble}; ")
+        + (Trouble == null && Confirmed == null ? "Onix was not asked yet"
+            : IsAnew ? "Onix came back without what it had, and gets the whole history again"
+            : Backlog == 0 ? "Onix has all changes"
+            : $"Onix lacks changes of {Backlog} services"
+                + (Barred == 0 ? "" : $", of which it refuses {Barred}: {BarredReason}"));
+}
 
 /// <summary>A service whose change Onix refuses.</summary>
 internal sealed record BarredService(ServiceKey Service, DateTime Since, string Reason);
@@ -11242,7 +11454,8 @@ internal sealed class Recorder(
         using var snapshot = store.Snapshot();
         var (backlog, oldest, barred, reason) = new OutboxReader(snapshot).Sum();
         var confirmed = Volatile.Read(ref _confirmed);
-        return new(_trouble, confirmed == 0 ? null : UnixTime.Read(confirmed), backlog, oldest, barred, reason);
+        return new(_trouble, confirmed == 0 ? null : UnixTime.Read(confirmed), backlog, oldest, barred, reason,
+            snapshot.Number("SELECT 1 FROM meta WHERE name = 'onix_anew'") != null);
     }
 
     private void NoteConfirmed() => Volatile.Write(ref _confirmed, UnixTime.From(Now));
@@ -11651,9 +11864,10 @@ internal sealed class Recorder(
 
 // ================================= 13. HTTP ==================================
 //
-// The forms of requests and answers: HTTP/1.1 (RFC 9110, RFC 9112), parsed strictly, from bytes alone. What
-// two parsers could understand differently is refused, never mended, so that no request can be smuggled past
-// this one. Of a head only the fields that SeS uses are kept; the others are checked and dropped.
+// The forms of requests and answers: HTTP/1.1 and 1.0 (RFC 9110, RFC 9112), parsed strictly, from bytes
+// alone. What two parsers could understand differently is refused, never mended, so that no request can be
+// smuggled past this one. Of a head only the fields that SeS uses are kept; the others are checked and
+// dropped.
 
 /// <summary>What a request is answered with.</summary>
 internal sealed record Reply(int Code, string ContentType, byte[] Body)
@@ -11663,11 +11877,16 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     /// <summary>How long the answer waits: it slows those down who guess.</summary>
     public TimeSpan HeldBack { get; init; }
 
+    /// <summary>
+    /// Why alerts that are posted will never be taken as they are: the label of <c>ses_bad_requests_total</c>.
+    /// </summary>
+    public string? BadReason { get; init; }
+
     public static Reply Json(
         int code, Action<Utf8JsonWriter> content, string contentType = "application/json")
     {
         var buffer = new ArrayBufferWriter<byte>();
-        using (var json = new Utf8JsonWriter(buffer))
+        using (var json = new Utf8JsonWriter(buffer, ReadableJson.Options))
         {
             json.WriteStartObject();
             content(json);
@@ -11699,9 +11918,11 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         408 => "Request Timeout",
         411 => "Length Required",
         413 => "Content Too Large",
+        415 => "Unsupported Media Type",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
         503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
         _ => throw new ArgumentOutOfRangeException(nameof(code), code, "it has no phrase here"),
@@ -11741,6 +11962,40 @@ internal sealed class StreamedBody(
     public void Dispose() => end(this);
 }
 
+/// <summary>
+/// Memory that is given back at once: what large bodies leave in the managed heap lies there until it is
+/// collected, and a container has no room for several.
+/// </summary>
+internal sealed unsafe class LargeBuffer(int size) : MemoryManager<byte>
+{
+    private byte* _bytes = (byte*)NativeMemory.Alloc((nuint)size);
+    private int _size = size;
+
+    /// <summary>What is in it stays; spans of it from before do not.</summary>
+    public void Resize(int size)
+    {
+        _bytes = (byte*)NativeMemory.Realloc(_bytes, (nuint)size);
+        _size = size;
+    }
+
+    public override Span<byte> GetSpan() => new(_bytes, _size);
+
+    public override MemoryHandle Pin(int elementIndex = 0) => new(_bytes + elementIndex);
+
+    public override void Unpin()
+    {
+    }
+
+    public UnmanagedMemoryStream Read(int from, int length) => new(_bytes + from, length);
+
+    protected override void Dispose(bool disposing)
+    {
+        NativeMemory.Free(_bytes);
+        _bytes = null;
+        _size = 0;
+    }
+}
+
 /// <summary>Is thrown when a request is served no further; the connection ends with the answer.</summary>
 /// <param name="reason">The label of <c>ses_http_refused_total</c>.</param>
 internal sealed class RefusedException(string reason, Reply reply) : Exception(reason)
@@ -11754,15 +12009,18 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
 }
 
 /// <summary>The head of a request, as far as SeS uses it.</summary>
-/// <param name="Target">In origin form (RFC 9112, 3.2.1), percent-encoded, as it was sent.</param>
-/// <param name="Host">With its port, as it was sent.</param>
+/// <param name="Target">In origin form (RFC 9112, 3.2.1), percent-encoded, as it was sent; or <c>*</c>.</param>
+/// <param name="Host">With its port, as it was sent; null: HTTP/1.0 needs none.</param>
 /// <param name="Length">Of the body in bytes; null when the request names none.</param>
-/// <param name="Closes">The client wants the connection closed after the answer.</param>
+/// <param name="IsChunked">The body comes in chunks (RFC 9112, 7.1).</param>
+/// <param name="ContentEncoding">Of the body (RFC 9110, 8.4), in lower case; null: none.</param>
+/// <param name="IsOld">HTTP/1.0: the answer has no chunks, and ends the connection.</param>
+/// <param name="Closes">The connection is to be closed after the answer.</param>
 /// <param name="Expects">The client waits for 100 Continue before it sends the body.</param>
 /// <param name="IsOfPage">A browser sends it for a page, perhaps of another site (Fetch, 3.2).</param>
 internal sealed record RequestHead(
-    string Method, string Target, string Host, string? Authorization, string? Accept, long? Length, bool Closes,
-    bool Expects, bool IsOfPage)
+    string Method, string Target, string? Host, string? Authorization, string? Accept, long? Length, bool IsChunked,
+    string? ContentEncoding, bool IsOld, bool Closes, bool Expects, bool IsOfPage)
 {
     /// <summary>In bytes, with the empty line at its end.</summary>
     public const int MaxSize = 16 * 1024;
@@ -11778,9 +12036,19 @@ internal sealed record RequestHead(
     private static readonly SearchValues<byte>
         Controls = SearchValues.Create(
             [.. Enumerable.Range(0, 128).Where(b => b < 32 && b != '\t' || b == 127).Select(b => (byte)b)]),
+        HexDigits = SearchValues.Create("0123456789ABCDEFabcdef"u8),
         Token = SearchValues.Create(Encoding.ASCII.GetBytes("!#$%&'*+-.^_`|~" + Letters));
 
     public bool IsRead => Method is "GET" or "HEAD";
+
+    /// <summary>It brings something: with PUT, by mistake.</summary>
+    public bool IsPost => Method is "POST" or "PUT";
+
+    /// <summary>RFC 9110, 8.4.1.3.</summary>
+    public bool IsGzip => ContentEncoding is "gzip" or "x-gzip";
+
+    /// <summary>A body follows, or may follow in the eyes of another reader.</summary>
+    public bool MayHaveBody => IsChunked || (IsRead || Method == "OPTIONS" ? Length > 0 : Length != 0);
 
     /// <summary>The length of the head that these bytes begin with; 0 while it is not all there.</summary>
     /// <exception cref="RefusedException">It will never be one; or it is too large.</exception>
@@ -11804,39 +12072,65 @@ internal sealed record RequestHead(
     }
 
     /// <param name="head">From the method to the empty line, as <see cref="Find"/> found it.</param>
-    /// <exception cref="RefusedException">It is not HTTP/1.1, or not of the kind that SeS takes.</exception>
+    /// <exception cref="RefusedException">It is not HTTP/1, or not of the kind that SeS takes.</exception>
     public static RequestHead Parse(ReadOnlySpan<byte> head)
     {
         var end = head.IndexOf("\r\n"u8);
-        var (method, target) = ParseRequestLine(head[..end]);
+        var (method, target, authority, isOld) = ParseRequestLine(head[..end]);
         var fields = new HeaderFields();
         for (var lines = head[(end + 2)..]; (end = lines.IndexOf("\r\n"u8)) > 0; lines = lines[(end + 2)..])
             fields.Add(lines[..end]);
-        if (fields.Host == null)
+        if (fields.Host == null && !isOld)
             throw Malformed("There is no Host.");
-        if (fields.IsEncoded)
-            throw new RefusedException("transfer_encoding", 411, "Send the body with a Content-Length.");
-        var request = new RequestHead(method, target, fields.Host, fields.Authorization, fields.Accept,
-            fields.Length, fields.Closes, fields.Expects, fields.IsOfPage);
-        if (request.IsRead && request.Length > 0)
+        if (fields.TransferEncoding != null)
+            CheckChunked(fields, isOld);
+        var request = new RequestHead(method, target, authority ?? fields.Host, fields.Authorization, fields.Accept,
+            fields.Length, fields.TransferEncoding != null, fields.ContentEncoding, isOld, fields.Closes || isOld,
+            fields.Expects && !isOld, fields.IsOfPage);
+        if (request.IsRead && request.MayHaveBody)
             throw Malformed($"A {method} takes no body.");
         return request;
     }
 
-    private static (string Method, string Target) ParseRequestLine(ReadOnlySpan<byte> line)
+    /// <summary>Two readers of such a head might see two ends of its body (RFC 9112, 6.1).</summary>
+    private static void CheckChunked(HeaderFields fields, bool isOld)
+    {
+        if (isOld)
+            throw Malformed("HTTP/1.0 has no Transfer-Encoding.");
+        if (fields.Length != null)
+            throw Malformed("A body has a Content-Length or a Transfer-Encoding, not both.");
+        if (!fields.TransferEncoding!.Equals("chunked", StringComparison.OrdinalIgnoreCase))
+            throw new RefusedException("transfer_encoding", 501, "The only Transfer-Encoding that SeS takes is chunked.");
+    }
+
+    /// <returns>The authority is that of an absolute target (RFC 9112, 3.2.2), which stands for the Host.</returns>
+    private static (string Method, string Target, string? Authority, bool IsOld) ParseRequestLine(
+        ReadOnlySpan<byte> line)
     {
         var parts = Encoding.Latin1.GetString(line).Split(' ');
         if (parts.Length != 3 || line[..parts[0].Length].ContainsAnyExcept(Token))
             throw Malformed("The request line is not 'METHOD TARGET HTTP/1.1'.");
-        if (parts[2] != "HTTP/1.1")
+        if (parts[2] is not ("HTTP/1.1" or "HTTP/1.0"))
             throw parts[2].StartsWith("HTTP/", StringComparison.Ordinal)
-                ? new RefusedException("version", 505, "SeS speaks HTTP/1.1 only.")
+                ? new RefusedException("version", 505, "SeS speaks HTTP/1.1 and HTTP/1.0 only.")
                 : Malformed("The request line does not end with HTTP/1.1.");
-        if (!parts[1].StartsWith('/'))
-            throw Malformed("The target does not begin with a slash.");
-        if (parts[1].AsSpan().ContainsAnyExcept(TargetCharacters) || !IsEncodedRightly(parts[1]))
+        var (authority, target) = parts[1] == "*" && parts[0] == "OPTIONS" ? (null, "*") : SplitTarget(parts[1]);
+        if (target.AsSpan().ContainsAnyExcept(TargetCharacters) || !IsEncodedRightly(target))
             throw Malformed("A character of the target must be percent-encoded, or is so wrongly.");
-        return (parts[0], parts[1]);
+        return (parts[0], target, authority, parts[2] == "HTTP/1.0");
+    }
+
+    private static (string? Authority, string Target) SplitTarget(string target)
+    {
+        if (target.StartsWith('/'))
+            return (null, target);
+        var rest = target.StartsWith("http://", StringComparison.OrdinalIgnoreCase) ? target[7..]
+            : target.StartsWith("https://", StringComparison.OrdinalIgnoreCase) ? target[8..] : "";
+        var end = rest.IndexOfAny(['/', '?']);
+        var authority = end < 0 ? rest : rest[..end];
+        if (authority == "" || authority.AsSpan().ContainsAnyExcept(HostCharacters))
+            throw Malformed("The target begins neither with a slash nor with http:// and a host.");
+        return (authority, end < 0 ? "/" : rest[end] == '?' ? "/" + rest[end..] : rest[end..]);
     }
 
     private static bool IsEncodedRightly(string target)
@@ -11857,26 +12151,22 @@ internal sealed record RequestHead(
     {
         private static readonly string[] Names =
         [
-            "Host", "Authorization", "Accept", "Content-Length", "Transfer-Encoding", "Connection", "Expect",
-            "Origin",
+            "Host", "Authorization", "Accept", "Content-Length", "Transfer-Encoding", "Content-Encoding", "Connection",
+            "Expect", "Origin",
         ];
 
         private int _count;
 
-        public string? Host, Authorization, Accept;
+        public string? Host, Authorization, Accept, TransferEncoding, ContentEncoding;
         public long? Length;
-        public bool IsEncoded, Closes, Expects, IsOfPage;
+        public bool Closes, Expects, IsOfPage;
 
         public void Add(ReadOnlySpan<byte> line)
         {
             if (++_count > MaxFields)
                 throw new RefusedException("head_size", 431, $"There are over {MaxFields} header fields.");
-            var colon = line.IndexOf((byte)':');
-            if (colon < 1 || line[..colon].ContainsAnyExcept(Token))
-                throw Malformed("A header field's name is no token, or its line is folded.");
+            var colon = CheckField(line);
             var value = line[(colon + 1)..].Trim(" \t"u8);
-            if (value.ContainsAny(Controls))
-                throw Malformed("A header field has a control character.");
             foreach (var name in Names)
             {
                 if (Ascii.EqualsIgnoreCase(line[..colon], name))
@@ -11897,7 +12187,7 @@ internal sealed record RequestHead(
                     Once(ref Authorization, name, value);
                     break;
                 case "Accept":
-                    Accept = Accept == null ? value : $"{Accept}, {value}";
+                    Join(ref Accept, value);
                     break;
                 case "Content-Length":
                     if (Length != null || value.Length > 18 || !long.TryParse(
@@ -11906,7 +12196,10 @@ internal sealed record RequestHead(
                     Length = length;
                     break;
                 case "Transfer-Encoding":
-                    IsEncoded = true;
+                    Join(ref TransferEncoding, value);
+                    break;
+                case "Content-Encoding":
+                    Join(ref ContentEncoding, value.ToLowerInvariant());
                     break;
                 case "Origin":
                     IsOfPage = true;
@@ -11924,6 +12217,35 @@ internal sealed record RequestHead(
 
         private static void Once(ref string? field, string name, string value) =>
             field = field == null ? value : throw Malformed($"{name} stands twice.");
+
+        private static void Join(ref string? field, string value) => field = field == null ? value : $"{field}, {value}";
+    }
+
+    // ---- Chunks ----
+
+    /// <summary>In bytes: of the line before a chunk, with its extensions, and of a trailer field.</summary>
+    public const int MaxChunkLine = 1024;
+
+    /// <summary>The size of the chunk that follows; its extensions are of no use here, and are passed over.</summary>
+    /// <param name="line">Without its end.</param>
+    /// <exception cref="RefusedException">It does not begin with a size, in hexadecimal digits.</exception>
+    public static int ParseChunkSize(ReadOnlySpan<byte> line)
+    {
+        var end = line.IndexOfAnyExcept(HexDigits) is >= 0 and var other ? other : line.Length;
+        if (end is 0 or > 16 || line.ContainsAny(Controls)
+            || (end < line.Length && line[end..].TrimStart(" \t"u8) is not [(byte)';', ..]))
+            throw Malformed("A chunk does not begin with its size.");
+        return (int)Math.Min(int.MaxValue, ulong.Parse(line[..end], NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture));
+    }
+
+    /// <summary>Where the colon of a header or trailer field is.</summary>
+    /// <exception cref="RefusedException">It is none.</exception>
+    public static int CheckField(ReadOnlySpan<byte> line)
+    {
+        var colon = line.IndexOf((byte)':');
+        if (colon < 1 || line[..colon].ContainsAnyExcept(Token))
+            throw Malformed("A header field's name is no token, or its line is folded.");
+        return line[colon..].ContainsAny(Controls) ? throw Malformed("A header field has a control character.") : colon;
     }
 }
 
@@ -12416,7 +12738,8 @@ internal sealed class Auth
     private readonly Options _options;
     private readonly Log _log;
     private readonly Meters _meters;
-    private readonly byte[] _expected;
+    // Of the password that it was made of.
+    private volatile Tuple<string, byte[]> _expected;
     private readonly SignIns _signIns;
     private readonly Issuer? _issuer;
 
@@ -12424,7 +12747,7 @@ internal sealed class Auth
     public Auth(Options options, HttpMessageHandler handler, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _log, _meters) = (options, log, meters);
-        _expected = SHA256.HashData(Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}"));
+        _expected = Expected(options.Password.Value);
         _signIns = new SignIns(clock);
         if (options.AuthMode == AuthMode.Oidc)
             _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
@@ -12504,8 +12827,20 @@ internal sealed class Auth
         var credentials = new byte[base64.Length];
         return Convert.TryFromBase64String(base64, credentials, out var length)
             && CryptographicOperations.FixedTimeEquals(
-                SHA256.HashData(credentials.AsSpan(0, length)), _expected);
+                SHA256.HashData(credentials.AsSpan(0, length)), ExpectedNow());
     }
+
+    /// <summary>The password's file may have another by now.</summary>
+    private byte[] ExpectedNow()
+    {
+        var (password, expected) = (_options.Password.Value, _expected);
+        if (!ReferenceEquals(expected.Item1, password))
+            _expected = expected = Expected(password);
+        return expected.Item2;
+    }
+
+    private Tuple<string, byte[]> Expected(string password) =>
+        new(password, SHA256.HashData(Encoding.UTF8.GetBytes($"{_options.Username}:{password}")));
 
     /// <summary>The challenge of RFC 9110, 11.6.1, with RFC 6750, 3 for tokens.</summary>
     private Reply Unauthorized(string reason, string? description, TimeSpan heldBack)
@@ -13124,7 +13459,11 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
         if (daemon.Onix is not { } onix)
             return default;
         var oldest = onix.Oldest is { } time ? $", the oldest for {Lasted(questions.Moment - time)}" : "";
-        var behind = onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
+        if (onix is { Trouble: null, Confirmed: null })
+            return Markup.Of($"Onix was not asked yet.");
+        var behind = onix.IsAnew
+            ? Markup.Of($"<strong>Onix came back without what it had, and gets the whole history again.</strong>")
+            : onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
             : Markup.Of($"<strong>Onix lacks changes of {Counted(onix.Backlog, "service")}{oldest}.</strong>");
         return onix.Trouble == null ? behind
             : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
@@ -13410,12 +13749,28 @@ internal sealed class Web
         var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
             ?? (NeedsCredentials(resource) || (resource == Resource.Ready && head.Authorization != null)
                 ? await _auth.RefusalAsync(head.Authorization, client, connection) : null);
-        if (!TakesAlerts(resource) || head.IsRead)
-            return refusal;
-        refusal ??= LengthRefusal(head.Length, client) ?? Unavailable();
-        if (refusal != null)
+        var takesAlerts = TakesAlerts(resource) && !head.IsRead;
+        if (takesAlerts)
+            refusal ??= BodyRefusal(head) ?? Unavailable();
+        if (head.IsPost && refusal?.BadReason is { } reason)
+            CountBad(reason, refusal.Code, head.Target, $"{client}");
+        // Auth has logged it.
+        else if (takesAlerts && refusal?.Code == 401)
+            _meters.BadRequests.WithLabels("credentials").Inc();
+        if (takesAlerts && refusal != null)
             Count(refusal, started);
         return refusal;
+    }
+
+    /// <summary>
+    /// Counts what was meant as alerts, and is lost unless somebody mends what sends it; whatever its path.
+    /// </summary>
+    /// <param name="target">Null: the head could not be read.</param>
+    public void CountBad(string reason, int code, string? target, string? client)
+    {
+        _meters.BadRequests.WithLabels(reason).Inc();
+        _log.Often("a post could not be taken: " + reason, ("code", code),
+            ("path", target is null ? null : AlertMapping.Clip(target.Split('?', 2)[0], MaxShown)), ("client", client));
     }
 
     /// <summary>All but probes, and metrics unless the settings ask for it.</summary>
@@ -13447,31 +13802,44 @@ internal sealed class Web
             }
             if (i + 2 >= path.Length || !byte.TryParse(path.Slice(i + 1, 2), NumberStyles.AllowHexSpecifier,
                 CultureInfo.InvariantCulture, out var encoded))
-                return Reply.Problem(400, "The path has a '%' without two hexadecimal digits.");
+                return Bad("path", Reply.Problem(400, "The path has a '%' without two hexadecimal digits."));
             if (char.IsAsciiLetterOrDigit((char)encoded) || "-._~".Contains((char)encoded))
-                return Reply.Problem(
-                    400, $"The path encodes '{(char)encoded}', which needs none: write it as it is.");
+                return Bad("path", Reply.Problem(
+                    400, $"The path encodes '{(char)encoded}', which needs none: write it as it is."));
             bytes.Add(encoded);
             i += 2;
         }
         return Utf8.IsValid(CollectionsMarshal.AsSpan(bytes)) ? null
-            : Reply.Problem(400, "The path is not UTF-8.");
+            : Bad("path", Reply.Problem(400, "The path is not UTF-8."));
     }
 
-    private Reply? MethodRefusal(Resource resource, string partition, RequestHead head) => resource switch
+    private static Reply Bad(string reason, Reply reply) => reply with { BadReason = reason };
+
+    private Reply? MethodRefusal(Resource resource, string partition, RequestHead head)
     {
-        Resource.None => Reply.Problem(
-            404, $"There is no such path; post alerts to /{_options.Path}/PARTITION."),
-        Resource.Webhook or Resource.History or Resource.Report or Resource.Alerts or Resource.FirstAlerts
-            or Resource.PeerStatus or Resource.PeerReady when !IsPartition(partition) => Reply.Problem(
-            404,
-            $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."),
-        _ when TakesAlerts(resource) && head.Method == "POST" && head.IsOfPage => Reply.Problem(
-            403, "A web page may not post alerts, since it may be of any site."),
-        Resource.FirstAlerts => head.Method == "POST" ? null : NotAllowed("POST"),
-        Resource.Webhook or Resource.Alerts => head.Method == "POST" || head.IsRead ? null : NotAllowed("GET, HEAD, POST"),
-        _ => head.IsRead ? null : NotAllowed("GET, HEAD"),
-    };
+        var allowed = resource switch
+        {
+            Resource.FirstAlerts => "OPTIONS, POST",
+            Resource.Webhook or Resource.Alerts => "GET, HEAD, OPTIONS, POST",
+            _ => "GET, HEAD, OPTIONS",
+        };
+        // HAProxy's check, unless it is told otherwise, and a question about all (RFC 9110, 9.3.7).
+        if (head.Method == "OPTIONS" && (resource != Resource.None || head.Target == "*"))
+            return new Reply(204, "", []) { Headers = [("Allow", allowed)] };
+        if (resource == Resource.None)
+            return Bad("path", Reply.Problem(
+                404, $"There is no such path; post alerts to /{_options.Path}/PARTITION."));
+        if (IsOfPartition(resource) && !IsPartition(partition))
+            return Bad("partition", Reply.Problem(
+                404, $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."));
+        if (TakesAlerts(resource) && head.Method == "POST" && head.IsOfPage)
+            return Bad("origin", Reply.Problem(403, "A web page may not post alerts, since it may be of any site."));
+        return head.IsRead ? resource == Resource.FirstAlerts ? NotAllowed(allowed) : null
+            : head.Method == "POST" && TakesAlerts(resource) ? null : NotAllowed(allowed);
+    }
+
+    private static bool IsOfPartition(Resource resource) => resource is Resource.Webhook or Resource.History
+        or Resource.Report or Resource.Alerts or Resource.FirstAlerts or Resource.PeerStatus or Resource.PeerReady;
 
     /// <summary>Of a mistaken or made-up name: what it would make in the store stays for good.</summary>
     private Reply NotTaken(string partition, ReceivedAlerts alerts)
@@ -13480,18 +13848,27 @@ internal sealed class Web
             + alerts.MoreUnmappable + alerts.Ignored + alerts.Heartbeats);
         _log.Often("alerts were refused, of a partition that --partitions does not name",
             ("partition", partition));
-        return Reply.Problem(404, $"Alerts of partition '{partition}' are not taken: {Options.PartitionsSetting} "
-            + "does not name it.");
+        return Bad("partition", Reply.Problem(
+            404, $"Alerts of partition '{partition}' are not taken: {Options.PartitionsSetting} does not name it."));
     }
 
     private static Reply NotAllowed(string allowed) =>
-        Reply.Problem(405, $"Allowed: {allowed}.") with { Headers = [("Allow", allowed)] };
+        Bad("method", Reply.Problem(405, $"Allowed: {allowed}.") with { Headers = [("Allow", allowed)] });
 
-    private Reply? LengthRefusal(long? length, IPAddress client) =>
-        length == null ? Bad(411, "Send the body with a Content-Length.", $"{client}")
-        : length > _options.MaxBody
-            ? Bad(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.", $"{client}")
-        : null;
+    private Reply? BodyRefusal(RequestHead head)
+    {
+        if (head.Length == null && !head.IsChunked)
+            return Bad("length", Reply.Problem(411, "Send the body with a Content-Length, or in chunks."));
+        if (head.Length > _options.MaxBody)
+            return Bad("body_size", BodyTooLarge);
+        if (head.IsGzip || head.ContentEncoding is null or "" or "identity")
+            return null;
+        var reply = Reply.Problem(415, "The only Content-Encoding that SeS takes is gzip.");
+        return Bad("content_encoding", reply with { Headers = [("Accept-Encoding", "gzip")] });
+    }
+
+    /// <summary>Also once it is there, where its head does not tell.</summary>
+    public Reply BodyTooLarge => Reply.Problem(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.");
 
     /// <summary>Why no alert can be taken now, whatever it contains.</summary>
     private Reply? Unavailable() =>
@@ -13516,6 +13893,8 @@ internal sealed class Web
             _ when !segments.Take(_hook.Length).SequenceEqual(_hook) => (Resource.None, ""),
             _ when segments.Length <= _hook.Length + 1 =>
                 (Resource.Webhook, segments.ElementAtOrDefault(_hook.Length) ?? ""),
+            // A slash at the end of an url is easily written.
+            [.., ""] => (OfPartition(segments.AsSpan(_hook.Length + 1)[..^1]), segments[_hook.Length]),
             _ => (OfPartition(segments.AsSpan(_hook.Length + 1)), segments[_hook.Length]),
         };
     }
@@ -13523,6 +13902,7 @@ internal sealed class Web
     /// <summary>What the segments after a partition name.</summary>
     private static Resource OfPartition(ReadOnlySpan<string> segments) => segments switch
     {
+        [] => Resource.Webhook,
         ["history"] => Resource.History,
         ["report"] => Resource.Report,
         ["api", "v2", "alerts"] => Resource.Alerts,
@@ -13653,6 +14033,8 @@ internal sealed class Web
                 var started = _clock.GetTimestamp();
                 var post = new Post(partition, resource != Resource.Webhook, resource == Resource.FirstAlerts);
                 var reply = Unavailable() ?? await TakeInTurnAsync(_store!, request, post);
+                if (reply.BadReason is { } reason)
+                    CountBad(reason, reply.Code, request.RawUrl, request.Headers[ClientField]);
                 Count(reply, started);
                 return reply;
         }
@@ -13697,7 +14079,7 @@ internal sealed class Web
         }
         catch (PayloadException e)
         {
-            return Bad(e.Code, e.Message, request.Headers[ClientField]);
+            return Bad("payload", Reply.Problem(e.Code, e.Message));
         }
         if (_options.Partitions?.Contains(post.Partition) == false)
             return NotTaken(post.Partition, alerts);
@@ -13712,20 +14094,33 @@ internal sealed class Web
     private async Task<ReceivedAlerts> ReadAsync(HttpListenerRequest request, Post post)
     {
         var length = (int)request.ContentLength64;
-        var isPooled = length <= LargePayload;
-        var body = isPooled ? ArrayPool<byte>.Shared.Rent(length)
-            : GC.AllocateUninitializedArray<byte>(length);
+        ReceivedAlerts Read(ReadOnlySpan<byte> body) => AlertReader.Read(body, post.Partition,
+            post.IsPrometheus ? AlertSource.Prometheus : AlertSource.Webhook, _options.Mapping,
+            _clock.GetUtcNow().UtcDateTime);
+        var part = ArrayPool<byte>.Shared.Rent(Math.Min(length, BodyWriter.Size));
+        using IDisposable? owner = length > part.Length ? new LargeBuffer(length) : null;
+        var large = owner as LargeBuffer;
         try
         {
-            await request.InputStream.ReadExactlyAsync(body, 0, length);
-            return AlertReader.Read(body.AsSpan(0, length), post.Partition,
-                post.IsPrometheus ? AlertSource.Prometheus : AlertSource.Webhook, _options.Mapping,
-                _clock.GetUtcNow().UtcDateTime);
+            if (large == null)
+            {
+                await request.InputStream.ReadExactlyAsync(part, 0, length);
+                return Read(part.AsSpan(0, length));
+            }
+            // The listener's stream fills arrays alone.
+            for (var there = 0; there < length;)
+            {
+                var count = await request.InputStream.ReadAsync(part.AsMemory(0, Math.Min(part.Length, length - there)));
+                if (count == 0)
+                    throw new EndOfStreamException();
+                part.AsSpan(0, count).CopyTo(large.GetSpan()[there..]);
+                there += count;
+            }
+            return Read(large.GetSpan());
         }
         finally
         {
-            if (isPooled)
-                ArrayPool<byte>.Shared.Return(body);
+            ArrayPool<byte>.Shared.Return(part);
         }
     }
 
@@ -13813,14 +14208,6 @@ internal sealed class Web
             json.WriteNumber("more", stored.Quarantined - Math.Min(quarantined.Count, MaxListedAlerts));
     }
 
-    private Reply Bad(int code, string detail, string? client)
-    {
-        _meters.BadRequests.Inc();
-        _log.Often("a payload could not be processed",
-            ("code", code), ("reason", detail), ("client", client));
-        return Reply.Problem(code, detail);
-    }
-
     // ---- Questions ----
 
     /// <param name="name">Of what is asked, in metrics.</param>
@@ -13863,6 +14250,8 @@ internal sealed class Web
             var format = question.Format
                 ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
             var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
+            if (!snapshot.HasHeardOf(partition))
+                return Reply.Problem(404, $"Nothing was ever heard of partition '{partition}'.");
             if (question.AsOf < snapshot.Oldest)
                 throw new QuestionException(
                     $"as_of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
@@ -14233,8 +14622,7 @@ internal sealed class Web
             json.WriteString("state", "starting");
             return;
         }
-        json.WriteString("state", state.Trouble != null ? "away" : state.Confirmed == null ? "starting"
-            : state.Backlog > 0 ? "behind" : "recorded");
+        json.WriteString("state", state.Word);
         if (state.Trouble != null)
             json.WriteString("reason", state.Trouble);
         json.WriteNumber("backlog_services", state.Backlog);
@@ -14252,12 +14640,11 @@ internal sealed class Web
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
     {
-        var onix = _recorder?.State() is not { } state
-            ? (_options.OnixUrl == null ? "no Onix" : "Onix starting")
-            : state.Trouble != null ? $"Onix away, {state.Backlog} services waiting: {state.Trouble}"
-            : $"Onix has all but {state.Backlog} services' changes, {state.Barred} services barred";
+        var onix = _options.OnixUrl == null ? "no Onix" : _recorder?.State().Sentence ?? "Onix was not asked yet";
         var trouble = _store?.Watching.Troubles().FirstOrDefault() is { } first ? $"; {first}" : "";
-        return Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}{trouble}";
+        // A line end would begin another field of sd_notify(3).
+        return Terminal.Plain(
+            Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}{trouble}");
     }
 
     private double Age(DateTime? since) =>
@@ -14627,6 +15014,15 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
     /// <summary>Its place among those that wait, and may be ended for a new one.</summary>
     public LinkedListNode<ClientConnection>? Waiting { get; set; }
 
+    /// <summary>What is served now brings something, or will, as far as can be seen.</summary>
+    public bool IsPost { get; set; }
+
+    /// <summary>It was ended for a new one: what it lacks is not its client's fault.</summary>
+    public volatile bool HasGivenWay;
+
+    /// <summary>Of what is served now; null until its head is there.</summary>
+    public string? Target { get; set; }
+
     /// <summary>What was received beyond the last head, and not taken.</summary>
     public ReadOnlySpan<byte> Received => _buffer.AsSpan(_start, _end - _start);
 
@@ -14792,8 +15188,17 @@ internal sealed class Gate
     /// <summary>Of questions: most of them wait, since two are computed at once.</summary>
     public const int MaxQuestions = 128;
 
-    /// <summary>Of bodies held at once, beyond the first part of each; --max-body, if that is more.</summary>
+    /// <summary>Of bodies held at once, beyond the first part of each; twice --max-body, if that is more.</summary>
     public const long MaxBytesInFlight = 32L * 1024 * 1024;
+
+    /// <summary>How much larger than in gzip a body of over 1 MiB may be: alerts that are alike shrink to a 120th.</summary>
+    public const int MaxRatio = 400;
+
+    /// <summary>Head and end of a member (RFC 1952, 2.3), in bytes.</summary>
+    private const int SmallestGzip = 18;
+
+    /// <summary>Of the head that the HttpListener gets, but for what the client's has in it.</summary>
+    private const int HeadRoom = 512;
 
     /// <summary>As much of a body is taken room for before any of it is there.</summary>
     private const int FirstPart = 8 * 1024;
@@ -14810,12 +15215,13 @@ internal sealed class Gate
     /// <summary>The longest wait for whatever a client has to do next.</summary>
     private static readonly TimeSpan
         HandshakeTime = TimeSpan.FromSeconds(5), HeadTime = TimeSpan.FromSeconds(10),
-        BodyTime = TimeSpan.FromSeconds(30), AnswerTime = TimeSpan.FromSeconds(30),
-        // Longer than Prometheus's usual scrape interval of a minute, so that its connection stands.
-        IdleTime = TimeSpan.FromSeconds(75),
-        QueueTime = TimeSpan.FromSeconds(5),
-        // A close with bytes unread would take the answer away from a client that still sends.
-        LingerTime = TimeSpan.FromSeconds(2), LingerPause = TimeSpan.FromMilliseconds(10);
+        BodyTime = TimeSpan.FromSeconds(30), AnswerTime = TimeSpan.FromSeconds(30), QueueTime = TimeSpan.FromSeconds(5);
+
+    /// <summary>Longer than Prometheus's usual scrape interval of a minute, so that its connection stands.</summary>
+    private static readonly TimeSpan IdleTime = TimeSpan.FromSeconds(75);
+
+    /// <summary>A close with bytes unread would take the answer away from a client that still sends.</summary>
+    private static readonly TimeSpan LingerTime = TimeSpan.FromSeconds(2), LingerPause = TimeSpan.FromMilliseconds(10);
 
     /// <summary>Less than the 15 s after which the HttpListener closes by itself.</summary>
     private static readonly TimeSpan UpstreamIdleTime = TimeSpan.FromSeconds(5);
@@ -14991,6 +15397,7 @@ internal sealed class Gate
             return false;
         Forget(longest);
         Refused("connections");
+        longest.HasGivenWay = true;
         longest.Abort();
         return true;
     }
@@ -15102,8 +15509,11 @@ internal sealed class Gate
         {
             Await(connection, waits: true);
             Refused(e.Message);
-            _log.Often("a request was refused: " + e.Message, ("client", connection.Client),
-                ("code", e.Reply.Code));
+            if (connection.IsPost && e.Reply.Code != 503)
+                _web.CountBad(e.Message, e.Reply.Code, connection.Target, $"{connection.Client}");
+            else
+                _log.Often("a request was refused: " + e.Message, ("client", connection.Client),
+                    ("code", e.Reply.Code));
             await AnswerAsync(connection, e.Reply, isHead: false, closes: true);
         }
     }
@@ -15114,11 +15524,12 @@ internal sealed class Gate
     {
         Enter(connection, ConnectionState.Handshake, HandshakeTime);
         await connection.WaitAsync();
-        var first = new byte[1];
+        var first = new byte[PostStart.Length];
         var count = await connection.Socket.ReceiveAsync(first, SocketFlags.Peek);
         if (count == 0 && !connection.IsOverdue)
             throw new IOException("the client closed without a byte");
-        if (count == 1 && char.IsAsciiLetter((char)first[0]))
+        connection.IsPost = IsPost(first.AsSpan(0, count));
+        if (count > 0 && char.IsAsciiLetter((char)first[0]))
             throw new RefusedException("handshake", 400, "This port speaks TLS: ask with https.");
         var tls = new SslStream(connection.Stream);
         connection.Stream = tls;
@@ -15186,20 +15597,19 @@ internal sealed class Gate
         Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client, connection.SignedIn) is { } refusal)
         {
-            // What follows may be a body, if only in the eyes of another reader.
-            var isAlone = head.IsRead || head.Length == 0;
             var goesOn = await AnswerAsync(
-                connection, refusal, head.Method == "HEAD", head.Closes || !isAlone);
+                connection, refusal, head.Method == "HEAD", head.Closes || head.MayHaveBody);
             // All of it may have gone without a wait: others have their turn before the next request.
             await Task.Yield();
             return goesOn;
         }
-        var innerHead = HeadFor(head, connection.Client);
-        using var request = new MessageBuffer(
-            this, innerHead.Length + (head.Length ?? 0), isCounted: head.Length > 0);
-        request.Add(innerHead);
-        if (head.Length > 0)
-            await ReadBodyAsync(connection, head, request);
+        var room = HeadRoom + head.Target.Length + (head.Accept?.Length ?? 0);
+        using var sent = new MessageBuffer(this, room, head.Length ?? _options.MaxBody, isCounted: !head.IsRead);
+        if (!head.IsRead)
+            await ReadBodyAsync(connection, head, sent);
+        using var unpacked = head.IsGzip && !head.IsRead ? Unpack(sent, room) : null;
+        var request = unpacked ?? sent;
+        request.Prepend(HeadFor(head, connection.Client, request.Length - room));
         return await HandOverAsync(connection, head, request);
     }
 
@@ -15209,76 +15619,252 @@ internal sealed class Gate
     /// </summary>
     private bool IsHostMeant(RequestHead head, IPAddress client)
     {
-        if (_options.Hosts == null)
+        // No browser leaves the Host out, as HTTP/1.0 may.
+        if (_options.Hosts == null || head.Host == null)
             return true;
         var host = Options.HostOf(head.Host);
         return host != null && (_options.Hosts.Contains(host) || (IPAddress.TryParse(host, out var address)
             && (address.Equals(client) || (IPAddress.IsLoopback(address) && IPAddress.IsLoopback(client)))));
     }
 
+    private static ReadOnlySpan<byte> PostStart => "POST "u8;
+
+    private static bool IsPost(ReadOnlySpan<byte> request) => request.StartsWith(PostStart) || request.StartsWith("PUT "u8);
+
     private async ValueTask<RequestHead?> ReadHeadAsync(ClientConnection connection)
     {
-        int length;
-        while ((length = RequestHead.Find(connection.Received)) == 0)
+        (connection.Target, var length, var mayBeEmptyLine) = (null, 0, true);
+        while (true)
         {
-            if (await connection.ReceiveAsync())
+            // One that a client sends after the body before is no request line (RFC 9112, 2.2).
+            if (mayBeEmptyLine && connection.Received is [(byte)'\r', (byte)'\n', ..])
+            {
+                connection.Take(2);
+                mayBeEmptyLine = false;
+            }
+            connection.IsPost = IsPost(connection.Received.TrimStart("\r\n"u8));
+            var isBegun = mayBeEmptyLine && connection.Received is [(byte)'\r'];
+            if (!isBegun && (length = RequestHead.Find(connection.Received)) > 0)
+                break;
+            var isMore = false;
+            try
+            {
+                isMore = await connection.ReceiveAsync();
+            }
+            catch (Exception e) when (!connection.HasGivenWay && connection.Received.Length > 0
+                && e is (IOException or SocketException))
+            {
+                // As if the client had closed: a reset, or what TLS makes of an end within a record.
+            }
+            if (isMore)
                 continue;
             if (connection.Received.Length > 0 && connection.IsOverdue)
                 throw new RefusedException("head_timeout", 408,
                     $"The head did not arrive within {HeadTime.TotalSeconds} s.");
+            if (connection.IsPost)
+                throw new RefusedException("head_cut", 400, "The head ended before it was whole.");
             if (connection.IsOverdue)
                 Refused("idle");
             return null;
         }
         var head = RequestHead.Parse(connection.Received[..length]);
+        connection.Target = head.Target;
         connection.Take(length);
         return head;
     }
 
     /// <summary>The head that the HttpListener gets: nothing in it but what was checked.</summary>
-    private byte[] HeadFor(RequestHead head, IPAddress client) => Encoding.Latin1.GetBytes(
+    private byte[] HeadFor(RequestHead head, IPAddress client, int length) => Encoding.Latin1.GetBytes(
         $"{(head.IsRead ? "GET" : head.Method)} {head.Target} HTTP/1.1\r\nHost: {_inner}\r\n"
         + $"{Web.SecretField}: {_web.Secret}\r\n{Web.ClientField}: {client}\r\n"
         + (head.Authorization == null ? "" : $"{Web.TrustedField}: yes\r\n")
         + (head.Accept == null ? "" : $"Accept: {head.Accept}\r\n")
-        + (head.Length == null ? "\r\n" : $"Content-Length: {head.Length}\r\n\r\n"));
+        + (head.IsRead ? "\r\n" : $"Content-Length: {length}\r\n\r\n"));
+
+    // ---- Bodies ----
 
     private async Task ReadBodyAsync(ClientConnection connection, RequestHead head, MessageBuffer request)
     {
-        var left = (int)head.Length!.Value;
+        try
+        {
+            if (head.Expects && connection.Received.IsEmpty)
+                await WriteAsync(connection, "HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
+            Enter(connection, ConnectionState.Body, BodyTime);
+            if (head.IsChunked)
+                await ReadChunksAsync(connection, request);
+            else
+                await ReadPartAsync(connection, request, (int)head.Length!.Value);
+        }
+        catch (Exception e) when (!connection.HasGivenWay
+            && e is (IOException or SocketException or ObjectDisposedException))
+        {
+            throw BodyCut(connection);
+        }
+    }
+
+    private static RefusedException BodyCut(ClientConnection connection) => connection.IsOverdue
+        ? new RefusedException("body_timeout", 408, $"The body did not arrive within {BodyTime.TotalSeconds} s.")
+        : new RefusedException("body_cut", 400, "The body ended before it was whole.");
+
+    private static async Task ReadPartAsync(ClientConnection connection, MessageBuffer request, int left)
+    {
         var there = Math.Min(left, connection.Received.Length);
-        if (head.Expects && there == 0)
-            await WriteAsync(connection, "HTTP/1.1 100 Continue\r\n\r\n"u8.ToArray());
-        Enter(connection, ConnectionState.Body, BodyTime);
         request.Add(connection.Received[..there]);
         connection.Take(there);
         for (left -= there; left > 0;)
         {
             var count = await connection.Stream.ReadAsync(request.Room(left));
             if (count == 0)
-                throw connection.IsOverdue
-                    ? new RefusedException("body_timeout", 408,
-                        $"The body did not arrive within {BodyTime.TotalSeconds} s.")
-                    : new RefusedException("body_cut", 400, "The body is shorter than its Content-Length.");
+                throw BodyCut(connection);
             request.Length += count;
             left -= count;
         }
     }
 
+    /// <summary>RFC 9112, 7.1; what follows the last chunk is read, and of no use here.</summary>
+    private async Task ReadChunksAsync(ClientConnection connection, MessageBuffer request)
+    {
+        var left = (long)_options.MaxBody;
+        while (true)
+        {
+            left -= TakeWholeChunks(connection, request, left);
+            var size = RequestHead.ParseChunkSize(TakeLine(connection, await FindLineAsync(connection)));
+            if (size == 0)
+                break;
+            if ((left -= size) < 0)
+                throw new RefusedException("body_size", _web.BodyTooLarge);
+            await ReadPartAsync(connection, request, size);
+            if (await FindLineAsync(connection) is var end && !TakeLine(connection, end).IsEmpty)
+                throw new RefusedException("malformed", 400, "A chunk is longer than its size.");
+        }
+        for (var fields = 0; ; fields++)
+        {
+            var end = await FindLineAsync(connection);
+            var line = TakeLine(connection, end);
+            if (line.IsEmpty)
+                return;
+            RequestHead.CheckField(line);
+            if (fields == RequestHead.MaxFields)
+                throw new RefusedException("malformed", 400, $"There are over {RequestHead.MaxFields} trailer fields.");
+        }
+    }
+
+    /// <summary>
+    /// Takes the chunks that are there as a whole, up to the last, and up to what is odd: of a body in chunks of
+    /// a byte, most. Returns how many bytes they hold, at most so many.
+    /// </summary>
+    private static long TakeWholeChunks(ClientConnection connection, MessageBuffer request, long most)
+    {
+        for (var taken = 0L; ;)
+        {
+            var there = connection.Received;
+            var line = there.IndexOf((byte)'\n');
+            if (line is < 1 or > RequestHead.MaxChunkLine || there[line - 1] != '\r')
+                return taken;
+            var size = RequestHead.ParseChunkSize(there[..(line - 1)]);
+            var end = line + 1L + size;
+            if (size == 0 || taken + size > most || end + 2 > there.Length || there[(int)end] != '\r'
+                || there[(int)end + 1] != '\n')
+                return taken;
+            request.Add(there.Slice(line + 1, size));
+            connection.Take((int)end + 2);
+            taken += size;
+        }
+    }
+
+    /// <summary>Waits for a line of a body in chunks. Returns its length, without its end.</summary>
+    private static async ValueTask<int> FindLineAsync(ClientConnection connection)
+    {
+        int end;
+        while ((end = Start(connection).IndexOf((byte)'\n')) < 0)
+        {
+            if (Start(connection).Length > RequestHead.MaxChunkLine)
+                throw new RefusedException("malformed", 400,
+                    $"A line of the chunked body is over {RequestHead.MaxChunkLine} bytes.");
+            if (!await connection.ReceiveAsync())
+                throw BodyCut(connection);
+        }
+        return end > 0 && connection.Received[end - 1] == '\r' ? end - 1
+            : throw new RefusedException("malformed", 400, "A line ends without a carriage return.");
+
+        static ReadOnlySpan<byte> Start(ClientConnection connection) =>
+            connection.Received[..Math.Min(connection.Received.Length, RequestHead.MaxChunkLine + 2)];
+    }
+
+    /// <summary>Valid until more is received.</summary>
+    private static ReadOnlySpan<byte> TakeLine(ClientConnection connection, int length)
+    {
+        var line = connection.Received[..length];
+        connection.Take(length + 2);
+        return line;
+    }
+
+    /// <summary>Unpacks a body of gzip (RFC 1952) that is one member, as HTTP's clients make it.</summary>
+    /// <exception cref="RefusedException">It is none, or it unpacks to too much.</exception>
+    private MessageBuffer Unpack(MessageBuffer packed, int room)
+    {
+        var most = (int)Math.Min(_options.MaxBody, Math.Max(LargePart, (long)MaxRatio * (packed.Length - room)));
+        var body = new MessageBuffer(this, room, most + 1, isCounted: true);
+        try
+        {
+            if (packed.Length - room < SmallestGzip)
+                throw new InvalidDataException();
+            using var gzip = new GZipStream(packed.ReadBody(), CompressionMode.Decompress);
+            while (gzip.Read(body.Room(most + 1 - body.Length + room).Span) is > 0 and var count)
+            {
+                body.Length += count;
+                if (body.Length - room > most)
+                    throw new RefusedException("body_size", 413, $"The body unpacks to more than --max-body, "
+                        + $"{_options.MaxBody} bytes, or to over {MaxRatio} times its size.");
+            }
+            // A body that is cut off within its last eight bytes, or goes on after them, is not found otherwise.
+            if (BinaryPrimitives.ReadUInt32LittleEndian(packed.Bytes.Span[^4..]) != body.Length - room)
+                throw new InvalidDataException();
+            packed.Dispose();
+            return body;
+        }
+        catch (Exception e)
+        {
+            body.Dispose();
+            if (e is not InvalidDataException)
+                throw;
+            throw new RefusedException("content_encoding", 400, "The body is not what its Content-Encoding, gzip, says.");
+        }
+    }
+
+
     /// <summary>
     /// The bytes of one HTTP message: a whole request on its way to the HttpListener, or an answer. What a
     /// request's body takes beyond its first part is counted, and refused when all together hold too much.
     /// </summary>
-    /// <param name="expected">How many bytes it will hold, as far as that is known.</param>
-    private sealed class MessageBuffer(Gate gate, long expected, bool isCounted) : IDisposable
+    /// <param name="room">For a head that is added when the length of the body is known.</param>
+    /// <param name="expected">How many bytes it will hold beyond that, at most, as far as that is known.</param>
+    private sealed class MessageBuffer(Gate gate, int room, long expected, bool isCounted) : IDisposable
     {
-        private byte[] _buffer = [];
+        private readonly int _room = room;
+        private int _start = room;
+        // Of the pool, or large; none before the first byte.
+        private byte[] _pooled = [];
+        private LargeBuffer? _large;
+        private Memory<byte> _buffer;
         private long _counted;
-        private bool _isPooled;
 
-        public int Length { get; set; }
+        /// <summary>With the room for the head.</summary>
+        public int Length { get; set; } = room;
 
-        public ReadOnlyMemory<byte> Bytes => _buffer.AsMemory(0, Length);
+        public ReadOnlyMemory<byte> Bytes => _buffer[_start..Length];
+
+        /// <summary>What was added after the room.</summary>
+        public Stream ReadBody() => _large != null ? _large.Read(_room, Length - _room)
+            : new MemoryStream(_pooled, _room, Length - _room, writable: false);
+
+        public void Prepend(ReadOnlySpan<byte> head)
+        {
+            if (_buffer.IsEmpty)
+                Grow(_room);
+            _start = _room - head.Length;
+            head.CopyTo(_buffer.Span[_start..]);
+        }
 
         public void Add(ReadOnlySpan<byte> bytes)
         {
@@ -15295,33 +15881,51 @@ internal sealed class Gate
         /// <exception cref="RefusedException">All bodies together hold too much.</exception>
         public Memory<byte> Room(int atMost)
         {
-            if (Length == _buffer.Length)
-                Grow(Length == 0 ? (int)Math.Min(expected, FirstPart) : 2 * Length);
-            return _buffer.AsMemory(Length, Math.Min(atMost, _buffer.Length - Length));
+            if (Length >= _buffer.Length)
+                Grow(_buffer.IsEmpty ? _room + (int)Math.Min(expected, FirstPart) : 2 * Length);
+            return _buffer.Slice(Length, Math.Min(atMost, _buffer.Length - Length));
         }
 
         public void Dispose()
         {
-            Interlocked.Add(ref gate._bytesInFlight, -_counted);
-            if (_isPooled)
-                ArrayPool<byte>.Shared.Return(_buffer);
-            (_buffer, _counted, _isPooled) = ([], 0, false);
+            Count(0);
+            if (_pooled.Length > 0)
+                ArrayPool<byte>.Shared.Return(_pooled);
+            (_large as IDisposable)?.Dispose();
+            (_pooled, _large, _buffer) = ([], null, default);
         }
 
         private void Grow(int size)
         {
-            // The last step of a large body is as large as it needs to be, so that the largest has room. The
-            // pool would keep large ones for each thread.
             var isLarge = isCounted && size > LargePart;
-            var larger = !isLarge ? ArrayPool<byte>.Shared.Rent(size)
-                : GC.AllocateUninitializedArray<byte>((int)Math.Min(size, expected));
-            Bytes.CopyTo(larger);
-            var length = Length;
-            Dispose();
-            (_buffer, Length, _isPooled) = (larger, length, !isLarge);
-            _counted = isCounted ? Math.Max(0, larger.Length - FirstPart) : 0;
-            var most = Math.Max(MaxBytesInFlight, gate._options.MaxBody);
-            if (Interlocked.Add(ref gate._bytesInFlight, _counted) > most && _counted > 0)
+            // The last step of a large body is as large as it needs to be, so that the largest has room.
+            size = isLarge ? (int)Math.Min(size, _room + expected) : size;
+            Count(isCounted ? Math.Max(0, size - _room - FirstPart) : 0);
+            if (_large != null)
+            {
+                _large.Resize(size);
+                _buffer = _large.Memory;
+                return;
+            }
+            var before = _pooled;
+            if (isLarge)
+                (_large, _pooled) = (new LargeBuffer(size), []);
+            else
+                _pooled = ArrayPool<byte>.Shared.Rent(size);
+            _buffer = _large?.Memory ?? _pooled;
+            before.AsSpan(0, Math.Min(Length, before.Length)).CopyTo(_buffer.Span);
+            if (before.Length > 0)
+                ArrayPool<byte>.Shared.Return(before);
+        }
+
+        private void Count(long bytes)
+        {
+            // As it came and unpacked, one body of the largest has room.
+            var most = Math.Max(MaxBytesInFlight, 2L * gate._options.MaxBody);
+            var all = Interlocked.Add(ref gate._bytesInFlight, bytes - _counted);
+            var isMore = bytes > _counted;
+            _counted = bytes;
+            if (isMore && all > most)
                 throw new RefusedException("bytes_in_flight", 503, "Too much is in flight.");
         }
     }
@@ -15338,7 +15942,7 @@ internal sealed class Gate
         try
         {
             var closes = head.Closes || _draining || _web.IsFromPrometheus(head);
-            using var answer = new MessageBuffer(this, SmallAnswer, isCounted: false);
+            using var answer = new MessageBuffer(this, 0, SmallAnswer, isCounted: false);
             StreamedBody? body;
             var slots = _web.IsQuestion(head) ? _questionSlots : _slots;
             var isLate = await TakeSlotAsync(slots);
@@ -15357,9 +15961,15 @@ internal sealed class Gate
             Await(connection, waits: true);
             using (body)
             {
+                // Without chunks the connection's end is the body's: a reset tells that it is not whole.
+                var untilClose = body != null && head.IsOld && head.Method != "HEAD";
+                if (untilClose)
+                    connection.Socket.LingerState = new LingerOption(true, 0);
                 await WriteAsync(connection, answer.Bytes);
                 if (body != null && head.Method != "HEAD")
-                    await RelayAsync(connection, body, answer);
+                    await RelayAsync(connection, body, !head.IsOld, answer);
+                if (untilClose)
+                    connection.Socket.LingerState = new LingerOption(false, 0);
             }
             return !closes || await LingerAsync(connection);
         }
@@ -15376,16 +15986,17 @@ internal sealed class Gate
         connection.Abort();
     }
 
-    /// <summary>Sends a long answer, each part as a chunk.</summary>
-    private async Task RelayAsync(ClientConnection connection, StreamedBody body, MessageBuffer answer)
+    /// <summary>Sends a long answer, each part as a chunk, or, to HTTP/1.0, as it is.</summary>
+    private async Task RelayAsync(ClientConnection connection, StreamedBody body, bool inChunks, MessageBuffer answer)
     {
         while (true)
         {
             Enter(connection, ConnectionState.Handled, Timeless);
             var part = await body.NextAsync();
             answer.Length = 0;
-            AddChunk(answer, (part ?? default).Span);
-            await WriteAsync(connection, answer.Bytes);
+            if (inChunks)
+                AddChunk(answer, (part ?? default).Span);
+            await WriteAsync(connection, inChunks ? answer.Bytes : part ?? default);
             if (part == null)
                 return;
         }
@@ -15423,7 +16034,7 @@ internal sealed class Gate
                 _log.Error("a defect in SeS: its HTTP listener did not answer", ("exception", e));
                 throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
             }
-            var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, answer);
+            var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, !head.IsOld, answer);
             body = id == null ? null : _web.TakeStreamedBody(id);
             if (body != null)
                 body.Abort = () => Stall(connection);
@@ -15481,7 +16092,7 @@ internal sealed class Gate
 
     /// <summary>Adds the head of the listener's answer as the client gets it.</summary>
     private static (long Length, bool KeepsAlive, string? StreamId) Rewrite(
-        ReadOnlySpan<byte> head, bool closes, MessageBuffer answer)
+        ReadOnlySpan<byte> head, bool closes, bool takesChunks, MessageBuffer answer)
     {
         var (length, keepsAlive, streamId) = (0L, true, (string?)null);
         foreach (var range in head.Split("\r\n"u8))
@@ -15500,7 +16111,7 @@ internal sealed class Gate
             }
         }
         if (streamId != null)
-            answer.Add("Transfer-Encoding: chunked\r\n"u8);
+            answer.Add(takesChunks ? "Transfer-Encoding: chunked\r\n"u8 : []);
         // A 204 has no Content-Length (RFC 9110, 8.6).
         else if (!head.StartsWith("HTTP/1.1 204"u8))
             answer.Add(Encoding.ASCII.GetBytes($"Content-Length: {length}\r\n"));
@@ -15525,7 +16136,8 @@ internal sealed class Gate
         }
         var head = $"HTTP/1.1 {reply.Code} {Reply.Phrase(reply.Code)}\r\nDate: {_clock.GetUtcNow():R}\r\n"
             + string.Concat(reply.Headers.Select(h => $"{h.Name}: {h.Value}\r\n"))
-            + $"Content-Type: {reply.ContentType}\r\nContent-Length: {reply.Body.Length}\r\n"
+            + (reply.Code == 204 ? ""
+                : $"Content-Type: {reply.ContentType}\r\nContent-Length: {reply.Body.Length}\r\n")
             + (closes ? "Connection: close\r\n\r\n" : "\r\n");
         byte[] body = isHead ? [] : reply.Body;
         await WriteAsync(connection, (byte[])[.. Encoding.Latin1.GetBytes(head), .. body]);
@@ -15539,9 +16151,13 @@ internal sealed class Gate
         if (connection.Stream is SslStream tls)
             await tls.ShutdownAsync();
         connection.Shutdown(SocketShutdown.Send);
-        // Until the client closes, or its time is up; slowly, so that a flood costs nothing.
-        while (await connection.Socket.ReceiveAsync(Waste, SocketFlags.None) > 0)
-            await Task.Delay(LingerPause, _clock);
+        // Until the client closes, or its time is up; beyond a whole body slowly, so that a flood costs nothing.
+        var left = (long)_options.MaxBody;
+        while (await connection.Socket.ReceiveAsync(Waste, SocketFlags.None) is > 0 and var count)
+        {
+            if ((left -= count) < 0)
+                await Task.Delay(LingerPause, _clock);
+        }
         return false;
     }
 }
@@ -15627,14 +16243,35 @@ internal static partial class Linux
     [LibraryImport("libc", EntryPoint = "shutdown")]
     private static partial int Shutdown(int descriptor, int how);
 
+    /// <summary>Whether standard error is what systemd made it, the journal's (systemd.exec(5), JOURNAL_STREAM).</summary>
+    public static bool IsJournal
+    {
+        get
+        {
+            if (Environment.GetEnvironmentVariable("JOURNAL_STREAM")?.Split(':') is not [var device, var inode]
+                || Disk.StatusOf("/proc/self/fd/2") is not { } status)
+                return false;
+            // As makedev(3) joins the two parts of a device's number.
+            var (major, minor) = (status.Device & uint.MaxValue, status.Device >> 32);
+            var number = (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & ~0xffUL) << 12) | ((major & ~0xfffUL) << 32);
+            return device == number.ToString(CultureInfo.InvariantCulture)
+                && inode == status.Inode.ToString(CultureInfo.InvariantCulture);
+        }
+    }
+
     /// <summary>
     /// The C library keeps an area of memory for each of the threads that use SQLite, and gives little of it
     /// back: one for all of them takes a third less under many questions.
     /// </summary>
-    public static void ShareMemory() => _ = SetMemoryOption(ArenaMax, 1);
+    public static void ShareMemory()
+    {
+        _ = SetMemoryOption(ArenaMax, 1);
+        // What is larger is given back to the system at once. The library would raise this as it learns.
+        _ = SetMemoryOption(MapThreshold, 256 * 1024);
+    }
 
     // From malloc.h.
-    private const int ArenaMax = -8;
+    private const int ArenaMax = -8, MapThreshold = -3;
 
     [LibraryImport("libc", EntryPoint = "mallopt")]
     private static partial int SetMemoryOption(int option, int value);
@@ -15752,6 +16389,43 @@ internal sealed class MemoryTrimmer(Func<long> work)
         GC.Collect(2, GCCollectionMode.Aggressive, blocking: true, compacting: true);
 }
 
+/// <summary>Reads secrets and CAs in files again, as they are rotated; Tls does so with the certificates of the port.</summary>
+internal sealed class SecretWatch(Options options, OnixClient? onix, Log log)
+{
+    public static readonly TimeSpan Period = TimeSpan.FromSeconds(10);
+
+    /// <summary>To be called every <see cref="Period"/>.</summary>
+    public void Check()
+    {
+        foreach (var (setting, secret, isUsable) in options.SecretFiles)
+            Try(setting, secret.Path!, () =>
+            {
+                if (secret.Changed() is not { } changed)
+                    return false;
+                if (!isUsable(changed))
+                    throw new IOException("it would be refused at a start");
+                secret.Take(changed);
+                return true;
+            });
+        if (onix != null && options.OnixCaFile is { } path)
+            Try(Options.OnixCaFileSetting, path, onix.RereadCa);
+    }
+
+    private void Try(Setting setting, string path, Func<bool> reread)
+    {
+        try
+        {
+            if (reread())
+                log.Info("read again", ("setting", setting.Flag), ("file", path));
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException)
+        {
+            log.Often($"{setting.Flag}: what the file has now is not used, what it had before still is",
+                ("file", path), ("reason", e.Message));
+        }
+    }
+}
+
 /// <summary>
 /// Logs when the clock is set: by it SeS judges which events are too far ahead, or too old to keep.
 /// </summary>
@@ -15833,7 +16507,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 {
     private static readonly Setting
         Partition = Flag("--partition", "NAME", "Only services of this partition"),
-        From = Flag("--from", "TIME", "From this time on, such as 2026-11-22T11:34:00Z or -24h"),
+        From = Flag("--from", "TIME", "From this time on, such as 2026-11-22T11:34:00Z, 2026-11-22 or -24h"),
         To = Flag("--to", "TIME", "Up to this time"),
         AsOf = Flag("--as-of", "TIME", "From what was recorded until then, as it was known"),
         Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)");
@@ -15857,7 +16531,8 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         new("status", "Tells the current status of each service.", "ses status", [.. Filters, AsOf, Format]),
         new("history", "Tells each change of status, in order of time.",
             "ses history --service etcd --from -24h",
-            [.. Filters, From, To, AsOf, Flag("--limit", "COUNT", "At most so many events"),
+            [.. Filters, From, To, AsOf, Flag("--order", "ORDER", "asc, or desc: the newest first (default: asc)"),
+                Flag("--limit", "COUNT", "At most so many events"),
                 Flag("--cursor", "CURSOR", "Go on after an answer's next"), Format]),
         new("report", "Tells availability and outages of each service.",
             "ses report --service etcd --facet node --from -7d --threshold 2",
@@ -16454,7 +17129,7 @@ internal sealed class CommandRunner(
         var options = Options.Read(
             flags.Where(f => Options.Settings.Any(s => s.Flag == f.Key)).ToDictionary(), variables);
         return new AuthenticationHeaderValue("Basic", Convert.ToBase64String(
-            Encoding.UTF8.GetBytes($"{options.Username}:{options.Password}")));
+            Encoding.UTF8.GetBytes($"{options.Username}:{options.Password.Value}")));
     }
 }
 
@@ -16519,46 +17194,45 @@ internal static class Program
         }
         catch (OptionsException e)
         {
-            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: {e.Message}"));
-            return Usage;
+            return await FailAsync(Usage, e.Message);
         }
         catch (DataDirException e)
         {
-            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: {Options.DataDirSetting}: {e.Message}"));
-            return Usage;
+            return await FailAsync(Usage, $"{Options.DataDirSetting}: {e.Message}");
         }
         catch (SqliteException e) when (e.IsNoDatabase)
         {
-            await Console.Error.WriteLineAsync(
-                $"ses: {Options.DataDirSetting}: {Store.FileName} is no database, or its head is damaged: "
-                + "put a backup in its place (ses restore)");
-            return Usage;
+            return await FailAsync(Usage, $"{Options.DataDirSetting}: {Store.FileName} is no database, or its head is "
+                + "damaged: put a backup in its place (ses restore)");
         }
         catch (SqliteException e) when (e.IsReadOnly)
         {
-            await Console.Error.WriteLineAsync(Terminal.Plain(
-                $"ses: {Options.DataDirSetting}: it cannot be written to: {e.Reason}"));
-            return Usage;
+            return await FailAsync(Usage, $"{Options.DataDirSetting}: it cannot be written to: {e.Reason}");
         }
         catch (SqliteException e)
         {
-            await Console.Error.WriteLineAsync(e.IsDamage
-                ? $"ses: {Store.FileName} is damaged, or its log is another database's: ses check tells what; ses "
+            return await FailAsync(Failure, e.IsDamage
+                ? $"{Store.FileName} is damaged, or its log is another database's: ses check tells what; ses "
                     + $"rebuild mends indexes, ses restore puts a backup in its place: {e.Reason}"
-                : $"ses: the disk refuses: {e.Reason}");
-            return Failure;
+                : $"the disk refuses: {e.Reason}");
         }
         catch (Exception e) when (Disk.Refused(e))
         {
-            await Console.Error.WriteLineAsync(Terminal.Plain($"ses: the disk refuses: {e.Message}"));
-            return Failure;
+            return await FailAsync(Failure, $"the disk refuses: {e.Message}");
         }
         catch (Exception e)
         {
-            await Console.Error.WriteLineAsync(
-                string.Join('\n', $"ses: a defect in SeS: {e}".Split('\n').Select(Terminal.Plain)));
-            return Failure;
+            return await FailAsync(Failure, $"a defect in SeS: {e}");
         }
+    }
+
+    /// <summary>Says on standard error why there is no more to do. Returns the exit code.</summary>
+    private static async Task<int> FailAsync(int code, string reason)
+    {
+        var level = Linux.IsJournal ? Log.JournalPrefix(LogLevel.Error) : "";
+        foreach (var line in $"ses: {reason}".Split('\n'))
+            await Console.Error.WriteLineAsync(level + Terminal.Plain(line));
+        return code;
     }
 
     // ---- Command line ----
@@ -16705,11 +17379,12 @@ internal static class Program
 
     private static async Task<int> RunAsync(Options options)
     {
+        Options.CheckNoConfigFile(Environment.CurrentDirectory);
         Linux.EndWithoutMemory();
         Linux.ShareMemory();
         var areGroupsChosen = Linux.ChooseTlsGroups();
         await using var lines = new QueuedWriter(Console.Error);
-        var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System);
+        var log = new Log(options.LogLevel, options.LogJson, lines, TimeProvider.System, Linux.IsJournal);
         var meters = new Meters(Version, Commit, OpenSsl);
         using var claim = DataDir.Claim(options.DataDir);
         var auth = new Auth(options, Auth.CreateHandler(), TimeProvider.System, log, meters);
@@ -16735,7 +17410,7 @@ internal static class Program
         // A root that is read only has no other place where SQLite could sort.
         _ = Linux.SetEnvironment("SQLITE_TMPDIR", Path.GetFullPath(options.DataDir), 1);
         var store = new Store(options.DataDir, StoreRules.Of(options), TimeProvider.System, log, meters);
-        var recorder = OpenRecorder(options, store, log, meters);
+        var (onix, recorder) = OpenRecorder(options, store, log, meters);
         var recording = recorder?.RunAsync(stop.Token) ?? Task.CompletedTask;
         var scrub = new Scrub(store, TimeProvider.System, log, meters);
         web.Serve(store, recorder, scrub);
@@ -16744,8 +17419,10 @@ internal static class Program
 
         var memoryTrimmer = new MemoryTrimmer(() => gate.Work);
         var clockWatch = new ClockWatch(TimeProvider.System, log);
+        var secretWatch = new SecretWatch(options, onix, log);
         using (new Timer(_ => memoryTrimmer.Check(), null, MemoryTrimmer.Period, MemoryTrimmer.Period))
         using (new Timer(_ => clockWatch.Check(), null, ClockWatch.Jump, ClockWatch.Jump))
+        using (new Timer(_ => secretWatch.Check(), null, SecretWatch.Period, SecretWatch.Period))
         using (new Timer(_ => scrub.Step(), null, Scrub.Period, Scrub.Period))
         using (new Timer(_ => _ = FeedAsync(systemd, web, gate, options), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
@@ -16837,16 +17514,17 @@ internal static class Program
         }
     }
 
-    private static Recorder? OpenRecorder(Options options, Store store, Log log, Meters meters)
+    private static (OnixClient? Onix, Recorder? Recorder) OpenRecorder(
+        Options options, Store store, Log log, Meters meters)
     {
         if (options.OnixUrl == null)
-            return null;
+            return default;
         try
         {
             var onix = new OnixClient(
                 options, OnixClient.CreateHandler(options), TimeProvider.System, meters);
-            return new Recorder(
-                store, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters);
+            return (onix, new Recorder(
+                store, onix, options.OnixUrl.AbsoluteUri, TimeProvider.System, log, meters));
         }
         catch (CryptographicException e)
         {

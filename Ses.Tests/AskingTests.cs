@@ -141,6 +141,13 @@ public sealed class AskingTests
     [InlineData("from=2026-11-22T09:00:00Z&to=2026-11-22T10:00:00.5Z", 1)]
     [InlineData("from=2026-11-22T10:00:00+01:00", 2)]
     [InlineData("from=2026-11-22T11:00:00%2B01:00", 1)]
+    [InlineData("from=2026-11-22t11:00:00%2B01:00", 1)]
+    [InlineData("from=2026-11-22t09:00z", 2)]
+    [InlineData("from=2026-11-22", 3)]
+    [InlineData("from=2026-11-22&to=2026-11-23", 3)]
+    [InlineData("from=2026-11-21&to=2026-11-22", 0)]
+    [InlineData("order=desc&from=-2h", 1)]
+    [InlineData("order=asc&from=-1w&platform=p1&facet=node", 3)]
     [InlineData("from=-1w&platform=p1&facet=node", 3)]
     [InlineData("location=n1", 2)]
     [InlineData("platform=&service=db&limit=", 1)]
@@ -150,17 +157,6 @@ public sealed class AskingTests
         await using var host = await WithAPastAsync();
         Assert.Equal(events, (await host.GetAsync($"/alerts/INS/history?{query}")).Json
             .GetProperty("events").GetArrayLength());
-    }
-
-    [Theory]
-    [InlineData("/alerts/other/history")]
-    [InlineData("/alerts/INS%2Fx")]
-    public async Task PartitionThatNobodyWroteToIsEmpty(string path)
-    {
-        await using var host = await WithAPastAsync();
-        var answer = await host.GetAsync(path);
-        Assert.Equal(200, answer.Code);
-        Assert.Equal(0, answer.Json.EnumerateObject().First(p => p.Name is "services" or "events").Value.GetArrayLength());
     }
 
     // ---- As it was known ----
@@ -221,7 +217,12 @@ public sealed class AskingTests
     [InlineData("/history?threshold=3", "threshold: it is no parameter of a history")]
     [InlineData("/history?from=-1h&from=-2h", "from: it stands twice")]
     [InlineData("/history?from=yesterday", "from: 'yesterday' is not usable; allowed: RFC 3339")]
-    [InlineData("/history?from=2026-11-22", "from: '2026-11-22' is not usable")]
+    [InlineData("/history?from=2026-11-2", "from: '2026-11-2' is not usable")]
+    [InlineData("/history?from=2026-02-29", "from: '2026-02-29' is not usable")]
+    [InlineData("/history?from=2026-11-22T08:00", "from: '2026-11-22T08:00' is not usable")]
+    [InlineData("/history?from=2026-11-22&to=2026-11-22", "from: it is not before to")]
+    [InlineData("/history?order=newest", "order: 'newest' is not usable; allowed: asc, desc")]
+    [InlineData("/report?order=desc", "order: it is no parameter of a report")]
     [InlineData("/history?to=-99999999999d", "to: '-99999999999d' is not usable")]
     [InlineData("/history?to=-999999999d", "to: '-999999999d' is not usable")]
     [InlineData("/history?to=-", "to: '-' is not usable")]
@@ -229,7 +230,7 @@ public sealed class AskingTests
     [InlineData("/history?limit=99999999999", "limit: '99999999999' is not usable")]
     [InlineData("/report?threshold=two", "threshold: 'two' is not usable")]
     [InlineData("/history?cursor=x%00y", "cursor: ")]
-    [InlineData("/history?cursor=AAAA", "cursor: 'AAAA' is not usable; allowed: what an answer gave as next")]
+    [InlineData("/history?cursor=AAAA", "cursor: 'AAAA' is not usable; allowed: what an answer in this order gave as next")]
     [InlineData("/history?format=xml", "format: 'xml' is not usable; allowed: json, csv")]
     [InlineData("/history?format=table", "format: 'table' is not usable; allowed: json, csv")]
     [InlineData("/history?from=-1h&to=-1h", "from: it is not before to")]
@@ -245,18 +246,79 @@ public sealed class AskingTests
     [InlineData("/alerts//history")]
     [InlineData("/alerts/INS/history/x")]
     [InlineData("/alerts/INS/else")]
+    [InlineData("/alerts/INS//")]
+    [InlineData("/alerts//INS")]
+    [InlineData("/alerts/INS/history//")]
+    [InlineData("/alerts/INS%2Fx")]
+    [InlineData("/live/")]
     [InlineData("/service?partition=INS&service=nope")]
+    [InlineData("/alerts/NEVER")]
+    [InlineData("/alerts/NEVER/history")]
+    [InlineData("/alerts/NEVER/report?threshold=2")]
     public async Task UnknownPathsAre404(string path)
     {
         await using var host = await WithAPastAsync();
         (await host.GetAsync(path)).Problem(404);
     }
 
+    /// <summary>As those who write an url may end it.</summary>
     [Theory]
-    [InlineData("/alerts/INS/history", "GET, HEAD")]
-    [InlineData("/alerts/INS/report", "GET, HEAD")]
-    [InlineData("/", "GET, HEAD")]
-    [InlineData("/service", "GET, HEAD")]
+    [InlineData("/alerts/INS/")]
+    [InlineData("/alerts/INS/history/")]
+    [InlineData("/alerts/INS/report/?threshold=2")]
+    [InlineData("/alerts/INS/api/v2/alerts/")]
+    public async Task SlashAtTheEndIsNothing(string path)
+    {
+        await using var host = await WithAPastAsync();
+        Assert.Equal((await host.GetAsync(path.Replace("/?", "?", Ordinal).TrimEnd('/'))).Body, (await host.GetAsync(path)).Body);
+    }
+
+    [Fact]
+    public async Task PartitionOfWhichAnythingWasHeardIsThere()
+    {
+        await using var host = Host.Serving();
+        const string Misfit = """{"version":"4","alerts":[{"status":"firing","labels":{}}]}""";
+        const string Beat = """{"version":"4","alerts":[{"status":"firing","labels":{"alertname":"Watchdog"},"startsAt":"2026-11-22T11:00:00Z"}]}""";
+        foreach (var (partition, body, code) in new[] { ("MISFITS", Misfit, 200), ("BEATS", Beat, 204), ("INS", "", 400) })
+        {
+            var answer = await host.GetAsync($"/alerts/{partition}/history");
+            Assert.Contains($"Nothing was ever heard of partition '{partition}'.", answer.Problem(404), Ordinal);
+            Assert.Equal(code, (await host.PostAsync(body, $"/alerts/{partition}")).Code);
+            Assert.Equal(code == 400 ? 404 : 200, (await host.GetAsync($"/alerts/{partition}/history")).Code);
+            // An Alertmanager's peers ask before they send anything.
+            foreach (var path in new[] { "/api/v2/alerts", "/api/v2/status", "/-/ready" })
+                Assert.Equal(200, (await host.GetAsync($"/alerts/{partition}{path}")).Code);
+        }
+    }
+
+    [Fact]
+    public async Task HistoryIsToldNewestFirst()
+    {
+        await using var host = await WithAPastAsync();
+        var events = (await host.GetAsync("/alerts/INS/history")).Json.GetProperty("events").EnumerateArray().ToList();
+        var newest = (await host.GetAsync("/alerts/INS/history?order=desc")).Json.GetProperty("events").EnumerateArray().ToList();
+        Assert.Equal(3, events.Count);
+        Assert.Equal(Enumerable.Reverse(events).Select(e => e.GetRawText()), newest.Select(e => e.GetRawText()));
+        var csv = (await host.GetAsync("/alerts/INS/history?order=desc&limit=1&format=csv")).Body.Split('\n');
+        Assert.Contains("2026-11-22T10:00:00.5Z", csv[1], Ordinal);
+        // A cursor is a place in one order.
+        var (forward, back) = (await Next("asc"), await Next("desc"));
+        Assert.Equal(newest[1].GetRawText(), (await host.GetAsync($"/alerts/INS/history?order=desc&limit=1&cursor={back}"))
+            .Json.GetProperty("events")[0].GetRawText());
+        Assert.Contains("what an answer in this order gave as next",
+            (await host.GetAsync($"/alerts/INS/history?order=desc&cursor={forward}")).Problem(400), Ordinal);
+        Assert.Contains("what an answer in this order gave as next",
+            (await host.GetAsync($"/alerts/INS/history?cursor={back}")).Problem(400), Ordinal);
+
+        async Task<string> Next(string order) => (await host.GetAsync($"/alerts/INS/history?order={order}&limit=1"))
+            .Json.GetProperty("next").GetString()!;
+    }
+
+    [Theory]
+    [InlineData("/alerts/INS/history", "GET, HEAD, OPTIONS")]
+    [InlineData("/alerts/INS/report", "GET, HEAD, OPTIONS")]
+    [InlineData("/", "GET, HEAD, OPTIONS")]
+    [InlineData("/service", "GET, HEAD, OPTIONS")]
     public async Task PostIsNotForQuestions(string path, string allow)
     {
         await using var host = await WithAPastAsync();
@@ -290,6 +352,7 @@ public sealed class AskingTests
         await using var host = Host.Starting();
         Assert.Contains("starting", (await host.GetAsync(path)).Problem(503), Ordinal);
         host.Serve();
+        await RecordAsync(host, Alert("etcd", "up", "2026-11-22T08:00:00Z"));
         Assert.Equal(200, (await host.GetAsync(path)).Code);
     }
 
@@ -405,6 +468,7 @@ public sealed class AskingTests
     public async Task QuestionsWhileTheLogIsWrittenRotatedAndRetainedAreAnsweredWhole()
     {
         await using var host = Host.Serving("--retention", "3d");
+        await RecordAsync(host, Alert("s0", "up", Rfc3339.Format(Host.Now)));
         using var stop = new CancellationTokenSource();
         var asking = Enumerable.Range(0, 2).Select(_ => Task.Run(async () =>
         {

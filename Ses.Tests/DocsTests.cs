@@ -20,7 +20,7 @@ public sealed partial class DocsTests
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
     private static readonly int[] Codes =
-        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 417, 421, 431, 503, 505];
+        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 415, 417, 421, 431, 501, 503, 505];
 
     /// <summary>
     /// The constants that the table of limits names; it is filled by the table after it. The writer's step is
@@ -36,6 +36,8 @@ public sealed partial class DocsTests
     [
         ("body of a webhook", "16 MiB; at most 256 MiB", "ParseSize(text, 1024, 256 * 1024 * 1024)"),
         Limit("head of a request", typeof(RequestHead), "MaxSize", Kib),
+        Limit("line before a chunk, with its extensions, and trailer field", typeof(RequestHead), "MaxChunkLine", Kib),
+        Limit("times that a body of over 1 MiB is larger than in gzip", typeof(Gate), "MaxRatio"),
         Limit("header fields of a request", typeof(RequestHead), "MaxFields"),
         Limit("connections", typeof(Gate), "MaxConnections"),
         Limit("requests in flight", typeof(Gate), "MaxInFlight"),
@@ -85,7 +87,7 @@ public sealed partial class DocsTests
         Limit("time between requests of a connection", typeof(Gate), "IdleTime"),
         Limit("time to take a part of the answer", typeof(Gate), "AnswerTime"),
         Limit("time to close, after a refusal", typeof(Gate), "LingerTime"),
-        Limit("pause between two parts of that", typeof(Gate), "LingerPause"),
+        Limit("pause between two parts of that, beyond `--max-body`", typeof(Gate), "LingerPause"),
         Limit("time between looks at the deadlines", typeof(Gate), "SweepPeriod"),
         Limit("idle connection to the inner listener", typeof(Gate), "UpstreamIdleTime"),
         Limit("connections of others to the inner listener", typeof(Gate), "MaxStrangers"),
@@ -106,6 +108,7 @@ public sealed partial class DocsTests
         Limit("time for an answer of the issuer", typeof(Issuer), "Patience"),
         Limit("answer of the issuer", typeof(Issuer), "MaxAnswer", Mib),
         Limit("time between looks at certificate files", typeof(Tls), "RereadPeriod"),
+        Limit("time between looks at files with secrets, and with the CAs of Onix", typeof(SecretWatch), "Period"),
         Limit("certificate that ends within", typeof(Tls), "EndsSoon"),
         ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(name) <= 1024"),
         Limit("alerts of a payload", typeof(AlertMapping), "MaxAlerts"),
@@ -279,9 +282,10 @@ public sealed partial class DocsTests
         // These are no limits: numbers of Linux, of SQLite, of formats and of exit codes, no time at all, the
         // defaults of settings, what makes a heartbeat.
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
-            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
+            "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "MapThreshold", "MaxConfigLines", "MayWrite", "EffectiveUser", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
-            "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived"];
+            "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived", "SmallestGzip",
+            "HeadRoom"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -301,8 +305,8 @@ public sealed partial class DocsTests
         var metrics = DocsPage.Named("operations").Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
         Assert.All(VariableName().Matches(Text), m => Assert.Contains(m.Value, variables));
         Assert.All(MetricName().Matches(Text), m => Assert.Contains(m.Value, metrics));
-        // The last two are of amtool.
-        string[] others = ["--help", "--version", "--alertmanager", "--annotation"];
+        // The last three are of amtool and chown.
+        string[] others = ["--help", "--version", "--alertmanager", "--annotation", "--reference"];
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
         Assert.All(FlagName().Matches(Text), m => Assert.Contains(m.Value, flags));
@@ -471,6 +475,13 @@ public sealed partial class DocsTests
         foreach (var reason in Meters.RefusalReasons)
             Assert.Contains($"\"{reason}\"", Source[Source.IndexOf(". HTTP =", StringComparison.Ordinal)..],
                 StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void ReasonsOfWhatIsNotTakenAreThoseOfTheProgram()
+    {
+        var rows = DocsPage.Named("senders").Table("What is not taken");
+        Assert.Equal(Meters.BadReasons.Order(), rows.SelectMany(r => Plain(r[0]).Split(", ")).Order());
     }
 
     // ---- Where the program has its limits ----

@@ -37,6 +37,38 @@ public sealed class LogTests
         Assert.EndsWith($"WARN  {written} value=\"{written}\"", Assert.Single(Lines), Ordinal);
     }
 
+    /// <summary>As people write: nothing is escaped but what must be.</summary>
+    [Fact]
+    public void TextStaysReadable()
+    {
+        Text().Warn("it's <so>", ("why", "Köln's \"+\" & more"), ("name", "Müller's"));
+        Json().Warn("it's <so>", ("why", "Köln's \u202e\u001b & more"));
+        Assert.EndsWith("it's <so> why=\"Köln's \\\"+\\\" & more\" name=Müller's", Lines[0], Ordinal);
+        Assert.EndsWith("\"msg\":\"it's <so>\",\"why\":\"Köln's \\u202E\\u001B & more\"}", Lines[1], Ordinal);
+    }
+
+    /// <summary>sd-daemon(3); the journal has the time already.</summary>
+    [Theory]
+    [InlineData("Error", "<3>ERROR it port=1")]
+    [InlineData("Warn", "<4>WARN  it port=1")]
+    [InlineData("Info", "<6>INFO  it port=1")]
+    [InlineData("Debug", "<7>DEBUG it port=1")]
+    public void JournalGetsTheLevelAndNoTime(string level, string line)
+    {
+        var log = new Log(LogLevel.Trace, json: false, _output, _clock, isJournal: true);
+        Action<string, (string, object?)[]> write = level switch
+        {
+            "Error" => log.Error,
+            "Warn" => log.Warn,
+            "Info" => log.Info,
+            _ => log.Debug,
+        };
+        write("it", [("port", 1)]);
+        Assert.Equal(line, Assert.Single(Lines));
+        new Log(LogLevel.Trace, json: true, _output, _clock, isJournal: true).Warn("it");
+        Assert.Equal("<4>{\"time\":\"2026-11-22T11:34:34.489Z\",\"level\":\"warn\",\"msg\":\"it\"}", Lines[1]);
+    }
+
     [Fact]
     public void JsonLineHasTimeLevelMessageAndFields()
     {

@@ -68,7 +68,7 @@ public sealed class OptionsTests : IDisposable
         "--hosts" => string.Join(',', o.Hosts ?? new HashSet<string>()),
         "--auth-mode" => o.AuthMode.ToString(),
         "--username" => o.Username,
-        "--password" => o.Password,
+        "--password" => o.Password.Value,
         "--max-body" => $"{o.MaxBody / 1024}KiB",
         "--partitions" => string.Join(',', o.Partitions ?? new HashSet<string>()),
         "--status" => string.Join(',', o.Mapping.Statuses.Select(s => $"{s.Key}={s.Value}").Order(StringComparer.Ordinal)),
@@ -85,9 +85,9 @@ public sealed class OptionsTests : IDisposable
         "--onix-url" => o.OnixUrl?.AbsoluteUri ?? "none",
         "--onix-auth-mode" => o.OnixAuthMode.ToString(),
         "--onix-username" => o.OnixUsername,
-        "--onix-password" => o.OnixPassword,
+        "--onix-password" => o.OnixPassword.Value,
         "--onix-client-id" => o.OnixClientId ?? "",
-        "--onix-app-secret" => o.OnixAppSecret ?? "",
+        "--onix-app-secret" => o.OnixAppSecret?.Value ?? "",
         "--onix-token-uri" => o.OnixTokenUri?.AbsoluteUri ?? "",
         "--onix-insecure-skip-verify" => o.OnixInsecureSkipVerify ? "true" : "false",
         "--onix-ca-file" => o.OnixCaFile ?? "",
@@ -235,7 +235,7 @@ public sealed class OptionsTests : IDisposable
         { "--map", "platform='a", "'text'" },
         { "--map", "platform='a'b", "'text'" },
         { "--onix-url", "", "not empty" },
-        { "--metrics-auth", "1", "true, false" },
+        { "--metrics-auth", "2", "true, false" },
         { "--oidc-issuer", "id/realm", "http" },
         { "--tls-cert", "/nowhere/cert.pem", "existing PEM file" },
         { "--tls-key", "/nowhere/key.pem", "existing PEM file" },
@@ -246,7 +246,7 @@ public sealed class OptionsTests : IDisposable
         { "--onix-auth-mode", "kerberos", "none, basic, oidc" },
         { "--onix-username", "", "not empty" },
         { "--onix-token-uri", "id/token", "http" },
-        { "--onix-insecure-skip-verify", "yes", "true, false" },
+        { "--onix-insecure-skip-verify", "yea", "true, false" },
         { "--onix-ca-file", "/nowhere/ca.pem", "existing PEM file" },
         { "--retention", "23h", "at least 1d" },
         { "--retention", "0d", "at least 1d" },
@@ -257,7 +257,7 @@ public sealed class OptionsTests : IDisposable
         { "--log-level", "verbose", "panic, fatal, error, warn, info, debug, trace" },
         { "--log-level", "3", "panic, fatal, error, warn, info, debug, trace" },
         { "--log-format", "xml", "text, json" },
-        { "--metrics", "1", "true, false" },
+        { "--metrics", "ture", "true, false" },
     };
 
     [Theory]
@@ -266,7 +266,8 @@ public sealed class OptionsTests : IDisposable
         string flag, string value, string allowed)
     {
         var setting = SettingOf(flag);
-        foreach (var message in new[]
+        // An empty variable is as none.
+        foreach (var message in value == "" ? [Refusal(Given(flag, value))] : new[]
             { Refusal(Given(flag, value)), Refusal([], Given(setting.Variable, value)) })
         {
             Assert.Contains(flag + " ", message, Ordinal);
@@ -428,7 +429,7 @@ public sealed class OptionsTests : IDisposable
     public void MissingSecretFileIsRefusedByName(string flag)
     {
         var missing = Path.Combine(_dir, "missing");
-        foreach (var path in new[] { missing, _dir, "" })
+        foreach (var path in new[] { missing, _dir })
         {
             var message = Refusal([], Given(SettingOf(flag).Variable + "_FILE", path));
             Assert.Contains($"{flag}-file ({SettingOf(flag).Variable}_FILE)", message, Ordinal);
@@ -448,6 +449,66 @@ public sealed class OptionsTests : IDisposable
         Assert.Contains(name + " ", warning, Ordinal);
         Assert.EndsWith(nearest, warning, Ordinal);
         Assert.DoesNotContain("hunter2", warning, Ordinal);
+    }
+
+    [Fact]
+    public void VariableThatIsNearNoneIsWarnedOfWithoutOne() => Assert.Equal(
+        ["OXSES_CONSUMERS is no setting of SeS and is ignored"], Read(Local, Given("OXSES_CONSUMERS", "x")).Warnings);
+
+    // ---- From the Go SeS ----
+
+    [Theory]
+    [InlineData("1", true)]
+    [InlineData("TRUE", true)]
+    [InlineData("t", true)]
+    [InlineData("Yes", true)]
+    [InlineData("on", true)]
+    [InlineData("0", false)]
+    [InlineData("F", false)]
+    [InlineData("no", false)]
+    public void TruthIsWrittenInManyWays(string text, bool value) =>
+        Assert.Equal(value, Read(Local, Given("OXSES_METRICS", text)).Metrics);
+
+    [Theory]
+    [InlineData("Warning")]
+    [InlineData("warn")]
+    public void WarningIsALevel(string text) => Assert.Equal(LogLevel.Warn, Read(Local, Given("OXSES_LOGLEVEL", text)).LogLevel);
+
+    /// <summary>As manifests leave what they do not set.</summary>
+    [Fact]
+    public void EmptyVariableIsAsNone()
+    {
+        var empty = Options.Settings.Select(s => s.Variable).ToDictionary(v => v, _ => "");
+        var (options, none) = (Read(Local, empty), Read(Local, []));
+        Assert.Equal(none with
+        {
+            Warnings = options.Warnings,
+            Mapping = options.Mapping,
+            Password = options.Password,
+            OnixPassword = options.OnixPassword,
+        }, options);
+        Assert.Equal(none.Password.Value, options.Password.Value);
+        Assert.Equal(none.Mapping.Text, options.Mapping.Text);
+        Assert.Equal(none.Warnings, options.Warnings);
+    }
+
+    [Theory]
+    [InlineData("Port = \"8888\"\n", "OXSES_PORT")]
+    [InlineData("LogLevel = 'Info'\n[Onix]\n  URL = 'http://onix'\n  AuthMode=\"basic\"\n[x]\nPath='a'",
+        "OXSES_LOGLEVEL, OXSES_ONIX_URL, OXSES_ONIX_AUTHMODE, OXSES_PATH")]
+    [InlineData("Onix.InsecureSkipVerify = true\r\n", "OXSES_ONIX_INSECURESKIPVERIFY")]
+    [InlineData("# Port = 1\nbaseURL = 'https://example.org'\ntitle = 'A site'\n[params]\nauthor = 'x'\n", null)]
+    [InlineData("", null)]
+    public void FileOfSettingsIsRefusedWithWhatToSet(string text, string? variables)
+    {
+        File.WriteAllText(Path.Combine(_dir, "config.toml"), text);
+        if (variables == null)
+            Options.CheckNoConfigFile(_dir);
+        else
+            Assert.Equal($"config.toml in the working directory is not read any more: set {variables} in the environment "
+                + "instead, and move the file away",
+                Assert.Throws<OptionsException>(() => Options.CheckNoConfigFile(_dir)).Message);
+        Options.CheckNoConfigFile(Path.Combine(_dir, "nothing"));
     }
 
     [Fact]
@@ -579,10 +640,10 @@ public sealed class OptionsTests : IDisposable
         var dir = Directory.CreateTempSubdirectory("ses-credentials-").FullName;
         File.WriteAllText(Path.Combine(dir, "password"), "of systemd\n");
         var variables = new Dictionary<string, string> { ["CREDENTIALS_DIRECTORY"] = dir };
-        Assert.Equal("of systemd", Options.Read(new Dictionary<string, string>(), variables).Password);
-        Assert.Equal("0n1x", Options.Read(new Dictionary<string, string>(), variables).OnixPassword);
+        Assert.Equal("of systemd", Options.Read(new Dictionary<string, string>(), variables).Password.Value);
+        Assert.Equal("0n1x", Options.Read(new Dictionary<string, string>(), variables).OnixPassword.Value);
         variables["OXSES_PASSWORD"] = "of the variable";
-        Assert.Equal("of the variable", Options.Read(new Dictionary<string, string>(), variables).Password);
+        Assert.Equal("of the variable", Options.Read(new Dictionary<string, string>(), variables).Password.Value);
         Directory.Delete(dir, recursive: true);
     }
 }

@@ -318,4 +318,23 @@ public sealed class OutboxTests
         public override ValueTask<int> ReadAsync(Memory<byte> buffer, CancellationToken cancellationToken = default) =>
             base.ReadAsync(buffer[..Math.Min(buffer.Length, (_size++ * 37 % 211) + 1)], cancellationToken);
     }
+
+    // ---- How it is ----
+
+    [Theory]
+    [InlineData(null, false, 0, 0, false, "starting", "Onix was not asked yet")]
+    [InlineData(null, false, 3, 1, false, "starting", "Onix was not asked yet")]
+    [InlineData(null, true, 0, 0, false, "recorded", "Onix has all changes")]
+    [InlineData(null, true, 3, 0, false, "behind", "Onix lacks changes of 3 services")]
+    [InlineData(null, true, 3, 1, false, "behind", "Onix lacks changes of 3 services, of which it refuses 1: no rights")]
+    [InlineData(null, true, 9, 0, true, "behind", "Onix came back without what it had, and gets the whole history again")]
+    [InlineData("it is off", false, 3, 0, false, "away", "Onix confirms nothing: it is off; Onix lacks changes of 3 services")]
+    [InlineData("it is off", true, 0, 0, false, "away", "Onix confirms nothing: it is off; Onix has all changes")]
+    public void StateIsToldAsItIs(
+        string? trouble, bool isConfirmed, long backlog, long barred, bool isAnew, string word, string sentence)
+    {
+        var state = new RecorderState(trouble, isConfirmed ? DateTime.UnixEpoch : null, backlog, null, barred,
+            barred > 0 ? "no rights" : null, isAnew);
+        Assert.Equal((word, sentence), (state.Word, state.Sentence));
+    }
 }

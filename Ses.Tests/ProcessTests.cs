@@ -378,7 +378,7 @@ public sealed class ProcessTests : IDisposable
         var metrics = Path.Combine(_dir, "metrics");
         var text = await client.GetStringAsync(new Uri($"http://127.0.0.1:{_port}/metrics"));
         Assert.Contains("ses_alerts_total{outcome=\"quarantined\"} 1\n", text, StringComparison.Ordinal);
-        Assert.Contains("ses_bad_requests_total 1\n", text, StringComparison.Ordinal);
+        Assert.Contains("ses_bad_requests_total{reason=\"payload\"} 1\n", text, StringComparison.Ordinal);
         Assert.Contains("ses_store_commit_duration_seconds_bucket{le=\"+Inf\"}", text, StringComparison.Ordinal);
         File.WriteAllText(metrics, text);
         Assert.Equal("", await RunAsync("sh", "-c", $"exec promtool check metrics < '{metrics}'"));

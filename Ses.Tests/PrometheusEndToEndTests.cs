@@ -169,8 +169,11 @@ public sealed class PrometheusEndToEndTests
 
         public async Task<List<Change>> HistoryAsync(string instance, string partition = "INS")
         {
-            using var answer = JsonDocument.Parse(
-                await Ses.Client.GetStringAsync($"alerts/{partition}/history?location={instance}"));
+            using var said = await Ses.Client.GetAsync($"alerts/{partition}/history?location={instance}");
+            // Nothing was heard yet.
+            if (said.StatusCode == HttpStatusCode.NotFound)
+                return [];
+            using var answer = JsonDocument.Parse(await said.EnsureSuccessStatusCode().Content.ReadAsStringAsync());
             return [.. answer.RootElement.GetProperty("events").EnumerateArray().Select(e =>
                 new Change(e.GetProperty("status").GetString()!, e.GetProperty("time").GetDateTime()))];
         }

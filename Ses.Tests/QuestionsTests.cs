@@ -54,15 +54,19 @@ public sealed class QuestionsTests : IDisposable
         Assert.Equal(expected, string.Join(',', rows));
     }
 
-    [Fact]
-    public async Task PagesOfAHistoryAreTheWhole()
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task PagesOfAHistoryAreTheWhole(bool isNewestFirst)
     {
         for (var i = 0; i < 40; i++)
             await AlertAsync($"n{i % 9}", i, i + 3, at: 100 + i);
         var whole = await AskAsync(q => q.History(All, null, null));
+        if (isNewestFirst)
+            whole.Reverse();
         var pages = new List<ChangeRow>();
         (DateTime, long)? after = null;
-        while (await AskAsync(q => q.History(All, null, null, after).Take(7)) is { Count: > 0 } page)
+        while (await AskAsync(q => q.History(All, null, null, after, isNewestFirst).Take(7)) is { Count: > 0 } page)
         {
             pages.AddRange(page);
             after = (page[^1].Time, page[^1].Place);

@@ -627,7 +627,7 @@ public sealed partial class StatusPageTests
             var aside = new UnmappableAlert("a", "f", texts[8], texts[9], Encoding.UTF8.GetBytes(
                 $$$"""{"labels":{"alertname":{{{Dialect.Quoted(Dialect.Valid(texts[8]))}}}}}"""));
             store.AppendAsync(texts[0], new(alerts, [aside], 0, 0, 0, 0)).GetAwaiter().GetResult();
-            var onix = new RecorderState(texts[6], null, 4, Ago(1), 1, texts[7]);
+            var onix = new RecorderState(texts[6], null, 4, Ago(1), 1, texts[7], false);
             using var snapshot = store.ReadAsync().GetAwaiter().GetResult();
             StatusPage Page() => new(Questions.Of(snapshot),
                 new DaemonState(onix, [new BarredService(service, Ago(1), texts[7])], "alerts", new([], [], [])), new PageQuery("24h", null));

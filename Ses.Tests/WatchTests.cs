@@ -637,6 +637,13 @@ public sealed class WatchTests
             after = (page[^1].Time, page[^1].Place);
         }
         Assert.Equal(history, pages);
+        (pages, after) = ([], null);
+        while (questions.History(All, null, null, after, isNewestFirst: true).Take(5).ToList() is { Count: > 0 } page)
+        {
+            pages.AddRange(page.Select(Text));
+            after = (page[^1].Time, page[^1].Place);
+        }
+        Assert.Equal(Enumerable.Reverse(history), pages);
         var middle = Host.Now + ((snapshot.Moment - Host.Now) / 2);
         Assert.Equal(history, questions.History(All, null, middle).Concat(questions.History(All, middle, null)).Select(Text));
         return

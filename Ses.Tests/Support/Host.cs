@@ -99,12 +99,12 @@ internal sealed class Host : IAsyncDisposable
         return await reader.ReadLineAsync().WaitAsync(TimeSpan.FromSeconds(30)) ?? "";
     }
 
-    /// <summary>Lets the clock run until this is there.</summary>
+    /// <summary>Lets the clock run until this is there; slowly, since an answer has a second of it.</summary>
     public async Task<T> UnfreezeAsync<T>(Task<T> awaited)
     {
         await Wait.UntilAsync(() =>
         {
-            Clock.Advance(TimeSpan.FromSeconds(1));
+            Clock.Advance(TimeSpan.FromSeconds(0.2));
             return awaited.IsCompleted;
         }, TimeSpan.FromSeconds(30), "an answer");
         return await awaited;

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
+using System.IO.Compression;
 using System.Net;
 using System.Net.Sockets;
 using System.Text;
@@ -118,10 +119,16 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
         "Content-Length: 5\r\nContent-Length: 5", "Content-Length: 0\r\nContent-Length: 5",
         "Content-Length: 5, 5", "Content-Length: +5", "Content-Length: -0", "Content-Length: 0x5",
         "Content-Length: 5 5", "Content-Length:", "Content-Length : 5", "Content-Length\t: 5",
-        "Content-Length: 99999999999999999999", "Transfer-Encoding: chunked", "TRANSFER-ENCODING: CHUNKED",
+        "Content-Length: 99999999999999999999",
         "Transfer-Encoding: identity", "Transfer-Encoding: xchunked", "Transfer-Encoding: chunked, chunked",
-        "Transfer-Encoding : chunked", "Transfer-Encoding\t: chunked", "Transfer-Encoding:\tchunked",
+        "Transfer-Encoding : chunked", "Transfer-Encoding\t: chunked", "Transfer-Encoding: chunked\r\n chunked",
         "Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\n{}0\r\n", "Transfer-Encoding: chunked\r\n\r\n3\r\n{}\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2;\n{}\r\n0\r\n", "Transfer-Encoding: chunked\r\n\r\n2;a\n\r\n{}\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\n",
+        "Transfer-Encoding: chunked\r\n\r\n0x2\r\n{}\r\n0\r\n", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: a\r\n b\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n-0\r\n", "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffe\r\n{}\r\n0\r\n",
+        "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
         "X: a\r\n Content-Length: 5", "X: a\r\n\tTransfer-Encoding: chunked", "X: a\nContent-Length: 5",
         "X: a\rContent-Length: 5", "X: a\0\r\nContent-Length: 0", "X\r\nContent-Length: 0",
         ": a\r\nContent-Length: 0", "Host: b\r\nContent-Length: 0", "Content-Length: 0\n\r\nX: b",
@@ -134,7 +141,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
         "Accept: ,,\"", "accept:*/*;q=0.1,\"a,b", "ACCEPT:\t\x80\xff \t",
         "X-Empty:", "x:y", "X-Obs: \xe4\xf6\xfc",
         "Connection: keep-alive, Upgrade", "Upgrade: h2c", "!#$%&'*+-.^_`|~: token", "Content-Type: ::::",
-        "Cookie: a=b; c=\"d", "If-Modified-Since: never", "Range: bytes=5-1", "Content-Encoding: gzip",
+        "Cookie: a=b; c=\"d", "If-Modified-Since: never", "Range: bytes=5-1",
         "X-Forwarded-For: 1.2.3.4", "Ses-Secret: guess", "Ses-Client: 1.2.3.4", "Keep-Alive: timeout=0",
         "X-HTTP-Method-Override: DELETE", "Referer: http://x/\x7e", "TE: trailers", "Trailer: X",
     }.Select(Encoding.Latin1.GetBytes)];
@@ -195,7 +202,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
     private enum Ending { HalfClose, Close, Reset, Hold }
 
     /// <summary>What a well-formed request must be answered.</summary>
-    private readonly record struct Expected(int Code, bool IsHead, long Alert);
+    private readonly record struct Expected(int Code, bool IsHead, long Alert, bool IsOld);
 
     /// <summary>One thread's connections, one after the other, in memory that it keeps.</summary>
     private sealed class Worker(HostileTraffic traffic, int number, int mostHeld) : IDisposable
@@ -206,6 +213,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
         private readonly IPEndPoint _place = new(IPAddress.Loopback, traffic._port);
         private readonly byte[] _request = new byte[256 * 1024], _body = new byte[64 * 1024];
         private readonly byte[] _answer = new byte[256 * 1024];
+        private readonly MemoryStream _packed = new();
         private readonly List<Expected> _expected = [];
         private readonly Queue<Socket> _held = [];
         private readonly List<long> _acknowledged = [];
@@ -352,24 +360,67 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
             return length;
         }
 
-        private void Post(ReadOnlySpan<byte> body, ReadOnlySpan<byte> fields, ReadOnlySpan<byte> target)
+        private void Post(ReadOnlySpan<byte> body, ReadOnlySpan<byte> fields, ReadOnlySpan<byte> target,
+            bool isPlain = false, bool isOld = false)
         {
+            if (!isPlain && _dice.OneIn(10))
+                Add("\r\n"u8);
             Add("POST "u8);
+            Add(!isPlain && _dice.OneIn(10) ? "http://127.0.0.1:8888"u8 : []);
             Add(target);
-            Add(" HTTP/1.1\r\nHost: 127.0.0.1:8888\r\nUser-Agent: Alertmanager/0.28.1\r\n"u8);
+            Add(isOld ? " HTTP/1.0\r\n"u8 : " HTTP/1.1\r\nHost: 127.0.0.1:8888\r\n"u8);
+            Add("User-Agent: Alertmanager/0.28.1\r\n"u8);
             Add(fields);
-            Add("Content-Type: application/json\r\nContent-Length: "u8);
+            Add("Content-Type: application/json\r\n"u8);
+            if (!isPlain && _dice.OneIn(4))
+            {
+                body = Pack(body);
+                Add("Content-Encoding: gzip\r\n"u8);
+            }
+            if (!isPlain && !isOld && _dice.OneIn(3))
+            {
+                AddChunks(body);
+                return;
+            }
+            Add("Content-Length: "u8);
             Utf8.TryWrite(_request.AsSpan(_length),
                 $"{(_dice.OneIn(20) ? "000" : "")}{body.Length}\r\n\r\n", out var written);
             _length += written;
             Add(body);
         }
 
-        private void Get(ReadOnlySpan<byte> method, ReadOnlySpan<byte> target, ReadOnlySpan<byte> fields)
+        private ReadOnlySpan<byte> Pack(ReadOnlySpan<byte> body)
+        {
+            _packed.SetLength(0);
+            using (var gzip = new GZipStream(_packed, CompressionLevel.Fastest, leaveOpen: true))
+                gzip.Write(body);
+            return _packed.GetBuffer().AsSpan(0, (int)_packed.Length);
+        }
+
+        /// <summary>In chunks of any size, with extensions and trailers now and then.</summary>
+        private void AddChunks(ReadOnlySpan<byte> body)
+        {
+            Add("Transfer-Encoding: chunked\r\n\r\n"u8);
+            var most = _dice.OneIn(10) ? 1 : 1 + _dice.Below(body.Length);
+            while (body.Length > 0)
+            {
+                var part = body[..Math.Min(body.Length, 1 + _dice.Below(most))];
+                body = body[part.Length..];
+                Utf8.TryWrite(_request.AsSpan(_length),
+                    $"{(_dice.OneIn(20) ? "00" : "")}{part.Length:x}{(_dice.OneIn(20) ? ";a=\"b\"" : "")}\r\n", out var written);
+                _length += written;
+                Add(part);
+                Add("\r\n"u8);
+            }
+            Add(_dice.OneIn(10) ? "0\r\nX-Sum: 1\r\nContent-Length: 7\r\n\r\n"u8 : "0\r\n\r\n"u8);
+        }
+
+        private void Get(
+            ReadOnlySpan<byte> method, ReadOnlySpan<byte> target, ReadOnlySpan<byte> fields, bool isOld = false)
         {
             Add(method);
             Add(target);
-            Add(" HTTP/1.1\r\nHost: 127.0.0.1\r\n"u8);
+            Add(isOld ? " HTTP/1.0\r\n"u8 : " HTTP/1.1\r\nHost: 127.0.0.1\r\n"u8);
             Add(fields);
             Add("\r\n"u8);
         }
@@ -445,7 +496,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
             Add("\r\n\r\n"u8);
             if (_dice.OneIn(2))
                 Add("0\r\n\r\n"u8);
-            Post(_body.AsSpan(0, Body(Smuggled, traffic._epoch)), [], "/alerts/INS"u8);
+            Post(_body.AsSpan(0, Body(Smuggled, traffic._epoch)), [], "/alerts/INS"u8, isPlain: true);
         }
 
         private void Garbage()
@@ -519,7 +570,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
         {
             socket.Shutdown(SocketShutdown.Send);
             var code = ReceiveAnswer(socket, isHead: false);
-            if (code is < 400 or >= 500)
+            if (code is (< 400 or >= 500) and not 501)
                 throw new IOException($"answered {code}");
             if ((code = ReceiveAnswer(socket, isHead: false)) != 0)
                 throw new IOException($"a second request was seen, and answered {code}");
@@ -535,7 +586,7 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
             SendAll(socket);
             foreach (var expected in _expected)
             {
-                var code = ReceiveAnswer(socket, expected.IsHead);
+                var code = ReceiveAnswer(socket, expected.IsHead, expected.IsOld);
                 if (code != expected.Code)
                     throw new IOException($"answered {code} instead of {expected.Code}");
                 if (expected.Alert >= 0)
@@ -569,49 +620,50 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
             fields = fields[..length];
             var code = 200;
             var isHead = false;
+            var isOld = closes && _dice.OneIn(2);
             switch (_dice.Below(_dice.OneIn(50) ? 11 : 8))
             {
                 case 0:
-                    Get("GET "u8, "/live?x=%00/../"u8, fields);
+                    Get("GET "u8, "/live?x=%00/../"u8, fields, isOld);
                     break;
                 case 1:
-                    Get("GET "u8, "/ready"u8, fields);
+                    Get("GET "u8, "/ready"u8, fields, isOld);
                     break;
                 case 2:
                     (code, isHead) = _dice.OneIn(2) ? (200, true) : (404, true);
-                    Get("HEAD "u8, code == 200 ? "/live"u8 : "/nothing"u8, fields);
+                    Get("HEAD "u8, code == 200 ? "/live"u8 : "/nothing"u8, fields, isOld);
                     break;
                 case 3:
                     code = 404;
-                    Get("GET "u8, "/a%2Fb/%0d%0aX:y/%c3%bc"u8, fields);
+                    Get("GET "u8, "/a%2Fb/%0d%0aX:y/%c3%bc"u8, fields, isOld);
                     break;
                 case 4:
                     code = 400;
-                    Post("{\"version\":\"4\",\"alerts\":\0}"u8, fields, "/alerts/INS"u8);
+                    Post("{\"version\":\"4\",\"alerts\":\0}"u8, fields, "/alerts/INS"u8, isOld: isOld);
                     break;
                 case 8:
-                    Get("GET "u8, "/metrics"u8, fields);
+                    Get("GET "u8, "/metrics"u8, fields, isOld);
                     break;
                 case 9:
-                    Get("GET "u8, "/alerts/INS/history?from=-1h&limit=5"u8, fields);
+                    Get("GET "u8, "/alerts/INS/history?from=-1h&limit=5"u8, fields, isOld);
                     break;
                 case 10:
                     isHead = _dice.OneIn(2);
-                    Get(isHead ? "HEAD "u8 : "GET "u8, "/?range=7d&search=n1"u8, fields);
+                    Get(isHead ? "HEAD "u8 : "GET "u8, "/?range=7d&search=n1"u8, fields, isOld);
                     break;
                 default:
                     (code, alert) = (204, _alerts++);
                     Post(_body.AsSpan(0, Body(Name(alert), Time(alert))), fields,
-                        _dice.OneIn(2) ? "/alerts/INS"u8 : "/alerts/INS?a=b"u8);
+                        _dice.Below(3) switch { 0 => "/alerts/INS/"u8, 1 => "/alerts/INS"u8, _ => "/alerts/INS?a=b"u8 }, isOld: isOld);
                     break;
             }
-            _expected.Add(new Expected(code, isHead, alert));
+            _expected.Add(new Expected(code, isHead, alert, isOld));
         }
 
         /// <summary>Takes one answer from what comes.</summary>
         /// <returns>Its status code; 0 when the connection ended before it began.</returns>
         /// <exception cref="IOException">It is no answer, or cut off.</exception>
-        private int ReceiveAnswer(Socket socket, bool isHead)
+        private int ReceiveAnswer(Socket socket, bool isHead, bool isOld = false)
         {
             int end;
             while ((end = Held.IndexOf("\r\n\r\n"u8)) < 0)
@@ -626,10 +678,15 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
                 || code is < 200 or > 599)
                 throw new IOException("no answer: " + Encoding.Latin1.GetString(head));
             var isChunked = code == 200 && head.IndexOf("\r\nTransfer-Encoding: chunked\r\n"u8) >= 0;
-            var size = isChunked ? 0 : Length(head, code);
+            if (isChunked && isOld)
+                throw new IOException("HTTP/1.0 was answered in chunks");
+            var isEndless = isOld && code == 200 && head.IndexOf("\r\nContent-Length: "u8) < 0;
+            var size = isChunked || isEndless ? 0 : Length(head, code);
             _answerStart += end + 4;
             if (isChunked && !isHead)
                 SkipChunks(socket);
+            else if (isEndless)
+                SkipAll(socket);
             else
                 Skip(socket, isHead ? 0 : size);
             traffic._tally.Answered(code);
@@ -646,6 +703,13 @@ internal sealed class HostileTraffic(int port, int seed, DateTime epoch)
                 _answerStart += part;
                 size -= part;
             }
+        }
+
+        private void SkipAll(Socket socket)
+        {
+            do
+                _answerStart = _answerEnd;
+            while (Receive(socket));
         }
 
         private void SkipChunks(Socket socket)

@@ -47,12 +47,13 @@ internal sealed class SesProcess : IAsyncDisposable
     private readonly string[] _arguments;
     private readonly bool _ownsDataDir;
     private readonly string? _clock;
+    private readonly MemoryCgroup? _memory;
     private ChildProcess _child;
 
-    private SesProcess(int port, string? dataDir, string onixUrl, string[] extra, string? clock = null)
+    private SesProcess(int port, string? dataDir, string onixUrl, string[] extra, string? clock = null, MemoryCgroup? memory = null)
     {
         Port = port;
-        _clock = clock;
+        (_clock, _memory) = (clock, memory);
         _ownsDataDir = dataDir == null;
         DataDir = dataDir ?? Directory.CreateTempSubdirectory("ses-data-").FullName;
         _arguments =
@@ -126,6 +127,10 @@ internal sealed class SesProcess : IAsyncDisposable
     /// <param name="clock">A file with how far that clock is ahead, such as <c>+2d</c>; to be replaced as a whole.</param>
     public static Task<SesProcess> StartWithClockAsync(string clock, params string[] extra) =>
         StartedAsync(new SesProcess(FreePort.Next(), null, "none", extra, clock));
+
+    /// <summary>Starts SeS without an Onix in a memory cgroup, if there is one, and waits until it takes alerts.</summary>
+    public static Task<SesProcess> StartInAsync(MemoryCgroup? memory, params string[] extra) =>
+        StartedAsync(new SesProcess(FreePort.Next(), null, "none", extra, memory: memory));
 
     private static async Task<SesProcess> StartedAsync(SesProcess ses)
     {
@@ -211,7 +216,8 @@ internal sealed class SesProcess : IAsyncDisposable
             environment["FAKETIME_TIMESTAMP_FILE"] = _clock;
             environment["FAKETIME_NO_CACHE"] = environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1";
         }
-        return ChildProcess.Start(binary, arguments, environment, Path.GetDirectoryName(DataDir));
+        string[] command = [.. _memory?.Run(binary) ?? [binary], .. arguments];
+        return ChildProcess.Start(command[0], command[1..], environment, Path.GetDirectoryName(DataDir));
     }
 
     private static IEnumerable<string> Above(string dir)
