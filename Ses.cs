@@ -34,7 +34,7 @@
 //     GET  /metrics                       Prometheus's text format
 //
 // COMMANDS, beside the daemon: ses status, history, report, check, rebuild, backup, restore, export, import,
-// probe, quarantine
+// purge, probe, quarantine
 //
 // FILES in the data directory
 //
@@ -61,6 +61,8 @@
 //     0   asked to stop, and everything acknowledged is on disk
 //     1   the disk can no longer be trusted (a flush failed), or a defect; the supervisor restarts
 //     2   a bad setting, a port or a data directory in use: restarting alone does not help
+//     3   ses status --fail-if-down: a service is down
+//     4   ses status, history, report: no service matches
 //
 // SECTIONS, each using only those above it
 //
@@ -76,6 +78,7 @@ using System.Collections.Concurrent;
 using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
+using System.CommandLine.Parsing;
 using System.ComponentModel;
 using System.Diagnostics;
 using System.Diagnostics.CodeAnalysis;
@@ -344,7 +347,7 @@ internal sealed record Options
             Hosts = source.Optional(HostsSetting, ParseHosts,
                 "names and addresses without a port, such as ses-1,10.0.0.1,[2001:db8::1]"),
             Username = source.Required(UsernameSetting),
-            Password = source.Secret(PasswordSetting) ?? new Secret(""),
+            Password = source.SecretOf(PasswordSetting) ?? new Secret(""),
             OidcIssuer = source.Optional(
                 OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
             OidcAudience = source.Text(OidcAudienceSetting),
@@ -356,9 +359,9 @@ internal sealed record Options
                 : source.Parse(OnixUrlSetting, ParseUrl, "an http or https URL without credentials, or none"),
             OnixAuthMode = source.Enum<AuthMode>(OnixAuthModeSetting),
             OnixUsername = source.Required(OnixUsernameSetting),
-            OnixPassword = source.Secret(OnixPasswordSetting) ?? new Secret(""),
+            OnixPassword = source.SecretOf(OnixPasswordSetting) ?? new Secret(""),
             OnixClientId = source.Text(OnixClientIdSetting),
-            OnixAppSecret = source.Secret(OnixAppSecretSetting),
+            OnixAppSecret = source.SecretOf(OnixAppSecretSetting),
             OnixTokenUri = source.Optional(OnixTokenUriSetting, ParseUrl, "an http or https URL"),
             OnixInsecureSkipVerify = skipVerify && caFile == null,
             OnixCaFile = caFile,
@@ -438,13 +441,52 @@ internal sealed record Options
 
     private const int MaxConfigLines = 10_000;
 
-    /// <summary>The data directory alone, for commands that need nothing else.</summary>
-    public static string DataDirOf(
+    private static string DataDirOf(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables) =>
         flags.GetValueOrDefault(DataDirSetting.Flag) is { Length: > 0 } flag ? flag
         : variables.GetValueOrDefault(DataDirSetting.Variable) is { Length: > 0 } variable ? variable
         : variables.GetValueOrDefault("STATE_DIRECTORY") is { Length: > 0 } state ? state.Split(':')[0]
-        : "ses-data";
+        : DefaultDataDir;
+
+    public const string DefaultDataDir = "ses-data";
+
+    /// <summary>
+    /// The data directory of a command: where none is named, and none is in the working directory, that of the
+    /// service on this host, as <c>deploy/ses.service</c> and <c>/etc/default/ses</c> have it.
+    /// </summary>
+    /// <param name="root">Of the file system.</param>
+    public static string FindDataDir(
+        IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, string root = "/")
+    {
+        var dir = DataDirOf(flags, variables);
+        if (flags.ContainsKey(DataDirSetting.Flag) || dir != DefaultDataDir || Directory.Exists(dir))
+            return dir;
+        try
+        {
+            var set = DataDirSetting.Variable + "=";
+            if (File.ReadLines(System.IO.Path.Combine(root, "etc/default/ses"))
+                .Select(l => l.Trim()).LastOrDefault(l => l.StartsWith(set, StringComparison.Ordinal))
+                ?[set.Length..].Trim('"', '\'') is { Length: > 0 } named)
+                return named;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // There is no service, or its settings are not for this user.
+        }
+        // Under DynamicUser= a link to where only root may look.
+        var service = System.IO.Path.Combine(root, "var/lib/ses");
+        return Directory.Exists(service) || new FileInfo(service).LinkTarget != null ? service : dir;
+    }
+
+    /// <summary>The user and the password that are given, by flags before variables; null: none are.</summary>
+    /// <exception cref="OptionsException">A value that cannot be used.</exception>
+    public static (string Name, string Password)? CredentialsOf(
+        IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
+    {
+        var source = new SettingSource(flags, variables);
+        var isGiven = new[] { UsernameSetting, PasswordSetting, PasswordSetting.File }.Any(source.IsGiven);
+        return isGiven ? (source.Required(UsernameSetting), source.SecretOf(PasswordSetting)?.Value ?? "") : null;
+    }
 
     /// <summary>Where a SeS of these settings is asked on its own host.</summary>
     /// <returns>Also whether it takes only clients that have a certificate.</returns>
@@ -577,7 +619,7 @@ internal sealed record Options
         return hosts.Contains("") ? null : hosts;
     }
 
-    private static Uri? ParseUrl(string text) =>
+    public static Uri? ParseUrl(string text) =>
         Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
             && url.UserInfo == "" && url.Query == "" && url.Fragment == "" ? url : null;
 
@@ -626,7 +668,7 @@ internal sealed record Options
 
     private static long? ParseDatabaseSize(string text) => ParseSize(text, 16L << 20, 100L << 40);
 
-    private static OptionsException Bad(Setting setting, string value, string allowed)
+    public static OptionsException Bad(Setting setting, string value, string allowed)
     {
         // One line, and no secret: a URL may have credentials before its @, and a query.
         var at = setting.Value == "URL" ? value.LastIndexOf('@') : -1;
@@ -653,9 +695,8 @@ internal sealed record Options
             {
                 if (Settings.Any(s => s.Variable == name))
                     continue;
-                var nearest = Settings.MinBy(s => Distance(s.Variable, name))!.Variable;
                 Warnings.Add($"{name} is no setting of SeS and is ignored"
-                    + (Distance(nearest, name) <= Math.Max(2, (name.Length - Prefix.Length) / 3) ? $"; the nearest is {nearest}" : ""));
+                    + NearestName.Of(name, Settings.Select(s => s.Variable), Prefix));
             }
         }
 
@@ -710,13 +751,14 @@ internal sealed record Options
                 string.Join(", ", allowed));
 
         public T Enum<T>(Setting setting) where T : struct, Enum =>
-            System.Enum.Parse<T>(OneOf(setting, System.Enum.GetNames<T>()));
+            System.Enum.Parse<T>(OneOf(setting, [.. System.Enum.GetNames<T>().Select(
+                n => char.IsLower(setting.Default![0]) ? n.ToLowerInvariant() : n)]), ignoreCase: true);
 
         /// <summary>
         /// The secret itself, or what the file holds that is named instead, without line ends; else what
         /// systemd hands over by the flag's name (systemd.exec(5), LoadCredential).
         /// </summary>
-        public Secret? Secret(Setting setting)
+        public Secret? SecretOf(Setting setting)
         {
             foreach (var given in new[] { _flags, _variables })
             {
@@ -750,7 +792,7 @@ internal sealed record Options
         {
             try
             {
-                var secret = new Secret(global::Ses.Secret.Read(path), path);
+                var secret = new Secret(Secret.Read(path), path);
                 WarnIfOpen(setting, path);
                 return secret;
             }
@@ -759,24 +801,40 @@ internal sealed record Options
                 throw Bad(setting, path, "a file that can be read (" + e.Message + ")");
             }
         }
+    }
+}
 
-        /// <summary>Levenshtein's distance, for the nearest name.</summary>
-        private static int Distance(string a, string b)
+/// <summary>What somebody who mistyped a name may have meant.</summary>
+internal static class NearestName
+{
+    /// <returns>How a message goes on that says that there is no such name; empty: none is near.</returns>
+    /// <param name="prefix">What all names begin with.</param>
+    public static string Of(string name, IEnumerable<string> names, string prefix = "")
+    {
+        var rest = name.Length > prefix.Length ? name[prefix.Length..] : name;
+        var nearest = names.MinBy(n => Distance(n[prefix.Length..], rest));
+        // Of one letter any is near.
+        return nearest != null
+            && Distance(nearest[prefix.Length..], rest) <= Math.Min(rest.Length - 1, Math.Max(2, rest.Length / 3))
+            ? $"; the nearest is {nearest}" : "";
+    }
+
+    /// <summary>Levenshtein's.</summary>
+    private static int Distance(string a, string b)
+    {
+        var row = Enumerable.Range(0, b.Length + 1).ToArray();
+        for (var i = 1; i <= a.Length; i++)
         {
-            var row = Enumerable.Range(0, b.Length + 1).ToArray();
-            for (var i = 1; i <= a.Length; i++)
+            var diagonal = row[0];
+            row[0] = i;
+            for (var j = 1; j <= b.Length; j++)
             {
-                var diagonal = row[0];
-                row[0] = i;
-                for (var j = 1; j <= b.Length; j++)
-                {
-                    var replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-                    diagonal = row[j];
-                    row[j] = Math.Min(replaced, Math.Min(row[j], row[j - 1]) + 1);
-                }
+                var replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+                diagonal = row[j];
+                row[j] = Math.Min(replaced, Math.Min(row[j], row[j - 1]) + 1);
             }
-            return row[^1];
         }
+        return row[^1];
     }
 }
 
@@ -927,6 +985,76 @@ internal static class Terminal
 
     /// <summary>One line, with U+FFFD for each character that a terminal obeys.</summary>
     public static string Plain(string text) => string.Concat(text.Select(c => Obeys(c) ? '\ufffd' : c));
+
+    /// <summary>How many columns of a terminal a text takes.</summary>
+    public static int Columns(string text) => Ascii.IsValid(text) ? text.Length : text.EnumerateRunes().Sum(Columns);
+
+    /// <summary>As much of a text as fits, with an ellipsis at its end if that is not all.</summary>
+    public static string Cut(string text, int columns)
+    {
+        if (Columns(text) <= columns)
+            return text;
+        var (length, left) = (0, columns - 1);
+        foreach (var rune in text.EnumerateRunes())
+        {
+            left -= Columns(rune);
+            if (left < 0)
+                break;
+            length += rune.Utf16SequenceLength;
+        }
+        return text[..length] + "…";
+    }
+
+    /// <summary>Blocks of which all but a few take two columns: East Asian Width (Unicode, annex 11), W and F.</summary>
+    private static readonly (int First, int Last)[] Wide =
+    [
+        (0x1100, 0x115F), (0x2E80, 0x303E), (0x3041, 0xA4CF), (0xA960, 0xA97F), (0xAC00, 0xD7A3), (0xF900, 0xFAFF),
+        (0xFE30, 0xFE6F), (0xFF01, 0xFF60), (0xFFE0, 0xFFE6), (0x1F300, 0x1F64F), (0x1F680, 0x1F6FF),
+        (0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF), (0x20000, 0x3FFFD),
+    ];
+
+    private static int Columns(Rune rune) =>
+        Rune.GetUnicodeCategory(rune) is UnicodeCategory.NonSpacingMark or UnicodeCategory.EnclosingMark ? 0
+        : Array.Exists(Wide, w => rune.Value >= w.First && rune.Value <= w.Last) ? 2 : 1;
+}
+
+/// <summary>Quantities as people read them.</summary>
+internal static class Quantity
+{
+    /// <summary>Bytes in their largest unit.</summary>
+    public static string Sized(double bytes)
+    {
+        string[] units = ["B", "KiB", "MiB", "GiB", "TiB"];
+        var power = Array.FindIndex(units, u => u == units[^1] || bytes < Math.Pow(1024, Array.IndexOf(units, u) + 1));
+        return string.Create(CultureInfo.InvariantCulture, $"{bytes / Math.Pow(1024, power):0.#} {units[power]}");
+    }
+
+    /// <summary>A span of time with its two largest units.</summary>
+    public static string Lasted(TimeSpan time) => time switch
+    {
+        { TotalSeconds: < 0 } => "0 s",
+        { TotalSeconds: < 10 } => time.TotalSeconds.ToString("0.###", CultureInfo.InvariantCulture) + " s",
+        { TotalMinutes: < 1 } => $"{time.Seconds} s",
+        { TotalHours: < 1 } => $"{time.Minutes} min {time.Seconds} s",
+        { TotalDays: < 1 } => $"{time.Hours} h {time.Minutes} min",
+        _ => $"{time.Days} d {time.Hours} h",
+    };
+}
+
+/// <summary>Words beside an answer, for whoever reads them, if anybody does.</summary>
+internal static class StandardError
+{
+    public static void WriteLine(string line)
+    {
+        try
+        {
+            Console.Error.WriteLine(Terminal.Plain(line));
+        }
+        catch (Exception e) when (Disk.Refused(e))
+        {
+            // It is closed, or its file takes no more; the exit code tells.
+        }
+    }
 }
 
 /// <summary>
@@ -1112,8 +1240,9 @@ internal sealed class Meters
         TlsExpiry = Level("ses_tls_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires, in Unix time; 0 without TLS.");
         TlsReloads = Count("ses_tls_reloads_total", "Changed certificates: loaded, refused.", "outcome");
-        StoreSize = Level("ses_store_size_bytes", "Size of the database and its log.");
-        StoreFree = Level("ses_store_free_bytes", "Bytes that are free on the database's disk.");
+        StoreSize = Level("ses_store_bytes", "Size of the database and its log.");
+        StoreFree = make.CreateGauge("ses_store_free_bytes", "Bytes that are free on the database's disk.",
+            new GaugeConfiguration { SuppressInitialValue = true });
         CommitDuration = Time("ses_store_commit_duration_seconds",
             "Time to write and flush what waiting requests brought.");
         Underived = Level("ses_store_underived_observations",
@@ -1923,6 +2052,10 @@ internal sealed class AlertTexts
         }
         return found;
     }
+
+    /// <summary>As Prometheus writes them.</summary>
+    public override string ToString() =>
+        $"{{{string.Join(", ", _entries.Select(e => AlertMapping.WriteLabel(e.Name, e.Value)))}}}";
 
     /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
     public List<string> Unused() =>
@@ -3390,17 +3523,23 @@ internal sealed class DataDirException(string message) : Exception(message);
 internal static class DataDir
 {
     /// <summary>
+    /// The working directory by a name that leads there at once: under <c>DynamicUser=</c> the folder above the
+    /// data directory is closed to all but root, and .NET would make any other name an absolute one.
+    /// </summary>
+    public const string Entered = "/proc/self/cwd";
+
+    /// <summary>
     /// Becomes the owner of the directory if this is root: what a command makes there, such as the shared
     /// memory's file, must be the daemon's. It is entered before, since the owner may not be allowed to.
     /// </summary>
-    /// <returns>Whether this is another user now.</returns>
+    /// <returns>By which name the directory is reached from now on.</returns>
     /// <exception cref="DataDirException">The owner could not be taken.</exception>
-    public static bool BecomeOwner(string dir)
+    public static string BecomeOwner(string dir)
     {
         if (!Environment.IsPrivilegedProcess || Disk.OwnerOf(dir) is not { User: > 0 } owner)
-            return false;
+            return dir;
         Environment.CurrentDirectory = dir;
-        return Disk.Become(owner.User, owner.Group) ? true
+        return Disk.Become(owner.User, owner.Group) ? Directory.Exists(Entered) ? Entered : "."
             : throw new DataDirException($"'{dir}': cannot become its owner, user {owner.User}");
     }
 
@@ -3441,6 +3580,27 @@ internal static class DataDir
         if (Written.FirstOrDefault(f => new FileInfo(Path.Combine(dir, f)).LinkTarget != null) is { } link)
             throw new DataDirException($"'{dir}': {link} is a symbolic link, which is not followed: put the file "
                 + "itself there, or make the directory the link");
+    }
+
+    /// <exception cref="DataDirException">It, or the database in it, is closed to this user.</exception>
+    public static void CheckOpen(string dir)
+    {
+        var isOpen = !File.Exists(Path.Combine(dir, "ses.db")) || Disk.IsWritable(Path.Combine(dir, "ses.db"));
+        try
+        {
+            _ = Directory.EnumerateFileSystemEntries(dir).Any();
+        }
+        catch (UnauthorizedAccessException)
+        {
+            isOpen = false;
+        }
+        catch (IOException)
+        {
+            // It is not there.
+        }
+        if (!isOpen)
+            throw new DataDirException(
+                $"'{dir}' is closed to user {Disk.UserId()}: run this as root, or as whom SeS runs as");
     }
 
     /// <summary>Root's files in a service's directory come of a copy that root put there.</summary>
@@ -3551,7 +3711,8 @@ internal sealed class SqliteConnection : IDisposable
                 0, 0, $"SQLite {Version} can damage a database: 3.51.3 or later is needed");
         var flags = isReadOnly ? raw.SQLITE_OPEN_READONLY
             : raw.SQLITE_OPEN_READWRITE | raw.SQLITE_OPEN_CREATE;
-        var code = raw.sqlite3_open_v2(path, out _connection, flags | raw.SQLITE_OPEN_NOMUTEX, null);
+        var code = raw.sqlite3_open_v2(path, out _connection, flags | raw.SQLITE_OPEN_NOMUTEX,
+            path.StartsWith(DataDir.Entered, StringComparison.Ordinal) ? PlainPaths.Name : null);
         Check(code, $"open {path}");
         _ = raw.sqlite3_extended_result_codes(_connection, 1);
         _ = raw.sqlite3_busy_timeout(_connection, (int)LockTime.TotalMilliseconds);
@@ -3799,6 +3960,56 @@ internal static unsafe partial class Sqlite
 
     [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_system_errno")]
     public static partial int SystemErrno(nint connection);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_vfs_find")]
+    public static partial PlainPaths.FileSystem* FindFileSystem(nint name);
+
+    [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_vfs_register")]
+    public static partial int Register(PlainPaths.FileSystem* system, int isDefault);
+}
+
+/// <summary>
+/// SQLite's own file system (sqlite3_vfs), but for names, which stay as they are given: SQLite would follow each
+/// link in them to an absolute name, which may be closed to this user.
+/// </summary>
+internal static unsafe class PlainPaths
+{
+    private const int Ok = 0, CannotOpen = 14;
+
+    /// <summary>The begin of a sqlite3_vfs of version 3, and the rest.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    public struct FileSystem
+    {
+        public int Version, SizeOfFile, LongestName;
+        public nint Next, Name, Data, Open, Delete, Access;
+        public delegate* unmanaged[Cdecl]<FileSystem*, byte*, int, byte*, int> FullName;
+        public nint OpenLibrary, LibraryError, Symbol, CloseLibrary, Randomness, Sleep, Time, LastError, TimeInt64,
+            SetSystemCall, GetSystemCall, NextSystemCall;
+    }
+
+    public static string Name { get; } = Registered("ses-plain");
+
+    /// <summary>It lives as long as the process.</summary>
+    private static string Registered(string name)
+    {
+        var system = (FileSystem*)NativeMemory.Alloc((nuint)sizeof(FileSystem));
+        *system = *Sqlite.FindFileSystem(0);
+        system->Name = Marshal.StringToCoTaskMemUTF8(name);
+        system->FullName = &Copy;
+        _ = Sqlite.Register(system, isDefault: 0);
+        return name;
+    }
+
+    [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
+    private static int Copy(FileSystem* system, byte* name, int room, byte* full)
+    {
+        var text = MemoryMarshal.CreateReadOnlySpanFromNullTerminated(name);
+        if (text.Length >= room)
+            return CannotOpen;
+        text.CopyTo(new Span<byte>(full, room));
+        full[text.Length] = 0;
+        return Ok;
+    }
 }
 
 // ================================= 7. Store ==================================
@@ -4274,6 +4485,8 @@ internal sealed class Store : IDisposable
     /// <summary>Bytes of the database with its log, and bytes that are free.</summary>
     public (long Used, long Free) Size() => ((Disk.StatusOf(_path)?.Size ?? 0)
         + (Disk.StatusOf(_path + "-wal")?.Size ?? 0), Disk.Space(Path.GetDirectoryName(_path)!).Free);
+
+    public StoreSize Size(Snapshot snapshot) => StoreSize.Of(snapshot, _path);
 
     public bool IsStopping
     {
@@ -8128,6 +8341,60 @@ internal sealed class Reader(string path, int cache) : IDisposable
     }
 }
 
+/// <summary>How much history a database has, and how much room a day of it takes.</summary>
+/// <param name="Since">When the first was heard of which retention has left anything; null: nothing was.</param>
+/// <param name="Bytes">Of the database and its log.</param>
+/// <param name="Free">Bytes on its file system.</param>
+/// <param name="BytesADay">About, by the facts of the last week; null: there is less than a day of them.</param>
+internal sealed record StoreSize(DateTime? Since, long Bytes, long Free, double? BytesADay)
+{
+    private static readonly TimeSpan Week = TimeSpan.FromDays(7), Day = TimeSpan.FromDays(1);
+
+    /// <param name="path">Of the database.</param>
+    public static StoreSize Of(Snapshot snapshot, string path)
+    {
+        var bytes = (Disk.StatusOf(path)?.Size ?? 0) + (Disk.StatusOf(path + "-wal")?.Size ?? 0);
+        var heard = snapshot.Number("SELECT min(received) FROM receipt");
+        DateTime? first = heard is { } time ? UnixTime.Read(time) : null;
+        var since = snapshot.Oldest > first ? snapshot.Oldest : first;
+        return new StoreSize(since, bytes, Disk.Space(Path.GetDirectoryName(path)!).Free, BytesOfDay(snapshot, since));
+    }
+
+    /// <summary>
+    /// Services, label sets and observations are numbered together, so that a number stands for as many bytes as
+    /// another, about. What is free within the file does not count, nor does what an import brought of earlier days.
+    /// </summary>
+    private static double? BytesOfDay(Snapshot snapshot, DateTime? since)
+    {
+        const int Samples = 500;
+        var span = snapshot.Moment - since < Week ? snapshot.Moment - since : Week;
+        if (span is not { } days || days < Day || snapshot.Number("SELECT min(id) FROM observation") is not { } first)
+            return null;
+        var last = snapshot.LastObservation(snapshot.Moment);
+        var before = Math.Max(first - 1, snapshot.LastObservation(snapshot.Moment - days));
+        using var one = snapshot.Query("SELECT received FROM observation WHERE id > ?1 ORDER BY id LIMIT 1");
+        var fresh = 0;
+        for (var i = 0; i < Samples; i++)
+        {
+            if (one.Bind(1, before + ((last - before) * i / Samples)).Number() > UnixTime.From(snapshot.Moment - days))
+                fresh++;
+        }
+        var used = ((snapshot.Number("PRAGMA page_count") ?? 0) - (snapshot.Number("PRAGMA freelist_count") ?? 0))
+            * (snapshot.Number("PRAGMA page_size") ?? 0);
+        return (double)(last - before) * fresh / Samples / days.TotalDays * used / (last - first + 1);
+    }
+
+    /// <summary>One sentence for people.</summary>
+    public string Sentence(DateTime now)
+    {
+        var age = Since is not { } since ? "No history yet"
+            : now - since < Day ? $"{Quantity.Lasted(now - since)} of history"
+            : (long)(now - since).TotalDays is > 1 and var days ? $"{days} days of history" : "1 day of history";
+        return $"{age} in {Quantity.Sized(Bytes)}; "
+            + (BytesADay is { } day ? $"a day takes about {Quantity.Sized(day)}, " : "") + $"{Quantity.Sized(Free)} are free.";
+    }
+}
+
 /// <summary>A connection on one state of the database; to be disposed soon.</summary>
 internal sealed class Snapshot : IDisposable
 {
@@ -8177,14 +8444,20 @@ internal sealed class Snapshot : IDisposable
         return UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime) - 1);
     }
 
+    /// <exception cref="DataDirException">There is no database in it.</exception>
+    public static void CheckThere(string folder)
+    {
+        if (!File.Exists(Path.Combine(folder, Store.FileName)))
+            throw new DataDirException($"'{folder}' has no {Store.FileName} in it");
+    }
+
     /// <summary>A snapshot beside the daemon, or without one.</summary>
     /// <param name="folder">The data directory.</param>
     /// <exception cref="DataDirException">There is no database in it.</exception>
     public static Snapshot Open(string folder, DateTime now)
     {
+        CheckThere(folder);
         var path = Path.Combine(folder, Store.FileName);
-        if (!File.Exists(path))
-            throw new DataDirException($"'{folder}' has no {Store.FileName} in it");
         var reader = new Reader(path, cache: 16 * 1024);
         Schema.Check(reader.Database);
         return new Snapshot(reader, r => r.Dispose(), UnixTime.Read(UnixTime.From(now)));
@@ -9466,6 +9739,13 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
+    /// <summary>Whether a filter takes any service, a forgotten one too.</summary>
+    public bool HasService(ServiceFilter filter)
+    {
+        using var one = Bound(filter, $"SELECT 1 {From(filter)} LIMIT 1");
+        return one.Number() != null;
+    }
+
     /// <summary>The numbers of the services that a filter takes, ascending.</summary>
     private long[] Ids(ServiceFilter filter)
     {
@@ -9996,23 +10276,27 @@ internal sealed record Question(
     Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
     (DateTime Time, long Place)? After, bool IsNewestFirst, DateTime? AsOf, OutputFormat? Format)
 {
+    /// <summary>The parameters that choose services.</summary>
+    public static readonly string[] Names = ["platform", "service", "facet", "location"];
+
     private static readonly string[]
-        Common = ["platform", "service", "facet", "location", "as_of", "format"],
+        Common = [.. Names, "as_of", "format"],
         OfHistory = [.. Common, "from", "to", "order", "limit", "cursor"],
         OfReport = [.. Common, "from", "to", "threshold"];
+
+    public static string[] ParametersOf(Subject subject) => subject switch
+    {
+        Subject.Status => Common,
+        Subject.History => OfHistory,
+        _ => OfReport,
+    };
 
     /// <summary>Understands parameters; an empty one, but for a location, is as if absent.</summary>
     /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
     public static Question Parse(Subject subject, string? partition,
         IEnumerable<KeyValuePair<string, string>> parameters, DateTime now)
     {
-        var known = subject switch
-        {
-            Subject.Status => Common,
-            Subject.History => OfHistory,
-            _ => OfReport,
-        };
-        var given = Once(parameters, known, $"a {subject.ToString().ToLowerInvariant()}");
+        var given = Once(parameters, ParametersOf(subject), $"a {subject.ToString().ToLowerInvariant()}");
         var isNewestFirst = Parse(given, "order", v => v switch
         {
             "asc" => false,
@@ -10042,6 +10326,18 @@ internal sealed record Question(
             throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}");
         return question;
     }
+
+    /// <summary>The lists that the answer has in JSON.</summary>
+    public IEnumerable<string> Lists => Subject switch
+    {
+        Subject.Status => [Answers.Services],
+        Subject.History => [Answers.Events],
+        _ => Threshold == null ? [Answers.Services] : [Answers.Services, Answers.Events],
+    };
+
+    /// <summary>Whether an answer has this list: in CSV there is place for one.</summary>
+    public bool HasList(string name, OutputFormat format) =>
+        Threshold == null || format != OutputFormat.Csv || name == Answers.Events;
 
     /// <summary>The parameters that are given, by name.</summary>
     /// <param name="of">What is asked, with its article.</param>
@@ -10220,23 +10516,21 @@ internal sealed class OpenAlerts : BodyWriter
 /// <summary>Writes rows in a format.</summary>
 internal sealed class RowWriter : BodyWriter
 {
-    /// <summary>Rows of a table that are looked at before its columns have their width.</summary>
-    private const int TableRows = 1000;
-
     private readonly Utf8JsonWriter? _json;
-    private readonly List<string[]>? _table;
+    private readonly TextTable? _table;
     private readonly bool _isPlain;
-    private int[]? _widths;
     private int _lists;
 
-    /// <param name="isTerminal">Then each format is free of what a terminal obeys, as a table always is.</param>
-    public RowWriter(OutputFormat format, bool isTerminal = false)
+    /// <param name="width">
+    /// Of the terminal: for one each format is free of what it obeys, as a table always is; null: it is none.
+    /// </param>
+    public RowWriter(OutputFormat format, int? width = null)
     {
-        _isPlain = isTerminal || format == OutputFormat.Table;
+        _isPlain = width != null || format == OutputFormat.Table;
         if (format == OutputFormat.Json)
             _json = new Utf8JsonWriter(Buffer, ReadableJson.Options);
         if (format == OutputFormat.Table)
-            _table = [];
+            _table = new TextTable(width ?? int.MaxValue);
         _json?.WriteStartObject();
     }
 
@@ -10247,7 +10541,10 @@ internal sealed class RowWriter : BodyWriter
             return;
         if (_lists++ > 0)
             Put("\n");
-        Row(columns, columns);
+        if (_table != null)
+            _table.Begin(columns);
+        else
+            Row(columns, columns);
     }
 
     /// <summary>Texts, numbers (double or int), yes or no (bool), times (DateTime), or nothing.</summary>
@@ -10255,9 +10552,9 @@ internal sealed class RowWriter : BodyWriter
     {
         if (_table != null)
         {
-            _table.Add([.. cells.Select(Shown)]);
-            if (_table.Count == TableRows)
-                PutTable();
+            _table.Add(cells);
+            if (_table.IsFull)
+                Put(_table.Take());
             return;
         }
         if (_json == null)
@@ -10280,8 +10577,7 @@ internal sealed class RowWriter : BodyWriter
     public void EndList()
     {
         _json?.WriteEndArray();
-        PutTable();
-        _widths = null;
+        Put(_table?.End() ?? "");
     }
 
     /// <summary>Only in JSON: CSV has no place for it.</summary>
@@ -10350,55 +10646,182 @@ internal sealed class RowWriter : BodyWriter
     }
 
     private static readonly SearchValues<char> Quoted = SearchValues.Create("\",\r\n");
+}
 
-    /// <summary>Columns are as wide as their first rows are.</summary>
-    private void PutTable()
+/// <summary>
+/// A table for people: spans of time as one says them, figures at the right of their columns, and no line longer
+/// than the terminal is wide. What is of least use there is left out first, then texts are cut, the longest first.
+/// </summary>
+/// <param name="width">Of the terminal, in its columns.</param>
+internal sealed class TextTable(int width)
+{
+    /// <summary>Rows that are looked at before columns have their width.</summary>
+    private const int MaxRows = 1000;
+
+    /// <summary>No text is cut shorter, and none that says what is wrong.</summary>
+    private const int ShortText = 8, ShortReason = 24;
+
+    private const string Gap = "  ", Seconds = "_seconds";
+
+    /// <summary>Columns of times, which are of use only whole.</summary>
+    public static readonly string[] Times = ["since", "time", "last_seen", "received", "recorded"];
+
+    private static readonly string[] Percentages = ["availability", "coverage"], Counts = ["outages", "up"];
+
+    /// <summary>What is left out where not all fits, in this order, then what has the same in each row.</summary>
+    private static readonly string[]
+        LeastUse =
+        [
+            "id", "last_seen", "received", "watched", "mean_between_seconds", "mean_seconds", "degraded_seconds",
+            "unknown_seconds", "up_seconds", "coverage", "recorded",
+        ],
+        Places = ["partition", "platform"],
+        LastUse = ["alertname", "description", "partition", "platform", "open", "longest_seconds", "outages", "facet", "location"];
+
+    private readonly List<string[]> _rows = [];
+    private IReadOnlyList<string> _columns = [];
+    private List<int>? _shown;
+    private int[] _widths = [];
+
+    public bool IsFull => _rows.Count >= MaxRows;
+
+    public void Begin(IReadOnlyList<string> columns)
     {
-        if (_table is not { Count: > 0 } rows)
-            return;
-        _widths ??= [.. Enumerable.Range(0, rows[0].Length).Select(i => rows.Max(r => r[i].Length))];
-        foreach (var row in rows)
-            Put(string.Join("  ", row.Select((c, i) => c.PadRight(_widths[i]))).TrimEnd() + "\n");
-        rows.Clear();
+        (_columns, _shown) = (columns, null);
+        _rows.Add([.. columns.Select(Head)]);
     }
+
+    public void Add(IReadOnlyList<object?> cells) => _rows.Add([.. cells.Select((c, i) => Shown(_columns[i], c))]);
+
+    /// <summary>The rows that came since it was called before.</summary>
+    public string Take()
+    {
+        if (_shown == null)
+            Fit();
+        var text = new StringBuilder();
+        foreach (var row in _rows)
+        {
+            var line = string.Join(Gap, _shown!.Select(i => Padded(row[i], i)));
+            text.Append(Terminal.Cut(line.TrimEnd(), width)).Append('\n');
+        }
+        _rows.Clear();
+        return text.ToString();
+    }
+
+    /// <summary>The rest, and what was left out.</summary>
+    public string End()
+    {
+        var text = Take();
+        var hidden = _columns.Where((_, i) => !_shown!.Contains(i)).Select(Head).ToList();
+        return hidden.Count == 0 ? text
+            : text + Terminal.Cut($"(--format csv has also: {string.Join(", ", hidden)})", width) + "\n";
+    }
+
+    /// <summary>Chooses columns and their widths by the first rows.</summary>
+    private void Fit()
+    {
+        _widths = [.. _columns.Select((_, i) => _rows.Max(r => Terminal.Columns(r[i])))];
+        _shown = [.. Enumerable.Range(0, _columns.Count)];
+        var empty = _shown.Where(i => _rows.Skip(1).All(r => r[i] is "" or "-")).Select(i => _columns[i]);
+        var alike = _shown.Where(i => Places.Contains(_columns[i]) && _rows.Skip(1).All(r => r[i] == _rows[1][i]))
+            .Select(i => _columns[i]);
+        // When a status was last said is of use only where it is not when it began.
+        string[] again = _columns.Contains("since") ? ["time"] : [];
+        foreach (var column in empty.Concat(LeastUse).Concat(again).Concat(alike).Concat(LastUse).ToList())
+        {
+            if (Over(i => Math.Min(_widths[i], LeastWidth(_columns[i]))) > 0 && _shown.Count > 2)
+                _shown.RemoveAll(i => _columns[i] == column);
+        }
+        for (var over = Over(i => _widths[i]); over > 0; over--)
+        {
+            var longest = _shown.MaxBy(i => _widths[i] > LeastWidth(_columns[i]) ? _widths[i] : 0);
+            if (_widths[longest] <= LeastWidth(_columns[longest]))
+                break;
+            _widths[longest]--;
+        }
+    }
+
+    /// <summary>By how much a line is too long.</summary>
+    private long Over(Func<int, long> widthOf) => _shown!.Sum(widthOf) + (Gap.Length * (_shown!.Count - 1)) - width;
+
+    private string Padded(string cell, int column)
+    {
+        var (text, space) = (Terminal.Cut(cell, _widths[column]), _widths[column] - Terminal.Columns(cell));
+        return space <= 0 ? text : IsFigure(_columns[column]) ? new string(' ', space) + text : text + new string(' ', space);
+    }
+
+    private static string Head(string column) =>
+        column.Replace(Seconds, "", StringComparison.Ordinal).Replace('_', ' ').ToUpperInvariant();
+
+    /// <summary>What a column is cut to; figures, times and ids are of use only whole.</summary>
+    private static int LeastWidth(string column) => column is "reason" or "labels" ? ShortReason
+        : column == "id" || Times.Contains(column) || IsFigure(column) ? int.MaxValue : ShortText;
+
+    private static bool IsFigure(string column) => column.EndsWith(Seconds, StringComparison.Ordinal)
+        || Percentages.Contains(column) || Counts.Contains(column);
+
+    private static string Shown(string column, object? cell) => cell switch
+    {
+        null => IsFigure(column) ? "-" : "",
+        double seconds when column.EndsWith(Seconds, StringComparison.Ordinal) =>
+            seconds == 0 ? "-" : Quantity.Lasted(TimeSpan.FromSeconds(seconds)),
+        // Never rounded up: 100 only without an outage.
+        double share when Percentages.Contains(column) =>
+            (Math.Truncate(share * 1000) / 1000).ToString("0.000", CultureInfo.InvariantCulture),
+        bool flag => flag ? "yes" : "no",
+        DateTime time => Rfc3339.Format(time.AddTicks(-(time.Ticks % TimeSpan.TicksPerSecond))),
+        _ => Terminal.Plain(RowWriter.Text(cell)),
+    };
 }
 
 /// <summary>Writes the answers to questions.</summary>
 /// <param name="version">Of SeS: the bytes of an answer hold for one.</param>
-internal sealed class Answers(Questions questions, string version, bool isTerminal = false)
+/// <param name="width">Of the terminal; null: it is none.</param>
+internal sealed class Answers(Questions questions, string version, int? width = null)
 {
     private static readonly string[]
-        Names = ["platform", "service", "facet", "location"],
-        StatusColumns = [.. Names, "status", "since", "time", "description", "last_seen", "watched"],
-        EventColumns = [.. Names, "status", "time", "description", "received"],
-        ReportColumns = [.. Names, "availability", "coverage", "up_seconds", "degraded_seconds",
+        StatusColumns = [.. Question.Names, "status", "since", "time", "description", "last_seen", "watched"],
+        EventColumns = [.. Question.Names, "status", "time", "description", "received"],
+        ReportColumns = [.. Question.Names, "availability", "coverage", "up_seconds", "degraded_seconds",
             "down_seconds", "unknown_seconds", "outages", "longest_seconds", "mean_seconds",
             "mean_between_seconds", "open"],
-        ThresholdColumns = [.. Names, "status", "time", "up", "under_threshold_seconds"];
+        ThresholdColumns = [.. Question.Names, "status", "time", "up", "under_threshold_seconds"];
+
+    /// <summary>The lists of answers.</summary>
+    public const string Services = "services", Events = "events";
 
     /// <summary>Where a history goes on that was told up to its limit; null: there is no more.</summary>
     public string? Next { get; private set; }
+
+    /// <summary>Rows that were told so far, and how many services of them are down now.</summary>
+    public (long Rows, long Down) Told { get; private set; }
+
+    /// <summary>The columns of a list, as it is named in JSON.</summary>
+    public static string[] Columns(Question question, string list) => Columns(question, question.Subject switch
+    {
+        Subject.Status => StatusColumns,
+        Subject.History => EventColumns,
+        _ => list == Services ? ReportColumns : ThresholdColumns,
+    });
 
     /// <summary>The answer in parts, each valid until the next is asked for.</summary>
     /// <exception cref="SqliteException">The database is damaged.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
     {
-        var writer = new RowWriter(format, isTerminal);
+        var writer = new RowWriter(format, width);
         WriteHead(writer);
         var lists = question.Subject switch
         {
-            Subject.Status => List(writer, "services", Columns(question, StatusColumns), Status(question)),
+            Subject.Status => List(writer, Services, question, Status(question)),
             Subject.History => History(writer, question),
-            _ when question.Threshold == null || format != OutputFormat.Csv =>
-                List(writer, "services", Columns(question, ReportColumns), Report(question)),
+            _ when question.HasList(Services, format) => List(writer, Services, question, Report(question)),
             _ => [],
         };
         foreach (var part in lists)
             yield return part;
         if (question.Threshold is { } threshold)
         {
-            foreach (var part in List(writer, "events", Columns(question, ThresholdColumns),
-                Under(question, threshold)))
+            foreach (var part in List(writer, Events, question, Under(question, threshold)))
                 yield return part;
         }
         yield return writer.End();
@@ -10413,13 +10836,15 @@ internal sealed class Answers(Questions questions, string version, bool isTermin
         writer.Property("stale_after_seconds", questions.Snapshot.StaleAfter.TotalSeconds);
     }
 
-    private static IEnumerable<ReadOnlyMemory<byte>> List(
-        RowWriter writer, string name, IReadOnlyList<string> columns, IEnumerable<List<object?>> rows)
+    private IEnumerable<ReadOnlyMemory<byte>> List(
+        RowWriter writer, string name, Question question, IEnumerable<List<object?>> rows)
     {
+        var columns = Columns(question, name);
         writer.BeginList(name, columns);
         foreach (var row in rows)
         {
             writer.Row(columns, row);
+            Told = Told with { Rows = Told.Rows + 1 };
             if (writer.IsFull)
                 yield return writer.Take();
         }
@@ -10444,21 +10869,25 @@ internal sealed class Answers(Questions questions, string version, bool isTermin
         return _row;
     }
 
-    private IEnumerable<List<object?>> Status(Question question) => questions.Present(question.Filter)
-        .Select(p => Row(question, p.Service, p.Status, p.Since, p.Time, p.Description, p.LastSeen, p.IsWatched));
+    private IEnumerable<List<object?>> Status(Question question) => questions.Present(question.Filter).Select(p =>
+    {
+        Told = Told with { Down = Told.Down + (p.Status == "down" ? 1 : 0) };
+        return Row(question, p.Service, p.Status, p.Since, p.Time, p.Description, p.LastSeen, p.IsWatched);
+    });
 
     private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
     {
-        var columns = Columns(question, EventColumns);
+        var columns = Columns(question, Events);
         var left = question.Limit ?? int.MaxValue;
         ChangeRow? last = null;
-        writer.BeginList("events", columns);
+        writer.BeginList(Events, columns);
         foreach (var row in questions.History(
             question.Filter, question.From, question.To, question.After, question.IsNewestFirst))
         {
             if (left-- == 0)
                 break;
             last = row;
+            Told = Told with { Rows = Told.Rows + 1 };
             writer.Row(columns,
                 Row(question, row.Service, row.Status, row.Time, row.Description, row.Received));
             if (writer.IsFull)
@@ -12899,6 +13328,9 @@ internal sealed record QuarantinedAlert(
         && UInt128.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var id)
         ? id : null;
 
+    /// <summary>As Prometheus writes them; empty: it has none that can be read.</summary>
+    public string Labels => FieldsOf(Alert)?.Labels is { Count: > 0 } labels ? labels.ToString() : "";
+
     private static string NameOf(byte[] json) => FieldsOf(json)?.Labels.Get("alertname") ?? "";
 
     private static AlertFields? FieldsOf(byte[] json)
@@ -13223,7 +13655,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             _html.Add($"""
                 <li>{Link(present.Service)} <span class="soft">{Group(present.Service)}</span><br>
                 <span class="word down">down</span> since {Time(present.Since)},
-                for {Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></li>
+                for {Quantity.Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></li>
                 """);
             if (_html.IsFull)
                 yield return _html.Take();
@@ -13324,7 +13756,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
         foreach (var outage in outages)
             _html.Add($"""
                 <li>{Link(outage.Service)} <span class="soft">{Group(outage.Service)}</span><br>
-                {Time(outage.From)} to {Time(outage.To)}, {Lasted(outage.To - outage.From)}.
+                {Time(outage.From)} to {Time(outage.To)}, {Quantity.Lasted(outage.To - outage.From)}.
                 <bdi>{outage.Description}</bdi></li>
                 """);
         _html.Add($"</ul>{AndMore("latest", outages.Count, more)}</section>");
@@ -13385,7 +13817,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
         _html.Add($"""
             <p><a href="./?{Query(("range", query.Range))}">All services</a></p>
             <p>{StatusText(present.Status)} since {Time(present.Since)},
-            for {Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></p>
+            for {Quantity.Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></p>
             {LastSeen(present)}
             <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
             <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
@@ -13409,13 +13841,13 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     private void AddFigures(Availability f) => _html.Add($"""
         <h2>Figures of these {query.Range}</h2>
         <dl><dt>Availability</dt><dd>{Share(f.Percent)} of the time known</dd>
-        <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Degraded</dt><dd>{Lasted(f.Degraded)}</dd>
-        <dt>Down</dt><dd>{Lasted(f.Down)}</dd><dt>Unknown</dt><dd>{Lasted(f.Unknown)}</dd>
+        <dt>Up</dt><dd>{Quantity.Lasted(f.Up)}</dd><dt>Degraded</dt><dd>{Quantity.Lasted(f.Degraded)}</dd>
+        <dt>Down</dt><dd>{Quantity.Lasted(f.Down)}</dd><dt>Unknown</dt><dd>{Quantity.Lasted(f.Unknown)}</dd>
         <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
-        <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Lasted(f.Longest))}</dd>
-        <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Lasted(mean) : "none")}</dd>
+        <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Quantity.Lasted(f.Longest))}</dd>
+        <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Quantity.Lasted(mean) : "none")}</dd>
         <dt>Mean time between</dt>
-        <dd>{(f.MeanBetween is { } between ? Lasted(between) : "no outage")}</dd></dl>
+        <dd>{(f.MeanBetween is { } between ? Quantity.Lasted(between) : "no outage")}</dd></dl>
         """);
 
     private void AddChanges(long id, ServiceKey service)
@@ -13458,7 +13890,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     {
         if (daemon.Onix is not { } onix)
             return default;
-        var oldest = onix.Oldest is { } time ? $", the oldest for {Lasted(questions.Moment - time)}" : "";
+        var oldest = onix.Oldest is { } time ? $", the oldest for {Quantity.Lasted(questions.Moment - time)}" : "";
         if (onix is { Trouble: null, Confirmed: null })
             return Markup.Of($"Onix was not asked yet.");
         var behind = onix.IsAnew
@@ -13529,17 +13961,6 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     private static string Share(double? availability) => availability is not { } share ? "unknown"
         : string.Create(CultureInfo.InvariantCulture, $"{Math.Floor(share * 1000) / 1000:0.###} %");
 
-    /// <summary>In its two largest units.</summary>
-    private static string Lasted(TimeSpan time) => time switch
-    {
-        { TotalSeconds: < 0 } => "0 s",
-        { TotalSeconds: < 10 } => time.TotalSeconds.ToString("0.###", CultureInfo.InvariantCulture) + " s",
-        { TotalMinutes: < 1 } => $"{time.Seconds} s",
-        { TotalHours: < 1 } => $"{time.Minutes} min {time.Seconds} s",
-        { TotalDays: < 1 } => $"{time.Hours} h {time.Minutes} min",
-        _ => $"{time.Days} d {time.Hours} h",
-    };
-
     /// <summary>
     /// Equal intervals are drawn as one. Height repeats the colour's meaning: down is tall, unknown is low.
     /// </summary>
@@ -13598,6 +14019,9 @@ internal sealed class Web
 
     /// <summary>Of the webhook: the id of the quarantined alert that is sent again.</summary>
     public const string CuresParameter = "cures";
+
+    /// <summary>How the 404 for a partition begins that is not known.</summary>
+    public const string NeverHeard = "Nothing was ever heard";
 
     /// <summary>Below a partition: where Prometheus posts to.</summary>
     public const string AlertsPath = "/api/v2/alerts";
@@ -14006,7 +14430,7 @@ internal sealed class Web
         switch (resource)
         {
             case Resource.Live:
-                return Reply.Json(200, json => json.WriteBoolean("live", true));
+                return Reply.Json(IsAlive ? 200 : 503, json => json.WriteBoolean("live", IsAlive));
             case Resource.Ready:
                 return ReadyReply(IsTrusted(request));
             case Resource.Metrics:
@@ -14251,7 +14675,7 @@ internal sealed class Web
                 ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
             var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
             if (!snapshot.HasHeardOf(partition))
-                return Reply.Problem(404, $"Nothing was ever heard of partition '{partition}'.");
+                return Reply.Problem(404, $"{NeverHeard} of partition '{partition}'.");
             if (question.AsOf < snapshot.Oldest)
                 throw new QuestionException(
                     $"as_of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
@@ -14540,7 +14964,7 @@ internal sealed class Web
         var (store, reason) = (_store!, Unready());
         using var snapshot = store.Snapshot();
         var (services, labelSets, underived) = store.Count;
-        var (used, free) = store.Size();
+        var size = store.Size(snapshot);
         json.WriteBoolean("ready", reason == null);
         json.WriteString("reason", reason);
         json.WriteString("version", Program.Version);
@@ -14565,8 +14989,15 @@ internal sealed class Web
         json.WriteNumber("label_sets", labelSets);
         json.WriteNumber("max_label_sets", _options.MaxAlerts);
         json.WriteNumber("underived_observations", underived);
-        json.WriteNumber("size_bytes", used);
-        json.WriteNumber("free_bytes", free);
+        json.WriteNumber("bytes", size.Bytes);
+        json.WriteNumber("free_bytes", size.Free);
+        if (size.Since is { } since)
+        {
+            json.WriteString("since", Rfc3339.Format(since));
+            json.WriteNumber("days", Math.Round((snapshot.Moment - since).TotalDays, 1));
+        }
+        if (size.BytesADay is { } day)
+            json.WriteNumber("bytes_per_day", Math.Round(day));
         if (snapshot.Oldest is { } oldest)
             json.WriteString("oldest", Rfc3339.Format(oldest));
         json.WriteString("damage", _scrub?.Damage);
@@ -16289,6 +16720,41 @@ internal static partial class Linux
         }
     };
 
+    /// <summary>
+    /// Where a stream was closed by whoever started SeS, the next file that is opened would be taken for it: the
+    /// database would get the log.
+    /// </summary>
+    public static void FillStandardStreams()
+    {
+        while (Open("/dev/null", ReadWrite) is var descriptor and >= 0)
+        {
+            if (descriptor > 2)
+            {
+                _ = Close(descriptor);
+                break;
+            }
+        }
+    }
+
+    private const int ReadWrite = 2;
+
+    [LibraryImport("libc", EntryPoint = "open", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int Open(string path, int flags);
+
+    [LibraryImport("libc", EntryPoint = "close")]
+    private static partial int Close(int descriptor);
+
+    /// <summary>Of the terminal that standard output is, in columns; where that is not known, no limit.</summary>
+    public static int TerminalWidth() =>
+        ReadWindowSize(1, GetWindowSize, out var size) == 0 && size.Columns > 0 ? size.Columns : int.MaxValue;
+
+    private const nuint GetWindowSize = 0x5413;
+
+    private record struct WindowSize(ushort Rows, ushort Columns, ushort Width, ushort Height);
+
+    [LibraryImport("libc", EntryPoint = "ioctl")]
+    private static partial int ReadWindowSize(int descriptor, nuint request, out WindowSize size);
+
     private static readonly byte[] NoMemory = "ses: there is no memory left; SeS ends\n"u8.ToArray();
 
     [LibraryImport("libc", EntryPoint = "write")]
@@ -16519,7 +16985,16 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         Flag("--location", "NAME", "Only this location"),
     ];
 
+    private static readonly Setting[] Running =
+    [
+        new("Flags", "--url", "", "URL", null,
+            "Ask the SeS that runs there, such as http://ses-1:8888/alerts; needs --partition"),
+        Flag("--token-file", "FILE", "File with a bearer token for it"),
+        Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File,
+    ];
+
     public static readonly Setting
+        FailIfDownSetting = Flag("--fail-if-down", "BOOL", "Exit with 3 if one of the services is down"),
         DryRunSetting = Flag("--dry-run", "BOOL", "Only tell how much that is, and what was purged before"),
         RetrySetting = Flag("--retry", "BOOL", "Send the alerts to a running SeS again, after a cure"),
         UrlSetting = new("Flags", "--url", "", "URL", "http://localhost:8888/alerts",
@@ -16528,16 +17003,17 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 
     public static IReadOnlyList<Command> All { get; } =
     [
-        new("status", "Tells the current status of each service.", "ses status", [.. Filters, AsOf, Format]),
+        new("status", "Tells the current status of each service.", "ses status --service etcd --fail-if-down",
+            [.. Filters, AsOf, FailIfDownSetting, Format, .. Running]),
         new("history", "Tells each change of status, in order of time.",
             "ses history --service etcd --from -24h",
             [.. Filters, From, To, AsOf, Flag("--order", "ORDER", "asc, or desc: the newest first (default: asc)"),
                 Flag("--limit", "COUNT", "At most so many events"),
-                Flag("--cursor", "CURSOR", "Go on after an answer's next"), Format]),
+                Flag("--cursor", "CURSOR", "Go on after an answer's next"), Format, .. Running]),
         new("report", "Tells availability and outages of each service.",
             "ses report --service etcd --facet node --from -7d --threshold 2",
             [.. Filters, From, To, AsOf, Flag("--threshold", "COUNT",
-                "Also for how long fewer than so many of these were up"), Format]),
+                "Also for how long fewer than so many of these were up"), Format, .. Running]),
         new("check", "Looks through the database and tells what is damaged, and how to mend it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
         new("rebuild", "Makes indexes and the timeline anew from the facts; not beside a daemon.",
@@ -16605,18 +17081,17 @@ internal static class Probe
 }
 
 /// <summary>Carries commands out.</summary>
-/// <param name="isTerminal">Tables are for people.</param>
+/// <param name="width">Of the terminal, where people read; null: it is none.</param>
 internal sealed class CommandRunner(
     IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
-    bool isTerminal, TimeProvider clock)
+    int? width, TimeProvider clock)
 {
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
+    // As it is reached: once its owner was taken by another name than was given.
+    private string _dir = Options.FindDataDir(flags, variables);
 
-    // After the owner was taken: the current directory, since its path may be closed to the owner.
-    private string _dir = Options.DataDirOf(flags, variables);
-
-    // Who runs it.
+    // Who runs it, and may read what the owner may not.
     private (string Name, long Id) _user;
+    private AuthenticationHeaderValue? _credentials;
 
     private DateTime Now => UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime));
 
@@ -16630,17 +17105,38 @@ internal sealed class CommandRunner(
     {
         if (name == "probe")
             return await ProbeAsync() ? 0 : 1;
+        var isQuestion = Enum.TryParse<Subject>(name, ignoreCase: true, out var subject);
+        CheckCredentials(isQuestion ? flags.ContainsKey(Command.UrlSetting.Flag) ? null : Command.UrlSetting.Flag
+            : name == "quarantine" && !Options.BoolOf(Command.RetrySetting, flags) ? Command.RetrySetting.Flag : null);
+        if (isQuestion && flags.TryGetValue(Command.UrlSetting.Flag, out var url))
+            return await AskAsync(subject, url);
         DataDir.CheckLinks(_dir);
+        DataDir.CheckOpen(_dir);
         // Before the directory's owner is taken.
         _user = name == "purge" ? (Environment.UserName, Disk.UserId()) : default;
-        if (name is "backup" or "rebuild" && !File.Exists(Path.Combine(_dir, Store.FileName)))
-            throw new DataDirException($"'{_dir}' has no {Store.FileName} in it");
+        if (name is "backup" or "rebuild")
+            Snapshot.CheckThere(_dir);
         // Opened before: the directory's owner may not be able to.
         using var file = name is "restore" or "import" or "backup" && Argument != null
             ? OpenArgument(isNew: name == "backup") : null;
-        if (DataDir.BecomeOwner(_dir))
-            _dir = ".";
-        return name switch
+        var given = _dir;
+        if (name == "quarantine")
+            _credentials = Credentials();
+        _dir = DataDir.BecomeOwner(given);
+        try
+        {
+            return await RunAsync(name, subject, file);
+        }
+        catch (DataDirException e)
+        {
+            // It may have been entered by another name.
+            throw new DataDirException(e.Message.Replace(_dir, given, StringComparison.Ordinal)
+                + (given == Options.DefaultDataDir ? ", and no service of this host has a data directory" : ""));
+        }
+    }
+
+    private async Task<int> RunAsync(string name, Subject subject, FileStream? file) =>
+        name switch
         {
             "check" => Check(),
             "rebuild" => Rebuild(),
@@ -16650,8 +17146,20 @@ internal sealed class CommandRunner(
             "import" => Import(file ?? Console.OpenStandardInput()),
             "purge" => RunPurge(),
             "quarantine" => Options.BoolOf(Command.RetrySetting, flags) ? await RetryAsync() ? 0 : 1 : List(),
-            _ => Ask(Enum.Parse<Subject>(name, ignoreCase: true)),
+            _ => Ask(subject),
         };
+
+    /// <param name="needed">The flag without which nobody is asked; null: it is given.</param>
+    private void CheckCredentials(string? needed)
+    {
+        string[] credentials = [Command.TokenFileSetting.Flag, Options.UsernameSetting.Flag, Options.PasswordSetting.Flag,
+            Options.PasswordSetting.File.Flag];
+        var given = credentials.Where(flags.ContainsKey).ToList();
+        if (needed != null && credentials.Append(Command.UrlSetting.Flag).FirstOrDefault(flags.ContainsKey) is { } useless
+            && useless != needed)
+            throw new OptionsException($"{useless} needs {needed}");
+        if (given.Count > 1 && given[0] == Command.TokenFileSetting.Flag)
+            throw new OptionsException($"{given[0]} and {given[1]} exclude each other");
     }
 
     private FileStream OpenArgument(bool isNew)
@@ -16683,27 +17191,124 @@ internal sealed class CommandRunner(
 
     private int Ask(Subject subject)
     {
-        var parameters = flags.Where(f => f.Key is not ("--data-dir" or "--partition" or "--format"))
-            .Select(f => KeyValuePair.Create(f.Key[2..].Replace('-', '_'), f.Value));
         using var snapshot = Snapshot.Open(_dir, Snapshot.Settled(_dir, clock));
-        Question question;
+        var (question, format) = (Understand(subject, snapshot.Moment), Format());
+        var failsIfDown = Options.BoolOf(Command.FailIfDownSetting, flags);
+        CheckKept(question.AsOf, snapshot);
+        var questions = Questions.Of(snapshot, question.AsOf);
+        var answers = new Answers(questions, Program.Version, width);
+        foreach (var part in answers.Write(question, format))
+            output.Write(part.Span);
+        if (format == OutputFormat.Table && subject == Subject.Status)
+        {
+            Print("");
+            Print(StoreSize.Of(snapshot, Path.Combine(_dir, Store.FileName)).Sentence(snapshot.Moment));
+        }
+        if (format != OutputFormat.Json)
+            TellMore(answers.Next);
+        return answers.Told.Rows > 0 || (subject != Subject.Status && questions.HasService(question.Filter))
+            ? CodeOf(answers.Told.Down, failsIfDown) : NothingMatches();
+    }
+
+    private Question Understand(Subject subject, DateTime now)
+    {
         try
         {
-            question = Question.Parse(
-                subject, flags.GetValueOrDefault("--partition"), parameters, snapshot.Moment);
+            return Question.Parse(subject, flags.GetValueOrDefault("--partition"), Parameters(subject), now);
         }
         catch (QuestionException e)
         {
             throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal));
         }
-        CheckKept(question.AsOf, snapshot);
-        var format = Format();
-        var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version, isTerminal);
-        foreach (var part in answers.Write(question, format))
-            output.Write(part.Span);
-        if (format != OutputFormat.Json && answers.Next is { } next)
-            Console.Error.WriteLine($"There is more: --cursor {next}");
-        return 0;
+    }
+
+    /// <summary>What is asked, as over HTTP.</summary>
+    private IEnumerable<KeyValuePair<string, string>> Parameters(Subject subject) =>
+        from flag in flags
+        let name = flag.Key[2..].Replace('-', '_')
+        where name != "format" && Question.ParametersOf(subject).Contains(name)
+        select KeyValuePair.Create(name, flag.Value);
+
+    private static void TellMore(string? next)
+    {
+        if (next != null)
+            StandardError.WriteLine($"There is more: --cursor {next}");
+    }
+
+    /// <summary>What the exit code says of an answer.</summary>
+    private static int CodeOf(long down, bool failsIfDown) => down > 0 && failsIfDown ? Program.IsDown : 0;
+
+    private int NothingMatches()
+    {
+        var given = flags.Where(f => Question.Names.Contains(f.Key[2..]) || f.Key == "--partition")
+            .Select(f => $"{f.Key} '{f.Value}'").ToList();
+        output.Flush();
+        StandardError.WriteLine(
+            given.Count == 0 ? "ses: no service is known yet" : $"ses: no service matches {string.Join(", ", given)}");
+        return Program.NoMatch;
+    }
+
+    // ---- A SeS that runs ----
+
+    /// <summary>Writes the answers of a SeS that runs as if it were the store's own.</summary>
+    private async Task<int> AskAsync(Subject subject, string url)
+    {
+        const int EventsAtOnce = 10_000;
+        if (flags.ContainsKey(Options.DataDirSetting.Flag))
+            throw new OptionsException($"{Command.UrlSetting.Flag} and {Options.DataDirSetting.Flag} exclude each other");
+        if (flags.GetValueOrDefault("--partition") is not { Length: > 0 } partition)
+            throw new OptionsException($"--partition is needed with {Command.UrlSetting.Flag}");
+        if (partition is "." or "..")
+            throw new OptionsException($"--partition: '{partition}' is not usable; it names no partition");
+        var (question, format) = (Understand(subject, Now), Format());
+        var failsIfDown = Options.BoolOf(Command.FailIfDownSetting, flags);
+        using var ses = new RunningSes(url, Credentials());
+        var writer = new RowWriter(format, width);
+        var lists = question.Lists.Where(l => question.HasList(l, format)).ToList();
+        var given = Parameters(subject).ToDictionary();
+        var (rows, down, left, next) = (0L, 0L, question.Limit ?? int.MaxValue, (string?)null);
+        do
+        {
+            if (subject == Subject.History)
+                given["limit"] = $"{Math.Min(left, EventsAtOnce)}";
+            var isFirst = next == null;
+            var answer = await ses.AskAsync(question, partition, given);
+            foreach (var (name, value) in isFirst ? answer?.Head ?? [] : [])
+                writer.Property(name, value);
+            foreach (var list in lists)
+            {
+                var columns = Answers.Columns(question, list);
+                if (isFirst)
+                    writer.BeginList(list, columns);
+                foreach (var row in answer?.Lists[list] ?? [])
+                {
+                    writer.Row(columns, row);
+                    (rows, left) = (rows + 1, left - 1);
+                    down += subject == Subject.Status && row[Array.IndexOf(columns, "status")] is "down" ? 1 : 0;
+                    if (writer.IsFull)
+                        output.Write(writer.Take().Span);
+                }
+                next = answer?.Next;
+                if (next == null || left <= 0)
+                    writer.EndList();
+            }
+            given["cursor"] = next ?? "";
+        }
+        while (next != null && left > 0);
+        if (subject == Subject.History)
+            writer.Property("next", next);
+        output.Write(writer.End().Span);
+        if (format != OutputFormat.Json)
+            TellMore(next);
+        return rows > 0 || (subject == Subject.History && await IsKnownAsync(ses, partition))
+            ? CodeOf(down, failsIfDown) : NothingMatches();
+    }
+
+    private async Task<bool> IsKnownAsync(RunningSes ses, string partition)
+    {
+        var given = Parameters(Subject.Status).Where(p => Question.Names.Contains(p.Key)).Append(new("from", "-1s"));
+        var report = Question.Parse(Subject.Report, partition, given, Now);
+        return (await ses.AskAsync(report, partition, given))?.Lists[Answers.Services].Count > 0;
     }
 
     private static void CheckKept(DateTime? asOf, Snapshot snapshot)
@@ -16715,7 +17320,7 @@ internal sealed class CommandRunner(
 
     private OutputFormat Format() => flags.GetValueOrDefault("--format") switch
     {
-        null => isTerminal ? OutputFormat.Table : OutputFormat.Json,
+        null => width != null ? OutputFormat.Table : OutputFormat.Json,
         "table" => OutputFormat.Table,
         "json" => OutputFormat.Json,
         "csv" => OutputFormat.Csv,
@@ -16750,7 +17355,7 @@ internal sealed class CommandRunner(
     }
 
     /// <summary>Progress, for people.</summary>
-    private static void Tell(string what) => Console.Error.WriteLine($"ses: {what} ...");
+    private static void Tell(string what) => StandardError.WriteLine($"ses: {what} ...");
 
     private int Rebuild()
     {
@@ -16811,7 +17416,7 @@ internal sealed class CommandRunner(
                 made.CopyTo(target);
             Disk.Flush(target);
         }
-        catch (Exception e) when (e is SqliteException or IOException)
+        catch (Exception e) when (e is SqliteException or IOException or UnauthorizedAccessException)
         {
             // What is half a copy must not look like one; the file may be another user's.
             target.SetLength(0);
@@ -16951,7 +17556,7 @@ internal sealed class CommandRunner(
             catch (LineException e)
             {
                 if (refused++ < MaxTold)
-                    Console.Error.WriteLine(Terminal.Plain($"ses: line {number}: {e.Message}"));
+                    StandardError.WriteLine($"ses: line {number}: {e.Message}");
             }
             if (lines.Count == LinesAtOnce)
                 Commit();
@@ -17044,7 +17649,7 @@ internal sealed class CommandRunner(
         output.Flush();
     }
 
-    private string Shown(string line) => isTerminal ? Terminal.Plain(line) : line;
+    private string Shown(string line) => width != null ? Terminal.Plain(line) : line;
 
     // ---- Probe ----
 
@@ -17060,13 +17665,14 @@ internal sealed class CommandRunner(
 
     private int List()
     {
-        string[] columns = ["recorded", "partition", "alertname", "reason", "id"];
+        string[] columns = ["recorded", "partition", "alertname", "reason", "labels", "id"];
         using var snapshot = Snapshot.Open(_dir, Now);
-        var writer = new RowWriter(Format(), isTerminal);
+        var writer = new RowWriter(Format(), width);
         writer.BeginList("alerts", columns);
         foreach (var alert in QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition")))
         {
-            writer.Row(columns, [alert.Recorded, alert.Partition, alert.Alertname, alert.Reason, alert.Id]);
+            writer.Row(columns,
+                [alert.Recorded, alert.Partition, alert.Alertname, alert.Reason, alert.Labels, alert.Id]);
             if (writer.IsFull)
                 output.Write(writer.Take().Span);
         }
@@ -17078,24 +17684,16 @@ internal sealed class CommandRunner(
     /// <summary>Sends each alert to a running SeS, which strikes those off that it can map now.</summary>
     private async Task<bool> RetryAsync()
     {
-        using var client = new HttpClient { Timeout = Patience };
-        client.DefaultRequestHeaders.Authorization = Credentials();
-        var url = (flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? Command.UrlSetting.Default!)
-            .TrimEnd('/');
+        using var ses = new RunningSes(
+            flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? Command.UrlSetting.Default!, _credentials);
         List<QuarantinedAlert> alerts;
         using (var snapshot = Snapshot.Open(_dir, Now))
             alerts = [.. QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition"))];
         var (sent, cured) = (0, 0);
         foreach (var alert in alerts.Where(a => !a.IsOutdated))
         {
-            var isPrometheus = alert.Source == AlertSource.Prometheus;
-            var target = $"{url}/{Uri.EscapeDataString(alert.Partition)}{(isPrometheus ? Web.AlertsPath : "")}"
-                + $"?{Web.CuresParameter}={alert.Id}";
-            var list = $"[{Encoding.UTF8.GetString(alert.Alert)}]";
-            var payload = isPrometheus ? list : $"{{\"version\":\"4\",\"alerts\":{list}}}";
-            using var body = new StringContent(payload, Encoding.UTF8, "application/json");
             sent++;
-            if (await PostAsync(client, target, body) == HttpStatusCode.NoContent)
+            if (await ses.IsTakenAsync(alert))
                 cured++;
         }
         Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
@@ -17104,33 +17702,232 @@ internal sealed class CommandRunner(
         return cured == alerts.Count;
     }
 
-    private static async Task<HttpStatusCode> PostAsync(HttpClient client, string target, HttpContent body)
-    {
-        try
-        {
-            using var answer = await client.PostAsync(new Uri(target), body);
-            // Too large for a --max-body that is smaller now: the others may do.
-            return answer.IsSuccessStatusCode || answer.StatusCode == HttpStatusCode.RequestEntityTooLarge
-                ? answer.StatusCode : throw new OptionsException(
-                    $"{Command.UrlSetting}: {target} answered {(int)answer.StatusCode}: "
-                    + (await answer.Content.ReadAsStringAsync()).Trim());
-        }
-        catch (Exception e) when (e is HttpRequestException or UriFormatException or TaskCanceledException)
-        {
-            throw new OptionsException($"{Command.UrlSetting}: {target} cannot be reached: {Probe.Reason(e)}");
-        }
-    }
-
     private AuthenticationHeaderValue? Credentials()
     {
         if (flags.GetValueOrDefault(Command.TokenFileSetting.Flag) is { } path)
-            return File.Exists(path) ? new AuthenticationHeaderValue("Bearer", File.ReadAllText(path).Trim())
+        {
+            var token = File.Exists(path) ? File.ReadAllText(path).Trim()
                 : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' is not there");
-        var options = Options.Read(
-            flags.Where(f => Options.Settings.Any(s => s.Flag == f.Key)).ToDictionary(), variables);
-        return new AuthenticationHeaderValue("Basic", Convert.ToBase64String(
-            Encoding.UTF8.GetBytes($"{options.Username}:{options.Password.Value}")));
+            return token != "" && token.All(c => c is > ' ' and < '\x7f') ? new AuthenticationHeaderValue("Bearer", token)
+                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' holds no token");
+        }
+        return Options.CredentialsOf(flags, variables) is not var (name, password) ? null
+            : new AuthenticationHeaderValue("Basic", Convert.ToBase64String(Encoding.UTF8.GetBytes($"{name}:{password}")));
     }
+}
+
+/// <summary>Is thrown when a command fails through no fault of its flags; the message is for the user.</summary>
+internal sealed class CommandException(string message) : Exception(message);
+
+/// <summary>What cannot be written there is told as such: the disk that it may be on is not SeS's.</summary>
+internal sealed class StandardOutput : Stream
+{
+    private readonly Stream _stream = Console.OpenStandardOutput();
+
+    public override void Write(ReadOnlySpan<byte> buffer)
+    {
+        try
+        {
+            _stream.Write(buffer);
+        }
+        catch (Exception e) when (Disk.Refused(e))
+        {
+            throw new CommandException($"standard output cannot be written to: {e.Message}");
+        }
+    }
+
+    public override void Write(byte[] buffer, int offset, int count) => Write(buffer.AsSpan(offset, count));
+
+    public override ValueTask WriteAsync(ReadOnlyMemory<byte> buffer, CancellationToken cancellationToken = default)
+    {
+        Write(buffer.Span);
+        return ValueTask.CompletedTask;
+    }
+
+    public override void Flush()
+    {
+    }
+
+    public override bool CanRead => false;
+
+    public override bool CanSeek => false;
+
+    public override bool CanWrite => true;
+
+    public override long Length => throw new NotSupportedException();
+
+    public override long Position
+    {
+        get => throw new NotSupportedException();
+        set => throw new NotSupportedException();
+    }
+
+    public override int Read(byte[] buffer, int offset, int count) => throw new NotSupportedException();
+
+    public override long Seek(long offset, SeekOrigin origin) => throw new NotSupportedException();
+
+    public override void SetLength(long value) => throw new NotSupportedException();
+}
+
+/// <summary>What a SeS that runs answered to a question.</summary>
+/// <param name="Head">What made it.</param>
+/// <param name="Lists">The rows of each list, by its name, with the columns of this program.</param>
+/// <param name="Next">Where a history goes on.</param>
+internal sealed record RunningAnswer(
+    IReadOnlyList<(string Name, object? Value)> Head, IReadOnlyDictionary<string, List<object?[]>> Lists, string? Next)
+{
+    /// <exception cref="InvalidOperationException">It is another's.</exception>
+    /// <exception cref="KeyNotFoundException">It is another's.</exception>
+    public static RunningAnswer Read(Question question, JsonElement json)
+    {
+        _ = json.GetProperty("version").GetString();
+        var head = json.EnumerateObject().Where(p => p.Value.ValueKind != JsonValueKind.Array && p.Name != "next")
+            .Select(p => (p.Name, Cell(p.Name, p.Value))).ToList();
+        var lists = question.Lists.ToDictionary(l => l, l => json.GetProperty(l).EnumerateArray()
+            .Select(r => Row(r, Answers.Columns(question, l))).ToList());
+        var next = question.Subject == Subject.History ? json.GetProperty("next").GetString() : null;
+        return next != null && lists[Answers.Events].Count == 0
+            ? throw new InvalidOperationException("it goes on without an end") : new RunningAnswer(head, lists, next);
+    }
+
+    private static object?[] Row(JsonElement row, string[] columns)
+    {
+        _ = row.GetProperty("service").GetString();
+        return [.. columns.Select(c => row.TryGetProperty(c, out var cell) ? Cell(c, cell) : null)];
+    }
+
+    private static object? Cell(string column, JsonElement cell) => cell.ValueKind switch
+    {
+        JsonValueKind.True or JsonValueKind.False => cell.GetBoolean(),
+        JsonValueKind.Number => cell.GetDouble(),
+        JsonValueKind.Null => null,
+        _ when TextTable.Times.Contains(column) && Rfc3339.TryParse(cell.GetString() ?? "", out var time) => time,
+        _ => cell.GetString(),
+    };
+}
+
+/// <summary>A SeS that runs, asked and told by HTTP as by any client.</summary>
+internal sealed class RunningSes : IDisposable
+{
+    /// <summary>A history comes by pages of less than a hundredth of that.</summary>
+    private const int MaxAnswer = 512 << 20;
+
+    /// <summary>For the head of an answer, and for all of a long one.</summary>
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30), LongPatience = TimeSpan.FromMinutes(10);
+
+    private readonly Uri _url;
+    private readonly HttpClient _client;
+
+    /// <param name="url">Its webhook, without the partition.</param>
+    /// <exception cref="OptionsException">It is no URL.</exception>
+    public RunningSes(string url, AuthenticationHeaderValue? credentials)
+    {
+        _url = Options.ParseUrl(url.TrimEnd('/') + "/")
+            ?? throw Options.Bad(Command.UrlSetting, url, "an http or https URL without credentials");
+        _client = new HttpClient { Timeout = Patience, DefaultRequestHeaders = { Authorization = credentials } };
+    }
+
+    /// <summary>The answer to a question; null: nothing was ever heard of the partition.</summary>
+    /// <exception cref="OptionsException">It refuses the question.</exception>
+    /// <exception cref="CommandException">It cannot be reached, or does not answer as SeS does.</exception>
+    public async Task<RunningAnswer?> AskAsync(
+        Question question, string partition, IEnumerable<KeyValuePair<string, string>> parameters)
+    {
+        var path = Uri.EscapeDataString(partition)
+            + (question.Subject == Subject.Status ? "" : $"/{question.Subject}".ToLowerInvariant());
+        var query = string.Join('&', parameters.Select(p => $"{p.Key}={Uri.EscapeDataString(p.Value)}"));
+        using var request = new HttpRequestMessage(
+            HttpMethod.Get, new Uri(_url, path + (query == "" ? "" : $"?{query}")));
+        request.Headers.Accept.ParseAdd("application/json");
+        using var answer = await SendAsync(request);
+        if (!answer.IsSuccessStatusCode)
+        {
+            var detail = await DetailAsync(answer);
+            return answer.StatusCode == HttpStatusCode.NotFound && detail.StartsWith(Web.NeverHeard, StringComparison.Ordinal)
+                ? null : throw Refused(answer, detail);
+        }
+        using var patience = new CancellationTokenSource(LongPatience);
+        try
+        {
+            await answer.Content.LoadIntoBufferAsync(MaxAnswer, patience.Token);
+            using var json = JsonDocument.Parse(await answer.Content.ReadAsStreamAsync(patience.Token));
+            return RunningAnswer.Read(question, json.RootElement);
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException or KeyNotFoundException or FormatException)
+        {
+            throw Failed(request, "sent something other than SeS's answer: does the URL end in its --path?");
+        }
+        catch (Exception e) when (e is IOException or HttpRequestException or OperationCanceledException)
+        {
+            throw Failed(request, $"did not send all of its answer: {Probe.Reason(e)}");
+        }
+    }
+
+    /// <summary>Sends an alert of the quarantine.</summary>
+    /// <returns>Whether it could be mapped.</returns>
+    /// <exception cref="OptionsException">It refuses the alert.</exception>
+    /// <exception cref="CommandException">It cannot be reached, or takes nothing now.</exception>
+    public async Task<bool> IsTakenAsync(QuarantinedAlert alert)
+    {
+        var isPrometheus = alert.Source == AlertSource.Prometheus;
+        var path = Uri.EscapeDataString(alert.Partition) + (isPrometheus ? Web.AlertsPath : "");
+        var list = $"[{Encoding.UTF8.GetString(alert.Alert)}]";
+        using var body = new StringContent(
+            isPrometheus ? list : $"{{\"version\":\"4\",\"alerts\":{list}}}", Encoding.UTF8, "application/json");
+        using var request = new HttpRequestMessage(HttpMethod.Post, new Uri(_url, $"{path}?{Web.CuresParameter}={alert.Id}"));
+        request.Content = body;
+        using var answer = await SendAsync(request);
+        // Too large for a --max-body that is smaller now: the others may do.
+        if (!answer.IsSuccessStatusCode && answer.StatusCode != HttpStatusCode.RequestEntityTooLarge)
+            throw Refused(answer, await DetailAsync(answer));
+        return answer.StatusCode == HttpStatusCode.NoContent;
+    }
+
+    private async Task<HttpResponseMessage> SendAsync(HttpRequestMessage request)
+    {
+        try
+        {
+            return await _client.SendAsync(request, HttpCompletionOption.ResponseHeadersRead);
+        }
+        catch (TaskCanceledException)
+        {
+            throw Failed(request, $"did not answer within {Patience.TotalSeconds} s");
+        }
+        catch (HttpRequestException e)
+        {
+            throw Failed(request, $"cannot be reached: {Probe.Reason(e)}");
+        }
+    }
+
+    private static CommandException Failed(HttpRequestMessage request, string how) =>
+        new($"{Command.UrlSetting.Flag}: {request.RequestUri} {how}");
+
+    private static Exception Refused(HttpResponseMessage answer, string detail)
+    {
+        var says = $"{Command.UrlSetting.Flag}: {answer.RequestMessage?.RequestUri} answered {(int)answer.StatusCode}"
+            + (detail == "" ? "" : $": {detail}");
+        return (int)answer.StatusCode < 500 ? new OptionsException(says) : new CommandException(says);
+    }
+
+    /// <summary>What a problem's detail says (RFC 9457); of another body its begin.</summary>
+    private static async Task<string> DetailAsync(HttpResponseMessage answer)
+    {
+        const int Enough = 1024;
+        var body = (await answer.Content.ReadAsStringAsync()).Trim();
+        try
+        {
+            using var problem = JsonDocument.Parse(body);
+            if (problem.RootElement.GetProperty("detail").GetString() is { } detail)
+                return detail;
+        }
+        catch (Exception e) when (e is JsonException or KeyNotFoundException or InvalidOperationException)
+        {
+            // Another server may stand there.
+        }
+        return body.Length > Enough ? body[..Enough] + "..." : body;
+    }
+
+    public void Dispose() => _client.Dispose();
 }
 
 // ================================= 21. Main ==================================
@@ -17140,6 +17937,9 @@ internal sealed class CommandRunner(
 internal static class Program
 {
     private const int Usage = 2, Failure = 1, Success = 0;
+
+    /// <summary>Exit codes of questions.</summary>
+    public const int IsDown = 3, NoMatch = 4;
 
     /// <summary>Less than the 10 s that container engines wait before they kill.</summary>
     private static readonly TimeSpan
@@ -17180,6 +17980,11 @@ internal static class Program
     {
         try
         {
+            Linux.FillStandardStreams();
+            // The runtime would set the mode of a terminal's keypad; SeS writes plain text alone.
+            Environment.SetEnvironmentVariable("TERM", null);
+            if (args is ["help", ..])
+                args = [.. args.Skip(args is [_, "help"] ? 2 : 1), "--help"];
             var command = Command.All.FirstOrDefault(c => c.Name == args.FirstOrDefault());
             var (flags, exit) = ParseFlags(command == null ? args : args[1..], command);
             if (exit is { } code)
@@ -17194,44 +17999,48 @@ internal static class Program
         }
         catch (OptionsException e)
         {
-            return await FailAsync(Usage, e.Message);
+            return Fail(Usage, e.Message);
+        }
+        catch (CommandException e)
+        {
+            return Fail(Failure, e.Message);
         }
         catch (DataDirException e)
         {
-            return await FailAsync(Usage, $"{Options.DataDirSetting}: {e.Message}");
+            return Fail(Usage, $"{Options.DataDirSetting}: {e.Message}");
         }
         catch (SqliteException e) when (e.IsNoDatabase)
         {
-            return await FailAsync(Usage, $"{Options.DataDirSetting}: {Store.FileName} is no database, or its head is "
+            return Fail(Usage, $"{Options.DataDirSetting}: {Store.FileName} is no database, or its head is "
                 + "damaged: put a backup in its place (ses restore)");
         }
         catch (SqliteException e) when (e.IsReadOnly)
         {
-            return await FailAsync(Usage, $"{Options.DataDirSetting}: it cannot be written to: {e.Reason}");
+            return Fail(Usage, $"{Options.DataDirSetting}: it cannot be written to: {e.Reason}");
         }
         catch (SqliteException e)
         {
-            return await FailAsync(Failure, e.IsDamage
+            return Fail(Failure, e.IsDamage
                 ? $"{Store.FileName} is damaged, or its log is another database's: ses check tells what; ses "
                     + $"rebuild mends indexes, ses restore puts a backup in its place: {e.Reason}"
                 : $"the disk refuses: {e.Reason}");
         }
         catch (Exception e) when (Disk.Refused(e))
         {
-            return await FailAsync(Failure, $"the disk refuses: {e.Message}");
+            return Fail(Failure, $"the disk refuses: {e.Message}");
         }
         catch (Exception e)
         {
-            return await FailAsync(Failure, $"a defect in SeS: {e}");
+            return Fail(Failure, $"a defect in SeS: {e}");
         }
     }
 
     /// <summary>Says on standard error why there is no more to do. Returns the exit code.</summary>
-    private static async Task<int> FailAsync(int code, string reason)
+    private static int Fail(int code, string reason)
     {
         var level = Linux.IsJournal ? Log.JournalPrefix(LogLevel.Error) : "";
         foreach (var line in $"ses: {reason}".Split('\n'))
-            await Console.Error.WriteLineAsync(level + Terminal.Plain(line));
+            StandardError.WriteLine(level + line);
         return code;
     }
 
@@ -17241,11 +18050,13 @@ internal static class Program
     /// What the command line gave, by flag; or the code to exit with, after help or the version.
     /// </summary>
     /// <param name="command">Null: to serve.</param>
+    /// <param name="help">Where help and version go; null: to standard output.</param>
     internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(
-        string[] args, Command? command = null)
+        string[] args, Command? command = null, TextWriter? help = null)
     {
         var root = new RootCommand("Keeps the history of service status that Alertmanager tells.");
-        var options = (command?.Settings ?? Options.Settings).Select(s => new Option<string?>(s.Flag)
+        var settings = command?.Settings ?? Options.Settings;
+        var options = settings.Select(s => new Option<string?>(s.Flag)
         {
             Description = s.Help,
             HelpName = s.Value,
@@ -17261,18 +18072,31 @@ internal static class Program
         // --flag= is the empty value, which the parser would look for in the next argument.
         args = [.. args.SelectMany(a => a.EndsWith('=') && options.Exists(o => o.Name == a[..^1])
             ? new[] { a[..^1], "" } : [a])];
+        CheckValues(args, options, command);
         // A secret may begin with an @; it names no file of arguments.
         var parsed = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
         var given = new Dictionary<string, string>();
-        if (parsed.Action is HelpText or VersionText)
-            return (given, parsed.Invoke());
+        bool IsGiven(Setting setting) =>
+            parsed.GetResult(options.First(o => o.Name == setting.Flag)) is { Implicit: false };
+        // What is wrong beside it does not keep from help, unless that is asked of a command that there is not.
+        if (parsed.Action is HelpText or VersionText && !(command == null && args is [[not '-', ..], ..]))
+        {
+            using var output = help ?? new StreamWriter(new StandardOutput());
+            return (given, parsed.Invoke(
+                new InvocationConfiguration { Output = output, EnableDefaultExceptionHandler = false }));
+        }
         // What follows a mistyped flag may be a secret, and is not repeated.
         if (parsed.UnmatchedTokens is [var unknown, ..])
-            throw new OptionsException(unknown.StartsWith('-')
-                ? $"{unknown.Split('=', ':')[0]} is no flag of SeS. Try ses --help."
-                : "An argument belongs to no flag; quote a value that has spaces. Try ses --help.");
+        {
+            var shown = settings.Any(s => s.Secret && IsGiven(s)) ? "An argument"
+                : unknown.Contains('=', StringComparison.Ordinal) ? $"'{unknown.Split('=')[0]}=...'" : $"'{unknown}'";
+            throw new OptionsException(unknown.StartsWith('-') ? NoFlag(unknown.Split('=', ':', ' ')[0], command)
+                : command == null && unknown == args[0] ? NoCommand(shown, unknown) : NoArgument(shown, unknown, command));
+        }
         if (parsed.Errors is [var error, ..])
-            throw new OptionsException($"{error.Message} Try ses --help.");
+            throw new OptionsException((error.SymbolResult is not OptionResult { Option: var option } result ? error.Message
+                : result.Tokens.Count == 0 ? NoValue(option)
+                : $"{option.Name} is given {result.Tokens.Count} times.") + $" {Advice(command)}");
         foreach (var option in options)
         {
             if (parsed.GetResult(option) is { Implicit: false })
@@ -17281,9 +18105,47 @@ internal static class Program
         if (command?.Argument != null && parsed.GetValue(argument) is { } text)
             given[""] = text;
         else if (command?.IsArgumentNeeded == true)
-            throw new OptionsException($"{command.Argument} is missing. Try ses {command.Name} --help.");
+            throw new OptionsException($"{command.Argument} is missing. {Advice(command)}");
         return (given, null);
     }
+
+    /// <summary>The parser would take the next flag for the value of one that has none, as of an empty variable.</summary>
+    private static void CheckValues(string[] args, List<Option<string?>> options, Command? command)
+    {
+        for (var i = 0; i < args.Length && args[i] != "--"; i++)
+        {
+            if (options.Find(o => o.Name == args[i]) is not { Arity.MinimumNumberOfValues: 1 } option)
+                continue;
+            var next = args.ElementAtOrDefault(++i);
+            if (next == "--help" || options.Exists(o => o.Name == next))
+                throw new OptionsException($"{NoValue(option)} {Advice(command)}");
+        }
+    }
+
+    private static string NoValue(Option option) => $"{option.Name} needs a value: {option.Name} {option.HelpName}.";
+
+    private static string Advice(Command? command) => $"Try {NameOf(command)} --help.";
+
+    private static string NameOf(Command? command) => command == null ? "ses" : $"ses {command.Name}";
+
+    private static string NoFlag(string flag, Command? command)
+    {
+        var owners = Command.All.Prepend(null)
+            .Where(c => c != command && (c?.Settings ?? Options.Settings).Any(s => s.Flag == flag)).Select(NameOf).ToList();
+        return $"{flag} is no flag of {NameOf(command)}" + (owners.Count > 0 ? $", but of {string.Join(", ", owners)}"
+            : NearestName.Of(flag, (command?.Settings ?? Options.Settings).Select(s => s.Flag).Append("--help"), "--"))
+            + $". {Advice(command)}";
+    }
+
+    /// <param name="shown">The name, as far as it may be told.</param>
+    private static string NoCommand(string shown, string name) => $"{shown} is no command of SeS"
+        + NearestName.Of(name.ToLowerInvariant(), Command.All.Select(c => c.Name).Append("help")) + $". {Advice(null)}";
+
+    /// <param name="shown">The argument, as far as it may be told.</param>
+    private static string NoArgument(string shown, string argument, Command? command) =>
+        command == null && Command.All.Any(c => c.Name == argument)
+            ? $"'{argument}' is a command, and comes first: ses {argument} --help tells its flags."
+            : $"{shown} belongs to no flag; quote a value that has spaces. {Advice(command)}";
 
     private sealed class HelpText(Command? command) : SynchronousCommandLineAction
     {
@@ -17309,9 +18171,13 @@ internal static class Program
                 Example:
                   {command.Example}
 
-                Exit codes: 0 all is well, 1 something is wrong, 2 a flag or the data directory is not usable.
+                Exit codes: 0 all is well, 1 something is wrong, 2 a flag or the data directory is not usable{Further(command)}.
                 """);
         }
+
+        private static string Further(Command command) =>
+            (command.Settings.Contains(Command.FailIfDownSetting) ? ",\n  3 a service is down, with --fail-if-down" : "")
+            + (Enum.TryParse<Subject>(command.Name, ignoreCase: true, out _) ? ",\n  4 no service matches" : "");
 
         private static void WriteSetting(TextWriter output, Setting setting)
         {
@@ -17328,7 +18194,7 @@ internal static class Program
                 what alerts say, and brings each change of status to the Onix CMDB.
 
                 Usage: ses [--flag VALUE]...            serve
-                       ses COMMAND [--flag VALUE]...    see ses COMMAND --help
+                       ses COMMAND [--flag VALUE]...    see ses help COMMAND
 
                 Each setting has a flag and an environment variable; the flag wins.
                 """);
@@ -17368,9 +18234,9 @@ internal static class Program
     private static async Task<int> RunAsync(Command command, IReadOnlyDictionary<string, string> flags,
         IReadOnlyDictionary<string, string> variables)
     {
-        using var output = new BufferedStream(Console.OpenStandardOutput(), BodyWriter.Size);
-        var code = await new CommandRunner(flags, variables, output, !Console.IsOutputRedirected,
-            TimeProvider.System).RunAsync(command.Name);
+        await using var output = new BufferedStream(new StandardOutput(), BodyWriter.Size);
+        var code = await new CommandRunner(flags, variables, output,
+            Console.IsOutputRedirected ? null : Linux.TerminalWidth(), TimeProvider.System).RunAsync(command.Name);
         await output.FlushAsync();
         return code;
     }

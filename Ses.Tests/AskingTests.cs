@@ -88,14 +88,14 @@ public sealed class AskingTests
 
     [Theory]
     [InlineData("Csv", true, "a\r\n\"x\ufffd]0;y\ufffd\ufffdz\ufffd,\ufffdü\ufffd\"\r\n")]
-    [InlineData("Table", true, "a\nx\ufffd]0;y\ufffd\ufffdz\ufffd,\ufffdü\ufffd\n")]
-    [InlineData("Table", false, "a\nx\ufffd]0;y\ufffd\ufffdz\ufffd,\ufffdü\ufffd\n")]
+    [InlineData("Table", true, "A\nx\ufffd]0;y\ufffd\ufffdz\ufffd,\ufffdü\ufffd\n")]
+    [InlineData("Table", false, "A\nx\ufffd]0;y\ufffd\ufffdz\ufffd,\ufffdü\ufffd\n")]
     [InlineData("Json", true, "{\"rows\":[{\"a\":\"x\ufffd]0;y\ufffd\ufffdz\ufffd,\ufffdü\ufffd\"}]}\n")]
     [InlineData("Csv", false, "a\r\n\"x\u001b]0;y\u0007\u009bz\u202e,\nü\u2066\"\r\n")]
     [InlineData("Json", false, "{\"rows\":[{\"a\":\"x\\u001B]0;y\\u0007\\u009Bz\u202e,\\nü\u2066\"}]}\n")]
     public void TerminalGetsNothingThatItObeys(string format, bool isTerminal, string expected)
     {
-        var writer = new RowWriter(Enum.Parse<OutputFormat>(format), isTerminal);
+        var writer = new RowWriter(Enum.Parse<OutputFormat>(format), isTerminal ? 80 : null);
         writer.BeginList("rows", ["a"]);
         writer.Row(["a"], ["x\u001b]0;y\u0007\u009bz\u202e,\nü\u2066"]);
         writer.EndList();

@@ -58,7 +58,7 @@ public sealed partial class DocsTests
         Limit("time to read a long answer", typeof(Web), "AnswerTime"),
         Limit("answer that goes through the inner listener", typeof(Web), "OneWrite", Kib),
         Limit("part of a long answer", typeof(BodyWriter), "Size", Kib),
-        Limit("rows that give a table its widths", typeof(RowWriter), "TableRows"),
+        Limit("rows that give a table its widths", typeof(TextTable), "MaxRows"),
         Limit("rows of services on the page", typeof(StatusPage), "MostRows"),
         Limit("services that are down, on the page", typeof(StatusPage), "MostDown"),
         Limit("past outages on the page", typeof(StatusPage), "MostOutages"),
@@ -73,7 +73,9 @@ public sealed partial class DocsTests
         Limit("services whose changes are sorted for a history", typeof(Questions), "FewServices"),
         Limit("faults that a check names", typeof(DatabaseCheck), "MaxFaults"),
         Limit("line of an import, in characters", typeof(FactLine), "MaxLength"),
-        Limit("time for an answer to a retry", typeof(CommandRunner), "Patience"),
+        Limit("time for an answer to a command with `--url` to begin", typeof(RunningSes), "Patience"),
+        Limit("time for all of it", typeof(RunningSes), "LongPatience"),
+        Limit("size of it", typeof(RunningSes), "MaxAnswer", Mib),
         Limit("time for an answer to a probe", typeof(Probe), "Patience"),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
@@ -285,7 +287,7 @@ public sealed partial class DocsTests
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "MapThreshold", "MaxConfigLines", "MayWrite", "EffectiveUser", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived", "SmallestGzip",
-            "HeadRoom"];
+            "HeadRoom", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -305,12 +307,12 @@ public sealed partial class DocsTests
         var metrics = DocsPage.Named("operations").Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
         Assert.All(VariableName().Matches(Text), m => Assert.Contains(m.Value, variables));
         Assert.All(MetricName().Matches(Text), m => Assert.Contains(m.Value, metrics));
-        // The last three are of amtool and chown.
-        string[] others = ["--help", "--version", "--alertmanager", "--annotation", "--reference"];
+        // The last four are of amtool and chown, and a slip of the pen.
+        string[] others = ["--help", "--version", "--servise", "--alertmanager", "--annotation", "--reference"];
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
         Assert.All(FlagName().Matches(Text), m => Assert.Contains(m.Value, flags));
-        var commands = Command.All.Select(c => c.Name).ToHashSet();
+        var commands = Command.All.Select(c => c.Name).Append("help").ToHashSet();
         Assert.All(CommandName().Matches(Text), m => Assert.Contains(m.Groups[1].Value, commands));
     }
 
@@ -323,7 +325,7 @@ public sealed partial class DocsTests
     [Fact]
     public void LinesOfThePageAreFacts()
     {
-        var lines = CodeOf(DocsPage.Named("store"), "Facts as lines", "json");
+        var lines = DocsPage.Named("store").CodeOf("Facts as lines", "json");
         Assert.Equal(5, lines.Length);
         Assert.All(lines, l => FactLine.Parse(l, DateTime.UtcNow));
         var fields = lines.SelectMany(l => JsonDocument.Parse(l).RootElement.EnumerateObject()).Select(f => f.Name);
@@ -364,7 +366,7 @@ public sealed partial class DocsTests
                 """)).Code);
         // What was answered is derived when it is asked for.
         Assert.Equal(200, (await host.GetAsync("/alerts/INS")).Code);
-        var code = string.Join('\n', CodeOf(DocsPage.Named("history"), "With SQL", "sh"));
+        var code = string.Join('\n', DocsPage.Named("history").CodeOf("With SQL", "sh"));
         using var database = new SqliteConnection(StoreFiles.PathOf(host.Dir), isReadOnly: true, cache: 2048);
         using var rows = database.Query(code[(code.IndexOf("\nSELECT", StringComparison.Ordinal) + 1)..^1]);
         var outages = new List<string>();
@@ -399,8 +401,13 @@ public sealed partial class DocsTests
     public async Task HealthOfThePageIsThatOfTheProgram()
     {
         await using var host = Host.Serving("--metrics-auth", "true");
+        Assert.Equal(204, (await host.PostAsync("""
+            {"alerts":[{"status":"firing","startsAt":"2026-11-20T08:00:00Z","labels":{"alertname":"Down","job":"etcd"}}]}
+            """)).Code);
+        // What a day takes is told once it is over.
+        host.Clock.Advance(TimeSpan.FromDays(2));
         var answer = (await host.GetAsync("/health")).Body;
-        var documented = CodeOf(DocsPage.Named("api"), "Health", "text");
+        var documented = DocsPage.Named("api").CodeOf("Health", "text");
         Assert.Equal(NamesOf(answer.TrimEnd().Split('\n')), NamesOf(documented));
 
         static IEnumerable<string> NamesOf(IEnumerable<string> lines) => lines.Select(l => l.Split(':')[0])
@@ -421,14 +428,14 @@ public sealed partial class DocsTests
     public void ConfigurationOfTheReadmeIsPartOfTheFilesInDeploy()
     {
         var prometheus = Read("deploy/prometheus.yml").Split('\n');
-        AssertPart(CodeOf(DocsPage.Readme, "Alertmanager and Prometheus", "yaml"), prometheus);
-        AssertPart(CodeOf(DocsPage.Named("prometheus"), "One entry", "yaml"), prometheus);
-        AssertPart(CodeOf(DocsPage.Readme, "Through Alertmanager", "yaml"), Read("deploy/alertmanager.yml").Split('\n'));
+        AssertPart(DocsPage.Readme.CodeOf("Alertmanager and Prometheus", "yaml"), prometheus);
+        AssertPart(DocsPage.Named("prometheus").CodeOf("One entry", "yaml"), prometheus);
+        AssertPart(DocsPage.Readme.CodeOf("Through Alertmanager", "yaml"), Read("deploy/alertmanager.yml").Split('\n'));
     }
 
     [Fact]
     public void QuestionsOfTheReadmeAreAmongThoseOfThePage() => AssertPart(
-        CodeOf(DocsPage.Readme, "Asking", "sh"), CodeOf(DocsPage.Named("api"), "Asking", "sh"));
+        DocsPage.Readme.CodeOf("Asking", "sh"), DocsPage.Named("api").CodeOf("Asking", "sh"));
 
     [Fact]
     public void ReasonsOfQuarantineAreThoseOfTheProgram()
@@ -456,11 +463,11 @@ public sealed partial class DocsTests
     {
         var page = DocsPage.Named("alerts");
         await using var host = Host.Serving();
-        Assert.Equal(204, (await host.PostAsync(string.Join('\n', CodeOf(page, "Status", "json")))).Code);
+        Assert.Equal(204, (await host.PostAsync(string.Join('\n', page.CodeOf("Status", "json")))).Code);
         var events = (await host.GetAsync("/alerts/INS/history")).Json.GetProperty("events").EnumerateArray()
             .Select(e => string.Join("  ", HistoryColumns.Select(c => e.GetProperty(c).GetString()))).ToList();
         Assert.Equal(
-            CodeOf(page, "Status", "text").Select(l => Spaces().Replace(l, "  ")),
+            page.CodeOf("Status", "text").Select(l => Spaces().Replace(l, "  ")),
             events.Prepend(string.Join("  ", HistoryColumns)));
     }
 
@@ -519,11 +526,6 @@ public sealed partial class DocsTests
         setting.Default ?? DefaultInWords().Match(setting.Help).Groups[1].Value;
 
     private static string Read(string file) => File.ReadAllText(Path.Combine(DocsPage.Checkout, file));
-
-    /// <summary>The lines of the first block of code in a chapter.</summary>
-    private static string[] CodeOf(DocsPage page, string chapter, string language) => Regex.Match(
-        page.Section($"## {chapter}\n", "\n## "), $"\n```{language}\n(.+?)\n```", RegexOptions.Singleline)
-        .Groups[1].Value.Split('\n');
 
     /// <summary>All lines are among the others, in the same order.</summary>
     private static void AssertPart(string[] lines, IEnumerable<string> others)

@@ -17,24 +17,118 @@ public sealed partial class ManifestsEndToEndTests
         return (await run.ExitAsync(TimeSpan.FromMinutes(1)), run.Output);
     }
 
-    private static Task<(int Code, string Output)> ValidateAsync(string compose, string kubernetes) =>
-        RunAsync("node", Path.Combine(Project.Folder, "Ses.Tests/manifests/validate.mjs"), compose, kubernetes);
+    private static Task<(int Code, string Output)> ValidateAsync(string folder) =>
+        RunAsync("node", Path.Combine(Project.Folder, "Ses.Tests/manifests/validate.mjs"), folder);
+
+    /// <summary>What is said of <c>deploy/</c> with changes, each of which has to change something.</summary>
+    private static async Task<(int Code, string Output)> ValidateAsync(
+        params (string File, string Old, string New)[] changes)
+    {
+        var dir = Directory.CreateTempSubdirectory("ses-manifests-").FullName;
+        try
+        {
+            foreach (var file in Directory.GetFiles(Deploy, "*.y*ml"))
+                File.Copy(file, Path.Combine(dir, Path.GetFileName(file)));
+            foreach (var (file, old, @new) in changes)
+            {
+                var text = File.ReadAllText(Path.Combine(dir, file));
+                Assert.Contains(old, text, Ordinal);
+                File.WriteAllText(Path.Combine(dir, file), text.Replace(old, @new, Ordinal));
+            }
+            return await ValidateAsync(dir);
+        }
+        finally
+        {
+            Directory.Delete(dir, recursive: true);
+        }
+    }
 
     [Fact]
-    public async Task ManifestsFitTheirSchemas()
+    public async Task ManifestsFitTheirSchemasAndEachOther()
     {
-        Assert.Equal((0, "0 faults\n"), await ValidateAsync("compose.yaml", "kubernetes.yaml"));
-        var dir = Directory.CreateTempSubdirectory("ses-manifests-").FullName;
-        var (compose, kubernetes) = (Path.Combine(dir, "compose.yaml"), Path.Combine(dir, "kubernetes.yaml"));
-        File.WriteAllText(compose, Read("compose.yaml").Replace("read_only:", "read_onli:", Ordinal));
-        File.WriteAllText(kubernetes, Read("kubernetes.yaml").Replace("runAsNonRoot:", "runAsNonroot:", Ordinal)
-            .Replace("replicas: 1", "replicas: one", Ordinal));
-        var (code, output) = await ValidateAsync(compose, kubernetes);
-        Directory.Delete(dir, recursive: true);
+        Assert.Equal((0, "0 faults\n"), await ValidateAsync(Deploy));
+        var (code, output) = await ValidateAsync(("compose.yaml", "read_only:", "read_onli:"),
+            ("kubernetes.yaml", "runAsNonRoot:", "runAsNonroot:"), ("kubernetes.yaml", "replicas: 2", "replicas: two"),
+            ("kubernetes.yaml", "maxUnavailable: 1", "maxUnavailible: 1"));
         Assert.Equal(1, code);
         Assert.Contains("read_onli", output, Ordinal);
         Assert.Contains("runAsNonroot is no known field", output, Ordinal);
+        Assert.Contains("maxUnavailible is no known field", output, Ordinal);
         Assert.Contains("/spec/replicas", output, Ordinal);
+    }
+
+    /// <summary>The rules find both replicas, ready or not, and each of them once.</summary>
+    [Theory]
+    [InlineData("replicas: 2", "replicas: 1", "the StatefulSet has 2 replicas")]
+    [InlineData("podManagementPolicy: Parallel", "podManagementPolicy: OrderedReady",
+        "no replica waits for another one")]
+    [InlineData("mountPath: /data", "mountPath: /elsewhere", "each replica has a volume for /data")]
+    [InlineData("kubernetes.io/hostname", "topology.kubernetes.io/zone",
+        "the replicas are on different hosts if possible")]
+    [InlineData("maxUnavailable: 1", "maxUnavailable: 2", "one pod at a time may be unavailable")]
+    [InlineData("  podSelector:\n    matchLabels: {app.kubernetes.io/name: ses}",
+        "  podSelector:\n    matchLabels: {app.kubernetes.io/name: ses-0}", "NetworkPolicy selects the pods")]
+    [InlineData("                matchLabels: {app.kubernetes.io/name: ses}",
+        "                matchLabels: {app: ses}", "podAntiAffinity selects the pods")]
+    [InlineData("name: ses, app.kubernetes.io/component: alerts}\n  endpoints", "name: ses}\n  endpoints",
+        "the ServiceMonitor selects one Service, not 2")]
+    [InlineData("component: read", "component: alerts", "the ServiceMonitor selects one Service, not 2")]
+    [InlineData("name: ses, app.kubernetes.io/component: alerts}\n  endpoints", "name: ses-0}\n  endpoints",
+        "the ServiceMonitor selects one Service, not 0")]
+    [InlineData("  clusterIP: None\n", "", "Service ses is headless")]
+    [InlineData("  publishNotReadyAddresses: true\n", "", "Service ses has pods that are not ready, too")]
+    [InlineData("serviceName: ses", "serviceName: ses-read", "Service ses is the StatefulSet's serviceName")]
+    [InlineData("  name: ses\n  labels: {app.kubernetes.io/name: ses, app",
+        "  name: ses-a\n  labels: {app.kubernetes.io/name: ses, app",
+        "the job is ses, as rules-ses.yml has it")]
+    [InlineData("targetLabel: instance", "targetLabel: job", "the ServiceMonitor leaves the job alone")]
+    [InlineData("- port: http\n    path", "- port: metrics\n    path",
+        "Service ses has the port metrics of the ServiceMonitor")]
+    [InlineData("ses-1.ses.ses.svc", "ses-2.ses.ses.svc", "the manifest has the url of replica 1")]
+    [InlineData("  sessionAffinity: ClientIP\n", "  publishNotReadyAddresses: true\n",
+        "people have one Service of their own, with pods that are ready")]
+    [InlineData("name: http, containerPort", "name: web, containerPort", "Service ses: the pods have the port http")]
+    [InlineData("    - {port: http}\n", "    - {port: web}\n", "the NetworkPolicy lets some in, to ports of the pods")]
+    [InlineData("livenessProbe:\n          httpGet: {path: /live", "livenessProbe:\n          httpGet: {path: /ready",
+        "livenessProbe asks for /live")]
+    [InlineData("          failureThreshold: 6\n", "", "livenessProbe says how often, how long and how many times")]
+    public Task ReplicasAreTargetsOfTheRules(string old, string @new, string fault) =>
+        AssertFaultAsync("kubernetes.yaml", old, @new, fault);
+
+    /// <summary>All that Prometheus asks and tells is there, and one image is built, once.</summary>
+    [Theory]
+    [InlineData("compose.yaml", "  image: ses\n", "  build: ..\n  image: ses\n", "one service has a build, not 2")]
+    [InlineData("compose.yaml", "    build: ..\n", "", "one service has a build, not 0")]
+    [InlineData("compose.yaml", "pull_policy: never", "pull_policy: missing", "ses-2 is not pulled")]
+    [InlineData("compose.yaml", "    depends_on: [ses-1]", "   ", "ses-2 waits for the image")]
+    [InlineData("compose.yaml", "hostname: ses-2", "hostname: ses-1", "ses-2 is its host's name")]
+    [InlineData("compose.yaml", "./rules-job.yml", "./rules-etcd.yml", "rules-job.yml is mounted")]
+    [InlineData("compose.yaml", "  alertmanager-2:\n", "  alertmanager-3:\n",
+        "alertmanager-2:9093 is a service of compose.yaml")]
+    [InlineData("prometheus.yml", "prometheus:9090", "n1:2379", "n1:2379 is a service of compose.yaml")]
+    [InlineData("prometheus.yml", "prometheus:9090", "ses-1:8888", "prometheus is scraped")]
+    [InlineData("prometheus.yml", "job_name: ses", "job_name: status", "the job ses has both SeS")]
+    [InlineData("prometheus.yml", "rules-watchdog.yml]", "rules-watchdog.yml, rules-own.yml]",
+        "rules-own.yml is mounted")]
+    [InlineData("alertmanager.yml", "http://ses-2:8888", "http://ses-1:8888", "Alertmanager tells both SeS")]
+    public Task FirstSightIsWhatExists(string file, string old, string @new, string fault) =>
+        AssertFaultAsync(file, old, @new, fault);
+
+    /// <summary>The job that is a comment is one that Prometheus takes, without its comment signs.</summary>
+    [Fact]
+    public async Task ExampleOfAJobIsOne()
+    {
+        var (_, output) = await ValidateAsync(
+            ("prometheus.yml", "\n#- ", "\n- "), ("prometheus.yml", "\n#  ", "\n  "));
+        Assert.Equal([.. Enumerable.Range(1, 3).Select(i => $"n{i}:2379 is a service of compose.yaml"), "3 faults", ""],
+            output.Split('\n'));
+    }
+
+    private static async Task AssertFaultAsync(string file, string old, string @new, string fault)
+    {
+        var (code, output) = await ValidateAsync((file, old, @new));
+        Assert.Equal(1, code);
+        Assert.Contains(fault, output.Split('\n'));
     }
 
     [Theory, InlineData("compose.yaml"), InlineData("kubernetes.yaml")]

@@ -437,6 +437,41 @@ public sealed class OptionsTests : IDisposable
         }
     }
 
+    // ---- The data directory of commands ----
+
+    [Theory]
+    [InlineData("", "", false, "ses-data")]
+    [InlineData("var/lib/ses", "", false, "var/lib/ses")]
+    [InlineData("var/lib/ses elsewhere", "OXSES_PORT=1\n OXSES_DATADIR=\"{0}/elsewhere\" \n", false, "elsewhere")]
+    [InlineData("var/lib/ses elsewhere", "#OXSES_DATADIR={0}/elsewhere\nOXSES_DATADIR=\n", false, "var/lib/ses")]
+    [InlineData("var/lib/ses", "OXSES_DATADIR={0}/elsewhere\n", false, "elsewhere")]
+    [InlineData("var/lib/private", "", true, "var/lib/ses")]
+    public void CommandFindsTheDirectoryOfTheService(string folders, string settings, bool isLink, string found)
+    {
+        var root = Directory.CreateTempSubdirectory("ses-root-").FullName;
+        try
+        {
+            foreach (var folder in folders.Split(' ', StringSplitOptions.RemoveEmptyEntries))
+                Directory.CreateDirectory(Path.Combine(root, folder));
+            if (isLink)
+                File.CreateSymbolicLink(Path.Combine(root, "var/lib/ses"), "private/ses");
+            if (settings != "")
+                File.WriteAllText(
+                    Path.Combine(Directory.CreateDirectory(Path.Combine(root, "etc/default")).FullName, "ses"),
+                    settings.Replace("{0}", root, Ordinal));
+            var none = new Dictionary<string, string>();
+            Assert.Equal(found == "ses-data" ? found : Path.Combine(root, found), Options.FindDataDir(none, none, root));
+            // What is named is taken, whether it is there or not.
+            Assert.Equal("ses-data", Options.FindDataDir(Given("--data-dir", "ses-data"), none, root));
+            Assert.Equal("x", Options.FindDataDir(none, Given("OXSES_DATADIR", "x"), root));
+            Assert.Equal("y", Options.FindDataDir(none, Given("STATE_DIRECTORY", "y:z"), root));
+        }
+        finally
+        {
+            Directory.Delete(root, recursive: true);
+        }
+    }
+
     // ---- Warnings ----
 
     [Theory]
@@ -586,17 +621,8 @@ public sealed class OptionsTests : IDisposable
     [Fact]
     public void HelpListsEverySettingAndNoSecretsDefault()
     {
-        var before = Console.Out;
         using var output = new StringWriter();
-        Console.SetOut(TextWriter.Synchronized(output));
-        try
-        {
-            Assert.Equal(0, Program.ParseFlags(["--help"]).Exit);
-        }
-        finally
-        {
-            Console.SetOut(before);
-        }
+        Assert.Equal(0, Program.ParseFlags(["--help"], help: output).Exit);
         var help = output.ToString();
         Assert.All(Options.Settings, s => Assert.Contains($"  {s.Flag} {s.Value}  ({s.Variable})", help,
             Ordinal));

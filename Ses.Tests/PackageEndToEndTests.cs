@@ -119,12 +119,23 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     [InlineData("ses report --tls", "")]
     [InlineData("ses --log-level D", "Debug")]
     [InlineData("ses --metrics-auth t", "true")]
+    [InlineData("ses status --fail-if-down f", "false")]
+    [InlineData("ses --auth-mode b", "basic")]
+    [InlineData("ses report --format j", "json")]
+    [InlineData("ses help rep", "report")]
+    [InlineData("ses hel", "help")]
+    [InlineData("ses status --fail-if-down --as", "--as-of")]
+    [InlineData("ses report --format = t", "table")]
+    [InlineData("ses export > /etc/default/se", "/etc/default/ses")]
+    [InlineData("ses backup /var/lib/x /et", "/etc")]
+    [InlineData("ses status -/touch\\tpwned/e# --as", "--as-of")]
     [InlineData("ses check --data-dir /et", "/etc")]
     public async Task ShellCompletesWhatTheHelpLists(string typed, string offered)
     {
         var script = "source deploy/ses.bash; read -ra COMP_WORDS <<<\"$1\"; "
             + "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _ses \"$2\"; echo \"${COMPREPLY[*]}\"";
         Assert.Equal(offered + "\n", await RunAsync("bash", "-c", script, "bash", typed, SesProcess.Binary));
+        Assert.False(File.Exists(Path.Combine(Project.Folder, "pwned")));
     }
 
     /// <summary>

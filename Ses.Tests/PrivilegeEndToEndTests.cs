@@ -141,6 +141,47 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
         await using var served = await StartAsync(["setpriv", .. before], Arguments());
     }
 
+    /// <summary>
+    /// Under <c>DynamicUser=</c> the data directory lies in a folder that only root may enter (systemd.exec(5)): a
+    /// command of root becomes the directory's owner, and reaches it all the same.
+    /// </summary>
+    [Fact]
+    public async Task CommandsOfRootReachADirectoryBelowAClosedFolder()
+    {
+        File.SetUnixFileMode(_dir, (UnixFileMode)Convert.ToInt32("755", 8));
+        await using var made = ChildProcess.Start("sh", ["-c", $"mkdir -p {DataDir} && chown 65534:65534 {DataDir}"]);
+        Assert.Equal(0, await made.ExitAsync(Soon));
+        await using (var ses = await StartAsync(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], Arguments()))
+        {
+            Assert.Equal(HttpStatusCode.OK, await PostAsync(Body(Alert(), "7")));
+            ses.Kill(Signal.Terminate);
+            Assert.Equal(0, await ses.ExitAsync(Soon));
+        }
+        File.SetUnixFileMode(Path.GetDirectoryName(DataDir)!, (UnixFileMode)Convert.ToInt32("700", 8));
+        var (backup, lines) = (Path.Combine(_dir, "backup"), Path.Combine(_dir, "lines"));
+        string[] commands =
+        [
+            "status", "history", "report", "quarantine", "check", "export > " + lines, $"backup {backup}", "rebuild",
+            "import " + lines, "restore " + backup, "purge --dry-run", "purge --partition INS", "check",
+        ];
+        foreach (var command in commands)
+        {
+            await using var run = ChildProcess.Start("sh",
+                ["-c", $"OXSES_DATADIR={DataDir} exec {SesProcess.Binary} {command}"], folder: _dir);
+            Assert.True(await run.ExitAsync(Soon) == 0, $"{command}: {run.Output}");
+            Assert.Equal(command == "status", run.Output.Contains("\"services\":[{\"partition\":\"INS\"", Ordinal)
+                && !run.Output.Contains("availability", Ordinal));
+        }
+        await using var files = ChildProcess.Start("sh", ["-c", $"stat -c '%U:%u %n' {DataDir}/*"]);
+        Assert.Equal(0, await files.ExitAsync(Soon));
+        Assert.All(files.Output.TrimEnd('\n').Split('\n'), l => Assert.Contains(":65534 ", l, Ordinal));
+        // The directory is named as it was given.
+        await using var nothing = ChildProcess.Start("sh",
+            ["-c", $"rm {DataDir}/ses.db; exec {SesProcess.Binary} check --data-dir {DataDir}"]);
+        Assert.Equal(2, await nothing.ExitAsync(Soon));
+        Assert.Equal($"ses: --data-dir (OXSES_DATADIR): '{DataDir}' has no ses.db in it\n", nothing.Output);
+    }
+
     /// <summary>systemd names the journal by device and inode of the stream (systemd.exec(5), JOURNAL_STREAM).</summary>
     [Theory]
     [InlineData("$(stat -L -c %d:%i /proc/self/fd/2)", true)]

@@ -44,7 +44,7 @@ public sealed class PurgeTests : IDisposable
         var output = new MemoryStream();
         var (flags, _) = Program.ParseFlags(
             ["--data-dir", _directory, .. arguments], Command.All.Single(c => c.Name == "purge"));
-        var runner = new CommandRunner(flags, new Dictionary<string, string>(), output, false, _clock);
+        var runner = new CommandRunner(flags, new Dictionary<string, string>(), output, null, _clock);
         Assert.Equal(0, await runner.RunAsync("purge"));
         return Encoding.UTF8.GetString(output.ToArray());
     }

@@ -72,6 +72,37 @@ public sealed class RetentionTests : IDisposable
         Assert.Equal([], check.Faults);
     }
 
+    /// <summary>A hundred alerts a day, but a thousand on the first: what a day takes is of the last week.</summary>
+    [Fact]
+    public async Task HowMuchADayTakesIsTold()
+    {
+        Assert.Equal((null, null), (await SizeAsync()) is var none ? (none.Since, none.BytesADay) : default);
+        var used = new List<long>();
+        for (var day = 0; day <= 9; day++)
+        {
+            _clock.UtcNow = Noon.AddDays(day);
+            var alerts = Enumerable.Range(0, day == 0 ? 1000 : 100).Select(i => Alert($"{i}", day, null)).ToArray();
+            await _store.AppendAsync("INS", StoreChild.Body(alerts));
+            if (day == 0)
+                Assert.Equal((Noon, null), (await SizeAsync()) is var first ? (first.Since, first.BytesADay) : default);
+            using var settled = await _store.ReadAsync();
+            used.Add((settled.Number("PRAGMA page_count") - settled.Number("PRAGMA freelist_count") ?? 0) * 4096);
+        }
+        var size = await SizeAsync();
+        Assert.Equal(Noon, size.Since);
+        // By how much it grew indeed.
+        Assert.InRange(size.BytesADay!.Value / ((used[9] - used[2]) / 7.0), 0.5, 2);
+        Assert.InRange(size.Bytes, used[9] / 2, 100_000_000);
+        Assert.Matches(@"^9 days of history in [\d.]+ [KM]iB; a day takes about [\d.]+ KiB, [\d.]+ [GT]iB are free\.$",
+            size.Sentence(_clock.UtcNow));
+    }
+
+    private async Task<StoreSize> SizeAsync()
+    {
+        using var snapshot = await _store.ReadAsync();
+        return _store.Size(snapshot);
+    }
+
     [Fact]
     public async Task OldEpisodesGoWholeAndTheOthersStay()
     {

@@ -383,7 +383,7 @@ public sealed class WebTests
             Assert.Contains(line, text.Body.Split('\n'));
         var json = (await host.SendAsync(HttpMethod.Get, "/health?format=json", null, authorization)).Json;
         Assert.True(json.GetProperty("ready").GetBoolean());
-        Assert.InRange(json.GetProperty("store").GetProperty("size_bytes").GetInt64(), 10_000, 10_000_000);
+        Assert.InRange(json.GetProperty("store").GetProperty("bytes").GetInt64(), 10_000, 10_000_000);
         Assert.Equal(0, json.GetProperty("onix").GetProperty("barred").GetArrayLength());
         (await host.SendAsync(HttpMethod.Get, "/health?x=1", null, authorization)).Problem(400);
         (await host.SendAsync(HttpMethod.Get, "/health?format=xml", null, authorization)).Problem(400);
@@ -392,6 +392,29 @@ public sealed class WebTests
         await using var warned = Host.Serving("--metrics-auth", "true");
         Assert.Contains("warnings.1: --metrics-auth (OXSES_METRICS_AUTH) closes nothing",
             (await warned.GetAsync("/health")).Body, StringComparison.Ordinal);
+    }
+
+    /// <summary>A disk that hangs holds the writer, and a supervisor may try what a restart does.</summary>
+    [Fact]
+    public async Task LiveSeesThatTheDiskHangs()
+    {
+        await using var host = Host.Serving();
+        using var disk = new ManualResetEventSlim();
+        var writing = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        var change = host.Store.ChangeAsync(_ =>
+        {
+            writing.SetResult();
+            return disk.Wait(TimeSpan.FromMinutes(1));
+        });
+        await writing.Task;
+        host.Clock.Advance(TimeSpan.FromSeconds(60));
+        Assert.Equal(200, (await host.GetAsync("/live")).Code);
+        host.Clock.Advance(TimeSpan.FromSeconds(1));
+        var stuck = await host.GetAsync("/live");
+        disk.Set();
+        Assert.Equal((503, "{\"live\":false}\n"), (stuck.Code, stuck.Body));
+        Assert.True(await change);
+        await Wait.UntilAsync(async () => (await host.GetAsync("/live")).Code == 200, TimeSpan.FromSeconds(20), "/live");
     }
 
     [Fact]

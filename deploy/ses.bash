@@ -1,18 +1,40 @@
 # Completion of ses in bash: commands and flags are those that its own --help tells.
 _ses() {
-    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= help words
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= help words= commands type= flag value
+    # Of --flag=value each part is a word.
+    if [[ $current == "=" ]]; then
+        current=
+    elif [[ $previous == "=" ]]; then
+        previous=${COMP_WORDS[COMP_CWORD - 2]}
+    fi
     [[ $COMP_CWORD -gt 1 && ${COMP_WORDS[1]} != -* ]] && command=${COMP_WORDS[1]}
     help=$("$1" ${command:+"$command"} --help 2>/dev/null) || return
-    case $(sed -n "s/^  $previous \([A-Z]*\)\( .*\)\?$/\1/p" <<<"$help") in
+    commands=$(sed -n '/^Commands:/,/^$/s/^  \([a-z]*\).*/\1/p' <<<"$help")
+    while read -r flag value _; do
+        [[ $flag == --* && $flag == "$previous" ]] && type=$value
+    done <<<"$help"
+    # A BOOL may stand alone.
+    [[ $type == BOOL && $current == -* ]] && type=
+    [[ $previous == *[\<\>] ]] && type=FILE
+    case $type in
     FILE) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     DIR) mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
-    BOOL) mapfile -t COMPREPLY < <(compgen -W "true false" -- "$current") ;;
-    LEVEL) mapfile -t COMPREPLY < <(compgen -W "Panic Fatal Error Warn Info Debug Trace" -- "$current") ;;
-    ?*) COMPREPLY=() ;;
+    ?*)
+        case $previous in
+        --auth-mode | --onix-auth-mode) words="none basic oidc" ;;
+        --log-level) words="Panic Fatal Error Warn Info Debug Trace" ;;
+        --log-format) words="text json" ;;
+        --format) words="table json csv" ;;
+        --order) words="asc desc" ;;
+        *) [[ $type == BOOL ]] && words="true false" ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+        ;;
     *)
-        words=$(sed -n 's/^  \(--[a-z-]*\).*/\1/p' <<<"$help")
-        [[ $COMP_CWORD -eq 1 ]] && words+=" $(sed -n '/^Commands:/,/^$/s/^  \([a-z]*\).*/\1/p' <<<"$help")"
-        mapfile -t COMPREPLY < <(compgen -W "$words --help --version" -- "$current")
+        words="$(sed -n 's/^  \(--[a-z-]*\).*/\1/p' <<<"$help") --help --version"
+        [[ $COMP_CWORD -eq 1 ]] && words+=" $commands help"
+        [[ $command == help ]] && words=$commands
+        mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
         # What is no flag of ses backup, restore and import.
         grep -q '^Usage: .* \[\?FILE\]\?$' <<<"$help" && mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "$current")
         ;;

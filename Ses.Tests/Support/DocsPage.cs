@@ -65,6 +65,11 @@ internal sealed partial record DocsPage(string Path, string Text)
         return rows;
     }
 
+    /// <summary>The lines of the first block of code in a chapter.</summary>
+    public string[] CodeOf(string chapter, string language) => Regex.Match(
+        Section($"## {chapter}\n", "\n## "), $"\n```{language}\n(.+?)\n```", RegexOptions.Singleline)
+        .Groups[1].Value.Split('\n');
+
     /// <summary>From one text to the next occurrence of another, or to the end.</summary>
     public string Section(string from, string to)
     {
