@@ -1,7 +1,8 @@
-# Two stages: the SDK builds one static file, and that file is the image, with the CAs that it trusts.
+# Two stages: the SDK builds one static file, and that file is the image, with the CAs that it trusts and the
+# time zones of reports.
 FROM mcr.microsoft.com/dotnet/sdk:10.0-noble AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
-    ca-certificates clang cmake git lld libssl-dev libzstd-dev make npm zlib1g-dev
+    ca-certificates clang cmake git lld libssl-dev libzstd-dev make npm tzdata zlib1g-dev
 WORKDIR /src
 COPY . .
 # Where .git is not part of the context, or another version is wanted.
@@ -13,6 +14,7 @@ LABEL org.opencontainers.image.title="SeS" \
       org.opencontainers.image.description="Keeps the history of service status that Alertmanager tells" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /usr/share/zoneinfo /usr/share/zoneinfo
 COPY --from=build /src/out/ses /ses
 # The image owns its data folder, so that it serves without a volume, too; nothing else is written to.
 COPY --from=build --chown=65532:65532 /empty /data

@@ -28,12 +28,13 @@
 //     GET  /{path}/{partition}            the current status of each service; JSON or CSV
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
+//     GET  /{path}/{partition}/outages    each time down
 //     GET  /, /service                    the status page, and that of one service
 //     GET  /health                        how SeS is, whole; text or JSON
 //     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
 //
-// COMMANDS, beside the daemon: ses status, history, report, check, rebuild, backup, restore, export, import,
+// COMMANDS, beside the daemon: ses status, history, report, outages, check, rebuild, backup, restore, export, import,
 // purge, probe, quarantine
 //
 // FILES in the data directory
@@ -92,6 +93,7 @@ using System.Numerics;
 using System.Reflection;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
+using System.Security;
 using System.Security.Authentication;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
@@ -203,6 +205,8 @@ internal sealed record Options
     public required TimeSpan Pause { get; init; }
     public required TimeSpan StaleAfter { get; init; }
     public required TimeSpan Forget { get; init; }
+    /// <summary>How reports count where a question does not say so.</summary>
+    public required Counting Counting { get; init; }
     /// <summary>Null: all.</summary>
     public required IReadOnlySet<string>? Partitions { get; init; }
     public required int MaxServices { get; init; }
@@ -300,6 +304,12 @@ internal sealed record Options
         LogLevelSetting = new(Telling, "--log-level", "OXSES_LOGLEVEL", "LEVEL", "Trace",
             "Least level logged: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
         LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
+        TzSetting = new(Telling, "--tz", "OXSES_TZ", "ZONE", "UTC",
+            "Time zone of a report's periods and hours, such as Europe/Berlin"),
+        ServiceHoursSetting = new(Telling, "--service-hours", "OXSES_SERVICE_HOURS", "HOURS", null,
+            "Report these alone: \"Mo-Fr 08:00-18:00; Sa 10:00-14:00\""),
+        SloSetting = new(Telling, "--slo", "OXSES_SLO", "PERCENT", null,
+            "Objective of a report, such as 99.9, or by platform 99.9,k8s-1=99.95"),
         MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics");
 
     /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
@@ -313,7 +323,7 @@ internal sealed record Options
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
         OnixTokenUriSetting, OnixSkipVerifySetting, OnixCaFileSetting,
         DataDirSetting, RetentionSetting, MaxSizeSetting, MaxServicesSetting, MaxAlertsSetting, NameSetting,
-        ForgetSetting, LogLevelSetting, LogFormatSetting, MetricsSetting,
+        ForgetSetting, TzSetting, ServiceHoursSetting, SloSetting, LogLevelSetting, LogFormatSetting, MetricsSetting,
     ];
 
     /// <summary>What holds where no daemon has run yet.</summary>
@@ -390,6 +400,7 @@ internal sealed record Options
                 v => ParseTime(v, TimeSpan.FromMinutes(1), TimeSpan.FromDays(365)), "1m to 365d, such as 25h"),
             Forget = source.Parse(ForgetSetting,
                 v => ParseTime(v, TimeSpan.FromHours(1), TimeSpan.FromDays(36500)), "1h to 36500d, such as 30d"),
+            Counting = CountingOf(source),
             MaxServices = maxServices,
             MaxAlerts = source.Text(MaxAlertsSetting) is not { Length: > 0 } ? maxServices * AlertsOfService
                 : source.Parse(MaxAlertsSetting, v => ParseCount(v, 100_000_000), "1 to 100000000"),
@@ -477,6 +488,14 @@ internal sealed record Options
         var service = System.IO.Path.Combine(root, "var/lib/ses");
         return Directory.Exists(service) || new FileInfo(service).LinkTarget != null ? service : dir;
     }
+
+    /// <summary>How reports count, as the environment says.</summary>
+    /// <exception cref="OptionsException">A value that cannot be used.</exception>
+    public static Counting CountingOf(IReadOnlyDictionary<string, string> variables) =>
+        CountingOf(new SettingSource(new Dictionary<string, string>(), variables));
+
+    private static Counting CountingOf(SettingSource source) => new(null, source.Parse(TzSetting, Zone.Parse),
+        source.Optional(ServiceHoursSetting, ServiceHours.Parse), source.Optional(SloSetting, Objectives.Parse));
 
     /// <summary>The user and the password that are given, by flags before variables; null: none are.</summary>
     /// <exception cref="OptionsException">A value that cannot be used.</exception>
@@ -733,6 +752,11 @@ internal sealed record Options
         /// <summary>Null when there is none, or an empty one.</summary>
         public T? Optional<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
             Text(setting) is null or "" ? null : Parse(setting, parse, allowed);
+
+        /// <summary>Null when there is none, or an empty one.</summary>
+        /// <param name="parse">Throws a <see cref="FormatException"/> that tells what is allowed.</param>
+        public T? Optional<T>(Setting setting, Func<string, T> parse) where T : class =>
+            Text(setting) is null or "" ? null : Parse(setting, parse);
 
         /// <summary>The path of a file that must be there; null when none is named.</summary>
         public string? Path(Setting setting) => Text(setting) is not { Length: > 0 } path ? null
@@ -1027,6 +1051,14 @@ internal static class Quantity
         string[] units = ["B", "KiB", "MiB", "GiB", "TiB"];
         var power = Array.FindIndex(units, u => u == units[^1] || bytes < Math.Pow(1024, Array.IndexOf(units, u) + 1));
         return string.Create(CultureInfo.InvariantCulture, $"{bytes / Math.Pow(1024, power):0.#} {units[power]}");
+    }
+
+    /// <summary>A span of time as a setting has it, such as 15m.</summary>
+    public static string Setting(TimeSpan time)
+    {
+        var seconds = (long)time.TotalSeconds;
+        var (unit, length) = new[] { ("d", 86400), ("h", 3600), ("m", 60), ("s", 1) }.First(u => seconds % u.Item2 == 0);
+        return $"{seconds / length}{unit}";
     }
 
     /// <summary>A span of time with its two largest units.</summary>
@@ -2236,7 +2268,7 @@ internal static class AlertMapping
     public const int MaxField = 1024, MaxDescription = 4096;
 
     /// <summary>No monitoring is older; a time before it is an unset one.</summary>
-    private static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
+    public static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
 
     /// <summary>An event further ahead would stay its service's latest for ever.</summary>
     public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
@@ -8850,8 +8882,9 @@ internal sealed record FactLine(Func<Writer, bool> Take)
 // =============================== 9. Questions ================================
 //
 // What people and programs ask, answered from one snapshot: the present of services, their changes in order
-// of time, availability, and for how long too few of a group were up. Rows come one at a time, in the order
-// of an index, so that memory does not grow with the answer. A question as of a day in the past is
+// of time, availability by periods of a zone, within service hours and against an objective, outages, and for
+// how long too few of a group were up. Rows come one at a time, in the order of an index, so that memory does
+// not grow with the answer; only outages are held. A question as of a day in the past is
 // answered from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
 
 /// <summary>Which services are meant; null: whatever it is.</summary>
@@ -8871,71 +8904,416 @@ internal sealed record PresentRow(long Id, ServiceKey Service, string Status, Da
 internal sealed record ChangeRow(
     long Place, ServiceKey Service, string Status, DateTime Time, string Description, DateTime? Received);
 
-/// <summary>How a service fared in a range; the four times add up to its known part.</summary>
-/// <param name="Outages">Each begins and ends with down; unknown of less than a day does not end it.</param>
-/// <param name="Longest">The longest outage's time down, as far as it lies in the range.</param>
-/// <param name="IsOpen">An outage goes on at the end of the range.</param>
-internal readonly record struct Availability(
-    TimeSpan Up, TimeSpan Degraded, TimeSpan Down, TimeSpan Unknown, int Outages, TimeSpan Longest,
-    bool IsOpen)
+/// <summary>A stretch of time in whole milliseconds since 1970, from its begin up to its end.</summary>
+internal readonly record struct Interval(long From, long To)
 {
+    /// <summary>Those that overlap or touch are one; in order.</summary>
+    public static Interval[] United(IEnumerable<Interval> spans)
+    {
+        var united = new List<Interval>();
+        foreach (var span in spans.Where(s => s.To > s.From).OrderBy(s => s.From))
+        {
+            if (united.Count > 0 && span.From <= united[^1].To)
+                united[^1] = united[^1] with { To = Math.Max(united[^1].To, span.To) };
+            else
+                united.Add(span);
+        }
+        return [.. united];
+    }
+
+    /// <summary>What of the first is not in the second; both are united.</summary>
+    public static Interval[] Without(Interval[] spans, Interval[] others)
+    {
+        var left = new List<Interval>();
+        foreach (var span in spans)
+        {
+            var from = span.From;
+            foreach (var other in Within(others, span.From, span.To))
+            {
+                left.Add(new Interval(from, other.From));
+                from = other.To;
+            }
+            left.Add(new Interval(from, span.To));
+        }
+        return United(left);
+    }
+
+    /// <summary>The parts of united spans that lie in a stretch.</summary>
+    public static IEnumerable<Interval> Within(Interval[] spans, long from, long to)
+    {
+        // The first that ends later than the stretch begins.
+        var (low, high) = (0, spans.Length);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (spans[middle].To > from)
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        for (; low < spans.Length && spans[low].From < to; low++)
+            yield return new Interval(Math.Max(from, spans[low].From), Math.Min(to, spans[low].To));
+    }
+
+    /// <summary>For how long united spans are in a stretch.</summary>
+    public static long Length(Interval[] spans, long from, long to) =>
+        spans.Length == 0 ? 0 : Within(spans, from, to).Sum(s => s.To - s.From);
+}
+
+/// <summary>A time zone, of the system's database.</summary>
+internal sealed class Zone
+{
+    /// <summary>No clock differs more from UTC, and none is set twice within that.</summary>
+    private static readonly TimeSpan Reach = TimeSpan.FromHours(15);
+
+    private readonly TimeZoneInfo _zone;
+
+    private Zone(string name, TimeZoneInfo zone) => (Name, _zone) = (name, zone);
+
+    public static Zone Utc { get; } = new("UTC", TimeZoneInfo.Utc);
+
+    public string Name { get; }
+
+    /// <exception cref="FormatException">There is no such zone; the message tells what is allowed.</exception>
+    public static Zone Parse(string name)
+    {
+        if (name == Utc.Name)
+            return Utc;
+        var isName = name.Length is > 0 and < 100 && char.IsAsciiLetter(name[0])
+            && name.All(c => char.IsAsciiLetterOrDigit(c) || "_+-/".Contains(c))
+            // Of this host alone, or with seconds that no clock shows.
+            && name is not ("localtime" or "posixrules") && !name.StartsWith("right/", StringComparison.Ordinal)
+            && !name.StartsWith("posix/", StringComparison.Ordinal);
+        try
+        {
+            if (isName)
+                return new Zone(name, TimeZoneInfo.FindSystemTimeZoneById(name));
+        }
+        catch (Exception e) when (e is TimeZoneNotFoundException or InvalidTimeZoneException or SecurityException)
+        {
+            if (!Directory.Exists("/usr/share/zoneinfo"))
+                throw new FormatException("UTC alone, since this host has no zone database: its package is tzdata");
+        }
+        throw new FormatException("a name of the zone database, such as Europe/Berlin, or UTC");
+    }
+
+    private TimeSpan Offset(DateTime utc) => _zone.GetUtcOffset(DateTime.SpecifyKind(utc, DateTimeKind.Utc));
+
+    public DateTime Local(DateTime utc) => utc + Offset(utc);
+
+    /// <summary>When what begins at a local time does so: of a time that comes twice, the first.</summary>
+    public DateTime Begin(DateTime local) => Moments(local).First;
+
+    /// <summary>When what ends at a local time does so: of a time that comes twice, the second.</summary>
+    public DateTime End(DateTime local) => Moments(local).Last;
+
+    /// <summary>In UTC; of a time that is skipped, the moment of the jump.</summary>
+    private (DateTime First, DateTime Last) Moments(DateTime local)
+    {
+        var moments = new[] { local - Reach, local, local + Reach }
+            .Select(u => local - Offset(u)).Where(u => Local(u) == local);
+        if (moments.Any())
+            return (moments.Min(), moments.Max());
+        var (before, after) = (local - Reach, local + Reach);
+        while (after - before > TimeSpan.FromTicks(1))
+        {
+            var middle = before + ((after - before) / 2);
+            if (Local(middle) > local)
+                after = middle;
+            else
+                before = middle;
+        }
+        return (after, after);
+    }
+}
+
+/// <summary>The hours of a week in which a service is to be up, as a contract has them.</summary>
+internal sealed class ServiceHours
+{
+    private const int Day = 24 * 60;
+
+    private static readonly string[] Days = ["Mo", "Tu", "We", "Th", "Fr", "Sa", "Su"];
+
+    /// <summary>In minutes from the begin of each day; what ends after midnight belongs to the day it began on.</summary>
+    private readonly Interval[][] _hours = [[], [], [], [], [], [], []];
+
+    /// <summary>Of a day, once what overlaps is one.</summary>
+    private const int MaxStretches = 24;
+
+    private ServiceHours(string text) => Text = text;
+
+    /// <summary>As it was given.</summary>
+    public string Text { get; }
+
+    public const string Allowed = "days and hours, such as \"Mo-Fr 08:00-12:00,13:00-17:00; Sa,Su 10:00-14:00\"";
+
+    /// <exception cref="FormatException">The message tells what is allowed.</exception>
+    public static ServiceHours Parse(string text)
+    {
+        var hours = new ServiceHours(text);
+        foreach (var rule in text.Split(';', StringSplitOptions.TrimEntries))
+        {
+            if (rule.Split(' ', 2, StringSplitOptions.TrimEntries) is not [var days, var times])
+                throw new FormatException(Allowed);
+            var stretches = times.Split(',', StringSplitOptions.TrimEntries).Select(ParseStretch).ToList();
+            foreach (var day in days.Split(',', StringSplitOptions.TrimEntries).SelectMany(ParseDays).Distinct())
+                hours._hours[day] = Interval.United(hours._hours[day].Concat(stretches));
+        }
+        return hours._hours.All(h => h.Length <= MaxStretches) ? hours
+            : throw new FormatException($"at most {MaxStretches} stretches a day");
+    }
+
+    private static IEnumerable<int> ParseDays(string text)
+    {
+        var ends = text.Split('-', StringSplitOptions.TrimEntries).Select(d => Array.IndexOf(Days, d)).ToList();
+        if (ends.Count > 2 || ends.Contains(-1))
+            throw new FormatException(Allowed);
+        // Saturday to Monday goes over the end of the week.
+        return Enumerable.Range(0, ((ends[^1] - ends[0] + 7) % 7) + 1).Select(i => (ends[0] + i) % 7);
+    }
+
+    private static Interval ParseStretch(string text)
+    {
+        if (text.Split('-', StringSplitOptions.TrimEntries) is not [var begin, var end]
+            || ParseTime(begin) is not (>= 0 and < Day and var from) || ParseTime(end) is not { } to)
+            throw new FormatException(Allowed);
+        return new Interval(from, to > from ? to : to + Day);
+    }
+
+    private static int? ParseTime(string text) => text.Length == 5 && text[2] == ':'
+        && int.TryParse(text.AsSpan(0, 2), NumberStyles.None, CultureInfo.InvariantCulture, out var hour)
+        && int.TryParse(text.AsSpan(3), NumberStyles.None, CultureInfo.InvariantCulture, out var minute)
+        && minute < 60 && (hour * 60) + minute is var time && time <= Day ? time : null;
+
+    /// <summary>The hours that touch a stretch.</summary>
+    public Interval[] Within(Zone zone, DateTime from, DateTime to)
+    {
+        var spans = new List<Interval>();
+        for (var day = zone.Local(from).Date.AddDays(-2); day <= zone.Local(to).Date; day = day.AddDays(1))
+            spans.AddRange(_hours[((int)day.DayOfWeek + 6) % 7].Select(h => new Interval(
+                UnixTime.From(zone.Begin(day.AddMinutes(h.From))), UnixTime.From(zone.End(day.AddMinutes(h.To))))));
+        return Interval.United(spans);
+    }
+}
+
+internal enum PeriodLength { Day, Week, Month, Quarter, Year }
+
+/// <summary>A day, week, month, quarter or year of a zone.</summary>
+/// <param name="Name">Such as 2026-11-01, 2026-W44 (ISO 8601), 2026-11, 2026-Q4 and 2026.</param>
+internal sealed record Period(string Name, DateTime From, DateTime To)
+{
+    /// <summary>The period in which a moment lies.</summary>
+    public static Period Of(PeriodLength length, Zone zone, DateTime moment)
+    {
+        var period = OfDay(length, zone, zone.Local(moment).Date);
+        // Where clocks are set back over midnight, the day before comes again.
+        return moment < period.To ? period : OfDay(length, zone, zone.Local(period.To).Date);
+    }
+
+    private static Period OfDay(PeriodLength length, Zone zone, DateTime day)
+    {
+        var first = length switch
+        {
+            PeriodLength.Day => day,
+            PeriodLength.Week => day.AddDays(-(((int)day.DayOfWeek + 6) % 7)),
+            PeriodLength.Month => new DateTime(day.Year, day.Month, 1),
+            PeriodLength.Quarter => new DateTime(day.Year, day.Month - ((day.Month - 1) % 3), 1),
+            _ => new DateTime(day.Year, 1, 1),
+        };
+        var next = length switch
+        {
+            PeriodLength.Day => first.AddDays(1),
+            PeriodLength.Week => first.AddDays(7),
+            PeriodLength.Month => first.AddMonths(1),
+            PeriodLength.Quarter => first.AddMonths(3),
+            _ => first.AddYears(1),
+        };
+        var name = length switch
+        {
+            PeriodLength.Day => $"{first:yyyy-MM-dd}",
+            PeriodLength.Week => $"{ISOWeek.GetYear(first):0000}-W{ISOWeek.GetWeekOfYear(first):00}",
+            PeriodLength.Month => $"{first:yyyy-MM}",
+            PeriodLength.Quarter => $"{first:yyyy}-Q{((first.Month - 1) / 3) + 1}",
+            _ => $"{first:yyyy}",
+        };
+        // One ends where the next begins, at its first midnight.
+        return new Period(name, zone.Begin(first), zone.Begin(next));
+    }
+
+    public static IEnumerable<Period> All(PeriodLength length, Zone zone, DateTime from, DateTime to)
+    {
+        for (var period = Of(length, zone, from); period.From < to; period = Of(length, zone, period.To))
+            yield return period;
+    }
+}
+
+/// <summary>What a service did in a range: each of its milliseconds is one of the first five.</summary>
+/// <param name="NotCounted">Outside of service hours, not known yet, or ahead of the clock.</param>
+/// <param name="Ahead">Of what is not counted, what is to come within service hours and outside of maintenance.</param>
+/// <param name="Maintenance">Known and counted, under maintenance; <paramref name="MaintenanceDown"/>: of that, down.</param>
+/// <param name="Excluded">Down, excluded, and not under maintenance.</param>
+/// <param name="Outages">Those with a millisecond down in the range.</param>
+/// <param name="IsOpen">One of them goes on at the end of the range, or of the clock.</param>
+internal readonly record struct Figures(
+    long NotCounted, long Unknown, long Down, long Degraded, long Up, long Ahead, long Maintenance, long MaintenanceDown,
+    long Excluded, int Outages, long Longest, bool IsOpen)
+{
+    private long Known => Up + Degraded + Down;
+
     /// <summary>Up and degraded in percent of what is known; null: nothing is.</summary>
-    public double? Percent => Up + Degraded + Down is { Ticks: > 0 } known
-        ? 100.0 * (Up + Degraded).Ticks / known.Ticks : null;
+    public double? Availability => Share(Up + Degraded, Known);
 
-    /// <summary>The share that is known, in percent; null: nothing is counted.</summary>
-    public double? Coverage => Up + Degraded + Down + Unknown is { Ticks: > 0 } counted
-        ? 100.0 * (counted - Unknown).Ticks / counted.Ticks : null;
+    /// <summary>What adjusted availability is a share of: without maintenance, and without what was down and excluded.</summary>
+    private long Base => Known - Maintenance - Excluded;
 
-    /// <summary>Null: there is no outage.</summary>
-    public TimeSpan? Mean => Outages == 0 ? null : Down / Outages;
+    /// <summary>Of that, down.</summary>
+    public long BaseDown => Down - MaintenanceDown - Excluded;
 
-    /// <summary>Time up for each outage, which is the mean time between failures.</summary>
-    public TimeSpan? MeanBetween => Outages == 0 ? null : (Up + Degraded) / Outages;
+    public double? AdjustedAvailability => Share(Base - BaseDown, Base);
+
+    /// <summary>The known share of the counted time, in percent; null: nothing is counted.</summary>
+    public double? Coverage => Share(Known, Known + Unknown);
+
+    /// <summary>Null: there is no outage. In milliseconds.</summary>
+    public double? Mean => Outages == 0 ? null : (double)Down / Outages;
+
+    /// <summary>Time up and degraded for each outage, in milliseconds.</summary>
+    public double? MeanBetween => Outages == 0 ? null : (double)(Up + Degraded) / Outages;
+
+    /// <summary>How long it may be down for an objective, in milliseconds.</summary>
+    /// <param name="objective">In percent.</param>
+    public decimal Budget(decimal objective) => (100 - objective) * (Base + Ahead) / 100;
+
+    public decimal BudgetLeft(decimal objective) => Budget(objective) - BaseDown;
+
+    /// <summary>Null: that cannot be said, for lack of knowledge or while the range lasts.</summary>
+    public bool? IsMet(decimal objective, bool lasts) =>
+        BudgetLeft(objective) < 0 ? false : lasts || Base == 0 ? null : true;
+
+    private static double? Share(long part, long whole) => whole > 0 ? 100.0 * part / whole : null;
 }
 
 /// <summary>Adds up the runs of one service, in order, over a range.</summary>
-internal struct AvailabilitySum(DateTime from, DateTime to)
+/// <param name="left">Nothing before it is known any more.</param>
+/// <param name="now">Nothing after it is known.</param>
+/// <param name="hours">Outside of these nothing is counted; null: all is.</param>
+internal sealed class FiguresSum(Interval range, long left, long now, Interval[]? hours, Interval[] maintenance, Interval[] excluded)
 {
-    private TimeSpan _up, _degraded, _down, _unknown, _longest, _outage, _unknownSince;
+    private readonly long[] _times = new long[4];
+    private readonly Interval[] _excluded = Interval.Without(excluded, maintenance);
+    private long _maintenance, _maintenanceDown, _excludedDown, _outage, _longest, _unknownSince;
     private int _outages;
-    private bool _isOpen;
+    private bool _isOpen, _isCounted;
 
-    public readonly Availability Result =>
-        new(_up, _degraded, _down, _unknown, _outages, _longest, _isOpen && to > from);
+    private const int Up = 0, Degraded = 1, Down = 2, Unknown = 3;
 
-    public void Add(DateTime at, DateTime until, Status status)
+    private long End => Math.Min(range.To, now);
+
+    public void Add(long at, long until, Status status)
     {
-        if (at >= to)
+        if (at >= End || until <= at)
             return;
-        var (begin, end) = (at > from ? at : from, until < to ? until : to);
-        var counted = end > begin ? end - begin : TimeSpan.Zero;
-        Follow(status, end - at, counted);
-        switch (status)
+        var kind = status switch
         {
-            case Status.Up: _up += counted; break;
-            case Status.Down: _down += counted; break;
-            case Status.Unknown: _unknown += counted; break;
-            default: _degraded += counted; break;
+            Status.Up => Up,
+            Status.Down => Down,
+            Status.Unknown => Unknown,
+            _ => Degraded,
+        };
+        var counted = 0L;
+        var (from, to) = (Math.Max(Math.Max(at, range.From), left), Math.Min(until, End));
+        foreach (var part in from >= to ? [] : hours == null ? [new Interval(from, to)] : Interval.Within(hours, from, to))
+        {
+            counted += part.To - part.From;
+            var maintained = kind == Unknown ? 0 : Interval.Length(maintenance, part.From, part.To);
+            _maintenance += maintained;
+            _maintenanceDown += kind == Down ? maintained : 0;
+            _excludedDown += kind == Down ? Interval.Length(_excluded, part.From, part.To) : 0;
         }
+        _times[kind] += counted;
+        Follow(kind, Math.Min(until, End) - at, counted);
     }
 
     /// <summary>Whether an outage goes on, and how long it has been down within the range.</summary>
-    private void Follow(Status status, TimeSpan length, TimeSpan counted)
+    private void Follow(int kind, long length, long counted)
     {
-        _unknownSince = status == Status.Unknown ? _unknownSince + length : TimeSpan.Zero;
-        if (status == Status.Down)
+        _unknownSince = kind == Unknown ? _unknownSince + length : 0;
+        var goesOn = _isOpen && kind == Unknown && _unknownSince < Questions.EndsOutage.TotalMilliseconds;
+        if (kind == Down)
         {
-            _outage = (_isOpen ? _outage : TimeSpan.Zero) + counted;
-            // An outage counts once some of it lies in the range.
-            if (counted > TimeSpan.Zero && _outage == counted)
-                _outages++;
-            _longest = _outage > _longest ? _outage : _longest;
+            (_outage, _isCounted) = _isOpen ? (_outage, _isCounted) : (0, false);
+            _outage += counted;
+            if (_outage > 0 && !_isCounted)
+                (_outages, _isCounted) = (_outages + 1, true);
+            _longest = Math.Max(_longest, _outage);
         }
-        _isOpen = status == Status.Down
-            || (_isOpen && status == Status.Unknown && _unknownSince < Questions.EndsOutage);
+        _isOpen = kind == Down || goesOn;
+    }
+
+    public Figures Result
+    {
+        get
+        {
+            var ahead = range.To <= now ? [] : hours == null ? [new Interval(Math.Max(now, range.From), range.To)]
+                : Interval.Within(hours, Math.Max(now, range.From), range.To);
+            return new Figures(range.To - range.From - _times.Sum(), _times[Unknown], _times[Down], _times[Degraded],
+                _times[Up], ahead.Sum(a => a.To - a.From - Interval.Length(maintenance, a.From, a.To)),
+                _maintenance, _maintenanceDown, _excludedDown, _outages, _longest, _isOpen && _isCounted);
+        }
     }
 }
+
+/// <summary>An objective for availability in percent, and others for some platforms.</summary>
+internal sealed record Objectives(string Text, decimal? All, IReadOnlyDictionary<string, decimal> ByPlatform)
+{
+    public const string Allowed = "a percentage above 0 and at most 100, such as 99.9, or with exceptions by platform, "
+        + "such as 99.9,k8s-1=99.95";
+
+    /// <exception cref="FormatException">The message tells what is allowed.</exception>
+    public static Objectives Parse(string text)
+    {
+        decimal? all = null;
+        var byPlatform = new Dictionary<string, decimal>();
+        foreach (var part in text.Split(',', StringSplitOptions.TrimEntries))
+        {
+            var equals = part.LastIndexOf('=');
+            if (!decimal.TryParse(part.AsSpan(equals + 1), NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture,
+                out var objective) || objective is <= 0 or > 100 || equals == 0
+                || (equals < 0 ? all != null : !byPlatform.TryAdd(part[..equals].TrimEnd(), objective)))
+                throw new FormatException(Allowed);
+            if (equals < 0)
+                all = objective;
+        }
+        return new Objectives(text, all, byPlatform);
+    }
+
+    /// <summary>Null: there is none for it.</summary>
+    public decimal? Of(string platform) => ByPlatform.TryGetValue(platform, out var own) ? own : All;
+}
+
+/// <summary>How a report counts.</summary>
+/// <param name="Period">Null: the range is one.</param>
+/// <param name="Hours">Null: all hours.</param>
+/// <param name="Objectives">Null: none.</param>
+internal sealed record Counting(PeriodLength? Period, Zone Zone, ServiceHours? Hours, Objectives? Objectives)
+{
+    public static Counting Plain { get; } = new(null, Zone.Utc, null, null);
+}
+
+/// <summary>A time down.</summary>
+/// <param name="To">Null: it goes on.</param>
+/// <param name="Down">So much of it is counted in the range that is asked for, in milliseconds.</param>
+/// <param name="Description">Of the alert that began it.</param>
+internal sealed record OutageRow(
+    long Id, ServiceKey Service, DateTime From, DateTime? To, long Down, string Description, long Observation)
+{
+    /// <summary>Until when it is known to be down.</summary>
+    public DateTime Last { get; init; }
+}
+
+/// <summary>A row of a report.</summary>
+/// <param name="Period">Its name; null: the range is one.</param>
+internal sealed record ReportRow(ServiceKey Service, string? Period, DateTime From, DateTime To, Figures Figures);
 
 /// <summary>How many services there are of each kind; those that are not known yet count as none.</summary>
 internal readonly record struct ServiceCounts(long Known, long Down, long Other)
@@ -9617,24 +9995,122 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         return rows;
     }
 
-    /// <summary>How each known service that a filter takes fared, in the order of names.</summary>
-    /// <param name="to">Null, or later than the moment of the answer: that moment.</param>
-    public IEnumerable<(ServiceKey Service, Availability Availability)> Report(
-        ServiceFilter filter, DateTime? from, DateTime? to)
+    /// <summary>
+    /// A row for each service that was known before the end of the range, or for each of its periods before whose
+    /// end it was; without a begin the range begins with its first known moment, and without both it is the last
+    /// whole period.
+    /// </summary>
+    public IEnumerable<ReportRow> Report(
+        ServiceFilter filter, DateTime? from, DateTime? to, Counting? how = null)
     {
-        var (begin, end) = (Left(from) ?? DateTime.MinValue, to is { } given && given < Moment ? given : Moment);
-        foreach (var (_, service, runs) in Runs(filter, begin))
+        var counting = how ?? Counting.Plain;
+        if (counting.Period is { } last && from == null && to == null)
         {
-            var sum = new AvailabilitySum(begin, end);
-            var isKnown = false;
+            var whole = Period.Of(last, counting.Zone, Period.Of(last, counting.Zone, Moment).From.AddMilliseconds(-1));
+            (from, to) = (whole.From, whole.To);
+        }
+        var (left, end, now) = (_oldest ?? AlertMapping.Earliest, to ?? Moment, UnixTime.From(Moment));
+        // Nothing is known of earlier.
+        var begin = from > AlertMapping.Earliest ? from.Value : AlertMapping.Earliest;
+        if (end <= begin)
+            yield break;
+        var given = counting.Period is { } length && from != null
+            ? Period.All(length, counting.Zone, begin, end).ToList() : null;
+        var hours = counting.Hours?.Within(counting.Zone, given?[0].From ?? begin,
+            counting.Period is { } touching ? Period.Of(touching, counting.Zone, end.AddMilliseconds(-1)).To : end);
+        foreach (var (_, service, runs) in Runs(filter, given?[0].From ?? from ?? DateTime.MinValue))
+        {
+            var ranges = given;
+            List<FiguresSum> sums = [];
+            var known = DateTime.MaxValue;
+            var begun = 0;
             foreach (var run in runs)
             {
-                sum.Add(run.From, run.To ?? end, run.Status);
-                isKnown = true;
+                if (sums.Count == 0)
+                {
+                    known = run.From > left ? run.From : left;
+                    if (known >= (given?[^1].To ?? end))
+                        break;
+                    ranges ??= counting.Period is { } each ? [.. Period.All(each, counting.Zone, known, end)]
+                        : [new Period("", from ?? known, end)];
+                    sums = ranges.ConvertAll(r => new FiguresSum(
+                        new Interval(UnixTime.From(r.From), UnixTime.From(r.To)), UnixTime.From(left), now, hours, [], []));
+                }
+                var until = run.To == null ? UnixTime.Open : UnixTime.From(run.To.Value);
+                while (begun < sums.Count && ranges![begun].To <= run.From)
+                    begun++;
+                // What is before a period tells whether an outage goes on in it.
+                for (var i = begun; i < sums.Count && (run.To == null || ranges![i].From < run.To + EndsOutage); i++)
+                    sums[i].Add(UnixTime.From(run.From), until, run.Status);
             }
-            if (isKnown)
-                yield return (service, sum.Result);
+            for (var i = 0; i < sums.Count; i++)
+            {
+                if (known < ranges![i].To)
+                    yield return new ReportRow(service, counting.Period == null ? null : ranges[i].Name, ranges[i].From,
+                        ranges[i].To, sums[i].Result);
+            }
         }
+    }
+
+    /// <summary>
+    /// The outages with counted time down in a range, in the order of their begins, of one begin in that of
+    /// services. Their begins and ends are not cut; they are held until all are known.
+    /// </summary>
+    /// <param name="after">With which the last answer ended.</param>
+    public IEnumerable<OutageRow> Outages(ServiceFilter filter, DateTime? from, DateTime? to, Counting counting,
+        (DateTime Time, long Place)? after = null, bool isNewestFirst = false)
+    {
+        var begin = UnixTime.From(Left(from) ?? AlertMapping.Earliest);
+        var end = UnixTime.From(to < Moment ? to.Value : Moment);
+        var hours = counting.Hours?.Within(counting.Zone, UnixTime.Read(begin), UnixTime.Read(end));
+        var found = new List<OutageRow>();
+        var earlier = new List<(long Id, ServiceKey Service)>();
+        void Find(long id, ServiceKey service, List<Run> runs) =>
+            found.AddRange(OutagesOf(id, service, runs, new Interval(begin, end), hours).Where(o => o.Down > 0));
+        foreach (var (id, service, some) in Runs(filter, UnixTime.Read(begin)))
+        {
+            var runs = some.ToList();
+            if (runs.Count > 0 && runs[0].Status is Status.Down or Status.Unknown)
+                earlier.Add((id, service));
+            else
+                Find(id, service, runs);
+        }
+        // What went on there may have begun earlier.
+        foreach (var (id, service, runs) in Runs(filter, DateTime.MinValue, earlier))
+            Find(id, service, [.. runs]);
+        var direction = isNewestFirst ? -1 : 1;
+        found.Sort((a, b) => direction * (a.From, a.Id).CompareTo((b.From, b.Id)));
+        using var texts = new ObservedTexts(snapshot);
+        foreach (var outage in found)
+        {
+            if (after is not { } last || direction * (outage.From, outage.Id).CompareTo((last.Time, last.Place)) > 0)
+                yield return outage with { Description = texts.Of(outage.Observation, isUp: false).Text };
+        }
+    }
+
+    private IEnumerable<OutageRow> OutagesOf(long id, ServiceKey service, List<Run> runs, Interval range, Interval[]? hours)
+    {
+        OutageRow? outage = null;
+        var silent = TimeSpan.Zero;
+        foreach (var run in runs)
+        {
+            var until = run.To ?? Moment;
+            silent = run.Status == Status.Unknown ? silent + (until - run.From) : TimeSpan.Zero;
+            if (run.Status == Status.Down)
+            {
+                outage ??= new OutageRow(id, service, run.From, null, 0, "", run.Observation);
+                var (from, to) = (Math.Max(range.From, UnixTime.From(run.From)), Math.Min(range.To, UnixTime.From(until)));
+                var counted = from >= to ? 0 : hours == null ? to - from : Interval.Length(hours, from, to);
+                outage = outage with { Last = until, Down = outage.Down + counted };
+            }
+            else if (outage != null && (run.Status != Status.Unknown || silent >= EndsOutage))
+            {
+                yield return outage with { To = outage.Last };
+                outage = null;
+            }
+        }
+        if (outage != null)
+            yield return outage;
     }
 
     /// <summary>
@@ -10260,7 +10736,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 /// <summary>Is thrown when a question cannot be understood; the message names the parameter.</summary>
 internal sealed class QuestionException(string message) : Exception(message);
 
-internal enum Subject { Status, History, Report }
+internal enum Subject { Status, History, Report, Outages }
 
 internal enum OutputFormat { Json, Csv, Table }
 
@@ -10274,7 +10750,7 @@ internal enum OutputFormat { Json, Csv, Table }
 /// <param name="AsOf">From what was recorded until then; null: all.</param>
 internal sealed record Question(
     Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
-    (DateTime Time, long Place)? After, bool IsNewestFirst, DateTime? AsOf, OutputFormat? Format)
+    (DateTime Time, long Place)? After, bool IsNewestFirst, DateTime? AsOf, OutputFormat? Format, Counting Counting)
 {
     /// <summary>The parameters that choose services.</summary>
     public static readonly string[] Names = ["platform", "service", "facet", "location"];
@@ -10282,56 +10758,122 @@ internal sealed record Question(
     private static readonly string[]
         Common = [.. Names, "as_of", "format"],
         OfHistory = [.. Common, "from", "to", "order", "limit", "cursor"],
-        OfReport = [.. Common, "from", "to", "threshold"];
+        OfCounting = ["period", "tz", "service_hours", "slo"],
+        OfReport = [.. Common, "from", "to", "threshold", .. OfCounting],
+        OfOutages = [.. OfHistory, "tz", "service_hours"];
+
+    /// <summary>As many rows a service.</summary>
+    public const int MaxPeriods = 4000;
+
+    /// <summary>What lies further ahead is no period of a contract.</summary>
+    private static readonly TimeSpan MaxPeriodsAhead = TimeSpan.FromDays(3660);
 
     public static string[] ParametersOf(Subject subject) => subject switch
     {
         Subject.Status => Common,
         Subject.History => OfHistory,
+        Subject.Outages => OfOutages,
         _ => OfReport,
     };
 
     /// <summary>Understands parameters; an empty one, but for a location, is as if absent.</summary>
     /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
     public static Question Parse(Subject subject, string? partition,
-        IEnumerable<KeyValuePair<string, string>> parameters, DateTime now)
+        IEnumerable<KeyValuePair<string, string>> parameters, DateTime now, Counting? standard = null)
     {
-        var given = Once(parameters, ParametersOf(subject), $"a {subject.ToString().ToLowerInvariant()}");
+        var given = Once(parameters, ParametersOf(subject), subject switch
+        {
+            Subject.Status => "a status",
+            Subject.History => "a history",
+            Subject.Outages => "outages",
+            _ => "a report",
+        });
         var isNewestFirst = Parse(given, "order", v => v switch
         {
             "asc" => false,
             "desc" => true,
             _ => (bool?)null,
         }, "asc, desc") == true;
+        // What is so long ago is so long before the moment that is asked about.
+        var asOf = Parse(given, "as_of", v => ParseTime(v, now), TimeAllowed);
+        var counting = given.ContainsKey("threshold") ? Counting.Plain : ParseCounting(given, standard ?? Counting.Plain);
         var question = new Question(subject,
             new ServiceFilter(
                 partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
                 given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
-            Parse(given, "from", v => ParseTime(v, now), TimeAllowed),
-            Parse(given, "to", v => ParseTime(v, now), TimeAllowed),
+            Parse(given, "from", v => ParseTime(v, asOf ?? now, counting.Zone), TimeAllowed),
+            Parse(given, "to", v => ParseTime(v, asOf ?? now, counting.Zone), TimeAllowed),
             Parse(given, "threshold", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
             Parse(given, "limit", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
             Parse(given, "cursor", v => ParseCursor(v, isNewestFirst), "what an answer in this order gave as next"),
             isNewestFirst,
-            Parse(given, "as_of", v => ParseTime(v, now), TimeAllowed),
+            asOf,
             Parse(given, "format", v => v switch
             {
                 "json" => OutputFormat.Json,
                 "csv" => OutputFormat.Csv,
                 _ => (OutputFormat?)null,
-            }, "json, csv"));
+            }, "json, csv"),
+            counting);
+        if (subject is Subject.Report or Subject.Outages)
+            question = question with { From = Whole(question.From), To = Whole(question.To) };
         if (question.From >= question.To)
             throw new QuestionException("from: it is not before to");
+        if (subject is Subject.Report or Subject.Outages && question.To == null && question.From >= (asOf ?? now))
+            throw new QuestionException($"from: it is not before {(asOf == null ? "now" : "as_of")}");
+        if (question.Threshold != null && Array.Find(OfCounting, given.ContainsKey) is { } other)
+            throw new QuestionException($"threshold: it goes without {other}");
+        if (question.Counting != Counting.Plain && question.To > now + MaxPeriodsAhead)
+            throw new QuestionException($"to: it is over {MaxPeriodsAhead.TotalDays} days ahead of the clock");
+        if (question is { Counting.Period: { } period, From: { } first }
+            && Period.All(period, question.Counting.Zone, first > AlertMapping.Earliest ? first : AlertMapping.Earliest,
+                question.To ?? now).Skip(MaxPeriods).Any())
+            throw new QuestionException($"period: there are more than {MaxPeriods} from 'from' to 'to'");
         if (question.AsOf > now)
             throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}");
         return question;
     }
+
+    /// <summary>Of its milliseconds, by which is counted.</summary>
+    private static DateTime? Whole(DateTime? time) => time?.AddTicks(-(time.Value.Ticks % TimeSpan.TicksPerMillisecond));
+
+    private static Counting ParseCounting(Dictionary<string, string> given, Counting standard) => new(
+        Parse(given, "period", v => v switch
+        {
+            "day" => PeriodLength.Day,
+            "week" => PeriodLength.Week,
+            "month" => PeriodLength.Month,
+            "quarter" => PeriodLength.Quarter,
+            "year" => PeriodLength.Year,
+            _ => (PeriodLength?)null,
+        }, "day, week, month, quarter, year") ?? standard.Period,
+        Parse(given, "tz", Zone.Parse) ?? standard.Zone,
+        Parse(given, "service_hours", ServiceHours.Parse) ?? standard.Hours,
+        Parse(given, "slo", Objectives.Parse) ?? standard.Objectives);
+
+    /// <param name="parse">Throws a <see cref="FormatException"/> that tells what is allowed.</param>
+    /// <exception cref="QuestionException">It is given, and is not what is allowed.</exception>
+    private static T? Parse<T>(Dictionary<string, string> given, string name, Func<string, T> parse) where T : class
+    {
+        try
+        {
+            return given.TryGetValue(name, out var value) ? parse(value) : null;
+        }
+        catch (FormatException e)
+        {
+            throw new QuestionException($"{name}: '{Shown(given[name])}' is not usable; allowed: {e.Message}");
+        }
+    }
+
+    /// <summary>Whether an answer may have a limit, and go on.</summary>
+    public static bool IsPaged(Subject subject) => subject is Subject.History or Subject.Outages;
 
     /// <summary>The lists that the answer has in JSON.</summary>
     public IEnumerable<string> Lists => Subject switch
     {
         Subject.Status => [Answers.Services],
         Subject.History => [Answers.Events],
+        Subject.Outages => [Answers.Outages],
         _ => Threshold == null ? [Answers.Services] : [Answers.Services, Answers.Events],
     };
 
@@ -10374,11 +10916,16 @@ internal sealed record Question(
             .Select(c => char.IsControl(c) || char.IsSurrogate(c) ? '\ufffd' : c));
 
     /// <summary>In UTC; a plus that a query lost to a space is taken for one.</summary>
-    public static DateTime? ParseTime(string text, DateTime now)
+    /// <param name="zone">In which a day begins; null: UTC.</param>
+    public static DateTime? ParseTime(string text, DateTime now, Zone? zone = null)
     {
         const int Day = 10, Minutes = 16;
         if (text == "")
             return null;
+        if (zone != null && text.Length == Day
+            && DateTime.TryParseExact(text, "yyyy-MM-dd", CultureInfo.InvariantCulture, DateTimeStyles.None, out var date)
+            && date.Year is > 1 and < 9999)
+            return zone.Begin(date);
         // Seconds may be left out, and the time of a day that begins.
         var whole = text.Length == Day ? text + "T00:00:00Z"
             : text.Length > Minutes && text[Minutes - 3] == ':' && text[Minutes] != ':'
@@ -10602,11 +11149,26 @@ internal sealed class RowWriter : BodyWriter
                 Span<byte> text = stackalloc byte[Rfc3339.Longest];
                 _json?.WriteStringValue(text[..Rfc3339.Format(time, text)]);
                 break;
+            case string[] texts:
+                _json?.WriteStartArray();
+                foreach (var one in texts)
+                    _json?.WriteStringValue(Shown(one));
+                _json?.WriteEndArray();
+                break;
+            case JsonElement element:
+                if (_json != null)
+                    element.WriteTo(_json);
+                break;
             default:
                 _json?.WriteStringValue(Shown(value));
                 break;
         }
     }
+
+    /// <summary>Only in JSON.</summary>
+    public void BeginObject(string name) => _json?.WriteStartObject(name);
+
+    public void EndObject() => _json?.WriteEndObject();
 
     public ReadOnlyMemory<byte> End()
     {
@@ -10623,6 +11185,7 @@ internal sealed class RowWriter : BodyWriter
     {
         DateTime time => Rfc3339.Format(time),
         string text => text,
+        string[] texts => string.Join(' ', texts),
         bool flag => flag ? "true" : "false",
         _ => Convert.ToString(value, CultureInfo.InvariantCulture) ?? "",
     };
@@ -10664,19 +11227,25 @@ internal sealed class TextTable(int width)
     private const string Gap = "  ", Seconds = "_seconds";
 
     /// <summary>Columns of times, which are of use only whole.</summary>
-    public static readonly string[] Times = ["since", "time", "last_seen", "received", "recorded"];
+    public static readonly string[] Times = ["since", "time", "last_seen", "received", "recorded", "from", "to"];
 
-    private static readonly string[] Percentages = ["availability", "coverage"], Counts = ["outages", "up"];
+    private static readonly string[]
+        Percentages = ["availability", "adjusted_availability", "coverage"],
+        Counts = ["outages", "up"];
 
     /// <summary>What is left out where not all fits, in this order, then what has the same in each row.</summary>
     private static readonly string[]
         LeastUse =
         [
             "id", "last_seen", "received", "watched", "mean_between_seconds", "mean_seconds", "degraded_seconds",
-            "unknown_seconds", "up_seconds", "coverage", "recorded",
+            "notes", "unknown_seconds", "up_seconds", "not_counted_seconds", "maintenance_down_seconds", "excluded_seconds",
+            "error_budget_seconds", "coverage", "recorded", "maintenance_seconds", "availability",
         ],
         Places = ["partition", "platform"],
-        LastUse = ["alertname", "description", "partition", "platform", "open", "longest_seconds", "outages", "facet", "location"];
+        LastUse =
+        [
+            "alertname", "description", "partition", "platform", "open", "longest_seconds", "outages", "facet", "location",
+        ];
 
     private readonly List<string[]> _rows = [];
     private IReadOnlyList<string> _columns = [];
@@ -10725,8 +11294,8 @@ internal sealed class TextTable(int width)
         var empty = _shown.Where(i => _rows.Skip(1).All(r => r[i] is "" or "-")).Select(i => _columns[i]);
         var alike = _shown.Where(i => Places.Contains(_columns[i]) && _rows.Skip(1).All(r => r[i] == _rows[1][i]))
             .Select(i => _columns[i]);
-        // When a status was last said is of use only where it is not when it began.
-        string[] again = _columns.Contains("since") ? ["time"] : [];
+        // When a status was last said is of use only where it is not when it began; a period has a name.
+        string[] again = _columns.Contains("since") ? ["time"] : _columns.Contains("outages") ? ["from", "to"] : [];
         foreach (var column in empty.Concat(LeastUse).Concat(again).Concat(alike).Concat(LastUse).ToList())
         {
             if (Over(i => Math.Min(_widths[i], LeastWidth(_columns[i]))) > 0 && _shown.Count > 2)
@@ -10747,11 +11316,17 @@ internal sealed class TextTable(int width)
     private string Padded(string cell, int column)
     {
         var (text, space) = (Terminal.Cut(cell, _widths[column]), _widths[column] - Terminal.Columns(cell));
-        return space <= 0 ? text : IsFigure(_columns[column]) ? new string(' ', space) + text : text + new string(' ', space);
+        return space <= 0 ? text
+            : IsFigure(_columns[column]) ? new string(' ', space) + text : text + new string(' ', space);
     }
 
-    private static string Head(string column) =>
-        column.Replace(Seconds, "", StringComparison.Ordinal).Replace('_', ' ').ToUpperInvariant();
+    private static string Head(string column) => column switch
+    {
+        "adjusted_availability" => "ADJUSTED",
+        "error_budget_seconds" => "BUDGET",
+        "error_budget_left_seconds" => "BUDGET LEFT",
+        _ => column.Replace(Seconds, "", StringComparison.Ordinal).Replace('_', ' ').ToUpperInvariant(),
+    };
 
     /// <summary>What a column is cut to; figures, times and ids are of use only whole.</summary>
     private static int LeastWidth(string column) => column is "reason" or "labels" ? ShortReason
@@ -10762,9 +11337,9 @@ internal sealed class TextTable(int width)
 
     private static string Shown(string column, object? cell) => cell switch
     {
-        null => IsFigure(column) ? "-" : "",
+        null => IsFigure(column) || column == "slo_met" ? "-" : "",
         double seconds when column.EndsWith(Seconds, StringComparison.Ordinal) =>
-            seconds == 0 ? "-" : Quantity.Lasted(TimeSpan.FromSeconds(seconds)),
+            seconds == 0 ? "-" : (seconds < 0 ? "-" : "") + Quantity.Lasted(TimeSpan.FromSeconds(Math.Abs(seconds))),
         // Never rounded up: 100 only without an outage.
         double share when Percentages.Contains(column) =>
             (Math.Truncate(share * 1000) / 1000).ToString("0.000", CultureInfo.InvariantCulture),
@@ -10782,13 +11357,17 @@ internal sealed class Answers(Questions questions, string version, int? width = 
     private static readonly string[]
         StatusColumns = [.. Question.Names, "status", "since", "time", "description", "last_seen", "watched"],
         EventColumns = [.. Question.Names, "status", "time", "description", "received"],
-        ReportColumns = [.. Question.Names, "availability", "coverage", "up_seconds", "degraded_seconds",
-            "down_seconds", "unknown_seconds", "outages", "longest_seconds", "mean_seconds",
+        FigureColumns = ["from", "to", "availability", "adjusted_availability", "coverage", "up_seconds",
+            "degraded_seconds", "down_seconds", "unknown_seconds", "not_counted_seconds", "maintenance_seconds",
+            "maintenance_down_seconds", "excluded_seconds", "outages", "longest_seconds", "mean_seconds",
             "mean_between_seconds", "open"],
+        OutageColumns = [.. Question.Names, "from", "to", "down_seconds", "maintenance_seconds", "excluded_seconds",
+            "open", "description", "notes"],
+        ObjectiveColumns = ["slo_met", "error_budget_seconds", "error_budget_left_seconds"],
         ThresholdColumns = [.. Question.Names, "status", "time", "up", "under_threshold_seconds"];
 
     /// <summary>The lists of answers.</summary>
-    public const string Services = "services", Events = "events";
+    public const string Services = "services", Events = "events", Outages = "outages";
 
     /// <summary>Where a history goes on that was told up to its limit; null: there is no more.</summary>
     public string? Next { get; private set; }
@@ -10796,24 +11375,38 @@ internal sealed class Answers(Questions questions, string version, int? width = 
     /// <summary>Rows that were told so far, and how many services of them are down now.</summary>
     public (long Rows, long Down) Told { get; private set; }
 
+    /// <summary>What made a report, in CSV on each row: a file that is sent on must say so.</summary>
+    public static readonly string[] MadeColumns = ["tz", "service_hours", "slo", "as_of", "version"];
+
     /// <summary>The columns of a list, as it is named in JSON.</summary>
-    public static string[] Columns(Question question, string list) => Columns(question, question.Subject switch
+    public static string[] Columns(Question question, string list, OutputFormat format)
     {
-        Subject.Status => StatusColumns,
-        Subject.History => EventColumns,
-        _ => list == Services ? ReportColumns : ThresholdColumns,
-    });
+        var columns = question.Subject switch
+        {
+            Subject.Status => StatusColumns,
+            Subject.History => EventColumns,
+            Subject.Outages => OutageColumns,
+            _ when list == Events => ThresholdColumns,
+            _ => [.. Question.Names, .. question.Counting.Period == null ? [] : (string[])["period"], .. FigureColumns,
+                .. question.Counting.Objectives == null ? [] : ObjectiveColumns,
+                .. format == OutputFormat.Csv ? MadeColumns : []],
+        };
+        // The partition is told where the question does not name it.
+        return question.Filter.Partition == null ? ["partition", .. columns] : columns;
+    }
 
     /// <summary>The answer in parts, each valid until the next is asked for.</summary>
     /// <exception cref="SqliteException">The database is damaged.</exception>
     public IEnumerable<ReadOnlyMemory<byte>> Write(Question question, OutputFormat format)
     {
         var writer = new RowWriter(format, width);
-        WriteHead(writer);
+        WriteHead(writer, question);
+        _format = format;
         var lists = question.Subject switch
         {
             Subject.Status => List(writer, Services, question, Status(question)),
             Subject.History => History(writer, question),
+            Subject.Outages => OutagesOf(writer, question),
             _ when question.HasList(Services, format) => List(writer, Services, question, Report(question)),
             _ => [],
         };
@@ -10828,18 +11421,39 @@ internal sealed class Answers(Questions questions, string version, int? width = 
     }
 
     /// <summary>What made the answer: with these it can be made again.</summary>
-    private void WriteHead(RowWriter writer)
+    private void WriteHead(RowWriter writer, Question question)
     {
+        var (pause, staleAfter) = (questions.Snapshot.Rules.Pause, questions.Snapshot.StaleAfter);
         writer.Property("as_of", questions.Moment);
         writer.Property("version", version);
-        writer.Property("pause_seconds", questions.Snapshot.Rules.Pause.TotalSeconds);
-        writer.Property("stale_after_seconds", questions.Snapshot.StaleAfter.TotalSeconds);
+        if (question.Subject is Subject.Status or Subject.History)
+        {
+            writer.Property("pause_seconds", pause.TotalSeconds);
+            writer.Property("stale_after_seconds", staleAfter.TotalSeconds);
+            return;
+        }
+        writer.BeginObject("settings");
+        writer.Property("pause", Quantity.Setting(pause));
+        writer.Property("stale_after", Quantity.Setting(staleAfter));
+        writer.Property("forget", Quantity.Setting(questions.Snapshot.Forget));
+        writer.Property("period", question.Counting.Period?.ToString().ToLowerInvariant());
+        foreach (var (column, value) in MadeColumns.Zip(Made(question)).Take(3))
+            writer.Property(column, value);
+        writer.EndObject();
     }
+
+    private object?[] Made(Question question) =>
+    [
+        question.Counting.Zone.Name, question.Counting.Hours?.Text, question.Counting.Objectives?.Text, questions.Moment,
+        version,
+    ];
+
+    private OutputFormat _format;
 
     private IEnumerable<ReadOnlyMemory<byte>> List(
         RowWriter writer, string name, Question question, IEnumerable<List<object?>> rows)
     {
-        var columns = Columns(question, name);
+        var columns = Columns(question, name, _format);
         writer.BeginList(name, columns);
         foreach (var row in rows)
         {
@@ -10850,10 +11464,6 @@ internal sealed class Answers(Questions questions, string version, int? width = 
         }
         writer.EndList();
     }
-
-    /// <summary>The partition is told where the question does not name it.</summary>
-    private static string[] Columns(Question question, string[] columns) =>
-        question.Filter.Partition == null ? ["partition", .. columns] : columns;
 
     private readonly List<object?> _row = [];
 
@@ -10877,7 +11487,7 @@ internal sealed class Answers(Questions questions, string version, int? width = 
 
     private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
     {
-        var columns = Columns(question, Events);
+        var columns = Columns(question, Events, _format);
         var left = question.Limit ?? int.MaxValue;
         ChangeRow? last = null;
         writer.BeginList(Events, columns);
@@ -10898,19 +11508,60 @@ internal sealed class Answers(Questions questions, string version, int? width = 
         writer.Property("next", Next);
     }
 
-    private IEnumerable<List<object?>> Report(Question question) =>
-        questions.Report(question.Filter, question.From, question.To).Select(r => Row(question, r.Service,
-            Rounded(r.Availability), Rounded(r.Availability.Coverage),
-            r.Availability.Up.TotalSeconds, r.Availability.Degraded.TotalSeconds,
-            r.Availability.Down.TotalSeconds, r.Availability.Unknown.TotalSeconds, r.Availability.Outages,
-            r.Availability.Longest.TotalSeconds, r.Availability.Mean?.TotalSeconds,
-            r.Availability.MeanBetween?.TotalSeconds, r.Availability.IsOpen));
+    private IEnumerable<ReadOnlyMemory<byte>> OutagesOf(RowWriter writer, Question question)
+    {
+        var columns = Columns(question, Outages, _format);
+        var left = question.Limit ?? int.MaxValue;
+        OutageRow? last = null;
+        writer.BeginList(Outages, columns);
+        foreach (var row in questions.Outages(
+            question.Filter, question.From, question.To, question.Counting, question.After, question.IsNewestFirst))
+        {
+            if (left-- == 0)
+                break;
+            last = row;
+            Told = Told with { Rows = Told.Rows + 1 };
+            // Notes cannot be made yet.
+            writer.Row(columns, Row(question, row.Service, row.From, row.To, Seconds(row.Down), 0.0, 0.0, row.To == null,
+                row.Description, Array.Empty<string>()));
+            if (writer.IsFull)
+                yield return writer.Take();
+        }
+        writer.EndList();
+        Next = left < 0 && last != null ? Question.Cursor(last.From, last.Id, question.IsNewestFirst) : null;
+        writer.Property("next", Next);
+    }
 
-    /// <summary>100 only without an outage.</summary>
-    private static double? Rounded(in Availability availability) => availability.Percent is not { } share ? null
-        : Math.Min(Math.Round(share, 6), availability.Down > TimeSpan.Zero ? 99.999999 : 100);
+    private IEnumerable<List<object?>> Report(Question question)
+    {
+        var made = Made(question);
+        foreach (var r in questions.Report(question.Filter, question.From, question.To, question.Counting))
+        {
+            var row = Row(question, r.Service);
+            if (r.Period != null)
+                row.Add(r.Period);
+            var f = r.Figures;
+            row.AddRange((ReadOnlySpan<object?>)[r.From, r.To, Rounded(f.Availability, f.Down),
+                Rounded(f.AdjustedAvailability, f.BaseDown), Rounded(f.Coverage, f.Unknown), Seconds(f.Up), Seconds(f.Degraded), Seconds(f.Down), Seconds(f.Unknown),
+                Seconds(f.NotCounted), Seconds(f.Maintenance), Seconds(f.MaintenanceDown), Seconds(f.Excluded), f.Outages,
+                Seconds(f.Longest), f.Mean / 1000, f.MeanBetween / 1000, f.IsOpen]);
+            if (question.Counting.Objectives is { } objectives)
+                row.AddRange(objectives.Of(r.Service.Platform) is not { } objective ? [null, null, null]
+                    : (ReadOnlySpan<object?>)[f.IsMet(objective, r.To > questions.Moment), Seconds(f.Budget(objective)),
+                        (double)(Math.Floor(f.BudgetLeft(objective)) / 1000)]);
+            if (_format == OutputFormat.Csv)
+                row.AddRange(made);
+            yield return row;
+        }
+    }
 
-    private static double? Rounded(double? share) => share is { } known ? Math.Round(known, 6) : null;
+    private static double Seconds(long milliseconds) => milliseconds / 1000.0;
+
+    private static double Seconds(decimal milliseconds) => (double)Math.Round(milliseconds / 1000, 3);
+
+    /// <summary>100 only if nothing is left out.</summary>
+    private static double? Rounded(double? share, long left) => share is not { } known ? null
+        : Math.Min(Math.Round(known, 6), left > 0 ? 99.999999 : 100);
 
     private IEnumerable<List<object?>> Under(Question question, int threshold) =>
         questions.Threshold(question.Filter, threshold, question.From, question.To).Select(r =>
@@ -13721,26 +14372,27 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
 
     private void AddService(ServiceKey service, IEnumerable<Run> runs)
     {
-        var (strip, availability, status) = AddUp(runs);
+        var (strip, figures, status) = AddUp(runs);
         if (status is not { } last)
             return;
         _html.Add($"""
             <li class="row"><span>{Link(service)}</span>{StatusText(questions.Snapshot.NameOf(last))}
             <span class="strip">{StripOf(strip.Worst, Name(service))}</span>
-            <span class="share">{Share(availability.Percent)}</span></li>
+            <span class="share">{Share(figures.Availability)}</span></li>
             """);
     }
 
     /// <summary>How a service fared in the range, and how it is at its end; null: it is not known.</summary>
-    private (Strip Strip, Availability Availability, Status? Last) AddUp(IEnumerable<Run> runs)
+    private (Strip Strip, Figures Figures, Status? Last) AddUp(IEnumerable<Run> runs)
     {
         var strip = new Strip(_from, questions.Moment, query.Intervals);
-        var sum = new AvailabilitySum(_from, questions.Moment);
+        var (from, now) = (UnixTime.From(_from), UnixTime.From(questions.Moment));
+        var sum = new FiguresSum(new Interval(from, now), from, now, null, [], []);
         Status? last = null;
         foreach (var run in runs)
         {
             strip.Add(run.From, run.To ?? questions.Moment, run.Status);
-            sum.Add(run.From, run.To ?? questions.Moment, run.Status);
+            sum.Add(UnixTime.From(run.From), run.To is { } until ? UnixTime.From(until) : now, run.Status);
             last = run.Status;
         }
         return (strip, sum.Result, last);
@@ -13808,10 +14460,10 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
 
     private IEnumerable<ReadOnlyMemory<byte>> One(ServiceFilter filter, PresentRow present)
     {
-        var (id, service, strip, availability) = questions.Runs(filter, _from).Select(r =>
+        var (id, service, strip, figures) = questions.Runs(filter, _from).Select(r =>
         {
             var sum = AddUp(r.Runs);
-            return (r.Id, r.Service, sum.Strip, sum.Availability);
+            return (r.Id, r.Service, sum.Strip, sum.Figures);
         }).First();
         Begin(Name(service), Names(service));
         _html.Add($"""
@@ -13830,7 +14482,7 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             AddRange(range, Target(service, range));
         _html.Add($"</nav>{StripOf(strip.Worst, Name(service))}");
         _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(questions.Moment)}</span></p>");
-        AddFigures(availability);
+        AddFigures(figures);
         AddChanges(id, service);
         yield return End();
     }
@@ -13838,17 +14490,19 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     private static Markup LastSeen(PresentRow present) => present is { IsWatched: false, LastSeen: { } seen }
         ? Markup.Of($"<p class=\"other word\">◆ No data since {Time(seen)}: so it was when it was last seen.</p>") : default;
 
-    private void AddFigures(Availability f) => _html.Add($"""
+    private void AddFigures(Figures f) => _html.Add($"""
         <h2>Figures of these {query.Range}</h2>
-        <dl><dt>Availability</dt><dd>{Share(f.Percent)} of the time known</dd>
-        <dt>Up</dt><dd>{Quantity.Lasted(f.Up)}</dd><dt>Degraded</dt><dd>{Quantity.Lasted(f.Degraded)}</dd>
-        <dt>Down</dt><dd>{Quantity.Lasted(f.Down)}</dd><dt>Unknown</dt><dd>{Quantity.Lasted(f.Unknown)}</dd>
+        <dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
+        <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Degraded</dt><dd>{Lasted(f.Degraded)}</dd>
+        <dt>Down</dt><dd>{Lasted(f.Down)}</dd><dt>Unknown</dt><dd>{Lasted(f.Unknown)}</dd>
         <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
-        <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Quantity.Lasted(f.Longest))}</dd>
-        <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Quantity.Lasted(mean) : "none")}</dd>
+        <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Lasted(f.Longest))}</dd>
+        <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Lasted(mean) : "none")}</dd>
         <dt>Mean time between</dt>
-        <dd>{(f.MeanBetween is { } between ? Quantity.Lasted(between) : "no outage")}</dd></dl>
+        <dd>{(f.MeanBetween is { } between ? Lasted(between) : "no outage")}</dd></dl>
         """);
+
+    private static string Lasted(double milliseconds) => Quantity.Lasted(TimeSpan.FromMilliseconds(milliseconds));
 
     private void AddChanges(long id, ServiceKey service)
     {
@@ -14145,7 +14799,7 @@ internal sealed class Web
 
     private enum Resource
     {
-        None, Live, Ready, Metrics, Health, Webhook, History, Report, Page, Service,
+        None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Page, Service,
 
         /// <summary>Below a partition, as Alertmanager has them: for Prometheus and its like.</summary>
         Alerts, FirstAlerts, PeerStatus, PeerReady,
@@ -14204,7 +14858,8 @@ internal sealed class Web
 
     /// <summary>Questions have places of their own, so that webhooks and probes keep theirs.</summary>
     public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
-        is Resource.Webhook or Resource.History or Resource.Report or Resource.Page or Resource.Service
+        is Resource.Webhook or Resource.History or Resource.Report or Resource.Outages or Resource.Page
+            or Resource.Service
         or Resource.Health or Resource.Alerts or Resource.PeerStatus;
 
     /// <summary>
@@ -14263,7 +14918,8 @@ internal sealed class Web
     }
 
     private static bool IsOfPartition(Resource resource) => resource is Resource.Webhook or Resource.History
-        or Resource.Report or Resource.Alerts or Resource.FirstAlerts or Resource.PeerStatus or Resource.PeerReady;
+        or Resource.Report or Resource.Outages or Resource.Alerts or Resource.FirstAlerts or Resource.PeerStatus
+        or Resource.PeerReady;
 
     /// <summary>Of a mistaken or made-up name: what it would make in the store stays for good.</summary>
     private Reply NotTaken(string partition, ReceivedAlerts alerts)
@@ -14329,6 +14985,7 @@ internal sealed class Web
         [] => Resource.Webhook,
         ["history"] => Resource.History,
         ["report"] => Resource.Report,
+        ["outages"] => Resource.Outages,
         ["api", "v2", "alerts"] => Resource.Alerts,
         ["api", "v1", "alerts"] => Resource.FirstAlerts,
         ["api", "v2", "status"] => Resource.PeerStatus,
@@ -14451,6 +15108,8 @@ internal sealed class Web
                 return await AskAsync("history", () => AnswerAsync(Subject.History, request, partition));
             case Resource.Report:
                 return await AskAsync("report", () => AnswerAsync(Subject.Report, request, partition));
+            case Resource.Outages:
+                return await AskAsync("outages", () => AnswerAsync(Subject.Outages, request, partition));
             case Resource.Page or Resource.Service:
                 return await AskAsync("page", () => ShowAsync(request.RawUrl ?? ""));
             default:
@@ -14670,7 +15329,7 @@ internal sealed class Web
         try
         {
             var question = Question.Parse(
-                subject, partition, Parameters(request.RawUrl ?? ""), snapshot.Moment);
+                subject, partition, Parameters(request.RawUrl ?? ""), snapshot.Moment, _options.Counting);
             var format = question.Format
                 ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
             var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
@@ -16976,6 +17635,9 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         From = Flag("--from", "TIME", "From this time on, such as 2026-11-22T11:34:00Z, 2026-11-22 or -24h"),
         To = Flag("--to", "TIME", "Up to this time"),
         AsOf = Flag("--as-of", "TIME", "From what was recorded until then, as it was known"),
+        Order = Flag("--order", "ORDER", "asc, or desc: the newest first (default: asc)"),
+        Limit = Flag("--limit", "COUNT", "At most so many rows"),
+        Cursor = Flag("--cursor", "CURSOR", "Go on after an answer's next"),
         Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)");
 
     private static readonly Setting[] Filters =
@@ -17007,13 +17669,16 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
             [.. Filters, AsOf, FailIfDownSetting, Format, .. Running]),
         new("history", "Tells each change of status, in order of time.",
             "ses history --service etcd --from -24h",
-            [.. Filters, From, To, AsOf, Flag("--order", "ORDER", "asc, or desc: the newest first (default: asc)"),
-                Flag("--limit", "COUNT", "At most so many events"),
-                Flag("--cursor", "CURSOR", "Go on after an answer's next"), Format, .. Running]),
+            [.. Filters, From, To, AsOf, Order, Limit, Cursor, Format, .. Running]),
         new("report", "Tells availability and outages of each service.",
             "ses report --service etcd --facet node --from -7d --threshold 2",
             [.. Filters, From, To, AsOf, Flag("--threshold", "COUNT",
-                "Also for how long fewer than so many of these were up"), Format, .. Running]),
+                "Also for how long fewer than so many of these were up"),
+                Flag("--period", "LENGTH", "A row for each day, week, month, quarter or year"),
+                Options.TzSetting, Options.ServiceHoursSetting, Options.SloSetting, Format, .. Running]),
+        new("outages", "Tells each time that a service was down, in order of its begin.",
+            "ses outages --from -30d --order desc --limit 10",
+            [.. Filters, From, To, AsOf, Order, Limit, Cursor, Options.TzSetting, Options.ServiceHoursSetting, Format, .. Running]),
         new("check", "Looks through the database and tells what is damaged, and how to mend it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
         new("rebuild", "Makes indexes and the timeline anew from the facts; not beside a daemon.",
@@ -17214,11 +17879,14 @@ internal sealed class CommandRunner(
     {
         try
         {
-            return Question.Parse(subject, flags.GetValueOrDefault("--partition"), Parameters(subject), now);
+            return Question.Parse(subject, flags.GetValueOrDefault("--partition"), Parameters(subject), now,
+                subject is Subject.Report or Subject.Outages && !flags.ContainsKey(Command.UrlSetting.Flag)
+                    ? Options.CountingOf(variables) : null);
         }
         catch (QuestionException e)
         {
-            throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal));
+            throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal)
+                .Replace("service_hours", "service-hours", StringComparison.Ordinal));
         }
     }
 
@@ -17269,20 +17937,21 @@ internal sealed class CommandRunner(
         var (rows, down, left, next) = (0L, 0L, question.Limit ?? int.MaxValue, (string?)null);
         do
         {
-            if (subject == Subject.History)
+            if (Question.IsPaged(subject))
                 given["limit"] = $"{Math.Min(left, EventsAtOnce)}";
             var isFirst = next == null;
             var answer = await ses.AskAsync(question, partition, given);
+            question = answer?.Question ?? question;
             foreach (var (name, value) in isFirst ? answer?.Head ?? [] : [])
                 writer.Property(name, value);
             foreach (var list in lists)
             {
-                var columns = Answers.Columns(question, list);
+                var columns = Answers.Columns(question, list, format);
                 if (isFirst)
                     writer.BeginList(list, columns);
                 foreach (var row in answer?.Lists[list] ?? [])
                 {
-                    writer.Row(columns, row);
+                    writer.Row(columns, columns.Length > row.Length ? [.. row, .. answer!.Made] : row);
                     (rows, left) = (rows + 1, left - 1);
                     down += subject == Subject.Status && row[Array.IndexOf(columns, "status")] is "down" ? 1 : 0;
                     if (writer.IsFull)
@@ -17295,12 +17964,12 @@ internal sealed class CommandRunner(
             given["cursor"] = next ?? "";
         }
         while (next != null && left > 0);
-        if (subject == Subject.History)
+        if (Question.IsPaged(subject))
             writer.Property("next", next);
         output.Write(writer.End().Span);
         if (format != OutputFormat.Json)
             TellMore(next);
-        return rows > 0 || (subject == Subject.History && await IsKnownAsync(ses, partition))
+        return rows > 0 || (Question.IsPaged(subject) && await IsKnownAsync(ses, partition))
             ? CodeOf(down, failsIfDown) : NothingMatches();
     }
 
@@ -17770,30 +18439,39 @@ internal sealed class StandardOutput : Stream
 }
 
 /// <summary>What a SeS that runs answered to a question.</summary>
+/// <param name="Question">With what that one's own settings added.</param>
 /// <param name="Head">What made it.</param>
 /// <param name="Lists">The rows of each list, by its name, with the columns of this program.</param>
+/// <param name="Made">What made a report, as it stands on each row of CSV.</param>
 /// <param name="Next">Where a history goes on.</param>
 internal sealed record RunningAnswer(
-    IReadOnlyList<(string Name, object? Value)> Head, IReadOnlyDictionary<string, List<object?[]>> Lists, string? Next)
+    Question Question, IReadOnlyList<(string Name, object? Value)> Head, IReadOnlyDictionary<string, List<object?[]>> Lists,
+    IReadOnlyList<object?> Made, string? Next)
 {
     /// <exception cref="InvalidOperationException">It is another's.</exception>
     /// <exception cref="KeyNotFoundException">It is another's.</exception>
     public static RunningAnswer Read(Question question, JsonElement json)
     {
         _ = json.GetProperty("version").GetString();
+        if (question.Subject == Subject.Report && json.GetProperty("settings").GetProperty("slo").GetString() is { } slo)
+            question = question with { Counting = question.Counting with { Objectives = Objectives.Parse(slo) } };
         var head = json.EnumerateObject().Where(p => p.Value.ValueKind != JsonValueKind.Array && p.Name != "next")
             .Select(p => (p.Name, Cell(p.Name, p.Value))).ToList();
         var lists = question.Lists.ToDictionary(l => l, l => json.GetProperty(l).EnumerateArray()
-            .Select(r => Row(r, Answers.Columns(question, l))).ToList());
-        var next = question.Subject == Subject.History ? json.GetProperty("next").GetString() : null;
-        return next != null && lists[Answers.Events].Count == 0
-            ? throw new InvalidOperationException("it goes on without an end") : new RunningAnswer(head, lists, next);
+            .Select(r => Row(r, Answers.Columns(question, l, OutputFormat.Json))).ToList());
+        object?[] made = question.Subject != Subject.Report ? [] : [.. Answers.MadeColumns.Select(
+            c => json.TryGetProperty(c, out var own) ? Cell(c, own) : Cell(c, json.GetProperty("settings").GetProperty(c)))];
+        var next = Question.IsPaged(question.Subject) ? json.GetProperty("next").GetString() : null;
+        return next != null && lists.Values.All(l => l.Count == 0)
+            ? throw new InvalidOperationException("it goes on without an end")
+            : new RunningAnswer(question, head, lists, made, next);
     }
 
     private static object?[] Row(JsonElement row, string[] columns)
     {
         _ = row.GetProperty("service").GetString();
-        return [.. columns.Select(c => row.TryGetProperty(c, out var cell) ? Cell(c, cell) : null)];
+        return [.. columns.Select(c => row.TryGetProperty(c, out var cell) && cell.ValueKind != JsonValueKind.Object
+            ? Cell(c, cell) : null)];
     }
 
     private static object? Cell(string column, JsonElement cell) => cell.ValueKind switch
@@ -17801,6 +18479,8 @@ internal sealed record RunningAnswer(
         JsonValueKind.True or JsonValueKind.False => cell.GetBoolean(),
         JsonValueKind.Number => cell.GetDouble(),
         JsonValueKind.Null => null,
+        JsonValueKind.Object => cell.Clone(),
+        JsonValueKind.Array => cell.EnumerateArray().Select(e => e.GetString() ?? "").ToArray(),
         _ when TextTable.Times.Contains(column) && Rfc3339.TryParse(cell.GetString() ?? "", out var time) => time,
         _ => cell.GetString(),
     };

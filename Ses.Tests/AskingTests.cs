@@ -49,6 +49,14 @@ public sealed class AskingTests
         return "{" + answer.Body[head.Length..];
     }
 
+    private static string RestOfReport(Answer answer)
+    {
+        var head = $"{{\"as_of\":\"2026-11-22T12:00:00Z\",\"version\":\"{Program.Version}\",\"settings\":{{\"pause\":\"15m\","
+            + "\"stale_after\":\"25h\",\"forget\":\"30d\",\"period\":null,\"tz\":\"UTC\",\"service_hours\":null,\"slo\":null},";
+        Assert.StartsWith(head, answer.Body, Ordinal);
+        return "{" + answer.Body[head.Length..];
+    }
+
     [Fact]
     public async Task AnswersHaveTheirShapes()
     {
@@ -62,13 +70,212 @@ public sealed class AskingTests
             + """
             "description":"d","received":"2026-11-22T12:00:00Z"}],"next":null}
             """ + "\n", Rest(await host.GetAsync("/alerts/INS/history?service=db")));
-        Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","availability":50.003472,"""
+        Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","from":"2026-11-22T08:00:00Z","to":"2026-11-22T12:00:00Z","availability":50.003472,"""
             + """
-            "coverage":100,"up_seconds":7200.5,"degraded_seconds":0,"down_seconds":7199.5,"unknown_seconds":0,"outages":1,"longest_seconds":7199.5,"mean_seconds":7199.5,"mean_between_seconds":7200.5,"open":true}]}
-            """ + "\n", Rest(await host.GetAsync("/alerts/INS/report?service=etcd")));
+            "adjusted_availability":50.003472,"coverage":100,"up_seconds":7200.5,"degraded_seconds":0,"down_seconds":7199.5,"unknown_seconds":0,"not_counted_seconds":0,"maintenance_seconds":0,"maintenance_down_seconds":0,"excluded_seconds":0,"outages":1,"longest_seconds":7199.5,"mean_seconds":7199.5,"mean_between_seconds":7200.5,"open":true}]}
+            """ + "\n", RestOfReport(await host.GetAsync("/alerts/INS/report?service=etcd")));
         Assert.Equal("""
-            {"services":[{"platform":"p1","service":"db","facet":"node","location":"","availability":0,"coverage":100,"up_seconds":0,"degraded_seconds":0,"down_seconds":10800,"unknown_seconds":0,"outages":1,"longest_seconds":10800,"mean_seconds":10800,"mean_between_seconds":0,"open":true}],"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","up":0,"under_threshold_seconds":0}]}
-            """ + "\n", Rest(await host.GetAsync("/alerts/INS/report?service=db&threshold=1")));
+            {"services":[{"platform":"p1","service":"db","facet":"node","location":"","from":"2026-11-22T09:00:00Z","to":"2026-11-22T12:00:00Z","availability":0,"adjusted_availability":0,"coverage":100,"up_seconds":0,"degraded_seconds":0,"down_seconds":10800,"unknown_seconds":0,"not_counted_seconds":0,"maintenance_seconds":0,"maintenance_down_seconds":0,"excluded_seconds":0,"outages":1,"longest_seconds":10800,"mean_seconds":10800,"mean_between_seconds":0,"open":true}],"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","up":0,"under_threshold_seconds":0}]}
+            """ + "\n", RestOfReport(await host.GetAsync("/alerts/INS/report?service=db&threshold=1")));
+    }
+
+    // ---- Reports by period ----
+
+    [Theory]
+    [InlineData("period=decade", "period: 'decade' is not usable; allowed: day, week, month, quarter, year")]
+    [InlineData("tz=Europe/Atlantis", "tz: 'Europe/Atlantis' is not usable; allowed: a name of the zone database, such as Europe/Berlin, or UTC")]
+    [InlineData("service_hours=always", "service_hours: 'always' is not usable; allowed: days and hours, such as")]
+    [InlineData("slo=101", "slo: '101' is not usable; allowed: a percentage above 0 and at most 100")]
+    [InlineData("threshold=2&period=day", "threshold: it goes without period")]
+    [InlineData("threshold=2&slo=99", "threshold: it goes without slo")]
+    [InlineData("period=day&from=2000-01-01", "period: there are more than 4000 from 'from' to 'to'")]
+    [InlineData("period=month&to=2999-01-01", "to: it is over 3660 days ahead of the clock")]
+    [InlineData("from=2027-01-01", "from: it is not before now")]
+    [InlineData("period=month&from=2027-01-01", "from: it is not before now")]
+    [InlineData("period=year&from=9999-12-31", "from: it is not before now")]
+    [InlineData("from=-1m&as_of=2026-11-22T10:00Z&to=2026-11-22T09:00Z", "from: it is not before to")]
+    [InlineData("from=2026-11-22T11:00Z&as_of=2026-11-22T10:00Z", "from: it is not before as_of")]
+    [InlineData("from=2026-11-01T00:00:00.0001Z&to=2026-11-01T00:00:00.0009Z", "from: it is not before to")]
+    [InlineData("slo==99.9", "slo: '=99.9' is not usable")]
+    [InlineData("slo=99&to=2999-01-01", "to: it is over 3660 days ahead of the clock")]
+    public async Task WhatIsNoReportIsRefused(string query, string says)
+    {
+        await using var host = await WithAPastAsync();
+        Assert.StartsWith(says, (await host.GetAsync($"/alerts/INS/report?{query}")).Problem(400), Ordinal);
+    }
+
+    [Theory]
+    [InlineData("from=0001-01-01")]
+    [InlineData("from=0001-01-01&to=2026-11-22T11:00Z")]
+    [InlineData("from=0001-01-01&threshold=1")]
+    [InlineData("from=1960-01-01&slo=99&tz=Europe/Berlin")]
+    [InlineData("period=year&from=1990-01-01")]
+    public async Task EarlyBeginIsNoFault(string query)
+    {
+        await using var host = await WithAPastAsync();
+        var rows = (await host.GetAsync($"/alerts/INS/report?{query}")).Json.GetProperty("services").EnumerateArray().ToList();
+        Assert.NotEmpty(rows);
+        // What is asked for, whatever is counted of it.
+        Assert.All(rows.Where(_ => query.StartsWith("from", Ordinal)), r =>
+            Assert.Equal(query.Contains("0001", Ordinal) ? "0001" : "1959", r.GetProperty("from").GetString()![..4]));
+        Assert.Empty((await host.GetAsync("/alerts/INS/report?period=month&from=1990-01-01&to=1995-01-01")).Json.GetProperty("services").EnumerateArray());
+    }
+
+    /// <summary>What is told as so long ago is so long before the moment that is asked about.</summary>
+    [Fact]
+    public async Task ReportIsTheSameAgainWithItsOwnMoment()
+    {
+        await using var host = await WithAPastAsync();
+        foreach (var query in new[] { "from=-2h", "from=-3h&to=now&format=csv", "period=day&from=-7d&tz=America/New_York", "" })
+        {
+            var first = (await host.GetAsync($"/alerts/INS/report?{query}")).Body;
+            var moment = first.StartsWith('{') ? first.Split('"')[3] : first.Split("\r\n")[1].Split(',')[^2];
+            host.Clock.Advance(TimeSpan.FromMinutes(7));
+            Assert.Equal(first, (await host.GetAsync($"/alerts/INS/report?{query}&as_of={moment}")).Body);
+        }
+    }
+
+    /// <summary>A day is one of the zone: a year has four quarters everywhere.</summary>
+    [Theory]
+    [InlineData("Europe/Berlin")]
+    [InlineData("America/New_York")]
+    public async Task DaysOfARangeBeginInTheZone(string tz)
+    {
+        await using var host = await WithAPastAsync();
+        var rows = (await host.GetAsync($"/alerts/INS/report?service=etcd&period=quarter&from=2026-01-01&to=2027-01-01&tz={tz}")).Json.GetProperty("services");
+        Assert.Equal(["2026-Q4"], rows.EnumerateArray().Select(r => r.GetProperty("period").GetString()));
+    }
+
+    /// <summary>Days add up to months, months to the year, and the whole to what is told of the range.</summary>
+    [Fact]
+    public async Task PeriodsAddUp()
+    {
+        await using var host = Host.Serving();
+        var random = new Random(22);
+        for (var i = 0; i < 40; i++)
+        {
+            var start = Host.Now.AddHours(-random.Next(1, 24 * 200));
+            await RecordAsync(host, $$$"""
+                {"status":"resolved","startsAt":"{{{Rfc3339.Format(start)}}}","endsAt":"{{{Rfc3339.Format(start.AddMinutes(random.Next(1, 3000)))}}}",
+                "labels":{"alertname":"Down","job":"j{{{i % 3}}}"}}
+                """);
+        }
+        foreach (var (tz, hours) in new[] { ("Europe/Berlin", ""), ("America/Havana", "Mo-Fr 08:00-17:00"), ("Australia/Lord_Howe", "Sa-Mo 22:00-03:00") })
+        {
+            var range = $"from=2026-01-01T12:00Z&to=2026-12-31T12:00Z&tz={tz}&service_hours={Uri.EscapeDataString(hours)}";
+            async Task<List<JsonElement>> RowsAsync(string query) =>
+                [.. (await host.GetAsync($"/alerts/INS/report?{query}")).Json.GetProperty("services").EnumerateArray()];
+            static double Sum(IEnumerable<JsonElement> rows, string of) => rows.Sum(r => r.GetProperty(of).GetDouble());
+            var year = await RowsAsync($"period=year&{range}");
+            Assert.Equal(["j0", "j1", "j2"], year.Select(r => r.GetProperty("service").GetString()));
+            foreach (var length in new[] { "day", "month", "quarter" })
+            {
+                var rows = await RowsAsync($"period={length}&{range}");
+                string[] figures = ["up_seconds", "down_seconds", "degraded_seconds", "unknown_seconds"];
+                Assert.All(figures, f => Assert.Equal(Sum(year, f), Sum(rows, f), 3));
+                Assert.All(rows, r => Assert.Equal((Time(r, "to") - Time(r, "from")).TotalSeconds,
+                    figures.Append("not_counted_seconds").Sum(f => r.GetProperty(f).GetDouble()), 3));
+                Assert.True(Sum(rows, "outages") >= Sum(year, "outages"));
+            }
+            Assert.True(Sum(year, "down_seconds") > 0);
+        }
+
+        static DateTime Time(JsonElement row, string name) => DateTime.Parse(row.GetProperty(name).GetString()!,
+            System.Globalization.CultureInfo.InvariantCulture, System.Globalization.DateTimeStyles.AdjustToUniversal);
+    }
+
+    // ---- Outages ----
+
+    /// <summary>For any range, hours and zone they are those that the report counts; pages of any size have them all.</summary>
+    [Fact]
+    public async Task OutagesAreThoseOfTheReport()
+    {
+        await using var host = Host.Serving();
+        var random = new Random(7);
+        for (var i = 0; i < 150; i++)
+        {
+            var start = Host.Now.AddMinutes(-random.Next(1, 60 * 24 * 40));
+            var end = random.Next(6) == 0 ? null : (DateTime?)start.AddMinutes(random.Next(1, 4000));
+            var isOver = end < Host.Now;
+            await RecordAsync(host, $$$"""
+                {"status":"{{{(isOver ? "resolved" : "firing")}}}","startsAt":"{{{Rfc3339.Format(start)}}}","endsAt":"{{{Rfc3339.Format(isOver ? end!.Value : default)}}}",
+                "labels":{"alertname":"a","status":"{{{(random.Next(2) == 0 ? "up" : "down")}}}","facet":"f","platform":"p","service":"s{{{random.Next(4)}}}"}}
+                """);
+        }
+        foreach (var range in new[] { "", "from=-30d&to=-10d", "from=-9d&tz=Europe/Berlin&service_hours=Mo-Fr%2008:00-17:00", "from=-20d&to=-19d" })
+        {
+            var all = await RowsAsync($"outages?{range}", "outages");
+            Assert.NotEmpty(all);
+            foreach (var row in await RowsAsync($"report?{range}", "services"))
+            {
+                var own = all.Where(o => Text(o, "service") == Text(row, "service")).ToList();
+                Assert.Equal(row.GetProperty("outages").GetInt32(), own.Count);
+                Assert.Equal(row.GetProperty("down_seconds").GetDouble(), own.Sum(o => o.GetProperty("down_seconds").GetDouble()), 3);
+            }
+            Assert.Equal(all.Select(o => Text(o, "from")).Order(StringComparer.Ordinal), all.Select(o => Text(o, "from")));
+            Assert.All(all, o => Assert.Equal(o.GetProperty("open").GetBoolean(), o.GetProperty("to").ValueKind == JsonValueKind.Null));
+            foreach (var order in new[] { "asc", "desc" })
+            {
+                var pages = new List<string>();
+                for (var cursor = ""; ;)
+                {
+                    var page = (await host.GetAsync($"/alerts/INS/outages?{range}&limit=7&order={order}&cursor={cursor}")).Json;
+                    pages.AddRange(page.GetProperty("outages").EnumerateArray().Select(o => o.GetRawText()));
+                    if (page.GetProperty("next").GetString() is not { } next)
+                        break;
+                    cursor = next;
+                }
+                if (order == "desc")
+                    pages.Reverse();
+                Assert.Equal(all.Select(o => o.GetRawText()), pages);
+            }
+        }
+
+        async Task<List<JsonElement>> RowsAsync(string question, string list) =>
+            [.. (await host.GetAsync($"/alerts/INS/{question}")).Json.GetProperty(list).EnumerateArray()];
+        static string Text(JsonElement row, string name) => row.GetProperty(name).GetString()!;
+    }
+
+    /// <summary>Its begin and end are those of the outage, whatever range is asked for: a ticket is found by them.</summary>
+    [Fact]
+    public async Task BoundsOfAnOutageAreNotCut()
+    {
+        await using var host = Host.Serving();
+        await RecordAsync(host, """
+            {"status":"resolved","startsAt":"2026-11-01T20:00:00Z","endsAt":"2026-11-05T08:00:00Z","labels":{"alertname":"Down","job":"etcd"},
+            "annotations":{"summary":"etcd is gone"}}
+            """);
+        Assert.Equal("""
+            [{"platform":"INS","service":"etcd","facet":"Down","location":"","from":"2026-11-01T20:00:00Z","to":"2026-11-05T08:00:00Z","down_seconds":3600,"maintenance_seconds":0,"excluded_seconds":0,"open":false,"description":"etcd is gone","notes":[]}]
+            """, (await host.GetAsync("/alerts/INS/outages?from=2026-11-04T10:00Z&to=2026-11-04T11:00Z")).Json.GetProperty("outages").GetRawText());
+        Assert.StartsWith("limit: 'x' is not usable", (await host.GetAsync("/alerts/INS/outages?limit=x")).Problem(400), Ordinal);
+        Assert.StartsWith("slo: it is no parameter of outages", (await host.GetAsync("/alerts/INS/outages?slo=99")).Problem(400), Ordinal);
+    }
+
+    /// <summary>The last whole month, with its objective; a service that was quiet all along has its row.</summary>
+    [Fact]
+    public async Task MonthHasItsObjective()
+    {
+        await using var host = Host.Serving("--tz", "Europe/Berlin", "--slo", "99.9,INS=99");
+        foreach (var (job, start, end) in new[] { ("quiet", "2026-09-01T00:00:00Z", "2026-09-01T00:01:00Z"), ("lost", "2026-10-05T00:00:00Z", "2026-10-05T08:00:00Z") })
+            await RecordAsync(host, $$$"""{"status":"resolved","startsAt":"{{{start}}}","endsAt":"{{{end}}}","labels":{"alertname":"Down","job":"{{{job}}}"}}""");
+        var month = await host.GetAsync("/alerts/INS/report?period=month");
+        Assert.Equal("99.9,INS=99", month.Json.GetProperty("settings").GetProperty("slo").GetString());
+        // October of Berlin has 745 hours; of the one nothing was known before its first outage.
+        Assert.Equal(
+            ["lost 2026-10 2026-09-30T22:00:00Z 2026-10-31T23:00:00Z down 28800 of 23292, left -5508: False",
+                "quiet 2026-10 2026-09-30T22:00:00Z 2026-10-31T23:00:00Z down 0 of 26820, left 26820: True"],
+            month.Json.GetProperty("services").EnumerateArray().Select(r => string.Create(System.Globalization.CultureInfo.InvariantCulture,
+                $"{r.GetProperty("service")} {r.GetProperty("period")} {r.GetProperty("from")} {r.GetProperty("to")} down {r.GetProperty("down_seconds")} "
+                + $"of {r.GetProperty("error_budget_seconds")}, left {r.GetProperty("error_budget_left_seconds")}: {r.GetProperty("slo_met")}")));
+        var csv = (await host.GetAsync("/alerts/INS/report?period=month&format=csv")).Body.Split("\r\n");
+        Assert.EndsWith(",open,slo_met,error_budget_seconds,error_budget_left_seconds,tz,service_hours,slo,as_of,version", csv[0], Ordinal);
+        Assert.EndsWith($",false,false,23292,-5508,Europe/Berlin,,\"99.9,INS=99\",2026-11-22T12:00:00Z,{Program.Version}", csv[1], Ordinal);
+        // While it lasts nothing is met yet.
+        var now = await host.GetAsync("/alerts/INS/report?period=month&from=2026-11-10&service=quiet");
+        Assert.Equal(JsonValueKind.Null, now.Json.GetProperty("services")[0].GetProperty("slo_met").ValueKind);
+        Assert.Equal(25920, now.Json.GetProperty("services")[0].GetProperty("error_budget_seconds").GetDouble());
+        Assert.Equal("2026-11", now.Json.GetProperty("services")[0].GetProperty("period").GetString());
     }
 
     [Theory]

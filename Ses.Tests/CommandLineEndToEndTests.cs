@@ -185,6 +185,11 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     [InlineData(4, "history", "--service", "etdc")]
     [InlineData(0, "history", "--service", "etcd", "--from", "-1s")]
     [InlineData(0, "report", "--service", "etcd", "--threshold", "1")]
+    [InlineData(0, "report", "--period", "month", "--from", "-40d", "--tz", "Europe/Berlin", "--slo", "99.9,x=99")]
+    [InlineData(0, "report", "--service-hours", "Mo-Su 00:00-24:00")]
+    [InlineData(0, "outages")]
+    [InlineData(0, "outages", "--order", "desc", "--limit", "1")]
+    [InlineData(4, "outages", "--service", "etdc")]
     public async Task ExitCodeTellsAlikeOfTheDirectoryAndOfARunningSeS(int code, params string[] arguments)
     {
         await using var ses = await StartAsync("--auth-mode", "basic", "--password", "secret word");
@@ -203,7 +208,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
         }
     }
 
-    [GeneratedRegex("""[^\n]* of history in [^\n]*\n|"as_of":"[^"]+"|[\d.]+(?=,)|\d+ min \d+ s|\d+ h \d+ min|\d+\.\d{3}|(?<=\n)\n| +""")]
+    [GeneratedRegex("""\d{4}-\d\d-\d\dT[\d:.]+Z|[^\n]* of history in [^\n]*\n|"as_of":"[^"]+"|[\d.]+(?=,)|\d+ min \d+ s|\d+ h \d+ min|\d+\.\d{3}|(?<=\n)\n| +""")]
     private static partial Regex Lasting();
 
     [Fact]

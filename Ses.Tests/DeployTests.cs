@@ -132,6 +132,32 @@ public sealed partial class DeployTests
         }
     }
 
+    /// <summary>A pair, one of it, none, and both again, as the rules of its whole fire.</summary>
+    [Fact]
+    public async Task WholeHasTheHistoryThatItsRulesTell()
+    {
+        await using var host = Host.Serving();
+        var rules = Read("rules-whole.yml");
+        async Task FireAsync(string alert, int minute, int? until)
+        {
+            var labels = Regex.Match(rules, $@"alert: {alert}\n.*?labels: \{{(.+?)\}}\n", RegexOptions.Singleline).Groups[1].Value;
+            var json = string.Join(',', labels.Split(", ").Select(l => l.Split(": ")).Select(l => $"\"{l[0]}\":\"{l[1]}\""));
+            var start = Host.Now.AddHours(-2);
+            Assert.Equal(204, (await host.PostAsync($$$"""
+                {"version":"4","alerts":[{"status":"{{{(until == null ? "firing" : "resolved")}}}","labels":{"alertname":"{{{alert}}}",{{{json}}}},
+                "startsAt":"{{{Rfc3339.Format(start.AddMinutes(minute))}}}","endsAt":"{{{Rfc3339.Format(until is { } end ? start.AddMinutes(end) : default)}}}"}]}
+                """)).Code);
+        }
+
+        await FireAsync("Gateway_Whole_Up", 0, 10);
+        await FireAsync("Gateway_Whole_Degraded", 11, 20);
+        await FireAsync("Gateway_Whole_Down", 21, 30);
+        await FireAsync("Gateway_Whole_Degraded", 31, 40);
+        await FireAsync("Gateway_Whole_Up", 41, null);
+        var history = (await host.GetAsync("/alerts/INS/history?service=gateway&facet=whole")).Json.GetProperty("events");
+        Assert.Equal(["up", "degraded", "down", "degraded", "up"], history.EnumerateArray().Select(e => e.GetProperty("status").GetString()));
+    }
+
     // ---- With Prometheus's own tool ----
 
     [Fact, Trait("Category", "E2E")]

@@ -76,6 +76,9 @@ public sealed partial class DocsTests
         Limit("time for an answer to a command with `--url` to begin", typeof(RunningSes), "Patience"),
         Limit("time for all of it", typeof(RunningSes), "LongPatience"),
         Limit("size of it", typeof(RunningSes), "MaxAnswer", Mib),
+        Limit("periods of a report", typeof(Question), "MaxPeriods"),
+        Limit("stretches of a day's service hours", typeof(ServiceHours), "MaxStretches"),
+        Limit("end of a report with periods ahead of the clock", typeof(Question), "MaxPeriodsAhead"),
         Limit("time for an answer to a probe", typeof(Probe), "Patience"),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
@@ -287,7 +290,7 @@ public sealed partial class DocsTests
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "MapThreshold", "MaxConfigLines", "MayWrite", "EffectiveUser", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived", "SmallestGzip",
-            "HeadRoom", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite"];
+            "HeadRoom", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "Up", "Degraded", "Down", "Unknown"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -392,8 +395,10 @@ public sealed partial class DocsTests
             var documented = FieldsOfRows().Match(row[1]);
             var fields = answer.GetProperty(documented.Groups[1].Value)[0].EnumerateObject().Select(f => f.Name);
             Assert.Equal(documented.Groups[2].Value.Split(", "), fields);
-            Assert.Equal(["as_of", "version", "pause_seconds", "stale_after_seconds"],
-                answer.EnumerateObject().Select(f => f.Name).Take(4));
+            var head = answer.EnumerateObject().Select(f => f.Name);
+            var isCounted = path.EndsWith("report", StringComparison.Ordinal) || path.EndsWith("outages", StringComparison.Ordinal);
+            Assert.Equal(isCounted ? ["as_of", "version", "settings"]
+                : new[] { "as_of", "version", "pause_seconds", "stale_after_seconds" }, head.Take(isCounted ? 3 : 4));
         }
     }
 

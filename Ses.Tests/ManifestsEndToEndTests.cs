@@ -151,9 +151,9 @@ public sealed partial class ManifestsEndToEndTests
     [Fact]
     public async Task RulesAndRoutesAreTakenByTheirPrograms()
     {
-        var rules = await RunAsync("promtool", "check", "rules", "rules-etcd.yml", "rules-job.yml", "rules-ses.yml", "rules-watchdog.yml");
+        var rules = await RunAsync("promtool", "check", "rules", "rules-etcd.yml", "rules-job.yml", "rules-ses.yml", "rules-watchdog.yml", "rules-whole.yml");
         Assert.True(rules.Code == 0, rules.Output);
-        var tests = await RunAsync("promtool", "test", "rules", "rules-job_test.yml", "rules-all_test.yml");
+        var tests = await RunAsync("promtool", "test", "rules", "rules-job_test.yml", "rules-all_test.yml", "rules-whole_test.yml");
         Assert.True(tests.Code == 0, tests.Output);
         var config = await RunAsync("promtool", "check", "config", "prometheus.yml");
         Assert.True(config.Code == 0, config.Output);

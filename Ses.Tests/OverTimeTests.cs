@@ -219,9 +219,9 @@ public sealed class OverTimeTests : IDisposable
         await store.AppendAsync("INS", StoreChild.Body(Stock("a", T(-20), null)));
         await store.AppendAsync("INS", StoreChild.Body(Stock("b", T(-100), T(-90))));
         using var snapshot = await store.ReadAsync();
-        var rows = Questions.Of(snapshot).Report(All, T(-120), T(-50)).ToDictionary(r => r.Service.Location, r => r.Availability);
+        var rows = Questions.Of(snapshot).Report(All, T(-120), T(-50)).ToDictionary(r => r.Service.Location, r => r.Figures);
         Assert.False(rows["a"].IsOpen);
-        rows = Questions.Of(snapshot).Report(All, T(-120), T(-95)).ToDictionary(r => r.Service.Location, r => r.Availability);
+        rows = Questions.Of(snapshot).Report(All, T(-120), T(-95)).ToDictionary(r => r.Service.Location, r => r.Figures);
         Assert.True(rows["b"].IsOpen);
     }
 
@@ -510,7 +510,7 @@ public sealed class OverTimeTests : IDisposable
         await store.AppendAsync("INS", StoreChild.Body(Stock("a", T(-25), T(-20))));
         _clock.UtcNow = T(60);
         using var snapshot = await store.ReadAsync();
-        var report = Questions.Of(snapshot).Report(All, null, null).Single().Availability;
+        var report = Questions.Of(snapshot).Report(All, null, null).Single().Figures;
         Assert.Equal(report.Outages, snapshot.Number("SELECT count(*) FROM outages"));
     }
 

@@ -126,7 +126,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
     [InlineData("ses hel", "help")]
     [InlineData("ses status --fail-if-down --as", "--as-of")]
     [InlineData("ses report --format = t", "table")]
-    [InlineData("ses export > /etc/default/se", "/etc/default/ses")]
+    [InlineData("ses export > /etc/hostn", "/etc/hostname")]
     [InlineData("ses backup /var/lib/x /et", "/etc")]
     [InlineData("ses status -/touch\\tpwned/e# --as", "--as-of")]
     [InlineData("ses check --data-dir /et", "/etc")]

@@ -94,18 +94,17 @@ public sealed class QuestionsTests : IDisposable
     {
         await AlertAsync("a", 10, 20, at: 20);
         await AlertAsync("a", 30, 35, at: 35);
-        var (_, a) = Assert.Single(await AskAsync(q => q.Report(All, Time(15), Time(65)), at: 100));
-        Assert.Equal(new Availability(TimeSpan.FromSeconds(40), default, TimeSpan.FromSeconds(10), default, 2,
-            TimeSpan.FromSeconds(5), false), a);
-        Assert.Equal(80, a.Percent);
+        var f = Assert.Single(await AskAsync(q => q.Report(All, Time(15), Time(65)), at: 100)).Figures;
+        Assert.Equal(new Figures(0, 0, 10_000, 0, 40_000, 0, 0, 0, 0, 2, 5_000, false), f);
+        Assert.Equal(80, f.Availability);
     }
 
     [Fact]
     public async Task OpenOutageCountsUpToNow()
     {
         await AlertAsync("a", 10, null, at: 10);
-        var (_, a) = Assert.Single(await AskAsync(q => q.Report(All, Time(0), null), at: 40));
-        Assert.Equal((TimeSpan.FromSeconds(30), true, 1), (a.Down, a.IsOpen, a.Outages));
+        var f = Assert.Single(await AskAsync(q => q.Report(All, Time(0), null), at: 40)).Figures;
+        Assert.Equal((30_000, true, 1), (f.Down, f.IsOpen, f.Outages));
     }
 
     [Fact]

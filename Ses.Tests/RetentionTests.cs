@@ -127,8 +127,8 @@ public sealed class RetentionTests : IDisposable
         {
             Assert.InRange((snapshot.Oldest!.Value - Noon).TotalDays, 2, 4);
             // Nothing before it is counted.
-            var report = Questions.Of(snapshot).Report(All, null, null).Single(r => r.Service.Location == "open").Availability;
-            Assert.Equal(snapshot.Moment - snapshot.Oldest.Value, report.Down);
+            var report = Questions.Of(snapshot).Report(All, null, null).Single(r => r.Service.Location == "open").Figures;
+            Assert.Equal((long)(snapshot.Moment - snapshot.Oldest.Value).TotalMilliseconds, report.Down);
         }
         await AssertSoundAsync();
         await SettleAsync(25);
