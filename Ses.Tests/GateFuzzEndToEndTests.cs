@@ -11,7 +11,7 @@ namespace Ses.Tests;
 public sealed class GateFuzzEndToEndTests(ITestOutputHelper output)
 {
     /// <summary>More threads make it no faster; half a thousand connections stand open meanwhile.</summary>
-    private const int Connections = 200_000, Workers = 16, HeldEach = 32;
+    private const int Connections = 100_000, Workers = 16, HeldEach = 32;
 
     /// <summary>Pages of all the services that the traffic makes are among the answers.</summary>
     private const long MaxResident = 96L << 20;
