@@ -63,7 +63,7 @@
 //     1   the disk can no longer be trusted (a flush failed), or a defect; the supervisor restarts
 //     2   a bad setting, a port or a data directory in use: restarting alone does not help
 //     3   ses status --fail-if-down: a service is down
-//     4   ses status, history, report: no service matches
+//     4   ses status, history, report, outages: no service matches
 //
 // SECTIONS, each using only those above it
 //
@@ -554,15 +554,14 @@ internal sealed record Options
         if (MetricsAuth && AuthMode == AuthMode.None)
             warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
         // Prometheus and Alertmanager listen so, too: it is told, not changed.
-        var isReachable = IsReachable;
-        if (AuthMode == AuthMode.None && TlsClientCa == null && isReachable)
+        if (AuthMode == AuthMode.None && TlsClientCa == null && IsReachable)
             warnings.Add("whoever reaches this host may post alerts and read the history: set "
                 + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
-        if (AuthMode == AuthMode.Basic && TlsCert == null && isReachable)
+        if (AuthMode == AuthMode.Basic && TlsCert == null && IsReachable)
             warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
         var flaw = FlawOf(Password.Value);
-        if (flaw != null && isReachable)
+        if (IsRefused(Password.Value))
             throw new OptionsException($"{PasswordSetting}: the password is {flaw}, which is refused where others "
                 + $"reach SeS: set another, or {AddressSetting} to 127.0.0.1");
         if (flaw != null)
@@ -575,6 +574,9 @@ internal sealed record Options
     /// <summary>From other hosts.</summary>
     private bool IsReachable => Address == null || !IPAddress.IsLoopback(Address);
 
+    /// <summary>Others could sign in with it.</summary>
+    private bool IsRefused(string password) => IsReachable && FlawOf(password) != null;
+
     private string? FlawOf(string password) => AuthMode != AuthMode.Basic ? null
         : string.IsNullOrWhiteSpace(password) ? "empty"
         : password == PasswordSetting.Default ? "the documented default" : null;
@@ -583,7 +585,7 @@ internal sealed record Options
     public IEnumerable<(Setting Setting, Secret Secret, Func<string, bool> IsUsable)> SecretFiles =>
         new (Setting Setting, Secret? Secret, Func<string, bool> IsUsable)[]
         {
-            (PasswordSetting, Password, p => !IsReachable || FlawOf(p) == null),
+            (PasswordSetting, Password, p => !IsRefused(p)),
             (OnixPasswordSetting, OnixPassword, _ => true), (OnixAppSecretSetting, OnixAppSecret, _ => true),
         }.Where(s => s.Secret?.Path != null).Select(s => (s.Setting.File, s.Secret!, s.IsUsable));
 
@@ -1049,8 +1051,10 @@ internal static class Quantity
     public static string Sized(double bytes)
     {
         string[] units = ["B", "KiB", "MiB", "GiB", "TiB"];
-        var power = Array.FindIndex(units, u => u == units[^1] || bytes < Math.Pow(1024, Array.IndexOf(units, u) + 1));
-        return string.Create(CultureInfo.InvariantCulture, $"{bytes / Math.Pow(1024, power):0.#} {units[power]}");
+        var unit = 0;
+        for (; bytes >= 1024 && unit < units.Length - 1; unit++)
+            bytes /= 1024;
+        return string.Create(CultureInfo.InvariantCulture, $"{bytes:0.#} {units[unit]}");
     }
 
     /// <summary>A span of time as a setting has it, such as 15m.</summary>
@@ -4515,8 +4519,7 @@ internal sealed class Store : IDisposable
         (_writer.Services, _writer.LabelSets, _writer.Underived);
 
     /// <summary>Bytes of the database with its log, and bytes that are free.</summary>
-    public (long Used, long Free) Size() => ((Disk.StatusOf(_path)?.Size ?? 0)
-        + (Disk.StatusOf(_path + "-wal")?.Size ?? 0), Disk.Space(Path.GetDirectoryName(_path)!).Free);
+    public (long Used, long Free) Size() => StoreSize.OnDisk(_path);
 
     public StoreSize Size(Snapshot snapshot) => StoreSize.Of(snapshot, _path);
 
@@ -8385,12 +8388,16 @@ internal sealed record StoreSize(DateTime? Since, long Bytes, long Free, double?
     /// <param name="path">Of the database.</param>
     public static StoreSize Of(Snapshot snapshot, string path)
     {
-        var bytes = (Disk.StatusOf(path)?.Size ?? 0) + (Disk.StatusOf(path + "-wal")?.Size ?? 0);
+        var (bytes, free) = OnDisk(path);
         var heard = snapshot.Number("SELECT min(received) FROM receipt");
         DateTime? first = heard is { } time ? UnixTime.Read(time) : null;
         var since = snapshot.Oldest > first ? snapshot.Oldest : first;
-        return new StoreSize(since, bytes, Disk.Space(Path.GetDirectoryName(path)!).Free, BytesOfDay(snapshot, since));
+        return new StoreSize(since, bytes, free, BytesOfDay(snapshot, since));
     }
+
+    /// <summary>Bytes of the database with its log, and bytes that are free beside it.</summary>
+    public static (long Used, long Free) OnDisk(string path) => ((Disk.StatusOf(path)?.Size ?? 0)
+        + (Disk.StatusOf(path + "-wal")?.Size ?? 0), Disk.Space(Path.GetDirectoryName(path)!).Free);
 
     /// <summary>
     /// Services, label sets and observations are numbered together, so that a number stands for as many bytes as
@@ -9011,8 +9018,8 @@ internal sealed class Zone
     private (DateTime First, DateTime Last) Moments(DateTime local)
     {
         var moments = new[] { local - Reach, local, local + Reach }
-            .Select(u => local - Offset(u)).Where(u => Local(u) == local);
-        if (moments.Any())
+            .Select(u => local - Offset(u)).Where(u => Local(u) == local).ToList();
+        if (moments.Count > 0)
             return (moments.Min(), moments.Max());
         var (before, after) = (local - Reach, local + Reach);
         while (after - before > TimeSpan.FromTicks(1))
@@ -10815,11 +10822,12 @@ internal sealed record Question(
                 _ => (OutputFormat?)null,
             }, "json, csv"),
             counting);
-        if (subject is Subject.Report or Subject.Outages)
+        var isCounted = subject is Subject.Report or Subject.Outages;
+        if (isCounted)
             question = question with { From = Whole(question.From), To = Whole(question.To) };
         if (question.From >= question.To)
             throw new QuestionException("from: it is not before to");
-        if (subject is Subject.Report or Subject.Outages && question.To == null && question.From >= (asOf ?? now))
+        if (isCounted && question.To == null && question.From >= (asOf ?? now))
             throw new QuestionException($"from: it is not before {(asOf == null ? "now" : "as_of")}");
         if (question.Threshold != null && Array.Find(OfCounting, given.ContainsKey) is { } other)
             throw new QuestionException($"threshold: it goes without {other}");
@@ -11485,50 +11493,38 @@ internal sealed class Answers(Questions questions, string version, int? width = 
         return Row(question, p.Service, p.Status, p.Since, p.Time, p.Description, p.LastSeen, p.IsWatched);
     });
 
-    private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question)
-    {
-        var columns = Columns(question, Events, _format);
-        var left = question.Limit ?? int.MaxValue;
-        ChangeRow? last = null;
-        writer.BeginList(Events, columns);
-        foreach (var row in questions.History(
-            question.Filter, question.From, question.To, question.After, question.IsNewestFirst))
-        {
-            if (left-- == 0)
-                break;
-            last = row;
-            Told = Told with { Rows = Told.Rows + 1 };
-            writer.Row(columns,
-                Row(question, row.Service, row.Status, row.Time, row.Description, row.Received));
-            if (writer.IsFull)
-                yield return writer.Take();
-        }
-        writer.EndList();
-        Next = left < 0 && last != null ? Question.Cursor(last.Time, last.Place, question.IsNewestFirst) : null;
-        writer.Property("next", Next);
-    }
+    private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question) => Page(writer, Events, question,
+        questions.History(question.Filter, question.From, question.To, question.After, question.IsNewestFirst),
+        r => Row(question, r.Service, r.Status, r.Time, r.Description, r.Received), r => (r.Time, r.Place));
 
-    private IEnumerable<ReadOnlyMemory<byte>> OutagesOf(RowWriter writer, Question question)
+    // Notes cannot be made yet.
+    private IEnumerable<ReadOnlyMemory<byte>> OutagesOf(RowWriter writer, Question question) => Page(writer, Outages, question,
+        questions.Outages(
+            question.Filter, question.From, question.To, question.Counting, question.After, question.IsNewestFirst),
+        r => Row(question, r.Service, r.From, r.To, Seconds(r.Down), 0.0, 0.0, r.To == null, r.Description,
+            Array.Empty<string>()),
+        r => (r.From, r.Id));
+
+    /// <summary>The rows up to the limit, and where they go on.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> Page<T>(RowWriter writer, string name, Question question, IEnumerable<T> rows,
+        Func<T, List<object?>> cellsOf, Func<T, (DateTime Time, long Place)> placeOf)
     {
-        var columns = Columns(question, Outages, _format);
+        var columns = Columns(question, name, _format);
         var left = question.Limit ?? int.MaxValue;
-        OutageRow? last = null;
-        writer.BeginList(Outages, columns);
-        foreach (var row in questions.Outages(
-            question.Filter, question.From, question.To, question.Counting, question.After, question.IsNewestFirst))
+        (DateTime Time, long Place)? last = null;
+        writer.BeginList(name, columns);
+        foreach (var row in rows)
         {
             if (left-- == 0)
                 break;
-            last = row;
+            last = placeOf(row);
             Told = Told with { Rows = Told.Rows + 1 };
-            // Notes cannot be made yet.
-            writer.Row(columns, Row(question, row.Service, row.From, row.To, Seconds(row.Down), 0.0, 0.0, row.To == null,
-                row.Description, Array.Empty<string>()));
+            writer.Row(columns, cellsOf(row));
             if (writer.IsFull)
                 yield return writer.Take();
         }
         writer.EndList();
-        Next = left < 0 && last != null ? Question.Cursor(last.From, last.Id, question.IsNewestFirst) : null;
+        Next = left < 0 && last is var (time, place) ? Question.Cursor(time, place, question.IsNewestFirst) : null;
         writer.Property("next", Next);
     }
 
@@ -12145,11 +12141,14 @@ internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long 
     public string Word => Trouble != null ? "away" : Confirmed == null ? "starting"
         : Backlog > 0 || IsAnew ? "behind" : "recorded";
 
+    public const string NotAsked = "Onix was not asked yet",
+        LostAll = "Onix came back without what it had, and gets the whole history again", HasAll = "Onix has all changes";
+
+    public bool IsNotAsked => Trouble == null && Confirmed == null;
+
     /// <summary>In one sentence without its point, for people.</summary>
     public string Sentence => (Trouble == null ? "" : $"Onix confirms nothing: {Trouble}; ")
-        + (Trouble == null && Confirmed == null ? "Onix was not asked yet"
-            : IsAnew ? "Onix came back without what it had, and gets the whole history again"
-            : Backlog == 0 ? "Onix has all changes"
+        + (IsNotAsked ? NotAsked : IsAnew ? LostAll : Backlog == 0 ? HasAll
             : $"Onix lacks changes of {Backlog} services"
                 + (Barred == 0 ? "" : $", of which it refuses {Barred}: {BarredReason}"));
 }
@@ -14545,11 +14544,10 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
         if (daemon.Onix is not { } onix)
             return default;
         var oldest = onix.Oldest is { } time ? $", the oldest for {Quantity.Lasted(questions.Moment - time)}" : "";
-        if (onix is { Trouble: null, Confirmed: null })
-            return Markup.Of($"Onix was not asked yet.");
-        var behind = onix.IsAnew
-            ? Markup.Of($"<strong>Onix came back without what it had, and gets the whole history again.</strong>")
-            : onix.Backlog == 0 ? Markup.Of($"Onix has all changes.")
+        if (onix.IsNotAsked)
+            return Markup.Of($"{RecorderState.NotAsked}.");
+        var behind = onix.IsAnew ? Markup.Of($"<strong>{RecorderState.LostAll}.</strong>")
+            : onix.Backlog == 0 ? Markup.Of($"{RecorderState.HasAll}.")
             : Markup.Of($"<strong>Onix lacks changes of {Counted(onix.Backlog, "service")}{oldest}.</strong>");
         return onix.Trouble == null ? behind
             : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
@@ -15181,8 +15179,7 @@ internal sealed class Web
             post.IsPrometheus ? AlertSource.Prometheus : AlertSource.Webhook, _options.Mapping,
             _clock.GetUtcNow().UtcDateTime);
         var part = ArrayPool<byte>.Shared.Rent(Math.Min(length, BodyWriter.Size));
-        using IDisposable? owner = length > part.Length ? new LargeBuffer(length) : null;
-        var large = owner as LargeBuffer;
+        using var large = length > part.Length ? new LargeBuffer(length) : null;
         try
         {
             if (large == null)
@@ -15730,7 +15727,7 @@ internal sealed class Web
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
     {
-        var onix = _options.OnixUrl == null ? "no Onix" : _recorder?.State().Sentence ?? "Onix was not asked yet";
+        var onix = _options.OnixUrl == null ? "no Onix" : _recorder?.State().Sentence ?? RecorderState.NotAsked;
         var trouble = _store?.Watching.Troubles().FirstOrDefault() is { } first ? $"; {first}" : "";
         // A line end would begin another field of sd_notify(3).
         return Terminal.Plain(

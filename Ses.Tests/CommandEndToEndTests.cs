@@ -22,9 +22,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
 
     private static async Task<(int Exit, string Output)> RunAsync(params string[] arguments)
     {
-        var unset = Environment.GetEnvironmentVariables().Keys.Cast<string>()
-            .Where(n => n.StartsWith("OXSES_", Ordinal)).ToDictionary(n => n, _ => (string?)null);
-        await using var command = ChildProcess.Start(SesProcess.Binary, arguments, unset);
+        await using var command = ChildProcess.Start(SesProcess.Binary, arguments, SesProcess.Unset);
         var exit = await command.ExitAsync(Soon);
         return (exit, command.Output);
     }

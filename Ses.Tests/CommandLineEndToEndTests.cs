@@ -17,12 +17,9 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
 
     public void Dispose() => Directory.Delete(_dir, recursive: true);
 
-    private static Dictionary<string, string?> Unset => Environment.GetEnvironmentVariables().Keys.Cast<string>()
-        .Where(n => n.StartsWith("OXSES_", Ordinal) || n == "STATE_DIRECTORY").ToDictionary(n => n, _ => (string?)null);
-
     private async Task<(int Exit, string Output)> RunAsync(params string[] arguments)
     {
-        await using var command = ChildProcess.Start(SesProcess.Binary, arguments, Unset, _dir);
+        await using var command = ChildProcess.Start(SesProcess.Binary, arguments, SesProcess.Unset, _dir);
         var exit = await command.ExitAsync(Soon);
         return (exit, command.Output);
     }
@@ -33,7 +30,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
         var bin = Directory.CreateDirectory(Path.Combine(_dir, "bin")).FullName;
         if (!File.Exists(Path.Combine(bin, "ses")))
             File.CreateSymbolicLink(Path.Combine(bin, "ses"), SesProcess.Binary);
-        var environment = Unset;
+        var environment = SesProcess.Unset;
         environment["PATH"] = $"{bin}:{Environment.GetEnvironmentVariable("PATH")}";
         await using var shell = ChildProcess.Start("sh", ["-c", script], environment, _dir);
         var exit = await shell.ExitAsync(Soon);
@@ -340,7 +337,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     {
         await using (var ses = await StartAsync())
             await FillAsync(ses);
-        var environment = Unset;
+        var environment = SesProcess.Unset;
         environment["TERM"] = terminal;
         var typescript = Path.Combine(_dir, "typescript");
         await using var shown = ChildProcess.Start("script",
@@ -369,7 +366,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
         var data = Path.Combine(_dir, "ses-data");
         File.SetUnixFileMode(_dir, (UnixFileMode)Convert.ToInt32("755", 8));
         await using var command = ChildProcess.Start("setpriv",
-            ["--reuid=65534", "--regid=65534", "--clear-groups", SesProcess.Binary, "status", "--data-dir", data], Unset, _dir);
+            ["--reuid=65534", "--regid=65534", "--clear-groups", SesProcess.Binary, "status", "--data-dir", data], SesProcess.Unset, _dir);
         Assert.Equal(2, await command.ExitAsync(Soon));
         var documented = DocsPage.Named("commands").CodeOf("Which database", "text").Single();
         Assert.Equal(documented.Replace("/var/lib/ses", data, Ordinal).Replace("1000", "65534", Ordinal) + "\n", command.Output);

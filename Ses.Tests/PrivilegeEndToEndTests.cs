@@ -45,9 +45,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
     private async Task<ChildProcess> StartAsync(
         string[] before, string[] arguments, Dictionary<string, string?>? variables = null)
     {
-        var environment = Environment.GetEnvironmentVariables().Keys.Cast<string>()
-            .Where(name => name.StartsWith("OXSES_", Ordinal) || name == "STATE_DIRECTORY")
-            .ToDictionary(name => name, _ => (string?)null);
+        var environment = SesProcess.Unset;
         foreach (var (name, value) in variables ?? [])
             environment[name] = value;
         string[] line = [.. before, SesProcess.Binary, .. arguments];

@@ -432,9 +432,7 @@ public sealed class ProcessTests : IDisposable
 
     private ChildProcess Start(IEnumerable<string> arguments, Dictionary<string, string?>? environment = null)
     {
-        var variables = Environment.GetEnvironmentVariables().Keys.Cast<string>()
-            .Where(name => name.StartsWith("OXSES_", StringComparison.Ordinal) || name == "STATE_DIRECTORY")
-            .ToDictionary(name => name, _ => (string?)null);
+        var variables = SesProcess.Unset;
         foreach (var (name, value) in environment ?? [])
             variables[name] = value;
         return ChildProcess.Start(SesProcess.Binary, arguments, variables, _dir);

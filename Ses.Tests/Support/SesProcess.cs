@@ -202,11 +202,14 @@ internal sealed class SesProcess : IAsyncDisposable
             Directory.Delete(DataDir, recursive: true);
     }
 
+    /// <summary>The variables of whoever runs the tests that SeS would read, without a value.</summary>
+    public static Dictionary<string, string?> Unset => Environment.GetEnvironmentVariables().Keys.Cast<string>()
+        .Where(name => name.StartsWith("OXSES_", StringComparison.Ordinal) || name == "STATE_DIRECTORY")
+        .ToDictionary(name => name, _ => (string?)null);
+
     private ChildProcess Run(string[] arguments)
     {
-        var environment = Environment.GetEnvironmentVariables().Keys.Cast<string>()
-            .Where(name => name.StartsWith("OXSES_", StringComparison.Ordinal) || name == "STATE_DIRECTORY")
-            .ToDictionary(name => name, _ => (string?)null);
+        var environment = Unset;
         var binary = Binary;
         if (_clock != null)
         {
