@@ -105,8 +105,8 @@ out/dynamic/ses: $(SOURCES) $(SQLITE) out/version
 
 # The manual and the settings' file say what --help says.
 out/ses.8: out/ses out/version deploy/ses.8.awk
-	{ out/ses --help; for command in $$(out/ses --help | sed -n '/^Commands:/,/^$$/s/^  \([a-z]*\).*/\1/p'); \
-		do echo "@$$command"; out/ses $$command --help; done; } \
+	{ out/ses --help; out/ses --help | sed -n '/^Commands:/,/^$$/s/^  \([a-z]*\( [a-z]\+\)\?\)  .*/\1/p' \
+		| while read -r command; do echo "@$$command"; out/ses $$command --help; done; } \
 		| awk -v version=$(VERSION) -v date=$$(date -u -d @$$SOURCE_DATE_EPOCH +%F) -f deploy/ses.8.awk > $@
 
 out/ses.default: out/ses deploy/ses.default.awk

@@ -29,13 +29,14 @@
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
 //     GET  /{path}/{partition}/outages    each time down
+//     POST, GET /{path}/{partition}/notes what people say of the history, for the editor
 //     GET  /, /service                    the status page, and that of one service
 //     GET  /health                        how SeS is, whole; text or JSON
 //     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
 //
 // COMMANDS, beside the daemon: ses status, history, report, outages, check, rebuild, backup, restore, export, import,
-// purge, probe, quarantine
+// purge, note add, note list, note withdraw, probe, quarantine
 //
 // FILES in the data directory
 //
@@ -51,6 +52,9 @@
 //     episode        one firing of an alert, from its start to its end
 //     observation    a copy of an episode that brought something new: the fact that is stored
 //     timeline       the status of a service at each moment, derived from all its observations
+//     heartbeat      an alert that always fires: while it is silent, nobody watches
+//     gap            a stretch in which nothing could have been received
+//     note           what a person says of a stretch: maintenance, excluded, correction, comment, retired
 //     outage         the time that a service is down, until it is up
 //     quarantine     the alerts that cannot be mapped to a service, until they are sent again
 //     outbox         what Onix is known to hold of each service, and which are marked: it lacks their changes
@@ -67,9 +71,9 @@
 //
 // SECTIONS, each using only those above it
 //
-//     1 Options   2 Log   3 Metrics   4 Alerts   5 Timeline   6 Database   7 Store   8 Lines   9 Questions
-//    10 Asking   11 Onix   12 Recorder  13 HTTP  14 Auth  15 Status page  16 Web  17 TLS  18 Gate  19 Linux
-//    20 Commands  21 Main
+//     1 Options   2 Log   3 Metrics   4 Alerts   5 Timeline   6 Database   7 Notes   8 Store   9 Lines
+//    10 Questions  11 Asking  12 Reports  13 Onix  14 Recorder  15 HTTP  16 Auth  17 Status page
+//    18 Printed reports  19 Web  20 TLS  21 Gate  22 Linux  23 Commands  24 Main
 
 using System.Buffers;
 using System.Buffers.Binary;
@@ -177,6 +181,9 @@ internal sealed record Options
     public required IReadOnlySet<string>? Hosts { get; init; }
     public required string Username { get; init; }
     public required Secret Password { get; init; }
+    public required string EditorUsername { get; init; }
+    /// <summary>Null: nobody may read or write notes by HTTP.</summary>
+    public required Secret? EditorPassword { get; init; }
     /// <summary>As the issuer names itself, to the letter.</summary>
     public required string? OidcIssuer { get; init; }
     public required string? OidcAudience { get; init; }
@@ -253,6 +260,10 @@ internal sealed record Options
             "User that Alertmanager signs in as, with --auth-mode basic"),
         PasswordSetting = new(Listening, "--password", "OXSES_PASSWORD", "SECRET", "0n1x",
             "Password of that user", Secret: true),
+        EditorUsernameSetting = new(Listening, "--editor-username", "OXSES_EDITOR_USERNAME", "NAME", "editor",
+            "User that may read and write notes, with whatever --auth-mode"),
+        EditorPasswordSetting = new(Listening, "--editor-password", "OXSES_EDITOR_PASSWORD", "SECRET", null,
+            "Password of that user; without one notes are written on the host alone", Secret: true),
         MaxBodySetting = new(Listening, "--max-body", "OXSES_MAXBODY", "SIZE", "16MiB",
             "Largest body of a webhook, such as 512KiB or 16MiB; at most 256MiB"),
         PartitionsSetting = new(Listening, "--partitions", "OXSES_PARTITIONS", "NAMES", null,
@@ -305,7 +316,7 @@ internal sealed record Options
             "Least level logged: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
         LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
         TzSetting = new(Telling, "--tz", "OXSES_TZ", "ZONE", "UTC",
-            "Time zone of a report's periods and hours, such as Europe/Berlin"),
+            "Time zone of a report's periods and hours, and of notes, such as Europe/Berlin"),
         ServiceHoursSetting = new(Telling, "--service-hours", "OXSES_SERVICE_HOURS", "HOURS", null,
             "Report these alone: \"Mo-Fr 08:00-18:00; Sa 10:00-14:00\""),
         SloSetting = new(Telling, "--slo", "OXSES_SLO", "PERCENT", null,
@@ -317,7 +328,8 @@ internal sealed record Options
     [
         PathSetting, PortSetting, AddressSetting, InnerPortSetting, HostsSetting, TlsCertSetting, TlsKeySetting,
         TlsClientCaSetting, AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
-        OidcIssuerSetting, OidcAudienceSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
+        OidcIssuerSetting, OidcAudienceSetting, EditorUsernameSetting, EditorPasswordSetting, EditorPasswordSetting.File,
+        MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
         MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
         OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
@@ -358,6 +370,8 @@ internal sealed record Options
                 "names and addresses without a port, such as ses-1,10.0.0.1,[2001:db8::1]"),
             Username = source.Required(UsernameSetting),
             Password = source.SecretOf(PasswordSetting) ?? new Secret(""),
+            EditorUsername = source.Required(EditorUsernameSetting),
+            EditorPassword = source.SecretOf(EditorPasswordSetting),
             OidcIssuer = source.Optional(
                 OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
             OidcAudience = source.Text(OidcAudienceSetting),
@@ -494,6 +508,17 @@ internal sealed record Options
     public static Counting CountingOf(IReadOnlyDictionary<string, string> variables) =>
         CountingOf(new SettingSource(new Dictionary<string, string>(), variables));
 
+    /// <summary>In which a command reads and tells times.</summary>
+    /// <exception cref="OptionsException">A value that cannot be used.</exception>
+    public static Zone ZoneOf(
+        IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables) =>
+        new SettingSource(flags, variables).Parse(TzSetting, Zone.Parse);
+
+    /// <summary>How long a flag of a command says.</summary>
+    /// <exception cref="OptionsException">It says nothing of the kind.</exception>
+    public static TimeSpan TimeOf(Setting setting, string text) =>
+        ParseTime(text, TimeSpan.FromSeconds(1), NoteBook.MaxAhead) ?? throw Bad(setting, text, "such as 4h, 90m or 2d");
+
     private static Counting CountingOf(SettingSource source) => new(null, source.Parse(TzSetting, Zone.Parse),
         source.Optional(ServiceHoursSetting, ServiceHours.Parse), source.Optional(SloSetting, Objectives.Parse));
 
@@ -557,7 +582,12 @@ internal sealed record Options
         if (AuthMode == AuthMode.None && TlsClientCa == null && IsReachable)
             warnings.Add("whoever reaches this host may post alerts and read the history: set "
                 + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
-        if (AuthMode == AuthMode.Basic && TlsCert == null && IsReachable)
+        if (EditorPassword != null && string.IsNullOrWhiteSpace(EditorPassword.Value))
+            throw new OptionsException($"{EditorPasswordSetting}: the password is empty");
+        if (EditorPassword != null && AuthMode == AuthMode.Basic && EditorUsername == Username)
+            throw new OptionsException($"{EditorUsernameSetting}: '{Username}' is the user of {UsernameSetting} already: "
+                + "who sends alerts is not to write notes");
+        if ((AuthMode == AuthMode.Basic || EditorPassword != null) && TlsCert == null && IsReachable)
             warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
         var flaw = FlawOf(Password.Value);
@@ -586,6 +616,7 @@ internal sealed record Options
         new (Setting Setting, Secret? Secret, Func<string, bool> IsUsable)[]
         {
             (PasswordSetting, Password, p => !IsRefused(p)),
+            (EditorPasswordSetting, EditorPassword, p => !string.IsNullOrWhiteSpace(p)),
             (OnixPasswordSetting, OnixPassword, _ => true), (OnixAppSecretSetting, OnixAppSecret, _ => true),
         }.Where(s => s.Secret?.Path != null).Select(s => (s.Setting.File, s.Secret!, s.IsUsable));
 
@@ -1061,7 +1092,8 @@ internal static class Quantity
     public static string Setting(TimeSpan time)
     {
         var seconds = (long)time.TotalSeconds;
-        var (unit, length) = new[] { ("d", 86400), ("h", 3600), ("m", 60), ("s", 1) }.First(u => seconds % u.Item2 == 0);
+        var (unit, length) = new[] { ("d", 86400), ("h", 3600), ("m", 60), ("s", 1) }
+            .First(u => seconds % u.Item2 == 0 && (seconds > 0 || u.Item1 == "s"));
         return $"{seconds / length}{unit}";
     }
 
@@ -1238,7 +1270,7 @@ internal sealed class Meters
     public readonly Histogram WebhookDuration, CommitDuration, OnixDuration, QuestionDuration;
     public readonly Gauge StoreSize, StoreFree, Underived, Damage, Services, LabelSets, Quarantined;
     public readonly Gauge Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
-    public readonly Gauge Connections, TlsExpiry, Watched;
+    public readonly Gauge Connections, TlsExpiry, Watched, UnderMaintenance;
 
     private readonly Lock _gate = new();
     // Guarded by _gate.
@@ -1289,6 +1321,8 @@ internal sealed class Meters
         Quarantined = Level("ses_quarantined_alerts", "Alerts in quarantine.");
         Watched = Level("ses_watched", "1 while a heartbeat beats: somebody watches; 0 while it is silent.",
             "partition", "platform", "heartbeat");
+        UnderMaintenance = Level("ses_under_maintenance",
+            "Services under announced maintenance, of partitions that have any.", "partition");
         Backlog = Level("ses_onix_backlog_services",
             "Services with changes that Onix has not confirmed, refused ones too.");
         BacklogAge = Level("ses_onix_backlog_oldest_seconds", "Since the first of them waits.");
@@ -4048,7 +4082,267 @@ internal static unsafe class PlainPaths
     }
 }
 
-// ================================= 7. Store ==================================
+/// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
+internal static class UnixTime
+{
+    /// <summary>The end of a run that goes on; no time is as late.</summary>
+    public const long Open = 9_000_000_000_000_000;
+
+    public static long From(DateTime time) =>
+        (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
+
+    /// <exception cref="SqliteException">No year has it: the row is damaged.</exception>
+    public static DateTime Read(long milliseconds) => Math.Abs(milliseconds) <= Limit
+        ? DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond)
+        : throw new SqliteException(
+            SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
+
+    /// <summary>No time is further from 1970.</summary>
+    public const long Limit = 62_000_000_000_000;
+}
+
+// ================================= 7. Notes ==================================
+//
+// What people say of the history: announced maintenance, outages that do not count, what really was, comments,
+// and services that are no more. A note is changed by a further version, and ended by one that withdraws it; all
+// stay. Which is the last, and which was in force at a moment, goes by when they were received.
+
+/// <summary>A stretch of time in whole milliseconds since 1970, from its begin up to its end.</summary>
+internal readonly record struct Interval(long From, long To)
+{
+    /// <summary>Those that overlap or touch are one; in order.</summary>
+    public static Interval[] United(IEnumerable<Interval> spans)
+    {
+        var united = new List<Interval>();
+        foreach (var span in spans.Where(s => s.To > s.From).OrderBy(s => s.From))
+        {
+            if (united.Count > 0 && span.From <= united[^1].To)
+                united[^1] = united[^1] with { To = Math.Max(united[^1].To, span.To) };
+            else
+                united.Add(span);
+        }
+        return [.. united];
+    }
+
+    /// <summary>What of the first is not in the second; both are united.</summary>
+    public static Interval[] Without(Interval[] spans, Interval[] others)
+    {
+        var left = new List<Interval>();
+        foreach (var span in spans)
+        {
+            var from = span.From;
+            foreach (var other in Within(others, span.From, span.To))
+            {
+                left.Add(new Interval(from, other.From));
+                from = other.To;
+            }
+            left.Add(new Interval(from, span.To));
+        }
+        return United(left);
+    }
+
+    /// <summary>The parts of united spans that lie in a stretch.</summary>
+    public static IEnumerable<Interval> Within(Interval[] spans, long from, long to)
+    {
+        // The first that ends later than the stretch begins.
+        var (low, high) = (0, spans.Length);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (spans[middle].To > from)
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        for (; low < spans.Length && spans[low].From < to; low++)
+            yield return new Interval(Math.Max(from, spans[low].From), Math.Min(to, spans[low].To));
+    }
+
+    /// <summary>For how long united spans are in a stretch.</summary>
+    public static long Length(Interval[] spans, long from, long to) =>
+        spans.Length == 0 ? 0 : Within(spans, from, to).Sum(s => s.To - s.From);
+}
+
+internal enum NoteKind { Maintenance = 0, Excluded = 1, Correction = 2, Comment = 3, Retired = 4 }
+
+/// <summary>The services that a note is about, those too that come later.</summary>
+/// <param name="Platform">Exact, or what begins so if it ends in *; null: any. So are those after it.</param>
+internal sealed record NoteFilter(
+    string Partition, string? Platform, string? Service, string? Facet, string? Location)
+{
+    public bool Takes(ServiceKey service) => Partition == service.Partition && Fits(Platform, service.Platform)
+        && Fits(Service, service.Service) && Fits(Facet, service.Facet) && Fits(Location, service.Location);
+
+    /// <summary>Whether a name is what a pattern takes; null takes all.</summary>
+    public static bool Fits(string? pattern, string name) => pattern == null
+        || (pattern.EndsWith('*') ? name.AsSpan().StartsWith(pattern.AsSpan(0, pattern.Length - 1)) : name == pattern);
+}
+
+/// <summary>A version of a note.</summary>
+/// <param name="Id">Of the note; each partition has its own.</param>
+/// <param name="To">Exclusive; null: it has no end.</param>
+/// <param name="Status">What really was, of a correction; else null.</param>
+/// <param name="Author">Who signed in.</param>
+/// <param name="AuthorName">Who that says to be; null: nothing was said.</param>
+/// <param name="Received">When a SeS took it.</param>
+internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, DateTime? To, NoteFilter Filter, string? Status,
+    string Text, string Author, string? AuthorName, bool IsWithdrawn, DateTime Received)
+{
+    /// <summary>Its place among the facts of the store; 0: it is not stored.</summary>
+    public long Row { get; init; }
+
+    /// <summary>The SeS that took it.</summary>
+    public string By { get; init; } = "";
+
+    /// <summary>When this store took it.</summary>
+    public DateTime Recorded { get; init; }
+
+    public Interval Span => new(UnixTime.From(From), To is { } to ? UnixTime.From(to) : UnixTime.Open);
+
+    /// <summary>In bytes; and in characters, of an author's name.</summary>
+    public const int MaxText = 4096, MaxAuthor = 200;
+
+    /// <summary>Whether another says the same: the same author need not have said it.</summary>
+    public bool Says(NoteVersion other) => other with
+    {
+        Author = Author,
+        Received = Received,
+        Recorded = Recorded,
+        Row = Row,
+        By = By,
+    } == this;
+
+    public static bool IsId(string text) => text.Length is > 0 and <= 64
+        && text.All(c => char.IsAsciiLetterOrDigit(c) || "._-".Contains(c));
+
+    /// <summary>What is wrong with it, named by its field; null: nothing.</summary>
+    public string? Flaw()
+    {
+        if (!IsId(Id))
+            return "id: it is not 1 to 64 of A-Z a-z 0-9 . _ -";
+        if (To <= From)
+            return "to: it is not after from";
+        if ((Kind == NoteKind.Correction) != (Status != null))
+            return Status == null ? "status: a correction says what really was, such as down"
+                : "status: only a correction has one";
+        if (Status is "" || Status?.Any(c => c != char.ToLowerInvariant(c) || char.IsControl(c)) == true)
+            return "status: it is empty, or not in lower case";
+        if (string.IsNullOrWhiteSpace(Text))
+            return "text: it is empty: what does the note say?";
+        if (Encoding.UTF8.GetByteCount(Text) is > MaxText and var size)
+            return $"text: it has {size} bytes, more than {MaxText}";
+        foreach (var (name, value) in new[] { ("partition", Filter.Partition), ("platform", Filter.Platform),
+            ("service", Filter.Service), ("facet", Filter.Facet), ("location", Filter.Location), ("status", Status) })
+        {
+            if (Encoding.UTF8.GetByteCount(value ?? "") is > AlertMapping.MaxField and var bytes)
+                return $"{name}: it has {bytes} bytes, more than {AlertMapping.MaxField}";
+            // SQLite takes it for a text's end.
+            if (value?.Contains('\0') == true)
+                return $"{name}: it has the character U+0000";
+        }
+        if (Author == "" || Author.Any(char.IsControl) || (AuthorName != null && string.IsNullOrWhiteSpace(AuthorName)))
+            return "author_name: it is empty: leave it out";
+        return Author.Length > MaxAuthor || AuthorName?.Length > MaxAuthor
+            ? $"author_name: it has more than {MaxAuthor} characters" : null;
+    }
+}
+
+/// <summary>Is thrown for a version that cannot be taken.</summary>
+/// <param name="code">Of HTTP.</param>
+/// <param name="message">Begins with the field.</param>
+internal sealed class NoteException(int code, string message) : Exception(message)
+{
+    public int Code => code;
+}
+
+/// <summary>What a new version says. What it does not give stays as it was.</summary>
+/// <param name="Id">Null: of a new note.</param>
+/// <param name="Version">The number that the last version is to have, 0: there is to be none; null: any.</param>
+/// <param name="Given">The names of the fields that were given, also of those that are null.</param>
+internal sealed record NoteDraft(string? Id, long? Version, IReadOnlySet<string> Given)
+{
+    public NoteKind? Kind { get; init; }
+    public DateTime? From { get; init; }
+    public DateTime? To { get; init; }
+    public string? Platform { get; init; }
+    public string? Service { get; init; }
+    public string? Facet { get; init; }
+    public string? Location { get; init; }
+    public string? Status { get; init; }
+    public string? Text { get; init; }
+    public string? AuthorName { get; init; }
+    public bool? IsWithdrawn { get; init; }
+
+    /// <summary>The version that it makes of a note; null: of none.</summary>
+    /// <param name="received">Later than any version of it.</param>
+    /// <exception cref="NoteException">It makes none.</exception>
+    public NoteVersion Of(Note? note, string id, string partition, string author, DateTime received)
+    {
+        var last = note?.Last;
+        if (last == null && IsWithdrawn == true)
+            throw new NoteException(404, $"id: there is no note '{id}' of partition '{partition}'");
+        if (Version is { } expected && expected != (note?.Versions.Count ?? 0))
+            throw new NoteException(409, $"version: the last one of '{id}' is {note?.Versions.Count ?? 0}, not {expected}");
+        if (Kind is { } kind && last?.Kind is { } before && kind != before)
+            throw new NoteException(400, $"kind: '{id}' is {NameOf(before)}, and a note stays what it is");
+        T? Field<T>(string name, T? given, T? was) => Given.Contains(name) ? given : was;
+        var made = new NoteVersion(id,
+            Kind ?? last?.Kind ?? throw Missing("kind", string.Join(" or ", Kinds)),
+            From ?? last?.From ?? throw Missing("from", "when it begins"),
+            Field("to", To, last?.To),
+            new NoteFilter(partition, Field("platform", Platform, last?.Filter.Platform),
+                Field("service", Service, last?.Filter.Service), Field("facet", Facet, last?.Filter.Facet),
+                Field("location", Location, last?.Filter.Location)),
+            Field("status", Status, last?.Status), Text ?? last?.Text ?? throw Missing("text", "what it says"),
+            author, Field("author_name", AuthorName, last?.AuthorName), IsWithdrawn ?? last?.IsWithdrawn ?? false, received);
+        return made.Flaw() is { } flaw ? throw new NoteException(400, flaw) : made;
+    }
+
+    private static NoteException Missing(string field, string what) => new(400, $"{field}: it is missing; needed: {what}");
+
+    /// <summary>As notes name them.</summary>
+    public static readonly string[] Kinds = ["maintenance", "excluded", "correction", "comment", "retired"];
+
+    public static string NameOf(NoteKind kind) => Kinds[(int)kind];
+
+    public static NoteKind? KindOf(string? name) =>
+        Array.IndexOf(Kinds, name) is >= 0 and var kind ? (NoteKind)kind : null;
+}
+
+/// <summary>A note with all its versions, in the order in which they were received; there is one at least.</summary>
+internal sealed record Note(IReadOnlyList<NoteVersion> Versions)
+{
+    /// <summary>What holds.</summary>
+    public NoteVersion Last => Versions[^1];
+
+    /// <summary>The time that the last version covers for a service; empty once it is withdrawn.</summary>
+    public Interval? Covered(ServiceKey service) =>
+        !Last.IsWithdrawn && Last.Filter.Takes(service) ? Last.Span : null;
+
+    /// <summary>
+    /// The time of it that was announced: that the last version covers, and that the one covered which was in
+    /// force then. Work is announced before, never after.
+    /// </summary>
+    /// <param name="takes">Whether a version is about what is asked for.</param>
+    public Interval[] Announced(Func<NoteFilter, bool> takes)
+    {
+        if (Last.IsWithdrawn || !takes(Last.Filter))
+            return [];
+        var spans = new List<Interval>();
+        for (var i = 0; i < Versions.Count; i++)
+        {
+            var (version, last) = (Versions[i], Last.Span);
+            if (version.IsWithdrawn || version.Kind != Last.Kind || !takes(version.Filter))
+                continue;
+            var until = i + 1 < Versions.Count ? UnixTime.From(Versions[i + 1].Received) : UnixTime.Open;
+            var from = Math.Max(version.Span.From, UnixTime.From(version.Received));
+            spans.Add(new(Math.Max(from, last.From), Math.Min(Math.Min(version.Span.To, until), last.To)));
+        }
+        return Interval.United(spans);
+    }
+}
+
+// ================================= 8. Store ==================================
 //
 // The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
 // mode, fully synchronised. One thread writes. It commits what all waiting requests brought in one
@@ -4083,25 +4377,6 @@ internal sealed record StoreRules(
     {
         Forget = options.Forget,
     };
-}
-
-/// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
-internal static class UnixTime
-{
-    /// <summary>The end of a run that goes on; no time is as late.</summary>
-    public const long Open = 9_000_000_000_000_000;
-
-    public static long From(DateTime time) =>
-        (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
-
-    /// <exception cref="SqliteException">No year has it: the row is damaged.</exception>
-    public static DateTime Read(long milliseconds) => Math.Abs(milliseconds) <= Limit
-        ? DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond)
-        : throw new SqliteException(
-            SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
-
-    /// <summary>No time is further from 1970.</summary>
-    public const long Limit = 62_000_000_000_000;
 }
 
 /// <summary>The names of the four statuses that have a number of their own.</summary>
@@ -4146,6 +4421,13 @@ internal static class Schema
             by INTEGER NOT NULL, begins INTEGER NOT NULL, ends INTEGER, received INTEGER NOT NULL,
             recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
         CREATE INDEX gap_begins ON gap(begins);
+        -- Facts: the versions of notes, a row each; note: its id, of which each partition has its own. A name that
+        -- is null is any, one that ends in * is what begins so.
+        CREATE TABLE note(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, note TEXT NOT NULL, by INTEGER NOT NULL,
+            kind INTEGER NOT NULL, begins INTEGER NOT NULL, ends INTEGER, platform TEXT, service TEXT, facet TEXT,
+            location TEXT, status TEXT, text TEXT NOT NULL, author TEXT NOT NULL, author_name TEXT,
+            withdrawn INTEGER NOT NULL, received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX note_version ON note(partition, note, received);
         -- State, once a minute: each alert that beats. platform '': it speaks for the partition; last: its last
         -- beat; away: for how long SeS was not there since.
         CREATE TABLE beat(partition INTEGER NOT NULL, platform TEXT NOT NULL, heartbeat TEXT NOT NULL,
@@ -4487,6 +4769,38 @@ internal sealed class Store : IDisposable
             _readers.Add(reader);
         else
             reader.Dispose();
+    }
+
+    // ---- Notes ----
+
+    /// <summary>Runs what a person brought in a transaction, which is flushed when it completes.</summary>
+    /// <exception cref="StoreException">It is not stored; it is to be sent again.</exception>
+    public async Task<T> AddAsync<T>(Func<Writer, DateTime, T> add)
+    {
+        var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
+        void Run()
+        {
+            T result = default!;
+            var now = Now();
+            _writer.Commit([() => result = add(_writer, now)], now);
+            done.TrySetResult(result);
+        }
+
+        lock (_gate)
+        {
+            if (_stopping || _refusal != null)
+                throw new StoreException(_stopping ? "SeS is shutting down." : _refusal!);
+            _changes.Add(new(Run, e => done.TrySetException(e)));
+            Monitor.Pulse(_gate);
+        }
+        try
+        {
+            return await done.Task.WaitAsync(DiskTime, _clock);
+        }
+        catch (TimeoutException)
+        {
+            throw new StoreException("The disk does not answer.");
+        }
     }
 
     // ---- State ----
@@ -5474,14 +5788,16 @@ internal sealed class Writer : IDisposable
     /// <summary>Null: there are too many.</summary>
     private long? PartitionOf(string name, DateTime received)
     {
-        if (_partitions.TryGetValue(name, out var id))
+        var isThere = _partitions.TryGetValue(name, out var id);
+        if (isThere && _knownFrom.ContainsKey(id))
             return id;
-        if (_partitions.Count >= _rules.MaxServices)
+        if (!isThere && _partitions.Count >= _rules.MaxServices)
             return null;
-        _insertPartition.Bind(1, id = NextId()).Bind(2, name).Run();
+        // A note may have named it before anything was received of it.
+        id = PlaceOf(name);
         AddReceipt(id, null, null, received, _self);
         _knownFrom[id] = received;
-        return _partitions[name] = id;
+        return id;
     }
 
     /// <summary>The first receipt of anything of a partition, or the arming of a heartbeat.</summary>
@@ -5504,6 +5820,31 @@ internal sealed class Writer : IDisposable
         _insertGap.Bind(1, id).Bind(2, partition).Bind(3, platform).Bind(4, heartbeat).Bind(5, by).Bind(6, begins)
             .Bind(7, ends).Bind(8, received).Bind(9, recorded).Bind(10, sum).Run();
     }
+
+    /// <summary>Stores a version of a note; a partition of which nothing was heard is made.</summary>
+    /// <param name="by">Null: this SeS took it.</param>
+    public NoteVersion Add(NoteVersion note, string? by = null)
+    {
+        var (peer, partition) = (by == null ? _self : PeerOf(by), PlaceOf(note.Filter.Partition));
+        var (id, recorded) = (NextId(), UnixTime.From(_recorded));
+        using var insert = _database.Query("""
+            INSERT INTO note VALUES
+                (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+            """);
+        insert.Bind(1, id).Bind(2, partition).Bind(3, note.Id).Bind(4, peer).Bind(5, (long)note.Kind)
+            .Bind(6, note.Span.From).Bind(7, note.To == null ? null : note.Span.To).Bind(8, note.Filter.Platform)
+            .Bind(9, note.Filter.Service).Bind(10, note.Filter.Facet).Bind(11, note.Filter.Location).Bind(12, note.Status)
+            .Bind(13, note.Text).Bind(14, note.Author).Bind(15, note.AuthorName).Bind(16, note.IsWithdrawn ? 1 : 0)
+            .Bind(17, UnixTime.From(note.Received)).Bind(18, recorded)
+            .Bind(19, Checksum.OfNote(id, partition, peer, note, recorded)).Run();
+        // Questions know a status by its number.
+        if (note.Status is { } status)
+            _ = StatusOf(status);
+        return note with { Row = id, Recorded = UnixTime.Read(recorded), By = by ?? NameOf(_rules) };
+    }
+
+    /// <summary>The connection, for what is read within a transaction.</summary>
+    public SqliteConnection Database => _database;
 
     /// <summary>As it can be sent again.</summary>
     private static string JsonOf(IncomingAlert alert)
@@ -6792,7 +7133,11 @@ internal sealed class Retention
             DELETE FROM gap AS g WHERE begins < {time} AND EXISTS (SELECT 1 FROM gap e WHERE e.begins = g.begins
                 AND e.ends < {time} AND (e.by = g.by OR e.by IN (SELECT id FROM peer WHERE own)
                     AND g.by IN (SELECT id FROM peer WHERE own)) AND e.partition IS g.partition AND e.platform IS g.platform
-                AND e.heartbeat IS g.heartbeat)
+                AND e.heartbeat IS g.heartbeat);
+            DELETE FROM note AS n WHERE NOT EXISTS (SELECT 1 FROM note v
+                WHERE v.partition = n.partition AND v.note = n.note AND (v.recorded >= {time}
+                    OR (v.ends IS NULL OR v.ends >= {time}) AND NOT (SELECT l.withdrawn FROM note l
+                        WHERE l.partition = n.partition AND l.note = n.note ORDER BY l.received DESC LIMIT 1)))
             """);
     }
 
@@ -6854,6 +7199,31 @@ internal readonly record struct PurgeSum(long Services, long Alerts, long Observ
 {
     public override string ToString() => $"{Services} services, {Alerts} alerts, {Observations} observations, "
         + $"{Quarantined} quarantined alerts";
+}
+
+/// <summary>Reads versions of notes from a database.</summary>
+internal static class StoredNotes
+{
+    /// <summary>What <see cref="VersionOf"/> takes.</summary>
+    public const string Columns = """
+        n.id, p.name, n.note, b.name, n.kind, n.begins, n.ends, n.platform, n.service, n.facet, n.location, n.status,
+        n.text, n.author, n.author_name, n.withdrawn, n.received, n.recorded
+        """;
+
+    public const int ColumnCount = 18;
+
+    public const string From = "FROM note n JOIN partition p ON p.id = n.partition JOIN peer b ON b.id = n.by";
+
+    public static NoteVersion VersionOf(SqliteStatement row) => new(row.Text(2), (NoteKind)row.Number(4),
+        UnixTime.Read(row.Number(5)), row.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : null,
+        new NoteFilter(row.Text(1), row.TextOrNull(7), row.TextOrNull(8), row.TextOrNull(9), row.TextOrNull(10)),
+        row.TextOrNull(11), row.Text(12), row.Text(13), row.TextOrNull(14), row.Number(15) != 0,
+        UnixTime.Read(row.Number(16)))
+    {
+        Row = row.Number(0),
+        By = row.Text(3),
+        Recorded = UnixTime.Read(row.Number(17)),
+    };
 }
 
 /// <summary>What is kept of a run of ses purge.</summary>
@@ -7109,8 +7479,13 @@ internal sealed class Purge
                 """);
             silent.Bind(1, _record.Partition).Run();
         }
+        using var notes = _database.Query($"""
+            DELETE FROM note WHERE id <= {_until} AND partition = (SELECT id FROM partition WHERE name = ?1)
+            """);
+        notes.Bind(1, _record.Partition).Run();
         using var partition = _database.Query($"""
             DELETE FROM partition AS p WHERE name = ?1 AND id <= {_until}
+                AND NOT EXISTS (SELECT 1 FROM note n WHERE n.partition = p.id)
                 AND NOT EXISTS (SELECT 1 FROM family f WHERE f.partition = p.id)
                 AND NOT EXISTS (SELECT 1 FROM receipt r WHERE r.partition = p.id)
             """);
@@ -7444,6 +7819,13 @@ internal struct Checksum()
         new Checksum().Add(id).Add(partition ?? -1).Add(platform ?? "\0").Add(heartbeat ?? "\0").Add(by).Add(begins)
             .Add(ends ?? -1).Add(received).Add(recorded).Value;
 
+    public static long OfNote(long id, long partition, long by, NoteVersion note, long recorded) =>
+        new Checksum().Add(id).Add(partition).Add(note.Id).Add(by).Add((long)note.Kind).Add(note.Span.From)
+            .Add(note.Span.To).Add(note.Filter.Platform ?? "\0").Add(note.Filter.Service ?? "\0")
+            .Add(note.Filter.Facet ?? "\0").Add(note.Filter.Location ?? "\0").Add(note.Status ?? "\0").Add(note.Text)
+            .Add(note.Author).Add(note.AuthorName ?? "\0").Add(note.IsWithdrawn ? 1 : 0).Add(UnixTime.From(note.Received))
+            .Add(recorded).Value;
+
     public static long OfAlert(
         long id, long service, long dialect, long source, string sender, string labels, long hash,
         string text) =>
@@ -7564,6 +7946,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
             Add($"structure: {name} is not as it was made");
         CheckReceipts();
         CheckGaps();
+        CheckNotes();
         using var check = database.Query($"PRAGMA integrity_check({MaxFaults})");
         while (check.Step())
         {
@@ -7594,6 +7977,18 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
                 rows.Number(4), rows.Number(5), rows.NumberOrNull(6), rows.Number(7), rows.Number(8))
                 != rows.Number(9))
                 AddFact("gap", rows.Number(0));
+        }
+    }
+
+    private void CheckNotes()
+    {
+        using var rows = database.Query($"SELECT {StoredNotes.Columns}, n.partition, n.by, n.sum {StoredNotes.From}");
+        while (rows.Step())
+        {
+            var note = StoredNotes.VersionOf(rows);
+            if (Checksum.OfNote(note.Row, rows.Number(StoredNotes.ColumnCount), rows.Number(StoredNotes.ColumnCount + 1), note,
+                UnixTime.From(note.Recorded)) != rows.Number(StoredNotes.ColumnCount + 2))
+                AddFact("note", note.Row);
         }
     }
 
@@ -8581,7 +8976,7 @@ internal sealed class Snapshot : IDisposable
     }
 }
 
-// ================================= 8. Lines ==================================
+// ================================= 9. Lines ==================================
 //
 // A fact as it travels from store to store: one line of JSON, always the same for the same fact. Its id is a
 // hash of the line without the id and the time of recording, so that lines can be taken any number of times,
@@ -8615,7 +9010,7 @@ internal static class FactLines
         var facts = Observations(snapshot, from, to, partition, after, most).ToList();
         long? last = facts.Count < most ? null : facts[^1].Id;
         facts.AddRange(Receipts(snapshot, from, to, partition).Concat(Gaps(snapshot, from, to, partition))
-            .Where(r => r.Id > after && r.Id <= (last ?? long.MaxValue)));
+            .Concat(Notes(snapshot, from, to, partition)).Where(r => r.Id > after && r.Id <= (last ?? long.MaxValue)));
         return ([.. facts.OrderBy(f => f.Id).Select(f => f.Line)], last);
     }
 
@@ -8646,6 +9041,20 @@ internal static class FactLines
                 rows.TextOrNull(4), UnixTime.Read(rows.Number(5)),
                 rows.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : null, UnixTime.Read(rows.Number(7)),
                 UnixTime.Read(rows.Number(8)), out _));
+    }
+
+    private static IEnumerable<(long Id, string Line)> Notes(
+        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
+    {
+        using var rows = snapshot.Query($"""
+            SELECT {StoredNotes.Columns} {StoredNotes.From}
+            WHERE n.recorded >= ?1 AND n.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3) ORDER BY n.id
+            """);
+        for (Bind(rows, from, to, partition); rows.Step();)
+        {
+            var note = StoredNotes.VersionOf(rows);
+            yield return (note.Row, Note(note.By, note, note.Recorded, out _));
+        }
     }
 
     private static IEnumerable<(long Id, string Line)> Observations(
@@ -8697,6 +9106,19 @@ internal static class FactLines
         new Line("gap").Text("by", by).TextOrNull("partition", partition).TextOrNull("platform", platform)
             .TextOrNull("heartbeat", heartbeat).Time("begins", begins).Time("ends", ends).Time("received", received)
             .End(recorded, out id);
+
+    /// <summary>A version of a note.</summary>
+    public static string Note(string by, NoteVersion note, DateTime recorded, out string id)
+    {
+        var (partition, platform, service, facet, location) = note.Filter;
+        return new Line("note").Text("by", by).Text("partition", partition).Text("note", note.Id)
+            .Text("note_kind", NoteDraft.NameOf(note.Kind)).Time("from", note.From).Time("to", note.To)
+            .TextOrNull("platform", platform).TextOrNull("service", service).TextOrNull("facet", facet)
+            .TextOrNull("location", location).TextOrNull("status", note.Status).Text("text", note.Text)
+            .Text("author", note.Author).TextOrNull("author_name", note.AuthorName)
+            .Json("withdrawn", note.IsWithdrawn ? "true" : "false").Time("received", note.Received)
+            .End(recorded, out id);
+    }
 
     /// <summary>A copy of an alert that brought something new.</summary>
     public static string Observation(string by, IncomingAlert alert, ObservationKind kind, DateTime received,
@@ -8790,6 +9212,7 @@ internal sealed record FactLine(Func<Writer, bool> Take)
                 {
                     "partition" or "heartbeat" => ParseReceipt(root, now),
                     "gap" => ParseGap(root, now),
+                    "note" => ParseNote(root, now),
                     "observation" => ParseObservation(root, now),
                     var kind => throw new LineException($"this SeS knows no facts of the kind '{kind}'"),
                 };
@@ -8825,6 +9248,24 @@ internal sealed record FactLine(Func<Writer, bool> Take)
         FactLines.Gap(by, partition, platform, heartbeat, begins, ends, received, Time(root, "recorded", now), out var id);
         CheckId(root, id);
         return new(w => w.Import(by, partition, platform, heartbeat, begins, ends, received));
+    }
+
+    private static FactLine ParseNote(JsonElement root, DateTime now)
+    {
+        string? OrNull(string name) => IsNull(root, name) ? null : Text(root, name);
+        var by = Name(root, "by");
+        var note = new NoteVersion(Text(root, "note"), NoteDraft.KindOf(Text(root, "note_kind"))
+                ?? throw new LineException("note_kind: it is none"),
+            Time(root, "from", now + NoteBook.MaxAhead), TimeOrNull(root, "to", now + NoteBook.MaxAhead),
+            new NoteFilter(Name(root, "partition"), OrNull("platform"), OrNull("service"), OrNull("facet"), OrNull("location")),
+            OrNull("status"), Text(root, "text"), Text(root, "author"), OrNull("author_name"),
+            root.TryGetProperty("withdrawn", out var withdrawn) && withdrawn.ValueKind == JsonValueKind.True,
+            Time(root, "received", now));
+        if (note.Flaw() is { } flaw)
+            throw new LineException(flaw);
+        FactLines.Note(by, note, Time(root, "recorded", now), out var id);
+        CheckId(root, id);
+        return new(w => NoteBook.Import(w, by, note));
     }
 
     private static FactLine ParseObservation(JsonElement root, DateTime now)
@@ -8886,7 +9327,101 @@ internal sealed record FactLine(Func<Writer, bool> Take)
             : throw new LineException(reason);
 }
 
-// =============================== 9. Questions ================================
+/// <summary>What became of a draft.</summary>
+/// <param name="Note">With the version that it made, or that said the same; null: it was refused.</param>
+internal sealed record NoteAnswer(Note? Note, bool IsNew, NoteException? Refusal = null);
+
+/// <summary>The notes of a store: all versions, those that it took itself and those that were imported.</summary>
+internal static class NoteBook
+{
+    /// <summary>Versions in a store; a script that has gone mad can write no more.</summary>
+    public const int MaxVersions = 50_000;
+
+    /// <summary>How far ahead of the clock a note may begin and end.</summary>
+    public static readonly TimeSpan MaxAhead = TimeSpan.FromDays(3660);
+
+    /// <summary>The notes of a partition, or of all, in the order of partitions and ids.</summary>
+    /// <param name="until">Versions that were recorded later do not count.</param>
+    /// <param name="withText">False: each text is empty, since all together may be long.</param>
+    public static IEnumerable<Note> Read(SqliteConnection database, long until, string? partition = null,
+        string? id = null, bool withText = true)
+    {
+        using var rows = database.Query($"""
+            SELECT {(withText ? StoredNotes.Columns : StoredNotes.Columns.Replace("n.text", "''", StringComparison.Ordinal))}
+            {StoredNotes.From}
+            WHERE n.recorded <= ?1 AND (?2 IS NULL OR p.name = ?2) AND (?3 IS NULL OR n.note = ?3)
+            ORDER BY n.partition, n.note, n.received
+            """);
+        rows.Bind(1, until).Bind(2, partition).Bind(3, id);
+        var versions = new List<NoteVersion>();
+        while (rows.Step())
+        {
+            var version = StoredNotes.VersionOf(rows);
+            if (versions.Count > 0
+                && (versions[0].Id != version.Id || versions[0].Filter.Partition != version.Filter.Partition))
+            {
+                yield return new Note(Ordered(database, versions));
+                versions = [];
+            }
+            versions.Add(version);
+        }
+        if (versions.Count > 0)
+            yield return new Note(Ordered(database, versions));
+    }
+
+    /// <summary>Of those that two SeS received in one millisecond the order is that of their lines' bytes.</summary>
+    private static List<NoteVersion> Ordered(SqliteConnection database, List<NoteVersion> versions)
+    {
+        for (var i = 1; i < versions.Count; i++)
+        {
+            if (versions[i].Received == versions[i - 1].Received)
+                return [.. versions.OrderBy(v => v.Received)
+                    .ThenBy(v => LineOf(database, v), StringComparer.Ordinal)];
+        }
+        return versions;
+    }
+
+    /// <summary>As it is exported, with its text, which may not have been read.</summary>
+    public static string LineOf(SqliteConnection database, NoteVersion version)
+    {
+        using var text = database.Query("SELECT text FROM note WHERE id = ?1");
+        return FactLines.Note(version.By, version with { Text = text.Bind(1, version.Row).FirstText() ?? "" }, version.Recorded, out _);
+    }
+
+    /// <summary>Stores what a draft makes of its note, within a transaction of the writer.</summary>
+    public static NoteAnswer Add(Writer writer, NoteDraft draft, string partition, string author, DateTime now)
+    {
+        var note = draft.Id == null ? null
+            : Read(writer.Database, long.MaxValue, partition, id: draft.Id).FirstOrDefault();
+        // It is to be the last one, whatever the clocks of others said.
+        var received = note?.Last.Received >= now ? note.Last.Received.AddMilliseconds(1) : now;
+        try
+        {
+            var made = draft.Of(
+                note, draft.Id ?? RandomNumberGenerator.GetHexString(10, lowercase: true), partition, author, received);
+            return note != null && made.Says(note.Last) ? new(note, IsNew: false)
+                : writer.Database.Number("SELECT count(*) FROM note") >= MaxVersions
+                ? throw new NoteException(503, $"there are {MaxVersions} versions of notes already")
+                : new(new Note([.. note?.Versions ?? [], writer.Add(made)]), IsNew: true);
+        }
+        catch (NoteException e)
+        {
+            return new(null, IsNew: false, e);
+        }
+    }
+
+    /// <summary>Takes a version from a line; false: it is here.</summary>
+    public static bool Import(Writer writer, string by, NoteVersion version)
+    {
+        var known = Read(writer.Database, long.MaxValue, version.Filter.Partition, id: version.Id).FirstOrDefault();
+        if (known?.Versions.Any(v => v.By == by && v with { By = "", Row = 0, Recorded = default } == version) == true)
+            return false;
+        writer.Add(version, by);
+        return true;
+    }
+}
+
+// =============================== 10. Questions ===============================
 //
 // What people and programs ask, answered from one snapshot: the present of services, their changes in order
 // of time, availability by periods of a zone, within service hours and against an objective, outages, and for
@@ -8903,69 +9438,14 @@ internal sealed record ServiceFilter(
 /// <param name="Time">When it was last said, by another alert.</param>
 /// <param name="LastSeen">The last copy of its alerts, or the last beat of a heartbeat that speaks for it.</param>
 /// <param name="IsWatched">False: nobody watches, and the status is the last known; null: no heartbeat tells.</param>
+/// <param name="Maintenance">The id of the note by which it is under maintenance; null: it is not.</param>
 internal sealed record PresentRow(long Id, ServiceKey Service, string Status, DateTime Since, DateTime Time,
-    string Description, DateTime? LastSeen, bool? IsWatched);
+    string Description, DateTime? LastSeen, bool? IsWatched, string? Maintenance);
 
 /// <summary>A change of status.</summary>
 /// <param name="Place">What a cursor needs beside the time.</param>
 internal sealed record ChangeRow(
     long Place, ServiceKey Service, string Status, DateTime Time, string Description, DateTime? Received);
-
-/// <summary>A stretch of time in whole milliseconds since 1970, from its begin up to its end.</summary>
-internal readonly record struct Interval(long From, long To)
-{
-    /// <summary>Those that overlap or touch are one; in order.</summary>
-    public static Interval[] United(IEnumerable<Interval> spans)
-    {
-        var united = new List<Interval>();
-        foreach (var span in spans.Where(s => s.To > s.From).OrderBy(s => s.From))
-        {
-            if (united.Count > 0 && span.From <= united[^1].To)
-                united[^1] = united[^1] with { To = Math.Max(united[^1].To, span.To) };
-            else
-                united.Add(span);
-        }
-        return [.. united];
-    }
-
-    /// <summary>What of the first is not in the second; both are united.</summary>
-    public static Interval[] Without(Interval[] spans, Interval[] others)
-    {
-        var left = new List<Interval>();
-        foreach (var span in spans)
-        {
-            var from = span.From;
-            foreach (var other in Within(others, span.From, span.To))
-            {
-                left.Add(new Interval(from, other.From));
-                from = other.To;
-            }
-            left.Add(new Interval(from, span.To));
-        }
-        return United(left);
-    }
-
-    /// <summary>The parts of united spans that lie in a stretch.</summary>
-    public static IEnumerable<Interval> Within(Interval[] spans, long from, long to)
-    {
-        // The first that ends later than the stretch begins.
-        var (low, high) = (0, spans.Length);
-        while (low < high)
-        {
-            var middle = (low + high) / 2;
-            if (spans[middle].To > from)
-                high = middle;
-            else
-                low = middle + 1;
-        }
-        for (; low < spans.Length && spans[low].From < to; low++)
-            yield return new Interval(Math.Max(from, spans[low].From), Math.Min(to, spans[low].To));
-    }
-
-    /// <summary>For how long united spans are in a stretch.</summary>
-    public static long Length(Interval[] spans, long from, long to) =>
-        spans.Length == 0 ? 0 : Within(spans, from, to).Sum(s => s.To - s.From);
-}
 
 /// <summary>A time zone, of the system's database.</summary>
 internal sealed class Zone
@@ -9208,7 +9688,7 @@ internal sealed class FiguresSum(Interval range, long left, long now, Interval[]
 {
     private readonly long[] _times = new long[4];
     private readonly Interval[] _excluded = Interval.Without(excluded, maintenance);
-    private long _maintenance, _maintenanceDown, _excludedDown, _outage, _longest, _unknownSince;
+    private long _maintenance, _maintenanceDown, _excludedDown, _outage, _longest, _unknownSince, _until;
     private int _outages;
     private bool _isOpen, _isCounted;
 
@@ -9238,6 +9718,9 @@ internal sealed class FiguresSum(Interval range, long left, long now, Interval[]
             _excludedDown += kind == Down ? Interval.Length(_excluded, part.From, part.To) : 0;
         }
         _times[kind] += counted;
+        // While it was retired it was nothing.
+        _isOpen &= at <= _until;
+        _until = until;
         Follow(kind, Math.Min(until, End) - at, counted);
     }
 
@@ -9265,7 +9748,7 @@ internal sealed class FiguresSum(Interval range, long left, long now, Interval[]
                 : Interval.Within(hours, Math.Max(now, range.From), range.To);
             return new Figures(range.To - range.From - _times.Sum(), _times[Unknown], _times[Down], _times[Degraded],
                 _times[Up], ahead.Sum(a => a.To - a.From - Interval.Length(maintenance, a.From, a.To)),
-                _maintenance, _maintenanceDown, _excludedDown, _outages, _longest, _isOpen && _isCounted);
+                _maintenance, _maintenanceDown, _excludedDown, _outages, _longest, _isOpen && _isCounted && _until >= End);
         }
     }
 }
@@ -9314,6 +9797,15 @@ internal sealed record Counting(PeriodLength? Period, Zone Zone, ServiceHours? H
 internal sealed record OutageRow(
     long Id, ServiceKey Service, DateTime From, DateTime? To, long Down, string Description, long Observation)
 {
+    /// <summary>Of <see cref="Down"/>, under maintenance.</summary>
+    public long Maintenance { get; init; }
+
+    /// <summary>Of <see cref="Down"/>, excluded and not under maintenance.</summary>
+    public long Excluded { get; init; }
+
+    /// <summary>Those that touch it and are not withdrawn, in the order of their begins.</summary>
+    public IReadOnlyList<Note> Notes { get; init; } = [];
+
     /// <summary>Until when it is known to be down.</summary>
     public DateTime Last { get; init; }
 }
@@ -9591,6 +10083,11 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
     }
 }
 
+/// <summary>A time in which nothing could have been received.</summary>
+/// <param name="To">Null: it goes on.</param>
+/// <param name="What">Who was silent.</param>
+internal sealed record SilentTime(DateTime From, DateTime? To, string What);
+
 /// <summary>The gaps that a snapshot knows of, as they hold for the services of each platform (5).</summary>
 internal sealed class GapFacts
 {
@@ -9673,8 +10170,8 @@ internal sealed class GapFacts
                 else
                     _absences.Add(new(by, gap));
                 var of = rows.TextOrNull(8) + (rows.Text(2) == "" ? "" : "/" + rows.Text(2));
-                _texts[gap.Id] = new(rows.TextOrNull(3) is { } name ? $"no data: {name} of {of} is silent"
-                    : "no data: SeS was away", UnixTime.Read(rows.Number(7)));
+                _texts[gap.Id] = new(rows.TextOrNull(3) is { } name ? $"{NoData}{name} of {of} is silent"
+                    : NoData + "SeS was away", UnixTime.Read(rows.Number(7)));
             }
         }
     }
@@ -9685,6 +10182,13 @@ internal sealed class GapFacts
     /// <param name="observation">Minus the gap's id.</param>
     public (string Text, DateTime? Received) TextOf(long observation) =>
         _texts.TryGetValue(-observation, out var text) ? (text.Text, text.Received) : ("", null);
+
+    /// <summary>Those of them that touch a range, and who was silent.</summary>
+    public IEnumerable<SilentTime> Within(long partition, string platform, DateTime from, DateTime to) =>
+        Of(partition, platform).All.Where(g => g.From < to && g.To > from).Select(g => new SilentTime(
+            g.From, g.To == DateTime.MaxValue ? null : g.To, TextOf(-g.Id).Text.Replace(NoData, "", StringComparison.Ordinal)));
+
+    private const string NoData = "no data: ";
 
     /// <summary>The gaps of a partition's services of a platform.</summary>
     public Gaps Of(long partition, string platform)
@@ -9818,6 +10322,96 @@ internal sealed class GapFacts
     }
 }
 
+/// <summary>What notes say of a service.</summary>
+/// <param name="All">Those that hold, in the order of their begins.</param>
+/// <param name="Corrections">What they say that was, in order; none overlaps another.</param>
+/// <param name="Retired">From when to when the service is no more, unless an alert comes that began later; each by itself.</param>
+internal sealed record ServiceNotes(
+    IReadOnlyList<Note> All, Interval[] Maintenance, Interval[] Excluded,
+    IReadOnlyList<(Interval Span, NoteVersion Note)> Corrections, Interval[] Retired)
+{
+    public static readonly ServiceNotes None = new([], [], [], [], []);
+
+    /// <summary>The note by which a moment is under maintenance, of several the one that was received last.</summary>
+    public Note? MaintenanceAt(DateTime moment, ServiceKey service)
+    {
+        var at = UnixTime.From(moment);
+        return Interval.Length(Maintenance, at, at + 1) == 0 ? null : All.Where(n => n.Last.Kind == NoteKind.Maintenance
+            && Interval.Length(n.Announced(f => f.Takes(service)), at, at + 1) > 0).MaxBy(n => n.Last.Received);
+    }
+
+    /// <summary>Those that touch a stretch.</summary>
+    public IReadOnlyList<Note> Touching(long from, long to) =>
+        All.Count == 0 ? [] : [.. All.Where(n => n.Last.Span.From < to && n.Last.Span.To > from)];
+}
+
+/// <summary>The notes of a store, as they hold for services.</summary>
+internal sealed class NoteFacts
+{
+    private readonly List<Note> _notes;
+
+    /// <summary>By the platform that they name alone; null: they name none, or several.</summary>
+    private readonly ILookup<(string Partition, string? Platform), Note> _ofPlatform;
+
+    // Services come in the order of families.
+    private ServiceKey _family;
+    private List<Note> _ofFamily = [];
+    private ServiceNotes? _ofAll;
+
+    /// <summary>Those whose last version was received first come first.</summary>
+    private readonly Comparer<Note> _byReceipt;
+
+    /// <param name="until">Versions that were recorded later do not count.</param>
+    public NoteFacts(Snapshot snapshot, long until)
+    {
+        var database = snapshot.Database;
+        _byReceipt = Comparer<Note>.Create((a, b) =>
+            a.Last.Received != b.Last.Received ? a.Last.Received.CompareTo(b.Last.Received)
+            : string.CompareOrdinal(NoteBook.LineOf(database, a.Last), NoteBook.LineOf(database, b.Last)));
+        _notes = [.. NoteBook.Read(database, until, withText: false).Where(n => !n.Last.IsWithdrawn)
+            .OrderBy(n => n.Last.From)];
+        _ofPlatform = _notes.ToLookup(n => (n.Last.Filter.Partition,
+            n.Last.Filter.Platform is { } platform && !platform.EndsWith('*') ? platform : null));
+    }
+
+    /// <summary>Those that hold, of a kind.</summary>
+    public IEnumerable<Note> Of(NoteKind kind) => _notes.Where(n => n.Last.Kind == kind);
+
+    public ServiceNotes Of(ServiceKey service)
+    {
+        if (_notes.Count == 0)
+            return ServiceNotes.None;
+        var family = service with { Location = "" };
+        if (_family != family)
+        {
+            bool OfFamily(Note note) => (note.Last.Filter with { Location = null }).Takes(family);
+            (_family, _ofFamily) = (family, [.. _ofPlatform[(family.Partition, family.Platform)]
+                .Concat(_ofPlatform[(family.Partition, null)]).Where(OfFamily).OrderBy(n => n.Last.From)]);
+            _ofAll = _ofFamily.Count == 0 ? ServiceNotes.None
+                : _ofFamily.Exists(n => n.Versions.Any(v => v.Filter.Location != null)) ? null : Made(_ofFamily, service);
+        }
+        return _ofAll ?? Made(_ofFamily.FindAll(n => n.Last.Filter.Takes(service)), service);
+    }
+
+    private ServiceNotes Made(List<Note> notes, ServiceKey service)
+    {
+        IEnumerable<Note> Of(NoteKind kind) => notes.Where(n => n.Last.Kind == kind);
+        var corrections = new List<(Interval Span, NoteVersion Note)>();
+        Interval[] taken = [];
+        // Of those that overlap holds what was received last.
+        foreach (var note in Of(NoteKind.Correction).OrderDescending(_byReceipt))
+        {
+            corrections.AddRange(Interval.Without([note.Last.Span], taken).Select(s => (s, note.Last)));
+            taken = Interval.United(taken.Append(note.Last.Span));
+        }
+        corrections.Sort(static (a, b) => a.Span.From.CompareTo(b.Span.From));
+        return new ServiceNotes(notes,
+            Interval.United(Of(NoteKind.Maintenance).SelectMany(n => n.Announced(f => f.Takes(service)))),
+            Interval.United(Of(NoteKind.Excluded).Select(n => n.Last.Span)), corrections,
+            [.. Of(NoteKind.Retired).Select(n => n.Last.Span)]);
+    }
+}
+
 /// <summary>Answers questions from a snapshot.</summary>
 /// <param name="asOf">Answers from what was recorded until then; null: all.</param>
 internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null)
@@ -9838,11 +10432,191 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     private readonly DateTime? _oldest = snapshot.Oldest;
     private ServiceFilter? _derived;
     private DateTime? _derivedFrom;
+    private bool _isDerivedWithNotes;
 
     private GapFacts? _gapFacts;
     private readonly Dictionary<string, long> _partitionIds = [];
 
     private GapFacts GapFacts => _gapFacts ??= new GapFacts(snapshot, Recorded);
+
+    private NoteFacts? _noteFacts;
+
+    private NoteFacts NoteFacts => _noteFacts ??= new NoteFacts(snapshot, Recorded);
+
+    private readonly Dictionary<string, Status> _statuses = [];
+
+    private Status StatusOf(string name)
+    {
+        if (!_statuses.TryGetValue(name, out var status))
+        {
+            using var rows = snapshot.Query("SELECT id FROM status WHERE name = ?1");
+            _statuses[name] = status = (Status)(rows.Bind(1, name).Number() ?? (long)Status.Unknown);
+        }
+        return status;
+    }
+
+    /// <summary>What is laid over a service's runs: corrections, up to the clock, and where it is no more (null).</summary>
+    private List<(Interval Span, Status? Status, long Row)> OverlayOf(long id, ServiceKey service)
+    {
+        var notes = NoteFacts.Of(service);
+        if (notes.Corrections.Count == 0 && notes.Retired.Length == 0)
+            return [];
+        // As of a day on which nothing had come of it, it was none.
+        using var heard = snapshot.Query("SELECT 1 FROM observation WHERE service = ?1 AND id <= ?2 LIMIT 1");
+        if (heard.Bind(1, id).Bind(2, Through).Number() == null)
+            return [];
+        var now = UnixTime.From(Moment);
+        var retired = RetiredOf(id, notes);
+        var laid = retired.Where(r => r.From <= now).Select(r => (Span: r, Status: (Status?)null, Row: 0L)).ToList();
+        foreach (var (span, note) in notes.Corrections.Where(c => c.Span.From <= now))
+            laid.AddRange(Interval.Without([span], retired).Where(s => s.From <= now)
+                .Select(s => (s, (Status?)StatusOf(note.Status!), note.Row)));
+        laid.Sort(static (a, b) => a.Span.From.CompareTo(b.Span.From));
+        return laid;
+    }
+
+    /// <summary>When a service is no more, ahead of the clock too.</summary>
+    private Interval[] RetiredOf(long id, ServiceNotes notes) => notes.Retired.Length == 0 ? [] : Interval.United(
+        notes.Retired.Select(r => r with { To = Math.Min(r.To, LaterAlert(id, r.From) ?? UnixTime.Open) }));
+
+    /// <summary>The first alert of a service that began later; null: none did.</summary>
+    private long? LaterAlert(long service, long from)
+    {
+        using var alert = snapshot.Query("""
+            SELECT min(starts) FROM observation WHERE service = ?1 AND starts > ?2 AND starts <= ?3 AND id <= ?4
+            """);
+        return alert.Bind(1, service).Bind(2, from).Bind(3, UnixTime.From(Moment)).Bind(4, Through).Number();
+    }
+
+    /// <summary>The last observation that counts.</summary>
+    private long Through => asOf is { } past ? snapshot.LastObservation(past) : snapshot.Through;
+
+    /// <summary>The runs of a service with notes laid over them.</summary>
+    private IEnumerable<Run> Lay(List<(Interval Span, Status? Status, long Row)> overlay, IEnumerable<Run> runs)
+    {
+        var (next, told, now) = (0, -1, UnixTime.From(Moment));
+        // No gap touches what a note says.
+        Run Noted(int i) => new(UnixTime.Read(overlay[i].Span.From),
+            overlay[i].Span.To > now ? null : UnixTime.Read(overlay[i].Span.To), overlay[i].Status!.Value, true, -overlay[i].Row);
+        foreach (var run in runs)
+        {
+            var (from, end) = (UnixTime.From(run.From), run.To is { } to ? UnixTime.From(to) : UnixTime.Open);
+            for (; next < overlay.Count && overlay[next].Span.From < end && from < end; next++)
+            {
+                var span = overlay[next].Span;
+                if (span.From > from)
+                    yield return run with { From = UnixTime.Read(from), To = UnixTime.Read(span.From) };
+                if (overlay[next].Status != null && told < next)
+                    yield return Noted(next);
+                (told, from) = (next, Math.Max(from, span.To > now ? UnixTime.Open : span.To));
+                if (span.To > end)
+                    break;
+            }
+            if (from < end)
+                yield return run with { From = UnixTime.Read(from) };
+        }
+        for (; next < overlay.Count; next++)
+        {
+            if (overlay[next].Status != null && told < next)
+                yield return Noted(next);
+        }
+    }
+
+    /// <summary>The services that a note's filter takes, in no order.</summary>
+    /// <param name="isListed">Only those that status and page list.</param>
+    private IEnumerable<long> Matching(NoteFilter filter, bool isListed = false)
+    {
+        using var rows = BoundTo(filter, "s.id", isListed ? $"AND {Listed}" : "");
+        if (isListed)
+            rows.Bind(20, Forgotten);
+        while (rows.Step())
+            yield return rows.Number(0);
+    }
+
+    /// <summary>How many services a note's filter takes, of those that were known.</summary>
+    public long CountMatching(NoteFilter filter)
+    {
+        using var count = BoundTo(filter, "count(*)", asOf == null ? ""
+            : "AND EXISTS (SELECT 1 FROM observation o WHERE o.service = s.id AND o.id <= ?10)");
+        if (asOf != null)
+            count.Bind(10, Through);
+        return count.Number() ?? 0;
+    }
+
+    private SqliteStatement BoundTo(NoteFilter filter, string columns, string condition = "")
+    {
+        (string Column, string? Pattern)[] names = [("f.platform", filter.Platform), ("f.service", filter.Service),
+            ("f.facet", filter.Facet), ("s.location", filter.Location)];
+        var rows = snapshot.Query($"""
+            SELECT {columns} FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
+            WHERE p.name = ?1
+            """ + string.Concat(names.Select((n, i) => n.Pattern == null ? ""
+                : n.Pattern.EndsWith('*') ? $" AND substr({n.Column}, 1, length(?{i + 2})) = ?{i + 2}"
+                : $" AND {n.Column} = ?{i + 2}")) + $" {condition}");
+        rows.Bind(1, filter.Partition);
+        foreach (var (i, (_, pattern)) in names.Index())
+        {
+            if (pattern != null)
+                rows.Bind(i + 2, pattern.EndsWith('*') ? pattern[..^1] : pattern);
+        }
+        return rows;
+    }
+
+    /// <summary>The services whose runs notes change from a time on.</summary>
+    private HashSet<long> Noted(DateTime from, string? partition = null) => [.. NoteFacts.Of(NoteKind.Correction)
+        .Concat(NoteFacts.Of(NoteKind.Retired)).Select(n => n.Last)
+        .Where(n => n.From <= Moment && !(n.To <= from) && (partition == null || n.Filter.Partition == partition))
+        .SelectMany(n => Matching(n.Filter))];
+
+    /// <summary>Of each partition that has announced maintenance, how many services are under it now.</summary>
+    public Dictionary<string, int> UnderMaintenance()
+    {
+        var (services, now) = (new Dictionary<string, HashSet<long>>(), UnixTime.From(Moment));
+        foreach (var note in NoteFacts.Of(NoteKind.Maintenance))
+        {
+            if (!services.TryGetValue(note.Last.Filter.Partition, out var those))
+                services[note.Last.Filter.Partition] = those = [];
+            // Both versions have to be about it.
+            var inForce = note.Versions.LastOrDefault(v => v.Received <= Moment);
+            if (inForce != null && Interval.Length(note.Announced(_ => true), now, now + 1) > 0)
+                those.UnionWith(inForce == note.Last ? Matching(note.Last.Filter, isListed: true)
+                    : Matching(note.Last.Filter, isListed: true).Intersect(Matching(inForce.Filter)));
+        }
+        // What is no more is not counted.
+        foreach (var note in NoteFacts.Of(NoteKind.Retired).Select(n => n.Last).Where(n => n.From <= Moment && !(n.To <= Moment)))
+        {
+            if (services.TryGetValue(note.Filter.Partition, out var those))
+                those.ExceptWith(Matching(note.Filter).Where(s => those.Contains(s) && LaterAlert(s, note.Span.From) == null).ToList());
+        }
+        return services.ToDictionary(s => s.Key, s => s.Value.Count);
+    }
+
+    private readonly Dictionary<long, Note> _withText = [];
+
+    /// <summary>A note whose last version has its text.</summary>
+    private Note WithText(Note note)
+    {
+        if (!_withText.TryGetValue(note.Last.Row, out var whole))
+        {
+            using var text = snapshot.Query("SELECT text FROM note WHERE id = ?1");
+            whole = new Note([.. note.Versions.SkipLast(1), note.Last with { Text = text.Bind(1, note.Last.Row).FirstText() ?? "" }]);
+            _withText[note.Last.Row] = whole;
+        }
+        return whole;
+    }
+
+    /// <summary>What the observation, the gap or the note says on which a run rests.</summary>
+    private (string Text, DateTime? Received) TextOf(ObservedTexts texts, long observation, bool isUp)
+    {
+        if (observation >= 0)
+            return texts.Of(observation, isUp);
+        if (GapFacts.TextOf(observation) is { Text: not "" } gap)
+            return gap;
+        using var note = snapshot.Query(
+            "SELECT text, author || coalesce(', ' || author_name, ''), received FROM note WHERE id = ?1");
+        return note.Bind(1, -observation).Step()
+            ? ($"corrected: {note.Text(0)} ({note.Text(1)})", UnixTime.Read(note.Number(2))) : ("", null);
+    }
 
     /// <summary>Facts that were recorded later are not in the answer.</summary>
     private long Recorded =>
@@ -9879,7 +10653,17 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             SELECT max(max(received), coalesce((SELECT max(seen) FROM open WHERE service = ?1 AND ?3), 0))
             FROM observation WHERE service = ?1 AND id <= ?2 AND kind <> 3
             """);
-        seen.Bind(2, asOf is { } past ? snapshot.LastObservation(past) : snapshot.Through).Bind(3, asOf == null ? 1 : 0);
+        seen.Bind(2, Through).Bind(3, asOf == null ? 1 : 0);
+        using var earlier = snapshot.Query($"""
+            SELECT at, until, status, open, observation FROM {timeline} WHERE service = ?1 AND at < ?2 ORDER BY at
+            """);
+        IEnumerable<Run> Before(long service, DateTime end)
+        {
+            for (earlier.Bind(1, service).Bind(2, UnixTime.From(end)); earlier.Step();)
+                yield return new Run(UnixTime.Read(earlier.Number(0)), UnixTime.Read(Math.Min(earlier.Number(1), UnixTime.From(end))),
+                    (Status)earlier.Number(2), earlier.Number(3) != 0, earlier.Number(4));
+        }
+
         using var texts = new ObservedTexts(snapshot);
         var forgotten = UnixTime.From(Moment - snapshot.Forget);
         foreach (var (id, service) in services ?? Services(filter))
@@ -9899,11 +10683,30 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             // Since a gap it is so again.
             if (!isOpen && status != Status.Unknown && GapsOf(service).EndBefore(Moment) is { } again)
                 (since, time) = (again > since ? again : since, again > time ? again : time);
+            if (OverlayOf(id, service) is { Count: > 0 } overlay)
+            {
+                var gaps = GapsOf(service);
+                var before = gaps.All.Count > 0 ? gaps.Lay(Before(id, since)) : Before(id, since);
+                var laid = Lay(overlay, before.Append(new Run(since, null, status, isOpen, observation))).ToList();
+                if (laid is not [.., { To: null } now])
+                    continue;
+                // What a note says began then; what was before and after it, goes on after it.
+                var first = laid.Count - 1;
+                while (first > 0 && laid[first - 1].Status == now.Status && laid[first - 1].To == laid[first].From)
+                    first--;
+                (since, time) = (laid[first].From, time > now.From ? time : now.From);
+                (status, observation) = (now.Status, now.Observation);
+            }
             var beat = asOf == null && Beat(service) is { } told && told > last ? told : last;
             yield return new PresentRow(id, service, snapshot.NameOf(status), since, time,
-                texts.Of(observation, status == Status.Up).Text, beat == 0 ? null : UnixTime.Read(beat), isWatched);
+                TextOf(texts, observation, status == Status.Up).Text, beat == 0 ? null : UnixTime.Read(beat), isWatched,
+                NoteFacts.Of(service).MaintenanceAt(Moment, service)?.Last.Id);
         }
     }
+
+    /// <summary>The gaps of a platform's services that touch a range.</summary>
+    public IEnumerable<SilentTime> Silent(string partition, string platform, DateTime from, DateTime to) =>
+        GapFacts.Within(PartitionId(partition), platform, from, to);
 
     /// <summary>Whether somebody watches a platform's services; null: no heartbeat tells.</summary>
     public bool? IsWatched(string partition, string platform) =>
@@ -9993,7 +10796,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             for (var i = 0; i < batch.Count; i++)
             {
                 var (service, id, change) = batch[i];
-                var (text, received) = change.Observation < 0 ? GapFacts.TextOf(change.Observation) : told[i];
+                var (text, received) = change.Observation < 0 ? TextOf(texts, change.Observation, isUp: false) : told[i];
                 rows.Add(new ChangeRow(id, service, snapshot.NameOf(change.Status), change.Time, text, received));
                 length += text.Length + service.Platform.Length + service.Service.Length
                     + service.Facet.Length + service.Location.Length;
@@ -10025,12 +10828,15 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             ? Period.All(length, counting.Zone, begin, end).ToList() : null;
         var hours = counting.Hours?.Within(counting.Zone, given?[0].From ?? begin,
             counting.Period is { } touching ? Period.Of(touching, counting.Zone, end.AddMilliseconds(-1)).To : end);
-        foreach (var (_, service, runs) in Runs(filter, given?[0].From ?? from ?? DateTime.MinValue))
+        foreach (var (id, service, runs) in Runs(filter, given?[0].From ?? from ?? DateTime.MinValue))
         {
             var ranges = given;
             List<FiguresSum> sums = [];
             var known = DateTime.MaxValue;
             var begun = 0;
+            var notes = NoteFacts.Of(service);
+            var retired = RetiredOf(id, notes);
+            var counted = retired.Length == 0 ? hours : Interval.Without(hours ?? [new(0, UnixTime.Open)], retired);
             foreach (var run in runs)
             {
                 if (sums.Count == 0)
@@ -10041,7 +10847,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                     ranges ??= counting.Period is { } each ? [.. Period.All(each, counting.Zone, known, end)]
                         : [new Period("", from ?? known, end)];
                     sums = ranges.ConvertAll(r => new FiguresSum(
-                        new Interval(UnixTime.From(r.From), UnixTime.From(r.To)), UnixTime.From(left), now, hours, [], []));
+                        new Interval(UnixTime.From(r.From), UnixTime.From(r.To)), UnixTime.From(left), now, counted,
+                        notes.Maintenance, notes.Excluded));
                 }
                 var until = run.To == null ? UnixTime.Open : UnixTime.From(run.To.Value);
                 while (begun < sums.Count && ranges![begun].To <= run.From)
@@ -10052,7 +10859,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             }
             for (var i = 0; i < sums.Count; i++)
             {
-                if (known < ranges![i].To)
+                // It may have been retired all the while.
+                var (begins, ends) = (UnixTime.From(ranges![i].From), UnixTime.From(ranges[i].To));
+                if (known < ranges[i].To && Interval.Length(retired, begins, ends) < ends - begins)
                     yield return new ReportRow(service, counting.Period == null ? null : ranges[i].Name, ranges[i].From,
                         ranges[i].To, sums[i].Result);
             }
@@ -10077,7 +10886,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         foreach (var (id, service, some) in Runs(filter, UnixTime.Read(begin)))
         {
             var runs = some.ToList();
-            if (runs.Count > 0 && runs[0].Status is Status.Down or Status.Unknown)
+            // What notes say is there from the first on: what went on a day before is meant.
+            if (runs.Find(r => r.To == null || UnixTime.From(r.To.Value) > begin - (long)EndsOutage.TotalMilliseconds)
+                is { Status: Status.Down or Status.Unknown })
                 earlier.Add((id, service));
             else
                 Find(id, service, runs);
@@ -10091,24 +10902,51 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         foreach (var outage in found)
         {
             if (after is not { } last || direction * (outage.From, outage.Id).CompareTo((last.Time, last.Place)) > 0)
-                yield return outage with { Description = texts.Of(outage.Observation, isUp: false).Text };
+                yield return outage with
+                {
+                    Description = TextOf(texts, outage.Observation, isUp: false).Text,
+                    Notes = [.. NoteFacts.Of(outage.Service).Touching(UnixTime.From(outage.From), UnixTime.From(outage.To ?? Moment))
+                        .Where(n => n.Last.Kind != NoteKind.Retired || !HasComeBack(outage, n.Last)).Select(WithText)],
+                };
         }
     }
+
+    /// <summary>Whether a service that was retired is back with an outage.</summary>
+    private bool HasComeBack(OutageRow outage, NoteVersion retired) =>
+        LaterAlert(outage.Id, retired.Span.From) <= UnixTime.From(outage.From);
 
     private IEnumerable<OutageRow> OutagesOf(long id, ServiceKey service, List<Run> runs, Interval range, Interval[]? hours)
     {
         OutageRow? outage = null;
         var silent = TimeSpan.Zero;
+        var notes = NoteFacts.Of(service);
+        var excluded = Interval.Without(notes.Excluded, notes.Maintenance);
+        long In(Interval[] spans, long from, long to) => spans.Length == 0 ? 0 : hours == null
+            ? Interval.Length(spans, from, to) : Interval.Within(hours, from, to).Sum(h => Interval.Length(spans, h.From, h.To));
+        var end = DateTime.MinValue;
         foreach (var run in runs)
         {
             var until = run.To ?? Moment;
+            // It was retired in between.
+            if (outage != null && run.From > end)
+            {
+                yield return outage with { To = outage.Last };
+                outage = null;
+            }
+            end = until;
             silent = run.Status == Status.Unknown ? silent + (until - run.From) : TimeSpan.Zero;
             if (run.Status == Status.Down)
             {
                 outage ??= new OutageRow(id, service, run.From, null, 0, "", run.Observation);
                 var (from, to) = (Math.Max(range.From, UnixTime.From(run.From)), Math.Min(range.To, UnixTime.From(until)));
                 var counted = from >= to ? 0 : hours == null ? to - from : Interval.Length(hours, from, to);
-                outage = outage with { Last = until, Down = outage.Down + counted };
+                outage = outage with
+                {
+                    Last = until,
+                    Down = outage.Down + counted,
+                    Maintenance = outage.Maintenance + (from >= to ? 0 : In(notes.Maintenance, from, to)),
+                    Excluded = outage.Excluded + (from >= to ? 0 : In(excluded, from, to)),
+                };
             }
             else if (outage != null && (run.Status != Status.Unknown || silent >= EndsOutage))
             {
@@ -10117,7 +10955,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             }
         }
         if (outage != null)
-            yield return outage;
+            yield return end < Moment ? outage with { To = outage.Last } : outage;
     }
 
     /// <summary>
@@ -10142,7 +10980,24 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
 
         foreach (var (id, service) in services ?? Services(filter))
-            yield return (id, service, GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Lay(Of(id)) : Of(id));
+        {
+            var runs = GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Lay(Of(id)) : Of(id);
+            yield return (id, service, OverlayOf(id, service) is { Count: > 0 } notes ? Lay(notes, runs) : runs);
+        }
+    }
+
+    /// <summary>
+    /// The notes about services that a filter may take, withdrawn ones too, of which a version touches a range,
+    /// in the order of their begins.
+    /// </summary>
+    public IReadOnlyList<Note> Notes(ServiceFilter filter, DateTime? from, DateTime? to)
+    {
+        bool Touches(NoteVersion note) => !(note.From >= to) && !(note.To <= from)
+            && Fits(note.Filter.Platform, filter.Platform) && Fits(note.Filter.Service, filter.Service)
+            && Fits(note.Filter.Facet, filter.Facet) && Fits(note.Filter.Location, filter.Location);
+        static bool Fits(string? pattern, string? name) => name == null || NoteFilter.Fits(pattern, name);
+        return [.. NoteBook.Read(snapshot.Database, Recorded, filter.Partition).Where(n => n.Versions.Any(Touches))
+            .OrderBy(n => n.Last.From)];
     }
 
     /// <summary>A beginning, but not before what retention has left.</summary>
@@ -10286,7 +11141,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     {
         using var names = new ServiceNames(snapshot);
         var isLaid = withGaps && !GapFacts.IsEmpty;
-        var table = Timeline(filter, withGaps ? Left(range.From) ?? DateTime.MinValue : null);
+        var table = Timeline(filter, withGaps ? Left(range.From) ?? DateTime.MinValue : null, withNotes: withGaps);
         using var changes = (isLaid ? LaidChanges(filter, table, range)
             : StoredChanges(filter, table, range, "AND at = since").Select(c => (c.Service, c.Change)))
             .GetEnumerator();
@@ -10311,11 +11166,13 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var services = ServicesWithGaps(filter);
         var ids = services.Select(s => s.Id).ToArray();
         using var run = snapshot.Query($"""
-            SELECT at, status, open, observation FROM {table} WHERE service = ?1 AND at < ?2 ORDER BY at DESC LIMIT 1
+            SELECT at, status, open, observation, until FROM {table} WHERE service = ?1 AND at < ?2 ORDER BY at DESC LIMIT 1
             """);
         Run? RunAt(long service, DateTime before)
         {
-            var found = run.Bind(1, service).Bind(2, UnixTime.From(before)).Step() ? new Run(
+            // A service that is retired is nothing.
+            var found = run.Bind(1, service).Bind(2, UnixTime.From(before)).Step()
+                && run.Number(4) >= UnixTime.From(before) ? new Run(
                 UnixTime.Read(run.Number(0)), null, (Status)run.Number(1), run.Number(2) != 0, run.Number(3)) : (Run?)null;
             run.Reset();
             return found;
@@ -10439,13 +11296,16 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// which it is behind.
     /// </summary>
     /// <param name="from">Gaps that ended before do not matter; null: none do.</param>
-    private string Timeline(ServiceFilter filter, DateTime? from)
+    /// <param name="withNotes">With corrections, and without what is retired.</param>
+    private string Timeline(ServiceFilter filter, DateTime? from, bool withNotes = false)
     {
-        var isDerived = _derived == filter && (from == null ? _derivedFrom == null : from >= _derivedFrom);
+        var isDerived = _derived == filter && _isDerivedWithNotes == withNotes
+            && (from == null ? _derivedFrom == null : from >= _derivedFrom);
         if (asOf == null && !isDerived)
         {
             _behind ??= snapshot.Behind();
-            _anew = from is { } since ? new HashSet<long>(AffectedOf(filter, since).Concat(_behind)) : _behind;
+            var noted = withNotes ? Noted(from ?? DateTime.MinValue, filter.Partition) : [];
+            _anew = from is { } since ? new HashSet<long>(AffectedOf(filter, since).Concat(_behind).Concat(noted)) : _behind;
         }
         if (asOf == null && _anew!.Count == 0)
         {
@@ -10454,11 +11314,11 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             return "main.timeline";
         }
         if (!isDerived && asOf is { } moment)
-            Derive(moment, snapshot.LastObservation(moment), Services(filter), from != null);
+            Derive(moment, snapshot.LastObservation(moment), Services(filter), from != null, withNotes);
         else if (!isDerived)
             Derive(now, snapshot.Through, filter == Every ? Named(_anew!)
-                : Services(filter).Where(s => _anew!.Contains(s.Id)), from != null);
-        (_derived, _derivedFrom) = (filter, from);
+                : Services(filter).Where(s => _anew!.Contains(s.Id)), from != null, withNotes);
+        (_derived, _derivedFrom, _isDerivedWithNotes) = (filter, from, withNotes);
         return asOf != null ? "temp.timeline" : """
             (SELECT * FROM main.timeline WHERE service NOT IN (SELECT service FROM temp.timeline)
             UNION ALL SELECT * FROM temp.timeline)
@@ -10483,7 +11343,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     private IReadOnlySet<long>? _behind, _anew;
 
     private void Derive(
-        DateTime moment, long through, IEnumerable<(long Id, ServiceKey Service)> services, bool withGaps)
+        DateTime moment, long through, IEnumerable<(long Id, ServiceKey Service)> services, bool withGaps, bool withNotes)
     {
         var (facts, runs, since) = (snapshot.Facts, new List<Run>(), new List<long>());
         snapshot.Execute("""
@@ -10509,6 +11369,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             facts.Read(service, through);
             var (partition, knownFrom) = known[key.Partition];
             _ = facts.Derive(knownFrom, moment, rules, runs, gaps: withGaps ? GapsOf(key) : null);
+            if (withNotes && OverlayOf(service, key) is { Count: > 0 } overlay)
+                runs = [.. Lay(overlay, runs)];
             ServiceFacts.AddSince(runs, since);
             for (var i = 0; i < runs.Count; i++)
             {
@@ -10534,21 +11396,23 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
     /// <summary>
     /// What services are that gaps make another than what is stored: an alert ended while a heartbeat is silent.
+    /// So do notes.
     /// </summary>
     private Dictionary<long, Correction> Corrected()
     {
         if (_corrected != null)
             return _corrected;
         _corrected = [];
-        var affected = GapFacts.Affected(snapshot, Moment - Recent);
+        var affected = Named([.. GapFacts.Affected(snapshot, Moment - Recent), .. Noted(Moment)]);
         if (affected.Count == 0)
             return _corrected;
         using var stored = snapshot.Query("SELECT status FROM service WHERE id = ?1");
-        foreach (var row in Present(Every, Named(affected)))
+        var present = Present(Every, affected).ToDictionary(p => p.Id, p => p.Status);
+        foreach (var (id, service) in affected)
         {
-            if (stored.Bind(1, row.Id).Number() is { } status && snapshot.NameOf((Status)status) is var name
-                && name != row.Status)
-                _corrected[row.Id] = new(row.Service, name, row.Status);
+            if (stored.Bind(1, id).Number() is { } status && snapshot.NameOf((Status)status) is var name
+                && present.GetValueOrDefault(id) is var shown && name != shown)
+                _corrected[id] = new(service, name, shown);
         }
         return _corrected;
     }
@@ -10563,7 +11427,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         return [.. ids.Zip(names.Of(ids))];
     }
 
-    private sealed record Correction(ServiceKey Service, string Stored, string Now);
+    /// <param name="Now">Null: it is retired.</param>
+    private sealed record Correction(ServiceKey Service, string Stored, string? Now);
 
     private Dictionary<long, Correction>? _corrected;
 
@@ -10575,13 +11440,14 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             """);
         counts.Bind(20, Forgotten).Step();
         var corrected = Corrected().Values;
-        long Change(Func<string, bool> isOf) => corrected.Count(c => isOf(c.Now)) - corrected.Count(c => isOf(c.Stored));
-        return new(counts.Number(0), counts.Number(1) + Change(s => s == "down"),
-            counts.Number(2) + Change(s => s is not ("up" or "down")));
+        long Change(Func<string?, bool> isOf) => corrected.Count(c => isOf(c.Now)) - corrected.Count(c => isOf(c.Stored));
+        return new(counts.Number(0) + Change(s => s != null), counts.Number(1) + Change(s => s == "down"),
+            counts.Number(2) + Change(s => s is not ("up" or "down" or null)));
     }
 
     /// <summary>The services that the page lists, in the order of names.</summary>
-    public IEnumerable<(long Id, ServiceKey Service)> ListedServices() => Services(Every, $"WHERE {Listed}");
+    public IEnumerable<(long Id, ServiceKey Service)> ListedServices() => Services(Every, $"WHERE {Listed}")
+        .Where(s => !Corrected().TryGetValue(s.Id, out var corrected) || corrected.Now != null);
 
     /// <summary>The services that are down, the latest first.</summary>
     public IEnumerable<(long Id, ServiceKey Service)> Down()
@@ -10626,16 +11492,16 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 CROSS JOIN family f ON f.id = s.family CROSS JOIN partition p ON p.id = f.partition
             WHERE s.status <> 0 AND {Listed} GROUP BY f.partition, f.platform
             """);
-        void AddNotUp((string, string) group, long count)
+        void Add((string, string) group, long notUp, long all)
         {
             if (counts.TryGetValue(group, out var before))
-                counts[group] = before with { NotUp = before.NotUp + count };
+                counts[group] = (before.All + all, before.NotUp + notUp);
         }
 
         for (rows.Bind(20, Forgotten); rows.Step();)
-            AddNotUp((rows.Text(0), rows.Text(1)), rows.Number(2));
+            Add((rows.Text(0), rows.Text(1)), rows.Number(2), 0);
         foreach (var (service, stored, now) in Corrected().Values)
-            AddNotUp((service.Partition, service.Platform), (now == "up" ? 0 : 1) - (stored == "up" ? 0 : 1));
+            Add((service.Partition, service.Platform), (now is "up" or null ? 0 : 1) - (stored == "up" ? 0 : 1), now == null ? -1 : 0);
         return counts;
     }
 
@@ -10653,7 +11519,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>Outages that ended after a time, the latest first.</summary>
     public IEnumerable<Outage> Ended(DateTime from)
     {
-        var affected = GapFacts.Affected(snapshot, from);
+        var affected = new HashSet<long>(GapFacts.Affected(snapshot, from).Concat(Noted(from)));
         using var stored = StoredEnded(from, affected).GetEnumerator();
         using var laid = LaidEnded(from, affected).OrderByDescending(o => o.To).GetEnumerator();
         for (bool isStored = stored.MoveNext(), isLaid = laid.MoveNext(); isStored || isLaid;)
@@ -10668,26 +11534,23 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 
     /// <summary>Those of services of which gaps make another timeline.</summary>
-    private IEnumerable<Outage> LaidEnded(DateTime from, IReadOnlySet<long> services)
+    private IEnumerable<Outage> LaidEnded(DateTime from, HashSet<long> services)
     {
         if (services.Count == 0)
             yield break;
         using var texts = new ObservedTexts(snapshot);
-        foreach (var (_, service, runs) in Runs(Every, from, Named(services)))
+        foreach (var (id, service, runs) in Runs(Every, from, Named(services)))
         {
-            Run? down = null;
-            foreach (var run in runs)
+            foreach (var outage in OutagesOf(id, service, [.. runs], default, null))
             {
-                if (down is { } ended && run.Status is not (Status.Down or Status.Unknown) && ended.To > from)
-                    yield return new Outage(service, ended.From, ended.To!.Value,
-                        texts.Of(ended.Observation, isUp: false).Text);
-                down = run.Status == Status.Down ? run with { From = down is { } goesOn ? goesOn.From : run.From }
-                    : run.Status == Status.Unknown ? down : null;
+                if (outage.To > from)
+                    yield return new Outage(
+                        service, outage.From, outage.To.Value, TextOf(texts, outage.Observation, isUp: false).Text);
             }
         }
     }
 
-    private IEnumerable<Outage> StoredEnded(DateTime from, IReadOnlySet<long> others)
+    private IEnumerable<Outage> StoredEnded(DateTime from, HashSet<long> others)
     {
         using var rows = snapshot.Query("""
             SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location, r.service
@@ -10715,8 +11578,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         using var texts = new ObservedTexts(snapshot);
         foreach (var run in Enumerable.Reverse(ChangesOf(id, service, from)))
         {
-            var (text, received) = run.Observation < 0 ? GapFacts.TextOf(run.Observation)
-                : texts.Of(run.Observation, run.Status == Status.Up);
+            var (text, received) = TextOf(texts, run.Observation, run.Status == Status.Up);
             yield return new ChangeRow(id, service, snapshot.NameOf(run.Status), run.From, text, received);
         }
     }
@@ -10734,7 +11596,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 }
 
-// ================================ 10. Asking =================================
+// ================================ 11. Asking =================================
 //
 // Questions about the past and their answers, to programs by HTTP and on the command line alike. A question
 // is parsed from parameters, each of which may stand once; an answer is rows, told as JSON, CSV (RFC 4180)
@@ -10745,7 +11607,7 @@ internal sealed class QuestionException(string message) : Exception(message);
 
 internal enum Subject { Status, History, Report, Outages }
 
-internal enum OutputFormat { Json, Csv, Table }
+internal enum OutputFormat { Json, Csv, Table, Html }
 
 /// <summary>A question, understood.</summary>
 /// <param name="From">Null: from the first word on.</param>
@@ -10843,7 +11705,7 @@ internal sealed record Question(
     }
 
     /// <summary>Of its milliseconds, by which is counted.</summary>
-    private static DateTime? Whole(DateTime? time) => time?.AddTicks(-(time.Value.Ticks % TimeSpan.TicksPerMillisecond));
+    public static DateTime? Whole(DateTime? time) => time?.AddTicks(-(time.Value.Ticks % TimeSpan.TicksPerMillisecond));
 
     private static Counting ParseCounting(Dictionary<string, string> given, Counting standard) => new(
         Parse(given, "period", v => v switch
@@ -10919,7 +11781,7 @@ internal sealed record Question(
                 $"{name}: '{Shown(value)}' is not usable; allowed: {allowed}");
 
     /// <summary>One line of it, and not all.</summary>
-    private static string Shown(string value) =>
+    public static string Shown(string value) =>
         string.Concat((value.Length > 100 ? value[..100] + "..." : value)
             .Select(c => char.IsControl(c) || char.IsSurrogate(c) ? '\ufffd' : c));
 
@@ -11224,7 +12086,8 @@ internal sealed class RowWriter : BodyWriter
 /// than the terminal is wide. What is of least use there is left out first, then texts are cut, the longest first.
 /// </summary>
 /// <param name="width">Of the terminal, in its columns.</param>
-internal sealed class TextTable(int width)
+/// <param name="leastText">No text is cut shorter.</param>
+internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
 {
     /// <summary>Rows that are looked at before columns have their width.</summary>
     private const int MaxRows = 1000;
@@ -11238,7 +12101,7 @@ internal sealed class TextTable(int width)
     public static readonly string[] Times = ["since", "time", "last_seen", "received", "recorded", "from", "to"];
 
     private static readonly string[]
-        Percentages = ["availability", "adjusted_availability", "coverage"],
+        Percentages = ["availability", "available", "adjusted_availability", "coverage"],
         Counts = ["outages", "up"];
 
     /// <summary>What is left out where not all fits, in this order, then what has the same in each row.</summary>
@@ -11247,7 +12110,7 @@ internal sealed class TextTable(int width)
         [
             "id", "last_seen", "received", "watched", "mean_between_seconds", "mean_seconds", "degraded_seconds",
             "notes", "unknown_seconds", "up_seconds", "not_counted_seconds", "maintenance_down_seconds", "excluded_seconds",
-            "error_budget_seconds", "coverage", "recorded", "maintenance_seconds", "availability",
+            "error_budget_seconds", "coverage", "recorded", "maintenance_seconds", "availability", "available",
         ],
         Places = ["partition", "platform"],
         LastUse =
@@ -11304,7 +12167,9 @@ internal sealed class TextTable(int width)
             .Select(i => _columns[i]);
         // When a status was last said is of use only where it is not when it began; a period has a name.
         string[] again = _columns.Contains("since") ? ["time"] : _columns.Contains("outages") ? ["from", "to"] : [];
-        foreach (var column in empty.Concat(LeastUse).Concat(again).Concat(alike).Concat(LastUse).ToList())
+        // Of notes it is what one needs.
+        var least = _columns.Contains("kind") ? [.. LeastUse.Skip(1), "warnings", "matches", "author_name"] : LeastUse;
+        foreach (var column in empty.Concat(least).Concat(again).Concat(alike).Concat(LastUse).ToList())
         {
             if (Over(i => Math.Min(_widths[i], LeastWidth(_columns[i]))) > 0 && _shown.Count > 2)
                 _shown.RemoveAll(i => _columns[i] == column);
@@ -11328,17 +12193,19 @@ internal sealed class TextTable(int width)
             : IsFigure(_columns[column]) ? new string(' ', space) + text : text + new string(' ', space);
     }
 
-    private static string Head(string column) => column switch
+    public static string Head(string column) => column switch
     {
         "adjusted_availability" => "ADJUSTED",
         "error_budget_seconds" => "BUDGET",
         "error_budget_left_seconds" => "BUDGET LEFT",
+        "outage" => "OUTAGES",
         _ => column.Replace(Seconds, "", StringComparison.Ordinal).Replace('_', ' ').ToUpperInvariant(),
     };
 
     /// <summary>What a column is cut to; figures, times and ids are of use only whole.</summary>
-    private static int LeastWidth(string column) => column is "reason" or "labels" ? ShortReason
-        : column == "id" || Times.Contains(column) || IsFigure(column) ? int.MaxValue : ShortText;
+    private int LeastWidth(string column) => column is "reason" or "labels" ? ShortReason
+        : column is "id" or "objective" or "budget_left" || Times.Contains(column) || IsFigure(column) ? int.MaxValue
+        : leastText;
 
     private static bool IsFigure(string column) => column.EndsWith(Seconds, StringComparison.Ordinal)
         || Percentages.Contains(column) || Counts.Contains(column);
@@ -11363,7 +12230,8 @@ internal sealed class TextTable(int width)
 internal sealed class Answers(Questions questions, string version, int? width = null)
 {
     private static readonly string[]
-        StatusColumns = [.. Question.Names, "status", "since", "time", "description", "last_seen", "watched"],
+        StatusColumns =
+            [.. Question.Names, "status", "since", "time", "description", "last_seen", "watched", "maintenance"],
         EventColumns = [.. Question.Names, "status", "time", "description", "received"],
         FigureColumns = ["from", "to", "availability", "adjusted_availability", "coverage", "up_seconds",
             "degraded_seconds", "down_seconds", "unknown_seconds", "not_counted_seconds", "maintenance_seconds",
@@ -11489,20 +12357,19 @@ internal sealed class Answers(Questions questions, string version, int? width = 
 
     private IEnumerable<List<object?>> Status(Question question) => questions.Present(question.Filter).Select(p =>
     {
-        Told = Told with { Down = Told.Down + (p.Status == "down" ? 1 : 0) };
-        return Row(question, p.Service, p.Status, p.Since, p.Time, p.Description, p.LastSeen, p.IsWatched);
+        Told = Told with { Down = Told.Down + (p.Status == "down" && p.Maintenance == null ? 1 : 0) };
+        return Row(question, p.Service, p.Status, p.Since, p.Time, p.Description, p.LastSeen, p.IsWatched, p.Maintenance);
     });
 
     private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question) => Page(writer, Events, question,
         questions.History(question.Filter, question.From, question.To, question.After, question.IsNewestFirst),
         r => Row(question, r.Service, r.Status, r.Time, r.Description, r.Received), r => (r.Time, r.Place));
 
-    // Notes cannot be made yet.
     private IEnumerable<ReadOnlyMemory<byte>> OutagesOf(RowWriter writer, Question question) => Page(writer, Outages, question,
         questions.Outages(
             question.Filter, question.From, question.To, question.Counting, question.After, question.IsNewestFirst),
-        r => Row(question, r.Service, r.From, r.To, Seconds(r.Down), 0.0, 0.0, r.To == null, r.Description,
-            Array.Empty<string>()),
+        r => Row(question, r.Service, r.From, r.To, Seconds(r.Down), Seconds(r.Maintenance), Seconds(r.Excluded),
+            r.To == null, r.Description, r.Notes.Select(n => n.Last.Id).ToArray()),
         r => (r.From, r.Id));
 
     /// <summary>The rows up to the limit, and where they go on.</summary>
@@ -11564,7 +12431,547 @@ internal sealed class Answers(Questions questions, string version, int? width = 
             Row(question, r.Service, r.Status, r.Time, r.Up, r.Under.TotalSeconds));
 }
 
-// ================================= 11. Onix ==================================
+/// <summary>Which notes are asked for.</summary>
+/// <param name="Filter">Those that may be about such services.</param>
+/// <param name="HasAllVersions">False: the last one of each.</param>
+internal sealed record NoteQuestion(
+    ServiceFilter Filter, DateTime? From, DateTime? To, NoteKind? Kind, string? Id, DateTime? AsOf, bool HasAllVersions)
+{
+    public static readonly string[] Parameters = [.. Question.Names, "from", "to", "kind", "id", "as_of", "versions"];
+
+    /// <exception cref="QuestionException">A parameter is unknown, stands twice, or cannot be used.</exception>
+    public static NoteQuestion Parse(
+        string? partition, IEnumerable<KeyValuePair<string, string>> parameters, DateTime now, Zone zone)
+    {
+        var given = Question.Once(parameters, Parameters, "notes");
+        DateTime? Time(string name) => Question.Parse(given, name, v => Question.ParseTime(v, now, zone), Question.TimeAllowed);
+        var question = new NoteQuestion(new ServiceFilter(partition, given.GetValueOrDefault("platform"),
+                given.GetValueOrDefault("service"), given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
+            Time("from"), Time("to"),
+            Question.Parse(given, "kind", v => NoteDraft.KindOf(v), string.Join(", ", NoteDraft.Kinds)),
+            given.GetValueOrDefault("id"), Time("as_of"),
+            Question.Parse(given, "versions", v => bool.TryParse(v, out var flag) ? flag : (bool?)null, "true, false") == true);
+        return question.From >= question.To ? throw new QuestionException("from: it is not before to")
+            : question.AsOf > now
+            ? throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}") : question;
+    }
+}
+
+/// <summary>Notes as people and programs write and read them.</summary>
+internal sealed class NoteForm(Questions questions)
+{
+    /// <summary>In bytes: a text of the longest, with each character escaped, and the names.</summary>
+    public const int MaxBody = 64 * 1024;
+
+    public static readonly string[]
+        Fields =
+        [
+            "id", "version", "kind", "from", "to", .. Question.Names, "status", "text", "author_name", "withdrawn",
+        ],
+        Columns =
+        [
+            "id", "version", "kind", "from", "to", "partition", .. Question.Names, "status", "text", "author",
+            "author_name", "withdrawn", "received", "recorded", "matches", "warnings",
+        ];
+
+    /// <summary>What JSON says: <c>{"kind": "maintenance", "from": "2026-12-01T22:00+01:00", ...}</c>.</summary>
+    /// <param name="zone">In which a day begins.</param>
+    /// <exception cref="NoteException">It is no such object.</exception>
+    public static NoteDraft Read(ReadOnlyMemory<byte> body, DateTime now, Zone zone)
+    {
+        var given = new Dictionary<string, string?>();
+        try
+        {
+            using var json = JsonDocument.Parse(body);
+            if (json.RootElement.ValueKind != JsonValueKind.Object)
+                throw new NoteException(400, "The body is no JSON object");
+            foreach (var field in json.RootElement.EnumerateObject())
+            {
+                var isUsable = field.Name switch
+                {
+                    var name when !Fields.Contains(name) => true,
+                    "withdrawn" => field.Value.ValueKind is JsonValueKind.True or JsonValueKind.False,
+                    "version" => field.Value.ValueKind == JsonValueKind.Number,
+                    _ => field.Value.ValueKind is JsonValueKind.String or JsonValueKind.Null,
+                };
+                var value = field.Value.ValueKind == JsonValueKind.String ? field.Value.GetString()
+                    : field.Value.ValueKind == JsonValueKind.Null ? null : field.Value.GetRawText();
+                if (!isUsable || !given.TryAdd(field.Name, value))
+                    throw new NoteException(400, $"{AlertMapping.Clip(field.Name, 100)}: it "
+                        + (isUsable ? "stands twice" : "is of the wrong type"));
+            }
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException)
+        {
+            throw new NoteException(400, e is JsonException ? "The body is not JSON" : "A text in it is not valid Unicode");
+        }
+        return Parse(given, now, zone);
+    }
+
+    /// <param name="given">What fields say, by name.</param>
+    /// <exception cref="NoteException">A field is unknown, or cannot be used.</exception>
+    public static NoteDraft Parse(IReadOnlyDictionary<string, string?> given, DateTime now, Zone zone)
+    {
+        if (given.Keys.FirstOrDefault(k => !Fields.Contains(k)) is { } unknown)
+            throw new NoteException(400,
+                $"{AlertMapping.Clip(unknown, 100)}: it is no field of a note; there are {string.Join(", ", Fields)}");
+        T? Usable<T>(string name, Func<string, T?> parse, string allowed) where T : struct =>
+            given.GetValueOrDefault(name) is not { } text ? null
+            : parse(text) ?? throw new NoteException(400, $"{name}: '{Question.Shown(text)}' is not usable; allowed: {allowed}");
+        DateTime? Time(string name) => Usable(name, v => ParseTime(v, now, zone) is { } time
+            && time >= AlertMapping.Earliest && time <= now + NoteBook.MaxAhead ? Question.Whole(time) : null,
+            $"{Question.TimeAllowed}, from the year 2000 to {NoteBook.MaxAhead.TotalDays} days ahead");
+        var id = given.GetValueOrDefault("id");
+        if (id != null && !NoteVersion.IsId(id))
+            throw new NoteException(400, $"id: '{Question.Shown(id)}' is not usable; allowed: 1 to 64 of A-Z a-z 0-9 . _ -");
+        return new NoteDraft(id, Usable("version", v => long.TryParse(
+            v, NumberStyles.None, CultureInfo.InvariantCulture, out var number) ? number : (long?)null, "a whole number"),
+            given.Keys.ToHashSet())
+        {
+            Kind = Usable("kind", v => NoteDraft.KindOf(v), string.Join(", ", NoteDraft.Kinds)),
+            From = Time("from"),
+            To = Time("to"),
+            Platform = given.GetValueOrDefault("platform"),
+            Service = given.GetValueOrDefault("service"),
+            Facet = given.GetValueOrDefault("facet"),
+            Location = given.GetValueOrDefault("location"),
+            Status = given.GetValueOrDefault("status"),
+            Text = given.GetValueOrDefault("text"),
+            AuthorName = given.GetValueOrDefault("author_name"),
+            IsWithdrawn = Usable("withdrawn", v => bool.TryParse(v, out var flag) ? flag : (bool?)null, "true, false"),
+        };
+    }
+
+    /// <summary>As of a question, or without an offset, in the zone.</summary>
+    public static DateTime? ParseTime(string text, DateTime now, Zone zone)
+    {
+        string[] local = ["yyyy-MM-dd'T'HH:mm", "yyyy-MM-dd'T'HH:mm:ss"];
+        return DateTime.TryParseExact(text, local, CultureInfo.InvariantCulture, DateTimeStyles.None, out var time)
+            && time.Year is > 1 and < 9999 ? zone.Begin(time) : Question.ParseTime(text, now, zone);
+    }
+
+    /// <summary>What whoever wrote the last version should know.</summary>
+    /// <param name="matches">So many services it is about.</param>
+    public static IEnumerable<string> Warnings(Note note, long matches)
+    {
+        var last = note.Last;
+        if (last.IsWithdrawn && note.Versions is [.., { IsWithdrawn: true }, _])
+            yield return "it was withdrawn before, and still is: \"withdrawn\": false takes that back";
+        if (last.IsWithdrawn)
+            yield break;
+        if (matches == 0)
+            yield return "it matches no service that is known";
+        if (last.Kind == NoteKind.Maintenance)
+        {
+            var held = note.Announced(_ => true);
+            if (held.Length == 0)
+                yield return "it was over when it was received, so that it holds nowhere: excluded is for what was not announced";
+            else if (held is not [var span] || span != last.Span)
+                yield return $"not all of it was announced: it holds from {string.Join(" and from ", held.Select(Told))}; "
+                    + "excluded is for what was not";
+        }
+        if (last is { Kind: NoteKind.Excluded or NoteKind.Correction, To: null })
+            yield return "it has no end: it holds until a version gives it one";
+    }
+
+    private static string Told(Interval span) => Rfc3339.Format(UnixTime.Read(span.From))
+        + (span.To == UnixTime.Open ? " on" : $" to {Rfc3339.Format(UnixTime.Read(span.To))}");
+
+    /// <summary>The last version as JSON.</summary>
+    public byte[] Write(Note note)
+    {
+        var writer = new RowWriter(OutputFormat.Json);
+        foreach (var (column, cell) in Columns.Zip(Cells(note)))
+            writer.Property(column, cell);
+        return writer.End().ToArray();
+    }
+
+    private object?[] Cells(Note note)
+    {
+        var (v, matches) = (note.Last, questions.CountMatching(note.Last.Filter));
+        return
+        [
+            v.Id, note.Versions.Count, NoteDraft.NameOf(v.Kind), v.From, v.To, v.Filter.Partition, v.Filter.Platform,
+            v.Filter.Service, v.Filter.Facet, v.Filter.Location, v.Status, v.Text, v.Author, v.AuthorName, v.IsWithdrawn,
+            v.Received, v.Recorded, (int)matches, Warnings(note, matches).ToArray(),
+        ];
+    }
+
+    /// <summary>The notes that are asked for, in parts, each valid until the next is asked for.</summary>
+    /// <param name="width">Of the terminal; null: it is none.</param>
+    public IEnumerable<ReadOnlyMemory<byte>> Write(NoteQuestion question, OutputFormat format, int? width)
+    {
+        var writer = new RowWriter(format, width);
+        writer.Property("as_of", questions.Moment);
+        writer.BeginList("notes", Columns);
+        foreach (var note in questions.Notes(question.Filter, question.From, question.To))
+        {
+            if ((question.Id ?? note.Last.Id) != note.Last.Id || (question.Kind ?? note.Last.Kind) != note.Last.Kind)
+                continue;
+            for (var i = question.HasAllVersions ? 1 : note.Versions.Count; i <= note.Versions.Count; i++)
+                writer.Row(Columns, Cells(new Note([.. note.Versions.Take(i)])));
+            if (writer.IsFull)
+                yield return writer.Take();
+        }
+        writer.EndList();
+        yield return writer.End();
+    }
+
+    /// <summary>The last version in a line, for who wrote it.</summary>
+    public string Line(Note note, Zone zone)
+    {
+        var (v, matches) = (note.Last, questions.CountMatching(note.Last.Filter));
+        string At(DateTime time) => $"{zone.Local(time):yyyy-MM-dd HH:mm}";
+        string?[] names = [v.Filter.Platform, v.Filter.Service, v.Filter.Facet, v.Filter.Location];
+        return string.Join("  ", new[]
+        {
+            v.Id, $"version {note.Versions.Count}", (v.IsWithdrawn ? "withdrawn " : "") + NoteDraft.NameOf(v.Kind),
+            $"{At(v.From)} to {(v.To is { } to ? At(to) : "…")} ({zone.Name})",
+            names.All(n => n == null) ? "all" : string.Join(' ', names.Select(n => n == "" ? "''" : n ?? "*").Reverse().SkipWhile(n => n == "*").Reverse()),
+            matches == 1 ? "1 service" : $"{matches} services",
+        });
+    }
+}
+
+// ================================ 12. Reports ================================
+//
+// What people read of a period: the verdicts on a platform's services, their figures and their outages, with what
+// was said of these. The same tables are made for a terminal and for paper. A figure of several services is the
+// share that their times added up have, never the mean of percentages, and percentages are cut, never rounded up.
+
+/// <summary>A service of a report, with a row for each period before whose end it was known.</summary>
+/// <param name="Name">As much of its names as tells it apart from the others of its platform.</param>
+internal sealed record ReportedService(ServiceKey Key, string Name, IReadOnlyList<ReportRow> Rows);
+
+/// <summary>The cells of a table; its columns are named as <see cref="TextTable"/> knows them.</summary>
+internal sealed record ReportTable(IReadOnlyList<string> Columns, IReadOnlyList<string[]> Rows);
+
+/// <summary>A report on the services of one platform.</summary>
+/// <param name="rows">One at least; in the order of periods.</param>
+/// <param name="outages">In the order of their begins.</param>
+/// <param name="asOf">What is later is not known yet.</param>
+internal sealed class PlatformReport(
+    Counting counting, DateTime asOf, IReadOnlyList<ReportRow> rows, IReadOnlyList<OutageRow> outages)
+{
+    private const double LeastCoverage = 95;
+
+    private readonly decimal? _objective = counting.Objectives?.Of(rows[0].Service.Platform);
+    private readonly Dictionary<ServiceKey, string> _names = NamesOf([.. rows.Select(r => r.Service).Distinct()]);
+
+    private static readonly string[] OutageColumns = ["outage", "from", "to", "down_seconds", "notes"];
+
+    /// <summary>One for each platform, in the order of names.</summary>
+    public static List<PlatformReport> All(
+        Counting counting, DateTime asOf, IReadOnlyList<ReportRow> rows, IReadOnlyList<OutageRow> outages)
+    {
+        var byPlatform = outages.ToLookup(o => (o.Service.Partition, o.Service.Platform));
+        return [.. rows.GroupBy(r => (r.Service.Partition, r.Service.Platform))
+            .Select(g => new PlatformReport(counting, asOf, [.. g], [.. byPlatform[g.Key]]))];
+    }
+
+    public string Partition => rows[0].Service.Partition;
+
+    public string Platform => rows[0].Service.Platform;
+
+    public DateTime From { get; } = rows.Min(r => r.From);
+
+    public DateTime To { get; } = rows.Max(r => r.To);
+
+    /// <summary>The periods, in order; one of them is null if the range is none.</summary>
+    public IReadOnlyList<string?> Periods { get; } =
+        [.. rows.OrderBy(r => r.From).Select(r => r.Period).Distinct()];
+
+    /// <summary>Those that missed their objective first, then the least available.</summary>
+    public IReadOnlyList<ReportedService> Services => field ??= [.. rows.GroupBy(r => r.Service)
+        .Select(g => new ReportedService(g.Key, _names[g.Key], [.. g]))
+        .OrderBy(s => !s.Rows.Any(IsMissed)).ThenBy(s => AdjustedOf(s.Rows) ?? 101)
+        .ThenBy(s => s.Name, StringComparer.Ordinal)];
+
+    // ---- In words ----
+
+    /// <summary>What is reported on: the periods, their zone, the hours that count, the objective.</summary>
+    public string Subject => $"{Range}, {counting.Zone.Name}, {counting.Hours?.Text ?? "all hours"}"
+        + (_objective is { } objective ? $", objective {Percent(objective)} %" : "");
+
+    /// <summary>The periods that are reported on.</summary>
+    public string Range => Periods[0] is not { } first ? $"{Time(From)} to {Time(To)}"
+        : TitleOf(first, From) + (Periods.Count == 1 ? "" : $" to {TitleOf(Periods[^1]!, rows.Max(r => r.From))}")
+            + (To > asOf ? " so far" : "");
+
+    private string TitleOf(string period, DateTime from) => counting.Period switch
+    {
+        PeriodLength.Month => counting.Zone.Local(from).ToString("MMMM yyyy", CultureInfo.InvariantCulture),
+        PeriodLength.Quarter => $"{period[^2..]} {period[..4]}",
+        _ => period,
+    };
+
+    /// <summary>To the minute, in the zone of the report.</summary>
+    public string Time(DateTime time) =>
+        counting.Zone.Local(time).ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture);
+
+    /// <summary>That of its document: partition, platform and period, as far as that is no odd name.</summary>
+    /// <param name="isPlain">False: with a hash, where another one's is the same.</param>
+    public string FileName(bool isPlain)
+    {
+        const int Longest = 80;
+        string Safe(string name) => string.Concat(AlertMapping.Clip(name, Longest)
+            .Select(c => char.IsLetterOrDigit(c) || c is '-' or '_' or '.' ? c : '_')).Trim('.');
+        var range = Periods[0] == null ? $"{Time(From)[..10]}_{Time(To)[..10]}"
+            : Periods.Count == 1 ? Periods[0] : $"{Periods[0]}_{Periods[^1]}";
+        isPlain &= Safe(Partition) == Partition && Safe(Platform) == Platform;
+        var hash = SHA256.HashData(Encoding.UTF8.GetBytes($"{Partition}/{Platform}")).AsSpan(0, 4);
+        return $"{Safe(Partition)}-{Safe(Platform)}{(isPlain ? "" : "-" + Convert.ToHexStringLower(hash))}-{range}.html";
+    }
+
+    /// <summary>The whole in a sentence.</summary>
+    public string Verdict => _objective == null ? Summary : string.Join(", ", Verdicts());
+
+    private string Summary
+    {
+        get
+        {
+            var failed = Services.Count(s => s.Rows.Any(r => r.Figures.Outages > 0));
+            return AdjustedOf(rows) == null ? $"nothing is known of {Counted(Services.Count, "service")}"
+                : $"adjusted availability of {Counted(Services.Count, "service")}: {Adjusted(rows)} %, "
+                    + (failed == 0 ? "no outage" : $"outages of {failed}");
+        }
+    }
+
+    private IEnumerable<string> Verdicts()
+    {
+        var met = rows.Where(IsMet).ToList();
+        var sparse = met.Where(IsSparse).ToList();
+        var (missed, lasting) = (rows.Count(IsMissed), rows.Count(r => IsMetOf(r) == null && r.To > asOf));
+        var isSoFar = lasting > 0 && met.Count == 0;
+        yield return isSoFar ? $"{lasting} of {rows.Count} within the budget so far"
+            : $"{met.Count - sparse.Count} of {rows.Count} met";
+        if (missed > 0)
+            yield return $"{missed} missed";
+        if (sparse is [{ Figures.Coverage: { } coverage }])
+            yield return $"1 met on {Percent(Math.Floor((decimal)coverage * 10) / 10)} % of its time";
+        if (sparse.Count > 1)
+            yield return $"{sparse.Count} met on less than {LeastCoverage} % of their time";
+        if (lasting > 0 && !isSoFar)
+            yield return $"{lasting} within the budget so far";
+        if (rows.Count - met.Count - missed - lasting is > 0 and var unknown)
+            yield return $"{unknown} not known";
+    }
+
+    public static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
+
+    public static string Percent(decimal share) => share.ToString("0.#########", CultureInfo.InvariantCulture);
+
+    private bool? IsMetOf(ReportRow row) =>
+        _objective is { } objective ? row.Figures.IsMet(objective, row.To > asOf) : null;
+
+    private bool IsMet(ReportRow row) => IsMetOf(row) == true;
+
+    public bool IsMissed(ReportRow row) => IsMetOf(row) == false;
+
+    /// <summary>So little is known that a verdict says little.</summary>
+    private static bool IsSparse(ReportRow row) => row.Figures.Coverage < LeastCoverage;
+
+    /// <summary>Whether a verdict has the mark that says so.</summary>
+    public bool HasMarks => _objective != null && rows.Any(r => IsSparse(r) && IsMetOf(r) != null);
+
+    // ---- Figures ----
+
+    private static long Sum(IReadOnlyList<ReportRow> of, Func<Figures, long> part) => of.Sum(r => part(r.Figures));
+
+    /// <summary>In percent, in thousandths; null: without a base.</summary>
+    private static decimal? Share(long part, long whole) =>
+        whole == 0 ? null : Math.Floor(100_000m * part / whole) / 1000;
+
+    private static string Shown(decimal? share) => share?.ToString("0.000", CultureInfo.InvariantCulture) ?? "-";
+
+    private static decimal? AdjustedOf(IReadOnlyList<ReportRow> of)
+    {
+        var whole = Sum(of, f => f.Up + f.Degraded + f.Down - f.Maintenance - f.Excluded);
+        return Share(whole - Sum(of, f => f.BaseDown), whole);
+    }
+
+    private static string Adjusted(IReadOnlyList<ReportRow> of) => Shown(AdjustedOf(of));
+
+    /// <summary>In hours, minutes and seconds.</summary>
+    /// <param name="isBrief">Without the seconds of a minute or more.</param>
+    public static string Lasted(long milliseconds, bool isBrief = false)
+    {
+        var (hours, minutes, seconds) = (milliseconds / 3_600_000, milliseconds / 60_000 % 60, milliseconds / 1000 % 60);
+        return milliseconds == 0 ? "-"
+            : hours > 0 ? $"{hours} h" + (minutes > 0 ? $" {minutes} min" : "")
+            : minutes > 0 ? $"{minutes} min" + (seconds > 0 && !isBrief ? $" {seconds} s" : "")
+            : Quantity.Lasted(TimeSpan.FromMilliseconds(milliseconds));
+    }
+
+    private string VerdictOn(ReportRow row) => (IsMetOf(row) switch
+    {
+        true => "✔ met",
+        false => "✖ missed",
+        null => row.To > asOf ? "so far" : "unknown",
+    }) + (IsSparse(row) && IsMetOf(row) != null ? " ?" : "");
+
+    private string BudgetLeft(ReportRow row)
+    {
+        var (budget, left) = ((long)row.Figures.Budget(_objective!.Value), row.Figures.BudgetLeft(_objective.Value));
+        string Text(long milliseconds) => milliseconds == 0 ? "0 s" : Lasted(milliseconds, isBrief: true);
+        return $"{(left < 0 ? "-" + Text((long)Math.Ceiling(-left)) : Text((long)left))} of {Text(budget)}";
+    }
+
+    // ---- Tables ----
+
+    /// <summary>The services of one period, and their sum.</summary>
+    public ReportTable Figures()
+    {
+        string[] verdicts = _objective == null ? [] : ["objective", "budget_left"];
+        var cells = Services.Select(s => Cells(s.Name, s.Rows,
+            _objective == null ? [] : [VerdictOn(s.Rows[0]), BudgetLeft(s.Rows[0])])).ToList();
+        if (cells.Count > 1)
+            cells.Add(Cells($"all {cells.Count} services", rows, [.. verdicts.Select(_ => "")]));
+        return new(["service", "adjusted_availability", "available", .. verdicts, "down_seconds", "outages",
+            "maintenance_seconds", "unknown_seconds"], cells);
+    }
+
+    private static string[] Cells(string name, IReadOnlyList<ReportRow> of, string[] verdict) =>
+    [
+        name, Adjusted(of), Shown(Share(Sum(of, f => f.Up + f.Degraded), Sum(of, f => f.Up + f.Degraded + f.Down))),
+        .. verdict, Lasted(Sum(of, f => f.Down)), $"{Sum(of, f => f.Outages)}", Lasted(Sum(of, f => f.Maintenance)),
+        Lasted(Sum(of, f => f.Unknown)),
+    ];
+
+    /// <summary>The adjusted availability of each service in each period and in all, and their sums.</summary>
+    /// <param name="most">Columns beside the services' that a table may have; what is left has one of its own.</param>
+    public IEnumerable<ReportTable> ByPeriod(int most)
+    {
+        List<(string Name, IReadOnlyList<ReportRow> Rows)> lines = [.. Services.Select(s => (s.Name, s.Rows))];
+        if (lines.Count > 1)
+            lines.Add(($"all {lines.Count} services", rows));
+        foreach (var some in Periods.Append("total").Chunk(Math.Max(1, most)))
+            yield return new(["service", .. some!], [.. lines.Select(l => (string[])
+                [l.Name, .. some.Select(p => p == "total" ? CellOf(l.Rows) : CellOf([.. l.Rows.Where(r => r.Period == p)]))])]);
+    }
+
+    /// <summary>Only of one service and one period there is a verdict.</summary>
+    private string CellOf(IReadOnlyList<ReportRow> of) => Adjusted(of).PadLeft(7)
+        + (of is not [var row] || IsMetOf(row) == null ? ""
+            : (IsMissed(row) ? " ✖" : "") + (IsSparse(row) ? " ?" : ""));
+
+    /// <param name="isShort">Days of the report's own year are told without it.</param>
+    public ReportTable Outages(bool isShort)
+    {
+        var last = isShort ? counting.Zone.Local(To.AddMilliseconds(-1)).Year : 0;
+        var isOneYear = counting.Zone.Local(From).Year == last;
+        string Day(DateTime time) => Time(time)[(isOneYear && counting.Zone.Local(time).Year == last ? 5 : 0)..];
+        return new(OutageColumns, [.. outages.Select(o => (string[])
+        [
+            _names.GetValueOrDefault(o.Service) ?? o.Service.Service, Day(o.From), o.To is { } to ? Day(to) : "goes on",
+            Lasted(o.Down), string.Join("; ", o.Notes.Select(n => NoteOn(n, o, Day))),
+        ])]);
+    }
+
+    private string NoteOn(Note note, OutageRow outage, Func<DateTime, string> day)
+    {
+        var (last, kind) = (note.Last, note.Last.Kind.ToString().ToLowerInvariant());
+        if (last.Kind == NoteKind.Maintenance)
+        {
+            // Of a night of work the times are enough beside those of the outage.
+            string Of(DateTime time) => last.To - last.From < TimeSpan.FromDays(1) ? Time(time)[^5..] : day(time);
+            var since = note.Versions[0].Received;
+            var (from, until) = (Math.Max(last.Span.From, UnixTime.From(outage.From)),
+                Math.Min(last.Span.To, UnixTime.From(outage.To ?? asOf)));
+            var announced = Interval.Length(note.Announced(f => f.Takes(outage.Service)), from, until);
+            return $"{kind} {Of(last.From)} to {(last.To is { } to ? Of(to) : "no end")} "
+                + $"({(announced == 0 ? "added" : announced == until - from ? "announced" : "in part announced")} {day(since)[..^6]})";
+        }
+        var when = last.Received >= outage.To ? "after the outage" : last.Received >= outage.From ? "during it" : "before it";
+        return $"{kind}{(last.Status == null ? "" : $", {last.Status}")}: {last.Text} "
+            + $"({AuthorOf(last)}, {day(last.Received)}, {when})";
+    }
+
+    public static string AuthorOf(NoteVersion version) =>
+        version.Author + (version.AuthorName == null ? "" : $", {version.AuthorName}");
+
+    /// <summary>What tells services of a platform apart: a location does where it must, its labels likewise.</summary>
+    private static Dictionary<ServiceKey, string> NamesOf(List<ServiceKey> services)
+    {
+        var names = new Dictionary<ServiceKey, string>();
+        Func<ServiceKey, string>[] ways =
+        [
+            s => Joined(s.Service, s.Facet), s => Joined(s.Service, s.Facet, s.Location.Split('{')[0]),
+            s => Joined(s.Service, s.Facet, s.Location),
+        ];
+        foreach (var way in ways)
+        {
+            foreach (var alike in services.Where(s => !names.ContainsKey(s)).GroupBy(way).ToList())
+            {
+                if (alike.Count() == 1 || way == ways[^1])
+                    foreach (var service in alike)
+                        names[service] = alike.Key;
+            }
+        }
+        return names;
+    }
+
+    private static string Joined(params string[] names) => string.Join(' ', names.Where(n => n != ""));
+}
+
+/// <summary>Writes reports for a terminal.</summary>
+/// <param name="width">In its columns.</param>
+internal sealed class ReportText(int width)
+{
+    /// <param name="withPartition">Whether there are others than the first one's.</param>
+    public string Of(PlatformReport report, string asOf, bool withPartition)
+    {
+        var tables = report.Periods.Count == 1 ? [report.Figures()] : report.ByPeriod(Fitting(report)).ToList();
+        var figures = string.Join('\n', tables.Select(Written));
+        var outages = report.Outages(isShort: true);
+        var text = new StringBuilder();
+        void Line(string line) => text.Append(Terminal.Cut(line, width)).Append('\n');
+        foreach (var line in Head(
+            (withPartition ? report.Partition + "/" : "") + $"{report.Platform}: {report.Subject}", $"as of {asOf}", figures))
+            Line(line);
+        Line(report.Verdict);
+        text.Append('\n').Append(figures);
+        if (report.HasMarks)
+            Line("? less than 95 % of the time is known");
+        text.Append('\n');
+        if (outages.Rows.Count == 0)
+            Line("no outages");
+        else
+            text.Append(Written(outages));
+        return text.ToString();
+    }
+
+    /// <summary>One line, as wide as what stands below, or two where that is too narrow.</summary>
+    private IEnumerable<string> Head(string subject, string asOf, string below)
+    {
+        var (plain, widest) = (Terminal.Plain(subject), Math.Min(width, below.Split('\n').Max(Terminal.Columns)));
+        var space = widest - Terminal.Columns(plain) - asOf.Length;
+        return space >= 2 ? [plain + new string(' ', space) + asOf]
+            : Terminal.Columns(plain) + 2 + asOf.Length <= width ? [$"{plain}  {asOf}"] : [plain, asOf];
+    }
+
+    /// <summary>So many columns of percentages fit beside the names, which may be cut for them.</summary>
+    private int Fitting(PlatformReport report)
+    {
+        const int LongestName = 32, Percentage = 9, Mark = 2, Gap = 2;
+        var names = report.Services.Max(s => Terminal.Columns(Terminal.Plain(s.Name)));
+        var cell = Math.Max(report.Periods.Max(p => p!.Length), Percentage + (report.HasMarks ? Mark : 0)) + Gap;
+        return Math.Max(1, (width - Math.Min(names, LongestName)) / cell);
+    }
+
+    private string Written(ReportTable table)
+    {
+        // Names and notes are read.
+        const int LeastText = 18;
+        var text = new TextTable(width, LeastText);
+        text.Begin(table.Columns);
+        foreach (var row in table.Rows)
+            text.Add(row);
+        return text.End();
+    }
+}
+
+// ================================= 13. Onix ==================================
 //
 // Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
 // it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
@@ -12113,7 +13520,7 @@ internal sealed class OnixClient
     }
 }
 
-// =============================== 12. Recorder ================================
+// =============================== 14. Recorder ================================
 //
 // Brings the history to Onix, in order and once in effect. It takes the services that are marked in the
 // store, decides for each, from what Onix holds and from the service's timeline, which changes Onix lacks,
@@ -12941,7 +14348,7 @@ internal sealed class Recorder(
     }
 }
 
-// ================================= 13. HTTP ==================================
+// ================================= 15. HTTP ==================================
 //
 // The forms of requests and answers: HTTP/1.1 and 1.0 (RFC 9110, RFC 9112), parsed strictly, from bytes
 // alone. What two parsers could understand differently is refused, never mended, so that no request can be
@@ -12988,6 +14395,7 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     public static string Phrase(int code) => code switch
     {
         200 => "OK",
+        201 => "Created",
         204 => "No Content",
         400 => "Bad Request",
         401 => "Unauthorized",
@@ -12995,6 +14403,7 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        409 => "Conflict",
         411 => "Length Required",
         413 => "Content Too Large",
         415 => "Unsupported Media Type",
@@ -13328,7 +14737,7 @@ internal sealed record RequestHead(
     }
 }
 
-// ================================= 14. Auth ==================================
+// ================================= 16. Auth ==================================
 //
 // Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
 // OIDC issuer (bearer, RFC 6750). Secrets are compared in constant time. Passwords can be guessed: the more
@@ -13809,6 +15218,9 @@ internal sealed class Issuer
 internal sealed class SignedIn
 {
     public bool Has { get; set; }
+
+    /// <summary>With the editor's.</summary>
+    public bool HasEditor { get; set; }
 }
 
 /// <summary>Judges the credentials of requests.</summary>
@@ -13817,8 +15229,8 @@ internal sealed class Auth
     private readonly Options _options;
     private readonly Log _log;
     private readonly Meters _meters;
-    // Of the password that it was made of.
-    private volatile Tuple<string, byte[]> _expected;
+    private readonly Credentials _sender;
+    private readonly Credentials? _editor;
     private readonly SignIns _signIns;
     private readonly Issuer? _issuer;
 
@@ -13826,7 +15238,8 @@ internal sealed class Auth
     public Auth(Options options, HttpMessageHandler handler, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _log, _meters) = (options, log, meters);
-        _expected = Expected(options.Password.Value);
+        _sender = new Credentials(options.Username, options.Password);
+        _editor = options.EditorPassword is { } password ? new Credentials(options.EditorUsername, password) : null;
         _signIns = new SignIns(clock);
         if (options.AuthMode == AuthMode.Oidc)
             _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
@@ -13880,16 +15293,45 @@ internal sealed class Auth
 
     private async ValueTask<Reply?> PasswordRefusalAsync(string base64, IPAddress client, SignedIn connection)
     {
-        connection.Has = connection.Has && IsPassword(base64);
+        connection.Has = connection.Has && _sender.Are(base64);
         if (connection.Has)
             return null;
-        var (isRight, wait) = await _signIns.JudgeAsync(client, () => IsPassword(base64));
+        var (isRight, wait) = await _signIns.JudgeAsync(client, () => _sender.Are(base64));
         connection.Has = isRight == true;
-        if (connection.Has)
+        return connection.Has ? null : Refused(client, isRight, wait);
+    }
+
+    /// <summary>
+    /// The same for notes, which need the editor's, whoever may post alerts; 403 where there is none, or they are
+    /// the sender's.
+    /// </summary>
+    public async ValueTask<Reply?> EditorRefusalAsync(string? authorization, IPAddress client, SignedIn connection)
+    {
+        if (_editor == null)
+            return Reply.Problem(403, $"Notes are closed: {Options.EditorPasswordSetting.File} is not set. On the host they "
+                + "are written with ses note.");
+        if (authorization?.Split(' ', 2, StringSplitOptions.TrimEntries) is not [var scheme, var base64])
+            return Unauthorized("missing", null, TimeSpan.Zero, isBasic: true);
+        if (!scheme.Equals("Basic", StringComparison.OrdinalIgnoreCase))
+            return Unauthorized("scheme", null, TimeSpan.Zero, isBasic: true);
+        connection.HasEditor = connection.HasEditor && _editor.Are(base64);
+        if (connection.HasEditor)
             return null;
+        var isSender = false;
+        var (isRight, wait) = await _signIns.JudgeAsync(client, () => _editor.Are(base64)
+            || (isSender = _options.AuthMode == AuthMode.Basic && _sender.Are(base64)));
+        connection.HasEditor = isRight == true && !isSender;
+        return connection.HasEditor ? null
+            : isSender ? Reply.Problem(403, "These credentials are for alerts and questions; notes need the editor's.")
+            : Refused(client, isRight, wait, isBasic: true);
+    }
+
+    /// <param name="isRight">Null: they were not judged.</param>
+    private Reply Refused(IPAddress client, bool? isRight, TimeSpan wait, bool isBasic = false)
+    {
         LogRefused(client, isRight == null ? "too many from there wait" : "wrong");
         if (isRight == false)
-            return Unauthorized("wrong", null, wait);
+            return Unauthorized("wrong", null, wait, isBasic);
         _meters.AuthFailures.WithLabels("unjudged").Inc();
         return Reply.Problem(503, "Wrong credentials came from this address, and these were not looked at: "
             + "send the request again later.") with
@@ -13901,31 +15343,36 @@ internal sealed class Auth
     private void LogRefused(IPAddress client, string reason) =>
         _log.Often("credentials were refused", ("client", client), ("reason", reason));
 
-    private bool IsPassword(string base64)
+    /// <summary>A name and a password, as Basic has them (RFC 7617).</summary>
+    private sealed class Credentials(string name, Secret password)
     {
-        var credentials = new byte[base64.Length];
-        return Convert.TryFromBase64String(base64, credentials, out var length)
-            && CryptographicOperations.FixedTimeEquals(
-                SHA256.HashData(credentials.AsSpan(0, length)), ExpectedNow());
-    }
+        // Of the password that it was made of: the file may have another by now.
+        private volatile Tuple<string, byte[]> _expected = Expected(name, password.Value);
 
-    /// <summary>The password's file may have another by now.</summary>
-    private byte[] ExpectedNow()
-    {
-        var (password, expected) = (_options.Password.Value, _expected);
-        if (!ReferenceEquals(expected.Item1, password))
-            _expected = expected = Expected(password);
-        return expected.Item2;
-    }
+        public bool Are(string base64)
+        {
+            var given = new byte[base64.Length];
+            return Convert.TryFromBase64String(base64, given, out var length) && CryptographicOperations.FixedTimeEquals(
+                SHA256.HashData(given.AsSpan(0, length)), ExpectedNow());
+        }
 
-    private Tuple<string, byte[]> Expected(string password) =>
-        new(password, SHA256.HashData(Encoding.UTF8.GetBytes($"{_options.Username}:{password}")));
+        private byte[] ExpectedNow()
+        {
+            var (value, expected) = (password.Value, _expected);
+            if (!ReferenceEquals(expected.Item1, value))
+                _expected = expected = Expected(name, value);
+            return expected.Item2;
+        }
+
+        private static Tuple<string, byte[]> Expected(string name, string password) =>
+            new(password, SHA256.HashData(Encoding.UTF8.GetBytes($"{name}:{password}")));
+    }
 
     /// <summary>The challenge of RFC 9110, 11.6.1, with RFC 6750, 3 for tokens.</summary>
-    private Reply Unauthorized(string reason, string? description, TimeSpan heldBack)
+    private Reply Unauthorized(string reason, string? description, TimeSpan heldBack, bool isBasic = false)
     {
         _meters.AuthFailures.WithLabels(reason).Inc();
-        var challenge = _issuer == null ? "Basic realm=\"SeS\", charset=\"UTF-8\""
+        var challenge = _issuer == null || isBasic ? "Basic realm=\"SeS\", charset=\"UTF-8\""
             : "Bearer realm=\"SeS\""
                 + (description == null ? ""
                     : $", error=\"invalid_token\", error_description=\"{description}\"");
@@ -13943,7 +15390,7 @@ internal sealed class Auth
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
-// ============================== 15. Status page ==============================
+// ============================== 17. Status page ==============================
 //
 // What people see: HTML and CSS without a script. First one sentence for the whole, then what is down now,
 // then all services by partition and platform, then past outages, and what SeS could not take or pass on.
@@ -14652,7 +16099,287 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
     private DateTime Edge(int interval) => _from + (query.Length * interval / query.Intervals);
 }
 
-// ================================== 16. Web ==================================
+// ============================ 18. Printed reports ============================
+//
+// A report as a document that is handed to a customer: HTML without a script, complete in itself, for A4 paper
+// and in black and white. The same question as of the same moment gives the same bytes, and the digest of the
+// facts that were recorded since the period began shows later that none of them was changed.
+
+/// <summary>With what a report can be made again, and its facts be proved.</summary>
+/// <param name="Command">That makes it again.</param>
+/// <param name="Settings">Those of the rules.</param>
+/// <param name="Export">The command that writes its facts.</param>
+/// <param name="Digest">The SHA-256 of what that writes.</param>
+internal sealed record ReportOrigin(
+    DateTime AsOf, string Command, string Version, string Settings, string Export, string Digest)
+{
+    /// <summary>The SHA-256 of the lines that ses export writes.</summary>
+    public static string DigestOf(Snapshot snapshot, DateTime from, DateTime asOf)
+    {
+        const int LinesAtOnce = 10_000;
+        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        for (long? after = 0; after != null;)
+        {
+            (var lines, after) = FactLines.ReadPage(snapshot, from, asOf, null, after.Value, LinesAtOnce);
+            foreach (var line in lines)
+                hash.AppendData(Encoding.UTF8.GetBytes(line + "\n"));
+        }
+        return Convert.ToHexStringLower(hash.GetHashAndReset());
+    }
+}
+
+/// <summary>What a printed report has of a platform beside its tables.</summary>
+/// <param name="Strips">How each service fared, in equal intervals.</param>
+internal sealed record ReportChapter(PlatformReport Report, ReportOrigin Origin, IReadOnlyList<Note> Notes,
+    IReadOnlyList<SilentTime> Silent, IReadOnlyDictionary<ServiceKey, Strip> Strips);
+
+/// <summary>Writes a document of chapters, each on pages of its own.</summary>
+internal sealed class ReportPage
+{
+    private const string Style = """
+        @page{size:A4;margin:13mm 13mm 15mm;@bottom-right{content:counter(page) " / " counter(pages);
+        font:8pt sans-serif}}
+        *{box-sizing:border-box}
+        body{margin:0 auto;max-width:190mm;background:#fff;color:#000;font:9pt/1.35 sans-serif;overflow-wrap:anywhere}
+        @media screen{body{padding:8mm}}section+section{break-before:page}
+        h1{font-size:15pt;margin:0}h2{font-size:10.5pt;margin:4mm 0 1mm;break-after:avoid}p{margin:1mm 0}
+        .verdict{font-size:11.5pt;font-weight:bold;margin:2.5mm 0}
+        code{font:7.5pt monospace;unicode-bidi:isolate}
+        table{width:100%;border-collapse:collapse;font-size:8pt}
+        thead{display:table-header-group}tr{break-inside:avoid}
+        th,td{padding:.6mm 1.2mm;text-align:left;vertical-align:top;border-bottom:.2mm solid #999}
+        th{font-size:6pt;border-bottom:.4mm solid #000;overflow-wrap:normal}
+        .n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.w{white-space:nowrap}
+        .missed td,.all td{font-weight:bold}.all td{border-top:.4mm solid #000}
+        .name{width:42mm}svg{display:block;width:100%;min-width:42mm;height:3.5mm;shape-rendering:crispEdges}
+        .patterns{position:absolute;width:0;height:0}
+        .up{fill:#bbb}.down{fill:#000}.other{fill:url(#stripes)}.unknown{fill:url(#dots)}
+        ul{margin:0;padding-left:4mm}li{break-inside:avoid}
+        .small{font-size:7.5pt}
+        .sign{display:flex;gap:8mm;margin-top:12mm;break-inside:avoid}.sign span{flex:1;border-top:.2mm solid #000}
+        footer{margin-top:4mm;border-top:.2mm solid #999;padding-top:1mm;font-size:7.5pt;break-inside:avoid}
+        """;
+
+    private readonly HtmlWriter _html = new();
+
+    /// <summary>The document.</summary>
+    public static ReadOnlyMemory<byte> Of(IReadOnlyList<ReportChapter> chapters)
+    {
+        var page = new ReportPage();
+        page.Begin(string.Join(", ", chapters.Select(c => c.Report.Platform).Distinct()), chapters[0].Report.Range);
+        foreach (var chapter in chapters)
+            page.Add(chapter);
+        page._html.Add($"</body></html>\n");
+        return page._html.Take();
+    }
+
+    private void Begin(string platforms, string range) => _html.Add($"""
+        <!DOCTYPE html>
+        <html lang="en"><head><meta charset="utf-8"><title>{platforms}: {range}</title>
+        <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+        <style>{new Markup(Style)}</style></head><body>
+        <svg class="patterns" aria-hidden="true"><defs>
+        <pattern id="stripes" width="1" height="10" patternUnits="userSpaceOnUse"><rect width=".5" height="10"></rect></pattern>
+        <pattern id="dots" width="1" height="10" patternUnits="userSpaceOnUse"><rect width=".5" height="5"></rect></pattern>
+        </defs></svg>
+
+        """);
+
+    private void Add(ReportChapter chapter)
+    {
+        var (report, origin) = (chapter.Report, chapter.Origin);
+        _html.Add($"""
+            <section><h1>Availability of <bdi>{report.Platform}</bdi></h1>
+            <p>Partition <bdi>{report.Partition}</bdi>. {report.Subject}.<br>
+            From {report.Time(report.From)} to {report.Time(report.To)}.</p>
+            <p>As of {report.Time(origin.AsOf)} ({Rfc3339.Format(origin.AsOf)}). This makes it again:
+            <code>{origin.Command}</code></p>
+            <p class="verdict">{Sentence(report.Verdict)}</p>
+
+            """);
+        AddFigures(chapter);
+        AddOutages(report);
+        AddNotes(report, chapter.Notes);
+        AddSilent(report, chapter.Silent);
+        AddEnd(report, origin);
+    }
+
+    private static string Sentence(string text) => char.ToUpperInvariant(text[0]) + text[1..] + ".";
+
+    // ---- Tables ----
+
+    private void AddFigures(ReportChapter chapter)
+    {
+        const int PeriodsAtOnce = 6;
+        var report = chapter.Report;
+        var tables = report.Periods.Count == 1 ? [report.Figures()] : report.ByPeriod(PeriodsAtOnce).ToList();
+        _html.Add($"<h2>Services</h2>\n");
+        foreach (var (index, table) in tables.Index())
+        {
+            BeginTable(table.Columns);
+            foreach (var (i, row) in table.Rows.Index())
+            {
+                var service = i < report.Services.Count ? report.Services[i] : null;
+                var kind = service == null ? "all" : service.Rows.Any(report.IsMissed) ? "missed" : "";
+                // Of several tables the first has the strips, which are of the whole range.
+                AddRow(table.Columns, row, kind, service == null || index > 0 ? default
+                    : StripOf(chapter.Strips[service.Key], service.Name));
+            }
+            _html.Add($"</tbody></table>\n");
+        }
+        _html.Add($"""
+            <p class="small">Strips: black and full is down, striped is degraded, grey is up, low is unknown, empty is not
+            known yet or not reached. {(report.HasMarks ? "? marks a verdict on less than 95 % of the time." : "")}</p>
+
+            """);
+    }
+
+    private void BeginTable(IReadOnlyList<string> columns)
+    {
+        _html.Add($"<table><thead><tr>");
+        foreach (var column in columns)
+            _html.Add($"<th class=\"{ClassOf(column)}\">{TextTable.Head(column)}</th>");
+        _html.Add($"</tr></thead><tbody>\n");
+    }
+
+    /// <param name="below">Below the text of the first cell.</param>
+    private void AddRow(IReadOnlyList<string> columns, string[] cells, string kind = "", Markup below = default)
+    {
+        _html.Add($"<tr class=\"{kind}\">");
+        foreach (var (i, cell) in cells.Index())
+            _html.Add($"<td class=\"{ClassOf(columns[i])}\"><bdi>{cell}</bdi>{(i == 0 ? below : default)}</td>");
+        _html.Add($"</tr>\n");
+    }
+
+    /// <summary>Figures stand at the right, and only texts are broken.</summary>
+    private static string ClassOf(string column) => column switch
+    {
+        "service" or "outage" => "name",
+        "notes" or "budget_left" => "",
+        "objective" or "from" or "to" => "w",
+        _ => "n",
+    };
+
+    /// <summary>Height and pattern tell the same as the shade does.</summary>
+    private static Markup StripOf(Strip strip, string name)
+    {
+        var (bars, worst) = (new StringBuilder(), strip.Worst);
+        for (int i = 0, next; i < worst.Count; i = next)
+        {
+            for (next = i + 1; next < worst.Count && worst[next] == worst[i];)
+                next++;
+            var (kind, height) = worst[i] switch
+            {
+                Condition.Down => ("down", 100),
+                Condition.Other => ("other", 80),
+                Condition.Up => ("up", 55),
+                Condition.Unknown => ("unknown", 20),
+                _ => ("", 0),
+            };
+            if (height > 0)
+                bars.Append(Markup.Of($"""
+                    <rect class="{kind}" x="{i}" y="{100 - height}" width="{next - i}" height="{height}"></rect>
+                    """).Text);
+        }
+        return Markup.Of($"""
+            <svg role="img" viewBox="0 0 {worst.Count} 100" preserveAspectRatio="none" aria-label="{name}">{new Markup(bars.ToString())}</svg>
+            """);
+    }
+
+    private void AddOutages(PlatformReport report)
+    {
+        var table = report.Outages(isShort: false);
+        _html.Add($"<h2>Outages</h2>\n");
+        if (table.Rows.Count == 0)
+        {
+            _html.Add($"<p>There was none.</p>\n");
+            return;
+        }
+        BeginTable(table.Columns);
+        foreach (var row in table.Rows)
+            AddRow(table.Columns, row);
+        _html.Add($"</tbody></table>\n");
+    }
+
+    // ---- What was said, what was not heard ----
+
+    private void AddNotes(PlatformReport report, IReadOnlyList<Note> notes)
+    {
+        _html.Add($"<h2>Notes</h2>\n");
+        _html.Add($"{new Markup(notes.Count == 0 ? "<p>There are none.</p>\n" : "<ul>")}");
+        foreach (var note in notes)
+        {
+            var last = note.Last;
+            var title = Markup.Of($"""
+                <strong>{last.Kind.ToString().ToLowerInvariant()}</strong>{(last.Status == null ? "" : $" ({last.Status})")}
+                {report.Time(last.From)} to {(last.To is { } to ? report.Time(to) : "no end")}, <bdi>{Meant(last.Filter)}</bdi>
+                """);
+            _html.Add($"<li>{(last.IsWithdrawn ? Markup.Of($"<s>{title}</s> withdrawn") : title)}, {last.Id}");
+            foreach (var (i, version) in note.Versions.Index())
+                AddVersion(report, note, version, i + 1);
+            _html.Add($"</li>\n");
+        }
+        _html.Add($"{new Markup(notes.Count == 0 ? "" : "</ul>\n")}");
+    }
+
+    private void AddVersion(PlatformReport report, Note note, NoteVersion version, int number)
+    {
+        var text = Markup.Of($"<bdi>{version.Text}</bdi>");
+        var isStruck = note.Last.IsWithdrawn && !version.IsWithdrawn;
+        var when = version.IsWithdrawn ? "withdrawn" : version.Received <= version.From ? "announced"
+            : version.To == null || version.Received < version.To ? "added meanwhile" : "added afterwards";
+        // What the heading does not say.
+        var was = (version.Status == note.Last.Status ? "" : $"{version.Status}, ")
+            + (version.Filter == note.Last.Filter ? "" : $"{Meant(version.Filter)}, ");
+        _html.Add($"""
+            <br>{number}. {(isStruck ? Markup.Of($"<s>{text}</s>") : text)} <span class="small"><bdi>{was}</bdi>{report.Time(version.From)} to
+            {(version.To is { } to ? report.Time(to) : "no end")}; <bdi>{PlatformReport.AuthorOf(version)}</bdi>, received
+            {report.Time(version.Received)}, {when}</span>
+            """);
+    }
+
+    private static string Meant(NoteFilter filter)
+    {
+        string?[] names = [filter.Platform, filter.Service, filter.Facet, filter.Location];
+        var given = Question.Names.Zip(names).Where(n => n.Second != null).Select(n => $"{n.First} {n.Second}").ToList();
+        return given.Count == 0 ? "all services" : string.Join(", ", given);
+    }
+
+    private void AddSilent(PlatformReport report, IReadOnlyList<SilentTime> silent)
+    {
+        _html.Add($"<h2>Gaps</h2>\n");
+        if (silent.Count == 0)
+        {
+            _html.Add($"<p>None is known.</p>\n");
+            return;
+        }
+        string[] columns = ["from", "to", "notes"];
+        _html.Add($"<table><thead><tr><th>FROM</th><th>TO</th><th>SILENT</th></tr></thead><tbody>\n");
+        foreach (var (from, to, what) in silent)
+            AddRow(columns, [report.Time(from), to is { } end ? report.Time(end) : "goes on", what]);
+        _html.Add($"</tbody></table>\n");
+    }
+
+    // ---- The end ----
+
+    private void AddEnd(PlatformReport report, ReportOrigin origin) => _html.Add($"""
+        <h2>How the figures are made</h2>
+        <p class="small">Availability is the time up and degraded, in percent of the time up, degraded and down; time unknown
+        or outside of the hours is none of it.<br>
+        Adjusted availability is that without announced maintenance, and without what was down of excluded time: (up + degraded -
+        maintenance + maintenance down) / (up + degraded + down - maintenance - excluded).<br>
+        The budget is what of the time that adjusted availability is a share of may be down by the objective; it is met while some,
+        or nothing, is left.<br>
+        An outage begins and ends with down, and less than a day unknown does not end it. Figures of several services are of their
+        times added up; percentages are cut, never rounded up.</p>
+        <p class="sign"><span>Place, date</span><span>Name</span><span>Signature</span></p>
+        <footer>SeS {origin.Version}; {origin.Settings}. The facts recorded from {report.Time(report.From)} on, up to the moment that
+        this report is of, have the SHA-256 <code>{origin.Digest}</code>, by <code>{origin.Export} | sha256sum</code></footer></section>
+
+        """);
+}
+
+// ================================== 19. Web ==================================
 //
 // What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
 // answers those requests alone that carry this process's secret. Its traps shape this section: it answers
@@ -14797,7 +16524,7 @@ internal sealed class Web
 
     private enum Resource
     {
-        None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Page, Service,
+        None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Notes, Page, Service,
 
         /// <summary>Below a partition, as Alertmanager has them: for Prometheus and its like.</summary>
         Alerts, FirstAlerts, PeerStatus, PeerReady,
@@ -14823,11 +16550,15 @@ internal sealed class Web
         var (resource, partition) = Route(head.Target);
         var started = _clock.GetTimestamp();
         var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
-            ?? (NeedsCredentials(resource) || (resource == Resource.Ready && head.Authorization != null)
+            ?? (resource == Resource.Notes ? await _auth.EditorRefusalAsync(head.Authorization, client, connection)
+                : NeedsCredentials(resource) || (resource == Resource.Ready && head.Authorization != null)
                 ? await _auth.RefusalAsync(head.Authorization, client, connection) : null);
         var takesAlerts = TakesAlerts(resource) && !head.IsRead;
-        if (takesAlerts)
+        if (takesAlerts || (resource == Resource.Notes && !head.IsRead))
             refusal ??= BodyRefusal(head) ?? Unavailable();
+        // It is no alert that was lost.
+        if (resource == Resource.Notes)
+            return refusal;
         if (head.IsPost && refusal?.BadReason is { } reason)
             CountBad(reason, refusal.Code, head.Target, $"{client}");
         // Auth has logged it.
@@ -14856,8 +16587,8 @@ internal sealed class Web
 
     /// <summary>Questions have places of their own, so that webhooks and probes keep theirs.</summary>
     public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
-        is Resource.Webhook or Resource.History or Resource.Report or Resource.Outages or Resource.Page
-            or Resource.Service
+        is Resource.Webhook or Resource.History or Resource.Report or Resource.Outages or Resource.Notes
+            or Resource.Page or Resource.Service
         or Resource.Health or Resource.Alerts or Resource.PeerStatus;
 
     /// <summary>
@@ -14897,7 +16628,7 @@ internal sealed class Web
         var allowed = resource switch
         {
             Resource.FirstAlerts => "OPTIONS, POST",
-            Resource.Webhook or Resource.Alerts => "GET, HEAD, OPTIONS, POST",
+            Resource.Webhook or Resource.Alerts or Resource.Notes => "GET, HEAD, OPTIONS, POST",
             _ => "GET, HEAD, OPTIONS",
         };
         // HAProxy's check, unless it is told otherwise, and a question about all (RFC 9110, 9.3.7).
@@ -14909,14 +16640,14 @@ internal sealed class Web
         if (IsOfPartition(resource) && !IsPartition(partition))
             return Bad("partition", Reply.Problem(
                 404, $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."));
-        if (TakesAlerts(resource) && head.Method == "POST" && head.IsOfPage)
-            return Bad("origin", Reply.Problem(403, "A web page may not post alerts, since it may be of any site."));
-        return head.IsRead ? resource == Resource.FirstAlerts ? NotAllowed(allowed) : null
-            : head.Method == "POST" && TakesAlerts(resource) ? null : NotAllowed(allowed);
+        var isPost = head.Method == "POST" && (TakesAlerts(resource) || resource == Resource.Notes);
+        if (isPost && head.IsOfPage)
+            return Bad("origin", Reply.Problem(403, "A web page may not post here, since it may be of any site."));
+        return isPost || (head.IsRead && resource != Resource.FirstAlerts) ? null : NotAllowed(allowed);
     }
 
     private static bool IsOfPartition(Resource resource) => resource is Resource.Webhook or Resource.History
-        or Resource.Report or Resource.Outages or Resource.Alerts or Resource.FirstAlerts or Resource.PeerStatus
+        or Resource.Report or Resource.Outages or Resource.Notes or Resource.Alerts or Resource.FirstAlerts or Resource.PeerStatus
         or Resource.PeerReady;
 
     /// <summary>Of a mistaken or made-up name: what it would make in the store stays for good.</summary>
@@ -14984,6 +16715,7 @@ internal sealed class Web
         ["history"] => Resource.History,
         ["report"] => Resource.Report,
         ["outages"] => Resource.Outages,
+        ["notes"] => Resource.Notes,
         ["api", "v2", "alerts"] => Resource.Alerts,
         ["api", "v1", "alerts"] => Resource.FirstAlerts,
         ["api", "v2", "status"] => Resource.PeerStatus,
@@ -15108,6 +16840,10 @@ internal sealed class Web
                 return await AskAsync("report", () => AnswerAsync(Subject.Report, request, partition));
             case Resource.Outages:
                 return await AskAsync("outages", () => AnswerAsync(Subject.Outages, request, partition));
+            case Resource.Notes when request.HttpMethod == "GET":
+                return await AskAsync("notes", () => ListNotesAsync(request, partition));
+            case Resource.Notes:
+                return Unavailable() ?? await AskAsync("notes", () => TakeNoteAsync(request, partition));
             case Resource.Page or Resource.Service:
                 return await AskAsync("page", () => ShowAsync(request.RawUrl ?? ""));
             default:
@@ -15341,6 +17077,63 @@ internal sealed class Web
             isTaken = true;
             return await StreamAsync(
                 snapshot, answers.Write(question, format), isShort, type, [("Vary", "Accept")]);
+        }
+        finally
+        {
+            if (!isTaken)
+                snapshot.Dispose();
+        }
+    }
+
+    /// <summary>Takes a version of a note.</summary>
+    private async Task<Reply> TakeNoteAsync(HttpListenerRequest request, string partition)
+    {
+        if (request.ContentLength64 > NoteForm.MaxBody)
+        {
+            // The listener would close the connection while the gate sends.
+            await request.InputStream.CopyToAsync(Stream.Null);
+            return Reply.Problem(413, $"A note has at most {NoteForm.MaxBody} bytes.");
+        }
+        var body = new byte[request.ContentLength64];
+        await request.InputStream.ReadExactlyAsync(body);
+        if (Parameters(request.RawUrl ?? "").FirstOrDefault().Key is { } parameter)
+            throw new QuestionException($"{AlertMapping.Clip(parameter, MaxShown)}: a note takes no parameters");
+        using (var before = _store!.Snapshot())
+        {
+            if (!before.HasHeardOf(partition))
+                return Reply.Problem(404, $"{NeverHeard} of partition '{partition}'.");
+        }
+        try
+        {
+            var draft = NoteForm.Read(body, _clock.GetUtcNow().UtcDateTime, _options.Counting.Zone);
+            var answer = await _store!.AddAsync(
+                (writer, now) => NoteBook.Add(writer, draft, partition, _options.EditorUsername, now));
+            if (answer.Refusal is { } refusal)
+                throw refusal;
+            using var snapshot = _store.Snapshot();
+            var form = new NoteForm(Questions.Of(snapshot));
+            var version = form.Write(answer.Note!);
+            return answer.IsNew ? new Reply(201, "application/json", version) : new Reply(200, "application/json", version);
+        }
+        catch (NoteException e)
+        {
+            return Reply.Problem(e.Code, e.Message + ".");
+        }
+    }
+
+    private async Task<Reply> ListNotesAsync(HttpListenerRequest request, string partition)
+    {
+        var snapshot = await _store!.ReadAsync();
+        var isTaken = false;
+        try
+        {
+            var question = NoteQuestion.Parse(
+                partition, Parameters(request.RawUrl ?? ""), snapshot.Moment, _options.Counting.Zone);
+            if (!snapshot.HasHeardOf(partition))
+                return Reply.Problem(404, $"{NeverHeard} of partition '{partition}'.");
+            isTaken = true;
+            return await StreamAsync(snapshot, new NoteForm(Questions.Of(snapshot, question.AsOf))
+                .Write(question, OutputFormat.Json, null), isShort: false, "application/json", []);
         }
         finally
         {
@@ -15764,6 +17557,11 @@ internal sealed class Web
             SetWatched(store.Watching.Heartbeats);
             using var snapshot = store.Snapshot();
             _meters.Quarantined.Set(snapshot.Number("SELECT count(*) FROM quarantine") ?? 0);
+            var maintained = Questions.Of(snapshot).UnderMaintenance();
+            foreach (var labels in _meters.UnderMaintenance.GetAllLabelValues().Where(l => !maintained.ContainsKey(l[0])))
+                _meters.UnderMaintenance.RemoveLabelled(labels);
+            foreach (var (partition, count) in maintained)
+                _meters.UnderMaintenance.WithLabels(partition).Set(count);
         }
         if (_recorder?.State() is not { } state)
             return;
@@ -15774,7 +17572,7 @@ internal sealed class Web
     }
 }
 
-// ================================== 17. TLS ==================================
+// ================================== 20. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
 // The files are read again every few seconds. Changed files that are usable serve new connections; others
@@ -16000,7 +17798,7 @@ internal sealed class Tls : IDisposable
     }
 }
 
-// ================================= 18. Gate ==================================
+// ================================= 21. Gate ==================================
 //
 // The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
@@ -17249,7 +19047,7 @@ internal sealed class Gate
     }
 }
 
-// ================================= 19. Linux =================================
+// ================================= 22. Linux =================================
 //
 // What the host provides: as many descriptors as the process may have, protection of its secrets, and
 // systemd's notification socket (sd_notify(3): one datagram for each change of state).
@@ -17615,7 +19413,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// =============================== 20. Commands ================================
+// =============================== 23. Commands ================================
 //
 // What the program does besides serving: it answers questions from a data directory, lists the quarantine,
 // checks a database, makes it anew, copies it, and brings facts from one store to another; beside a daemon
@@ -17635,7 +19433,8 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         Order = Flag("--order", "ORDER", "asc, or desc: the newest first (default: asc)"),
         Limit = Flag("--limit", "COUNT", "At most so many rows"),
         Cursor = Flag("--cursor", "CURSOR", "Go on after an answer's next"),
-        Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)");
+        Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)"),
+        ReportFormat = Flag("--format", "FORMAT", "table, json, csv or html (default: table on a terminal, else json)");
 
     private static readonly Setting[] Filters =
     [
@@ -17643,6 +19442,11 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         Flag("--service", "NAME", "Only services of this name"), Flag("--facet", "NAME", "Only this facet"),
         Flag("--location", "NAME", "Only this location"),
     ];
+
+    private static readonly Setting
+        NoteId = Flag("--id", "ID", "Of the note"),
+        NoteText = Flag("--text", "TEXT", "What it says, at most 4 KiB"),
+        Author = Flag("--author", "NAME", "Who says it; the user of this host is kept in any case");
 
     private static readonly Setting[] Running =
     [
@@ -17653,7 +19457,9 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
     ];
 
     public static readonly Setting
+        OutputSetting = Flag("--output", "DIR", "With html: one file a platform, in this directory"),
         FailIfDownSetting = Flag("--fail-if-down", "BOOL", "Exit with 3 if one of the services is down"),
+        ForSetting = Flag("--for", "TIME", "How long, such as 4h or 90m, instead of --to"),
         DryRunSetting = Flag("--dry-run", "BOOL", "Only tell how much that is, and what was purged before"),
         RetrySetting = Flag("--retry", "BOOL", "Send the alerts to a running SeS again, after a cure"),
         UrlSetting = new("Flags", "--url", "", "URL", "http://localhost:8888/alerts",
@@ -17672,7 +19478,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
             [.. Filters, From, To, AsOf, Flag("--threshold", "COUNT",
                 "Also for how long fewer than so many of these were up"),
                 Flag("--period", "LENGTH", "A row for each day, week, month, quarter or year"),
-                Options.TzSetting, Options.ServiceHoursSetting, Options.SloSetting, Format, .. Running]),
+                Options.TzSetting, Options.ServiceHoursSetting, Options.SloSetting, ReportFormat, OutputSetting, .. Running]),
         new("outages", "Tells each time that a service was down, in order of its begin.",
             "ses outages --from -30d --order desc --limit 10",
             [.. Filters, From, To, AsOf, Order, Limit, Cursor, Options.TzSetting, Options.ServiceHoursSetting, Format, .. Running]),
@@ -17694,6 +19500,27 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
             "ses purge --partition test --dry-run",
             [Options.DataDirSetting, Flag("--partition", "NAME", "All of this partition"),
                 Flag("--service", "NAME", "Only its services of this name"), DryRunSetting]),
+        new("note add", "Writes a note: announced work, an outage that does not count, what really was, a comment.",
+            "ses note add --kind maintenance --from 2026-12-01T22:00+01:00 --for 4h --platform shop --text Upgrade",
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Of this partition (default: where there is one, that)"),
+                Flag("--kind", "KIND", "maintenance, excluded, correction, comment or retired"),
+                Flag("--from", "TIME", "Since when, such as 2026-12-01T22:00+01:00, 2026-12-01 or -2h (default: now)"),
+                Flag("--to", "TIME", "Until when; none: it has no end"), ForSetting,
+                Flag("--platform", "NAME", "Only services of this platform; shop*: that begin so. So do the next three"),
+                Flag("--service", "NAME", "Only services of this name"), Flag("--facet", "NAME", "Only this facet"),
+                Flag("--location", "NAME", "Only this location"),
+                Flag("--status", "STATUS", "Of a correction: what really was, such as down or up"), NoteText, Author,
+                Flag("--id", "ID", "Of the note: of one that is there, this is a new version"), Options.TzSetting, Format]),
+        new("note list", "Lists notes, those too that were withdrawn.", "ses note list --from -30d --kind excluded",
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Only notes of this partition"),
+                Flag("--platform", "NAME", "Only notes that may be about this platform; so do the next three"),
+                Flag("--service", "NAME", "About this service"), Flag("--facet", "NAME", "About this facet"),
+                Flag("--location", "NAME", "About this location"), From, To, Flag("--kind", "KIND", "Only this kind"), NoteId, AsOf,
+                Flag("--versions", "BOOL", "All versions, not only the last of each"), Options.TzSetting, Format]),
+        new("note withdraw", "Ends a note as if it had not been written; all its versions stay.",
+            "ses note withdraw --id 3f9a2c71d0 --text postponed",
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Of this partition"), NoteId, NoteText, Author,
+                Options.TzSetting, Format]),
         new("probe", "Asks a SeS on this host whether it is ready; for HEALTHCHECK and scripts.", "ses probe",
             [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting,
                 Options.TlsClientCaSetting]),
@@ -17701,6 +19528,11 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
             [Options.DataDirSetting, Partition, Format, RetrySetting, UrlSetting, TokenFileSetting,
                 Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File]),
     ];
+
+    public string[] Words { get; } = Name.Split(' ');
+
+    /// <summary>The command with which arguments begin; null: there is none.</summary>
+    public static Command? Of(string[] args) => All.FirstOrDefault(c => args.Take(c.Words.Length).SequenceEqual(c.Words));
 
     private static Setting Flag(string flag, string value, string help) =>
         new("Flags", flag, "", value, null, help);
@@ -17751,6 +19583,14 @@ internal sealed class CommandRunner(
     // As it is reached: once its owner was taken by another name than was given.
     private string _dir = Options.FindDataDir(flags, variables);
 
+    // By where it was called: the working directory becomes the data directory.
+    private readonly string? _folder = flags.GetValueOrDefault(Command.OutputSetting.Flag) switch
+    {
+        null => null,
+        "" => throw new OptionsException($"{Command.OutputSetting.Flag}: it is empty"),
+        var folder => Path.GetFullPath(folder),
+    };
+
     // Who runs it, and may read what the owner may not.
     private (string Name, long Id) _user;
     private AuthenticationHeaderValue? _credentials;
@@ -17775,8 +19615,8 @@ internal sealed class CommandRunner(
         DataDir.CheckLinks(_dir);
         DataDir.CheckOpen(_dir);
         // Before the directory's owner is taken.
-        _user = name == "purge" ? (Environment.UserName, Disk.UserId()) : default;
-        if (name is "backup" or "rebuild")
+        _user = name is "purge" or "note add" or "note withdraw" ? (Environment.UserName, Disk.UserId()) : default;
+        if (name is "backup" or "rebuild" or "note add" or "note withdraw")
             Snapshot.CheckThere(_dir);
         // Opened before: the directory's owner may not be able to.
         using var file = name is "restore" or "import" or "backup" && Argument != null
@@ -17807,6 +19647,8 @@ internal sealed class CommandRunner(
             "export" => Export(),
             "import" => Import(file ?? Console.OpenStandardInput()),
             "purge" => RunPurge(),
+            "note list" => ListNotes(),
+            "note add" or "note withdraw" => AddNote(isWithdrawn: name == "note withdraw"),
             "quarantine" => Options.BoolOf(Command.RetrySetting, flags) ? await RetryAsync() ? 0 : 1 : List(),
             _ => Ask(subject),
         };
@@ -17854,10 +19696,12 @@ internal sealed class CommandRunner(
     private int Ask(Subject subject)
     {
         using var snapshot = Snapshot.Open(_dir, Snapshot.Settled(_dir, clock));
-        var (question, format) = (Understand(subject, snapshot.Moment), Format());
+        var (question, format) = (Understand(subject, snapshot.Moment), Format(subject == Subject.Report));
         var failsIfDown = Options.BoolOf(Command.FailIfDownSetting, flags);
         CheckKept(question.AsOf, snapshot);
         var questions = Questions.Of(snapshot, question.AsOf);
+        if (IsForPeople(question, format))
+            return Report(questions, question, format);
         var answers = new Answers(questions, Program.Version, width);
         foreach (var part in answers.Write(question, format))
             output.Write(part.Span);
@@ -17876,7 +19720,7 @@ internal sealed class CommandRunner(
     {
         try
         {
-            return Question.Parse(subject, flags.GetValueOrDefault("--partition"), Parameters(subject), now,
+            return Question.Parse(subject, flags.GetValueOrDefault("--partition"), Parameters(Question.ParametersOf(subject)), now,
                 subject is Subject.Report or Subject.Outages && !flags.ContainsKey(Command.UrlSetting.Flag)
                     ? Options.CountingOf(variables) : null);
         }
@@ -17888,10 +19732,10 @@ internal sealed class CommandRunner(
     }
 
     /// <summary>What is asked, as over HTTP.</summary>
-    private IEnumerable<KeyValuePair<string, string>> Parameters(Subject subject) =>
+    private IEnumerable<KeyValuePair<string, string>> Parameters(string[] names) =>
         from flag in flags
         let name = flag.Key[2..].Replace('-', '_')
-        where name != "format" && Question.ParametersOf(subject).Contains(name)
+        where name != "format" && names.Contains(name)
         select KeyValuePair.Create(name, flag.Value);
 
     private static void TellMore(string? next)
@@ -17925,12 +19769,16 @@ internal sealed class CommandRunner(
             throw new OptionsException($"--partition is needed with {Command.UrlSetting.Flag}");
         if (partition is "." or "..")
             throw new OptionsException($"--partition: '{partition}' is not usable; it names no partition");
-        var (question, format) = (Understand(subject, Now), Format());
+        var (question, format) = (Understand(subject, Now), Format(subject == Subject.Report));
+        if (format == OutputFormat.Html)
+            throw new OptionsException($"--format: html goes without {Command.UrlSetting.Flag}: it needs the database");
         var failsIfDown = Options.BoolOf(Command.FailIfDownSetting, flags);
         using var ses = new RunningSes(url, Credentials());
+        if (IsForPeople(question, format))
+            return await ReportAsync(ses, question, partition);
         var writer = new RowWriter(format, width);
         var lists = question.Lists.Where(l => question.HasList(l, format)).ToList();
-        var given = Parameters(subject).ToDictionary();
+        var given = Parameters(Question.ParametersOf(subject)).ToDictionary();
         var (rows, down, left, next) = (0L, 0L, question.Limit ?? int.MaxValue, (string?)null);
         do
         {
@@ -17950,7 +19798,8 @@ internal sealed class CommandRunner(
                 {
                     writer.Row(columns, columns.Length > row.Length ? [.. row, .. answer!.Made] : row);
                     (rows, left) = (rows + 1, left - 1);
-                    down += subject == Subject.Status && row[Array.IndexOf(columns, "status")] is "down" ? 1 : 0;
+                    down += subject == Subject.Status && row[Array.IndexOf(columns, "status")] is "down"
+                        && row[Array.IndexOf(columns, "maintenance")] == null ? 1 : 0;
                     if (writer.IsFull)
                         output.Write(writer.Take().Span);
                 }
@@ -17972,9 +19821,177 @@ internal sealed class CommandRunner(
 
     private async Task<bool> IsKnownAsync(RunningSes ses, string partition)
     {
-        var given = Parameters(Subject.Status).Where(p => Question.Names.Contains(p.Key)).Append(new("from", "-1s"));
+        var given = Parameters(Question.ParametersOf(Subject.Status)).Where(p => Question.Names.Contains(p.Key)).Append(new("from", "-1s"));
         var report = Question.Parse(Subject.Report, partition, given, Now);
         return (await ses.AskAsync(report, partition, given))?.Lists[Answers.Services].Count > 0;
+    }
+
+    // ---- Reports for people ----
+
+    /// <summary>A table of periods, and each document.</summary>
+    /// <exception cref="OptionsException">Flags exclude each other.</exception>
+    private bool IsForPeople(Question question, OutputFormat format)
+    {
+        var isHtml = format == OutputFormat.Html;
+        if (flags.ContainsKey(Command.OutputSetting.Flag) && !isHtml)
+            throw new OptionsException($"{Command.OutputSetting.Flag} needs --format html");
+        if (isHtml && question.Threshold != null)
+            throw new OptionsException("--threshold goes without --format html");
+        return isHtml || (format == OutputFormat.Table && question is { Subject: Subject.Report, Counting.Period: not null });
+    }
+
+    private int Report(Questions questions, Question question, OutputFormat format)
+    {
+        var rows = questions.Report(question.Filter, question.From, question.To, question.Counting).ToList();
+        if (rows.Count == 0)
+            return NoRows(questions.HasService(question.Filter));
+        var outages = questions.Outages(
+            question.Filter, rows.Min(r => r.From), rows.Max(r => r.To), question.Counting).ToList();
+        var reports = PlatformReport.All(question.Counting, questions.Moment, rows, outages);
+        if (format == OutputFormat.Table)
+            WriteTables(reports, question.Counting, questions.Moment);
+        else if (_folder != null)
+            WriteFiles(_folder, reports, r => ReportPage.Of([ChapterOf(questions, question, r)]));
+        else
+            WritePage(ReportPage.Of(reports.ConvertAll(r => ChapterOf(questions, question, r))));
+        return 0;
+    }
+
+    private void WritePage(ReadOnlyMemory<byte> page)
+    {
+        if (width == null)
+            output.Write(page.Span);
+        else
+            Array.ForEach(Encoding.UTF8.GetString(page.Span).TrimEnd('\n').Split('\n'), Print);
+    }
+
+    private int NoRows(bool isKnown)
+    {
+        if (!isKnown)
+            return NothingMatches();
+        StandardError.WriteLine("ses: no service was known in that time");
+        return Program.NoMatch;
+    }
+
+    private void WriteTables(List<PlatformReport> reports, Counting counting, DateTime asOf)
+    {
+        var text = new ReportText(width ?? int.MaxValue);
+        var hasPartitions = reports.Select(r => r.Partition).Distinct().Count() > 1;
+        var moment = counting.Zone.Local(asOf).ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture);
+        output.Write(Encoding.UTF8.GetBytes(string.Join('\n', reports.Select(r => text.Of(r, moment, hasPartitions)))));
+    }
+
+    /// <summary>What is there already of that name is replaced, a link too: none is followed.</summary>
+    /// <exception cref="OptionsException">The directory cannot be used.</exception>
+    private void WriteFiles(string folder, List<PlatformReport> reports, Func<PlatformReport, ReadOnlyMemory<byte>> pageOf)
+    {
+        if (!Directory.Exists(folder))
+            throw new OptionsException($"{Command.OutputSetting.Flag}: '{folder}' is no directory");
+        var names = new HashSet<string>();
+        foreach (var report in reports)
+        {
+            var name = report.FileName(isPlain: true);
+            var path = Path.Combine(folder, names.Add(name) ? name : report.FileName(isPlain: false));
+            var page = pageOf(report);
+            var written = $"{path}.{Environment.ProcessId}";
+            try
+            {
+                using (var file = new FileStream(written, FileMode.CreateNew))
+                    file.Write(page.Span);
+                File.Move(written, path, overwrite: true);
+            }
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+            {
+                File.Delete(written);
+                throw new OptionsException($"{Command.OutputSetting.Flag}: '{folder}' cannot be written to: {e.Message}");
+            }
+            Print(path);
+        }
+    }
+
+    private ReportChapter ChapterOf(Questions questions, Question question, PlatformReport report)
+    {
+        const int Intervals = 100;
+        var filter = question.Filter with { Partition = report.Partition, Platform = report.Platform };
+        // Each day has as many.
+        var days = Math.Max(1, (int)Math.Round((report.To - report.From).TotalDays));
+        var strips = new Dictionary<ServiceKey, Strip>();
+        foreach (var (_, service, runs) in questions.Runs(filter, report.From))
+        {
+            var strip = strips[service] = new Strip(report.From, report.To, days > Intervals ? Intervals : Intervals / days * days);
+            foreach (var run in runs)
+                strip.Add(run.From, run.To ?? questions.Moment, run.Status);
+        }
+        return new(report, OriginOf(questions, question, report), questions.Notes(filter, report.From, report.To),
+            [.. questions.Silent(report.Partition, report.Platform, report.From, report.To)], strips);
+    }
+
+    // Most chapters are of the same time.
+    private (DateTime From, string Digest)? _digest;
+
+    private string DigestOf(Snapshot snapshot, DateTime from, DateTime asOf)
+    {
+        if (_digest?.From != from)
+            _digest = (from, ReportOrigin.DigestOf(snapshot, from, asOf));
+        return _digest.Value.Digest;
+    }
+
+    private ReportOrigin OriginOf(Questions questions, Question question, PlatformReport report)
+    {
+        var (snapshot, counting, asOf) = (questions.Snapshot, question.Counting, Rfc3339.Format(questions.Moment));
+        var given = Parameters(Question.ParametersOf(Subject.Report)).ToDictionary();
+        (given["platform"], given["as_of"], given["tz"]) = (report.Platform, asOf, counting.Zone.Name);
+        if (counting.Hours is { } hours)
+            given["service_hours"] = hours.Text;
+        if (counting.Objectives is { } objectives)
+            given["slo"] = objectives.Text;
+        // In an order of its own: the command writes itself.
+        var command = string.Concat(Question.ParametersOf(Subject.Report).Where(given.ContainsKey)
+            .Select(p => $" --{p.Replace('_', '-')} {Quoted(given[p])}"));
+        var settings = $"pause {Quantity.Setting(snapshot.Rules.Pause)}, stale after {Quantity.Setting(snapshot.StaleAfter)}, "
+            + $"forget {Quantity.Setting(snapshot.Forget)}";
+        return new(questions.Moment, $"ses report --partition {Quoted(report.Partition)}{command} --format html",
+            Program.Version, settings, $"ses export --from {Rfc3339.Format(report.From)} --as-of {asOf}",
+            DigestOf(snapshot, report.From, questions.Moment));
+    }
+
+    /// <summary>As one argument for a shell.</summary>
+    private static string Quoted(string text) =>
+        text != "" && text.All(c => char.IsAsciiLetterOrDigit(c) || "-_./:,+=@%".Contains(c)) ? text
+            : !text.Any(char.IsControl) ? $"'{text.Replace("'", "'\\''", StringComparison.Ordinal)}'"
+            : $"$'{string.Concat(text.Select(c => char.IsControl(c) ? $"\\u{(int)c:x4}" : c is '\'' or '\\' ? $"\\{c}" : $"{c}"))}'";
+
+    /// <summary>The same table from the answers of a SeS that runs; notes are not in them.</summary>
+    private async Task<int> ReportAsync(RunningSes ses, Question question, string partition)
+    {
+        var given = Parameters(Question.ParametersOf(Subject.Report)).ToDictionary();
+        if (await ses.AskAsync(question, partition, given) is not { } answer)
+            return NothingMatches();
+        var outages = new List<OutageRow>();
+        try
+        {
+            var (counting, asOf) = answer.Origin;
+            var rows = answer.Reports(partition, asOf).ToList();
+            if (rows.Count == 0)
+                return NoRows(await IsKnownAsync(ses, partition));
+            foreach (var name in given.Keys.Except(Question.ParametersOf(Subject.Outages)))
+                given.Remove(name);
+            (given["from"], given["to"]) = (Rfc3339.Format(rows.Min(r => r.From)), Rfc3339.Format(rows.Max(r => r.To)));
+            given["as_of"] = Rfc3339.Format(asOf);
+            do
+            {
+                var page = await ses.AskAsync(question with { Subject = Subject.Outages }, partition, given);
+                outages.AddRange(page?.OutagesOf(partition) ?? []);
+                given["cursor"] = page?.Next ?? "";
+            }
+            while (given["cursor"] != "");
+            WriteTables(PlatformReport.All(counting, asOf, rows, outages), counting, asOf);
+            return 0;
+        }
+        catch (FormatException e)
+        {
+            throw new CommandException($"{Command.UrlSetting.Flag}: the answer is not of SeS: {e.Message}");
+        }
     }
 
     private static void CheckKept(DateTime? asOf, Snapshot snapshot)
@@ -17984,14 +20001,15 @@ internal sealed class CommandRunner(
                 $"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
     }
 
-    private OutputFormat Format() => flags.GetValueOrDefault("--format") switch
+    private OutputFormat Format(bool isReport = false) => flags.GetValueOrDefault("--format") switch
     {
         null => width != null ? OutputFormat.Table : OutputFormat.Json,
         "table" => OutputFormat.Table,
         "json" => OutputFormat.Json,
         "csv" => OutputFormat.Csv,
+        "html" when isReport => OutputFormat.Html,
         var other => throw new OptionsException(
-            $"--format: '{other}' is not usable; allowed: table, json, csv"),
+            $"--format: '{other}' is not usable; allowed: table, json, csv{(isReport ? ", html" : "")}"),
     };
 
     // ---- Check, rebuild ----
@@ -18247,6 +20265,109 @@ internal sealed class CommandRunner(
         }
     }
 
+    // ---- Notes ----
+
+    private int AddNote(bool isWithdrawn)
+    {
+        var (zone, format) = (Options.ZoneOf(flags, variables), Format());
+        if (isWithdrawn && !flags.ContainsKey("--id"))
+            throw new OptionsException("--id is missing: of the note");
+        var partition = PartitionOf(flags.GetValueOrDefault("--id"));
+        var draft = DraftOf(isWithdrawn, partition, zone);
+        var (answer, now) = ((NoteAnswer)null!, Now);
+        using (var writer = OpenWriter())
+            writer.Commit([() => answer = NoteBook.Add(writer, draft, partition, _user.Name, now)], now);
+        if (answer.Refusal is { } refusal)
+            throw refusal.Code == 400 ? new OptionsException(Flagged(refusal.Message)) : new CommandException(refusal.Message);
+        using var snapshot = Snapshot.Open(_dir, Now);
+        var (note, questions) = (answer.Note!, Questions.Of(snapshot));
+        var form = new NoteForm(questions);
+        foreach (var warning in NoteForm.Warnings(note, questions.CountMatching(note.Last.Filter)))
+            StandardError.WriteLine($"ses: {warning}");
+        if (format == OutputFormat.Table)
+            Print(Terminal.Plain(form.Line(note, zone)));
+        else
+            output.Write(form.Write(note));
+        return 0;
+    }
+
+    private NoteDraft DraftOf(bool isWithdrawn, string partition, Zone zone)
+    {
+        string[] fields = ["id", "kind", "from", "to", .. Question.Names, "status", "text"];
+        var given = fields.Where(n => flags.ContainsKey("--" + n)).ToDictionary(n => n, n => (string?)flags["--" + n]);
+        if (flags.TryGetValue("--author", out var author))
+            given["author_name"] = author;
+        // What is added holds, also if it was withdrawn before.
+        given["withdrawn"] = isWithdrawn ? "true" : "false";
+        if (given.GetValueOrDefault("to") == "none")
+            given["to"] = null;
+        var begins = given.GetValueOrDefault("id") is { } id ? BeginOf(id, partition) : null;
+        if (begins == null)
+            given.TryAdd("from", Rfc3339.Format(Now));
+        if (flags.TryGetValue(Command.ForSetting.Flag, out var length))
+        {
+            if (given.ContainsKey("to"))
+                throw new OptionsException($"{Command.ForSetting.Flag} and --to exclude each other");
+            var from = given.GetValueOrDefault("from") is { } begin ? NoteForm.ParseTime(begin, Now, zone) : begins;
+            given["to"] = from is { } known ? Rfc3339.Format(known + Options.TimeOf(Command.ForSetting, length)) : null;
+        }
+        try
+        {
+            return NoteForm.Parse(given, Now, zone);
+        }
+        catch (NoteException e)
+        {
+            throw new OptionsException(Flagged(e.Message));
+        }
+    }
+
+    /// <summary>When a note that is there begins.</summary>
+    private DateTime? BeginOf(string id, string partition)
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        return NoteBook.Read(snapshot.Database, long.MaxValue, partition, id, withText: false).FirstOrDefault()?.Last.From;
+    }
+
+    /// <summary>A message that begins with a field, with the flag for it.</summary>
+    private static string Flagged(string message) => "--" + message.Replace("author_name:", "author:", StringComparison.Ordinal);
+
+    /// <summary>The partition that is named, or meant where none is.</summary>
+    /// <param name="id">Of a note of it, if one is there.</param>
+    /// <exception cref="OptionsException">There is none, or there are several.</exception>
+    private string PartitionOf(string? id)
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        var named = flags.GetValueOrDefault("--partition");
+        if (named != null && snapshot.HasHeardOf(named))
+            return named;
+        var partitions = id == null ? [] : NoteBook.Read(snapshot.Database, long.MaxValue, id: id, withText: false)
+            .Select(n => n.Last.Filter.Partition).Distinct().ToList();
+        if (partitions.Count == 0)
+            partitions = [.. Questions.Of(snapshot).Partitions()];
+        return named == null && partitions is [var only] ? only : throw new OptionsException(Terminal.Plain(
+            (named == null ? "--partition is missing" : $"--partition: nothing was ever heard of '{named}'")
+            + (partitions.Count == 0 ? ": none is known yet" : $"; there are: {string.Join(", ", partitions.Take(10))}")));
+    }
+
+    private int ListNotes()
+    {
+        using var snapshot = Snapshot.Open(_dir, Snapshot.Settled(_dir, clock));
+        NoteQuestion question;
+        try
+        {
+            question = NoteQuestion.Parse(flags.GetValueOrDefault("--partition"), Parameters(NoteQuestion.Parameters),
+                snapshot.Moment, Options.ZoneOf(flags, variables));
+        }
+        catch (QuestionException e)
+        {
+            throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal));
+        }
+        CheckKept(question.AsOf, snapshot);
+        foreach (var part in new NoteForm(Questions.Of(snapshot, question.AsOf)).Write(question, Format(), width))
+            output.Write(part.Span);
+        return 0;
+    }
+
     // ---- Purge ----
 
     private int RunPurge()
@@ -18464,6 +20585,53 @@ internal sealed record RunningAnswer(
             : new RunningAnswer(question, head, lists, made, next);
     }
 
+    /// <summary>How a report was counted, and the moment that it is of.</summary>
+    public (Counting Counting, DateTime AsOf) Origin => (Question.Counting with
+    {
+        Zone = Zone.Parse(Made[0] as string ?? ""),
+        Hours = Made[1] is string hours ? ServiceHours.Parse(hours) : null,
+    }, Rfc3339.TryParse(Made[3] as string ?? "", out var moment) ? moment : throw new FormatException("there is no as_of"));
+
+    /// <summary>The rows of a report.</summary>
+    /// <exception cref="FormatException">They are another's.</exception>
+    public IEnumerable<ReportRow> Reports(string partition, DateTime asOf) => RowsOf(Answers.Services).Select(row =>
+    {
+        long Of(string column) => row.Milliseconds(column);
+        var (service, to) = (row.Service(partition), row.Of<DateTime>("to"));
+        var figures = new Figures(Of("not_counted"), Of("unknown"), Of("down"), Of("degraded"), Of("up"), 0,
+            Of("maintenance"), Of("maintenance_down"), Of("excluded"), (int)row.Of<double>("outages"), Of("longest"),
+            row.Of<bool>("open"));
+        // What lies ahead only the budget tells.
+        if (to > asOf && Question.Counting.Objectives?.Of(service.Platform) is < 100 and var objective)
+            figures = figures with { Ahead = (long)((Of("error_budget") * 100 / (100 - objective)) - figures.Budget(0)) };
+        return new ReportRow(service, row["period"] as string, row.Of<DateTime>("from"), to, figures);
+    });
+
+    /// <summary>Outages; their notes are told by ids alone, and left out.</summary>
+    /// <exception cref="FormatException">They are another's.</exception>
+    public IEnumerable<OutageRow> OutagesOf(string partition) => RowsOf(Answers.Outages).Select(row => new OutageRow(0,
+        row.Service(partition), row.Of<DateTime>("from"), row["to"] as DateTime?, row.Milliseconds("down"),
+        row.Of<string>("description"), 0));
+
+    private IEnumerable<NamedCells> RowsOf(string list)
+    {
+        var columns = Answers.Columns(Question, list, OutputFormat.Json);
+        return Lists[list].Select(r => new NamedCells(columns, r));
+    }
+
+    private readonly record struct NamedCells(string[] Columns, object?[] Cells)
+    {
+        public object? this[string column] => Array.IndexOf(Columns, column) is >= 0 and var at ? Cells[at] : null;
+
+        public T Of<T>(string column) =>
+            this[column] is T cell ? cell : throw new FormatException($"there is no usable {column}");
+
+        public long Milliseconds(string span) => (long)Math.Round(Of<double>(span + "_seconds") * 1000);
+
+        public ServiceKey Service(string partition) => new(partition, Of<string>("platform"), Of<string>("service"),
+            Of<string>("facet"), Of<string>("location"));
+    }
+
     private static object?[] Row(JsonElement row, string[] columns)
     {
         _ = row.GetProperty("service").GetString();
@@ -18607,7 +20775,7 @@ internal sealed class RunningSes : IDisposable
     public void Dispose() => _client.Dispose();
 }
 
-// ================================= 21. Main ==================================
+// ================================= 24. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 
@@ -18662,8 +20830,8 @@ internal static class Program
             Environment.SetEnvironmentVariable("TERM", null);
             if (args is ["help", ..])
                 args = [.. args.Skip(args is [_, "help"] ? 2 : 1), "--help"];
-            var command = Command.All.FirstOrDefault(c => c.Name == args.FirstOrDefault());
-            var (flags, exit) = ParseFlags(command == null ? args : args[1..], command);
+            var command = Command.Of(args);
+            var (flags, exit) = ParseFlags(command == null ? args : args[command.Words.Length..], command);
             if (exit is { } code)
                 return code;
             var variables = Environment.GetEnvironmentVariables()
@@ -18816,7 +20984,8 @@ internal static class Program
 
     /// <param name="shown">The name, as far as it may be told.</param>
     private static string NoCommand(string shown, string name) => $"{shown} is no command of SeS"
-        + NearestName.Of(name.ToLowerInvariant(), Command.All.Select(c => c.Name).Append("help")) + $". {Advice(null)}";
+        + (Command.All.Where(c => c.Words.Length > 1 && c.Words[0] == name).Select(c => c.Name).ToList() is { Count: > 0 } longer
+            ? $", but {string.Join(", ", longer)} are" : NearestName.Of(name.ToLowerInvariant(), Command.All.Select(c => c.Name).Append("help"))) + $". {Advice(null)}";
 
     /// <param name="shown">The argument, as far as it may be told.</param>
     private static string NoArgument(string shown, string argument, Command? command) =>
@@ -18883,7 +21052,7 @@ internal static class Program
             }
             output.WriteLine("\nCommands:");
             foreach (var command in Command.All)
-                output.WriteLine($"  {command.Name,-12}{command.Help}");
+                output.WriteLine($"  {command.Name,-15}{command.Help}");
             output.WriteLine("""
 
                 Other:

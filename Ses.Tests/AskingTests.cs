@@ -64,7 +64,7 @@ public sealed class AskingTests
         var status = await host.GetAsync("/alerts/INS?service=etcd");
         Assert.Equal((200, "application/json"), (status.Code, status.Type?.ToString()));
         Assert.Equal("""{"services":[{"platform":"p1","service":"etcd","facet":"node","location":"n1","status":"down","""
-            + """since":"2026-11-22T10:00:00.5Z","time":"2026-11-22T10:00:00.5Z","description":"it \"fell\",\nhard","last_seen":"2026-11-22T12:00:00Z","watched":null}]}""".Insert(0, "\"")
+            + """since":"2026-11-22T10:00:00.5Z","time":"2026-11-22T10:00:00.5Z","description":"it \"fell\",\nhard","last_seen":"2026-11-22T12:00:00Z","watched":null,"maintenance":null}]}""".Insert(0, "\"")
             + "\n", Rest(status));
         Assert.Equal("""{"events":[{"platform":"p1","service":"db","facet":"node","location":"","status":"down","time":"2026-11-22T09:00:00Z","""
             + """

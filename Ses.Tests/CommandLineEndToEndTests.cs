@@ -205,7 +205,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
         }
     }
 
-    [GeneratedRegex("""\d{4}-\d\d-\d\dT[\d:.]+Z|[^\n]* of history in [^\n]*\n|"as_of":"[^"]+"|[\d.]+(?=,)|\d+ min \d+ s|\d+ h \d+ min|\d+\.\d{3}|(?<=\n)\n| +""")]
+    [GeneratedRegex("""\d{4}-\d\d-\d\dT[\d:.]+Z|[^\n]* of history in [^\n]*\n|"as_of":"[^"]+"|[\d.]+(?=[,}])|\d+ min \d+ s|\d+ h \d+ min|\d+\.\d{3}|(?<=\n)\n| +""")]
     private static partial Regex Lasting();
 
     [Fact]
@@ -392,8 +392,8 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
             if (Allowed().Match(refused) is { Success: true } match)
                 taken[flag] = match.Groups[1].Value.Replace(", ", " ", Ordinal);
         }
-        foreach (var (command, flag) in new[] { ("status", "--format"), ("history", "--order") })
-            taken[flag] = Allowed().Match((await RunAsync(command, flag, "?")).Output).Groups[1].Value.Replace(", ", " ", Ordinal);
+        foreach (var (command, flag) in new[] { ("status", "--format"), ("history", "--order"), ("note list", "--kind") })
+            taken[flag] = Allowed().Match((await RunAsync([.. command.Split(' '), flag, "?"])).Output).Groups[1].Value.Replace(", ", " ", Ordinal);
         // Case does not count.
         Assert.Equal(taken.OrderBy(t => t.Key).Select(t => $"{t.Key} {t.Value.ToLowerInvariant()}"),
             offered.OrderBy(o => o.Key).Select(o => $"{o.Key} {o.Value.ToLowerInvariant()}"));

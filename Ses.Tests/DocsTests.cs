@@ -20,7 +20,7 @@ public sealed partial class DocsTests
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
     private static readonly int[] Codes =
-        [200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 415, 417, 421, 431, 501, 503, 505];
+        [200, 201, 204, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 417, 421, 431, 501, 503, 505];
 
     /// <summary>
     /// The constants that the table of limits names; it is filled by the table after it. The writer's step is
@@ -79,6 +79,11 @@ public sealed partial class DocsTests
         Limit("periods of a report", typeof(Question), "MaxPeriods"),
         Limit("stretches of a day's service hours", typeof(ServiceHours), "MaxStretches"),
         Limit("end of a report with periods ahead of the clock", typeof(Question), "MaxPeriodsAhead"),
+        Limit("body of a note", typeof(NoteForm), "MaxBody", Kib),
+        Limit("text of a note, in bytes", typeof(NoteVersion), "MaxText"),
+        Limit("author of a note, in characters", typeof(NoteVersion), "MaxAuthor"),
+        Limit("versions of notes in a store", typeof(NoteBook), "MaxVersions"),
+        Limit("begin and end of a note ahead of the clock", typeof(NoteBook), "MaxAhead"),
         Limit("time for an answer to a probe", typeof(Probe), "Patience"),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
         Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
@@ -290,7 +295,7 @@ public sealed partial class DocsTests
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "MapThreshold", "MaxConfigLines", "MayWrite", "EffectiveUser", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived", "SmallestGzip",
-            "HeadRoom", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "Up", "Degraded", "Down", "Unknown"];
+            "HeadRoom", "ColumnCount", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "Up", "Degraded", "Down", "Unknown"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -315,13 +320,13 @@ public sealed partial class DocsTests
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
         Assert.All(FlagName().Matches(Text), m => Assert.Contains(m.Value, flags));
-        var commands = Command.All.Select(c => c.Name).Append("help").ToHashSet();
+        var commands = Command.All.Select(c => c.Words[0]).Append("help").ToHashSet();
         Assert.All(CommandName().Matches(Text), m => Assert.Contains(m.Groups[1].Value, commands));
     }
 
     [Fact]
     public void CommandsOfTheStoreAreThoseOfTheProgram() => Assert.Equal(
-        Command.All.SkipWhile(c => c.Name != "check").TakeWhile(c => c.Name != "probe").Select(c => "ses " + c.Name
+        Command.All.SkipWhile(c => c.Name != "check").TakeWhile(c => c.Name != "note add").Select(c => "ses " + c.Name
             + (c.Argument == null ? "" : c.IsArgumentNeeded ? $" {c.Argument}" : $" [{c.Argument}]")),
         DocsPage.Named("store").Table("Commands").Select(r => Plain(r[0])));
 
@@ -329,7 +334,7 @@ public sealed partial class DocsTests
     public void LinesOfThePageAreFacts()
     {
         var lines = DocsPage.Named("store").CodeOf("Facts as lines", "json");
-        Assert.Equal(5, lines.Length);
+        Assert.Equal(6, lines.Length);
         Assert.All(lines, l => FactLine.Parse(l, DateTime.UtcNow));
         var fields = lines.SelectMany(l => JsonDocument.Parse(l).RootElement.EnumerateObject()).Select(f => f.Name);
         Assert.Equal(fields.Distinct().Order(), DocsPage.Named("store").Table("Facts as lines")
@@ -550,7 +555,7 @@ public sealed partial class DocsTests
     [GeneratedRegex(@"# TYPE (ses_\w+) (\w+)")]
     private static partial Regex TypeLine();
 
-    [GeneratedRegex("""(?:\b(?:Problem|Bad|Json|Reply)\(\s*|RefusedException\("\w+", )(\d{3})\b""")]
+    [GeneratedRegex("""(?:\b(?:Problem|Bad|Json|Reply|NoteException)\(\s*|RefusedException\("\w+", )(\d{3})\b""")]
     private static partial Regex AnswerCode();
 
     [GeneratedRegex(@"\(default: ([^)]+)\)")]

@@ -7,7 +7,7 @@ namespace Ses.Tests;
 /// <summary>A flag wins over its variable, that over the default; a wrong value is refused in one line.</summary>
 public sealed class OptionsTests : IDisposable
 {
-    private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret"];
+    private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret", "--editor-password"];
 
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-options-").FullName;
 
@@ -46,6 +46,8 @@ public sealed class OptionsTests : IDisposable
         { "--tls-client-ca", "", "/dev/null", "/etc/passwd" },
         { "--oidc-issuer", "", "https://id/realm", "http://id/r/" },
         { "--oidc-audience", "", "ses", "urn:ses" },
+        { "--editor-username", "editor", "ann", "bob" },
+        { "--editor-password", "", "pass 1", "pass 2" },
         { "--onix-url", "http://localhost:8080/", "https://onix/base", "none" },
         { "--onix-auth-mode", "Basic", "None", "Basic" },
         { "--onix-username", "admin", "ann", "bob" },
@@ -102,6 +104,8 @@ public sealed class OptionsTests : IDisposable
         "--log-level" => o.LogLevel.ToString(),
         "--log-format" => o.LogJson ? "json" : "text",
         "--metrics-auth" => o.MetricsAuth ? "true" : "false",
+        "--editor-username" => o.EditorUsername,
+        "--editor-password" => o.EditorPassword?.Value ?? "",
         "--oidc-issuer" => o.OidcIssuer ?? "",
         "--oidc-audience" => o.OidcAudience ?? "",
         "--tls-cert" => o.TlsCert ?? "",

@@ -8,8 +8,19 @@ _ses() {
         previous=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     [[ $COMP_CWORD -gt 1 && ${COMP_WORDS[1]} != -* ]] && command=${COMP_WORDS[1]}
-    help=$("$1" ${command:+"$command"} --help 2>/dev/null) || return
-    commands=$(sed -n '/^Commands:/,/^$/s/^  \([a-z]*\).*/\1/p' <<<"$help")
+    commands=$("$1" --help 2>/dev/null | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\( [a-z]\+\)\?\)  .*/\1/p') || return
+    # Of ses note add the second word is one of those that follow the first.
+    if grep -q "^$command " <<<"$commands" && [[ -n $command ]]; then
+        if [[ $COMP_CWORD -eq 2 ]]; then
+            words=$(sed -n "s/^$command //p" <<<"$commands")
+            mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+            return
+        fi
+        command+=" ${COMP_WORDS[2]}"
+    fi
+    commands=$(sed 's/ .*//' <<<"$commands" | sort -u)
+    # shellcheck disable=SC2086 # of a command of two words both
+    help=$("$1" $command --help 2>/dev/null) || return
     while read -r flag value _; do
         [[ $flag == --* && $flag == "$previous" ]] && type=$value
     done <<<"$help"
@@ -24,8 +35,9 @@ _ses() {
         --auth-mode | --onix-auth-mode) words="none basic oidc" ;;
         --log-level) words="Panic Fatal Error Warn Info Debug Trace" ;;
         --log-format) words="text json" ;;
-        --format) words="table json csv" ;;
+        --format) words="table json csv"; [[ $command == report ]] && words+=" html" ;;
         --order) words="asc desc" ;;
+        --kind) words="maintenance excluded correction comment retired" ;;
         *) [[ $type == BOOL ]] && words="true false" ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
