@@ -13,7 +13,7 @@ namespace Ses.Tests;
 public sealed class NotesReferenceTests
 {
     /// <summary>Thousands were held against it once; so many take some seconds.</summary>
-    private const int Seeds = 50;
+    private const int Seeds = 30;
 
     private static readonly TimeSpan Day = TimeSpan.FromDays(1);
 

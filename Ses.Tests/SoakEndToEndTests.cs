@@ -30,7 +30,7 @@ public sealed class SoakEndToEndTests(ITestOutputHelper output)
     private static readonly TimeSpan Soon = TimeSpan.FromMinutes(2);
 
     private static readonly TimeSpan Length = TimeSpan.FromSeconds(
-        int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "120", CultureInfo.InvariantCulture));
+        int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "60", CultureInfo.InvariantCulture));
 
     /// <summary>
     /// The truth: each service is up and down in turn, with a period of its own, until the end. It changes
