@@ -4158,6 +4158,10 @@ internal readonly record struct Interval(long From, long To)
             yield return new Interval(Math.Max(from, spans[low].From), Math.Min(to, spans[low].To));
     }
 
+    /// <summary>The parts of a stretch that are within hours; null: all of it is.</summary>
+    public static IEnumerable<Interval> Counted(Interval[]? hours, long from, long to) =>
+        from >= to ? [] : hours == null ? [new Interval(from, to)] : Within(hours, from, to);
+
     /// <summary>For how long united spans are in a stretch.</summary>
     public static long Length(Interval[] spans, long from, long to) =>
         spans.Length == 0 ? 0 : Within(spans, from, to).Sum(s => s.To - s.From);
@@ -4314,10 +4318,6 @@ internal sealed record Note(IReadOnlyList<NoteVersion> Versions)
 {
     /// <summary>What holds.</summary>
     public NoteVersion Last => Versions[^1];
-
-    /// <summary>The time that the last version covers for a service; empty once it is withdrawn.</summary>
-    public Interval? Covered(ServiceKey service) =>
-        !Last.IsWithdrawn && Last.Filter.Takes(service) ? Last.Span : null;
 
     /// <summary>
     /// The time of it that was announced: that the last version covers, and that the one covered which was in
@@ -5203,12 +5203,15 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
         _runs.Bind(1, service);
         while (_runs.Step())
         {
-            runs.Add(new Run(UnixTime.Read(_runs.Number(0)),
-                _runs.Number(1) == UnixTime.Open ? null : UnixTime.Read(_runs.Number(1)),
-                (Status)_runs.Number(2), _runs.Number(3) != 0, _runs.Number(4)));
+            runs.Add(RunOf(_runs));
             since.Add(_runs.Number(5));
         }
     }
+
+    /// <summary>A row of at, until, status, open, observation.</summary>
+    public static Run RunOf(SqliteStatement row) => new(UnixTime.Read(row.Number(0)),
+        row.Number(1) == UnixTime.Open ? null : UnixTime.Read(row.Number(1)), (Status)row.Number(2), row.Number(3) != 0,
+        row.Number(4));
 
     /// <summary>When the status of each run began: with the first run of those that have the same.</summary>
     public static void AddSince(List<Run> runs, List<long> since)
@@ -9381,11 +9384,15 @@ internal static class NoteBook
         return versions;
     }
 
-    /// <summary>As it is exported, with its text, which may not have been read.</summary>
-    public static string LineOf(SqliteConnection database, NoteVersion version)
+    /// <summary>As it is exported.</summary>
+    public static string LineOf(SqliteConnection database, NoteVersion version) =>
+        FactLines.Note(version.By, WithText(database, version), version.Recorded, out _);
+
+    /// <summary>A version with its text, which may not have been read.</summary>
+    public static NoteVersion WithText(SqliteConnection database, NoteVersion version)
     {
         using var text = database.Query("SELECT text FROM note WHERE id = ?1");
-        return FactLines.Note(version.By, version with { Text = text.Bind(1, version.Row).FirstText() ?? "" }, version.Recorded, out _);
+        return version with { Text = text.Bind(1, version.Row).FirstText() ?? "" };
     }
 
     /// <summary>Stores what a draft makes of its note, within a transaction of the writer.</summary>
@@ -9645,13 +9652,13 @@ internal readonly record struct Figures(
     long NotCounted, long Unknown, long Down, long Degraded, long Up, long Ahead, long Maintenance, long MaintenanceDown,
     long Excluded, int Outages, long Longest, bool IsOpen)
 {
-    private long Known => Up + Degraded + Down;
+    public long Known => Up + Degraded + Down;
 
     /// <summary>Up and degraded in percent of what is known; null: nothing is.</summary>
     public double? Availability => Share(Up + Degraded, Known);
 
     /// <summary>What adjusted availability is a share of: without maintenance, and without what was down and excluded.</summary>
-    private long Base => Known - Maintenance - Excluded;
+    public long Base => Known - Maintenance - Excluded;
 
     /// <summary>Of that, down.</summary>
     public long BaseDown => Down - MaintenanceDown - Excluded;
@@ -9709,7 +9716,7 @@ internal sealed class FiguresSum(Interval range, long left, long now, Interval[]
         };
         var counted = 0L;
         var (from, to) = (Math.Max(Math.Max(at, range.From), left), Math.Min(until, End));
-        foreach (var part in from >= to ? [] : hours == null ? [new Interval(from, to)] : Interval.Within(hours, from, to))
+        foreach (var part in Interval.Counted(hours, from, to))
         {
             counted += part.To - part.From;
             var maintained = kind == Unknown ? 0 : Interval.Length(maintenance, part.From, part.To);
@@ -9744,8 +9751,7 @@ internal sealed class FiguresSum(Interval range, long left, long now, Interval[]
     {
         get
         {
-            var ahead = range.To <= now ? [] : hours == null ? [new Interval(Math.Max(now, range.From), range.To)]
-                : Interval.Within(hours, Math.Max(now, range.From), range.To);
+            var ahead = Interval.Counted(hours, Math.Max(now, range.From), range.To);
             return new Figures(range.To - range.From - _times.Sum(), _times[Unknown], _times[Down], _times[Degraded],
                 _times[Up], ahead.Sum(a => a.To - a.From - Interval.Length(maintenance, a.From, a.To)),
                 _maintenance, _maintenanceDown, _excludedDown, _outages, _longest, _isOpen && _isCounted && _until >= End);
@@ -10597,11 +10603,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     private Note WithText(Note note)
     {
         if (!_withText.TryGetValue(note.Last.Row, out var whole))
-        {
-            using var text = snapshot.Query("SELECT text FROM note WHERE id = ?1");
-            whole = new Note([.. note.Versions.SkipLast(1), note.Last with { Text = text.Bind(1, note.Last.Row).FirstText() ?? "" }]);
-            _withText[note.Last.Row] = whole;
-        }
+            _withText[note.Last.Row] = whole =
+                new Note([.. note.Versions.SkipLast(1), NoteBook.WithText(snapshot.Database, note.Last)]);
         return whole;
     }
 
@@ -10660,8 +10663,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         IEnumerable<Run> Before(long service, DateTime end)
         {
             for (earlier.Bind(1, service).Bind(2, UnixTime.From(end)); earlier.Step();)
-                yield return new Run(UnixTime.Read(earlier.Number(0)), UnixTime.Read(Math.Min(earlier.Number(1), UnixTime.From(end))),
-                    (Status)earlier.Number(2), earlier.Number(3) != 0, earlier.Number(4));
+            {
+                var run = ServiceFacts.RunOf(earlier);
+                yield return run with { To = run.To < end ? run.To : end };
+            }
         }
 
         using var texts = new ObservedTexts(snapshot);
@@ -10921,8 +10926,6 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var silent = TimeSpan.Zero;
         var notes = NoteFacts.Of(service);
         var excluded = Interval.Without(notes.Excluded, notes.Maintenance);
-        long In(Interval[] spans, long from, long to) => spans.Length == 0 ? 0 : hours == null
-            ? Interval.Length(spans, from, to) : Interval.Within(hours, from, to).Sum(h => Interval.Length(spans, h.From, h.To));
         var end = DateTime.MinValue;
         foreach (var run in runs)
         {
@@ -10939,14 +10942,16 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             {
                 outage ??= new OutageRow(id, service, run.From, null, 0, "", run.Observation);
                 var (from, to) = (Math.Max(range.From, UnixTime.From(run.From)), Math.Min(range.To, UnixTime.From(until)));
-                var counted = from >= to ? 0 : hours == null ? to - from : Interval.Length(hours, from, to);
-                outage = outage with
+                outage = outage with { Last = until };
+                foreach (var part in Interval.Counted(hours, from, to))
                 {
-                    Last = until,
-                    Down = outage.Down + counted,
-                    Maintenance = outage.Maintenance + (from >= to ? 0 : In(notes.Maintenance, from, to)),
-                    Excluded = outage.Excluded + (from >= to ? 0 : In(excluded, from, to)),
-                };
+                    outage = outage with
+                    {
+                        Down = outage.Down + (part.To - part.From),
+                        Maintenance = outage.Maintenance + Interval.Length(notes.Maintenance, part.From, part.To),
+                        Excluded = outage.Excluded + Interval.Length(excluded, part.From, part.To),
+                    };
+                }
             }
             else if (outage != null && (run.Status != Status.Unknown || silent >= EndsOutage))
             {
@@ -10974,9 +10979,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         IEnumerable<Run> Of(long service)
         {
             for (rows.Bind(1, service).Bind(2, first); rows.Step();)
-                yield return new Run(UnixTime.Read(rows.Number(0)),
-                    rows.Number(1) == UnixTime.Open ? null : UnixTime.Read(rows.Number(1)),
-                    (Status)rows.Number(2), rows.Number(3) != 0, rows.Number(4));
+                yield return ServiceFacts.RunOf(rows);
         }
 
         foreach (var (id, service) in services ?? Services(filter))
@@ -11166,14 +11169,13 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var services = ServicesWithGaps(filter);
         var ids = services.Select(s => s.Id).ToArray();
         using var run = snapshot.Query($"""
-            SELECT at, status, open, observation, until FROM {table} WHERE service = ?1 AND at < ?2 ORDER BY at DESC LIMIT 1
+            SELECT at, until, status, open, observation FROM {table} WHERE service = ?1 AND at < ?2 ORDER BY at DESC LIMIT 1
             """);
         Run? RunAt(long service, DateTime before)
         {
             // A service that is retired is nothing.
             var found = run.Bind(1, service).Bind(2, UnixTime.From(before)).Step()
-                && run.Number(4) >= UnixTime.From(before) ? new Run(
-                UnixTime.Read(run.Number(0)), null, (Status)run.Number(1), run.Number(2) != 0, run.Number(3)) : (Run?)null;
+                && run.Number(1) >= UnixTime.From(before) ? ServiceFacts.RunOf(run) : (Run?)null;
             run.Reset();
             return found;
         }
@@ -11667,9 +11669,7 @@ internal sealed record Question(
         var asOf = Parse(given, "as_of", v => ParseTime(v, now), TimeAllowed);
         var counting = given.ContainsKey("threshold") ? Counting.Plain : ParseCounting(given, standard ?? Counting.Plain);
         var question = new Question(subject,
-            new ServiceFilter(
-                partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
-                given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
+            FilterOf(partition, given),
             Parse(given, "from", v => ParseTime(v, asOf ?? now, counting.Zone), TimeAllowed),
             Parse(given, "to", v => ParseTime(v, asOf ?? now, counting.Zone), TimeAllowed),
             Parse(given, "threshold", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
@@ -11699,9 +11699,20 @@ internal sealed record Question(
             && Period.All(period, question.Counting.Zone, first > AlertMapping.Earliest ? first : AlertMapping.Earliest,
                 question.To ?? now).Skip(MaxPeriods).Any())
             throw new QuestionException($"period: there are more than {MaxPeriods} from 'from' to 'to'");
-        if (question.AsOf > now)
-            throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}");
+        CheckAsOf(question.AsOf, now);
         return question;
+    }
+
+    /// <summary>The services that parameters choose.</summary>
+    public static ServiceFilter FilterOf(string? partition, Dictionary<string, string> given) => new(
+        partition, given.GetValueOrDefault("platform"), given.GetValueOrDefault("service"),
+        given.GetValueOrDefault("facet"), given.GetValueOrDefault("location"));
+
+    /// <exception cref="QuestionException">It is ahead of the clock.</exception>
+    public static void CheckAsOf(DateTime? asOf, DateTime now)
+    {
+        if (asOf > now)
+            throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}");
     }
 
     /// <summary>Of its milliseconds, by which is counted.</summary>
@@ -12445,15 +12456,14 @@ internal sealed record NoteQuestion(
     {
         var given = Question.Once(parameters, Parameters, "notes");
         DateTime? Time(string name) => Question.Parse(given, name, v => Question.ParseTime(v, now, zone), Question.TimeAllowed);
-        var question = new NoteQuestion(new ServiceFilter(partition, given.GetValueOrDefault("platform"),
-                given.GetValueOrDefault("service"), given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
-            Time("from"), Time("to"),
+        var question = new NoteQuestion(Question.FilterOf(partition, given), Time("from"), Time("to"),
             Question.Parse(given, "kind", v => NoteDraft.KindOf(v), string.Join(", ", NoteDraft.Kinds)),
             given.GetValueOrDefault("id"), Time("as_of"),
             Question.Parse(given, "versions", v => bool.TryParse(v, out var flag) ? flag : (bool?)null, "true, false") == true);
-        return question.From >= question.To ? throw new QuestionException("from: it is not before to")
-            : question.AsOf > now
-            ? throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}") : question;
+        if (question.From >= question.To)
+            throw new QuestionException("from: it is not before to");
+        Question.CheckAsOf(question.AsOf, now);
+        return question;
     }
 }
 
@@ -12786,7 +12796,7 @@ internal sealed class PlatformReport(
 
     private static decimal? AdjustedOf(IReadOnlyList<ReportRow> of)
     {
-        var whole = Sum(of, f => f.Up + f.Degraded + f.Down - f.Maintenance - f.Excluded);
+        var whole = Sum(of, f => f.Base);
         return Share(whole - Sum(of, f => f.BaseDown), whole);
     }
 
@@ -12833,7 +12843,7 @@ internal sealed class PlatformReport(
 
     private static string[] Cells(string name, IReadOnlyList<ReportRow> of, string[] verdict) =>
     [
-        name, Adjusted(of), Shown(Share(Sum(of, f => f.Up + f.Degraded), Sum(of, f => f.Up + f.Degraded + f.Down))),
+        name, Adjusted(of), Shown(Share(Sum(of, f => f.Up + f.Degraded), Sum(of, f => f.Known))),
         .. verdict, Lasted(Sum(of, f => f.Down)), $"{Sum(of, f => f.Outages)}", Lasted(Sum(of, f => f.Maintenance)),
         Lasted(Sum(of, f => f.Unknown)),
     ];
@@ -12870,7 +12880,7 @@ internal sealed class PlatformReport(
 
     private string NoteOn(Note note, OutageRow outage, Func<DateTime, string> day)
     {
-        var (last, kind) = (note.Last, note.Last.Kind.ToString().ToLowerInvariant());
+        var (last, kind) = (note.Last, NoteDraft.NameOf(note.Last.Kind));
         if (last.Kind == NoteKind.Maintenance)
         {
             // Of a night of work the times are enough beside those of the outage.
@@ -16311,7 +16321,7 @@ internal sealed class ReportPage
         {
             var last = note.Last;
             var title = Markup.Of($"""
-                <strong>{last.Kind.ToString().ToLowerInvariant()}</strong>{(last.Status == null ? "" : $" ({last.Status})")}
+                <strong>{NoteDraft.NameOf(last.Kind)}</strong>{(last.Status == null ? "" : $" ({last.Status})")}
                 {report.Time(last.From)} to {(last.To is { } to ? report.Time(to) : "no end")}, <bdi>{Meant(last.Filter)}</bdi>
                 """);
             _html.Add($"<li>{(last.IsWithdrawn ? Markup.Of($"<s>{title}</s> withdrawn") : title)}, {last.Id}");
@@ -19726,10 +19736,14 @@ internal sealed class CommandRunner(
         }
         catch (QuestionException e)
         {
-            throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal)
-                .Replace("service_hours", "service-hours", StringComparison.Ordinal));
+            throw Flagged(e);
         }
     }
+
+    /// <summary>What is wrong with a parameter, as it is wrong with the flag for it.</summary>
+    private static OptionsException Flagged(QuestionException e) => new("--"
+        + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal)
+            .Replace("service_hours", "service-hours", StringComparison.Ordinal));
 
     /// <summary>What is asked, as over HTTP.</summary>
     private IEnumerable<KeyValuePair<string, string>> Parameters(string[] names) =>
@@ -20360,7 +20374,7 @@ internal sealed class CommandRunner(
         }
         catch (QuestionException e)
         {
-            throw new OptionsException("--" + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal));
+            throw Flagged(e);
         }
         CheckKept(question.AsOf, snapshot);
         foreach (var part in new NoteForm(Questions.Of(snapshot, question.AsOf)).Write(question, Format(), width))
