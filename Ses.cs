@@ -6959,7 +6959,8 @@ internal sealed class Writer : IDisposable
         }
         var (logged, moved) = _database.Checkpoint();
         _pages.Count = logged == moved ? 0 : _pages.Count;
-        if (logged != moved || _files.LogSize <= LogSize)
+        // Another process would take a log that this one cuts for a broken one.
+        if (logged != moved || _files.LogSize <= LogSize || !IsDaemon)
             return;
         // Cutting gigabytes at once would hold a commit up.
         _files.LeastLog = Math.Max(LogSize, _files.LogSize - LogSize);
@@ -7759,8 +7760,9 @@ internal sealed class DatabaseFiles(string path) : IDisposable
     public long LogSize => _files[1].Status.Size;
 
     /// <summary>
-    /// What was cut from the log while a transaction was appended is zeros now, up to that: the last page
-    /// before it has not the salt of the log's head any more (sqlite.org/fileformat2.html, 4.1).
+    /// What was cut from the log while a transaction was appended is zeros now, up to that, as the random salt of
+    /// the last page before it (sqlite.org/fileformat2.html, 4.1). Which salt it is says nothing: another process
+    /// may have begun the log anew since the commit.
     /// </summary>
     /// <param name="pages">In the log before the transaction.</param>
     /// <exception cref="SqliteException">It was cut.</exception>
@@ -7772,7 +7774,7 @@ internal sealed class DatabaseFiles(string path) : IDisposable
         _ = RandomAccess.Read(_log, head, 0);
         long pageSize = BinaryPrimitives.ReadInt32BigEndian(head[8..]);
         _ = RandomAccess.Read(_log, page, LogHead + ((pages - 1) * (LogPageHead + pageSize)));
-        if (!head[16..24].SequenceEqual(page[8..16]))
+        if (!head[16..24].ContainsAnyExcept((byte)0) || !page[8..16].ContainsAnyExcept((byte)0))
             throw new SqliteException(SqliteException.FilesChanged, 0, $"{_files[1].Path} was cut short");
     }
 

@@ -42,6 +42,35 @@ public sealed class StoreFaultTests : IDisposable
         Assert.Equal([], Check());
     }
 
+    /// <summary>Only what is cut from the log is missed, not what another process moved into the database.</summary>
+    [Fact]
+    public void LogThatAnotherProcessBeginsAnewIsNotTakenForACutOne()
+    {
+        using var one = new SqliteConnection(DatabasePath, isReadOnly: false, cache: 1024);
+        one.Execute("PRAGMA journal_mode = WAL");
+        one.Execute("CREATE TABLE t(x)");
+        using var pages = new WalPages(one);
+        one.Execute("INSERT INTO t VALUES (randomblob(30000))");
+        using var files = new DatabaseFiles(DatabasePath);
+        files.CheckLog(pages.Count);
+        using (var other = new SqliteConnection(DatabasePath, isReadOnly: false, cache: 1024))
+        {
+            var (logged, moved) = other.Checkpoint();
+            Assert.Equal(logged, moved);
+            other.Execute("INSERT INTO t VALUES (1)");
+        }
+        Assert.True(pages.Count > 5);
+        files.CheckLog(pages.Count);
+        using (var log = new FileStream(DatabasePath + "-wal", FileMode.Open, FileAccess.Write, FileShare.ReadWrite))
+        {
+            var length = log.Length;
+            log.SetLength(100);
+            log.SetLength(length);
+        }
+        var broken = Assert.Throws<SqliteException>(() => files.CheckLog(pages.Count));
+        Assert.Contains("was cut short", broken.Message, StringComparison.Ordinal);
+    }
+
     /// <summary>A bit that flips is found by the check, or met by nobody: the facts are read as they were.</summary>
     [Fact]
     public async Task FlippedBitIsFound()
