@@ -148,7 +148,7 @@ deb: out/ses
 Ses.Tests/%/node_modules: Ses.Tests/%/package-lock.json
 	cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch node_modules
 
-e2e: out/ses out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules
+e2e: out/ses out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules Ses.Tests/axe/node_modules
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' -- xUnit.MaxParallelThreads=4 2>&1 | $(SUMMARY)
 
 # SOAK: its length in seconds.

@@ -18,7 +18,7 @@
 //                                                                                    |
 //                  Onix <-- OnixClient <-- Recorder (decide, batch) <-- Outbox (marked services)
 //                                                                                    |
-//     people, programs <-- Gate <-- Web <-- StatusPage, Answers <-- Questions <-- Store (snapshots)
+//     people, programs <-- Gate <-- Web <-- StatusPage, Feed, Answers <-- Questions <-- Store (snapshots)
 //
 // ENDPOINTS
 //
@@ -30,7 +30,11 @@
 //     GET  /{path}/{partition}/report     availability and outages
 //     GET  /{path}/{partition}/outages    each time down
 //     POST, GET /{path}/{partition}/notes what people say of the history, for the editor
-//     GET  /, /service                    the status page, and that of one service
+//     GET  /, /platform, /service, /s/    the status pages: all, a platform's, a service's, and its short address
+//     GET  /outages, /day/{date}, /now    past outages, those of a day, the line that renews itself
+//     GET  /feed, /badge.svg              outages and maintenance as Atom; a status as a picture
+//     GET  /wall                          the same for a screen across the room
+//     GET  /login                         asks for credentials, and leads back to the page
 //     GET  /health                        how SeS is, whole; text or JSON
 //     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
 //     GET  /metrics                       Prometheus's text format
@@ -73,7 +77,7 @@
 //
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Timeline   6 Database   7 Notes   8 Store   9 Lines
 //    10 Questions  11 Asking  12 Reports  13 Onix  14 Recorder  15 HTTP  16 Auth  17 Status page
-//    18 Printed reports  19 Web  20 TLS  21 Gate  22 Linux  23 Commands  24 Main
+//    18 Printed reports  19 Feed and badge  20 Web  21 TLS  22 Gate  23 Linux  24 Commands  25 Main
 
 using System.Buffers;
 using System.Buffers.Binary;
@@ -181,6 +185,9 @@ internal sealed record Options
     public required IReadOnlySet<string>? Hosts { get; init; }
     public required string Username { get; init; }
     public required Secret Password { get; init; }
+    public required string ReadUsername { get; init; }
+    /// <summary>Null: there is no such user, and with <see cref="AuthMode.None"/> whoever wants may ask.</summary>
+    public required Secret? ReadPassword { get; init; }
     public required string EditorUsername { get; init; }
     /// <summary>Null: nobody may read or write notes by HTTP.</summary>
     public required Secret? EditorPassword { get; init; }
@@ -212,10 +219,14 @@ internal sealed record Options
     public required TimeSpan Pause { get; init; }
     public required TimeSpan StaleAfter { get; init; }
     public required TimeSpan Forget { get; init; }
+    /// <summary>Of the pages.</summary>
+    public required string Title { get; init; }
     /// <summary>How reports count where a question does not say so.</summary>
     public required Counting Counting { get; init; }
     /// <summary>Null: all.</summary>
     public required IReadOnlySet<string>? Partitions { get; init; }
+    /// <summary>Partitions whose pages are for those without credentials too; null: none.</summary>
+    public required IReadOnlySet<string>? Public { get; init; }
     public required int MaxServices { get; init; }
     public required int MaxAlerts { get; init; }
     /// <summary>In bytes; null: none.</summary>
@@ -260,10 +271,16 @@ internal sealed record Options
             "User that Alertmanager signs in as, with --auth-mode basic"),
         PasswordSetting = new(Listening, "--password", "OXSES_PASSWORD", "SECRET", "0n1x",
             "Password of that user", Secret: true),
+        ReadUsernameSetting = new(Listening, "--read-username", "OXSES_READ_USERNAME", "NAME", "reader",
+            "User that may only ask: for pages, questions and health, with whatever --auth-mode"),
+        ReadPasswordSetting = new(Listening, "--read-password", "OXSES_READ_PASSWORD", "SECRET", null,
+            "Password of that user; given, nobody asks without credentials, with --auth-mode none too", Secret: true),
         EditorUsernameSetting = new(Listening, "--editor-username", "OXSES_EDITOR_USERNAME", "NAME", "editor",
-            "User that may read and write notes, with whatever --auth-mode"),
+            "User that may ask, and read and write notes, with whatever --auth-mode"),
         EditorPasswordSetting = new(Listening, "--editor-password", "OXSES_EDITOR_PASSWORD", "SECRET", null,
             "Password of that user; without one notes are written on the host alone", Secret: true),
+        PublicSetting = new(Listening, "--public", "OXSES_PUBLIC", "NAMES", null,
+            "Partitions whose pages, feed and badges are shown without credentials, such as INS,WEB"),
         MaxBodySetting = new(Listening, "--max-body", "OXSES_MAXBODY", "SIZE", "16MiB",
             "Largest body of a webhook, such as 512KiB or 16MiB; at most 256MiB"),
         PartitionsSetting = new(Listening, "--partitions", "OXSES_PARTITIONS", "NAMES", null,
@@ -315,6 +332,8 @@ internal sealed record Options
         LogLevelSetting = new(Telling, "--log-level", "OXSES_LOGLEVEL", "LEVEL", "Trace",
             "Least level logged: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
         LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
+        TitleSetting = new(Telling, "--title", "OXSES_TITLE", "TITLE", "Service status",
+            "Title of the pages, at most 80 characters"),
         TzSetting = new(Telling, "--tz", "OXSES_TZ", "ZONE", "UTC",
             "Time zone of a report's periods and hours, and of notes, such as Europe/Berlin"),
         ServiceHoursSetting = new(Telling, "--service-hours", "OXSES_SERVICE_HOURS", "HOURS", null,
@@ -328,14 +347,16 @@ internal sealed record Options
     [
         PathSetting, PortSetting, AddressSetting, InnerPortSetting, HostsSetting, TlsCertSetting, TlsKeySetting,
         TlsClientCaSetting, AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
-        OidcIssuerSetting, OidcAudienceSetting, EditorUsernameSetting, EditorPasswordSetting, EditorPasswordSetting.File,
-        MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
+        OidcIssuerSetting, OidcAudienceSetting, ReadUsernameSetting,
+        ReadPasswordSetting, ReadPasswordSetting.File, EditorUsernameSetting, EditorPasswordSetting,
+        EditorPasswordSetting.File, PublicSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
         MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
         OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
         OnixTokenUriSetting, OnixSkipVerifySetting, OnixCaFileSetting,
         DataDirSetting, RetentionSetting, MaxSizeSetting, MaxServicesSetting, MaxAlertsSetting, NameSetting,
-        ForgetSetting, TzSetting, ServiceHoursSetting, SloSetting, LogLevelSetting, LogFormatSetting, MetricsSetting,
+        ForgetSetting, TitleSetting, TzSetting, ServiceHoursSetting, SloSetting, LogLevelSetting, LogFormatSetting,
+        MetricsSetting,
     ];
 
     /// <summary>What holds where no daemon has run yet.</summary>
@@ -370,6 +391,8 @@ internal sealed record Options
                 "names and addresses without a port, such as ses-1,10.0.0.1,[2001:db8::1]"),
             Username = source.Required(UsernameSetting),
             Password = source.SecretOf(PasswordSetting) ?? new Secret(""),
+            ReadUsername = source.Required(ReadUsernameSetting),
+            ReadPassword = source.SecretOf(ReadPasswordSetting),
             EditorUsername = source.Required(EditorUsernameSetting),
             EditorPassword = source.SecretOf(EditorPasswordSetting),
             OidcIssuer = source.Optional(
@@ -392,9 +415,9 @@ internal sealed record Options
             DataDir = DataDirOf(flags, variables),
             Retention = source.Parse(RetentionSetting, ParseDays, "at least 1d, such as 90d or 2400h"),
             MaxBody = source.Parse(MaxBodySetting, ParseBodySize, "a size from 1KiB to 256MiB"),
-            Partitions = source.Text(PartitionsSetting) is { Length: > 0 } names
-                ? names.Split(',', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries)
-                    .ToHashSet() : null,
+            Partitions = source.Text(PartitionsSetting) is { Length: > 0 } names ? ParsePartitions(names) : null,
+            Public = source.Optional(PublicSetting, v => ParsePartitions(v) is { Count: > 0 } some ? some : null,
+                "names of partitions such as INS,WEB"),
             Mapping = new MappingRules(
                 source.Text(MapSetting) is { Length: > 0 } ? source.Parse(MapSetting, FieldMap.Parse)
                     : FieldMap.Default,
@@ -414,6 +437,7 @@ internal sealed record Options
                 v => ParseTime(v, TimeSpan.FromMinutes(1), TimeSpan.FromDays(365)), "1m to 365d, such as 25h"),
             Forget = source.Parse(ForgetSetting,
                 v => ParseTime(v, TimeSpan.FromHours(1), TimeSpan.FromDays(36500)), "1h to 36500d, such as 30d"),
+            Title = source.Parse(TitleSetting, ParseTitle, "1 to 80 characters, none of them a control"),
             Counting = CountingOf(source),
             MaxServices = maxServices,
             MaxAlerts = source.Text(MaxAlertsSetting) is not { Length: > 0 } ? maxServices * AlertsOfService
@@ -458,8 +482,9 @@ internal sealed record Options
             throw new OptionsException($"{ConfigFile} in the working directory is not read any more: set "
                 + $"{string.Join(", ", variables.Distinct())} in the environment instead, and move the file away");
 
-        static string? Named(string key) =>
-            Settings.Select(s => s.Variable).FirstOrDefault(v => Joined(v) == Joined(Prefix + key));
+        // A title is in many a file of others, and was none of its settings.
+        static string? Named(string key) => Settings.Except([TitleSetting])
+            .Select(s => s.Variable).FirstOrDefault(v => Joined(v) == Joined(Prefix + key));
 
         static string Joined(string name) => string.Concat(name.Where(char.IsAsciiLetterOrDigit)).ToUpperInvariant();
     }
@@ -576,18 +601,19 @@ internal sealed record Options
         Need(TlsCert != null, $"{TlsCertSetting}", (TlsKeySetting, TlsKey));
         if (OidcIssuer?.StartsWith("http:", StringComparison.OrdinalIgnoreCase) == true)
             warnings.Add($"the keys of tokens are fetched in the clear: {OidcIssuerSetting} is no https URL");
-        if (MetricsAuth && AuthMode == AuthMode.None)
+        if (MetricsAuth && AuthMode == AuthMode.None && ReadPassword == null)
             warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
         // Prometheus and Alertmanager listen so, too: it is told, not changed.
         if (AuthMode == AuthMode.None && TlsClientCa == null && IsReachable)
-            warnings.Add("whoever reaches this host may post alerts and read the history: set "
-                + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
-        if (EditorPassword != null && string.IsNullOrWhiteSpace(EditorPassword.Value))
-            throw new OptionsException($"{EditorPasswordSetting}: the password is empty");
-        if (EditorPassword != null && AuthMode == AuthMode.Basic && EditorUsername == Username)
-            throw new OptionsException($"{EditorUsernameSetting}: '{Username}' is the user of {UsernameSetting} already: "
-                + "who sends alerts is not to write notes");
-        if ((AuthMode == AuthMode.Basic || EditorPassword != null) && TlsCert == null && IsReachable)
+            warnings.Add("whoever reaches this host may post alerts"
+                + (ReadPassword == null ? " and read the history: set " : ": set ") + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
+        CheckUsers();
+        // Who names some partitions believes that the others are closed.
+        if (Public != null && AuthMode == AuthMode.None && ReadPassword == null)
+            throw new OptionsException($"{PublicSetting}: all partitions are open to all, since nobody needs credentials "
+                + $"to ask: set {ReadPasswordSetting.File} or {AuthModeSetting}, or leave it out");
+        if ((AuthMode == AuthMode.Basic || ReadPassword != null || EditorPassword != null)
+            && TlsCert == null && IsReachable)
             warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
         var flaw = FlawOf(Password.Value);
@@ -599,6 +625,27 @@ internal sealed record Options
         if (OnixUrl?.Scheme == Uri.UriSchemeHttps && OnixInsecureSkipVerify)
             warnings.Add($"Onix's certificate is not verified: set {OnixCaFileSetting}, "
                 + $"or {OnixSkipVerifySetting} to false");
+    }
+
+    /// <summary>Each has a name of its own, since none may do what all may.</summary>
+    private void CheckUsers()
+    {
+        var users = new Dictionary<string, Setting>();
+        if (AuthMode == AuthMode.Basic)
+            users[Username] = UsernameSetting;
+        foreach (var (setting, name, passwordSetting, password) in new[]
+        {
+            (ReadUsernameSetting, ReadUsername, ReadPasswordSetting, ReadPassword),
+            (EditorUsernameSetting, EditorUsername, EditorPasswordSetting, EditorPassword),
+        })
+        {
+            if (password == null)
+                continue;
+            if (string.IsNullOrWhiteSpace(password.Value))
+                throw new OptionsException($"{passwordSetting}: the password is empty");
+            if (!users.TryAdd(name, setting))
+                throw new OptionsException($"{setting}: '{name}' is the user of {users[name]} already");
+        }
     }
 
     /// <summary>From other hosts.</summary>
@@ -616,6 +663,7 @@ internal sealed record Options
         new (Setting Setting, Secret? Secret, Func<string, bool> IsUsable)[]
         {
             (PasswordSetting, Password, p => !IsRefused(p)),
+            (ReadPasswordSetting, ReadPassword, p => !string.IsNullOrWhiteSpace(p)),
             (EditorPasswordSetting, EditorPassword, p => !string.IsNullOrWhiteSpace(p)),
             (OnixPasswordSetting, OnixPassword, _ => true), (OnixAppSecretSetting, OnixAppSecret, _ => true),
         }.Where(s => s.Secret?.Path != null).Select(s => (s.Setting.File, s.Secret!, s.IsUsable));
@@ -671,6 +719,9 @@ internal sealed record Options
         return hosts.Contains("") ? null : hosts;
     }
 
+    private static HashSet<string> ParsePartitions(string text) =>
+        [.. text.Split(',', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries)];
+
     public static Uri? ParseUrl(string text) =>
         Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
             && url.UserInfo == "" && url.Query == "" && url.Fragment == "" ? url : null;
@@ -704,6 +755,9 @@ internal sealed record Options
 
     private static string? ParseName(string text) =>
         text.Length <= 200 && !text.Any(char.IsControl) ? text : null;
+
+    private static string? ParseTitle(string text) => !string.IsNullOrWhiteSpace(text) && text.Length <= 80
+        && !text.Any(char.IsControl) ? text : null;
 
     private static readonly (string Name, long Size)[] SizeUnits =
         [("TiB", 1L << 40), ("GiB", 1L << 30), ("MiB", 1L << 20), ("KiB", 1L << 10), ("", 1)];
@@ -1391,6 +1445,9 @@ internal readonly record struct ServiceKey(
     string Partition, string Platform, string Service, string Facet, string Location)
 {
     public override string ToString() => $"{Partition}/{Platform}/{Service}/{Facet}/{Location}";
+
+    /// <summary>Labels stand at the end of its location, as in <c>n1 {pod="a"}</c>: it is of a stock alert.</summary>
+    public bool HasLabels => Location.EndsWith('}') && Location.Contains('{', StringComparison.Ordinal);
 }
 
 /// <summary>An alert as the store takes it; times UTC, whole milliseconds.</summary>
@@ -9816,20 +9873,48 @@ internal sealed record OutageRow(
 
     /// <summary>Until when it is known to be down.</summary>
     public DateTime Last { get; init; }
+
+    /// <summary>Of one that has ended, when that could be known: after a day of unknown, that day later.</summary>
+    public DateTime Closed { get; init; }
 }
 
 /// <summary>A row of a report.</summary>
 /// <param name="Period">Its name; null: the range is one.</param>
 internal sealed record ReportRow(ServiceKey Service, string? Period, DateTime From, DateTime To, Figures Figures);
 
-/// <summary>How many services there are of each kind; those that are not known yet count as none.</summary>
-internal readonly record struct ServiceCounts(long Known, long Down, long Other)
+/// <summary>How many services are in each state; one is in one alone.</summary>
+/// <param name="Unknown">Or not watched: what they are is not known.</param>
+/// <param name="Maintained">Under maintenance, whatever they are.</param>
+internal readonly record struct StateCounts(long Down, long Degraded, long Unknown, long Maintained, long Up)
 {
-    public long NotUp => Down + Other;
+    public long All => Down + Degraded + Unknown + Maintained + Up;
+
+    public static StateCounts operator +(StateCounts one, StateCounts other) => new(one.Down + other.Down,
+        one.Degraded + other.Degraded, one.Unknown + other.Unknown, one.Maintained + other.Maintained, one.Up + other.Up);
+
+    /// <summary>So many of a status.</summary>
+    public static StateCounts Of(string? status, long count, bool isWatched = true) => status switch
+    {
+        null => default,
+        "down" => new(count, 0, 0, 0, 0),
+        "up" => isWatched ? new(0, 0, 0, 0, count) : new(0, 0, count, 0, 0),
+        "unknown" => new(0, 0, count, 0, 0),
+        _ => new(0, count, 0, 0, 0),
+    };
 }
 
+/// <summary>How the services of a platform are.</summary>
+internal sealed record PlatformRow(string Partition, string Platform, StateCounts Counts);
+
+/// <summary>A service that is not up.</summary>
+/// <param name="Since">When its status began.</param>
+internal sealed record NotUpRow(long Id, ServiceKey Service, string Status, DateTime Since);
+
+/// <summary>The outages of a service as they were known at a moment, in order, and what was in force of notes.</summary>
+internal sealed record KnownOutages(IReadOnlyList<OutageRow> Outages, ServiceNotes Notes);
+
 /// <summary>An outage that has ended.</summary>
-internal sealed record Outage(ServiceKey Service, DateTime From, DateTime To, string Description);
+internal sealed record Outage(long Id, ServiceKey Service, DateTime From, DateTime To, string Description);
 
 /// <summary>How a service fared in an interval; of several the greatest, which is the worst.</summary>
 internal enum Condition { Nothing, Up, Unknown, Other, Down }
@@ -10319,6 +10404,10 @@ internal sealed class GapFacts
         return affected;
     }
 
+    /// <summary>The same, if that was found before, perhaps with more of them; null: it was not.</summary>
+    public IReadOnlySet<long>? FoundAffected(DateTime from) =>
+        _affected.Where(a => a.Key <= from).OrderByDescending(a => a.Key).Select(a => a.Value).FirstOrDefault();
+
     /// <summary>Whether somebody watches a platform's services at a moment; null: no heartbeat says.</summary>
     public bool? IsWatched(long partition, string platform, DateTime now)
     {
@@ -10369,15 +10458,14 @@ internal sealed class NoteFacts
     /// <summary>Those whose last version was received first come first.</summary>
     private readonly Comparer<Note> _byReceipt;
 
-    /// <param name="until">Versions that were recorded later do not count.</param>
-    public NoteFacts(Snapshot snapshot, long until)
+    /// <param name="notes">The only ones there are.</param>
+    public NoteFacts(Snapshot snapshot, IEnumerable<Note> notes)
     {
         var database = snapshot.Database;
         _byReceipt = Comparer<Note>.Create((a, b) =>
             a.Last.Received != b.Last.Received ? a.Last.Received.CompareTo(b.Last.Received)
             : string.CompareOrdinal(NoteBook.LineOf(database, a.Last), NoteBook.LineOf(database, b.Last)));
-        _notes = [.. NoteBook.Read(database, until, withText: false).Where(n => !n.Last.IsWithdrawn)
-            .OrderBy(n => n.Last.From)];
+        _notes = [.. notes.Where(n => !n.Last.IsWithdrawn).OrderBy(n => n.Last.From)];
         _ofPlatform = _notes.ToLookup(n => (n.Last.Filter.Partition,
             n.Last.Filter.Platform is { } platform && !platform.EndsWith('*') ? platform : null));
     }
@@ -10420,16 +10508,108 @@ internal sealed class NoteFacts
     }
 }
 
+/// <summary>Those who may see some partitions alone, and of them what is meant for everybody.</summary>
+internal sealed record Audience(IReadOnlySet<string> Partitions);
+
 /// <summary>Answers questions from a snapshot.</summary>
 /// <param name="asOf">Answers from what was recorded until then; null: all.</param>
-internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null)
+/// <param name="audience">
+/// What it may not see is not in any answer, and cannot be asked for: other partitions, what alerts and people say,
+/// labels, and locations, for which there are numbers. Null: somebody who may see all.
+/// </param>
+internal sealed class Questions(
+    Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null, Audience? audience = null)
 {
     /// <summary>Answers by the rules that are stored.</summary>
     /// <param name="asOf">Null: as of the snapshot.</param>
-    public static Questions Of(Snapshot snapshot, DateTime? asOf = null) =>
-        new(snapshot, snapshot.Rules, snapshot.Moment, asOf);
+    public static Questions Of(Snapshot snapshot, DateTime? asOf = null, Audience? audience = null) =>
+        new(snapshot, snapshot.Rules, snapshot.Moment, asOf, audience);
 
     public Snapshot Snapshot => snapshot;
+
+    /// <summary>Whether what is answered is for somebody who may see all.</summary>
+    public bool IsForAll => audience == null;
+
+    // ---- For whom ----
+
+    /// <summary>No partition and no location is named so.</summary>
+    private const string Nowhere = "\0";
+
+    // The locations that were asked for by their numbers.
+    private readonly Dictionary<ServiceKey, ServiceKey> _hidden = [];
+    private readonly Dictionary<ServiceFilter, string> _locations = [];
+    private byte[]? _key;
+
+    private bool Sees(string partition) => audience == null || audience.Partitions.Contains(partition);
+
+    /// <summary>
+    /// With a number for its location, which is often an address within: always the same, and nothing can be learnt
+    /// from it without the store's secret id. That it is of a stock alert can be seen.
+    /// </summary>
+    public ServiceKey Hidden(ServiceKey service)
+    {
+        if (service.Location == "")
+            return service;
+        if (_key == null)
+        {
+            using var store = snapshot.Query("SELECT value FROM meta WHERE name = 'store'");
+            _key = Encoding.UTF8.GetBytes(store.FirstText() ?? "");
+        }
+        var names = string.Join(Nowhere, service.Partition, service.Platform, service.Service, service.Facet, service.Location);
+        var number = Convert.ToHexStringLower(HMACSHA256.HashData(_key, Encoding.UTF8.GetBytes(names)).AsSpan(0, 5));
+        return service with { Location = $"#{number}{(service.HasLabels ? "{}" : "")}" };
+    }
+
+    /// <summary>A service as the audience is told of it.</summary>
+    private ServiceKey Shown(ServiceKey service)
+    {
+        if (audience == null)
+            return service;
+        var hidden = Hidden(service);
+        _hidden[hidden] = service;
+        return hidden;
+    }
+
+    /// <summary>The service that was <see cref="Shown"/>.</summary>
+    private ServiceKey Real(ServiceKey shown) => audience == null ? shown
+        : _hidden.TryGetValue(shown, out var service) ? service : shown with
+        {
+            Location = LocationOf(new(shown.Partition, shown.Platform, shown.Service, shown.Facet, shown.Location))!,
+        };
+
+    /// <summary>What a filter means by its location.</summary>
+    private string? LocationOf(ServiceFilter filter)
+    {
+        if (audience == null || filter.Location is null or "")
+            return filter.Location;
+        if (_locations.TryGetValue(filter, out var known))
+            return known;
+        foreach (var (_, service) in ServicesOf(filter with { Location = null }))
+        {
+            if (Shown(service).Location == filter.Location)
+                return _locations[filter] = service.Location;
+        }
+        return _locations[filter] = Nowhere;
+    }
+
+    /// <summary>Without what its author wrote, and of what locations it is.</summary>
+    private Note Shown(Note note) => audience == null ? note : new Note([.. note.Versions.Select(v => v with
+    {
+        Text = "",
+        Author = "",
+        AuthorName = null,
+        Filter = v.Filter.Location is null or "" ? v.Filter : v.Filter with { Location = "…" },
+    })]);
+
+    private IEnumerable<Note> Seen(IEnumerable<Note> notes) => notes.Where(n => Sees(n.Last.Filter.Partition));
+
+    private Outage Shown(Outage outage) => audience == null ? outage
+        : outage with { Service = Shown(outage.Service), Description = "" };
+
+    private OutageRow Shown(OutageRow outage) => audience == null ? outage
+        : outage with { Service = Shown(outage.Service), Description = "", Notes = [] };
+
+    // ---- Statuses, and what notes make of them ----
 
     /// <summary>An unknown of so long ends an outage.</summary>
     public static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
@@ -10449,7 +10629,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
     private NoteFacts? _noteFacts;
 
-    private NoteFacts NoteFacts => _noteFacts ??= new NoteFacts(snapshot, Recorded);
+    private NoteFacts NoteFacts => _noteFacts ??= new NoteFacts(
+        snapshot, Seen(NoteBook.Read(snapshot.Database, Recorded, withText: false)));
 
     private readonly Dictionary<string, Status> _statuses = [];
 
@@ -10497,7 +10678,9 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 
     /// <summary>The last observation that counts.</summary>
-    private long Through => asOf is { } past ? snapshot.LastObservation(past) : snapshot.Through;
+    private long Through => _through ??= asOf is { } past ? snapshot.LastObservation(past) : snapshot.Through;
+
+    private long? _through;
 
     /// <summary>The runs of a service with notes laid over them.</summary>
     private IEnumerable<Run> Lay(List<(Interval Span, Status? Status, long Row)> overlay, IEnumerable<Run> runs)
@@ -10577,7 +10760,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         .SelectMany(n => Matching(n.Filter))];
 
     /// <summary>Of each partition that has announced maintenance, how many services are under it now.</summary>
-    public Dictionary<string, int> UnderMaintenance()
+    public Dictionary<string, int> UnderMaintenance() => Maintained().ToDictionary(s => s.Key, s => s.Value.Count);
+
+    /// <summary>Of each partition that has announced maintenance, the services that are under it now.</summary>
+    private Dictionary<string, HashSet<long>> Maintained()
     {
         var (services, now) = (new Dictionary<string, HashSet<long>>(), UnixTime.From(Moment));
         foreach (var note in NoteFacts.Of(NoteKind.Maintenance))
@@ -10596,7 +10782,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             if (services.TryGetValue(note.Filter.Partition, out var those))
                 those.ExceptWith(Matching(note.Filter).Where(s => those.Contains(s) && LaterAlert(s, note.Span.From) == null).ToList());
         }
-        return services.ToDictionary(s => s.Key, s => s.Value.Count);
+        return services;
     }
 
     private readonly Dictionary<long, Note> _withText = [];
@@ -10647,6 +10833,12 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// <summary>The present of each service that a filter takes, in the order of names.</summary>
     /// <param name="services">Only of these, in this order; null: of all.</param>
     public IEnumerable<PresentRow> Present(
+        ServiceFilter filter, IEnumerable<(long Id, ServiceKey Service)>? services = null) =>
+        audience == null ? PresentOf(filter, services)
+            : PresentOf(filter, services?.Select(s => (s.Id, Real(s.Service))))
+                .Select(p => p with { Service = Shown(p.Service), Description = "" });
+
+    private IEnumerable<PresentRow> PresentOf(
         ServiceFilter filter, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
         var timeline = Timeline(filter, Moment - Recent);
@@ -10673,7 +10865,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
 
         using var texts = new ObservedTexts(snapshot);
         var forgotten = UnixTime.From(Moment - snapshot.Forget);
-        foreach (var (id, service) in services ?? Services(filter))
+        foreach (var (id, service) in services ?? ServicesOf(filter))
         {
             var isWatched = IsWatched(service.Partition, service.Platform);
             // While nobody watches it is what it was before, as far as that is known.
@@ -10763,7 +10955,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 size = Math.Min(2 * size, LargestBatch);
                 ahead = size < LargestBatch ? null : Task.Run(() => Next(changes, texts, LargestBatch));
                 foreach (var row in rows)
-                    yield return row;
+                    yield return audience == null ? row : row with { Service = Shown(row.Service), Description = "" };
                 ahead ??= Task.FromResult(Next(changes, texts, size));
             }
         }
@@ -10835,7 +11027,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             ? Period.All(length, counting.Zone, begin, end).ToList() : null;
         var hours = counting.Hours?.Within(counting.Zone, given?[0].From ?? begin,
             counting.Period is { } touching ? Period.Of(touching, counting.Zone, end.AddMilliseconds(-1)).To : end);
-        foreach (var (id, service, runs) in Runs(filter, given?[0].From ?? from ?? DateTime.MinValue))
+        foreach (var (id, service, runs) in RunsOf(filter, given?[0].From ?? from ?? DateTime.MinValue))
         {
             var ranges = given;
             List<FiguresSum> sums = [];
@@ -10869,7 +11061,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 // It may have been retired all the while.
                 var (begins, ends) = (UnixTime.From(ranges![i].From), UnixTime.From(ranges[i].To));
                 if (known < ranges[i].To && Interval.Length(retired, begins, ends) < ends - begins)
-                    yield return new ReportRow(service, counting.Period == null ? null : ranges[i].Name, ranges[i].From,
+                    yield return new ReportRow(Shown(service), counting.Period == null ? null : ranges[i].Name, ranges[i].From,
                         ranges[i].To, sums[i].Result);
             }
         }
@@ -10890,7 +11082,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var earlier = new List<(long Id, ServiceKey Service)>();
         void Find(long id, ServiceKey service, List<Run> runs) =>
             found.AddRange(OutagesOf(id, service, runs, new Interval(begin, end), hours).Where(o => o.Down > 0));
-        foreach (var (id, service, some) in Runs(filter, UnixTime.Read(begin)))
+        foreach (var (id, service, some) in RunsOf(filter, UnixTime.Read(begin)))
         {
             var runs = some.ToList();
             // What notes say is there from the first on: what went on a day before is meant.
@@ -10901,7 +11093,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 Find(id, service, runs);
         }
         // What went on there may have begun earlier.
-        foreach (var (id, service, runs) in Runs(filter, DateTime.MinValue, earlier))
+        foreach (var (id, service, runs) in RunsOf(filter, DateTime.MinValue, earlier))
             Find(id, service, [.. runs]);
         var direction = isNewestFirst ? -1 : 1;
         found.Sort((a, b) => direction * (a.From, a.Id).CompareTo((b.From, b.Id)));
@@ -10909,12 +11101,12 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         foreach (var outage in found)
         {
             if (after is not { } last || direction * (outage.From, outage.Id).CompareTo((last.Time, last.Place)) > 0)
-                yield return outage with
+                yield return Shown(outage with
                 {
                     Description = TextOf(texts, outage.Observation, isUp: false).Text,
                     Notes = [.. NoteFacts.Of(outage.Service).Touching(UnixTime.From(outage.From), UnixTime.From(outage.To ?? Moment))
                         .Where(n => n.Last.Kind != NoteKind.Retired || !HasComeBack(outage, n.Last)).Select(WithText)],
-                };
+                });
         }
     }
 
@@ -10935,7 +11127,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             // It was retired in between.
             if (outage != null && run.From > end)
             {
-                yield return outage with { To = outage.Last };
+                yield return outage with { To = outage.Last, Closed = end };
                 outage = null;
             }
             end = until;
@@ -10957,12 +11149,16 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             }
             else if (outage != null && (run.Status != Status.Unknown || silent >= EndsOutage))
             {
-                yield return outage with { To = outage.Last };
+                yield return outage with
+                {
+                    To = outage.Last,
+                    Closed = run.Status == Status.Unknown ? until - silent + EndsOutage : run.From,
+                };
                 outage = null;
             }
         }
         if (outage != null)
-            yield return end < Moment ? outage with { To = outage.Last } : outage;
+            yield return end < Moment ? outage with { To = outage.Last, Closed = end } : outage;
     }
 
     /// <summary>
@@ -10971,6 +11167,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// </summary>
     /// <param name="services">Only of these, in this order; null: of all.</param>
     public IEnumerable<(long Id, ServiceKey Service, IEnumerable<Run> Runs)> Runs(
+        ServiceFilter filter, DateTime from, IEnumerable<(long Id, ServiceKey Service)>? services = null) =>
+        RunsOf(filter, from, services?.Select(s => (s.Id, Real(s.Service)))).Select(r => (r.Id, Shown(r.Service), r.Runs));
+
+    private IEnumerable<(long Id, ServiceKey Service, IEnumerable<Run> Runs)> RunsOf(
         ServiceFilter filter, DateTime from, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
         using var rows = snapshot.Query($"""
@@ -10984,7 +11184,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 yield return ServiceFacts.RunOf(rows);
         }
 
-        foreach (var (id, service) in services ?? Services(filter))
+        foreach (var (id, service) in services ?? ServicesOf(filter))
         {
             var runs = GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Lay(Of(id)) : Of(id);
             yield return (id, service, OverlayOf(id, service) is { Count: > 0 } notes ? Lay(notes, runs) : runs);
@@ -10997,12 +11197,13 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     /// </summary>
     public IReadOnlyList<Note> Notes(ServiceFilter filter, DateTime? from, DateTime? to)
     {
+        var location = LocationOf(filter);
         bool Touches(NoteVersion note) => !(note.From >= to) && !(note.To <= from)
             && Fits(note.Filter.Platform, filter.Platform) && Fits(note.Filter.Service, filter.Service)
-            && Fits(note.Filter.Facet, filter.Facet) && Fits(note.Filter.Location, filter.Location);
+            && Fits(note.Filter.Facet, filter.Facet) && Fits(note.Filter.Location, location);
         static bool Fits(string? pattern, string? name) => name == null || NoteFilter.Fits(pattern, name);
-        return [.. NoteBook.Read(snapshot.Database, Recorded, filter.Partition).Where(n => n.Versions.Any(Touches))
-            .OrderBy(n => n.Last.From)];
+        return [.. Seen(NoteBook.Read(snapshot.Database, Recorded, filter.Partition)).Where(n => n.Versions.Any(Touches))
+            .OrderBy(n => n.Last.From).Select(Shown)];
     }
 
     /// <summary>A beginning, but not before what retention has left.</summary>
@@ -11041,7 +11242,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
                 (under, since) = (change.Time - began, null);
             if (from == null || change.Time >= from)
                 yield return new ThresholdRow(
-                    service, snapshot.NameOf(change.Status), change.Time, up.Count, under);
+                    Shown(service), snapshot.NameOf(change.Status), change.Time, up.Count, under);
         }
     }
 
@@ -11052,7 +11253,7 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             SELECT status FROM {Timeline(filter, null)}
             WHERE service = ?1 AND at < ?2 AND status <> 3 ORDER BY at DESC LIMIT 1
             """);
-        foreach (var (id, _) in Services(filter))
+        foreach (var (id, _) in ServicesOf(filter))
         {
             if (rows.Bind(1, id).Bind(2, UnixTime.From(time)).Number() is { } status)
                 yield return (id, (Status)status);
@@ -11062,8 +11263,11 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     // ---- Services, changes and texts ----
 
     /// <summary>The services that a filter takes, in the order of names.</summary>
-    /// <param name="condition">A further one, where the filter has none.</param>
-    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter, string condition = "")
+    public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter) =>
+        ServicesOf(filter).Select(s => (s.Id, Shown(s.Service)));
+
+    /// <param name="condition">A further one, on what is listed.</param>
+    private IEnumerable<(long Id, ServiceKey Service)> ServicesOf(ServiceFilter filter, string condition = "")
     {
         using var rows = Bound(filter, $"""
             SELECT s.id, f.id, p.name, f.platform, f.service, f.facet, s.location {From(filter)} {condition}
@@ -11102,28 +11306,31 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     }
 
     /// <summary>What a filter gives, in the order of columns.</summary>
-    private static (string Column, string? Value)[] Given(ServiceFilter filter)
+    private (string Column, string? Value)[] Given(ServiceFilter filter)
     {
+        var partition = filter.Partition == null || Sees(filter.Partition) ? filter.Partition : Nowhere;
         (string Column, string? Value)[] fields =
-            [("p.name", filter.Partition), ("f.platform", filter.Platform),
-            ("f.service", filter.Service), ("f.facet", filter.Facet), ("s.location", filter.Location)];
+            [("p.name", partition), ("f.platform", filter.Platform),
+            ("f.service", filter.Service), ("f.facet", filter.Facet), ("s.location", LocationOf(filter))];
         return [.. fields.Where(f => f.Value != null)];
     }
 
     /// <summary>
     /// The part of a query that a filter makes: its services. Its parameters are from the eleventh on, so that
-    /// the query can have others.
+    /// the query can have others. A further condition begins with AND.
     /// </summary>
-    private static string From(ServiceFilter filter) => """
-        FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id
-        """ + string.Concat(
-            Given(filter).Select((f, i) => $" {(i == 0 ? "WHERE" : "AND")} {f.Column} = ?{11 + i}"));
+    private string From(ServiceFilter filter) => """
+        FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id WHERE true
+        """ + string.Concat(Given(filter).Select((f, i) => $" AND {f.Column} = ?{11 + i}"))
+        + (audience == null ? "" : $" AND p.name IN ({string.Join(", ", audience.Partitions.Select((_, i) => $"?{21 + i}"))})");
 
     private SqliteStatement Bound(ServiceFilter filter, string sql)
     {
         var statement = snapshot.Query(sql);
         foreach (var (i, (_, value)) in Given(filter).Index())
             statement.Bind(11 + i, value);
+        foreach (var (i, partition) in (audience?.Partitions ?? Enumerable.Empty<string>()).Index())
+            statement.Bind(21 + i, partition);
         return statement;
     }
 
@@ -11318,10 +11525,10 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             return "main.timeline";
         }
         if (!isDerived && asOf is { } moment)
-            Derive(moment, snapshot.LastObservation(moment), Services(filter), from != null, withNotes);
+            Derive(moment, snapshot.LastObservation(moment), ServicesOf(filter), from != null, withNotes);
         else if (!isDerived)
             Derive(now, snapshot.Through, filter == Every ? Named(_anew!)
-                : Services(filter).Where(s => _anew!.Contains(s.Id)), from != null, withNotes);
+                : ServicesOf(filter).Where(s => _anew!.Contains(s.Id)), from != null, withNotes);
         (_derived, _derivedFrom, _isDerivedWithNotes) = (filter, from, withNotes);
         return asOf != null ? "temp.timeline" : """
             (SELECT * FROM main.timeline WHERE service NOT IN (SELECT service FROM temp.timeline)
@@ -11334,6 +11541,8 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
     {
         if (GapFacts.IsEmpty || filter == Every)
             return GapFacts.Affected(snapshot, from);
+        if (GapFacts.FoundAffected(from) is { } found)
+            return found;
         using var some = Bound(filter, $"SELECT s.id {From(filter)} LIMIT {MostDerived + 1}");
         var ids = new List<long>();
         while (some.Step())
@@ -11410,104 +11619,132 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         var affected = Named([.. GapFacts.Affected(snapshot, Moment - Recent), .. Noted(Moment)]);
         if (affected.Count == 0)
             return _corrected;
-        using var stored = snapshot.Query("SELECT status FROM service WHERE id = ?1");
-        var present = Present(Every, affected).ToDictionary(p => p.Id, p => p.Status);
+        using var stored = snapshot.Query("SELECT status, since FROM service WHERE id = ?1");
+        var present = PresentOf(Every, affected).ToDictionary(p => p.Id);
         foreach (var (id, service) in affected)
         {
-            if (stored.Bind(1, id).Number() is { } status && snapshot.NameOf((Status)status) is var name
-                && present.GetValueOrDefault(id) is var shown && name != shown)
-                _corrected[id] = new(service, name, shown);
+            if (!stored.Bind(1, id).Step() || stored.NumberOrNull(0) is not { } status)
+                continue;
+            var (name, since) = (snapshot.NameOf((Status)status), UnixTime.Read(stored.Number(1)));
+            stored.Reset();
+            var shown = present.GetValueOrDefault(id);
+            if ((name, since) != (shown?.Status, shown?.Since))
+                _corrected[id] = new(service, name, shown?.Status, shown?.Since ?? Moment);
         }
         return _corrected;
     }
 
     private static readonly ServiceFilter Every = new(null, null, null, null, null);
 
-    /// <summary>Some services with their names, in the order of their numbers.</summary>
+    /// <summary>Those of some services that may be seen, with their names, in the order of their numbers.</summary>
     private List<(long Id, ServiceKey Service)> Named(IEnumerable<long> services)
     {
         using var names = new ServiceNames(snapshot);
-        var ids = services.Order().ToList();
-        return [.. ids.Zip(names.Of(ids))];
+        var ids = services.Distinct().Order().ToList();
+        return [.. ids.Zip(names.Of(ids)).Where(s => Sees(s.Second.Partition))];
     }
 
     /// <param name="Now">Null: it is retired.</param>
-    private sealed record Correction(ServiceKey Service, string Stored, string? Now);
+    private sealed record Correction(ServiceKey Service, string Stored, string? Now, DateTime Since);
 
     private Dictionary<long, Correction>? _corrected;
 
-    /// <summary>How many services have a status, are down, are neither up nor down.</summary>
-    public ServiceCounts Counts()
+    /// <summary>The services of a platform, or of all, that the page lists, in the order of names.</summary>
+    public IEnumerable<(long Id, ServiceKey Service)> ListedServices(ServiceFilter filter) =>
+        ServicesOf(filter, $"AND {Listed}")
+            .Where(s => !Corrected().TryGetValue(s.Id, out var corrected) || corrected.Now != null)
+            .Select(s => (s.Id, Shown(s.Service)));
+
+    /// <summary>To be called before the runs of many platforms are asked for, one after the other.</summary>
+    public void FindAffected(DateTime from) => GapFacts.Affected(snapshot, from);
+
+    /// <summary>The platforms that have listed services, in the order of names.</summary>
+    public List<PlatformRow> Platforms()
     {
-        using var counts = snapshot.Query($"""
-            SELECT count(status), total(status = 2), total(status NOT IN (0, 2)) FROM service s WHERE {Listed}
+        var counts = new SortedDictionary<(string Partition, string Platform), StateCounts>();
+        void Add(string partition, string platform, StateCounts more)
+        {
+            if (Sees(partition))
+                counts[(partition, platform)] = counts.GetValueOrDefault((partition, platform)) + more;
+        }
+
+        bool IsSeen(string partition, string platform) => IsWatched(partition, platform) != false;
+
+        using (var rows = snapshot.Query($"""
+            SELECT p.name, f.platform, s.status, count(*) FROM service s JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition
+            WHERE s.status IS NOT NULL AND {Listed} GROUP BY f.partition, f.platform, s.status
+            """))
+        {
+            for (rows.Bind(20, Forgotten); rows.Step();)
+                Add(rows.Text(0), rows.Text(1), StateCounts.Of(
+                    snapshot.NameOf((Status)rows.Number(2)), rows.Number(3), IsSeen(rows.Text(0), rows.Text(1))));
+        }
+        foreach (var (service, stored, now, _) in Corrected().Values)
+        {
+            var isSeen = IsSeen(service.Partition, service.Platform);
+            Add(service.Partition, service.Platform, StateCounts.Of(stored, -1, isSeen) + StateCounts.Of(now, 1, isSeen));
+        }
+        using var one = snapshot.Query("""
+            SELECT p.name, f.platform, s.status FROM service s JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition WHERE s.id = ?1 AND s.status IS NOT NULL
             """);
-        counts.Bind(20, Forgotten).Step();
-        var corrected = Corrected().Values;
-        long Change(Func<string?, bool> isOf) => corrected.Count(c => isOf(c.Now)) - corrected.Count(c => isOf(c.Stored));
-        return new(counts.Number(0) + Change(s => s != null), counts.Number(1) + Change(s => s == "down"),
-            counts.Number(2) + Change(s => s is not ("up" or "down" or null)));
+        foreach (var id in MaintainedServices)
+        {
+            if (!one.Bind(1, id).Step())
+                continue;
+            var (partition, platform) = (one.Text(0), one.Text(1));
+            var status = Corrected().TryGetValue(id, out var corrected) ? corrected.Now : snapshot.NameOf((Status)one.Number(2));
+            one.Reset();
+            if (status != null)
+                Add(partition, platform, StateCounts.Of(status, -1, IsSeen(partition, platform)) with { Maintained = 1 });
+        }
+        return [.. counts.Where(c => c.Value.All > 0).Select(c => new PlatformRow(c.Key.Partition, c.Key.Platform, c.Value))];
     }
 
-    /// <summary>The services that the page lists, in the order of names.</summary>
-    public IEnumerable<(long Id, ServiceKey Service)> ListedServices() => Services(Every, $"WHERE {Listed}")
-        .Where(s => !Corrected().TryGetValue(s.Id, out var corrected) || corrected.Now != null);
+    private HashSet<long>? _maintained;
 
-    /// <summary>The services that are down, the latest first.</summary>
-    public IEnumerable<(long Id, ServiceKey Service)> Down()
+    /// <summary>The listed services that are under maintenance.</summary>
+    public IReadOnlySet<long> MaintainedServices => _maintained ??= [.. Maintained().SelectMany(m => m.Value)];
+
+    /// <summary>The services that are not up, those under maintenance too, the latest first.</summary>
+    public List<NotUpRow> NotUp()
     {
-        foreach (var (id, (service, _, now)) in Corrected())
-        {
-            if (now == "down")
-                yield return (id, service);
-        }
-        using var rows = snapshot.Query("""
-            SELECT s.id, p.name, f.platform, f.service, f.facet, s.location
+        var found = Corrected().Where(c => c.Value.Now is not ("up" or null))
+            .Select(c => new NotUpRow(c.Key, c.Value.Service, c.Value.Now!, c.Value.Since)).ToList();
+        using var rows = snapshot.Query($"""
+            SELECT s.id, p.name, f.platform, f.service, f.facet, s.location, s.status, s.since
             FROM service s INDEXED BY service_attention CROSS JOIN family f ON f.id = s.family
                 CROSS JOIN partition p ON p.id = f.partition
-            WHERE s.status = 2 AND s.status <> 0 ORDER BY s.since DESC
+            WHERE s.status <> 0 AND {Listed}
             """);
-        while (rows.Step())
-        {
-            if (!Corrected().ContainsKey(rows.Number(0)))
-                yield return (rows.Number(0),
-                    new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)));
-        }
-    }
-
-    /// <summary>
-    /// Of platforms of partitions: how many services each has, those without a status yet among them, and how
-    /// many have one that is not up. By indexes: a page need not read all services.
-    /// </summary>
-    public Dictionary<(string Partition, string Platform), (long All, long NotUp)> Groups(
-        IEnumerable<(string Partition, string Platform)> groups)
-    {
-        var counts = new Dictionary<(string, string), (long All, long NotUp)>();
-        using var members = snapshot.Query($"""
-            SELECT count(*) FROM partition p CROSS JOIN family f ON f.partition = p.id
-                CROSS JOIN service s ON s.family = f.id WHERE p.name = ?1 AND f.platform = ?2 AND {Listed}
-            """);
-        members.Bind(20, Forgotten);
-        foreach (var (partition, platform) in groups)
-            counts[(partition, platform)] =
-                (members.Bind(1, partition).Bind(2, platform).Number() ?? 0, 0);
-        using var rows = snapshot.Query($"""
-            SELECT p.name, f.platform, count(*) FROM service s INDEXED BY service_attention
-                CROSS JOIN family f ON f.id = s.family CROSS JOIN partition p ON p.id = f.partition
-            WHERE s.status <> 0 AND {Listed} GROUP BY f.partition, f.platform
-            """);
-        void Add((string, string) group, long notUp, long all)
-        {
-            if (counts.TryGetValue(group, out var before))
-                counts[group] = (before.All + all, before.NotUp + notUp);
-        }
-
         for (rows.Bind(20, Forgotten); rows.Step();)
-            Add((rows.Text(0), rows.Text(1)), rows.Number(2), 0);
-        foreach (var (service, stored, now) in Corrected().Values)
-            Add((service.Partition, service.Platform), (now is "up" or null ? 0 : 1) - (stored == "up" ? 0 : 1), now == null ? -1 : 0);
-        return counts;
+        {
+            if (Sees(rows.Text(1)) && !Corrected().ContainsKey(rows.Number(0)))
+                found.Add(new NotUpRow(rows.Number(0),
+                    new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)),
+                    snapshot.NameOf((Status)rows.Number(6)), UnixTime.Read(rows.Number(7))));
+        }
+        // It may have been something else in a gap, or a correction, that is over.
+        var laid = found.Where(r => GapsOf(r.Service).EndBefore(Moment) > r.Since
+            || NoteFacts.Of(r.Service).Corrections.Any(c => c.Span.To > UnixTime.From(r.Since))).Select(r => (r.Id, r.Service)).ToList();
+        var since = laid.Count == 0 ? [] : PresentOf(Every, laid).ToDictionary(p => p.Id, p => p.Since);
+        found = found.ConvertAll(r => since.TryGetValue(r.Id, out var begun) ? r with { Since = begun } : r);
+        found.Sort(static (a, b) => (b.Since, a.Id).CompareTo((a.Since, b.Id)));
+        return audience == null ? found : found.ConvertAll(r => r with { Service = Shown(r.Service) });
     }
+
+    /// <summary>What notes say of a service.</summary>
+    public ServiceNotes NotesOf(ServiceKey service) => audience == null ? NoteFacts.Of(service)
+        : NoteFacts.Of(Real(service)) with { All = [] };
+
+    /// <summary>The notes about a service that touch a stretch and are not withdrawn, with their texts.</summary>
+    public IEnumerable<Note> NotesOf(ServiceKey service, DateTime from, DateTime to) => audience != null ? []
+        : NoteFacts.Of(service).Touching(UnixTime.From(from), UnixTime.From(to)).Select(WithText);
+
+    /// <summary>The notes of announced maintenance that is under way or begins before a time, in that order.</summary>
+    public IReadOnlyList<Note> MaintenanceUntil(DateTime time) => [.. NoteFacts.Of(NoteKind.Maintenance)
+        .Where(n => !n.Last.IsWithdrawn && n.Last.From < time && !(n.Last.To <= Moment)).OrderBy(n => n.Last.From).Select(WithText).Select(Shown)];
 
     /// <summary>The partitions that have services, in the order of names.</summary>
     public IEnumerable<string> Partitions()
@@ -11517,19 +11754,26 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
             ORDER BY name
             """);
         while (rows.Step())
-            yield return rows.Text(0);
+        {
+            if (Sees(rows.Text(0)))
+                yield return rows.Text(0);
+        }
     }
 
-    /// <summary>Outages that ended after a time, the latest first.</summary>
-    public IEnumerable<Outage> Ended(DateTime from)
+    /// <summary>Outages that ended after a time and before another, the latest first.</summary>
+    public IEnumerable<Outage> Ended(ServiceFilter filter, DateTime from, DateTime before)
     {
         var affected = new HashSet<long>(GapFacts.Affected(snapshot, from).Concat(Noted(from)));
-        using var stored = StoredEnded(from, affected).GetEnumerator();
-        using var laid = LaidEnded(from, affected).OrderByDescending(o => o.To).GetEnumerator();
+        var members = filter == Every && audience == null ? null : Ids(filter).ToHashSet();
+        if (members != null)
+            affected.IntersectWith(members);
+        // A timeline is derived while nothing else is read.
+        using var laid = LaidEnded(from, before, affected).OrderByDescending(o => o.To).ToList().GetEnumerator();
+        using var stored = StoredEnded(from, before, affected, members).GetEnumerator();
         for (bool isStored = stored.MoveNext(), isLaid = laid.MoveNext(); isStored || isLaid;)
         {
             var takesStored = isStored && !(isLaid && laid.Current.To > stored.Current.To);
-            yield return takesStored ? stored.Current : laid.Current;
+            yield return Shown(takesStored ? stored.Current : laid.Current);
             if (takesStored)
                 isStored = stored.MoveNext();
             else
@@ -11537,66 +11781,300 @@ internal sealed class Questions(Snapshot snapshot, TimelineRules rules, DateTime
         }
     }
 
+    /// <summary>No outage ended before; null: none did at all.</summary>
+    public DateTime? FirstEnd()
+    {
+        using var first = snapshot.Query("""
+            SELECT min(at) FROM main.timeline WHERE status IN (1, 2, 3) AND until < 9000000000000000
+            """);
+        var stored = first.Number() is { } time ? UnixTime.Read(time) : (DateTime?)null;
+        var corrected = NoteFacts.Of(NoteKind.Correction).Select(n => (DateTime?)n.Last.From).Min();
+        return corrected < stored || stored == null ? corrected : stored;
+    }
+
     /// <summary>Those of services of which gaps make another timeline.</summary>
-    private IEnumerable<Outage> LaidEnded(DateTime from, HashSet<long> services)
+    private IEnumerable<Outage> LaidEnded(DateTime from, DateTime before, HashSet<long> services)
     {
         if (services.Count == 0)
             yield break;
         using var texts = new ObservedTexts(snapshot);
-        foreach (var (id, service, runs) in Runs(Every, from, Named(services)))
+        foreach (var (id, service, runs) in RunsOf(Every, from, Named(services)))
         {
             foreach (var outage in OutagesOf(id, service, [.. runs], default, null))
             {
-                if (outage.To > from)
+                if (outage.To > from && outage.To < before)
                     yield return new Outage(
-                        service, outage.From, outage.To.Value, TextOf(texts, outage.Observation, isUp: false).Text);
+                        id, service, outage.From, outage.To.Value, TextOf(texts, outage.Observation, isUp: false).Text);
             }
         }
     }
 
-    private IEnumerable<Outage> StoredEnded(DateTime from, HashSet<long> others)
+    private IEnumerable<Outage> StoredEnded(
+        DateTime from, DateTime before, HashSet<long> others, HashSet<long>? members)
     {
         using var rows = snapshot.Query("""
             SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location, r.service
             FROM main.timeline r CROSS JOIN service s ON s.id = r.service CROSS JOIN family f ON f.id = s.family
                 CROSS JOIN partition p ON p.id = f.partition
             WHERE r.status IN (1, 2, 3) AND r.status = 2 AND r.until < 9000000000000000 AND r.until > ?1
-                AND NOT EXISTS (SELECT 1 FROM main.timeline n
+                AND r.until < ?2 AND NOT EXISTS (SELECT 1 FROM main.timeline n
                     WHERE n.service = r.service AND n.at = r.until AND n.status = 2)
             ORDER BY r.until DESC
             """);
         using var texts = new ObservedTexts(snapshot);
-        for (rows.Bind(1, UnixTime.From(from)); rows.Step();)
+        for (rows.Bind(1, UnixTime.From(from)).Bind(2, UnixTime.From(before)); rows.Step();)
         {
-            if (!others.Contains(rows.Number(8)))
+            if (!others.Contains(rows.Number(8)) && members?.Contains(rows.Number(8)) != false)
                 yield return new Outage(
-                    new ServiceKey(rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6), rows.Text(7)),
+                    rows.Number(8), new ServiceKey(rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6), rows.Text(7)),
                     UnixTime.Read(rows.Number(0)), UnixTime.Read(rows.Number(1)),
                     texts.Of(rows.Number(2), isUp: false).Text);
         }
     }
 
-    /// <summary>The latest changes of a service from a time on, the last one first.</summary>
-    public IEnumerable<ChangeRow> Latest(long id, ServiceKey service, DateTime from)
+    /// <summary>The labels of the latest alert about a service, in the order of names.</summary>
+    public IEnumerable<(string Name, string Value)> LabelsOf(long service)
     {
-        using var texts = new ObservedTexts(snapshot);
-        foreach (var run in Enumerable.Reverse(ChangesOf(id, service, from)))
+        if (audience != null)
+            yield break;
+        using var rows = snapshot.Query("""
+            SELECT l.key, l.value FROM alert a, json_each(a.labels) l
+            WHERE a.id = (SELECT max(id) FROM alert WHERE service = ?1 AND json_valid(labels)) ORDER BY l.key
+            """);
+        for (rows.Bind(1, service); rows.Step();)
+            yield return (rows.Text(0), rows.Text(1));
+    }
+
+    // ---- For the badge ----
+
+    /// <summary>How many of the listed services that a filter takes are in each state.</summary>
+    public StateCounts States(ServiceFilter filter)
+    {
+        var (counts, corrected, maintained) = (new StateCounts(), Corrected(), Maintained());
+        using var statuses = snapshot.Query("SELECT status FROM service WHERE id = ?1");
+        foreach (var (id, service) in ServicesOf(filter, $"AND {Listed}"))
         {
-            var (text, received) = TextOf(texts, run.Observation, run.Status == Status.Up);
-            yield return new ChangeRow(id, service, snapshot.NameOf(run.Status), run.From, text, received);
+            var stored = statuses.Bind(1, id).Number() is { } number ? snapshot.NameOf((Status)number) : null;
+            statuses.Reset();
+            var status = corrected.TryGetValue(id, out var correction) ? correction.Now : stored;
+            // It is retired, or not known yet.
+            if (status == null)
+                continue;
+            counts = maintained.TryGetValue(service.Partition, out var those) && those.Contains(id)
+                ? counts with { Maintained = counts.Maintained + 1 }
+                : status == "unknown" || IsWatched(service.Partition, service.Platform) == false
+                ? counts with { Unknown = counts.Unknown + 1 }
+                : status switch
+                {
+                    "down" => counts with { Down = counts.Down + 1 },
+                    "up" => counts with { Up = counts.Up + 1 },
+                    _ => counts with { Degraded = counts.Degraded + 1 },
+                };
+        }
+        return counts;
+    }
+
+    // ---- For the feed ----
+
+    /// <summary>
+    /// The services of whose outages something may have changed since a time, and a moment after which nothing
+    /// did, the latest first: what was recorded last, or what time alone has changed since.
+    /// </summary>
+    /// <param name="least">What an outage has to last before it counts.</param>
+    public IEnumerable<(long Id, DateTime Latest)> LatelyChanged(ServiceFilter filter, DateTime from, TimeSpan least)
+    {
+        var members = filter == Every && audience == null ? null : Ids(filter).ToHashSet();
+        var (queue, done) = (new PriorityQueue<long, (long, long)>(), new HashSet<long>());
+        void Add(long id, DateTime latest)
+        {
+            if (latest >= from && members?.Contains(id) != false)
+                queue.Enqueue(id, (-UnixTime.From(latest < Moment ? latest : Moment), id));
+        }
+
+        foreach (var id in snapshot.Behind())
+            Add(id, Moment);
+        // What a gap makes of an outage shows a while after it, at the latest.
+        var lately = GapFacts.Affected(snapshot, Moment - (2 * Recent));
+        foreach (var id in GapFacts.Affected(snapshot, from - Recent))
+            Add(id, lately.Contains(id) ? Moment : Moment - Recent);
+        foreach (var note in AllNotes.Where(n => n.Last.Kind != NoteKind.Comment))
+        {
+            foreach (var (id, latest) in ChangedBy(note, least))
+                Add(id, latest);
+        }
+        // By time alone: a pause is over, an end is reached, an outage has lasted, or has been unknown, for long enough.
+        using (var changed = snapshot.Query("SELECT id, since, status FROM service WHERE since >= ?1"))
+        {
+            for (changed.Bind(1, UnixTime.From(from - EndsOutage)); changed.Step();)
+                Add(changed.Number(0), UnixTime.Read(changed.Number(1)) + ((Status)changed.Number(2) switch
+                {
+                    Status.Down => least,
+                    Status.Unknown => EndsOutage,
+                    _ => TimeSpan.Zero,
+                }));
+        }
+        foreach (var (id, recorded) in LastObserved(members, from))
+        {
+            // Those that follow were observed earlier.
+            while (queue.TryPeek(out var next, out var place) && UnixTime.Read(-place.Item1) >= recorded)
+            {
+                queue.Dequeue();
+                if (done.Add(next))
+                    yield return (next, UnixTime.Read(-place.Item1));
+            }
+            if (done.Add(id))
+                yield return (id, recorded);
+        }
+        while (queue.TryDequeue(out var next, out var place))
+        {
+            if (done.Add(next))
+                yield return (next, UnixTime.Read(-place.Item1));
         }
     }
 
-    private List<Run> ChangesOf(long id, ServiceKey service, DateTime from)
+    /// <summary>The services that were observed since a time, by their last observation, the latest first.</summary>
+    private IEnumerable<(long Id, DateTime Recorded)> LastObserved(HashSet<long>? members, DateTime from)
     {
-        var (changes, before) = (new List<Run>(), (Run?)null);
-        foreach (var run in Runs(Every, from, [(id, service)]).SelectMany(r => r.Runs))
+        var first = snapshot.LastObservation(from.AddMilliseconds(-1));
+        if (members?.Count <= MostDerived)
         {
-            if (run.From >= from && run.Status != before?.Status)
-                changes.Add(run);
-            before = run;
+            using var last = snapshot.Query("""
+                SELECT id, recorded FROM observation
+                WHERE id = (SELECT max(id) FROM observation WHERE service = ?1 AND id > ?2 AND id <= ?3)
+                """);
+            last.Bind(2, first).Bind(3, Through);
+            var found = new List<(long Row, long Id, DateTime Recorded)>();
+            foreach (var id in members)
+            {
+                if (last.Bind(1, id).Step())
+                    found.Add((last.Number(0), id, UnixTime.Read(last.Number(1))));
+                last.Reset();
+            }
+            found.Sort();
+            for (var i = found.Count - 1; i >= 0; i--)
+                yield return (found[i].Id, found[i].Recorded);
+            yield break;
         }
-        return changes;
+        var done = new HashSet<long>();
+        using var rows = snapshot.Query(
+            "SELECT service, recorded FROM observation WHERE id > ?1 AND id <= ?2 ORDER BY id DESC");
+        for (rows.Bind(1, first).Bind(2, Through); rows.Step();)
+        {
+            if (members?.Contains(rows.Number(0)) != false && done.Add(rows.Number(0)))
+                yield return (rows.Number(0), UnixTime.Read(rows.Number(1)));
+        }
+    }
+
+    /// <summary>The services of whose outages a note in one of its versions says something, and until when it may.</summary>
+    private IEnumerable<(long Id, DateTime Latest)> ChangedBy(Note note, TimeSpan least)
+    {
+        DateTime[] moments = [.. note.Versions.SelectMany(v => new[] { v.Recorded, v.From + least, (v.To ?? v.From) + least })
+            .Where(m => m <= Moment + least)];
+        if (moments.Length == 0)
+            yield break;
+        var latest = moments.Max();
+        foreach (var version in note.Versions.DistinctBy(v => (v.Filter, v.Span, v.Status)))
+        {
+            // One that says "down" makes outages, any other takes some away, or says something of them.
+            using var rows = BoundTo(version.Filter, "s.id", version.Status == "down" ? "" : """
+                AND EXISTS (SELECT 1 FROM main.timeline r
+                    WHERE r.service = s.id AND r.status = 2 AND r.at < ?11 AND r.until > ?10)
+                """);
+            if (version.Status != "down")
+                rows.Bind(10, version.Span.From).Bind(11, version.Span.To);
+            while (rows.Step())
+                yield return (rows.Number(0), latest);
+        }
+    }
+
+    /// <summary>All of them, withdrawn ones too, without their texts.</summary>
+    private List<Note> AllNotes => field ??= [.. Seen(NoteBook.Read(snapshot.Database, Recorded, withText: false))];
+
+    /// <summary>Some services as the audience is told of them.</summary>
+    public IReadOnlyList<ServiceKey> NamesOf(IEnumerable<long> services)
+    {
+        using var names = new ServiceNames(snapshot);
+        return [.. names.Of(services).Select(Shown)];
+    }
+
+    /// <summary>The notes of which a version is about a service, but for comments.</summary>
+    public IReadOnlyList<Note> NotesOn(ServiceKey service)
+    {
+        var real = Real(service);
+        return AllNotes.FindAll(n => n.Last.Kind != NoteKind.Comment && n.Versions.Any(v => v.Filter.Takes(real)));
+    }
+
+    /// <summary>When gaps were known, and heartbeats armed.</summary>
+    private List<(long Recorded, long? Partition)> GapMoments
+    {
+        get
+        {
+            if (field != null)
+                return field;
+            field = [];
+            using var rows = snapshot.Query("""
+                SELECT recorded, partition FROM gap UNION ALL SELECT recorded, partition FROM receipt ORDER BY 1
+                """);
+            while (rows.Step())
+                field.Add((rows.Number(0), rows.NumberOrNull(1)));
+            return field;
+        }
+    }
+
+    /// <summary>The moments since a time at which something was recorded that may change a service's outages.</summary>
+    /// <param name="notes">As <see cref="NotesOn"/> has them.</param>
+    public List<DateTime> Moments(long id, ServiceKey service, IReadOnlyList<Note> notes, DateTime from)
+    {
+        var (moments, partition) = (new SortedSet<long>(), PartitionId(service.Partition));
+        using var rows = snapshot.Query("SELECT recorded FROM observation WHERE service = ?1 AND id > ?2 AND id <= ?3");
+        for (rows.Bind(1, id).Bind(2, snapshot.LastObservation(from.AddMilliseconds(-1))).Bind(3, Through); rows.Step();)
+            moments.Add(rows.Number(0));
+        moments.UnionWith(GapMoments.Where(g => g.Partition == null || g.Partition == partition).Select(g => g.Recorded));
+        moments.UnionWith(notes.SelectMany(n => n.Versions).Select(v => UnixTime.From(v.Recorded)));
+        return [.. moments.Select(UnixTime.Read).Where(m => m >= from && m <= Moment)];
+    }
+
+    private readonly Dictionary<int, GapFacts> _earlierGaps = [];
+
+    /// <summary>So many of them are held; what happened between two of them is the same.</summary>
+    private GapFacts GapsUntil(DateTime moment)
+    {
+        const int Most = 64;
+        var known = GapMoments.Count(g => g.Recorded <= UnixTime.From(moment));
+        if (_earlierGaps.TryGetValue(known, out var gaps))
+            return gaps;
+        if (_earlierGaps.Count >= Most)
+            _earlierGaps.Clear();
+        return _earlierGaps[known] = new GapFacts(snapshot, UnixTime.From(moment));
+    }
+
+    /// <summary>The outages of a service as they were known at a moment, by what was recorded until then.</summary>
+    /// <param name="notes">As <see cref="NotesOn"/> has them.</param>
+    /// <param name="moment">Null: now.</param>
+    public KnownOutages Known(long id, ServiceKey service, IReadOnlyList<Note> notes, DateTime? moment)
+    {
+        var noted = moment is not { } past ? notes : notes
+            .Select(n => new Note([.. n.Versions.Where(v => v.Recorded <= past)])).Where(n => n.Versions.Count > 0);
+        var facts = new NoteFacts(snapshot, noted);
+        var then = new Questions(snapshot, rules, now, moment)
+        {
+            _noteFacts = facts,
+            _gapFacts = moment is { } earlier ? GapsUntil(earlier) : GapFacts,
+        };
+        var real = Real(service);
+        return new KnownOutages([.. then.OutagesFromFacts(id, real).Select(Shown)], facts.Of(real));
+    }
+
+    private IEnumerable<OutageRow> OutagesFromFacts(long id, ServiceKey service)
+    {
+        var (facts, runs, through) = (snapshot.Facts, new List<Run>(), Through);
+        using var first = snapshot.Query("SELECT min(received) FROM receipt WHERE partition = ?1 AND recorded <= ?2");
+        first.Bind(1, PartitionId(service.Partition)).Bind(2, through == long.MaxValue ? through : UnixTime.From(Moment));
+        var knownFrom = first.Number() is { } from ? UnixTime.Read(from) : (DateTime?)null;
+        facts.Read(id, through);
+        _ = facts.Derive(knownFrom, Moment, rules, runs, gaps: GapsOf(service));
+        var overlay = OverlayOf(id, service);
+        return OutagesOf(id, service, overlay.Count > 0 ? [.. Lay(overlay, runs)] : runs, default, null);
     }
 }
 
@@ -14380,6 +14858,22 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     /// </summary>
     public string? BadReason { get; init; }
 
+    /// <summary>Of <see cref="Problem"/>: what it says.</summary>
+    public string? Detail { get; init; }
+
+    /// <summary>The body that is too long for the listener, or to be held; then <see cref="Body"/> is empty.</summary>
+    public StreamedBody? Stream { get; init; }
+
+    /// <summary>It is another one by this field of its request, too (RFC 9110, 12.5.5).</summary>
+    public Reply Varying(string field)
+    {
+        var others = Headers.Where(h => h.Name == "Vary").Select(h => h.Value);
+        return this with
+        {
+            Headers = [.. Headers.Where(h => h.Name != "Vary"), ("Vary", string.Join(", ", [.. others, field]))],
+        };
+    }
+
     public static Reply Json(
         int code, Action<Utf8JsonWriter> content, string contentType = "application/json")
     {
@@ -14401,7 +14895,10 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         json.WriteString("title", Phrase(code));
         json.WriteNumber("status", code);
         json.WriteString("detail", detail);
-    }, "application/problem+json");
+    }, "application/problem+json") with
+    {
+        Detail = detail,
+    };
 
     /// <summary>The reason phrase of a status line (RFC 9110, 15; RFC 6585, 5).</summary>
     public static string Phrase(int code) => code switch
@@ -14409,6 +14906,8 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
         200 => "OK",
         201 => "Created",
         204 => "No Content",
+        302 => "Found",
+        304 => "Not Modified",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -14430,12 +14929,15 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
 }
 
 /// <summary>The body of an answer that is too long for the listener, or to be held.</summary>
-/// <param name="next">Makes the next part, valid until the one after it; null at the body's end.</param>
+/// <param name="next">
+/// Makes the next part, <see cref="Packed"/>, valid until the one after it; null at the body's end.
+/// </param>
 /// <param name="end">Is called when the body is needed no more, whether it was sent whole or not.</param>
 internal sealed class StreamedBody(
-    Func<Task<ReadOnlyMemory<byte>?>> next, Action<StreamedBody> end, TimeProvider clock) : IDisposable
+    Func<StreamedBody, Task<ReadOnlyMemory<byte>?>> next, Action<StreamedBody> end, TimeProvider clock) : IDisposable
 {
     private long _partMade = Busy;
+    private Gzip? _gzip;
 
     /// <summary>While the next part is being made.</summary>
     public const long Busy = -1;
@@ -14446,12 +14948,20 @@ internal sealed class StreamedBody(
     /// <summary>Ends the connection that the body is sent over.</summary>
     public Action Abort { get; set; } = () => { };
 
+    /// <summary>From its first part on, which was not taken yet, it is gzip.</summary>
+    public void Pack() => _gzip = new Gzip();
+
+    /// <summary>A part as it is sent; null stands for the body's end.</summary>
+    public ReadOnlyMemory<byte>? Packed(ReadOnlyMemory<byte>? part) => _gzip is { } gzip ? gzip.Pack(part) : part;
+
     public async Task<ReadOnlyMemory<byte>?> NextAsync()
     {
+        if (_gzip is { IsEnded: true })
+            return null;
         Volatile.Write(ref _partMade, Busy);
         try
         {
-            return await next();
+            return await next(this);
         }
         finally
         {
@@ -14459,7 +14969,104 @@ internal sealed class StreamedBody(
         }
     }
 
-    public void Dispose() => end(this);
+    public void Dispose()
+    {
+        _gzip?.Dispose();
+        end(this);
+    }
+}
+
+/// <summary>Packs a body with gzip (RFC 1952), a part at a time.</summary>
+internal sealed class Gzip : IDisposable
+{
+    /// <summary>In bytes; what is not larger is sent as it is.</summary>
+    public const int Worth = 1024;
+
+    private readonly MemoryStream _packed = new();
+    private readonly GZipStream _gzip;
+
+    public Gzip() => _gzip = new GZipStream(_packed, Level, leaveOpen: true);
+
+    private const CompressionLevel Level = CompressionLevel.Optimal;
+
+    public bool IsEnded { get; private set; }
+
+    /// <summary>A whole body.</summary>
+    public static byte[] Pack(byte[] body)
+    {
+        using var gzip = new Gzip();
+        gzip._gzip.Write(body);
+        gzip._gzip.Dispose();
+        return gzip._packed.ToArray();
+    }
+
+    /// <summary>All of the part, so that its reader need not wait for the next; valid until that.</summary>
+    /// <param name="part">Null: there is no more.</param>
+    public ReadOnlyMemory<byte> Pack(ReadOnlyMemory<byte>? part)
+    {
+        _packed.SetLength(0);
+        if (part is { } more)
+        {
+            _gzip.Write(more.Span);
+            _gzip.Flush();
+        }
+        else
+        {
+            _gzip.Dispose();
+            IsEnded = true;
+        }
+        return new ReadOnlyMemory<byte>(_packed.GetBuffer(), 0, (int)_packed.Length);
+    }
+
+    public void Dispose() => _gzip.Dispose();
+}
+
+/// <summary>What clients take, and what they would rather have, by weights (RFC 9110, 12.4.2).</summary>
+internal static class Preference
+{
+    /// <summary>
+    /// Of an Accept-Encoding field (RFC 9110, 12.5.3). Who sends none takes anything, but may not know gzip.
+    /// </summary>
+    public static bool IsForGzip(string? acceptEncoding)
+    {
+        var weights = Weights(acceptEncoding);
+        var gzip = Weight(weights, "gzip") ?? Weight(weights, "x-gzip") ?? Weight(weights, "*") ?? 0;
+        return gzip > 0 && gzip >= (Weight(weights, "identity") ?? 0);
+    }
+
+    /// <summary>
+    /// Of an Accept field (RFC 9110, 12.5.1): it names HTML, as browsers do, and what programs read less or not.
+    /// </summary>
+    public static bool IsForHtml(string? accept)
+    {
+        var weights = Weights(accept);
+        var html = Weight(weights, "text/html") ?? 0;
+        var others = Weight(weights, "application/*") ?? Weight(weights, "*/*") ?? 0;
+        return html > 0 && html >= others && html > (Weight(weights, "application/problem+json") ?? 0)
+            && html > (Weight(weights, "application/json") ?? 0);
+    }
+
+    /// <summary>Null: it is not named.</summary>
+    private static double? Weight(List<(string Name, double Weight)> weights, string name) =>
+        weights.Where(w => w.Name == name).Select(w => (double?)w.Weight).FirstOrDefault();
+
+    /// <summary>Each name, in lower case, without its parameters.</summary>
+    private static List<(string Name, double Weight)> Weights(string? field)
+    {
+        var weights = new List<(string, double)>();
+        foreach (var element in (field ?? "").Split(',', StringSplitOptions.RemoveEmptyEntries))
+        {
+            var parts = element.ToLowerInvariant().Split(';', StringSplitOptions.TrimEntries);
+            var weight = parts.Skip(1).FirstOrDefault(p => p.StartsWith("q=", StringComparison.Ordinal))?[2..];
+            weights.Add((parts[0], weight == null ? 1 : ParseWeight(weight)));
+        }
+        return weights;
+    }
+
+    /// <summary>From 0 to 1 with up to three digits behind the point; what is none is not acceptable.</summary>
+    private static double ParseWeight(string text) => text.Length is > 0 and <= 5 && text[0] is '0' or '1'
+        && double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var weight)
+        && weight <= 1 ? weight : 0;
 }
 
 /// <summary>
@@ -14519,9 +15126,13 @@ internal sealed class RefusedException(string reason, Reply reply) : Exception(r
 /// <param name="Expects">The client waits for 100 Continue before it sends the body.</param>
 /// <param name="IsOfPage">A browser sends it for a page, perhaps of another site (Fetch, 3.2).</param>
 internal sealed record RequestHead(
-    string Method, string Target, string? Host, string? Authorization, string? Accept, long? Length, bool IsChunked,
-    string? ContentEncoding, bool IsOld, bool Closes, bool Expects, bool IsOfPage)
+    string Method, string Target, string? Host, string? Authorization, string? Accept, string? AcceptEncoding,
+    long? Length, bool IsChunked, string? ContentEncoding, bool IsOld, bool Closes, bool Expects,
+    bool IsOfPage)
 {
+    /// <summary>The tags of the answers that the client has (RFC 9110, 13.1.2); null: it names none.</summary>
+    public string? IfNoneMatch { get; init; }
+
     /// <summary>In bytes, with the empty line at its end.</summary>
     public const int MaxSize = 16 * 1024;
 
@@ -14585,8 +15196,11 @@ internal sealed record RequestHead(
         if (fields.TransferEncoding != null)
             CheckChunked(fields, isOld);
         var request = new RequestHead(method, target, authority ?? fields.Host, fields.Authorization, fields.Accept,
-            fields.Length, fields.TransferEncoding != null, fields.ContentEncoding, isOld, fields.Closes || isOld,
-            fields.Expects && !isOld, fields.IsOfPage);
+            fields.AcceptEncoding, fields.Length, fields.TransferEncoding != null, fields.ContentEncoding, isOld,
+            fields.Closes || isOld, fields.Expects && !isOld, fields.IsOfPage)
+        {
+            IfNoneMatch = fields.IfNoneMatch,
+        };
         if (request.IsRead && request.MayHaveBody)
             throw Malformed($"A {method} takes no body.");
         return request;
@@ -14651,13 +15265,13 @@ internal sealed record RequestHead(
     {
         private static readonly string[] Names =
         [
-            "Host", "Authorization", "Accept", "Content-Length", "Transfer-Encoding", "Content-Encoding", "Connection",
-            "Expect", "Origin",
+            "Host", "Authorization", "Accept", "Accept-Encoding", "Content-Length", "Transfer-Encoding",
+            "Content-Encoding", "Connection", "Expect", "Origin", "If-None-Match",
         ];
 
         private int _count;
 
-        public string? Host, Authorization, Accept, TransferEncoding, ContentEncoding;
+        public string? Host, Authorization, Accept, AcceptEncoding, TransferEncoding, ContentEncoding, IfNoneMatch;
         public long? Length;
         public bool Closes, Expects, IsOfPage;
 
@@ -14688,6 +15302,12 @@ internal sealed record RequestHead(
                     break;
                 case "Accept":
                     Join(ref Accept, value);
+                    break;
+                case "If-None-Match":
+                    Join(ref IfNoneMatch, value);
+                    break;
+                case "Accept-Encoding":
+                    Join(ref AcceptEncoding, value);
                     break;
                 case "Content-Length":
                     if (Length != null || value.Length > 18 || !long.TryParse(
@@ -14751,10 +15371,12 @@ internal sealed record RequestHead(
 
 // ================================= 16. Auth ==================================
 //
-// Who may ask: anyone, those who know a name and a password (basic, RFC 7617), or those with a token of an
-// OIDC issuer (bearer, RFC 6750). Secrets are compared in constant time. Passwords can be guessed: the more
-// wrong ones came from an address, the later the next ones are judged, and few wait at a time; who signed in
-// from there lately is not slowed by the others behind it. Tokens cannot; wrong ones are answered late.
+// Who may send alerts, ask, and write notes: anyone, those who know a name and a password (basic, RFC 7617), or
+// those with a token of an OIDC issuer (bearer, RFC 6750). Beside senders there may be a reader, who only asks,
+// and an editor, who also writes notes: one way judges them all, and each request says from whom it is taken.
+// Secrets are compared in constant time. Passwords can be guessed: the more wrong ones came from an address,
+// the later the next ones are judged, and few wait at a time; who signed in from there lately is not slowed by
+// the others behind it. Tokens cannot; wrong ones are answered late.
 
 /// <summary>What became of credentials.</summary>
 /// <param name="IsRight">Null: they were not judged, since too many of the address wait.</param>
@@ -15223,16 +15845,64 @@ internal sealed class Issuer
     }
 }
 
+/// <summary>Who asks or sends; some requests are taken from several of them.</summary>
+[Flags]
+internal enum Users
+{
+    None = 0,
+
+    /// <summary>Sends alerts, and may ask.</summary>
+    Sender = 1,
+
+    /// <summary>May ask.</summary>
+    Reader = 2,
+
+    /// <summary>Reads and writes notes, and may ask.</summary>
+    Editor = 4,
+
+    /// <summary>Who may ask.</summary>
+    All = Sender | Reader | Editor,
+}
+
+/// <summary>The name and the password of a user, as Basic has them (RFC 7617).</summary>
+internal sealed class Credentials(Users user, string name, Secret password)
+{
+    // Of the password that it was made of: the file may have another by now.
+    private volatile Tuple<string, byte[]> _expected = Expected(name, password.Value);
+
+    public Users User => user;
+
+    /// <param name="given">As <see cref="HashOf"/> has it.</param>
+    public bool Are(byte[] given) => CryptographicOperations.FixedTimeEquals(given, ExpectedNow());
+
+    /// <summary>Null: it is no base64.</summary>
+    public static byte[]? HashOf(string base64)
+    {
+        var given = new byte[base64.Length];
+        return Convert.TryFromBase64String(base64, given, out var length)
+            ? SHA256.HashData(given.AsSpan(0, length)) : null;
+    }
+
+    private byte[] ExpectedNow()
+    {
+        var (value, expected) = (password.Value, _expected);
+        if (!ReferenceEquals(expected.Item1, value))
+            _expected = expected = Expected(name, value);
+        return expected.Item2;
+    }
+
+    private static Tuple<string, byte[]> Expected(string name, string password) =>
+        new(password, SHA256.HashData(Encoding.UTF8.GetBytes($"{name}:{password}")));
+}
+
 /// <summary>
-/// Whether the last password on a connection was right: its next one is judged at once. A wrong one ends that,
-/// since a proxy's connection has the requests of many.
+/// Whose the last password on a connection was: the next one, if it is the same, is judged at once. A wrong one
+/// ends that, since a proxy's connection has the requests of many.
 /// </summary>
 internal sealed class SignedIn
 {
-    public bool Has { get; set; }
-
-    /// <summary>With the editor's.</summary>
-    public bool HasEditor { get; set; }
+    /// <summary>Null: it was nobody's.</summary>
+    public Credentials? As { get; set; }
 }
 
 /// <summary>Judges the credentials of requests.</summary>
@@ -15241,8 +15911,7 @@ internal sealed class Auth
     private readonly Options _options;
     private readonly Log _log;
     private readonly Meters _meters;
-    private readonly Credentials _sender;
-    private readonly Credentials? _editor;
+    private readonly List<Credentials> _known = [];
     private readonly SignIns _signIns;
     private readonly Issuer? _issuer;
 
@@ -15250,12 +15919,23 @@ internal sealed class Auth
     public Auth(Options options, HttpMessageHandler handler, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _log, _meters) = (options, log, meters);
-        _sender = new Credentials(options.Username, options.Password);
-        _editor = options.EditorPassword is { } password ? new Credentials(options.EditorUsername, password) : null;
+        if (options.AuthMode == AuthMode.Basic)
+            _known.Add(new Credentials(Users.Sender, options.Username, options.Password));
+        if (options.ReadPassword is { } reader)
+            _known.Add(new Credentials(Users.Reader, options.ReadUsername, reader));
+        if (options.EditorPassword is { } editor)
+            _known.Add(new Credentials(Users.Editor, options.EditorUsername, editor));
         _signIns = new SignIns(clock);
         if (options.AuthMode == AuthMode.Oidc)
             _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
     }
+
+    /// <summary>
+    /// Whoever wants may do what these may. With <see cref="AuthMode.None"/> anybody sends, and asks, unless
+    /// there are readers.
+    /// </summary>
+    public bool IsOpen(Users users) => users == Users.None || (_options.AuthMode == AuthMode.None
+        && users.HasFlag(Users.Sender) && (users == Users.Sender || _options.ReadPassword == null));
 
     /// <summary>For asking the issuer: at the address that it names, with the system's CAs.</summary>
     public static SocketsHttpHandler CreateHandler() => new() { AllowAutoRedirect = false };
@@ -15273,28 +15953,43 @@ internal sealed class Auth
         }
     }
 
-    /// <summary>Null when the request is admitted, else the answer: 401, or 503 without the issuer.</summary>
+    /// <summary>
+    /// Null when the request is admitted, else the answer: 401, 403 for the credentials of another user, or 503
+    /// without the issuer.
+    /// </summary>
+    /// <param name="users">From whom it is taken.</param>
     /// <param name="authorization">The value of the request's Authorization field; null when absent.</param>
     /// <param name="connection">On which it came; it learns of what was right.</param>
     public async ValueTask<Reply?> RefusalAsync(
-        string? authorization, IPAddress client, SignedIn connection)
+        Users users, string? authorization, IPAddress client, SignedIn connection)
     {
-        if (_options.AuthMode == AuthMode.None)
+        if (IsOpen(users))
             return null;
+        if (users == Users.Editor && _options.EditorPassword == null)
+            return Reply.Problem(403, $"Notes are closed: {Options.EditorPasswordSetting.File} is not set. On the host they "
+                + "are written with ses note.");
         if (authorization == null)
-            return Unauthorized("missing", null, TimeSpan.Zero);
-        var given = authorization.Split(' ', 2, StringSplitOptions.TrimEntries);
-        var scheme = _issuer == null ? "Basic" : "Bearer";
-        if (given.Length != 2 || !given[0].Equals(scheme, StringComparison.OrdinalIgnoreCase))
-            return Unauthorized("scheme", null, TimeSpan.Zero);
-        if (_issuer == null)
-            return await PasswordRefusalAsync(given[1], client, connection);
+            return Unauthorized(users, "missing", null, TimeSpan.Zero);
+        return authorization.Split(' ', 2, StringSplitOptions.TrimEntries) switch
+        {
+            [var scheme, var base64] when _known.Count > 0 && scheme.Equals("Basic", StringComparison.OrdinalIgnoreCase)
+                => await PasswordRefusalAsync(users, base64, client, connection),
+            [var scheme, var token] when TakesTokens(users) && scheme.Equals("Bearer", StringComparison.OrdinalIgnoreCase)
+                => await TokenRefusalAsync(users, token, client),
+            _ => Unauthorized(users, "scheme", null, TimeSpan.Zero),
+        };
+    }
+
+    private bool TakesTokens(Users users) => _issuer != null && users.HasFlag(Users.Sender);
+
+    private async ValueTask<Reply?> TokenRefusalAsync(Users users, string token, IPAddress client)
+    {
         try
         {
-            if (await _issuer.RefusalAsync(given[1]) is not { } reason)
+            if (await _issuer!.RefusalAsync(token) is not { } reason)
                 return null;
             LogRefused(client, reason);
-            return Unauthorized("wrong", reason, _signIns.Fail(client));
+            return Unauthorized(users, "wrong", reason, _signIns.Fail(client));
         }
         catch (IssuerException e)
         {
@@ -15303,47 +15998,42 @@ internal sealed class Auth
         }
     }
 
-    private async ValueTask<Reply?> PasswordRefusalAsync(string base64, IPAddress client, SignedIn connection)
+    private async ValueTask<Reply?> PasswordRefusalAsync(
+        Users users, string base64, IPAddress client, SignedIn connection)
     {
-        connection.Has = connection.Has && _sender.Are(base64);
-        if (connection.Has)
-            return null;
-        var (isRight, wait) = await _signIns.JudgeAsync(client, () => _sender.Are(base64));
-        connection.Has = isRight == true;
-        return connection.Has ? null : Refused(client, isRight, wait);
+        var given = Credentials.HashOf(base64);
+        if (connection.As is not { } last || given == null || !last.Are(given))
+        {
+            connection.As = null;
+            Credentials? found = null;
+            // All are compared, so that the time tells nothing.
+            var (isRight, wait) = await _signIns.JudgeAsync(client,
+                () => given != null && (found = _known.Where(c => c.Are(given)).ToList().FirstOrDefault()) != null);
+            if (isRight != true)
+                return Refused(users, client, isRight, wait);
+            connection.As = found;
+        }
+        return users.HasFlag(connection.As!.User) ? null : NotFor(connection.As.User, users);
     }
 
-    /// <summary>
-    /// The same for notes, which need the editor's, whoever may post alerts; 403 where there is none, or they are
-    /// the sender's.
-    /// </summary>
-    public async ValueTask<Reply?> EditorRefusalAsync(string? authorization, IPAddress client, SignedIn connection)
+    private static Reply NotFor(Users user, Users users)
     {
-        if (_editor == null)
-            return Reply.Problem(403, $"Notes are closed: {Options.EditorPasswordSetting.File} is not set. On the host they "
-                + "are written with ses note.");
-        if (authorization?.Split(' ', 2, StringSplitOptions.TrimEntries) is not [var scheme, var base64])
-            return Unauthorized("missing", null, TimeSpan.Zero, isBasic: true);
-        if (!scheme.Equals("Basic", StringComparison.OrdinalIgnoreCase))
-            return Unauthorized("scheme", null, TimeSpan.Zero, isBasic: true);
-        connection.HasEditor = connection.HasEditor && _editor.Are(base64);
-        if (connection.HasEditor)
-            return null;
-        var isSender = false;
-        var (isRight, wait) = await _signIns.JudgeAsync(client, () => _editor.Are(base64)
-            || (isSender = _options.AuthMode == AuthMode.Basic && _sender.Are(base64)));
-        connection.HasEditor = isRight == true && !isSender;
-        return connection.HasEditor ? null
-            : isSender ? Reply.Problem(403, "These credentials are for alerts and questions; notes need the editor's.")
-            : Refused(client, isRight, wait, isBasic: true);
+        var known = user switch
+        {
+            Users.Sender => "alerts and questions",
+            Users.Reader => "questions",
+            _ => "notes and questions",
+        };
+        return Reply.Problem(403, $"These credentials are for {known}; "
+            + (users == Users.Editor ? "notes need the editor's." : "alerts need the sender's."));
     }
 
     /// <param name="isRight">Null: they were not judged.</param>
-    private Reply Refused(IPAddress client, bool? isRight, TimeSpan wait, bool isBasic = false)
+    private Reply Refused(Users users, IPAddress client, bool? isRight, TimeSpan wait)
     {
         LogRefused(client, isRight == null ? "too many from there wait" : "wrong");
         if (isRight == false)
-            return Unauthorized("wrong", null, wait, isBasic);
+            return Unauthorized(users, "wrong", null, wait);
         _meters.AuthFailures.WithLabels("unjudged").Inc();
         return Reply.Problem(503, "Wrong credentials came from this address, and these were not looked at: "
             + "send the request again later.") with
@@ -15355,46 +16045,19 @@ internal sealed class Auth
     private void LogRefused(IPAddress client, string reason) =>
         _log.Often("credentials were refused", ("client", client), ("reason", reason));
 
-    /// <summary>A name and a password, as Basic has them (RFC 7617).</summary>
-    private sealed class Credentials(string name, Secret password)
-    {
-        // Of the password that it was made of: the file may have another by now.
-        private volatile Tuple<string, byte[]> _expected = Expected(name, password.Value);
-
-        public bool Are(string base64)
-        {
-            var given = new byte[base64.Length];
-            return Convert.TryFromBase64String(base64, given, out var length) && CryptographicOperations.FixedTimeEquals(
-                SHA256.HashData(given.AsSpan(0, length)), ExpectedNow());
-        }
-
-        private byte[] ExpectedNow()
-        {
-            var (value, expected) = (password.Value, _expected);
-            if (!ReferenceEquals(expected.Item1, value))
-                _expected = expected = Expected(name, value);
-            return expected.Item2;
-        }
-
-        private static Tuple<string, byte[]> Expected(string name, string password) =>
-            new(password, SHA256.HashData(Encoding.UTF8.GetBytes($"{name}:{password}")));
-    }
-
-    /// <summary>The challenge of RFC 9110, 11.6.1, with RFC 6750, 3 for tokens.</summary>
-    private Reply Unauthorized(string reason, string? description, TimeSpan heldBack, bool isBasic = false)
+    /// <summary>A challenge for each way (RFC 9110, 11.6.1), with RFC 6750, 3 for tokens.</summary>
+    private Reply Unauthorized(Users users, string reason, string? description, TimeSpan heldBack)
     {
         _meters.AuthFailures.WithLabels(reason).Inc();
-        var challenge = _issuer == null || isBasic ? "Basic realm=\"SeS\", charset=\"UTF-8\""
-            : "Bearer realm=\"SeS\""
-                + (description == null ? ""
-                    : $", error=\"invalid_token\", error_description=\"{description}\"");
-        var detail = _issuer == null || description == null ? "Credentials are missing or wrong."
+        var challenges = new List<(string, string)>();
+        if (TakesTokens(users))
+            challenges.Add(("WWW-Authenticate", "Bearer realm=\"SeS\"" + (description == null ? ""
+                : $", error=\"invalid_token\", error_description=\"{description}\"")));
+        if (_known.Any(c => users.HasFlag(c.User)))
+            challenges.Add(("WWW-Authenticate", "Basic realm=\"SeS\", charset=\"UTF-8\""));
+        var detail = description == null ? "Credentials are missing or wrong."
             : $"The bearer token is refused: {description}.";
-        return Reply.Problem(401, detail) with
-        {
-            Headers = [("WWW-Authenticate", challenge)],
-            HeldBack = heldBack,
-        };
+        return Reply.Problem(401, detail) with { Headers = challenges, HeldBack = heldBack };
     }
 
     private void LogFailure(IssuerException e) =>
@@ -15404,9 +16067,10 @@ internal sealed class Auth
 
 // ============================== 17. Status page ==============================
 //
-// What people see: HTML and CSS without a script. First one sentence for the whole, then what is down now,
-// then all services by partition and platform, then past outages, and what SeS could not take or pass on.
-// Labels come from strangers, so all text is escaped. Links are relative: the page works under any path.
+// What people see: HTML and CSS without a script. On top how all is, then what needs attention, then platforms, the
+// worst first, each with a page of its services, and each service with one of its outages and months. A frame of one
+// line renews itself and tells what has changed since; the page stays as its reader left it. Labels come from
+// strangers, so all text is escaped. Links are relative: the pages work under any path.
 
 /// <summary>An alert that could not be mapped, as it is kept.</summary>
 /// <param name="Id">For a retry.</param>
@@ -15461,12 +16125,9 @@ internal sealed record QuarantinedAlert(
         && !alert.HasEnded(Recorded);
 }
 
-/// <summary>What the page shows beside the services: Onix's state, and the quarantine.</summary>
-/// <param name="Onix">Null: SeS runs without one.</param>
-/// <param name="Barred">The first of the services whose changes Onix refuses.</param>
-/// <param name="Watching">What is known of those who send.</param>
-internal sealed record DaemonState(
-    RecorderState? Onix, IReadOnlyList<BarredService> Barred, string Path, Watching Watching);
+/// <summary>What the pages need besides the history.</summary>
+/// <param name="Path">Below which alerts are posted to, and questions asked.</param>
+internal sealed record PageSettings(string Title, string Path, Counting Counting);
 
 /// <summary>Writes HTML, a part at a time.</summary>
 internal sealed class HtmlWriter : BodyWriter
@@ -15523,183 +16184,743 @@ internal readonly ref struct HtmlInterpolation(int literalLength, int formattedC
     public override string ToString() => _text.ToString();
 }
 
+internal enum PageKind { Overview, Platform, Service, Short, Outages, Day, Wall, Live }
+
 /// <summary>What a visitor wants to see; it stands in the page's address.</summary>
+/// <param name="Names">Of a platform or a service, as far as the page is about one.</param>
+/// <param name="Show">down: only services that are not up; all: every one; null: as the page sees fit.</param>
 /// <param name="Search">Only services with this text in one of their names; null: all.</param>
 /// <param name="Page">Which rows of services, from 1 on.</param>
-internal sealed record PageQuery(string Range, string? Search, int Page = 1)
+/// <param name="Before">Only outages that ended earlier; null: up to now.</param>
+/// <param name="At">A moment to be marked; of the live line, when the page around it was made.</param>
+/// <param name="Day">Of the page of a day: its date.</param>
+internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Range = PageQuery.UsualRange, string? Show = null,
+    string? Search = null, int Page = 1, DateTime? Before = null, DateTime? At = null, DateTime? Day = null)
 {
-    /// <summary>The ranges to choose from, each with the intervals that its strips have.</summary>
-    public static readonly IReadOnlyDictionary<string, (TimeSpan Length, int Intervals)> Ranges =
-        new Dictionary<string, (TimeSpan, int)>
+    public const string UsualRange = "30d";
+
+    /// <summary>Of the short address of a service: <see cref="ShortOf"/>.</summary>
+    public string Short { get; init; } = "";
+
+    /// <summary>64 bits of the hash of a service's names, in hexadecimal: the same in each store.</summary>
+    public static string ShortOf(ServiceKey service)
+    {
+        var names = string.Join('\0', service.Partition, service.Platform, service.Service, service.Facet, service.Location);
+        return Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(names)).AsSpan(0, 8));
+    }
+
+    /// <summary>The ranges to choose from: the hours or days that their strips have, the present one too.</summary>
+    public static readonly IReadOnlyDictionary<string, (PeriodLength? Length, int Count)> Ranges =
+        new Dictionary<string, (PeriodLength?, int)>
         {
-            ["24h"] = (TimeSpan.FromHours(24), 48),
-            ["7d"] = (TimeSpan.FromDays(7), 56),
-            ["30d"] = (TimeSpan.FromDays(30), 60),
-            ["90d"] = (TimeSpan.FromDays(90), 90),
+            ["24h"] = (null, 24),
+            ["7d"] = (null, 7 * 24),
+            ["30d"] = (PeriodLength.Day, 30),
+            ["90d"] = (PeriodLength.Day, 90),
         };
 
-    public TimeSpan Length => Ranges[Range].Length;
+    /// <summary>Characters of a text to search for.</summary>
+    public const int MaxSearch = 200;
 
-    public int Intervals => Ranges[Range].Intervals;
-
-    /// <param name="more">Parameters that the page has besides these.</param>
-    /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
-    public static (PageQuery PageQuery, Dictionary<string, string> Given) Parse(
-        IEnumerable<KeyValuePair<string, string>> parameters, params string[] more)
+    /// <summary>Links from elsewhere carry parameters of their own: those that are unknown are ignored.</summary>
+    /// <exception cref="QuestionException">One stands twice, or cannot be used.</exception>
+    /// <param name="last">Of the path, where that is the date of a day, or a short name.</param>
+    public static PageQuery Parse(PageKind kind, IEnumerable<KeyValuePair<string, string>> parameters, string last = "")
     {
-        var given = Question.Once(parameters, ["range", .. more], "this page");
-        var range = given.GetValueOrDefault("range", "24h");
-        if (!Ranges.ContainsKey(range))
-            throw new QuestionException($"range: it is none of {string.Join(", ", Ranges.Keys)}");
+        string[] names = kind switch
+        {
+            PageKind.Overview => ["range", "show", "search", "page"],
+            PageKind.Platform => ["partition", "platform", "range", "show", "search", "page"],
+            PageKind.Service => ["partition", "platform", "service", "facet", "location", "range", "at"],
+            PageKind.Short => ["range", "at"],
+            PageKind.Day => ["page"],
+            PageKind.Outages => ["partition", "platform", "service", "facet", "location", "before"],
+            PageKind.Live => ["partition", "platform", "service", "facet", "location", "range", "show", "search", "at"],
+            _ => [],
+        };
+        var given = Question.Once(parameters.Where(p => names.Contains(p.Key)), names, "this page");
+        string? Chosen(string name, params IEnumerable<string> allowed) => given.GetValueOrDefault(name) is not { } value ? null
+            : allowed.Contains(value) ? value
+            : throw new QuestionException($"{name}: it is none of {string.Join(", ", allowed)}");
+        DateTime? Time(string name) => Question.Parse(given, name, v => Rfc3339.TryParse(v, out var time) ? time : (DateTime?)null,
+            "a time such as 2026-11-14T05:11:00Z");
         // The rows before a page are counted.
-        var last = int.MaxValue / StatusPage.MostRows;
+        var lastPage = int.MaxValue / StatusPage.MostRows;
         var page = Question.Parse(given, "page",
-            v => Question.ParseCount(v) is { } count && count <= last ? count : (int?)null,
-            $"a whole number from 1 to {last}");
-        return (new PageQuery(range, given.GetValueOrDefault("search"), page ?? 1), given);
+            v => Question.ParseCount(v) is { } count && count <= lastPage ? count : (int?)null, $"a whole number from 1 to {lastPage}");
+        if (given.GetValueOrDefault("search")?.Length > MaxSearch)
+            throw new QuestionException($"search: it has more than {MaxSearch} characters");
+        DateTime? date = kind != PageKind.Day ? null : DateTime.TryParseExact(last, "yyyy-MM-dd", CultureInfo.InvariantCulture,
+            DateTimeStyles.None, out var parsed) && parsed.Year is > 1969 and < 9999 ? parsed
+            : throw new QuestionException("day: it is no date such as 2026-11-14");
+        return new PageQuery(kind, new ServiceFilter(given.GetValueOrDefault("partition"), given.GetValueOrDefault("platform"),
+            given.GetValueOrDefault("service"), given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
+            Chosen("range", Ranges.Keys) ?? UsualRange, Chosen("show", "down", "all"),
+            given.GetValueOrDefault("search") is { Length: > 0 } search ? search : null, page ?? 1, Time("before"), Time("at"), date)
+        {
+            Short = kind == PageKind.Short ? last : "",
+        };
     }
+
+    /// <summary>The address of a page relative to the overview's.</summary>
+    public string Address()
+    {
+        var place = Kind switch
+        {
+            PageKind.Platform => "platform",
+            PageKind.Service => "service",
+            PageKind.Short => "s/" + Short,
+            PageKind.Outages => "outages",
+            PageKind.Wall => "wall",
+            PageKind.Live => "now",
+            PageKind.Day => $"day/{Day:yyyy-MM-dd}",
+            _ => "./",
+        };
+        var query = string.Join('&', new[]
+        {
+            ("partition", Names.Partition), ("platform", Names.Platform), ("service", Names.Service), ("facet", Names.Facet),
+            ("location", Names.Location), ("range", Range == UsualRange ? null : Range), ("show", Show), ("search", Search),
+            ("page", Page == 1 ? null : Page.ToString(CultureInfo.InvariantCulture)),
+            ("before", Before is { } before ? Rfc3339.Format(before) : null), ("at", At is { } at ? Rfc3339.Format(at) : null),
+        }.Where(p => p.Item2 != null).Select(p => $"{p.Item1}={Uri.EscapeDataString(p.Item2!)}"));
+        return query == "" ? place : $"{place}?{query}";
+    }
+
+    /// <summary>
+    /// Whether the address of a service fits into the head of an answer that redirects to it: the HTTP listener
+    /// gives up on larger ones.
+    /// </summary>
+    public static bool IsForRedirect(string address) => address.Length <= LongestRedirect;
+
+    /// <summary>Characters.</summary>
+    private const int LongestRedirect = 8 * 1024;
 
     public bool Takes(ServiceKey service) => Search == null
         || service.ToString().Contains(Search, StringComparison.OrdinalIgnoreCase);
 }
 
+/// <summary>A service in few words: what leads, and where it is.</summary>
+/// <param name="IsStock">It is an alert with its labels, whose service is often only the exporter.</param>
+internal readonly record struct ShortName(string Lead, string About, bool IsStock)
+{
+    public static ShortName Of(ServiceKey service)
+    {
+        var brace = service.HasLabels ? service.Location.IndexOf('{') : -1;
+        if (brace < 0)
+            return new($"{service.Service} {service.Facet}", service.Location, false);
+        var (instance, labels) = (service.Location[..brace].Trim(), service.Location[brace..]);
+        var (space, pod) = (LabelOf(labels, "namespace"), LabelOf(labels, "pod"));
+        return new(service.Facet, pod != null ? space == null ? pod : $"{space}/{pod}"
+            : instance != "" ? instance : LabelOf(labels, "node") ?? space ?? service.Service, true);
+    }
+
+    private static string? LabelOf(string labels, string name)
+    {
+        foreach (var begin in new[] { '{', ',' })
+        {
+            var at = labels.IndexOf($"{begin}{name}=\"", StringComparison.Ordinal);
+            var from = at + name.Length + 3;
+            var to = at < 0 ? -1 : labels.IndexOf('"', from);
+            if (to > from)
+                return labels[from..to];
+        }
+        return null;
+    }
+}
+
+/// <summary>Services of a platform that stopped to be up at about the same time: one line.</summary>
+/// <param name="Since">When the first of them did.</param>
+/// <param name="Rows">The latest first.</param>
+internal sealed record Incident(string Partition, string Platform, string Status, DateTime Since, IReadOnlyList<NotUpRow> Rows)
+{
+    /// <summary>What began within that of the first is one.</summary>
+    public static readonly TimeSpan Reach = TimeSpan.FromMinutes(5);
+
+    public DateTime Latest => Rows[0].Since;
+
+    /// <summary>The name that all of them share; null: they have several.</summary>
+    public string? Alike => Rows.Select(r => ShortName.Of(r.Service)).ToList() is var names && names.Count > 1
+        && names.TrueForAll(n => n.Lead == names[0].Lead) ? names[0].Lead : null;
+
+    /// <summary>Down first, then what is neither down nor unknown; of those the latest first.</summary>
+    public static List<Incident> Of(IEnumerable<NotUpRow> rows)
+    {
+        var found = new List<Incident>();
+        foreach (var group in rows.GroupBy(r => (r.Service.Partition, r.Service.Platform, r.Status)))
+        {
+            var open = new List<NotUpRow>();
+            var alone = new List<NotUpRow>();
+            void Close()
+            {
+                if (open.Count > 1)
+                    found.Add(Made(open));
+                else
+                    alone.AddRange(open);
+                open = [];
+            }
+
+            foreach (var row in group.OrderBy(r => r.Since))
+            {
+                if (open.Count > 0 && row.Since - open[0].Since > Reach)
+                    Close();
+                open.Add(row);
+            }
+            Close();
+            // The same alert about several things is one line, whenever it fired.
+            found.AddRange(alone.GroupBy(r => ShortName.Of(r.Service) is { IsStock: true } name ? name.Lead : $"{r.Id}")
+                .Select(g => Made([.. g])));
+        }
+        found.Sort(static (a, b) => (Rank(a.Status), b.Latest, a.Rows[0].Id).CompareTo((Rank(b.Status), a.Latest, b.Rows[0].Id)));
+        return found;
+    }
+
+    private static Incident Made(List<NotUpRow> rows)
+    {
+        var first = rows.MinBy(r => r.Since)!;
+        return new(first.Service.Partition, first.Service.Platform, first.Status, first.Since,
+            [.. rows.OrderByDescending(r => r.Since)]);
+    }
+
+    private static int Rank(string status) => status switch { "down" => 0, "unknown" => 2, _ => 1 };
+}
+
+/// <summary>What services did in each hour or day of a range, in milliseconds.</summary>
+/// <param name="edges">Where each begins, and the end of the last.</param>
+internal sealed class Bars(IReadOnlyList<DateTime> edges)
+{
+    private readonly long[] _edges = [.. edges.Select(UnixTime.From)], _known = new long[edges.Count - 1],
+        _down = new long[edges.Count - 1], _degraded = new long[edges.Count - 1], _maintenance = new long[edges.Count - 1];
+
+    public int Count => _known.Length;
+
+    public long From => _edges[0];
+
+    public long To => _edges[^1];
+
+    public DateTime Begin(int bar) => UnixTime.Read(_edges[bar]);
+
+    /// <summary>Of what is known, the share that was down.</summary>
+    public double Down(int bar) => Share(_down[bar], _known[bar]);
+
+    public double Degraded(int bar) => Share(_degraded[bar], _known[bar]);
+
+    public double Maintenance(int bar) => Share(_maintenance[bar], _known[bar]);
+
+    public bool IsKnown(int bar) => _known[bar] > 0;
+
+    private static double Share(long part, long whole) => whole == 0 ? 0 : (double)part / whole;
+
+    public void Add(long at, long until, Status status, Interval[] maintenance)
+    {
+        var (from, to) = (Math.Max(at, From), Math.Min(until, To));
+        if (from >= to || status == Status.Unknown)
+            return;
+        var first = Array.BinarySearch(_edges, from);
+        for (var bar = first < 0 ? ~first - 1 : first; bar < Count && _edges[bar] < to; bar++)
+        {
+            var (begin, end) = (Math.Max(from, _edges[bar]), Math.Min(to, _edges[bar + 1]));
+            _known[bar] += end - begin;
+            _maintenance[bar] += Interval.Length(maintenance, begin, end);
+            if (status == Status.Down)
+                _down[bar] += end - begin;
+            else if (status != Status.Up)
+                _degraded[bar] += end - begin;
+        }
+    }
+}
+
+/// <summary>What services did in a range, added up.</summary>
+internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
+{
+    private long _known, _counted, _good, _down;
+
+    public Bars Bars => bars;
+
+    /// <summary>How many were down at all, and how often together.</summary>
+    public int Fallen { get; private set; }
+
+    public int Outages { get; private set; }
+
+    public int Services { get; private set; }
+
+    /// <summary>In milliseconds, of all together.</summary>
+    public long Down => _down;
+
+    /// <summary>In percent of what is known; null: nothing is, or most is not.</summary>
+    public double? Availability => _known == 0 || _known * 2 < _counted ? null : 100.0 * _good / _known;
+
+    public void Add(IEnumerable<Run> runs, ServiceNotes notes)
+    {
+        var end = UnixTime.From(now);
+        var left = oldest is { } kept ? UnixTime.From(kept) : long.MinValue;
+        var sum = new FiguresSum(new Interval(bars.From, end), left, end, null, [], []);
+        foreach (var run in runs)
+        {
+            var (from, to) = (UnixTime.From(run.From), run.To is { } until ? UnixTime.From(until) : end);
+            bars.Add(Math.Max(from, left), to, run.Status, notes.Maintenance);
+            sum.Add(from, to, run.Status);
+        }
+        var figures = sum.Result;
+        Services++;
+        Fallen += figures.Outages > 0 ? 1 : 0;
+        Outages += figures.Outages;
+        _down += figures.Down;
+        _known += figures.Known;
+        _counted += figures.Known + figures.Unknown;
+        _good += figures.Up + figures.Degraded;
+    }
+}
+
 /// <summary>The pages, as HTML in parts.</summary>
-internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQuery query)
+internal sealed class StatusPage(Questions questions, PageSettings settings, PageQuery query)
 {
     /// <summary>Rows of services on a page; the next ones are on the next page.</summary>
     public const int MostRows = 200;
 
-    /// <summary>A quarantined alert of more bytes is shown without its name, which is somewhere in it.</summary>
-    private const int LargestNamed = 64 * 1024;
+    /// <summary>The overview lists services only where there are no more; with many it comes in parts.</summary>
+    private const int FewServices = 50, ManyServices = 1000;
 
     /// <summary>
-    /// Of what is down, of past outages, a service's changes, partitions, what was set aside: no more of each.
+    /// Lines of what needs attention, of that what does so for over a day, of the latest outages, and of outages on
+    /// a page of them.
     /// </summary>
-    private const int MostDown = 200, MostOutages = 50, MostChanges = 200, MostPartitions = 20;
+    private const int MostIncidents = 50, MostOld = 12, MostLatest = 10, MostOutages = 100;
 
-    public const int MostSetAside = 20;
+    /// <summary>Of services in one line, of notes, partitions and months: no more of each.</summary>
+    private const int MostFolded = 100, MostNotes = 20, MostPartitions = 20, MostMonths = 12;
 
-    /// <summary>Of outages and changes that are left out, more are not counted.</summary>
-    private const int MostCounted = 1000;
+    /// <summary>Characters of what an alert or a note says, in a list.</summary>
+    private const int MostText = 160;
 
-    /// <summary>Of a strip's bad times, so many are read out.</summary>
-    private const int MaxSpokenIntervals = 12;
-
+    /// <summary>How often the live line renews itself; it says so once it has missed two times, after 75 s.</summary>
     private const int RefreshSeconds = 30;
 
+    /// <summary>Outages on a page ended within that time.</summary>
+    private static readonly TimeSpan AtOnce = TimeSpan.FromDays(31);
+    /// <summary>The live line counts a change that was heard of so long after it was.</summary>
+    private static readonly TimeSpan Late = TimeSpan.FromHours(1);
+
+    /// <summary>Maintenance that begins later is not shown yet.</summary>
+    private static readonly TimeSpan Ahead = TimeSpan.FromDays(7);
+
     private const string Style = """
-        :root{color-scheme:light dark;--back:#fff;--fore:#1b1f24;--soft:#57606a;--line:#d0d7de;
-        --panel:#f6f8fa;--link:#0a53be;
-        --up:#1a7f37;--down:#b3121d;--other:#8a5a00;--unknown:#818b98;--downback:#ffebe9}
-        @media (prefers-color-scheme:dark){:root{--back:#0d1117;--fore:#e6edf3;--soft:#9aa4af;--line:#30363d;
-        --panel:#161b22;--link:#79b8ff;--up:#3fb950;--down:#ff7b72;--other:#e3b341;--unknown:#6e7681;
-        --downback:#3c1618}}
+        :root{color-scheme:light dark;--back:#fff;--fore:#14181d;--soft:#4a525b;--line:#d5dae0;--panel:#f3f5f7;
+        --link:#0a4596;--down:#a30d18;--degraded:#6b4700;--up:#0f5c2a;--unknown:#4a525b;--maintained:#0b4a8f;
+        --bar:#b5dcc0;--bardown:#a30d18;--bardegraded:#8f6200;--bargone:#e3e7eb;--barwork:#0b4a8f}
+        @media screen and (prefers-color-scheme:dark){:root{--back:#0d1117;--fore:#e8edf2;--soft:#b1bac4;--line:#2f3742;
+        --panel:#171d25;--link:#9ac7ff;--down:#ffa29c;--degraded:#ecbf5a;--up:#7ad695;--unknown:#b1bac4;
+        --maintained:#9ac7ff;--bar:#1f5a33;--bardown:#ff8a82;--bardegraded:#d9a32b;--bargone:#252d37;--barwork:#9ac7ff}}
         *{box-sizing:border-box}
-        body{margin:0 auto;max-width:75rem;padding:1rem;background:var(--back);color:var(--fore);
+        body{margin:0 auto;max-width:80rem;padding:1rem;background:var(--back);color:var(--fore);
         font:16px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
-        h1{font-size:1.6rem;margin:.3em 0;line-height:1.25}h2{font-size:1.15rem;margin:1.6em 0 .5em}
-        a{color:var(--link)}a:focus-visible,summary:focus-visible,svg:focus-visible,input:focus-visible,
-        button:focus-visible{outline:2px solid var(--link);outline-offset:2px}
-        .soft,small{color:var(--soft);font-size:.875rem}
-        .up{color:var(--up)}.down{color:var(--down)}.other{color:var(--other)}.word{font-weight:600}
+        a{color:var(--link)}a:focus-visible,summary:focus-visible,input:focus-visible,button:focus-visible,
+        iframe:focus-visible,[tabindex]:focus-visible{outline:3px solid var(--link);outline-offset:2px}
+        .skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem;background:var(--back);padding:.5rem}
+        header{display:flex;flex-wrap:wrap;gap:0 1rem;align-items:baseline;justify-content:space-between}
+        header p{margin:.2rem 0}h1{font-size:1.25rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
+        h3{font-size:1rem;margin:1.1rem 0 .4rem;color:var(--soft)}
+        .soft,small{color:var(--soft);font-weight:400}small{font-size:.875rem}
+        .down{color:var(--down)}.degraded{color:var(--degraded)}.up{color:var(--up)}.unknown{color:var(--unknown)}
+        .maintained{color:var(--maintained)}.word{font-weight:600;white-space:nowrap}time{white-space:nowrap}
+        .word+small{display:inline-block}
+        .banner{display:flex;flex-wrap:wrap;gap:.3rem 1.6rem;align-items:baseline;margin:.6rem 0;padding:.9rem 1.2rem;
+        border-radius:.6rem;color:#fff;background:#0c4a22;font-size:1.1rem}
+        .banner strong{font-size:1.7rem;line-height:1.2}
+        .banner.down{color:#fff;background:#8c0a14}.banner.degraded{color:#fff;background:#5e3d00}
+        .banner.unknown{color:#fff;background:#434b54}.banner.maintained{color:#fff;background:#0a3f7a}
+        iframe{display:block;width:100%;height:1.9rem;border:0}
         ul{list-style:none;margin:0;padding:0}
-        li{padding:.5rem 0;border-top:1px solid var(--line)}
-        .alarm li{background:var(--downback);padding:.5rem .6rem;border:0;border-left:4px solid var(--down);
-        margin:.3rem 0}
-        .row{display:grid;grid-template-columns:minmax(0,2fr) 7.5rem minmax(0,3fr) 5.5rem;gap:.2rem 1rem;
-        align-items:center}.row .strip{grid-column:3}
-        .row .share{text-align:right;font-variant-numeric:tabular-nums}
-        details{border:1px solid var(--line);border-radius:6px;margin:.5rem 0;padding:0 .8rem}
-        summary{cursor:pointer;padding:.6rem 0;font-weight:600}
-        svg{display:block;width:100%;height:1.75rem;background:var(--panel)}
-        svg .up{fill:var(--up)}svg .down{fill:var(--down)}svg .other{fill:var(--other)}
-        svg .unknown{fill:var(--unknown)}
-        .ends{display:flex;justify-content:space-between;gap:1rem}
-        form{display:flex;flex-wrap:wrap;gap:.6rem;align-items:center;margin:1rem 0}
+        .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:.6rem}
+        .cards>li{border:1px solid var(--line);border-left:.4rem solid var(--unknown);border-radius:.4rem;
+        padding:.5rem .8rem}
+        .cards>.is-down{border-left-color:var(--bardown)}.cards>.is-degraded{border-left:.4rem double var(--bardegraded)}
+        .cards>.is-maintained{border-left-color:var(--barwork)}.cards>.is-unknown{border-left-style:dashed}
+        .text{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
+        .rows>li{border-top:1px solid var(--line)}.rows>li:last-child{border-bottom:1px solid var(--line)}
+        .row{display:grid;grid-template-columns:minmax(0,6fr) minmax(0,3fr) minmax(0,6fr) 9rem;gap:.1rem 1rem;
+        align-items:center;padding:.5rem .3rem;color:inherit;text-decoration:none}
+        .row>svg{grid-column:3}.row>.share{grid-column:4}.row:hover .name{text-decoration:underline}.row:hover{background:var(--panel)}
+        .name bdi{color:var(--soft);font-size:.875rem}.name>bdi:first-child{color:inherit;font-size:1rem;font-weight:600}
+        .share{text-align:right;font-variant-numeric:tabular-nums}.share small{display:block}
+        svg{display:block;width:100%;height:1.6rem;background:var(--bargone)}.tall{height:3rem}
+        .b{stroke:var(--bar);stroke-width:100;stroke-dasharray:.84 .16}.d{stroke:var(--bardown)}
+        .l{stroke:var(--bardown);stroke-width:14;stroke-dasharray:.84 .16}.b,.d,.g,.l,.m{fill:none}.d,.m{stroke-width:.84}.g{stroke-width:.42;stroke:var(--bardegraded)}.m{stroke:url(#work)}.work{stroke:var(--barwork);stroke-width:14}
+        .hit{fill:transparent}.hit:hover{fill:var(--link);fill-opacity:.3}
+        .ticks{display:flex;justify-content:space-between;gap:1rem;color:var(--soft);font-size:.875rem}
+        .ticks span:last-child{text-align:right}
+        .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
+        .outages>li{display:grid;grid-template-columns:9rem 6.5rem minmax(0,1fr);gap:0 1rem;padding:.45rem .3rem;
+        border-top:1px solid var(--line)}.outages>li>b{white-space:nowrap}.outages .marked{padding-left:.8rem}
+        .pairs>li{grid-template-columns:17rem 6.5rem minmax(0,1fr)}
+        .marked{background:var(--panel);border-left:.4rem solid var(--link)}
+        details{margin:.2rem 0}summary{cursor:pointer}
+        form,nav{display:flex;flex-wrap:wrap;gap:.5rem .8rem;align-items:center;margin:.6rem 0}
         input,button{font:inherit;color:inherit;background:var(--back);border:1px solid var(--soft);
-        border-radius:6px;padding:.35rem .6rem;max-width:100%}
-        nav a,.chosen{display:inline-block;padding:.35rem .5rem}.chosen{font-weight:600}
-        dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem;margin:.5rem 0}
-        dd{margin:0}
-        pre{background:var(--panel);padding:.8rem;white-space:pre-wrap;border-radius:6px}
-        footer{margin-top:2rem;border-top:1px solid var(--line);padding-top:.8rem}
-        @media (max-width:45rem){.row{grid-template-columns:minmax(0,1fr) auto}.row .strip{grid-column:1/-1;
-        grid-row:2}.row .share{grid-column:2;grid-row:3}.ends span:last-child{text-align:right}}
-        @media print{form,nav,footer{display:none}body{max-width:none}li,details{break-inside:avoid}
-        svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+        border-radius:.4rem;padding:.35rem .6rem;max-width:100%}
+        nav a,[aria-current]{padding:.25rem .2rem}[aria-current]{font-weight:600}
+        dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem;margin:.5rem 0}dd{margin:0}dt{color:var(--soft)}
+        .scroll{overflow-x:auto}table{border-collapse:collapse;min-width:100%;overflow-wrap:normal}th[scope]{white-space:nowrap}
+        th,td{text-align:left;padding:.35rem .8rem .35rem .3rem;border-top:1px solid var(--line);vertical-align:top}
+        td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+        pre,code{background:var(--panel);border-radius:.4rem}pre{padding:.8rem;white-space:pre-wrap}
+        footer{margin-top:2.5rem;border-top:1px solid var(--line);padding-top:.6rem}footer p{margin:.3rem 0}
+        .live{padding:.2rem 0;max-width:none;display:flex;flex-wrap:wrap;gap:0 1rem;font-size:.9375rem}
+        .stale{visibility:hidden;animation:stale 0s linear 75s forwards}@keyframes stale{to{visibility:visible}}
+        @media (max-width:45rem){iframe{height:3.2rem}.row{grid-template-columns:minmax(0,1fr) auto}.row svg{grid-column:1/-1;grid-row:3}
+        .row .share{grid-column:2;grid-row:2}.row .states{grid-column:1;grid-row:2}.row .name{grid-column:1/-1}
+        .cards>li:nth-child(n+11){display:none}dl{grid-template-columns:minmax(0,1fr)}dd{margin:0 0 .4rem}
+        .outages>li{grid-template-columns:minmax(0,1fr) auto}.what{grid-column:1/-1}}
+        @media (min-width:110rem){body{max-width:160rem;padding:1.5rem 3rem}.halves{display:grid;gap:0 4rem;
+        grid-template-columns:minmax(0,7fr) minmax(0,5fr)}.cards{grid-template-columns:repeat(auto-fill,minmax(28rem,1fr))}}
+        @media print{:root{color-scheme:light;font-size:10pt}form,nav,iframe,footer,.skip{display:none}body{max-width:none;font-size:1rem}
+        .halves{display:block}li,tr,svg,.banner{break-inside:avoid}h2,h3{break-after:avoid}.cards>li:nth-child(n+11){display:list-item}
+        svg,.banner,.cards>li{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
         """;
 
-    /// <summary>Nothing but this style, and requests to where the page came from.</summary>
-    public static string Policy { get; } = "default-src 'none'; style-src 'sha256-"
-        + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)))
-        + "'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    private static readonly string StyleHash = Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)));
+
+    /// <summary>Nothing but this style, frames and requests to where the page came from.</summary>
+    public static string Policy { get; } = $"default-src 'none'; style-src 'sha256-{StyleHash}'; img-src data:; "
+        + "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+    /// <summary>Of the live line, which stands in those pages alone.</summary>
+    public static string LivePolicy { get; } = $"default-src 'none'; style-src 'sha256-{StyleHash}'; "
+        + "form-action 'none'; base-uri 'none'; frame-ancestors 'self'";
+
+    /// <summary>The live line's, by which it renews itself.</summary>
+    public static readonly string Refresh = RefreshSeconds.ToString(CultureInfo.InvariantCulture);
 
     private readonly HtmlWriter _html = new();
-    private readonly DateTime _from = questions.Moment - query.Length;
+    private readonly Zone _zone = settings.Counting.Zone;
+    private readonly IReadOnlyList<DateTime> _edges = EdgesOf(query.Range, settings.Counting.Zone, questions.Moment);
+    private bool? _hasPartitions;
 
-    // ---- The page of all ----
+    private DateTime Now => questions.Moment;
 
-    /// <summary>The page of all services.</summary>
-    /// <exception cref="SqliteException">The database is damaged.</exception>
-    public IEnumerable<ReadOnlyMemory<byte>> All()
-    {
-        var all = questions.Counts();
-        var isUnwatched = daemon.Watching.Heartbeats.Any(h => h.IsAlarming);
-        Begin(isUnwatched && all.NotUp == 0 ? "no data" : Title(all), Sentence(all, isUnwatched));
-        foreach (var trouble in daemon.Watching.Troubles().Take(MostSetAside))
-            _html.Add($"<p class=\"other word\">◆ <bdi>{trouble}</bdi></p>");
-        if (all.Known == 0)
-            AddFirstStep();
-        foreach (var part in Down())
-            yield return part;
-        if (all.Known > 0)
-        {
-            _html.Add($"<h2>Services</h2>");
-            AddForm();
-        }
-        var rows = questions.ListedServices().Where(s => query.Takes(s.Service))
-            .Skip((query.Page - 1) * MostRows).Take(MostRows + 1).ToList();
-        if (all.Known > 0 && rows.Count == 0)
-            AddNoRows();
-        foreach (var part in Rows(rows.Take(MostRows).ToList()))
-            yield return part;
-        AddPages(rows.Count > MostRows);
-        if (rows.Count > 0)
-            AddOutages();
-        AddSetAside();
-        yield return End(isOfAll: true);
-    }
+    private DateTime From => _edges[0];
+
+    /// <summary>What leads back to the overview's address.</summary>
+    private string Root => query.Kind == PageKind.Day ? "../" : "";
 
     private static readonly ServiceFilter Every = new(null, null, null, null, null);
 
-    private void AddNoRows()
+    /// <summary>Whole hours or days of a zone, up to now.</summary>
+    public static IReadOnlyList<DateTime> EdgesOf(string range, Zone zone, DateTime now)
     {
-        if (query.Page > 1)
-            _html.Add($"<p>There are no further services.</p>");
-        else
-            _html.Add($"<p>No service has “<bdi>{query.Search}</bdi>” in its names.</p>");
+        var (length, count) = PageQuery.Ranges[range];
+        // What begins now has no bar yet.
+        var last = now.AddMilliseconds(-1);
+        var local = zone.Local(last);
+        if (length is { } period)
+            return [.. Period.All(period, zone, zone.Begin(local.Date.AddDays(1 - count)), now).Select(p => p.From), now];
+        var hour = last - (local - local.Date - TimeSpan.FromHours(local.Hour));
+        return [.. Enumerable.Range(1 - count, count).Select(i => hour.AddHours(i)), now];
     }
 
-    private IEnumerable<ReadOnlyMemory<byte>> Rows(List<(long Id, ServiceKey Service)> services)
+    /// <summary>The page that is asked for; null: there is no such platform or service.</summary>
+    /// <exception cref="SqliteException">The database is damaged.</exception>
+    public IEnumerable<ReadOnlyMemory<byte>>? Parts() => query.Kind switch
     {
-        var groups = questions.Groups(
-            services.Select(s => (s.Service.Partition, s.Service.Platform)).Distinct());
-        (string, string)? open = null;
-        foreach (var (_, service, runs) in questions.Runs(Every, _from, services))
+        PageKind.Overview => Overview(),
+        PageKind.Platform => Named(query.Names.Partition, query.Names.Platform) is { } platform ? OfPlatform(platform) : null,
+        PageKind.Service => Present() is { } present ? OfService(present) : null,
+        PageKind.Wall => Wall(),
+        PageKind.Live => Live(),
+        _ => Outages(),
+    };
+
+    private PlatformRow? Named(string? partition, string? platform) =>
+        questions.Platforms().Find(p => p.Partition == partition && p.Platform == platform);
+
+    private PresentRow? Present() => query.Names is { Partition: not null, Platform: not null, Service: not null, Facet: not null }
+        ? questions.Present(query.Names with { Location = query.Names.Location ?? "" }).FirstOrDefault() : null;
+
+    // ---- The overview ----
+
+    private IEnumerable<ReadOnlyMemory<byte>> Overview()
+    {
+        var platforms = questions.Platforms();
+        var all = platforms.Aggregate(new StateCounts(), (sum, p) => sum + p.Counts);
+        Begin(WordsOf(all, isShort: true), StateOf(all), Markup.Of($"<bdi>{settings.Title}</bdi>"));
+        AddBanner(all, platforms.Count);
+        AddLive();
+        if (all.All == 0)
         {
-            var group = (service.Partition, service.Platform);
-            if (open != group)
+            if (questions.IsForAll)
+                AddFirstStep();
+            yield return End();
+            yield break;
+        }
+        foreach (var part in IsSelection ? [] : Attention(questions.NotUp(), Every))
+            yield return part;
+        if (!IsSelection)
+        {
+            AddUnwatched(platforms);
+            AddMaintenance(all.Maintained, Every);
+        }
+        _html.Add($"<div class=\"halves\"><section><h2>{(IsSelection ? "Services" : "Platforms")}</h2>");
+        AddForm();
+        var rows = IsSelection ? Services(Every) : all.All > FewServices ? OfPlatforms(platforms)
+            : OfPlatforms(platforms).Concat(Services(Every));
+        foreach (var part in rows)
+            yield return part;
+        _html.Add($"</section>");
+        foreach (var part in Latest(Every))
+            yield return part;
+        _html.Add($"</div>");
+        yield return End();
+    }
+
+    /// <summary>Whoever looks for services sees them first, and nothing that needs attention before them.</summary>
+    private bool IsSelection => query is not { Search: null, Show: null, Page: 1 };
+
+    /// <summary>The worst first.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> OfPlatforms(List<PlatformRow> platforms)
+    {
+        // Of many the strips take long: what is above them is there before. The first two parts go out together.
+        var isLong = platforms.Sum(p => p.Counts.All) > ManyServices;
+        if (isLong)
+            yield return _html.Take();
+        questions.FindAffected(From);
+        _html.Add($"<ul class=\"rows\">");
+        foreach (var row in Ordered(platforms))
+        {
+            var sum = new RangeSum(new Bars(_edges), Now, questions.Snapshot.Oldest);
+            var names = Every with { Partition = row.Partition, Platform = row.Platform };
+            foreach (var (_, service, runs) in questions.Runs(names, From, questions.ListedServices(names)))
+                sum.Add(runs, questions.NotesOf(service));
+            var fallen = sum.Fallen == 0 ? "none was down" : $"{sum.Fallen} of {sum.Services} {(sum.Fallen == 1 ? "was" : "were")} down";
+            _html.Add($"""
+                <li><a class="row" href="{AddressOf(PageKind.Platform, names)}"><span class="name"><bdi>{row.Platform}</bdi>
+                <span class="soft">{InPartition(row.Partition, " · ")}{Counted(row.Counts.All, "service")}</span></span>
+                <span class="states">{States(row.Counts)}</span>{StripOf(sum)}
+                <span class="share">{Share(sum.Availability)} <small>{fallen}</small></span></a></li>
+                """);
+            if (_html.IsFull || isLong)
+                yield return _html.Take();
+            isLong = false;
+        }
+        _html.Add($"</ul>");
+    }
+
+    private void AddFirstStep() => _html.Add($$"""
+        <p>SeS knows of no service yet. Send it an alert, and this page will show the service:</p>
+        <pre>curl -i http://HOST:PORT/{{settings.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
+        "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},
+        "startsAt":"{{Rfc3339.Format(Now)}}"}]}'</pre>
+        <p>Then have Alertmanager send all alerts, by a receiver with</p>
+        <pre>webhook_configs:
+        - url: http://HOST:PORT/{{settings.Path}}/INS
+          send_resolved: true</pre>
+        <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
+        """);
+
+    // ---- What needs attention ----
+
+    private IEnumerable<ReadOnlyMemory<byte>> Attention(IReadOnlyList<NotUpRow> rows, ServiceFilter of)
+    {
+        var incidents = Incident.Of(rows.Where(r => !questions.MaintainedServices.Contains(r.Id)
+            && (of.Platform == null || (r.Service.Partition, r.Service.Platform) == (of.Partition, of.Platform))));
+        if (incidents.Count == 0)
+            yield break;
+        _html.Add($"<section><h2>Needs attention <span class=\"soft\">newest first</span></h2>");
+        bool IsOld(Incident incident) => Now - incident.Latest >= TimeSpan.FromDays(1);
+        var shown = incidents.Where(i => !IsOld(i)).Concat(incidents.Where(IsOld).Take(MostOld)).Take(MostIncidents).ToList();
+        var texts = questions.Present(Every, shown.Select(i => (i.Rows[0].Id, i.Rows[0].Service)))
+            .ToDictionary(p => p.Id, p => p.Description);
+        foreach (var (isOld, group) in shown.GroupBy(IsOld).Select(g => (g.Key, g)))
+        {
+            if (shown.Exists(IsOld))
+                _html.Add($"<h3>{(isOld ? "For more than a day" : "In the last 24 hours")}</h3>");
+            _html.Add($"<ul class=\"cards\">");
+            foreach (var incident in group)
             {
-                _html.Add($"{new Markup(open == null ? "" : "</ul></details>")}");
-                BeginGroup(group.Partition, group.Platform, groups[group]);
+                AddIncident(incident, texts.GetValueOrDefault(incident.Rows[0].Id, ""), of.Platform != null);
+                if (_html.IsFull)
+                    yield return _html.Take();
             }
-            open = group;
-            AddService(service, runs);
+            _html.Add($"</ul>");
+        }
+        var left = incidents.Except(shown).Sum(i => i.Rows.Count);
+        var all = query with { Kind = of.Platform == null ? PageKind.Overview : PageKind.Platform, Show = "down", Search = null, Page = 1 };
+        _html.Add($"""
+            <p><a href="{all.Address()}">{(left > 0 ? $"{left} more services" : "All services")} that are not up</a></p></section>
+            """);
+    }
+
+    private void AddIncident(Incident incident, string text, bool isOfPlatform)
+    {
+        var (first, count) = (incident.Rows[0], incident.Rows.Count);
+        var (kind, mark) = KindOf(incident.Status);
+        var about = count == 1 && ShortName.Of(first.Service).About is { Length: > 0 } place ? Markup.Of($"<bdi>{place}</bdi>: ") : default;
+        var since = Markup.Of($"since {Time(incident.Since)}, {Lasted(Now - incident.Since)}");
+        var who = count == 1 ? Link(first.Service) : incident.Alike is { } alike ? Markup.Of($"<b><bdi>{alike}</bdi></b> × {count}")
+            : NamesOf(incident);
+        var times = count == 1 && incident.Status == "down" ? TimesToday(first) : 0;
+        _html.Add($"""
+            <li class="is-{kind}"><span class="word {kind}">{mark} {(count == 1 ? "" : $"{count} ")}<bdi>{incident.Status}</bdi></span>
+            <small>{since}{(times > 1 ? $", {Ordinal(times)} time today" : "")}</small><br>{who}
+            {(isOfPlatform ? default : PlatformLink(incident))} <small class="text">{about}<bdi>{Clip(text)}</bdi></small>
+            """);
+        if (count > 1)
+        {
+            _html.Add($" <details><summary>Show {(count > MostFolded ? $"the latest {MostFolded}" : $"all {count}")}</summary> <ul>");
+            foreach (var row in incident.Rows.Take(MostFolded))
+                _html.Add($"<li>{Link(row.Service)} <small><bdi>{ShortName.Of(row.Service).About}</bdi> since {Time(row.Since)}</small></li> ");
+            _html.Add($"</ul></details>");
+        }
+        AddNote(questions.NotesOf(first.Service, incident.Since, Now.AddMilliseconds(1)));
+        _html.Add($"</li>");
+    }
+
+    /// <summary>The names of the first two, and how many there are besides.</summary>
+    private static Markup NamesOf(Incident incident)
+    {
+        var names = incident.Rows.Select(r => ShortName.Of(r.Service)).Select(n => n.IsStock ? n.Lead : n.Lead.Split(' ')[0])
+            .GroupBy(n => n).OrderByDescending(g => g.Count()).Select(g => g.Count() == 1 ? g.Key : $"{g.Key} × {g.Count()}").ToList();
+        var text = names.Take(2).Select(n => Markup.Of($"<b><bdi>{n}</bdi></b>")).Aggregate((a, b) => a + new Markup(", ") + b);
+        return names.Count <= 2 ? text : text + Markup.Of($", {names.Count - 2} more");
+    }
+
+    private Markup PlatformLink(Incident incident) => Markup.Of($"""
+        <span class="soft">in <a href="{AddressOf(PageKind.Platform, Every with { Partition = incident.Partition, Platform = incident.Platform })}"><bdi>{incident.Platform}</bdi></a></span>
+        """);
+
+    /// <summary>How often a service went down today.</summary>
+    private int TimesToday(NotUpRow row)
+    {
+        var (today, before, times) = (_zone.Begin(_zone.Local(Now).Date), Status.Up, 0);
+        foreach (var run in questions.Runs(Every, today, [(row.Id, row.Service)]).SelectMany(r => r.Runs))
+        {
+            times += run.From >= today && run.Status == Status.Down && before is not (Status.Down or Status.Unknown) ? 1 : 0;
+            before = run.Status;
+        }
+        return times;
+    }
+
+    private static string Ordinal(int number) => (number % 100, number % 10) switch
+    {
+        (not 11, 1) => $"{number}st",
+        (not 12, 2) => $"{number}nd",
+        (not 13, 3) => $"{number}rd",
+        _ => $"{number}th",
+    };
+
+    private void AddNote(IEnumerable<Note> notes)
+    {
+        if (notes.Where(n => n.Last.Kind != NoteKind.Retired).MaxBy(n => n.Last.Received)?.Last is not { } note)
+            return;
+        _html.Add($"""
+            <small class="text">{NoteDraft.NameOf(note.Kind)}: <bdi>{Clip(note.Text)}</bdi>
+            (<bdi>{note.AuthorName ?? note.Author}</bdi>)</small>
+            """);
+    }
+
+    /// <summary>Of which platforms nothing can be said, and since when.</summary>
+    private void AddUnwatched(IEnumerable<PlatformRow> platforms)
+    {
+        var silent = platforms.Where(p => questions.IsWatched(p.Partition, p.Platform) == false)
+            .SelectMany(p => questions.Silent(p.Partition, p.Platform, Now.AddMilliseconds(-1), Now.AddMilliseconds(1))
+                .Where(s => s.To == null).OrderBy(s => s.From).Take(1).Select(s => (Platform: p, Silent: s)))
+            .GroupBy(p => (p.Platform.Partition, p.Silent.From, p.Silent.What)).ToList();
+        if (silent.Count == 0)
+            return;
+        _html.Add($"<section><h2>Not watched</h2><ul class=\"cards\">");
+        foreach (var group in silent)
+        {
+            var names = group.Select(p => p.Platform.Platform).Order(StringComparer.Ordinal).ToList();
+            _html.Add($"""
+                <li class="is-unknown"><span class="word unknown">? not watched</span> <small>since {Time(group.Key.From)},
+                {Lasted(Now - group.Key.From)}</small><br><b><bdi>{names[0]}</bdi></b>
+                {(names.Count == 1 ? "" : $"and {Counted(names.Count - 1, "more platform")}")}
+                <small class="text"><bdi>{group.Key.What}</bdi>. What is shown of it is what was last known.</small></li>
+                """);
+        }
+        _html.Add($"</ul></section>");
+    }
+
+    private void AddMaintenance(long maintained, ServiceFilter of)
+    {
+        var notes = questions.MaintenanceUntil(Now + Ahead).Select(n => n.Last).Where(n => of.Platform == null
+            || (n.Filter.Partition == of.Partition && NoteFilter.Fits(n.Filter.Platform, of.Platform))).ToList();
+        if (notes.Count == 0)
+            return;
+        var now = maintained == 0 ? default
+            : Markup.Of($"<span class=\"word maintained\">⚒ {Counted(maintained, "service")} under maintenance now</span>");
+        _html.Add($"<section><h2>Maintenance</h2><p>{now}</p><ul class=\"cards\">");
+        foreach (var note in notes.Take(MostNotes))
+        {
+            var ends = note.To is { } to ? Markup.Of($"to {Time(to)}") : Markup.Of($"until further notice");
+            _html.Add($"""
+                <li class="is-maintained"><span class="word maintained">⚒ {Time(note.From)} {ends}</span><br>
+                {AboutOf(note.Filter)} <small class="text"><bdi>{Clip(note.Text)}</bdi></small></li>
+                """);
+        }
+        _html.Add($"</ul>{AndMore(notes.Count - MostNotes)}</section>");
+    }
+
+    /// <summary>What a note is about.</summary>
+    private static Markup AboutOf(NoteFilter filter)
+    {
+        var names = new[] { filter.Platform, filter.Service, filter.Facet, filter.Location }.OfType<string>().ToList();
+        return names.Count == 0 ? Markup.Of($"<b>All of <bdi>{filter.Partition}</bdi></b>")
+            : names.Select(n => Markup.Of($"<b><bdi>{n}</bdi></b>")).Aggregate((a, b) => a + new Markup(" ") + b);
+    }
+
+    // ---- Rows of services ----
+
+    private IEnumerable<ReadOnlyMemory<byte>> Services(ServiceFilter names)
+    {
+        var notUp = query.Show == "down" ? questions.NotUp().ConvertAll(r => r.Id).ToHashSet() : null;
+        var rows = questions.ListedServices(names).Where(s => query.Takes(s.Service) && notUp?.Contains(s.Id) != false)
+            .Skip((query.Page - 1) * MostRows).Take(MostRows + 1).ToList();
+        if (rows.Count == 0)
+            AddNoRows();
+        if (rows.Count > 0 && names.Platform == null && query is { Search: null, Show: null })
+            _html.Add($"<h2>Services</h2>");
+        _html.Add($"<ul class=\"rows\">");
+        var shown = rows.Take(MostRows).ToList();
+        // Both may derive a timeline of their own, so one after the other.
+        var present = questions.Present(names, shown).ToDictionary(p => p.Id);
+        foreach (var (id, service, runs) in questions.Runs(names, From, shown))
+        {
+            var sum = new RangeSum(new Bars(_edges), Now, questions.Snapshot.Oldest);
+            sum.Add(runs, questions.NotesOf(service));
+            AddService(service, present.GetValueOrDefault(id), sum, names.Platform == null);
             if (_html.IsFull)
                 yield return _html.Take();
         }
-        _html.Add($"{new Markup(open == null ? "" : "</ul></details>")}");
+        _html.Add($"</ul>");
+        AddPages(rows.Count > MostRows);
     }
+
+    private void AddService(ServiceKey service, PresentRow? present, RangeSum sum, bool hasPlatform)
+    {
+        var name = ShortName.Of(service);
+        var place = hasPlatform ? Markup.Of($" <bdi>{service.Platform}</bdi>") : default;
+        _html.Add($"""
+            <li><a class="row" href="{AddressOf(service)}"><span class="name"><bdi>{name.Lead}</bdi>{place}
+            <bdi>{name.About}</bdi></span> {StateText(present)}{StripOf(sum)}
+            <span class="share">{Share(sum.Availability)}</span></a></li>
+            """);
+    }
+
+    /// <summary>Nothing where it is up, as most are.</summary>
+    private static Markup StateText(PresentRow? present) => present switch
+    {
+        null => default,
+        { Maintenance: not null } => Markup.Of($"<span class=\"states word maintained\">⚒ maintenance</span>"),
+        { IsWatched: false, Status: "up" } => Markup.Of($"<span class=\"states word unknown\">? not watched</span>"),
+        { Status: "up" } => default,
+        _ => StatusText(present.Status),
+    };
+
+    private void AddNoRows() => _html.Add($"""
+        <p>{(query.Page > 1 ? Markup.Of($"There are no further services.")
+            : query.Search != null ? Markup.Of($"No service has “<bdi>{query.Search}</bdi>” in its names{(query.Show == "down" ? " and is not up" : "")}.")
+            : query.Show == "down" ? Markup.Of($"<span class=\"word up\">✔ All services are up.</span>")
+            : Markup.Of($"There are no services."))}</p>
+        """);
 
     /// <summary>The links to the first and to the next rows.</summary>
     private void AddPages(bool isMore)
@@ -15708,407 +16929,766 @@ internal sealed class StatusPage(Questions questions, DaemonState daemon, PageQu
             return;
         _html.Add($"<nav aria-label=\"Pages of services\">");
         if (query.Page > 1)
-            _html.Add($"<a href=\"./?{PageOf(1)}\">First {MostRows} services</a>");
+            _html.Add($"<a href=\"{(query with { Page = 1 }).Address()}\">First {MostRows} services</a>");
         if (isMore)
-            _html.Add($"<a href=\"./?{PageOf(query.Page + 1)}\">Next {MostRows} services</a>");
+            _html.Add($"<a href=\"{(query with { Page = query.Page + 1 }).Address()}\">Next {MostRows} services</a>");
         _html.Add($"</nav>");
     }
 
-    private string PageOf(int page) => Query(("range", query.Range), ("search", query.Search),
-        ("page", page == 1 ? null : page.ToString(CultureInfo.InvariantCulture)));
-
-    private static string Title(ServiceCounts all) => all.Down > 0 ? $"{all.Down} down"
-        : all.NotUp > 0 ? $"{all.NotUp} not up" : all.Known == 0 ? "no service yet" : "all is well";
-
-    private static Markup Sentence(ServiceCounts all, bool isUnwatched)
+    private void AddForm()
     {
-        var others = all.Other == 0 ? "" : $" {all.Other} {(all.Other == 1 ? "is" : "are")} neither up nor down.";
-        if (all.Known == 0)
-            return Markup.Of($"SeS knows of no service yet.");
-        if (all.Down > 0 && all.Known > 1)
-            return Markup.Of($"<span class=\"down\">✖ {all.Down} of {all.Known} services ")
-                + Markup.Of($"{(all.Down == 1 ? "is" : "are")} down.</span>{others}");
-        if (all.Down > 0)
-            return Markup.Of($"<span class=\"down\">✖ The one service is down.</span>");
-        if (all.Other > 0)
-            return Markup.Of($"No service is down.{others}");
-        if (isUnwatched)
-            return Markup.Of($"<span class=\"other\">◆ No service was down when it was last seen.</span>");
-        var who = all.Known == 1 ? "The one service is" : $"All {all.Known} services are";
-        return Markup.Of($"<span class=\"up\">✔ {who} up.</span>");
+        var hidden = new[] { ("partition", query.Names.Partition), ("platform", query.Names.Platform), ("range", query.Range),
+            ("show", query.Show) }.Where(p => p.Item2 != null)
+            .Aggregate(default(Markup), (sum, p) => sum + Markup.Of($"<input type=\"hidden\" name=\"{p.Item1}\" value=\"{p.Item2}\">"));
+        _html.Add($"""
+            <form method="get" action="{(query.Kind == PageKind.Platform ? "platform" : "./")}">{hidden}
+            <label for="search">Name contains</label>
+            <input id="search" name="search" type="search" maxlength="{PageQuery.MaxSearch}" value="{query.Search}">
+            <button>Search</button></form>
+            """);
+        _html.Add($"<nav aria-label=\"Services shown\">");
+        foreach (var (show, text) in new[] { (null, query.Kind == PageKind.Platform ? "all" : "platforms"), ("down", "not up"), ("all", "all services") }
+            .Where(s => query.Kind == PageKind.Overview || s.Item1 != "all"))
+            AddChoice(text, query with { Show = show, Page = 1 }, show == query.Show);
+        _html.Add($"<span aria-hidden=\"true\">·</span>");
+        AddRanges();
+        _html.Add($"</nav>");
+    }
+
+    private void AddRanges()
+    {
+        foreach (var range in PageQuery.Ranges.Keys)
+            AddChoice(range, query with { Range = range }, range == query.Range);
+    }
+
+    private void AddChoice(string text, PageQuery target, bool isChosen)
+    {
+        if (isChosen)
+            _html.Add($"<span aria-current=\"true\">{text}</span>");
+        else
+            _html.Add($"<a href=\"{target.Address()}\">{text}</a>");
+    }
+
+    // ---- A platform ----
+
+    private IEnumerable<ReadOnlyMemory<byte>> OfPlatform(PlatformRow platform)
+    {
+        var names = Every with { Partition = platform.Partition, Platform = platform.Platform };
+        Begin(WordsOf(platform.Counts, isShort: true) + $": {platform.Platform}", StateOf(platform.Counts),
+            Markup.Of($"<bdi>{platform.Platform}</bdi> <span class=\"soft\">{InPartition(platform.Partition)}</span>"));
+        AddBanner(platform.Counts, 0);
+        AddLive();
+        foreach (var part in IsSelection ? [] : Attention(questions.NotUp(), names))
+            yield return part;
+        if (!IsSelection)
+        {
+            AddUnwatched([platform]);
+            AddMaintenance(platform.Counts.Maintained, names);
+        }
+        _html.Add($"<div class=\"halves\"><section><h2>Services</h2>");
+        AddForm();
+        foreach (var part in Services(names))
+            yield return part;
+        _html.Add($"</section>");
+        foreach (var part in Latest(names))
+            yield return part;
+        _html.Add($"</div>");
+        yield return End();
+    }
+
+    // ---- Outages ----
+
+    /// <summary>The latest that have ended.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> Latest(ServiceFilter names)
+    {
+        _html.Add($"<section><h2>Latest outages</h2>");
+        var isAny = false;
+        var lines = Folded(questions.Ended(names, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1))
+            .Where(o => query.Takes(o.Service)).Take(MostOutages)).Take(MostLatest);
+        foreach (var part in ByDay(lines))
+        {
+            isAny = true;
+            if (part.Length > 0)
+                yield return part;
+        }
+        if (!isAny)
+            _html.Add($"<p>None ended in the last 7 days.</p>");
+        _html.Add($"<p><a href=\"{AddressOf(PageKind.Outages, names)}\">All outages</a></p></section>");
+    }
+
+    /// <summary>All of a platform, or of one service, or of a day.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> Outages()
+    {
+        var names = query.Names;
+        var of = names.Service != null
+            ? Name(new ServiceKey("", "", names.Service, names.Facet ?? "", names.Location ?? "")) : names.Platform;
+        var day = query.Day is { } date ? (_zone.Begin(date), _zone.Begin(date.AddDays(1))) : ((DateTime, DateTime)?)null;
+        var title = query.Day is { } named ? $"Outages of {Written(named)}" : "Outages";
+        Begin(title + (of == null ? "" : $": {of}"), "", Markup.Of($"{title} <span class=\"soft\"><bdi>{of}</bdi></span>"));
+        var before = query.Before ?? Now.AddMilliseconds(1);
+        var (isAny, isMore) = (false, false);
+        DateTime? next = null;
+        var lines = day is { } span
+            ? Folded(Cut(questions.Outages(names, span.Item1, span.Item2, Counting.Plain, isNewestFirst: true), () => isMore = true)
+                .Select(o => new Outage(o.Id, o.Service, o.From, o.To ?? DateTime.MaxValue, o.Description)))
+            : Folded(Whole(questions.Ended(names, before - AtOnce, before), time => next = time));
+        foreach (var part in ByDay(lines))
+        {
+            isAny = true;
+            if (part.Length > 0)
+                yield return part;
+        }
+        if (!isAny)
+            _html.Add($"<p>{(query.Page > 1 ? Markup.Of($"There were no earlier ones.") : day != null ? Markup.Of($"There was none.")
+                : Markup.Of($"There was none in the {AtOnce.Days} days before {Time(before)}."))}</p>");
+        // What ended in the same millisecond is on the next page.
+        if (next == null && questions.FirstEnd() <= before - AtOnce)
+            next = (before - AtOnce).AddMilliseconds(1);
+        _html.Add($"<nav aria-label=\"Pages of outages\">");
+        if (query.Day is { } shown)
+        {
+            if (isMore)
+                _html.Add($"<a href=\"../{(query with { Page = query.Page + 1 }).Address()}\">Earlier outages of the day</a>");
+            foreach (var (text, other) in new[] { ("Day before", shown.AddDays(-1)), ("Day after", shown.AddDays(1)) })
+                _html.Add($"<a href=\"../{(query with { Day = other, Page = 1 }).Address()}\">{text}</a>");
+        }
+        else
+        {
+            if (query.Before != null)
+                _html.Add($"<a href=\"{(query with { Before = null }).Address()}\">Latest outages</a>");
+            if (next is { } earlier)
+                _html.Add($"<a href=\"{(query with { Before = earlier }).Address()}\">Earlier outages</a>");
+        }
+        _html.Add($"</nav>");
+        yield return End();
+    }
+
+    /// <summary>Those of a page.</summary>
+    private IEnumerable<T> Cut<T>(IEnumerable<T> outages, Action more)
+    {
+        foreach (var (i, outage) in outages.Skip((query.Page - 1) * MostOutages).Take(MostOutages + 1).Index())
+        {
+            if (i == MostOutages)
+                more();
+            else
+                yield return outage;
+        }
+    }
+
+    /// <summary>So many, and those of the same end as the last of them.</summary>
+    private static IEnumerable<Outage> Whole(IEnumerable<Outage> outages, Action<DateTime> cut)
+    {
+        var (count, last) = (0, DateTime.MinValue);
+        foreach (var outage in outages)
+        {
+            if (++count > MostOutages && outage.To != last)
+            {
+                cut(last);
+                yield break;
+            }
+            last = outage.To;
+            yield return outage;
+        }
+    }
+
+    /// <summary>Those of a platform that began within <see cref="Incident.Reach"/>, and stand together, are one line.</summary>
+    private static IEnumerable<List<Outage>> Folded(IEnumerable<Outage> outages)
+    {
+        var open = new List<List<Outage>>();
+        foreach (var outage in outages)
+        {
+            // What ended long before the first of a line is none of it.
+            foreach (var done in open.FindAll(l => l[0].To - outage.To > TimeSpan.FromMinutes(30)))
+            {
+                open.Remove(done);
+                yield return done;
+            }
+            var line = open.Find(l => (l[0].Service.Partition, l[0].Service.Platform) == (outage.Service.Partition, outage.Service.Platform)
+                && (l[0].From - outage.From).Duration() <= Incident.Reach);
+            if (line != null)
+                line.Add(outage);
+            else
+                open.Add([outage]);
+        }
+        foreach (var line in open)
+            yield return line;
+    }
+
+    /// <summary>Lines under the day on which each ended; parts that are empty tell that there is a line.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> ByDay(IEnumerable<List<Outage>> lines)
+    {
+        DateTime? day = null;
+        foreach (var line in lines)
+        {
+            var date = query.Day ?? _zone.Local(line[0].To).Date;
+            if (date != day)
+            {
+                _html.Add($"{new Markup(day == null ? "" : "</ul>")}");
+                if (query.Day == null)
+                    _html.Add($"<h3><a href=\"{Root}{DayAddress(date)}\">{Written(date)}</a></h3>");
+                _html.Add($"<ul class=\"outages\">");
+            }
+            day = date;
+            AddOutages(line, date);
+            yield return _html.IsFull ? _html.Take() : default;
+        }
+        _html.Add($"{new Markup(day == null ? "" : "</ul>")}");
+    }
+
+    private void AddOutages(List<Outage> line, DateTime day)
+    {
+        var first = line.MinBy(o => o.From)!;
+        var last = line.Max(o => o.To);
+        var isOpen = last == DateTime.MaxValue;
+        var ends = isOpen ? Markup.Of($"<span class=\"word down\">✖ ongoing</span>") : Time(last, day);
+        var name = ShortName.Of(first.Service);
+        var place = query.Names.Platform != null ? default : Markup.Of($"<span class=\"soft\">in <bdi>{first.Service.Platform}</bdi></span>");
+        var names = line.Count == 1 ? Markup.Of($"{Link(first.Service, first.From)} <span class=\"soft\"><bdi>{name.About}</bdi></span>")
+            : NamesOf(new Incident("", "", "down", first.From, [.. line.Select(o => new NotUpRow(o.Id, o.Service, "down", o.From))]));
+        _html.Add($"""
+            <li><span>{Time(first.From, day)} – {ends}</span> <b>{Lasted((isOpen ? Now : last) - first.From)}</b>
+            <div class="what">{names} {place} <small class="text"><bdi>{Clip(first.Description)}</bdi></small>
+            """);
+        if (line.Count > 1)
+        {
+            _html.Add($" <details><summary>Show {(line.Count > MostFolded ? $"{MostFolded} of {line.Count}" : $"all {line.Count}")}</summary> <ul>");
+            foreach (var outage in line.Take(MostFolded))
+                _html.Add($"""
+                    <li>{Link(outage.Service, outage.From)} <small><bdi>{ShortName.Of(outage.Service).About}</bdi>
+                    {Time(outage.From, day)}, {Lasted((outage.To == DateTime.MaxValue ? Now : outage.To) - outage.From)}</small></li>
+
+                    """);
+            _html.Add($"</ul></details>");
+        }
+        AddNote(questions.NotesOf(first.Service, first.From, isOpen ? Now : last));
+        _html.Add($"</div></li>");
+    }
+
+    // ---- A service ----
+
+    private IEnumerable<ReadOnlyMemory<byte>> OfService(PresentRow present)
+    {
+        var service = present.Service;
+        var names = new ServiceFilter(service.Partition, service.Platform, service.Service, service.Facet, service.Location);
+        var name = ShortName.Of(service);
+        var isUnseen = present is { IsWatched: false, Status: "up" };
+        var (kind, mark) = present.Maintenance != null ? ("maintained", "⚒") : isUnseen ? ("unknown", "?") : KindOf(present.Status);
+        Begin($"{mark} {present.Status}: {Name(service)}", kind,
+            Markup.Of($"<bdi>{name.Lead}</bdi> <span class=\"soft\"><bdi>{name.About}</bdi></span>"));
+        var words = isUnseen ? "not watched" : present.Status;
+        _html.Add($"""
+            <div class="banner {kind}"><strong>{mark} <bdi>{words}</bdi></strong> <span>since {Time(present.Since)},
+            {Lasted(Now - present.Since)}</span>{(present.Maintenance == null ? default : new Markup(" <span>⚒ under maintenance</span>"))}</div>
+            """);
+        AddLive();
+        if (present is { IsWatched: false, LastSeen: { } seen })
+            _html.Add($"<p class=\"unknown word\">? Not watched: so it was when it was last seen, {Time(seen)}.</p>");
+        _html.Add($"""
+            <p><bdi>{present.Description}</bdi></p><nav aria-label="Range">
+            """);
+        AddRanges();
+        var sum = new RangeSum(new Bars(_edges), Now, questions.Snapshot.Oldest);
+        foreach (var (_, _, runs) in questions.Runs(names, From, [(present.Id, service)]))
+            sum.Add(runs, questions.NotesOf(service));
+        _html.Add($"</nav>{StripOf(sum, isTall: true)}");
+        _html.Add($"""
+            <p class="ticks"><span>{Time(From)}</span><span><b>{Share(sum.Availability)}</b>, {SumOf(sum)}</span>
+            <span>{Time(Now)}</span></p>
+            """);
+        if (_html.IsFull)
+            yield return _html.Take();
+        AddDays(sum.Bars);
+        _html.Add($"<div class=\"halves\"><div>");
+        AddPairs(names, service);
+        AddMonths(names, service);
+        _html.Add($"</div>");
+        AddLabels(present.Id, service);
+        _html.Add($"</div>");
+        yield return End();
+    }
+
+    /// <summary>What the bars lead to, for those who do not point at them.</summary>
+    private void AddDays(Bars bars)
+    {
+        var days = Enumerable.Range(0, bars.Count).Where(b => bars.Down(b) > 0).Select(b => _zone.Local(bars.Begin(b)).Date)
+            .Distinct().Reverse().ToList();
+        if (days.Count == 0)
+            return;
+        _html.Add($"<p>Down on");
+        foreach (var day in days)
+            _html.Add($" <a href=\"{DayAddress(day)}\">{Written(day)}</a>");
+        _html.Add($"</p>");
+    }
+
+    private static string DayAddress(DateTime day) => new PageQuery(PageKind.Day, Every, Day: day).Address();
+
+    private void AddPairs(ServiceFilter names, ServiceKey service)
+    {
+        _html.Add($"<section><h2>Outages</h2>");
+        var from = query.At is { } at && at < From ? at : From;
+        var outages = questions.Outages(names, from, null, Counting.Plain, isNewestFirst: true).Take(MostOutages + 1).ToList();
+        if (outages.Count == 0)
+            _html.Add($"<p>There was none in this time.</p>");
+        _html.Add($"<ul class=\"outages pairs\">");
+        foreach (var outage in outages.Take(MostOutages))
+        {
+            var isMarked = query.At >= outage.From && query.At < (outage.To ?? Now.AddMilliseconds(1));
+            var ends = outage.To is { } to ? Markup.Of($"{Time(to, _zone.Local(outage.From).Date)}") : Markup.Of($"<span class=\"word down\">✖ ongoing</span>");
+            var mark = new Markup(isMarked ? " class=\"marked\" id=\"at\"" : "");
+            _html.Add($"""
+                <li{mark}><span><a href="{AddressOf(service, outage.From)}">{Time(outage.From)}</a> – {ends}</span>
+                <b>{Lasted((outage.To ?? Now) - outage.From)}</b> <div class="what"><small class="text"><bdi>{Clip(outage.Description)}</bdi></small>
+                """);
+            AddNote(outage.Notes);
+            _html.Add($"</div></li>");
+        }
+        _html.Add($"</ul><p><a href=\"{AddressOf(PageKind.Outages, names)}\">All outages of this service</a></p></section>");
+    }
+
+    private void AddMonths(ServiceFilter names, ServiceKey service)
+    {
+        var first = _zone.Local(Now).Date;
+        var from = _zone.Begin(new DateTime(first.Year, first.Month, 1).AddMonths(1 - MostMonths));
+        var rows = questions.Report(names, from, Now, settings.Counting with { Period = PeriodLength.Month }).Reverse().ToList();
+        var objective = settings.Counting.Objectives?.Of(service.Platform);
+        var hasObjective = objective == null ? default
+            : Markup.Of($"<th class=\"n\" scope=\"col\">Objective {objective.Value.ToString(CultureInfo.InvariantCulture)} %</th>");
+        _html.Add($"""
+            <section><h2>Months</h2><div class="scroll" tabindex="0" role="region" aria-label="Months"><table><thead><tr>
+            <th scope="col">Month</th><th class="n" scope="col">Availability</th>
+            <th class="n" scope="col">Adjusted</th><th class="n" scope="col">Down</th><th class="n" scope="col">Outages</th>
+            <th class="n" scope="col">Coverage</th>{hasObjective}</tr></thead><tbody>
+            """);
+        foreach (var row in rows)
+        {
+            var f = row.Figures;
+            var met = objective is not { } share ? default : f.IsMet(share, lasts: row.To > Now || row.To == Now) switch
+            {
+                true => Markup.Of($"<td class=\"n\"><span class=\"word up\">✔ met</span></td>"),
+                false => Markup.Of($"<td class=\"n\"><span class=\"word down\">✖ missed</span></td>"),
+                null => Markup.Of($"<td class=\"n\">open</td>"),
+            };
+            _html.Add($"""
+                <tr><th scope="row">{row.Period}</th><td class="n">{Share(f.Availability)}</td>
+                <td class="n">{Share(f.AdjustedAvailability)}</td><td class="n">{Lasted(TimeSpan.FromMilliseconds(f.Down))}</td>
+                <td class="n">{f.Outages}</td><td class="n">{Share(f.Coverage)}</td>{met}</tr>
+                """);
+        }
+        _html.Add($"</tbody></table></div><p><small>Adjusted: without announced maintenance and what was excluded.</small></p></section>");
+    }
+
+    private void AddLabels(long id, ServiceKey service)
+    {
+        var of = Parameters(service);
+        var target = $"{settings.Path}/{Uri.EscapeDataString(service.Partition)}";
+        var badge = "badge.svg?partition=" + Uri.EscapeDataString(service.Partition) + "&" + of;
+        _html.Add($"""
+            <section><h2>Details</h2><dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
+            <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd><dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
+            <dt>Facet</dt><dd><bdi>{service.Facet}</bdi></dd>
+            <dt>Location</dt><dd><bdi>{(service.Location == "" ? "(none)" : PlaceOf(service))}</bdi></dd>
+            """);
+        foreach (var (name, value) in questions.LabelsOf(id))
+            _html.Add($"<dt>label <bdi>{name}</bdi></dt><dd><bdi>{value}</bdi></dd>");
+        _html.Add($"</dl><p>");
+        if (questions.IsForAll)
+            _html.Add($"""
+                History as <a href="{target}/history?{of}&amp;from=-30d&amp;format=json">JSON</a> or
+                <a href="{target}/history?{of}&amp;from=-30d&amp;format=csv">CSV</a>, figures as
+                <a href="{target}/report?{of}&amp;from=-30d&amp;format=json">JSON</a> or
+                <a href="{target}/report?{of}&amp;from=-30d&amp;format=csv">CSV</a>,
+
+                """);
+        _html.Add($"""
+            {(questions.IsForAll ? "changes" : "Changes")} as <a href="feed?partition={Uri.EscapeDataString(service.Partition)}&amp;{of}">feed</a>.</p>
+            <p><a href="{badge}">Badge</a> for your own pages: <code>&lt;img alt="<bdi>{Name(service)}</bdi>"
+            src="<bdi>http://HOST:PORT/{badge}</bdi>"&gt;</code></p></section>
+            """);
+    }
+
+    // ---- The live line ----
+
+    /// <summary>How many changes there were since the page around it was made.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> Live()
+    {
+        var since = query.At is { } at && at < Now ? at : Now;
+        var kind = query.Names.Service != null ? PageKind.Service : query.Names.Platform != null ? PageKind.Platform : PageKind.Overview;
+        // An alert comes later than what it tells began.
+        var count = questions.History(query.Names, since - Late, null).Where(c => c.Time > since || c.Received > since)
+            .Take(MostRows + 1).Count();
+        var page = (query with { Kind = kind, At = null }).Address();
+        var text = count == 0 ? Markup.Of($"<span>No change since {Clock(since)}.</span>")
+            : Markup.Of($"<a target=\"_top\" href=\"{page}\">{(count > MostRows ? $"Over {MostRows}" : $"{count}")} change{(count == 1 ? "" : "s")} since {Clock(since)}, show {(count == 1 ? "it" : "them")}</a>");
+        _html.Add($"""
+            <!DOCTYPE html>
+            <html lang="en"><head><meta charset="utf-8"><title>Changes since {Clock(since)}</title>
+            <meta name="viewport" content="width=device-width, initial-scale=1">
+            <style>{new Markup(Style)}</style></head><body class="live">{text}
+            <span class="soft">Checked at {Clock(Now)}</span>
+            <span class="stale word down">✖ Not renewed since {Clock(Now)}</span></body></html>
+
+            """);
+        yield return _html.Take();
+    }
+
+    private string Clock(DateTime time) => $"{_zone.Local(time):HH:mm:ss}";
+
+    private void AddLive() => _html.Add($"""
+        <iframe src="{(query with { Kind = PageKind.Live, Page = 1, At = Now }).Address()}" title="Changes since this page was made"></iframe>
+        """);
+
+    // ---- The wall ----
+
+    /// <summary>Platforms on the wall; of others the counts are added up. And outages beside them.</summary>
+    public const int MostTiles = 40, MostNewest = 5;
+
+    /// <summary>Bytes of a name on the wall.</summary>
+    public const int MostWallText = 60;
+
+    /// <summary>All lengths are shares of the screen, so that nothing has to be scrolled.</summary>
+    private const string WallStyle = """
+        :root{color-scheme:dark}*{box-sizing:border-box}
+        html,body{height:100%;margin:0}
+        body{display:grid;grid-template-rows:auto minmax(0,1fr) auto;gap:1.8vh;padding:2vh 1.3vw 1.2vh;overflow:hidden;
+        background:#06080b;color:#fff;font:2.2vh/1.2 system-ui,sans-serif}
+        a{color:#c3ddff}h1,h2,p,ul{margin:0;padding:0;list-style:none;font-weight:400}
+        .counts{display:flex;gap:1.3vw}
+        .counts li{flex:1 1 auto;padding:1vh 1.4vw;border-radius:1.2vh;white-space:nowrap}
+        .counts b{font-size:13vh;line-height:1.05;font-variant-numeric:tabular-nums}
+        .counts .many{font-size:9vh}.counts i{font-style:normal;font-size:7vh;margin-right:.8vw}
+        .counts span{display:block;font-size:3.4vh}
+        .is-down{background:#8c0a14}.is-degraded{background:#5e3d00}.is-unknown{background:#434b54}
+        .is-maintained{background:#0a3f7a}.is-up{background:#0b3a1c}
+        main{display:grid;grid-template-columns:minmax(0,3.3fr) minmax(0,1.1fr);gap:1.3vw;min-height:0}
+        .tiles{display:grid;gap:1vh .7vw;grid-auto-rows:minmax(0,1fr);min-height:0}
+        .tiles li{display:grid;grid-template-columns:auto minmax(0,1fr);align-content:center;align-items:center;
+        column-gap:.6vw;overflow:hidden;padding:0 .6vw;border:.4vh solid transparent;border-radius:1vh}
+        .tiles .is-down{border-color:#fff}.tiles .is-degraded{border-style:double;border-color:#ffd98a}
+        .tiles .is-unknown{border-style:dashed;border-color:#c9d1d9}.tiles .is-maintained{border-style:dotted;border-color:#c3ddff}
+        .tiles i{font-style:normal;grid-row:1/3;font-size:2em;line-height:1}
+        .tiles span,.new b,.new span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+        .tiles b{font-weight:700;font-size:1.1em;line-height:1.1;overflow:hidden;overflow-wrap:anywhere;
+        display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2}.tiles span{font-size:.9em}
+        .c1{grid-template-columns:minmax(0,1fr);font-size:7vh}.c2{grid-template-columns:repeat(2,minmax(0,1fr));font-size:4.4vh}
+        .c3{grid-template-columns:repeat(3,minmax(0,1fr));font-size:3vh}.c4{grid-template-columns:repeat(4,minmax(0,1fr));font-size:2.4vh}
+        .c5{grid-template-columns:repeat(5,minmax(0,1fr));font-size:2vh}
+        section{min-height:0;display:grid;grid-template-rows:auto minmax(0,1fr);gap:1vh}
+        h2{font-size:2.6vh;color:#d5dde6}
+        .new{display:grid;gap:1vh;grid-template-rows:repeat(5,minmax(0,1fr));min-height:0}
+        .new li{display:grid;align-content:center;overflow:hidden;padding:0 1vw;border-left:.9vh solid #8c0a14;border-radius:.6vh;background:#161c24}
+        .new .is-degraded{border-left:.9vh double #ffd98a}.new .is-unknown{border-left:.9vh dashed #c9d1d9}
+        .new .is-up{border-left-color:#2f8f4f}.new b{font-size:2.7vh}.new strong{font-size:2.6vh}
+        footer{display:flex;gap:2vw;align-items:baseline;font-size:2.4vh}footer p{white-space:nowrap}footer h1{font-size:2.8vh}footer .end{margin-left:auto}
+        .stale{visibility:hidden;padding:.4vh 1vw;border-radius:.6vh;background:#8c0a14;font-weight:700;font-size:3vh;
+        animation:stale 0s linear 75s forwards}@keyframes stale{to{visibility:visible}}
+        """;
+
+    /// <summary>Nothing but its style.</summary>
+    public static string WallPolicy { get; } = "default-src 'none'; img-src data:; style-src 'sha256-"
+        + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(WallStyle)))
+        + "'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+
+    private static string Short(string text) => AlertMapping.Clip(text, MostWallText);
+
+    /// <summary>One screen, which is loaded anew as a whole.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> Wall()
+    {
+        var platforms = Ordered(questions.Platforms()).ToList();
+        var all = platforms.Aggregate(new StateCounts(), (sum, p) => sum + p.Counts);
+        _html.Add($"""
+            <!DOCTYPE html>
+            <html lang="en"><head><meta charset="utf-8"><title>{WordsOf(all, isShort: true)} – {settings.Title}</title>
+            <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+            <style>{new Markup(WallStyle)}</style></head><body><ul class="counts">
+            """);
+        foreach (var (kind, mark, word, count) in PartsOf(all))
+            _html.Add($"""
+                <li class="is-{kind}"><i>{mark}</i><b{new Markup(PartsOf(all).Exists(p => p.Count > 999) ? " class=\"many\"" : "")}>{count}</b><span>{word}</span></li>
+
+                """);
+        if (all.All == 0)
+            _html.Add($"<li class=\"is-unknown\"><b class=\"many\">No service yet</b></li>");
+        // Of several the last tile is for all that have none.
+        var shown = platforms.Count > MostTiles ? platforms.Take(MostTiles - 1).ToList() : platforms;
+        var columns = shown.Count switch { <= 2 => 1, <= 6 => 2, <= 15 => 3, <= 24 => 4, _ => 5 };
+        _html.Add($"</ul><main><ul class=\"tiles c{columns}\">");
+        foreach (var platform in shown)
+            AddTile(platform.Platform, platform.Partition, platform.Counts);
+        if (platforms.Count > shown.Count)
+            AddTile($"and {platforms.Count - shown.Count} more", null,
+                platforms.Skip(shown.Count).Aggregate(new StateCounts(), (sum, p) => sum + p.Counts));
+        _html.Add($"</ul>");
+        AddNewest();
+        _html.Add($"""
+            </main><footer><h1>{settings.Title}</h1><p>as of {Clock(Now)} {_zone.Name}</p>
+            <p class="stale">✖ Not renewed since {Clock(Now)}</p><p class="end"><a href="./">Overview</a></p></footer></body></html>
+
+            """);
+        yield return _html.Take();
+    }
+
+    private static IEnumerable<PlatformRow> Ordered(IEnumerable<PlatformRow> platforms) =>
+        platforms.OrderByDescending(p => p.Counts.Down).ThenByDescending(p => p.Counts.Degraded)
+            .ThenByDescending(p => p.Counts.Unknown).ThenBy(p => p.Platform, StringComparer.Ordinal);
+
+    private void AddTile(string name, string? partition, StateCounts counts)
+    {
+        var parts = PartsOf(counts);
+        var words = string.Join("  ", parts.Where(p => p.Kind != "up" || parts.Count == 1)
+            .Select(p => parts.Count == 1 && p.Kind == "up" ? $"all {p.Count} up" : $"{p.Count} {p.Word}"));
+        _html.Add($"""
+            <li class="is-{parts[0].Kind}"><i>{parts[0].Mark}</i><b><bdi>{Short(name)}</bdi></b><span>{words}
+            {(partition == null ? default : InPartition(Short(partition)))}</span></li>
+
+            """);
+    }
+
+    /// <summary>What is not up, the newest first; if that is little, what ended last.</summary>
+    private void AddNewest()
+    {
+        var open = Incident.Of(questions.NotUp().Where(r => !questions.MaintainedServices.Contains(r.Id)))
+            .OrderByDescending(i => i.Latest).Take(MostNewest).ToList();
+        _html.Add($"<section><h2>{(open.Count == 0 ? "Latest outages" : "Newest outages")}</h2><ul class=\"new\">");
+        foreach (var incident in open)
+        {
+            var (kind, mark) = KindOf(incident.Status);
+            var count = incident.Rows.Count == 1 ? "" : $"{incident.Rows.Count} ";
+            AddNew(kind, Markup.Of($"{mark} {count}<bdi>{Short(incident.Status)}</bdi>"), NamesOf(incident with { Rows = [.. incident.Rows.Select(Cut)] }), incident.Platform,
+                Markup.Of($"since {Time(incident.Since)}, {Lasted(Now - incident.Since)}"));
+        }
+        foreach (var outage in questions.Ended(Every, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1)).Take(MostNewest - open.Count))
+            AddNew("up", Markup.Of($"✔ no longer down"), Markup.Of($"<bdi>{Short(ShortName.Of(outage.Service).Lead)}</bdi>"),
+                outage.Service.Platform, Markup.Of($"since {Time(outage.To)}, after {Lasted(outage.To - outage.From)}"));
+        _html.Add($"</ul></section>");
+    }
+
+    private static NotUpRow Cut(NotUpRow row) =>
+        row with { Service = row.Service with { Service = Short(row.Service.Service), Facet = Short(row.Service.Facet) } };
+
+    private void AddNew(string kind, Markup state, Markup names, string platform, Markup since) => _html.Add($"""
+        <li class="is-{kind}"><strong>{state}</strong><b>{names}</b><span><bdi>{Short(platform)}</bdi></span><span>{since}</span></li>
+
+        """);
+
+    // ---- What all pages have ----
+
+    private void Begin(string title, string state, Markup heading)
+    {
+        var colour = state switch { "down" => "8c0a14", "degraded" => "b27a00", "unknown" => "6e7681", "maintained" => "0a3f7a", "" => "4a525b", _ => "0f7a37" };
+        var feed = query.Kind is PageKind.Platform or PageKind.Service or PageKind.Outages ? query.Names : Every;
+        var up = query.Kind == PageKind.Overview ? default : Markup.Of($"<a href=\"{(Root == "" ? "./" : Root)}\"><bdi>{settings.Title}</bdi></a> · ");
+        if (query is { Kind: PageKind.Service or PageKind.Outages, Names: { Partition: { } partition, Platform: { } platform } })
+            up += Markup.Of($"<a href=\"{AddressOf(PageKind.Platform, Every with { Partition = partition, Platform = platform })}\"><bdi>{platform}</bdi></a> · ");
+        _html.Add($"""
+            <!DOCTYPE html>
+            <html lang="en"><head><meta charset="utf-8"><title>{title} – {settings.Title}</title>
+            <meta name="viewport" content="width=device-width, initial-scale=1">
+            <link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E%3Ccircle cx='4' cy='4' r='4' fill='%23{colour}'/%3E%3C/svg%3E">
+            <link rel="alternate" type="application/atom+xml" href="{Root}{FeedOf(feed)}">
+            <style>{new Markup(Style)}</style></head><body><a class="skip" href="#main">To the content</a><header>
+            <h1>{heading}</h1><p class="soft">{up}as of {Time(Now)} {_zone.Name} · <a href="{Root}{FeedOf(feed)}">feed</a> ·
+            <a href="{Root}{(questions.IsForAll ? "health" : "login")}">{(questions.IsForAll ? "health" : "sign in")}</a></p></header><main id="main">
+            <svg class="hidden" aria-hidden="true"><pattern id="work" width=".5" height="25" patternUnits="userSpaceOnUse"
+            patternTransform="skewX(-.5)"><path class="work" d="M0 6h.5"/></pattern></svg>
+            """);
+    }
+
+    private static string FeedOf(ServiceFilter names) => "feed" + (new PageQuery(PageKind.Outages, names).Address() is var address
+        && address.IndexOf('?') is >= 0 and var at ? address[at..] : "");
+
+    private ReadOnlyMemory<byte> End()
+    {
+        _html.Add($"</main><footer class=\"soft\">");
+        var partitions = query.Kind == PageKind.Overview && questions.IsForAll ? questions.Partitions().Take(MostPartitions + 1).ToList() : [];
+        foreach (var partition in partitions.Take(MostPartitions))
+        {
+            var target = $"{settings.Path}/{Uri.EscapeDataString(partition)}";
+            _html.Add($"""
+                <p><bdi>{partition}</bdi>: <a href="{target}">status</a>,
+                <a href="{target}/history?from=-30d">history</a> (<a href="{target}/history?from=-30d&amp;format=csv">CSV</a>),
+                <a href="{target}/report?from=-30d">report</a> (<a href="{target}/report?from=-30d&amp;format=csv">CSV</a>)</p>
+                """);
+        }
+        _html.Add($"{AndMore(partitions.Count - MostPartitions)}<p>SeS, Service Status</p></footer></body></html>\n");
+        return _html.Take();
+    }
+
+    private static Markup AndMore(int more) => more <= 0 ? default : Markup.Of($"<p class=\"soft\">There are more.</p>");
+
+    private void AddBanner(StateCounts counts, int platforms)
+    {
+        if (counts.All == 0)
+        {
+            _html.Add($"<div class=\"banner unknown\"><strong>No service yet</strong></div>");
+            return;
+        }
+        var parts = PartsOf(counts);
+        _html.Add($"""
+            <div class="banner {parts[0].Kind}"><strong>{parts[0].Mark} {(parts.Count > 1 ? $"{parts[0].Count} {parts[0].Word}" : WordsOf(counts, isShort: false))}</strong>
+            """);
+        foreach (var (_, mark, word, count) in parts.Skip(1))
+            _html.Add($" <span>{mark} {count} {word}</span>");
+        _html.Add($"{(platforms > 1 ? Markup.Of($" <span>{platforms} platforms</span>") : default)}</div>");
+    }
+
+    /// <summary>Those that there are, the worst first.</summary>
+    private static List<(string Kind, string Mark, string Word, long Count)> PartsOf(StateCounts counts) =>
+        new[] { ("down", "✖", "down", counts.Down), ("degraded", "◆", "degraded", counts.Degraded),
+            ("unknown", "?", "unknown", counts.Unknown), ("maintained", "⚒", "under maintenance", counts.Maintained),
+            ("up", "✔", "up", counts.Up) }.Where(p => p.Item4 > 0).ToList();
+
+    private static string StateOf(StateCounts counts) => counts.All == 0 ? "" : PartsOf(counts)[0].Kind;
+
+    private static string WordsOf(StateCounts counts, bool isShort)
+    {
+        if (counts.All == 0)
+            return "No service yet";
+        var (_, mark, word, count) = PartsOf(counts)[0];
+        return isShort ? word == "up" ? $"{mark} all up" : $"{mark} {count} {word}"
+            : counts.All == 1 ? $"The one service is {word}" : $"All {counts.All} services are {word}";
+    }
+
+    private static Markup States(StateCounts counts) => PartsOf(counts) is [{ Kind: "up" }]
+        ? Markup.Of($"<span class=\"word up\">✔ all up</span>")
+        : PartsOf(counts).Where(p => p.Kind != "up").Select(p => Markup.Of(
+            $"<span class=\"word {p.Kind}\">{p.Mark} {p.Count} {(p.Kind == "maintained" ? "maintenance" : p.Word)}</span>"))
+            .Aggregate((a, b) => a + new Markup(" ") + b);
+
+    private static (string Kind, string Mark) KindOf(string status) => status switch
+    {
+        "up" => ("up", "✔"),
+        "down" => ("down", "✖"),
+        "unknown" => ("unknown", "?"),
+        _ => ("degraded", "◆"),
+    };
+
+    private static Markup StatusText(string status)
+    {
+        var (kind, mark) = KindOf(status);
+        return Markup.Of($"<span class=\"states word {kind}\">{mark} <bdi>{status}</bdi></span>");
     }
 
     private static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
 
-    private void AddFirstStep() => _html.Add($$"""
-        <p>Send it an alert, and this page will show the service:</p>
-        <pre>curl -i http://HOST:PORT/{{daemon.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
-        "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},
-        "startsAt":"{{Rfc3339.Format(questions.Moment)}}"}]}'</pre>
-        <p>Then have Alertmanager send all alerts, by a receiver with</p>
-        <pre>webhook_configs:
-        - url: http://HOST:PORT/{{daemon.Path}}/INS
-          send_resolved: true</pre>
-        <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
-        """);
-
-    /// <summary>What is down, the latest first.</summary>
-    private IEnumerable<ReadOnlyMemory<byte>> Down()
-    {
-        var (down, more) = Split(questions.Down().Where(s => query.Takes(s.Service)), MostDown);
-        if (down.Count == 0)
-            yield break;
-        _html.Add($"<section class=\"alarm\"><h2>Down now</h2><ul>");
-        foreach (var present in questions.Present(Every, down))
-        {
-            _html.Add($"""
-                <li>{Link(present.Service)} <span class="soft">{Group(present.Service)}</span><br>
-                <span class="word down">down</span> since {Time(present.Since)},
-                for {Quantity.Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></li>
-                """);
-            if (_html.IsFull)
-                yield return _html.Take();
-        }
-        _html.Add($"</ul>{AndMore("latest", down.Count, more)}</section>");
-    }
-
-    /// <summary>The first of them, and how many are left out; of those, few over the most are counted.</summary>
-    private static (List<T> First, int More) Split<T>(IEnumerable<T> all, int most)
-    {
-        var (first, more) = (new List<T>(), 0);
-        foreach (var one in all)
-        {
-            if (first.Count < most)
-                first.Add(one);
-            else if (++more > MostCounted)
-                break;
-        }
-        return (first, more);
-    }
-
-    private static Markup AndMore(string which, int count, long more) => more <= 0 ? default : Markup.Of($"""
-        <p class="soft">These are the {which} {count}; there are {(more > MostCounted ? "over " : "")}
-        {Math.Min(more, MostCounted)} more.</p>
-        """);
-
-    private void AddForm()
-    {
-        _html.Add($"""
-            <form method="get" action="./"><input type="hidden" name="range" value="{query.Range}">
-            <label for="search">Name contains</label>
-            <input id="search" name="search" type="search" maxlength="200" value="{query.Search}">
-            <button>Show</button>
-            <nav aria-label="Range">
-            """);
-        foreach (var range in PageQuery.Ranges.Keys)
-            AddRange(range, "./?" + Query(("range", range), ("search", query.Search)));
-        _html.Add($"</nav></form>");
-    }
-
-    private void AddRange(string range, string target)
-    {
-        if (range == query.Range)
-            _html.Add($"<span class=\"chosen\" aria-current=\"true\">{range}</span>");
-        else
-            _html.Add($"<a href=\"{target}\">{range}</a>");
-    }
-
-    private void BeginGroup(string partition, string platform, (long All, long NotUp) members)
-    {
-        var open = members.NotUp > 0 || query.Search != null ? " open" : "";
-        var isUnwatched = questions.IsWatched(partition, platform) == false;
-        var state = members.NotUp == 0 && isUnwatched ? Markup.Of($"<span class=\"other\">◆ no data</span>")
-            : members.NotUp == 0 ? Markup.Of($"<span class=\"up\">✔ all up</span>")
-            : Markup.Of($"<span class=\"down\">✖ {members.NotUp} not up</span>");
-        _html.Add($"""
-            <details{open}><summary><bdi>{partition}</bdi> / <bdi>{platform}</bdi>:
-            {Counted(members.All, "service")}, {state}</summary>
-            <ul><li class="row soft"><span class="strip ends"><span>{Time(_from)}</span>
-            <span>{Time(questions.Moment)}</span></span></li>
-            """);
-    }
-
-    private void AddService(ServiceKey service, IEnumerable<Run> runs)
-    {
-        var (strip, figures, status) = AddUp(runs);
-        if (status is not { } last)
-            return;
-        _html.Add($"""
-            <li class="row"><span>{Link(service)}</span>{StatusText(questions.Snapshot.NameOf(last))}
-            <span class="strip">{StripOf(strip.Worst, Name(service))}</span>
-            <span class="share">{Share(figures.Availability)}</span></li>
-            """);
-    }
-
-    /// <summary>How a service fared in the range, and how it is at its end; null: it is not known.</summary>
-    private (Strip Strip, Figures Figures, Status? Last) AddUp(IEnumerable<Run> runs)
-    {
-        var strip = new Strip(_from, questions.Moment, query.Intervals);
-        var (from, now) = (UnixTime.From(_from), UnixTime.From(questions.Moment));
-        var sum = new FiguresSum(new Interval(from, now), from, now, null, [], []);
-        Status? last = null;
-        foreach (var run in runs)
-        {
-            strip.Add(run.From, run.To ?? questions.Moment, run.Status);
-            sum.Add(UnixTime.From(run.From), run.To is { } until ? UnixTime.From(until) : now, run.Status);
-            last = run.Status;
-        }
-        return (strip, sum.Result, last);
-    }
-
-    private void AddOutages()
-    {
-        _html.Add($"<section><h2>Past outages</h2>");
-        var (outages, more) = Split(questions.Ended(_from).Where(o => query.Takes(o.Service)), MostOutages);
-        if (outages.Count == 0)
-            _html.Add($"<p>None ended in this time.</p>");
-        _html.Add($"<ul>");
-        foreach (var outage in outages)
-            _html.Add($"""
-                <li>{Link(outage.Service)} <span class="soft">{Group(outage.Service)}</span><br>
-                {Time(outage.From)} to {Time(outage.To)}, {Quantity.Lasted(outage.To - outage.From)}.
-                <bdi>{outage.Description}</bdi></li>
-                """);
-        _html.Add($"</ul>{AndMore("latest", outages.Count, more)}</section>");
-    }
-
-    /// <summary>What SeS could not map, and what Onix does not take.</summary>
-    private void AddSetAside()
-    {
-        if (daemon.Onix?.Barred > 0)
-        {
-            _html.Add($"""
-                <section><h2>Refused by Onix</h2>
-                <p>{Counted(daemon.Onix.Barred, "service")}; SeS tries again.</p><ul>
-                """);
-            foreach (var barred in daemon.Barred)
-                _html.Add($"""
-                    <li>{Link(barred.Service)} since {Time(barred.Since)}: <bdi>{barred.Reason}</bdi></li>
-                    """);
-            var more = daemon.Onix.Barred - daemon.Barred.Count;
-            _html.Add($"</ul>{AndMore("first", daemon.Barred.Count, more)}</section>");
-        }
-        if (questions.Snapshot.Number("SELECT count(*) FROM quarantine") is not ({ } count and > 0))
-            return;
-        _html.Add($"""
-            <section><h2>Quarantined alerts</h2>
-            <p>{Counted(count, "alert")} could not be mapped to a service; ses quarantine shows them. The
-            latest:</p><ul>
-            """);
-        var latest = QuarantinedAlert.Read(questions.Snapshot, largest: LargestNamed).Take(MostSetAside);
-        foreach (var alert in latest)
-            _html.Add($"""
-                <li>{Time(alert.Recorded)} <bdi>{(alert.Alertname == "" ? "(no name)" : alert.Alertname)}</bdi>
-                <span class="soft"><bdi>{alert.Partition}</bdi></span>: <bdi>{alert.Reason}</bdi></li>
-                """);
-        _html.Add($"</ul>{AndMore("latest", MostSetAside, count - MostSetAside)}</section>");
-    }
-
-    // ---- The page of one ----
-
-    /// <summary>The page of one service; null: it is not known.</summary>
-    /// <exception cref="SqliteException">The database is damaged.</exception>
-    public IEnumerable<ReadOnlyMemory<byte>>? One(ServiceKey service)
-    {
-        var filter = new ServiceFilter(
-            service.Partition, service.Platform, service.Service, service.Facet, service.Location);
-        var present = questions.Present(filter).FirstOrDefault();
-        return present == null ? null : One(filter, present);
-    }
-
-    private IEnumerable<ReadOnlyMemory<byte>> One(ServiceFilter filter, PresentRow present)
-    {
-        var (id, service, strip, figures) = questions.Runs(filter, _from).Select(r =>
-        {
-            var sum = AddUp(r.Runs);
-            return (r.Id, r.Service, sum.Strip, sum.Figures);
-        }).First();
-        Begin(Name(service), Names(service));
-        _html.Add($"""
-            <p><a href="./?{Query(("range", query.Range))}">All services</a></p>
-            <p>{StatusText(present.Status)} since {Time(present.Since)},
-            for {Quantity.Lasted(questions.Moment - present.Since)}. <bdi>{present.Description}</bdi></p>
-            {LastSeen(present)}
-            <dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
-            <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd>
-            <dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
-            <dt>Facet</dt><dd><bdi>{service.Facet}</bdi></dd>
-            <dt>Location</dt><dd><bdi>{(service.Location == "" ? "(none)" : service.Location)}</bdi></dd></dl>
-            <nav aria-label="Range">
-            """);
-        foreach (var range in PageQuery.Ranges.Keys)
-            AddRange(range, Target(service, range));
-        _html.Add($"</nav>{StripOf(strip.Worst, Name(service))}");
-        _html.Add($"<p class=\"ends soft\"><span>{Time(_from)}</span><span>{Time(questions.Moment)}</span></p>");
-        AddFigures(figures);
-        AddChanges(id, service);
-        yield return End();
-    }
-
-    private static Markup LastSeen(PresentRow present) => present is { IsWatched: false, LastSeen: { } seen }
-        ? Markup.Of($"<p class=\"other word\">◆ No data since {Time(seen)}: so it was when it was last seen.</p>") : default;
-
-    private void AddFigures(Figures f) => _html.Add($"""
-        <h2>Figures of these {query.Range}</h2>
-        <dl><dt>Availability</dt><dd>{Share(f.Availability)} of the time known</dd>
-        <dt>Up</dt><dd>{Lasted(f.Up)}</dd><dt>Degraded</dt><dd>{Lasted(f.Degraded)}</dd>
-        <dt>Down</dt><dd>{Lasted(f.Down)}</dd><dt>Unknown</dt><dd>{Lasted(f.Unknown)}</dd>
-        <dt>Outages</dt><dd>{f.Outages}{(f.IsOpen ? ", the last still open" : "")}</dd>
-        <dt>Longest outage</dt><dd>{(f.Outages == 0 ? "none" : Lasted(f.Longest))}</dd>
-        <dt>Mean outage</dt><dd>{(f.Mean is { } mean ? Lasted(mean) : "none")}</dd>
-        <dt>Mean time between</dt>
-        <dd>{(f.MeanBetween is { } between ? Lasted(between) : "no outage")}</dd></dl>
-        """);
-
-    private static string Lasted(double milliseconds) => Quantity.Lasted(TimeSpan.FromMilliseconds(milliseconds));
-
-    private void AddChanges(long id, ServiceKey service)
-    {
-        var (changes, more) = Split(questions.Latest(id, service, _from), MostChanges);
-        _html.Add($"<h2>Changes</h2>");
-        if (changes.Count == 0)
-            _html.Add($"<p>There was none in this time.</p>");
-        _html.Add($"<ul>");
-        foreach (var e in changes)
-            _html.Add($"<li>{Time(e.Time)} {StatusText(e.Status)} <bdi>{e.Description}</bdi></li>");
-        var of = Query(("platform", service.Platform), ("service", service.Service), ("facet", service.Facet),
-            ("location", service.Location), ("from", "-" + query.Range));
-        var target = $"{daemon.Path}/{Uri.EscapeDataString(service.Partition)}";
-        _html.Add($"""
-            </ul>{AndMore("latest", changes.Count, more)}
-            <p>All changes as <a href="{target}/history?{of}&amp;format=json">JSON</a> or
-            <a href="{target}/history?{of}&amp;format=csv">CSV</a>, figures as
-            <a href="{target}/report?{of}&amp;format=json">JSON</a> or
-            <a href="{target}/report?{of}&amp;format=csv">CSV</a>.</p>
-            """);
-    }
-
-    // ---- What all pages have ----
-
-    private void Begin(string title, Markup sentence)
-    {
-        _html.Add($"""
-            <!DOCTYPE html>
-            <html lang="en"><head><meta charset="utf-8"><title>{title} – SeS</title>
-            <meta name="viewport" content="width=device-width, initial-scale=1">
-            <meta http-equiv="refresh" content="{RefreshSeconds}"><link rel="icon" href="data:,">
-            <style>{new Markup(Style)}</style></head><body><main><h1>{sentence}</h1>
-            <p class="soft">As of {Time(questions.Moment)}. All times are in UTC. The page renews itself every
-            {RefreshSeconds} s. {Onix()}</p>
-            """);
-    }
-
-    private Markup Onix()
-    {
-        if (daemon.Onix is not { } onix)
-            return default;
-        var oldest = onix.Oldest is { } time ? $", the oldest for {Quantity.Lasted(questions.Moment - time)}" : "";
-        if (onix.IsNotAsked)
-            return Markup.Of($"{RecorderState.NotAsked}.");
-        var behind = onix.IsAnew ? Markup.Of($"<strong>{RecorderState.LostAll}.</strong>")
-            : onix.Backlog == 0 ? Markup.Of($"{RecorderState.HasAll}.")
-            : Markup.Of($"<strong>Onix lacks changes of {Counted(onix.Backlog, "service")}{oldest}.</strong>");
-        return onix.Trouble == null ? behind
-            : Markup.Of($"{behind} <strong>Onix confirms nothing:</strong> <bdi>{onix.Trouble}</bdi>");
-    }
-
-    private ReadOnlyMemory<byte> End(bool isOfAll = false)
-    {
-        _html.Add($"</main><footer class=\"soft\">");
-        var (partitions, more) = Split(isOfAll ? questions.Partitions() : [], MostPartitions);
-        foreach (var partition in partitions)
-        {
-            var target = $"{daemon.Path}/{Uri.EscapeDataString(partition)}";
-            _html.Add($"""
-                <p><bdi>{partition}</bdi>: <a href="{target}">status</a>,
-                <a href="{target}/history?from=-{query.Range}">history</a>
-                (<a href="{target}/history?from=-{query.Range}&amp;format=csv">CSV</a>),
-                <a href="{target}/report?from=-{query.Range}">report</a>
-                (<a href="{target}/report?from=-{query.Range}&amp;format=csv">CSV</a>)</p>
-                """);
-        }
-        _html.Add($"{AndMore("first", partitions.Count, more)}");
-        _html.Add($"<p>SeS, Service Status</p></footer></body></html>\n");
-        return _html.Take();
-    }
-
-    private static Markup Group(ServiceKey service) =>
-        Markup.Of($"<bdi>{service.Partition}</bdi> / <bdi>{service.Platform}</bdi>");
+    /// <summary>Only where there are several.</summary>
+    private Markup InPartition(string partition, string then = "") => (_hasPartitions ??= questions.Partitions().Take(2).Count() > 1)
+        ? Markup.Of($"<bdi>{partition}</bdi>{then}") : default;
 
     /// <summary>Where there can be no markup; U+2068 and U+2069 set a part apart from the others.</summary>
     private static string Name(ServiceKey service) => string.Join(' ',
-        new[] { service.Service, service.Facet, service.Location }.Where(p => p != "")
+        new[] { service.Service, service.Facet, PlaceOf(service) }.Where(p => p != "")
             .Select(p => Ascii.IsValid(p) ? p : $"\u2068{p}\u2069"));
 
-    private Markup Link(ServiceKey service) =>
-        Markup.Of($"<a href=\"{Target(service, query.Range)}\">{Names(service)}</a>");
+    /// <summary>Its location; of one that is a number, without the mark of a stock alert.</summary>
+    private static string PlaceOf(ServiceKey service) =>
+        service.Location.EndsWith("{}", StringComparison.Ordinal) ? service.Location[..^2] : service.Location;
 
-    /// <summary>Each by itself, whichever way it is written.</summary>
-    private static Markup Names(ServiceKey service) => Markup.Of(
-        $"<bdi>{service.Service}</bdi> <bdi>{service.Facet}</bdi> <bdi>{service.Location}</bdi>");
+    private Markup Link(ServiceKey service, DateTime? at = null) =>
+        Markup.Of($"<a href=\"{AddressOf(service, at)}\"><b><bdi>{ShortName.Of(service).Lead}</bdi></b></a>");
 
-    private static string Target(ServiceKey service, string range) => "service?" + Query(
-        ("partition", service.Partition), ("platform", service.Platform), ("service", service.Service),
-        ("facet", service.Facet), ("location", service.Location), ("range", range));
-
-    private static string Query(params (string Name, string? Value)[] parameters) => string.Join('&',
-        parameters.Where(p => !string.IsNullOrEmpty(p.Value) || p is ("location", not null))
-            .Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value!)}"));
-
-    private static Markup StatusText(string status) => status switch
+    /// <summary>The short one, which leads to that with the names: in a list of many they would be most of the page.</summary>
+    private string AddressOf(ServiceKey service, DateTime? at = null)
     {
-        "up" => Markup.Of($"<span class=\"word up\">✔ up</span>"),
-        "down" => Markup.Of($"<span class=\"word down\">✖ down</span>"),
-        _ => Markup.Of($"<span class=\"word other\">◆ <bdi>{status}</bdi></span>"),
-    };
+        var named = new PageQuery(PageKind.Service, new(service.Partition, service.Platform, service.Service, service.Facet, service.Location),
+            query.Range, At: at).Address();
+        return Root + (PageQuery.IsForRedirect(named)
+            ? new PageQuery(PageKind.Short, Every, query.Range, At: at) { Short = PageQuery.ShortOf(service) }.Address() : named);
+    }
 
-    private static Markup Time(DateTime time) =>
-        Markup.Of($"<time datetime=\"{Rfc3339.Format(time)}\">{Written(time)}</time>");
+    private string AddressOf(PageKind kind, ServiceFilter names) =>
+        Root + new PageQuery(kind, names, kind == PageKind.Outages ? PageQuery.UsualRange : query.Range).Address();
 
-    private static string Written(DateTime time) =>
-        time.ToString("yyyy-MM-dd HH:mm:ss", CultureInfo.InvariantCulture);
+    private static string Parameters(ServiceKey service) => $"platform={Uri.EscapeDataString(service.Platform)}"
+        + $"&service={Uri.EscapeDataString(service.Service)}&facet={Uri.EscapeDataString(service.Facet)}"
+        + $"&location={Uri.EscapeDataString(service.Location)}";
+
+    private static string Clip(string text) => AlertMapping.Clip(text, MostText);
+
+    private static string Written(DateTime date) => date.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture);
+
+    /// <summary>A span of time in its one or two largest units.</summary>
+    private static string Lasted(TimeSpan time) => time is { TotalMinutes: >= 1, TotalHours: < 1 }
+        ? $"{time.Minutes} min" : Quantity.Lasted(time);
+
+    /// <summary>In the pages' zone, without the date where it is today, or the day that is given.</summary>
+    private Markup Time(DateTime time, DateTime? day = null)
+    {
+        var local = _zone.Local(time);
+        var written = local.Date == (day ?? _zone.Local(Now).Date) ? local.ToString("HH:mm", CultureInfo.InvariantCulture)
+            : local.ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture);
+        return Markup.Of($"<time datetime=\"{Rfc3339.Format(time)}\">{written}</time>");
+    }
 
     /// <summary>Rounded down, so that only what was never down is at 100 %.</summary>
-    private static string Share(double? availability) => availability is not { } share ? "unknown"
-        : string.Create(CultureInfo.InvariantCulture, $"{Math.Floor(share * 1000) / 1000:0.###} %");
+    private static string Share(double? availability) => availability is not { } share ? "—"
+        : string.Create(CultureInfo.InvariantCulture, $"{Math.Floor(share * 1000) / 1000:0.000} %");
+
+    private static string SumOf(RangeSum sum) => sum.Outages == 0 ? "no outage"
+        : $"{Counted(sum.Outages, "outage")}, {Lasted(TimeSpan.FromMilliseconds(sum.Down))}";
+
+    // ---- Strips ----
 
     /// <summary>
-    /// Equal intervals are drawn as one. Height repeats the colour's meaning: down is tall, unknown is low.
+    /// A bar an hour or day. What is up stands pale behind; the share that was down is dark and rises from below, what
+    /// was degraded is narrow and on top of it, so that shape says what colour says; what is unknown is left out.
     /// </summary>
-    private Markup StripOf(IReadOnlyList<Condition> strip, string name)
+    private Markup StripOf(RangeSum sum, bool isTall = false)
     {
-        var (bars, bad) = (new StringBuilder(), new List<string>());
-        for (int i = 0, next; i < strip.Count; i = next)
+        var (up, least, down, degraded, maintenance, hits) = (new StringBuilder(), new StringBuilder(), new StringBuilder(),
+            new StringBuilder(), new StringBuilder(), new StringBuilder());
+        var bars = sum.Bars;
+        Rows(up, 50, bars.Count, bars.IsKnown);
+        Rows(least, 100 - (Least / 2), bars.Count, b => Height(bars.Down(b)) == Least);
+        for (var bar = 0; bar < bars.Count; bar++)
         {
-            for (next = i + 1; next < strip.Count && strip[next] == strip[i];)
-                next++;
-            var (kind, top) = strip[i] switch
-            {
-                Condition.Up => ("up", 40),
-                Condition.Down => ("down", 0),
-                Condition.Other => ("other", 20),
-                _ => ("unknown", 80),
-            };
-            var title = (kind == "other" ? "neither up nor down" : kind)
-                + $", {Written(Edge(i))} to {Written(Edge(next))}";
-            if (kind != "up")
-                bad.Add(title);
-            bars.Append(Markup.Of($"""
-                <rect class="{kind}" x="{i}" y="{top}" width="{next - i}" height="{100 - top}">
-                <title>{title}</title></rect>
-                """).Text);
+            var tall = Height(bars.Down(bar));
+            Column(down, bar, 100, tall == Least ? 0 : tall);
+            Column(degraded, bar, 100 - tall, Math.Min(100 - tall, Height(bars.Degraded(bar))));
+            Column(maintenance, bar, 100, Height(bars.Maintenance(bar)));
         }
-        var summary = bad.Count == 0 ? "up all the time" : string.Join("; ", bad.Take(MaxSpokenIntervals))
-            + (bad.Count > MaxSpokenIntervals ? $"; and {bad.Count - MaxSpokenIntervals} more" : "")
-            + (strip.Contains(Condition.Up) ? "; else up" : "");
+        if (isTall)
+        {
+            for (var bar = 0; bar < bars.Count; bar++)
+            {
+                var day = _zone.Local(bars.Begin(bar)).Date;
+                hits.Append(Markup.Of($"<a href=\"{DayAddress(day)}\" tabindex=\"-1\"><rect class=\"hit\" x=\"{bar}\" width=\"1\" height=\"100\"><title>{Written(day)}</title></rect></a>").Text);
+            }
+        }
+        var paths = new[] { ("b", up), ("m", maintenance), ("g", degraded), ("l", least), ("d", down) }.Where(p => p.Item2.Length > 0)
+            .Aggregate("", (all, p) => $"{all}<path class=\"{p.Item1}\" d=\"{p.Item2}\"/>");
         return Markup.Of($"""
-            <svg role="img" tabindex="0" viewBox="0 0 {strip.Count} 100" preserveAspectRatio="none"
-            aria-label="{name}, {Written(_from)} to {Written(questions.Moment)} UTC: {summary}">
-            {new Markup(bars.ToString())}</svg>
+            <svg {new Markup(isTall ? "role=\"group\" class=\"tall\"" : "role=\"img\"")} viewBox="0 0 {bars.Count} 100" preserveAspectRatio="none"
+            aria-label="{SumOf(sum)}">{new Markup(paths)}{new Markup(hits.ToString())}</svg>
             """);
     }
 
-    private DateTime Edge(int interval) => _from + (query.Length * interval / query.Intervals);
+    /// <summary>At least visible where there is any.</summary>
+    private static int Height(double share) => share <= 0 ? 0 : Math.Max(Least, (int)Math.Round(share * 100));
+
+    /// <summary>Most bars of a platform are that high, so they are drawn together: <see cref="Rows"/>.</summary>
+    private const int Least = 14;
+
+    /// <summary>A dashed line from bar to bar, as far as it holds.</summary>
+    private static void Rows(StringBuilder path, int middle, int count, Func<int, bool> holds)
+    {
+        for (var (bar, next) = (0, 0); bar < count; bar = next + 1)
+        {
+            for (next = bar; next < count && holds(next);)
+                next++;
+            if (next > bar)
+                Append(path, $"M{bar} {middle}h{next - bar}");
+        }
+    }
+
+    /// <summary>A line whose width is a bar's.</summary>
+    private static void Column(StringBuilder path, int bar, int bottom, int height)
+    {
+        if (height > 0)
+            Append(path, $"M{bar}.42 {bottom}v-{height}");
+    }
+
+    private static void Append(StringBuilder path, FormattableString text) =>
+        path.Append(text.ToString(CultureInfo.InvariantCulture));
 }
 
 // ============================ 18. Printed reports ============================
@@ -16391,13 +17971,473 @@ internal sealed class ReportPage
         """);
 }
 
-// ================================== 19. Web ==================================
+// ============================= 19. Feed and badge ============================
+//
+// What others take from SeS to show it elsewhere: a feed (Atom, RFC 4287) of outages and maintenance, and a
+// badge (SVG) of a status. The feed is derived like all else, and keeps nothing: for each service it goes
+// through what was known, from one recording to the next. What an entry said once it says still, or it says
+// what became of it; so a correction changes entries, and takes none away.
+
+/// <summary>An entry of the feed.</summary>
+/// <param name="Id">An IRI, always the same for the same outage or note.</param>
+/// <param name="Updated">When what it says became known.</param>
+internal sealed record FeedEntry(string Id, DateTime Published, DateTime Updated, EntryText Text)
+{
+    /// <summary>A name for what strings name: a UUID of version 8 (RFC 9562), made of their hash.</summary>
+    public static string IdOf(params ReadOnlySpan<string> parts)
+    {
+        var named = new StringBuilder();
+        foreach (var part in parts)
+            named.Append(CultureInfo.InvariantCulture, $"{part.Length}:{part}");
+        var bytes = SHA256.HashData(Encoding.UTF8.GetBytes(named.ToString())).AsSpan(0, 16);
+        bytes[6] = (byte)((bytes[6] & 0x0F) | 0x80);
+        bytes[8] = (byte)((bytes[8] & 0x3F) | 0x80);
+        return $"urn:uuid:{new Guid(bytes, bigEndian: true)}";
+    }
+}
+
+/// <summary>What an entry says.</summary>
+internal sealed record EntryText(string Title, string Content);
+
+/// <summary>
+/// All that the feed and the badge say of services and notes, in words. Labels, descriptions of alerts, and what
+/// people wrote, but for announcements of maintenance, are not in it: a feed is passed on.
+/// </summary>
+/// <param name="hasPartitions">Whether there are several, so that each is named.</param>
+internal sealed class FeedText(Zone zone, bool hasPartitions)
+{
+    /// <summary>In columns, of a name of a service.</summary>
+    private const int LongestName = 120;
+
+    /// <summary>One line, of characters that XML may have and that do not turn text around.</summary>
+    public static string Plain(string text, int columns) => Terminal.Cut(Terminal.Plain(text.ReplaceLineEndings(" "))
+        .Replace('\ufffe', '\ufffd').Replace('\uffff', '\ufffd'), columns);
+
+    /// <summary>Service, facet and location, without the labels that a location may have.</summary>
+    public static string NameOf(string? service, string? facet, string? location) => Plain(
+        string.Join(' ', new[] { service, facet, location?.Split('{')[0].TrimEnd() }.Where(n => !string.IsNullOrEmpty(n))),
+        LongestName);
+
+    private static string NameOf(ServiceKey service) => NameOf(service.Service, service.Facet, service.Location);
+
+    private string PlaceOf(ServiceKey service) =>
+        $"{NameOf(service)} of platform {Plain(service.Platform, LongestName)}" + In(service.Partition);
+
+    private string In(string partition) => hasPartitions ? $" in {Plain(partition, LongestName)}" : "";
+
+    private string At(DateTime time) => $"{zone.Local(time):yyyy-MM-dd HH:mm} ({zone.Name})";
+
+    public EntryText Begun(ServiceKey service, OutageRow outage, ServiceNotes notes)
+    {
+        var (from, to) = (UnixTime.From(outage.From), outage.To is { } end ? UnixTime.From(end) : UnixTime.Open);
+        var excluded = Interval.Length(notes.Excluded, from, to);
+        return new($"✖ Down: {NameOf(service)}", $"{PlaceOf(service)} went down at {At(outage.From)}."
+            + (Interval.Length(notes.Maintenance, from, from + 1) > 0 ? " That was under announced maintenance." : "")
+            + (excluded == 0 ? "" : excluded == to - from ? " It is excluded: it does not count." : " A part of it is excluded: that does not count."));
+    }
+
+    public EntryText Ended(ServiceKey service, OutageRow outage) => new($"✔ No longer down: {NameOf(service)}",
+        $"{PlaceOf(service)} is no longer down since {At(outage.To!.Value)}. It was down from {At(outage.From)}, for "
+        + PlatformReport.Lasted((long)(outage.To.Value - outage.From).TotalMilliseconds, isBrief: true) + ".");
+
+    /// <param name="begun">Of an outage that is none any more.</param>
+    public EntryText BeginTakenBack(ServiceKey service, OutageRow begun, string reason) => new(
+        $"↩ Taken back: {NameOf(service)} down",
+        $"It was said that {PlaceOf(service)} went down at {At(begun.From)}. That is taken back: {reason}.");
+
+    public EntryText EndTakenBack(ServiceKey service, OutageRow ended, string reason) => new(
+        $"↩ Taken back: {NameOf(service)} no longer down",
+        $"It was said that {PlaceOf(service)} was no longer down since {At(ended.To!.Value)}. That is taken back: {reason}.");
+
+    public static string GoesOn => "it was still down, or is again in the same outage";
+
+    /// <summary>Why an outage is none any more.</summary>
+    /// <param name="was">As it was known last.</param>
+    public string ReasonOf(OutageRow was, KnownOutages known)
+    {
+        var (from, to) = (UnixTime.From(was.From), UnixTime.From(was.To ?? was.Last));
+        if (known.Outages.FirstOrDefault(o => o.From < was.From && !(o.To <= was.From)) is { } earlier)
+            return $"it is a part of the outage that began at {At(earlier.From)}";
+        var correction = known.Notes.Corrections.FirstOrDefault(c => c.Span.From <= from && c.Span.To > from);
+        if (correction.Note is { } note)
+            return $"by a correction it was “{Plain(note.Status!, LongestName)}” then";
+        if (Interval.Length(Interval.United(known.Notes.Retired), from, from + 1) > 0)
+            return "the service is retired, and was so then";
+        if (known.Outages.FirstOrDefault(o => o.From > was.From && UnixTime.From(o.From) < to) is { } later)
+            return $"the outage began at {At(later.From)}";
+        return was.Observation < 0 ? "the correction that said so was changed or withdrawn" : "what came later says otherwise";
+    }
+
+    public EntryText Maintenance(Note note)
+    {
+        var last = note.Last;
+        var (what, when) = ($"{Pattern(last.Filter)}{In(last.Filter.Partition)}", StretchOf(last));
+        if (last.IsWithdrawn)
+            return new($"↩ Taken back: maintenance of {what}", $"The maintenance of {what}, {when}, is withdrawn.");
+        var before = note.Versions.LastOrDefault(v => v.Span != last.Span && !v.IsWithdrawn);
+        return new($"⚒ Maintenance of {what}: {when}", $"Maintenance of {what}, {when}."
+            + (note.Announced(_ => true).Length == 0 ? " It was over when it was announced, so that it does not hold." : "")
+            + (before == null ? "" : $" It was announced for {StretchOf(before)} before.")
+            + " " + Plain(last.Text, NoteVersion.MaxText));
+    }
+
+    private string StretchOf(NoteVersion note) => $"{At(note.From)} to {(note.To is { } to ? At(to) : "no end yet")}";
+
+    private static string Pattern(NoteFilter filter)
+    {
+        var names = NameOf(filter.Service, filter.Facet, filter.Location);
+        var platform = filter.Platform is null or "*" ? "" : $"platform {Plain(filter.Platform, LongestName)}";
+        return names == "" ? (platform == "" ? "all services" : platform) : names + (platform == "" ? "" : $" of {platform}");
+    }
+}
+
+/// <summary>What the feed says of the outages of one service.</summary>
+internal sealed class OutageEntries(Questions questions, FeedText text, long id, ServiceKey service)
+{
+    /// <summary>An outage that ended sooner is in no feed, if that was known in time.</summary>
+    public static readonly TimeSpan LeastLength = TimeSpan.FromMinutes(5);
+
+    /// <summary>So many recordings of a service are gone through, the last ones; what changed before is left out.</summary>
+    public const int MostMoments = 200;
+
+    /// <summary>An entry as it was last known.</summary>
+    /// <param name="Outage">As it was when the entry last said something of it.</param>
+    private sealed record Said(OutageRow Outage, DateTime Updated, EntryText Text, bool IsTakenBack);
+
+    private readonly SortedDictionary<DateTime, Said> _begins = [], _ends = [];
+
+    /// <summary>The entries that changed since a time.</summary>
+    /// <param name="earliest">Where there is more to be known of, it is gone through from then on.</param>
+    public IEnumerable<FeedEntry> Since(DateTime floor, DateTime earliest)
+    {
+        var notes = questions.NotesOn(service);
+        var moments = questions.Moments(id, service, notes, floor);
+        if (moments.Count > MostMoments)
+        {
+            floor = moments[^MostMoments];
+            moments.RemoveRange(0, moments.Count - MostMoments);
+        }
+        if (moments.Count == 0 || moments[0] > floor)
+            moments.Insert(0, floor);
+        moments.Insert(0, DateTime.MinValue);
+        for (var i = 0; i < moments.Count; i++)
+        {
+            var known = questions.Known(id, service, notes, i + 1 < moments.Count ? moments[i + 1].AddMilliseconds(-1) : null);
+            // Whether a short one was ever in the feed is to be found out.
+            if (floor > earliest && moments.Count < MostMoments
+                && known.Outages.Any(o => o.From >= earliest && o.From < floor && !IsLong(o) && !_begins.ContainsKey(o.From)))
+            {
+                _begins.Clear();
+                _ends.Clear();
+                return Since(earliest, earliest).Where(e => e.Updated >= floor);
+            }
+            Take(known, moments[i]);
+        }
+        return Entries("outage", _begins, o => o.From).Concat(Entries("end", _ends, o => o.To!.Value)).Where(e => e.Updated >= floor);
+    }
+
+    private IEnumerable<FeedEntry> Entries(string kind, SortedDictionary<DateTime, Said> said, Func<OutageRow, DateTime> published) =>
+        said.Select(s => new FeedEntry(FeedEntry.IdOf(kind, service.Partition, service.Platform, service.Service, service.Facet,
+            service.Location, UnixTime.From(s.Key).ToString(CultureInfo.InvariantCulture)),
+            published(s.Value.Outage), s.Value.Updated, s.Value.Text));
+
+    private static bool IsLong(OutageRow outage) => outage.Last - outage.From >= LeastLength;
+
+    /// <summary>Takes what was known from a moment on until the next one.</summary>
+    private void Take(KnownOutages known, DateTime since)
+    {
+        foreach (var outage in known.Outages.Where(o => IsLong(o) || _begins.ContainsKey(o.From)))
+        {
+            var shown = outage.From + LeastLength > since ? outage.From + LeastLength : since;
+            // What ended by time alone went on before.
+            if (outage.To == null || outage.Closed > since)
+            {
+                Say(_begins, outage, text.Begun(service, outage with { To = null }, known.Notes), shown);
+                if (_ends.TryGetValue(outage.From, out var ended) && !ended.IsTakenBack)
+                    Say(_ends, ended.Outage, text.EndTakenBack(service, ended.Outage, FeedText.GoesOn), since, isTakenBack: true);
+            }
+            if (outage.To == null)
+                continue;
+            var closed = outage.Closed > shown ? outage.Closed : shown;
+            Say(_begins, outage, text.Begun(service, outage, known.Notes), outage.Closed > since ? closed : shown);
+            Say(_ends, outage, text.Ended(service, outage), outage.Closed > since ? outage.Closed : since);
+        }
+        var begins = known.Outages.Select(o => o.From).ToHashSet();
+        foreach (var (from, said) in _begins.Where(b => !b.Value.IsTakenBack && !begins.Contains(b.Key)).ToList())
+        {
+            var reason = text.ReasonOf(said.Outage, known);
+            Say(_begins, said.Outage, text.BeginTakenBack(service, said.Outage, reason), since, isTakenBack: true);
+            if (_ends.TryGetValue(from, out var ended) && !ended.IsTakenBack)
+                Say(_ends, ended.Outage, text.EndTakenBack(service, ended.Outage, reason), since, isTakenBack: true);
+        }
+    }
+
+    private static void Say(SortedDictionary<DateTime, Said> entries, OutageRow outage, EntryText text, DateTime at, bool isTakenBack = false)
+    {
+        var updated = !entries.TryGetValue(outage.From, out var said) ? at
+            : said.Text == text || said.Updated > at ? said.Updated : at;
+        entries[outage.From] = new Said(outage, updated, text, isTakenBack);
+    }
+}
+
+/// <summary>Writes the feed of the services that a filter takes.</summary>
+internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
+{
+    public static readonly string[] Parameters = ["partition", .. Question.Names];
+
+    /// <summary>The latest; and none that was last updated earlier.</summary>
+    public const int MostEntries = 50;
+
+    public static readonly TimeSpan Window = TimeSpan.FromDays(30);
+
+    /// <summary>As many entries are often found in so short a time.</summary>
+    private static readonly TimeSpan Lately = TimeSpan.FromDays(1);
+
+    private readonly FeedText _text = new(zone, questions.Partitions().Take(2).Count() == 2);
+
+    /// <summary>The latest first.</summary>
+    public IReadOnlyList<FeedEntry> Entries()
+    {
+        var earliest = questions.Moment - Window;
+        if (questions.Snapshot.Oldest is { } oldest && oldest > earliest)
+            earliest = oldest;
+        var lately = questions.Moment - Lately;
+        var entries = lately > earliest ? EntriesSince(lately, earliest) : [];
+        return entries.Count == MostEntries ? entries : EntriesSince(earliest, earliest);
+    }
+
+    /// <summary>The latest that were updated since a time.</summary>
+    public IReadOnlyList<FeedEntry> EntriesSince(DateTime floor, DateTime earliest)
+    {
+        var latest = new PriorityQueue<FeedEntry, (DateTime, DateTime, string)>(Comparer<(DateTime, DateTime, string)>.Create(
+            (a, b) => a.Item1 != b.Item1 ? a.Item1.CompareTo(b.Item1) : a.Item2 != b.Item2 ? a.Item2.CompareTo(b.Item2)
+                : string.CompareOrdinal(a.Item3, b.Item3)));
+        void Add(FeedEntry entry)
+        {
+            latest.Enqueue(entry, (entry.Updated, entry.Published, entry.Id));
+            if (latest.Count > MostEntries)
+                latest.Dequeue();
+        }
+
+        foreach (var entry in Maintenance().Where(e => e.Updated >= floor))
+            Add(entry);
+        foreach (var (id, changed) in questions.LatelyChanged(filter, floor, OutageEntries.LeastLength))
+        {
+            // No service that follows has a later one.
+            if (latest.Count == MostEntries && latest.Peek().Updated >= changed)
+                break;
+            foreach (var entry in new OutageEntries(questions, _text, id, questions.NamesOf([id])[0]).Since(floor, earliest))
+                Add(entry);
+        }
+        var entries = new List<FeedEntry>();
+        while (latest.TryDequeue(out var entry, out _))
+            entries.Insert(0, entry);
+        return entries;
+    }
+
+    private IEnumerable<FeedEntry> Maintenance() => questions.Notes(filter, null, null)
+        .Where(n => n.Last.Kind == NoteKind.Maintenance)
+        .Select(n => new FeedEntry(FeedEntry.IdOf("maintenance", n.Last.Filter.Partition, n.Last.Id), n.Versions.Min(v => v.Received),
+            n.Versions.Max(v => v.Recorded), _text.Maintenance(n)));
+
+    /// <summary>The whole feed.</summary>
+    public ReadOnlyMemory<byte> Write()
+    {
+        var entries = Entries();
+        var given = new[] { ("partition", filter.Partition), ("platform", filter.Platform), ("service", filter.Service),
+            ("facet", filter.Facet), ("location", filter.Location) }.Where(f => f.Item2 != null).ToList();
+        using var store = questions.Snapshot.Query("SELECT value FROM meta WHERE name = 'store'");
+        var id = FeedEntry.IdOf(["feed", store.FirstText() ?? "", .. given.SelectMany(f => new[] { f.Item1, f.Item2! })]);
+        var self = "feed" + string.Concat(given.Select((f, i) =>
+            $"{(i == 0 ? '?' : '&')}{f.Item1}={Uri.EscapeDataString(f.Item2!)}"));
+        var name = Badge.NameOf(filter);
+        // Without an entry it is that of the day.
+        var updated = entries.Count > 0 ? entries[0].Updated : questions.Moment.Date;
+        var xml = new HtmlWriter();
+        xml.Add($"""
+            <?xml version="1.0" encoding="utf-8"?>
+            <feed xmlns="http://www.w3.org/2005/Atom">
+            <id>{id}</id>
+            <title>Service status{(name == null ? "" : ": " + name)}</title>
+            <updated>{Rfc3339.Format(updated)}</updated>
+            <author><name>SeS</name></author>
+            <link rel="self" type="application/atom+xml" href="{self}"/>
+            <link rel="alternate" type="text/html" href="./"/>
+
+            """);
+        foreach (var entry in entries)
+            xml.Add($"""
+                <entry>
+                <id>{entry.Id}</id>
+                <title>{entry.Text.Title}</title>
+                <published>{Rfc3339.Format(entry.Published)}</published>
+                <updated>{Rfc3339.Format(entry.Updated)}</updated>
+                <content>{entry.Text.Content}</content>
+                </entry>
+
+                """);
+        xml.Add($"</feed>\n");
+        return xml.Take();
+    }
+}
+
+/// <summary>A small picture of a status, or of an availability, for a page elsewhere.</summary>
+/// <param name="Mark">Its shape says the same as the colour; empty: there is none.</param>
+/// <param name="Colour">White text on it has a contrast of at least 7.</param>
+internal sealed record Badge(string Label, string Mark, string Value, string Colour)
+{
+    public static readonly string[] Parameters = [.. Feed.Parameters, "range"];
+
+    /// <summary>By their names.</summary>
+    public static readonly IReadOnlyDictionary<string, (TimeSpan Length, string Words)> Ranges =
+        new Dictionary<string, (TimeSpan, string)>
+        {
+            ["24h"] = (TimeSpan.FromHours(24), "24 hours"),
+            ["7d"] = (TimeSpan.FromDays(7), "7 days"),
+            ["30d"] = (TimeSpan.FromDays(30), "30 days"),
+            ["90d"] = (TimeSpan.FromDays(90), "90 days"),
+        };
+
+    public const string Down = "#8f1219", Degraded = "#6e4300", Unknown = "#4b535b", Maintained = "#1c4b87", Up = "#0f5a26",
+        Back = "#24292f";
+
+    /// <summary>In columns, of a name.</summary>
+    private const int LongestLabel = 40;
+
+    /// <summary>No picture and no page is loaded from it, and none may have it in a frame.</summary>
+    public const string Policy = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+    /// <summary>What a filter names, by its smallest part; null: it names nothing.</summary>
+    public static string? NameOf(ServiceFilter filter)
+    {
+        var name = FeedText.NameOf(filter.Service, filter.Facet, filter.Location);
+        name = name != "" ? name : filter.Platform ?? filter.Partition ?? "";
+        return name == "" ? null : FeedText.Plain(name, LongestLabel);
+    }
+
+    private static string LabelOf(ServiceFilter filter) => NameOf(filter) ?? "services";
+
+    /// <summary>Of what is not known, or not to be known.</summary>
+    public static Badge NotKnown(ServiceFilter filter) => new(LabelOf(filter), "?", "not known", Unknown);
+
+    public static Badge OfStatus(ServiceFilter filter, StateCounts states)
+    {
+        string Told(long count, string state) => states.All == 1 ? state : $"{count} of {states.All} {state}";
+        var (mark, value, colour) = states switch
+        {
+            { All: 0 } => ("?", "not known", Unknown),
+            { Down: > 0 } => ("✖", Told(states.Down, "down"), Down),
+            { Degraded: > 0 } => ("◆", Told(states.Degraded, "degraded"), Degraded),
+            { Unknown: > 0 } => ("?", Told(states.Unknown, "not known"), Unknown),
+            { Maintained: > 0 } => ("⚒", Told(states.Maintained, "under maintenance"), Maintained),
+            _ => ("✔", states.All == 1 ? "up" : $"all {states.All} up", Up),
+        };
+        return new(LabelOf(filter), mark, value, colour);
+    }
+
+    /// <summary>The share that the times of all services add up to, cut to thousandths; unknown where most of the time is.</summary>
+    public static Badge OfRange(ServiceFilter filter, string range, IEnumerable<Figures> figures)
+    {
+        var (up, known, unknown) = (0L, 0L, 0L);
+        foreach (var f in figures)
+            (up, known, unknown) = (up + f.Up + f.Degraded, known + f.Known, unknown + f.Unknown);
+        var label = $"{LabelOf(filter)}, {Ranges[range].Words}";
+        return known == 0 || known < unknown ? new(label, "?", "not known", Unknown)
+            : new(label, "", $"{Math.Floor(100_000m * up / known) / 1000:0.000} %", Maintained);
+    }
+
+    /// <summary>The picture. Each text has a length of its own, so that any font fits.</summary>
+    public byte[] Write()
+    {
+        const int Column = 7, Margin = 6;
+        var shown = Mark == "" ? Value : $"{Mark} {Value}";
+        var (left, right) = (Column * Terminal.Columns(Label), Column * Terminal.Columns(shown));
+        var (middle, width) = (left + (2 * Margin), left + right + (4 * Margin));
+        var svg = new HtmlWriter();
+        svg.Add($"""
+            <svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" viewBox="0 0 {width} 20" role="img" aria-label="{Label}: {Value}">
+            <title>{Label}: {Value}</title>
+            <rect width="{middle}" height="20" fill="{Back}"/>
+            <rect x="{middle}" width="{width - middle}" height="20" fill="{Colour}"/>
+            <g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11" aria-hidden="true">
+            <text x="{Margin}" y="14" textLength="{left}" lengthAdjust="spacingAndGlyphs">{Label}</text>
+            <text x="{middle + Margin}" y="14" textLength="{right}" lengthAdjust="spacingAndGlyphs">{shown}</text>
+            </g>
+            </svg>
+
+            """);
+        return svg.Take().ToArray();
+    }
+}
+
+// ================================== 20. Web ==================================
 //
 // What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
 // answers those requests alone that carry this process's secret. Its traps shape this section: it answers
 // 200 to whatever is left unanswered when it is stopped, so it is never stopped, closed or disposed; a
 // handler sets 503 first, and the 2xx is set in one place, after the flush. Each request is queued, none
 // awaited by the accept loop.
+
+/// <summary>A refusal as a browser shows it; programs get its problem details.</summary>
+internal static class RefusalPage
+{
+    /// <summary>Between two tries of a page that cannot be had for now.</summary>
+    private static readonly TimeSpan RetryTime = TimeSpan.FromSeconds(10);
+
+    private const string Style = "body{max-width:40rem;margin:0 auto;padding:1rem;font:16px/1.5 system-ui,sans-serif;"
+        + "overflow-wrap:anywhere;background:#fff;color:#1b1f24}a{color:#0a53be}"
+        + "@media (prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}a{color:#79b8ff}}";
+
+    /// <summary>In a frame of a page of SeS's own it is shown, and heals, too.</summary>
+    private static readonly (string, string)[] Headers =
+    [
+        ("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"
+            + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)))
+            + "'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'self'"),
+        ("Referrer-Policy", "no-referrer"), .. Web.Guards,
+    ];
+
+    /// <summary>A reply as its asker would rather have it; what is no refusal, as it is.</summary>
+    /// <param name="accept">The value of the request's Accept field; null when absent.</param>
+    /// <param name="title">Of the pages.</param>
+    public static Reply For(Reply reply, string method, string target, string? accept, string title)
+    {
+        if (reply.Detail is not { } detail)
+            return reply;
+        reply = reply.Varying("Accept");
+        if (!Preference.IsForHtml(accept))
+            return reply;
+        var again = reply.Code == 503 && method is "GET" or "HEAD"
+            ? reply.Headers.FirstOrDefault(h => h.Name == "Retry-After").Value ?? $"{RetryTime.TotalSeconds}" : null;
+        return reply with
+        {
+            ContentType = "text/html; charset=utf-8",
+            Body = Encoding.UTF8.GetBytes(Page($"{reply.Code} {Reply.Phrase(reply.Code)}", detail, again, RootOf(target), title).Text),
+            Headers = [.. reply.Headers, .. Headers, .. again == null ? [] : new[] { ("Refresh", again) }],
+        };
+    }
+
+    private static Markup Page(string what, string detail, string? again, string root, string title) => Markup.Of($"""
+        <!DOCTYPE html>
+        <html lang="en"><head><meta charset="utf-8"><title>{what} – {title}</title>
+        <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+        <style>{new Markup(Style)}</style></head><body><main><h1>{what}</h1>
+        <p><bdi>{detail}</bdi></p>
+        <p>{(again == null ? "" : $"This page asks again after {again} s. ")}<a href="{root}" target="_top">{title}: overview</a></p>
+        </main></body></html>
+
+        """);
+
+    /// <summary>
+    /// The overview as a page at this target reaches it. A proxy may have SeS below a path of its own, which SeS
+    /// does not know: so many levels up are right with and without one.
+    /// </summary>
+    private static string RootOf(string target)
+    {
+        var levels = target.Split('?', 2)[0].Count(c => c == '/') - 1;
+        return levels < 1 ? "./" : string.Concat(Enumerable.Repeat("../", levels));
+    }
+}
 
 /// <summary>Answers requests; the store and the Recorder are given once they are there.</summary>
 internal sealed class Web
@@ -16536,7 +18576,13 @@ internal sealed class Web
 
     private enum Resource
     {
-        None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Notes, Page, Service,
+        None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Notes,
+
+        /// <summary>Pages, what they show of themselves elsewhere, and the line that renews itself.</summary>
+        Page, Platform, Service, Short, OutagesPage, Day, Wall, Now, Feed, Badge,
+
+        /// <summary>Where a page that is open to all sends those who have credentials.</summary>
+        Login,
 
         /// <summary>Below a partition, as Alertmanager has them: for Prometheus and its like.</summary>
         Alerts, FirstAlerts, PeerStatus, PeerReady,
@@ -16562,19 +18608,19 @@ internal sealed class Web
         var (resource, partition) = Route(head.Target);
         var started = _clock.GetTimestamp();
         var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
-            ?? (resource == Resource.Notes ? await _auth.EditorRefusalAsync(head.Authorization, client, connection)
-                : NeedsCredentials(resource) || (resource == Resource.Ready && head.Authorization != null)
-                ? await _auth.RefusalAsync(head.Authorization, client, connection) : null);
+            ?? await _auth.RefusalAsync(UsersOf(resource, head), head.Authorization, client, connection);
         var takesAlerts = TakesAlerts(resource) && !head.IsRead;
         if (takesAlerts || (resource == Resource.Notes && !head.IsRead))
             refusal ??= BodyRefusal(head) ?? Unavailable();
         // It is no alert that was lost.
         if (resource == Resource.Notes)
             return refusal;
+        if (IsForUsers(resource))
+            refusal = refusal?.Varying("Authorization");
         if (head.IsPost && refusal?.BadReason is { } reason)
             CountBad(reason, refusal.Code, head.Target, $"{client}");
         // Auth has logged it.
-        else if (takesAlerts && refusal?.Code == 401)
+        else if (takesAlerts && refusal?.Code is 401 or 403)
             _meters.BadRequests.WithLabels("credentials").Inc();
         if (takesAlerts && refusal != null)
             Count(refusal, started);
@@ -16592,15 +18638,32 @@ internal sealed class Web
             ("path", target is null ? null : AlertMapping.Clip(target.Split('?', 2)[0], MaxShown)), ("client", client));
     }
 
-    /// <summary>All but probes, and metrics unless the settings ask for it.</summary>
-    private bool NeedsCredentials(Resource resource) =>
-        !(resource is Resource.None or Resource.Live or Resource.Ready or Resource.PeerReady
-            || (resource == Resource.Metrics && !_options.MetricsAuth));
+    /// <summary>From whom a request is taken; none: from anybody.</summary>
+    private Users UsersOf(Resource resource, RequestHead head) => resource switch
+    {
+        Resource.None or Resource.Live or Resource.PeerReady => Users.None,
+        Resource.Ready => head.Authorization == null ? Users.None : Users.All,
+        Resource.Metrics => _options.MetricsAuth ? Users.All : Users.None,
+        Resource.Notes => Users.Editor,
+        // Who brings none sees what is public; wrong ones are refused as elsewhere.
+        >= Resource.Page and <= Resource.Badge when _options.Public != null && head.Authorization == null => Users.None,
+        _ => TakesAlerts(resource) && !head.IsRead ? Users.Sender : Users.All,
+    };
+
+    /// <summary>What may differ by who asks.</summary>
+    private static bool IsForUsers(Resource resource) => resource is >= Resource.Page and <= Resource.Login;
+
+    /// <summary>For whom a request is answered; null: for somebody who may see all.</summary>
+    private Audience? AudienceOf(HttpListenerRequest request) =>
+        _options.Public is not { } partitions || IsTrusted(request) ? null : new Audience(partitions);
+
+    private Questions QuestionsOf(HttpListenerRequest request, Snapshot snapshot) =>
+        Questions.Of(snapshot, audience: AudienceOf(request));
 
     /// <summary>Questions have places of their own, so that webhooks and probes keep theirs.</summary>
     public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
         is Resource.Webhook or Resource.History or Resource.Report or Resource.Outages or Resource.Notes
-            or Resource.Page or Resource.Service
+            or >= Resource.Page and <= Resource.Badge
         or Resource.Health or Resource.Alerts or Resource.PeerStatus;
 
     /// <summary>
@@ -16706,7 +18769,16 @@ internal sealed class Web
         return segments switch
         {
             [""] => (Resource.Page, ""),
+            ["platform"] => (Resource.Platform, ""),
             ["service"] => (Resource.Service, ""),
+            ["s", var name] => (Resource.Short, name),
+            ["outages"] => (Resource.OutagesPage, ""),
+            ["day", var day] => (Resource.Day, day),
+            ["wall"] => (Resource.Wall, ""),
+            ["now"] => (Resource.Now, ""),
+            ["feed"] => (Resource.Feed, ""),
+            ["badge.svg"] => (Resource.Badge, ""),
+            ["login"] => (Resource.Login, ""),
             ["live"] => (Resource.Live, ""),
             ["ready"] => (Resource.Ready, ""),
             ["metrics"] when _options.Metrics => (Resource.Metrics, ""),
@@ -16788,20 +18860,47 @@ internal sealed class Web
         try
         {
             context.Response.StatusCode = 503;
-            reply = await AnswerAsync(context.Request);
+            reply = Packed(context.Request, Shown(context.Request, await AnswerAsync(context.Request)));
         }
         catch (Exception e)
         {
             _meters.Defects.Inc();
             _log.Error("a defect in SeS: a request could not be answered", ("exception", e));
-            reply = Reply.Problem(503, "SeS could not process this; its log says why.");
+            reply = Shown(context.Request, Reply.Problem(503, "SeS could not process this; its log says why."));
         }
-        Send(context.Response,
-            reply.Body.Length > OneWrite ? StreamedReply(reply, StreamedBodyOf(reply.Body)) : reply);
+        Send(context.Response, reply.Body.Length <= OneWrite ? reply
+            : reply with { Body = [], Stream = StreamedBodyOf(reply.Body) });
+    }
+
+    private Reply Shown(HttpListenerRequest request, Reply reply) => RefusalPage.For(
+        IsForUsers(Route(request.RawUrl ?? "").Resource) ? reply.Varying("Authorization") : reply, request.HttpMethod, request.RawUrl ?? "", request.Headers["Accept"], _options.Title);
+
+    /// <summary>
+    /// As gzip where that is worth it, and taken. Answers of a kind that may be packed say that they differ by it.
+    /// </summary>
+    private Reply Packed(HttpListenerRequest request, Reply reply)
+    {
+        if (request.HttpMethod != "GET"
+            || Route(request.RawUrl ?? "").Resource is Resource.Live or Resource.Ready or Resource.PeerReady)
+            return reply;
+        reply = reply.Varying("Accept-Encoding");
+        // The gate sets it for gzip alone.
+        if (request.Headers["Accept-Encoding"] == null)
+            return reply;
+        if (reply.Stream is { } stream)
+            stream.Pack();
+        else if (reply.Body.Length > Gzip.Worth && Gzip.Pack(reply.Body) is var packed
+            && packed.Length < reply.Body.Length)
+            reply = reply with { Body = packed };
+        else
+            return reply;
+        return reply with { Headers = [.. reply.Headers, ("Content-Encoding", "gzip")] };
     }
 
     private void Send(HttpListenerResponse response, Reply reply)
     {
+        // The gate fetches it by its id, past the listener.
+        var id = reply.Stream == null ? null : RandomNumberGenerator.GetHexString(32);
         try
         {
             response.StatusCode = reply.Code;
@@ -16810,6 +18909,8 @@ internal sealed class Web
                 response.ContentType = reply.ContentType;
             foreach (var (name, value) in reply.Headers)
                 response.Headers[name] = value;
+            if (id != null)
+                (response.Headers[StreamField], _streamedBodies[id]) = (id, reply.Stream!);
             response.ContentLength64 = reply.Body.Length;
             response.OutputStream.Write(reply.Body);
             response.Close();
@@ -16818,7 +18919,8 @@ internal sealed class Web
             or InvalidOperationException)
         {
             _log.Debug("an answer could not be sent", ("code", reply.Code), ("reason", e.Message));
-            if (reply.Headers.FirstOrDefault(h => h.Name == StreamField).Value is { } id)
+            // Unless the gate has it already.
+            if (id != null)
                 TakeStreamedBody(id)?.Dispose();
         }
     }
@@ -16856,8 +18958,14 @@ internal sealed class Web
                 return await AskAsync("notes", () => ListNotesAsync(request, partition));
             case Resource.Notes:
                 return Unavailable() ?? await AskAsync("notes", () => TakeNoteAsync(request, partition));
-            case Resource.Page or Resource.Service:
-                return await AskAsync("page", () => ShowAsync(request.RawUrl ?? ""));
+            case >= Resource.Page and <= Resource.Now:
+                return await AskAsync("page", () => ShowAsync(resource, request, partition));
+            case Resource.Feed:
+                return await AskAsync("feed", () => FeedAsync(request));
+            case Resource.Badge:
+                return await AskAsync("badge", () => BadgeAsync(request));
+            case Resource.Login:
+                return new Reply(302, "", []) { Headers = [("Location", "./"), .. Guards] };
             default:
                 var started = _clock.GetTimestamp();
                 var post = new Post(partition, resource != Resource.Webhook, resource == Resource.FirstAlerts);
@@ -17164,26 +19272,84 @@ internal sealed class Web
             snapshot, OpenAlerts.Write(snapshot, partition), isShort: false, "application/json", []);
     }
 
-    private async Task<Reply> ShowAsync(string target)
+    /// <summary>
+    /// To the address with the names. What was found without credentials has a number for its location, and is
+    /// found by it with credentials too.
+    /// </summary>
+    private static Reply ShortReply(Questions questions, PageQuery query)
     {
-        var isOne = Route(target).Resource == Resource.Service;
-        var (query, given) = PageQuery.Parse(Parameters(target), isOne
-            ? ["partition", "platform", "service", "facet", "location"] : ["search", "page"]);
+        foreach (var (_, service) in questions.ListedServices(new(null, null, null, null, null)))
+        {
+            if (PageQuery.ShortOf(service) == query.Short
+                || (questions.IsForAll && PageQuery.ShortOf(questions.Hidden(service)) == query.Short))
+                return ToService(service, query, "../");
+        }
+        return UnknownService;
+    }
+
+    private static Reply? ToNamed(Questions questions, PageQuery query)
+    {
+        if (!questions.IsForAll || query.Names.Location?.StartsWith('#') != true)
+            return null;
+        foreach (var (_, service) in questions.ListedServices(query.Names with { Location = null }))
+        {
+            if (questions.Hidden(service).Location == query.Names.Location)
+                return ToService(service, query, "");
+        }
+        return null;
+    }
+
+    /// <param name="root">What leads to the overview.</param>
+    private static Reply ToService(ServiceKey service, PageQuery query, string root)
+    {
+        var address = (query with
+        {
+            Kind = PageKind.Service,
+            Names = new(service.Partition, service.Platform, service.Service, service.Facet, service.Location),
+        }).Address();
+        return PageQuery.IsForRedirect(address)
+            ? new Reply(302, "", []) { Headers = [("Location", root + address + (query.At == null ? "" : "#at")), .. Guards] }
+            : Reply.Problem(404, "The names of this service are too long for a short address.");
+    }
+
+    private static Reply UnknownService => Reply.Problem(404, "SeS knows of no such service.");
+
+    /// <param name="last">Of the path: the date of a day, or the short name of a service.</param>
+    private async Task<Reply> ShowAsync(Resource resource, HttpListenerRequest request, string last)
+    {
+        var kind = resource switch
+        {
+            Resource.Platform => PageKind.Platform,
+            Resource.Service => PageKind.Service,
+            Resource.Short => PageKind.Short,
+            Resource.OutagesPage => PageKind.Outages,
+            Resource.Day => PageKind.Day,
+            Resource.Wall => PageKind.Wall,
+            Resource.Now => PageKind.Live,
+            _ => PageKind.Overview,
+        };
+        var query = PageQuery.Parse(kind, Parameters(request.RawUrl ?? ""), last);
         var snapshot = await _store!.ReadAsync();
         var isTaken = false;
         try
         {
-            var barred = new OutboxReader(snapshot).Barred(StatusPage.MostSetAside);
-            var daemon = new DaemonState(_recorder?.State(), barred, _options.Path, _store.Watching);
-            var page = new StatusPage(Questions.Of(snapshot), daemon, query);
-            var parts = isOne ? page.One(new ServiceKey(given.GetValueOrDefault("partition", ""),
-                given.GetValueOrDefault("platform", ""), given.GetValueOrDefault("service", ""),
-                given.GetValueOrDefault("facet", ""), given.GetValueOrDefault("location", ""))) : page.All();
-            if (parts == null)
-                return Reply.Problem(404, "SeS knows of no such service.");
+            var questions = QuestionsOf(request, snapshot);
+            if (kind == PageKind.Short)
+                return ShortReply(questions, query);
+            var settings = new PageSettings(_options.Title, _options.Path, _options.Counting);
+            if (new StatusPage(questions, settings, query).Parts() is not { } parts)
+                return kind == PageKind.Platform ? Reply.Problem(404, "SeS knows of no such platform.")
+                    : ToNamed(questions, query) ?? UnknownService;
             isTaken = true;
-            return await StreamAsync(snapshot, parts, isOne, "text/html; charset=utf-8",
-                [("Content-Security-Policy", StatusPage.Policy), ("Referrer-Policy", "no-referrer")]);
+            (string, string)[] live = kind is PageKind.Live or PageKind.Wall ? [("Refresh", StatusPage.Refresh)] : [];
+            return await StreamAsync(snapshot, parts, kind is PageKind.Service or PageKind.Live, "text/html; charset=utf-8",
+                [("Content-Security-Policy", kind switch
+                {
+                    PageKind.Live => StatusPage.LivePolicy,
+                    PageKind.Wall => StatusPage.WallPolicy,
+                    _ => StatusPage.Policy,
+                }),
+                    ("Referrer-Policy", "no-referrer"), .. live]);
         }
         finally
         {
@@ -17191,6 +19357,59 @@ internal sealed class Web
                 snapshot.Dispose();
         }
     }
+
+    /// <summary>The feed; 304 where the client has it.</summary>
+    private async Task<Reply> FeedAsync(HttpListenerRequest request)
+    {
+        var given = Question.Once(Parameters(request.RawUrl ?? ""), Feed.Parameters, "the feed");
+        var filter = Question.FilterOf(given.GetValueOrDefault("partition"), given);
+        var snapshot = await _store!.ReadAsync();
+        var isThere = true;
+        IEnumerable<ReadOnlyMemory<byte>> Parts()
+        {
+            var questions = QuestionsOf(request, snapshot);
+            isThere = given.Count == 0 || questions.HasService(filter);
+            yield return isThere ? new Feed(questions, filter, _options.Counting.Zone).Write() : default;
+        }
+
+        var reply = await StreamAsync(snapshot, Parts(), isShort: true,
+            "application/atom+xml; charset=utf-8", [("Content-Security-Policy", Badge.Policy)]);
+        if (reply.Code != 200 || !isThere)
+            return isThere ? reply : Reply.Problem(404, "SeS knows of no such service.");
+        // Weak, since the same feed may be sent in gzip.
+        var tag = $"W/\"{Convert.ToHexStringLower(SHA256.HashData(reply.Body).AsSpan(0, 16))}\"";
+        (string, string)[] headers = [("Cache-Control", "private, no-cache"), ("ETag", tag)];
+        var isKnown = request.Headers["If-None-Match"]?.Split(',', StringSplitOptions.TrimEntries).Contains(tag) == true;
+        return isKnown ? new Reply(304, "", []) { Headers = headers } : reply with { Headers = [.. reply.Headers, .. headers] };
+    }
+
+    /// <summary>The badge; of what is not known a picture too, since it stands in a page elsewhere.</summary>
+    private async Task<Reply> BadgeAsync(HttpListenerRequest request)
+    {
+        var given = Question.Once(Parameters(request.RawUrl ?? ""), Badge.Parameters, "the badge");
+        var filter = Question.FilterOf(given.GetValueOrDefault("partition"), given);
+        var range = given.GetValueOrDefault("range");
+        if (range != null && !Badge.Ranges.ContainsKey(range))
+            throw new QuestionException($"range: it is none of {string.Join(", ", Badge.Ranges.Keys)}");
+        var snapshot = await _store!.ReadAsync();
+        var isThere = true;
+        IEnumerable<ReadOnlyMemory<byte>> Parts()
+        {
+            var questions = QuestionsOf(request, snapshot);
+            isThere = given.Count == (range == null ? 0 : 1) || questions.HasService(filter);
+            yield return (!isThere ? Badge.NotKnown(filter) : range == null ? Badge.OfStatus(filter, questions.States(filter))
+                : Badge.OfRange(filter, range, questions.Report(filter, questions.Moment - Badge.Ranges[range].Length, null)
+                    .Select(r => r.Figures))).Write();
+        }
+
+        var reply = await StreamAsync(snapshot, Parts(), isShort: filter.Service != null || range == null,
+            "image/svg+xml; charset=utf-8", [("Content-Security-Policy", Badge.Policy)]);
+        return reply.Code != 200 ? reply
+            : reply with { Code = isThere ? 200 : 404, Headers = [.. reply.Headers, ("Cache-Control", $"max-age={BadgeSeconds}")] };
+    }
+
+    /// <summary>So long a badge may be shown before it is asked for again.</summary>
+    private const int BadgeSeconds = 30;
 
     /// <summary>Whether CSV is named, and JSON not before it (RFC 9110, 12.5.1, without weights).</summary>
     private static bool IsForCsv(string? accept)
@@ -17228,7 +19447,7 @@ internal sealed class Web
             if (!TakePlace(streamed))
                 return Reply.Problem(503, "Too many long answers are being read; ask again.");
             parts = null;
-            return StreamedReply(reply, streamed);
+            return reply with { Body = [], Stream = streamed };
         }
         catch (TimeoutException)
         {
@@ -17271,21 +19490,13 @@ internal sealed class Web
     }
 
     /// <summary>What keeps a browser from making more of an answer than it is.</summary>
-    private static readonly (string, string)[] Guards =
+    public static readonly (string, string)[] Guards =
         [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
-
-    /// <summary>The head of an answer whose body the gate fetches by its id, past the listener.</summary>
-    private Reply StreamedReply(Reply reply, StreamedBody body)
-    {
-        var id = RandomNumberGenerator.GetHexString(32);
-        _streamedBodies[id] = body;
-        return reply with { Body = [], Headers = [.. reply.Headers, (StreamField, id)] };
-    }
 
     /// <summary>A body that is there as a whole.</summary>
     private StreamedBody StreamedBodyOf(ReadOnlyMemory<byte> body)
     {
-        return new StreamedBody(() =>
+        return new StreamedBody(_ =>
         {
             var part = body[..Math.Min(body.Length, BodyWriter.Size)];
             body = body[part.Length..];
@@ -17297,11 +19508,11 @@ internal sealed class Web
         AnswerParts parts, ReadOnlyMemory<byte> first, ReadOnlyMemory<byte>? second)
     {
         var made = new Queue<ReadOnlyMemory<byte>?>([first, second]);
-        async Task<ReadOnlyMemory<byte>?> NextPartAsync()
+        async Task<ReadOnlyMemory<byte>?> NextPartAsync(StreamedBody body)
         {
             try
             {
-                return made.TryDequeue(out var part) ? part : await NextAsync(parts);
+                return made.TryDequeue(out var part) ? body.Packed(part) : await NextAsync(parts, body.Packed);
             }
             catch (Exception e) when (e is TimeoutException or SqliteException)
             {
@@ -17333,16 +19544,20 @@ internal sealed class Web
     /// <summary>
     /// Makes the next part when it is its turn, on a thread of its own: webhooks shall not wait.
     /// </summary>
+    /// <param name="pack">What else is done with it in its turn; null: nothing.</param>
     /// <exception cref="TimeoutException">Its turn did not come.</exception>
-    private static async Task<ReadOnlyMemory<byte>?> NextAsync(AnswerParts parts)
+    private static async Task<ReadOnlyMemory<byte>?> NextAsync(
+        AnswerParts parts, Func<ReadOnlyMemory<byte>?, ReadOnlyMemory<byte>?>? pack = null)
     {
         if (!await parts.Turns.WaitAsync(TurnTime))
             throw new TimeoutException("too much is being asked at once");
         try
         {
-            return await Task.Factory.StartNew(
-                () => parts.Parts.MoveNext() ? parts.Parts.Current : (ReadOnlyMemory<byte>?)null,
-                CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+            return await Task.Factory.StartNew(() =>
+            {
+                var part = parts.Parts.MoveNext() ? parts.Parts.Current : (ReadOnlyMemory<byte>?)null;
+                return pack == null ? part : pack(part);
+            }, CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
         }
         finally
         {
@@ -17364,7 +19579,7 @@ internal sealed class Web
 
     /// <summary>Of a probe: who brings credentials is answered only if they are right.</summary>
     private bool IsTrusted(HttpListenerRequest request) =>
-        _options.AuthMode == AuthMode.None || request.Headers[TrustedField] != null;
+        _auth.IsOpen(Users.All) || request.Headers[TrustedField] != null;
 
     private Reply ReadyReply(bool isTrusted)
     {
@@ -17584,7 +19799,7 @@ internal sealed class Web
     }
 }
 
-// ================================== 20. TLS ==================================
+// ================================== 21. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
 // The files are read again every few seconds. Changed files that are usable serve new connections; others
@@ -17810,7 +20025,7 @@ internal sealed class Tls : IDisposable
     }
 }
 
-// ================================= 21. Gate ==================================
+// ================================= 22. Gate ==================================
 //
 // The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
@@ -17917,8 +20132,8 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
     /// <summary>It was ended for a new one: what it lacks is not its client's fault.</summary>
     public volatile bool HasGivenWay;
 
-    /// <summary>Of what is served now; null until its head is there.</summary>
-    public string? Target { get; set; }
+    /// <summary>Of what is served now; null until it is there.</summary>
+    public RequestHead? Head { get; set; }
 
     /// <summary>What was received beyond the last head, and not taken.</summary>
     public ReadOnlySpan<byte> Received => _buffer.AsSpan(_start, _end - _start);
@@ -18407,11 +20622,11 @@ internal sealed class Gate
             Await(connection, waits: true);
             Refused(e.Message);
             if (connection.IsPost && e.Reply.Code != 503)
-                _web.CountBad(e.Message, e.Reply.Code, connection.Target, $"{connection.Client}");
+                _web.CountBad(e.Message, e.Reply.Code, connection.Head?.Target, $"{connection.Client}");
             else
                 _log.Often("a request was refused: " + e.Message, ("client", connection.Client),
                     ("code", e.Reply.Code));
-            await AnswerAsync(connection, e.Reply, isHead: false, closes: true);
+            await AnswerAsync(connection, e.Reply, closes: true);
         }
     }
 
@@ -18494,8 +20709,7 @@ internal sealed class Gate
         Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client, connection.SignedIn) is { } refusal)
         {
-            var goesOn = await AnswerAsync(
-                connection, refusal, head.Method == "HEAD", head.Closes || head.MayHaveBody);
+            var goesOn = await AnswerAsync(connection, refusal, head.Closes || head.MayHaveBody);
             // All of it may have gone without a wait: others have their turn before the next request.
             await Task.Yield();
             return goesOn;
@@ -18530,7 +20744,7 @@ internal sealed class Gate
 
     private async ValueTask<RequestHead?> ReadHeadAsync(ClientConnection connection)
     {
-        (connection.Target, var length, var mayBeEmptyLine) = (null, 0, true);
+        (connection.Head, var length, var mayBeEmptyLine) = (null, 0, true);
         while (true)
         {
             // One that a client sends after the body before is no request line (RFC 9112, 2.2).
@@ -18565,7 +20779,7 @@ internal sealed class Gate
             return null;
         }
         var head = RequestHead.Parse(connection.Received[..length]);
-        connection.Target = head.Target;
+        connection.Head = head;
         connection.Take(length);
         return head;
     }
@@ -18576,6 +20790,8 @@ internal sealed class Gate
         + $"{Web.SecretField}: {_web.Secret}\r\n{Web.ClientField}: {client}\r\n"
         + (head.Authorization == null ? "" : $"{Web.TrustedField}: yes\r\n")
         + (head.Accept == null ? "" : $"Accept: {head.Accept}\r\n")
+        + (head.IfNoneMatch == null ? "" : $"If-None-Match: {head.IfNoneMatch}\r\n")
+        + (Preference.IsForGzip(head.AcceptEncoding) ? "Accept-Encoding: gzip\r\n" : "")
         + (head.IsRead ? "\r\n" : $"Content-Length: {length}\r\n\r\n"));
 
     // ---- Bodies ----
@@ -18890,6 +21106,9 @@ internal sealed class Gate
         {
             Enter(connection, ConnectionState.Handled, Timeless);
             var part = await body.NextAsync();
+            // As a chunk it would end the body.
+            if (part is { IsEmpty: true })
+                continue;
             answer.Length = 0;
             if (inChunks)
                 AddChunk(answer, (part ?? default).Span);
@@ -19009,8 +21228,8 @@ internal sealed class Gate
         }
         if (streamId != null)
             answer.Add(takesChunks ? "Transfer-Encoding: chunked\r\n"u8 : []);
-        // A 204 has no Content-Length (RFC 9110, 8.6).
-        else if (!head.StartsWith("HTTP/1.1 204"u8))
+        // A 204 has no Content-Length (RFC 9110, 8.6), and a 304 not that of nothing.
+        else if (!head.StartsWith("HTTP/1.1 204"u8) && !head.StartsWith("HTTP/1.1 304"u8))
             answer.Add(Encoding.ASCII.GetBytes($"Content-Length: {length}\r\n"));
         answer.Add(closes ? "Connection: close\r\n\r\n"u8 : "\r\n"u8);
         return (length, keepsAlive, streamId);
@@ -19024,8 +21243,10 @@ internal sealed class Gate
     }
 
     /// <summary>Answers for the gate itself. False: the connection ends.</summary>
-    private async Task<bool> AnswerAsync(ClientConnection connection, Reply reply, bool isHead, bool closes)
+    private async Task<bool> AnswerAsync(ClientConnection connection, Reply reply, bool closes)
     {
+        if (connection.Head is { } asked)
+            reply = RefusalPage.For(reply, asked.Method, asked.Target, asked.Accept, _options.Title);
         if (reply.HeldBack > TimeSpan.Zero)
         {
             Enter(connection, ConnectionState.Answer, reply.HeldBack + AnswerTime);
@@ -19036,7 +21257,7 @@ internal sealed class Gate
             + (reply.Code == 204 ? ""
                 : $"Content-Type: {reply.ContentType}\r\nContent-Length: {reply.Body.Length}\r\n")
             + (closes ? "Connection: close\r\n\r\n" : "\r\n");
-        byte[] body = isHead ? [] : reply.Body;
+        byte[] body = connection.Head?.Method == "HEAD" ? [] : reply.Body;
         await WriteAsync(connection, (byte[])[.. Encoding.Latin1.GetBytes(head), .. body]);
         return !closes || await LingerAsync(connection);
     }
@@ -19059,7 +21280,7 @@ internal sealed class Gate
     }
 }
 
-// ================================= 22. Linux =================================
+// ================================= 23. Linux =================================
 //
 // What the host provides: as many descriptors as the process may have, protection of its secrets, and
 // systemd's notification socket (sd_notify(3): one datagram for each change of state).
@@ -19425,7 +21646,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// =============================== 23. Commands ================================
+// =============================== 24. Commands ================================
 //
 // What the program does besides serving: it answers questions from a data directory, lists the quarantine,
 // checks a database, makes it anew, copies it, and brings facts from one store to another; beside a daemon
@@ -20791,7 +23012,7 @@ internal sealed class RunningSes : IDisposable
     public void Dispose() => _client.Dispose();
 }
 
-// ================================= 24. Main ==================================
+// ================================= 25. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 

@@ -192,7 +192,7 @@ public sealed class AuthTests
 
         /// <param name="connection">Null: a new one.</param>
         public Task<Reply?> AskAsync(string? authorization, IPAddress? client = null, SignedIn? connection = null) =>
-            Auth.RefusalAsync(authorization, client ?? Client, connection ?? new SignedIn()).AsTask();
+            Auth.RefusalAsync(Users.Sender, authorization, client ?? Client, connection ?? new SignedIn()).AsTask();
 
         public Task<Reply?> ShowAsync(string token) => AskAsync($"Bearer {token}");
 
@@ -987,7 +987,7 @@ public sealed class AuthTests
         Assert.True(door.AskAsync(Right).IsCompletedSuccessfully, "on a new connection");
         // A proxy's connection has the requests of many.
         _ = door.AskAsync(Wrong, Client, connection);
-        Assert.False(connection.Has);
+        Assert.Null(connection.As);
         door.Clock.Advance(SignIns.Lately);
         Assert.Equal(50, (await Task.WhenAll(guesses).WaitAsync(Soon)).Length);
     }

@@ -10,6 +10,9 @@ public sealed partial class DocsLinksTests
     /// <summary>What a newcomer reads in one go; the rest is in <c>docs/</c>.</summary>
     private const int MostLinesOfReadme = 250;
 
+    /// <summary>A clone has every version of every picture.</summary>
+    private const int MostBytesOfPicture = 60 * 1024;
+
     public static TheoryData<string> Pages => [.. DocsPage.All.Select(p => p.Path)];
 
     [Fact]
@@ -21,7 +24,8 @@ public sealed partial class DocsLinksTests
     public void ReadmeListsThePagesWithTheirQuestions()
     {
         var files = Directory.GetFiles(Path.Combine(DocsPage.Checkout, "docs"), "*", SearchOption.AllDirectories)
-            .Select(f => Path.GetRelativePath(DocsPage.Checkout, f)).Order(StringComparer.Ordinal);
+            .Select(f => Path.GetRelativePath(DocsPage.Checkout, f)).Where(f => !f.EndsWith(".png", StringComparison.Ordinal))
+            .Order(StringComparer.Ordinal);
         var pages = DocsPage.All.Where(p => p != DocsPage.Readme).ToList();
         Assert.Equal(files, pages.Select(p => p.Path));
         Assert.All(pages, p => Assert.Matches(@"^# [^\n]+\n[A-Z][^\n]+\?\n\n", p.Text));
@@ -30,6 +34,17 @@ public sealed partial class DocsLinksTests
         var listed = DocsPage.Readme.Section("## Where to read on\n", "\n## ").Split('\n')
             .Where(l => l.StartsWith("- ", StringComparison.Ordinal));
         Assert.Equal(expected.Order(StringComparer.Ordinal), listed.Order(StringComparer.Ordinal));
+    }
+
+    [Fact]
+    public void EachPictureIsSmallAndShown()
+    {
+        var pictures = new DirectoryInfo(Path.Combine(DocsPage.Checkout, "docs")).GetFiles("*.png", SearchOption.AllDirectories);
+        Assert.NotEmpty(pictures);
+        Assert.All(pictures, p => Assert.InRange(p.Length, 1, MostBytesOfPicture));
+        var shown = DocsPage.All.SelectMany(p => DocsPage.Link().Matches(p.Prose).Select(m => m.Groups[2].Value)
+            .Where(t => t.EndsWith(".png", StringComparison.Ordinal)).Select(t => Path.Combine(Path.GetDirectoryName(p.Path)!, t)));
+        Assert.Equal(pictures.Select(p => Path.GetRelativePath(DocsPage.Checkout, p.FullName)).Order(), shown.Order());
     }
 
     /// <summary>A page with one chapter needs no contents.</summary>

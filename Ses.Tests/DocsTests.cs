@@ -20,7 +20,7 @@ public sealed partial class DocsTests
 
     /// <summary>Every code with which <c>Ses.cs</c> answers.</summary>
     private static readonly int[] Codes =
-        [200, 201, 204, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 417, 421, 431, 501, 503, 505];
+        [200, 201, 204, 302, 304, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 417, 421, 431, 501, 503, 505];
 
     /// <summary>
     /// The constants that the table of limits names; it is filled by the table after it. The writer's step is
@@ -58,17 +58,35 @@ public sealed partial class DocsTests
         Limit("time to read a long answer", typeof(Web), "AnswerTime"),
         Limit("answer that goes through the inner listener", typeof(Web), "OneWrite", Kib),
         Limit("part of a long answer", typeof(BodyWriter), "Size", Kib),
+        Limit("answer that is not packed, though its client takes gzip", typeof(Gzip), "Worth", Kib),
+        Limit("time between two tries of a page that cannot be had for now", typeof(RefusalPage), "RetryTime"),
         Limit("rows that give a table its widths", typeof(TextTable), "MaxRows"),
-        Limit("rows of services on the page", typeof(StatusPage), "MostRows"),
-        Limit("services that are down, on the page", typeof(StatusPage), "MostDown"),
-        Limit("past outages on the page", typeof(StatusPage), "MostOutages"),
-        Limit("changes on a service's page", typeof(StatusPage), "MostChanges"),
-        Limit("partitions on the page", typeof(StatusPage), "MostPartitions"),
-        Limit("quarantined alerts, and barred services, on the page", typeof(StatusPage), "MostSetAside"),
-        Limit("quarantined alert whose name the page shows", typeof(StatusPage), "LargestNamed", Kib),
-        Limit("others that a list of the page counts", typeof(StatusPage), "MostCounted"),
-        Limit("bad times of a strip that are read out", typeof(StatusPage), "MaxSpokenIntervals"),
-        Limit("time between renewals of the page, in seconds", typeof(StatusPage), "RefreshSeconds"),
+        Limit("rows of services on a page", typeof(StatusPage), "MostRows"),
+        Limit("services that the overview lists by itself", typeof(StatusPage), "FewServices"),
+        Limit("lines of what needs attention", typeof(StatusPage), "MostIncidents"),
+        Limit("the same, for more than a day", typeof(StatusPage), "MostOld"),
+        Limit("time between the begins of outages that are one line", typeof(Incident), "Reach"),
+        Limit("lines of latest outages", typeof(StatusPage), "MostLatest"),
+        Limit("outages on a page of them", typeof(StatusPage), "MostOutages"),
+        Limit("time within which those have ended", typeof(StatusPage), "AtOnce"),
+        Limit("services in one line, when it is opened", typeof(StatusPage), "MostFolded"),
+        Limit("maintenances on a page", typeof(StatusPage), "MostNotes"),
+        Limit("time in which maintenance that is shown begins", typeof(StatusPage), "Ahead"),
+        Limit("partitions at the foot of the overview", typeof(StatusPage), "MostPartitions"),
+        Limit("months on a service's page", typeof(StatusPage), "MostMonths"),
+        Limit("text of an alert or a note in a list of a page, in characters", typeof(StatusPage), "MostText"),
+        Limit("text to search for, in characters", typeof(PageQuery), "MaxSearch"),
+        Limit("time by which a change in the live line may come late", typeof(StatusPage), "Late"),
+        Limit("address of a service that a short one leads to, in characters", typeof(PageQuery), "LongestRedirect"),
+        Limit("time between renewals of the live line, in seconds", typeof(StatusPage), "RefreshSeconds"),
+        Limit("platforms on the wall", typeof(StatusPage), "MostTiles"),
+        Limit("outages on the wall", typeof(StatusPage), "MostNewest"),
+        Limit("name on the wall, in bytes", typeof(StatusPage), "MostWallText"),
+        Limit("entries of a feed", typeof(Feed), "MostEntries"),
+        Limit("time that a feed goes back", typeof(Feed), "Window"),
+        Limit("outage that is in a feed", typeof(OutageEntries), "LeastLength"),
+        Limit("recordings of a service that a feed goes through", typeof(OutageEntries), "MostMoments"),
+        Limit("time that a badge may be kept, in seconds", typeof(Web), "BadgeSeconds"),
         Limit("unknown after down that ends an outage", typeof(Questions), "EndsOutage"),
         Limit("services whose changes are sorted for a history", typeof(Questions), "FewServices"),
         Limit("faults that a check names", typeof(DatabaseCheck), "MaxFaults"),
@@ -294,8 +312,8 @@ public sealed partial class DocsTests
         string[] others = ["CurrentFolder", "DescriptorLimit", "InodeAndSize", "ReadOnly", "SetDumpable", "UserAndGroup",
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "MapThreshold", "MaxConfigLines", "MayWrite", "EffectiveUser", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
-            "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived", "SmallestGzip",
-            "HeadRoom", "ColumnCount", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "Up", "Degraded", "Down", "Unknown"];
+            "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostDerived", "LongestName", "LongestLabel", "Lately", "SmallestGzip",
+            "Least", "HeadRoom", "ColumnCount", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "ManyServices", "Up", "Degraded", "Down", "Unknown"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))

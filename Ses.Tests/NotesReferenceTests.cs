@@ -618,15 +618,14 @@ public sealed class NotesReferenceTests
         if (asOf == null)
         {
             var statuses = present.ConvertAll(r => (r.Service, r.Status));
-            Same([new ServiceCounts(statuses.Count, statuses.Count(s => s.Status == "down"), statuses.Count(s => s.Status is not ("down" or "up")))],
-                [questions.Counts()], () => About());
-            Same(statuses.Where(s => s.Status == "down").Select(s => $"{s.Service}").Order(StringComparer.Ordinal),
-                questions.Down().Select(s => $"{s.Service}").Order(StringComparer.Ordinal), () => About());
-            Same(present.Select(r => r.Service), questions.ListedServices().Select(s => s.Service), () => About());
-            var groups = world.Services.Select(s => (s.Partition, s.Platform)).Distinct().ToList();
-            Same(groups.Select(g => (g, ((long)statuses.Count(s => (s.Service.Partition, s.Service.Platform) == g),
-                    (long)statuses.Count(s => (s.Service.Partition, s.Service.Platform) == g && s.Status != "up")))).OrderBy(g => g.g),
-                questions.Groups(groups).Select(g => (g.Key, g.Value)).OrderBy(g => g.Key), () => About());
+            Same(present.Where(r => r.Status != "up").Select(r => $"{r.Service} {r.Status} {r.Since:O}").Order(StringComparer.Ordinal),
+                questions.NotUp().Select(s => $"{s.Service} {s.Status} {s.Since:O}").Order(StringComparer.Ordinal), () => About());
+            Same(present.Select(r => r.Service), questions.ListedServices(Every).Select(s => s.Service), () => About());
+            StateCounts CountsOf(IEnumerable<PresentRow> rows) => rows.Aggregate(new StateCounts(), (sum, r) => sum
+                + (r.Maintenance != null ? new(0, 0, 0, 1, 0) : StateCounts.Of(r.Status, 1, r.IsWatched != false)));
+            Same(present.GroupBy(r => (r.Service.Partition, r.Service.Platform)).OrderBy(g => g.Key)
+                    .Select(g => new PlatformRow(g.Key.Partition, g.Key.Platform, CountsOf(g))),
+                questions.Platforms().OrderBy(p => (p.Partition, p.Platform)), () => About());
         }
 
         var history = questions.History(Every, null, null).ToList();

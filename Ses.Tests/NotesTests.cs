@@ -226,7 +226,7 @@ public sealed class NotesTests
             // On a connection on which the editor signed in others do not.
             (await host.UnfreezeAsync(host.PostAsync(Body, "/alerts/INS/notes", Basic(Editor, "wrong")))).Problem(401);
             // Nor is the editor a sender.
-            (await host.UnfreezeAsync(host.PostAsync("""{"version":"4","alerts":[]}""", authorization: Basic(Editor, Password)))).Problem(401);
+            (await host.PostAsync("""{"version":"4","alerts":[]}""", authorization: Basic(Editor, Password))).Problem(403);
         }
         Assert.Contains("'editor' is the user of --username", Assert.Throws<OptionsException>(() =>
             Front.OptionsOf(["--auth-mode", "basic", "--username", "editor", "--password", "s", "--editor-password", "p"])).Message, Ordinal);
@@ -326,7 +326,7 @@ public sealed class NotesTests
         await NoteAsync(host, """{"id":"r","kind":"retired","service":"old","from":"2026-11-22T10:00Z","text":"replaced"}""");
         await NoteAsync(host, """{"kind":"correction","status":"down","from":"2026-11-22T10:30Z","to":"2026-11-22T10:45Z","text":"all were"}""");
         Assert.Equal("web up 10:45  Down resolved", await StatusAsync(host));
-        Assert.DoesNotContain("old", (await host.GetAsync("/")).Body.Split("Past outages")[0], Ordinal);
+        Assert.DoesNotContain("old", (await host.GetAsync("/")).Body.Split("Latest outages")[0], Ordinal);
         var rows = (await host.GetAsync("/alerts/INS/report?from=2026-11-22T06:00Z")).Json.GetProperty("services");
         Assert.Equal((7200.0, 4 * 3600.0, false), (rows[0].GetProperty("down_seconds").GetDouble(), rows[0].GetProperty("not_counted_seconds").GetDouble(),
             rows[0].GetProperty("open").GetBoolean()));

@@ -7,7 +7,7 @@ namespace Ses.Tests;
 /// <summary>A flag wins over its variable, that over the default; a wrong value is refused in one line.</summary>
 public sealed class OptionsTests : IDisposable
 {
-    private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret", "--editor-password"];
+    private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret", "--read-password", "--editor-password"];
 
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-options-").FullName;
 
@@ -27,6 +27,7 @@ public sealed class OptionsTests : IDisposable
         { "--password", "0n1x", "pass 1", "pass 2" },
         { "--max-body", "16384KiB", "512KiB", "1KiB" },
         { "--partitions", "", "A,B", "C" },
+        { "--public", "", "A,B", "C" },
         { "--map", "platform=platform,cluster,", "platform=a,b", "platform=c" },
         { "--status", "info=ignore,none=ignore,warning=degraded", "warning=down", "" },
         { "--ignore", "DatasourceError,DatasourceNoData,InfoInhibitor", "A,B", "" },
@@ -34,6 +35,7 @@ public sealed class OptionsTests : IDisposable
         { "--pause", "900s", "0s", "60s" },
         { "--stale-after", "90000s", "3600s", "86400s" },
         { "--forget", "2592000s", "7200s", "86400s" },
+        { "--title", "Service status", "Ä & <b>", "ACME" },
         { "--tz", "UTC", "Europe/Berlin", "America/New_York" },
         { "--service-hours", "", "Mo-Fr 08:00-17:00", "Su 10:00-24:00" },
         { "--slo", "", "99.9", "99,k8s-1=99.95" },
@@ -46,6 +48,8 @@ public sealed class OptionsTests : IDisposable
         { "--tls-client-ca", "", "/dev/null", "/etc/passwd" },
         { "--oidc-issuer", "", "https://id/realm", "http://id/r/" },
         { "--oidc-audience", "", "ses", "urn:ses" },
+        { "--read-username", "reader", "ann", "bob" },
+        { "--read-password", "", "pass 1", "pass 2" },
         { "--editor-username", "editor", "ann", "bob" },
         { "--editor-password", "", "pass 1", "pass 2" },
         { "--onix-url", "http://localhost:8080/", "https://onix/base", "none" },
@@ -75,6 +79,7 @@ public sealed class OptionsTests : IDisposable
         "--username" => o.Username,
         "--password" => o.Password.Value,
         "--max-body" => $"{o.MaxBody / 1024}KiB",
+        "--public" => string.Join(',', o.Public ?? new HashSet<string>()),
         "--partitions" => string.Join(',', o.Partitions ?? new HashSet<string>()),
         "--status" => string.Join(',', o.Mapping.Statuses.Select(s => $"{s.Key}={s.Value}").Order(StringComparer.Ordinal)),
         "--ignore" => string.Join(',', o.Mapping.Ignored.Order(StringComparer.Ordinal)),
@@ -82,6 +87,7 @@ public sealed class OptionsTests : IDisposable
         "--pause" => $"{o.Pause.TotalSeconds}s",
         "--stale-after" => $"{o.StaleAfter.TotalSeconds}s",
         "--forget" => $"{o.Forget.TotalSeconds}s",
+        "--title" => o.Title,
         "--tz" => o.Counting.Zone.Name,
         "--service-hours" => o.Counting.Hours?.Text ?? "",
         "--slo" => o.Counting.Objectives?.Text ?? "",
@@ -104,6 +110,8 @@ public sealed class OptionsTests : IDisposable
         "--log-level" => o.LogLevel.ToString(),
         "--log-format" => o.LogJson ? "json" : "text",
         "--metrics-auth" => o.MetricsAuth ? "true" : "false",
+        "--read-username" => o.ReadUsername,
+        "--read-password" => o.ReadPassword?.Value ?? "",
         "--editor-username" => o.EditorUsername,
         "--editor-password" => o.EditorPassword?.Value ?? "",
         "--oidc-issuer" => o.OidcIssuer ?? "",
@@ -156,6 +164,9 @@ public sealed class OptionsTests : IDisposable
         // Where others reach SeS, the default password is refused.
         if (flag == "--auth-mode")
             return Given("--password", "x");
+        // Without it nothing is closed.
+        if (flag == "--public")
+            return Given("--read-password", "x");
         string[] pair = flag.StartsWith("--tls-", Ordinal) ? ["--tls-cert", "--tls-key"] : [];
         return pair.Where(f => f != flag).ToDictionary(f => f, _ => "/dev/zero");
     }
@@ -233,6 +244,8 @@ public sealed class OptionsTests : IDisposable
         { "--hosts", "zürich", "without a port" },
         { "--hosts", "a b", "without a port" },
         { "--auth-mode", "digest", "none, basic" },
+        { "--public", ",", "INS,WEB" },
+        { "--public", " , ", "INS,WEB" },
         { "--username", "", "not empty" },
         { "--max-body", "1023", "1KiB to 256MiB" },
         { "--max-body", "257MiB", "1KiB to 256MiB" },
@@ -268,6 +281,9 @@ public sealed class OptionsTests : IDisposable
         { "--log-level", "3", "panic, fatal, error, warn, info, debug, trace" },
         { "--log-format", "xml", "text, json" },
         { "--metrics", "ture", "true, false" },
+        { "--title", "", "1 to 80 characters" },
+        { "--title", " ", "1 to 80 characters" },
+        { "--title", new string('t', 81), "1 to 80 characters" },
     };
 
     [Theory]
@@ -320,6 +336,10 @@ public sealed class OptionsTests : IDisposable
     [Fact]
     public void NumberIsNoAddress() =>
         Assert.Contains("--address", Refusal(Given("--address", "8888")), Ordinal);
+
+    [Fact]
+    public void TitleHasNoControlCharacters() =>
+        Assert.Contains("'a\ufffdb' is not usable", Refusal(Given("--title", "a\u0085b")), Ordinal);
 
     [Fact]
     public void CaFileWithoutACertificateIsRefused() =>

@@ -187,7 +187,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
                     (await client.PostAsync("alerts/INS", new StringContent(body))).StatusCode);
             // The file of the running program is replaced, and the program runs on until it is restarted.
             await DpkgAsync("--install", await NewerAsync(package));
-            Assert.Contains("All 6 services are up.", await client.GetStringAsync(""), Ordinal);
+            Assert.Contains("All 6 services are up", await client.GetStringAsync(""), Ordinal);
             ses.Kill(Signal.Terminate);
             Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);
         }
@@ -195,7 +195,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         await using (var ses = Serve())
         {
             await ReadyAsync(ses, client);
-            Assert.Contains("All 6 services are up.", await client.GetStringAsync(""), Ordinal);
+            Assert.Contains("All 6 services are up", await client.GetStringAsync(""), Ordinal);
             ses.Kill(Signal.Terminate);
             Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);
         }

@@ -55,7 +55,7 @@ public sealed class SecretTests : IDisposable
 
         // Each from an address of its own: wrong ones wait.
         async Task<bool> IsTaken(string password) => await auth.RefusalAsync(
-            "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes($"ann:{password}")),
+            Users.Sender, "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes($"ann:{password}")),
             new IPAddress(Random.Shared.Next(1, int.MaxValue)), new SignedIn()) == null;
     }
 

@@ -6,7 +6,12 @@ namespace Ses.Tests.Support;
 
 /// <summary>An element of a page.</summary>
 /// <param name="Text">What stands in it and its children, with single spaces.</param>
-internal sealed record PageElement(string Name, IReadOnlyDictionary<string, string> Attributes, string Text);
+/// <param name="Within">The elements in it, each after those in it.</param>
+internal sealed record PageElement(
+    string Name, IReadOnlyDictionary<string, string> Attributes, string Text, IReadOnlyList<PageElement> Within)
+{
+    public IEnumerable<PageElement> All(string name) => Within.Where(e => e.Name == name);
+}
 
 /// <summary>A page, read as strictly as markup can be: nothing is repaired.</summary>
 /// <param name="Skeleton">Its tags and the names of their attributes, without any text or value.</param>
@@ -27,7 +32,7 @@ internal sealed record PageText(string Skeleton, IReadOnlyList<PageElement> Elem
     {
         private readonly StringBuilder _skeleton = new();
         private readonly List<PageElement> _elements = [];
-        private readonly Stack<(string Name, Dictionary<string, string> Attributes, StringBuilder Text)>
+        private readonly Stack<(string Name, Dictionary<string, string> Attributes, StringBuilder Text, int First)>
             _open = [];
         private int _at;
 
@@ -68,15 +73,16 @@ internal sealed record PageText(string Skeleton, IReadOnlyList<PageElement> Elem
                 if (!attributes.TryAdd(attribute, value))
                     throw Fault($"{attribute} stands twice");
             }
-            Expect(">");
+            var isShape = name == "path" && At("/");
+            Expect(isShape ? "/>" : ">");
             _skeleton.Append(CultureInfo.InvariantCulture, $"<{name} {string.Join(' ', attributes.Keys)}>\n");
-            if (Void.Contains(name))
+            if (isShape || Void.Contains(name))
             {
-                _elements.Add(new PageElement(name, attributes, ""));
+                _elements.Add(new PageElement(name, attributes, "", []));
                 Say(" ");
                 return;
             }
-            _open.Push((name, attributes, new StringBuilder()));
+            _open.Push((name, attributes, new StringBuilder(), _elements.Count));
             if (name == "style")
             {
                 var end = page.IndexOf("</style>", _at, StringComparison.Ordinal);
@@ -92,10 +98,10 @@ internal sealed record PageText(string Skeleton, IReadOnlyList<PageElement> Elem
             Expect(">");
             if (_open.Count == 0 || _open.Peek().Name != name)
                 throw Fault($"{name} is closed and was not the last to be opened");
-            var (_, attributes, text) = _open.Pop();
+            var (_, attributes, text, first) = _open.Pop();
             _skeleton.Append(CultureInfo.InvariantCulture, $"</{name}>\n");
             var told = name == "style" ? text.ToString() : Single(text.ToString());
-            _elements.Add(new PageElement(name, attributes, told));
+            _elements.Add(new PageElement(name, attributes, told, _elements[first..]));
         }
 
         private bool Blank()
@@ -130,7 +136,7 @@ internal sealed record PageText(string Skeleton, IReadOnlyList<PageElement> Elem
 
         private void Say(string text)
         {
-            foreach (var (_, _, heard) in _open)
+            foreach (var (_, _, heard, _) in _open)
                 heard.Append(text);
         }
 

@@ -43,7 +43,8 @@ internal static class StoreFiles
     {
         if (!File.Exists(PathOf(dir)))
             return [];
-        using var database = new SqliteConnection(PathOf(dir), isReadOnly: true, cache: 2048);
+        // Killed while the database was made, it is rolled back by whoever opens it next.
+        using var database = new SqliteConnection(PathOf(dir), isReadOnly: !File.Exists(PathOf(dir) + "-journal"), cache: 2048);
         if (database.Number("SELECT count(*) FROM sqlite_schema") == 0)
             return [];
         using var rows = database.Query("""

@@ -8,11 +8,13 @@ internal sealed class SubPath : IAsyncDisposable
     private readonly HttpListener _listener = new();
     private readonly HttpClient _client = new(new SocketsHttpHandler { AllowAutoRedirect = false });
     private readonly Uri _server;
+    private readonly string? _refresh;
     private readonly Task _serving;
 
-    public SubPath(Uri server)
+    /// <param name="refresh">What the proxy makes of a Refresh field; null: it is passed on.</param>
+    public SubPath(Uri server, string? refresh = null)
     {
-        _server = server;
+        (_server, _refresh) = (server, refresh);
         Root = new Uri($"http://127.0.0.1:{FreePort.Next()}/ses/");
         _listener.Prefixes.Add(Root.AbsoluteUri);
         _listener.Start();
@@ -52,7 +54,7 @@ internal sealed class SubPath : IAsyncDisposable
         context.Response.StatusCode = (int)answer.StatusCode;
         foreach (var (name, values) in answer.Headers.Concat(answer.Content.Headers)
             .Where(h => h.Key is not ("Content-Length" or "Transfer-Encoding" or "Date")))
-            context.Response.Headers[name] = string.Join(", ", values);
+            context.Response.Headers[name] = name == "Refresh" && _refresh != null ? _refresh : string.Join(", ", values);
         await answer.Content.CopyToAsync(context.Response.OutputStream);
         context.Response.Close();
     }
