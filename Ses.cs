@@ -9497,7 +9497,23 @@ internal static class NoteBook
 
 /// <summary>Which services are meant; null: whatever it is.</summary>
 internal sealed record ServiceFilter(
-    string? Partition, string? Platform, string? Service, string? Facet, string? Location);
+    string? Partition, string? Platform, string? Service, string? Facet, string? Location)
+{
+    public static readonly ServiceFilter All = new(null, null, null, null, null);
+
+    /// <summary>Takes that service alone.</summary>
+    public static ServiceFilter Of(ServiceKey service) =>
+        new(service.Partition, service.Platform, service.Service, service.Facet, service.Location);
+
+    /// <summary>What it gives, as the parameters of an address.</summary>
+    public IEnumerable<(string Name, string Value)> Parameters => new[]
+    {
+        ("partition", Partition), ("platform", Platform), ("service", Service), ("facet", Facet), ("location", Location),
+    }.Where(p => p.Item2 != null).Select(p => (p.Item1, p.Item2!));
+
+    /// <summary>These as the query of an address; empty: it gives nothing.</summary>
+    public string Query => string.Join('&', Parameters.Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value)}"));
+}
 
 /// <summary>The present of a service.</summary>
 /// <param name="Since">When its status began.</param>
@@ -10574,7 +10590,7 @@ internal sealed class Questions(
     private ServiceKey Real(ServiceKey shown) => audience == null ? shown
         : _hidden.TryGetValue(shown, out var service) ? service : shown with
         {
-            Location = LocationOf(new(shown.Partition, shown.Platform, shown.Service, shown.Facet, shown.Location))!,
+            Location = LocationOf(ServiceFilter.Of(shown))!,
         };
 
     /// <summary>What a filter means by its location.</summary>
@@ -11527,7 +11543,7 @@ internal sealed class Questions(
         if (!isDerived && asOf is { } moment)
             Derive(moment, snapshot.LastObservation(moment), ServicesOf(filter), from != null, withNotes);
         else if (!isDerived)
-            Derive(now, snapshot.Through, filter == Every ? Named(_anew!)
+            Derive(now, snapshot.Through, filter == ServiceFilter.All ? Named(_anew!)
                 : ServicesOf(filter).Where(s => _anew!.Contains(s.Id)), from != null, withNotes);
         (_derived, _derivedFrom, _isDerivedWithNotes) = (filter, from, withNotes);
         return asOf != null ? "temp.timeline" : """
@@ -11539,7 +11555,7 @@ internal sealed class Questions(
     /// <summary>Where a filter takes few, those: to find them among all takes longer.</summary>
     private IEnumerable<long> AffectedOf(ServiceFilter filter, DateTime from)
     {
-        if (GapFacts.IsEmpty || filter == Every)
+        if (GapFacts.IsEmpty || filter == ServiceFilter.All)
             return GapFacts.Affected(snapshot, from);
         if (GapFacts.FoundAffected(from) is { } found)
             return found;
@@ -11620,7 +11636,7 @@ internal sealed class Questions(
         if (affected.Count == 0)
             return _corrected;
         using var stored = snapshot.Query("SELECT status, since FROM service WHERE id = ?1");
-        var present = PresentOf(Every, affected).ToDictionary(p => p.Id);
+        var present = PresentOf(ServiceFilter.All, affected).ToDictionary(p => p.Id);
         foreach (var (id, service) in affected)
         {
             if (!stored.Bind(1, id).Step() || stored.NumberOrNull(0) is not { } status)
@@ -11633,8 +11649,6 @@ internal sealed class Questions(
         }
         return _corrected;
     }
-
-    private static readonly ServiceFilter Every = new(null, null, null, null, null);
 
     /// <summary>Those of some services that may be seen, with their names, in the order of their numbers.</summary>
     private List<(long Id, ServiceKey Service)> Named(IEnumerable<long> services)
@@ -11728,7 +11742,7 @@ internal sealed class Questions(
         // It may have been something else in a gap, or a correction, that is over.
         var laid = found.Where(r => GapsOf(r.Service).EndBefore(Moment) > r.Since
             || NoteFacts.Of(r.Service).Corrections.Any(c => c.Span.To > UnixTime.From(r.Since))).Select(r => (r.Id, r.Service)).ToList();
-        var since = laid.Count == 0 ? [] : PresentOf(Every, laid).ToDictionary(p => p.Id, p => p.Since);
+        var since = laid.Count == 0 ? [] : PresentOf(ServiceFilter.All, laid).ToDictionary(p => p.Id, p => p.Since);
         found = found.ConvertAll(r => since.TryGetValue(r.Id, out var begun) ? r with { Since = begun } : r);
         found.Sort(static (a, b) => (b.Since, a.Id).CompareTo((a.Since, b.Id)));
         return audience == null ? found : found.ConvertAll(r => r with { Service = Shown(r.Service) });
@@ -11760,11 +11774,16 @@ internal sealed class Questions(
         }
     }
 
+    /// <summary>Whether there are several, so that each is named.</summary>
+    public bool HasSeveralPartitions => _hasSeveralPartitions ??= Partitions().Take(2).Count() > 1;
+
+    private bool? _hasSeveralPartitions;
+
     /// <summary>Outages that ended after a time and before another, the latest first.</summary>
     public IEnumerable<Outage> Ended(ServiceFilter filter, DateTime from, DateTime before)
     {
         var affected = new HashSet<long>(GapFacts.Affected(snapshot, from).Concat(Noted(from)));
-        var members = filter == Every && audience == null ? null : Ids(filter).ToHashSet();
+        var members = MembersOf(filter);
         if (members != null)
             affected.IntersectWith(members);
         // A timeline is derived while nothing else is read.
@@ -11780,6 +11799,10 @@ internal sealed class Questions(
                 isLaid = laid.MoveNext();
         }
     }
+
+    /// <summary>The services that a filter takes, of which the audience may know; null: all there are.</summary>
+    private HashSet<long>? MembersOf(ServiceFilter filter) =>
+        filter == ServiceFilter.All && audience == null ? null : Ids(filter).ToHashSet();
 
     /// <summary>No outage ended before; null: none did at all.</summary>
     public DateTime? FirstEnd()
@@ -11798,7 +11821,7 @@ internal sealed class Questions(
         if (services.Count == 0)
             yield break;
         using var texts = new ObservedTexts(snapshot);
-        foreach (var (id, service, runs) in RunsOf(Every, from, Named(services)))
+        foreach (var (id, service, runs) in RunsOf(ServiceFilter.All, from, Named(services)))
         {
             foreach (var outage in OutagesOf(id, service, [.. runs], default, null))
             {
@@ -11850,26 +11873,18 @@ internal sealed class Questions(
     /// <summary>How many of the listed services that a filter takes are in each state.</summary>
     public StateCounts States(ServiceFilter filter)
     {
-        var (counts, corrected, maintained) = (new StateCounts(), Corrected(), Maintained());
+        var counts = new StateCounts();
         using var statuses = snapshot.Query("SELECT status FROM service WHERE id = ?1");
         foreach (var (id, service) in ServicesOf(filter, $"AND {Listed}"))
         {
             var stored = statuses.Bind(1, id).Number() is { } number ? snapshot.NameOf((Status)number) : null;
             statuses.Reset();
-            var status = corrected.TryGetValue(id, out var correction) ? correction.Now : stored;
+            var status = Corrected().TryGetValue(id, out var correction) ? correction.Now : stored;
             // It is retired, or not known yet.
             if (status == null)
                 continue;
-            counts = maintained.TryGetValue(service.Partition, out var those) && those.Contains(id)
-                ? counts with { Maintained = counts.Maintained + 1 }
-                : status == "unknown" || IsWatched(service.Partition, service.Platform) == false
-                ? counts with { Unknown = counts.Unknown + 1 }
-                : status switch
-                {
-                    "down" => counts with { Down = counts.Down + 1 },
-                    "up" => counts with { Up = counts.Up + 1 },
-                    _ => counts with { Degraded = counts.Degraded + 1 },
-                };
+            counts += MaintainedServices.Contains(id) ? new(0, 0, 0, 1, 0)
+                : StateCounts.Of(IsWatched(service.Partition, service.Platform) == false ? "unknown" : status, 1);
         }
         return counts;
     }
@@ -11883,7 +11898,7 @@ internal sealed class Questions(
     /// <param name="least">What an outage has to last before it counts.</param>
     public IEnumerable<(long Id, DateTime Latest)> LatelyChanged(ServiceFilter filter, DateTime from, TimeSpan least)
     {
-        var members = filter == Every && audience == null ? null : Ids(filter).ToHashSet();
+        var members = MembersOf(filter);
         var (queue, done) = (new PriorityQueue<long, (long, long)>(), new HashSet<long>());
         void Add(long id, DateTime latest)
         {
@@ -16079,15 +16094,13 @@ internal sealed record QuarantinedAlert(
     string Id, DateTime Recorded, string Partition, AlertSource Source, string Alertname, string Reason, byte[] Alert)
 {
     /// <summary>Those of a partition, or all, the latest first.</summary>
-    /// <param name="largest">Of an alert of more bytes neither the JSON nor the name is read.</param>
-    public static IEnumerable<QuarantinedAlert> Read(
-        Snapshot snapshot, string? partition = null, int largest = int.MaxValue)
+    public static IEnumerable<QuarantinedAlert> Read(Snapshot snapshot, string? partition = null)
     {
         using var rows = snapshot.Query("""
-            SELECT identity, recorded, partition, reason, CASE WHEN length(alert) <= ?2 THEN alert END, source
+            SELECT identity, recorded, partition, reason, alert, source
             FROM quarantine WHERE ?1 IS NULL OR partition = ?1 ORDER BY id DESC
             """);
-        for (rows.Bind(1, partition).Bind(2, largest); rows.Step();)
+        for (rows.Bind(1, partition); rows.Step();)
         {
             var alert = rows.Bytes(4).ToArray();
             yield return new QuarantinedAlert(Convert.ToHexStringLower(rows.Bytes(0)),
@@ -16154,6 +16167,10 @@ internal sealed class HtmlWriter : BodyWriter
             });
         return escaped.ToString();
     }
+
+    /// <summary>For a Content-Security-Policy: this style alone.</summary>
+    public static string StyleSource(string style) =>
+        $"style-src 'sha256-{Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(style)))}'";
 
     private static readonly SearchValues<char> Special = SearchValues.Create(
         [.. "<>&\"'", .. Enumerable.Range(0, 160).Select(c => (char)c).Where(char.IsControl)]);
@@ -16253,8 +16270,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
         DateTime? date = kind != PageKind.Day ? null : DateTime.TryParseExact(last, "yyyy-MM-dd", CultureInfo.InvariantCulture,
             DateTimeStyles.None, out var parsed) && parsed.Year is > 1969 and < 9999 ? parsed
             : throw new QuestionException("day: it is no date such as 2026-11-14");
-        return new PageQuery(kind, new ServiceFilter(given.GetValueOrDefault("partition"), given.GetValueOrDefault("platform"),
-            given.GetValueOrDefault("service"), given.GetValueOrDefault("facet"), given.GetValueOrDefault("location")),
+        return new PageQuery(kind, Question.FilterOf(given.GetValueOrDefault("partition"), given),
             Chosen("range", Ranges.Keys) ?? UsualRange, Chosen("show", "down", "all"),
             given.GetValueOrDefault("search") is { Length: > 0 } search ? search : null, page ?? 1, Time("before"), Time("at"), date)
         {
@@ -16276,13 +16292,13 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
             PageKind.Day => $"day/{Day:yyyy-MM-dd}",
             _ => "./",
         };
-        var query = string.Join('&', new[]
+        var others = new[]
         {
-            ("partition", Names.Partition), ("platform", Names.Platform), ("service", Names.Service), ("facet", Names.Facet),
-            ("location", Names.Location), ("range", Range == UsualRange ? null : Range), ("show", Show), ("search", Search),
+            ("range", Range == UsualRange ? null : Range), ("show", Show), ("search", Search),
             ("page", Page == 1 ? null : Page.ToString(CultureInfo.InvariantCulture)),
             ("before", Before is { } before ? Rfc3339.Format(before) : null), ("at", At is { } at ? Rfc3339.Format(at) : null),
-        }.Where(p => p.Item2 != null).Select(p => $"{p.Item1}={Uri.EscapeDataString(p.Item2!)}"));
+        }.Where(p => p.Item2 != null).Select(p => $"{p.Item1}={Uri.EscapeDataString(p.Item2!)}");
+        var query = string.Join('&', others.Prepend(Names.Query).Where(p => p != ""));
         return query == "" ? place : $"{place}?{query}";
     }
 
@@ -16577,14 +16593,14 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         svg,.banner,.cards>li{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
         """;
 
-    private static readonly string StyleHash = Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)));
+    private static readonly string StyleSource = HtmlWriter.StyleSource(Style);
 
     /// <summary>Nothing but this style, frames and requests to where the page came from.</summary>
-    public static string Policy { get; } = $"default-src 'none'; style-src 'sha256-{StyleHash}'; img-src data:; "
+    public static string Policy { get; } = $"default-src 'none'; {StyleSource}; img-src data:; "
         + "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
     /// <summary>Of the live line, which stands in those pages alone.</summary>
-    public static string LivePolicy { get; } = $"default-src 'none'; style-src 'sha256-{StyleHash}'; "
+    public static string LivePolicy { get; } = $"default-src 'none'; {StyleSource}; "
         + "form-action 'none'; base-uri 'none'; frame-ancestors 'self'";
 
     /// <summary>The live line's, by which it renews itself.</summary>
@@ -16593,7 +16609,6 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private readonly HtmlWriter _html = new();
     private readonly Zone _zone = settings.Counting.Zone;
     private readonly IReadOnlyList<DateTime> _edges = EdgesOf(query.Range, settings.Counting.Zone, questions.Moment);
-    private bool? _hasPartitions;
 
     private DateTime Now => questions.Moment;
 
@@ -16601,8 +16616,6 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
 
     /// <summary>What leads back to the overview's address.</summary>
     private string Root => query.Kind == PageKind.Day ? "../" : "";
-
-    private static readonly ServiceFilter Every = new(null, null, null, null, null);
 
     /// <summary>Whole hours or days of a zone, up to now.</summary>
     public static IReadOnlyList<DateTime> EdgesOf(string range, Zone zone, DateTime now)
@@ -16616,6 +16629,11 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         var hour = last - (local - local.Date - TimeSpan.FromHours(local.Hour));
         return [.. Enumerable.Range(1 - count, count).Select(i => hour.AddHours(i)), now];
     }
+
+    private RangeSum NewSum() => new(new Bars(_edges), Now, questions.Snapshot.Oldest);
+
+    private static StateCounts Total(IEnumerable<PlatformRow> platforms) =>
+        platforms.Aggregate(new StateCounts(), (sum, p) => sum + p.Counts);
 
     /// <summary>The page that is asked for; null: there is no such platform or service.</summary>
     /// <exception cref="SqliteException">The database is damaged.</exception>
@@ -16640,7 +16658,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private IEnumerable<ReadOnlyMemory<byte>> Overview()
     {
         var platforms = questions.Platforms();
-        var all = platforms.Aggregate(new StateCounts(), (sum, p) => sum + p.Counts);
+        var all = Total(platforms);
         Begin(WordsOf(all, isShort: true), StateOf(all), Markup.Of($"<bdi>{settings.Title}</bdi>"));
         AddBanner(all, platforms.Count);
         AddLive();
@@ -16651,21 +16669,29 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             yield return End();
             yield break;
         }
-        foreach (var part in IsSelection ? [] : Attention(questions.NotUp(), Every))
+        var rows = IsSelection ? Services(ServiceFilter.All) : all.All > FewServices ? OfPlatforms(platforms)
+            : OfPlatforms(platforms).Concat(Services(ServiceFilter.All));
+        foreach (var part in Rest(platforms, ServiceFilter.All, IsSelection ? "Services" : "Platforms", rows))
             yield return part;
+    }
+
+    /// <summary>What stands below the live line of the overview, and of a platform's page.</summary>
+    private IEnumerable<ReadOnlyMemory<byte>> Rest(List<PlatformRow> platforms, ServiceFilter names, string heading,
+        IEnumerable<ReadOnlyMemory<byte>> rows)
+    {
         if (!IsSelection)
         {
+            foreach (var part in Attention(questions.NotUp(), names))
+                yield return part;
             AddUnwatched(platforms);
-            AddMaintenance(all.Maintained, Every);
+            AddMaintenance(Total(platforms).Maintained, names);
         }
-        _html.Add($"<div class=\"halves\"><section><h2>{(IsSelection ? "Services" : "Platforms")}</h2>");
+        _html.Add($"<div class=\"halves\"><section><h2>{heading}</h2>");
         AddForm();
-        var rows = IsSelection ? Services(Every) : all.All > FewServices ? OfPlatforms(platforms)
-            : OfPlatforms(platforms).Concat(Services(Every));
         foreach (var part in rows)
             yield return part;
         _html.Add($"</section>");
-        foreach (var part in Latest(Every))
+        foreach (var part in Latest(names))
             yield return part;
         _html.Add($"</div>");
         yield return End();
@@ -16685,8 +16711,8 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         _html.Add($"<ul class=\"rows\">");
         foreach (var row in Ordered(platforms))
         {
-            var sum = new RangeSum(new Bars(_edges), Now, questions.Snapshot.Oldest);
-            var names = Every with { Partition = row.Partition, Platform = row.Platform };
+            var sum = NewSum();
+            var names = ServiceFilter.All with { Partition = row.Partition, Platform = row.Platform };
             foreach (var (_, service, runs) in questions.Runs(names, From, questions.ListedServices(names)))
                 sum.Add(runs, questions.NotesOf(service));
             var fallen = sum.Fallen == 0 ? "none was down" : $"{sum.Fallen} of {sum.Services} {(sum.Fallen == 1 ? "was" : "were")} down";
@@ -16726,7 +16752,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         _html.Add($"<section><h2>Needs attention <span class=\"soft\">newest first</span></h2>");
         bool IsOld(Incident incident) => Now - incident.Latest >= TimeSpan.FromDays(1);
         var shown = incidents.Where(i => !IsOld(i)).Concat(incidents.Where(IsOld).Take(MostOld)).Take(MostIncidents).ToList();
-        var texts = questions.Present(Every, shown.Select(i => (i.Rows[0].Id, i.Rows[0].Service)))
+        var texts = questions.Present(ServiceFilter.All, shown.Select(i => (i.Rows[0].Id, i.Rows[0].Service)))
             .ToDictionary(p => p.Id, p => p.Description);
         foreach (var (isOld, group) in shown.GroupBy(IsOld).Select(g => (g.Key, g)))
         {
@@ -16783,14 +16809,14 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     }
 
     private Markup PlatformLink(Incident incident) => Markup.Of($"""
-        <span class="soft">in <a href="{AddressOf(PageKind.Platform, Every with { Partition = incident.Partition, Platform = incident.Platform })}"><bdi>{incident.Platform}</bdi></a></span>
+        <span class="soft">in <a href="{AddressOf(PageKind.Platform, ServiceFilter.All with { Partition = incident.Partition, Platform = incident.Platform })}"><bdi>{incident.Platform}</bdi></a></span>
         """);
 
     /// <summary>How often a service went down today.</summary>
     private int TimesToday(NotUpRow row)
     {
         var (today, before, times) = (_zone.Begin(_zone.Local(Now).Date), Status.Up, 0);
-        foreach (var run in questions.Runs(Every, today, [(row.Id, row.Service)]).SelectMany(r => r.Runs))
+        foreach (var run in questions.Runs(ServiceFilter.All, today, [(row.Id, row.Service)]).SelectMany(r => r.Runs))
         {
             times += run.From >= today && run.Status == Status.Down && before is not (Status.Down or Status.Unknown) ? 1 : 0;
             before = run.Status;
@@ -16884,7 +16910,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         var present = questions.Present(names, shown).ToDictionary(p => p.Id);
         foreach (var (id, service, runs) in questions.Runs(names, From, shown))
         {
-            var sum = new RangeSum(new Bars(_edges), Now, questions.Snapshot.Oldest);
+            var sum = NewSum();
             sum.Add(runs, questions.NotesOf(service));
             AddService(service, present.GetValueOrDefault(id), sum, names.Platform == null);
             if (_html.IsFull)
@@ -16973,27 +16999,13 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
 
     private IEnumerable<ReadOnlyMemory<byte>> OfPlatform(PlatformRow platform)
     {
-        var names = Every with { Partition = platform.Partition, Platform = platform.Platform };
+        var names = ServiceFilter.All with { Partition = platform.Partition, Platform = platform.Platform };
         Begin(WordsOf(platform.Counts, isShort: true) + $": {platform.Platform}", StateOf(platform.Counts),
             Markup.Of($"<bdi>{platform.Platform}</bdi> <span class=\"soft\">{InPartition(platform.Partition)}</span>"));
         AddBanner(platform.Counts, 0);
         AddLive();
-        foreach (var part in IsSelection ? [] : Attention(questions.NotUp(), names))
+        foreach (var part in Rest([platform], names, "Services", Services(names)))
             yield return part;
-        if (!IsSelection)
-        {
-            AddUnwatched([platform]);
-            AddMaintenance(platform.Counts.Maintained, names);
-        }
-        _html.Add($"<div class=\"halves\"><section><h2>Services</h2>");
-        AddForm();
-        foreach (var part in Services(names))
-            yield return part;
-        _html.Add($"</section>");
-        foreach (var part in Latest(names))
-            yield return part;
-        _html.Add($"</div>");
-        yield return End();
     }
 
     // ---- Outages ----
@@ -17002,17 +17014,10 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private IEnumerable<ReadOnlyMemory<byte>> Latest(ServiceFilter names)
     {
         _html.Add($"<section><h2>Latest outages</h2>");
-        var isAny = false;
         var lines = Folded(questions.Ended(names, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1))
             .Where(o => query.Takes(o.Service)).Take(MostOutages)).Take(MostLatest);
-        foreach (var part in ByDay(lines))
-        {
-            isAny = true;
-            if (part.Length > 0)
-                yield return part;
-        }
-        if (!isAny)
-            _html.Add($"<p>None ended in the last 7 days.</p>");
+        foreach (var part in ByDay(lines, Markup.Of($"None ended in the last 7 days.")))
+            yield return part;
         _html.Add($"<p><a href=\"{AddressOf(PageKind.Outages, names)}\">All outages</a></p></section>");
     }
 
@@ -17026,23 +17031,18 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         var title = query.Day is { } named ? $"Outages of {Written(named)}" : "Outages";
         Begin(title + (of == null ? "" : $": {of}"), "", Markup.Of($"{title} <span class=\"soft\"><bdi>{of}</bdi></span>"));
         var before = query.Before ?? Now.AddMilliseconds(1);
-        var (isAny, isMore) = (false, false);
+        var isMore = false;
         DateTime? next = null;
+        var none = query.Page > 1 ? Markup.Of($"There were no earlier ones.") : day != null ? Markup.Of($"There was none.")
+            : Markup.Of($"There was none in the {AtOnce.Days} days before {Time(before)}.");
         var lines = day is { } span
             ? Folded(Cut(questions.Outages(names, span.Item1, span.Item2, Counting.Plain, isNewestFirst: true), () => isMore = true)
                 .Select(o => new Outage(o.Id, o.Service, o.From, o.To ?? DateTime.MaxValue, o.Description)))
             : Folded(Whole(questions.Ended(names, before - AtOnce, before), time => next = time));
-        foreach (var part in ByDay(lines))
-        {
-            isAny = true;
-            if (part.Length > 0)
-                yield return part;
-        }
-        if (!isAny)
-            _html.Add($"<p>{(query.Page > 1 ? Markup.Of($"There were no earlier ones.") : day != null ? Markup.Of($"There was none.")
-                : Markup.Of($"There was none in the {AtOnce.Days} days before {Time(before)}."))}</p>");
+        foreach (var part in ByDay(lines, none))
+            yield return part;
         // What ended in the same millisecond is on the next page.
-        if (next == null && questions.FirstEnd() <= before - AtOnce)
+        if (day == null && next == null && questions.FirstEnd() <= before - AtOnce)
             next = (before - AtOnce).AddMilliseconds(1);
         _html.Add($"<nav aria-label=\"Pages of outages\">");
         if (query.Day is { } shown)
@@ -17114,8 +17114,9 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             yield return line;
     }
 
-    /// <summary>Lines under the day on which each ended; parts that are empty tell that there is a line.</summary>
-    private IEnumerable<ReadOnlyMemory<byte>> ByDay(IEnumerable<List<Outage>> lines)
+    /// <summary>Lines under the day on which each ended.</summary>
+    /// <param name="none">What is said where there is none.</param>
+    private IEnumerable<ReadOnlyMemory<byte>> ByDay(IEnumerable<List<Outage>> lines, Markup none)
     {
         DateTime? day = null;
         foreach (var line in lines)
@@ -17130,9 +17131,10 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             }
             day = date;
             AddOutages(line, date);
-            yield return _html.IsFull ? _html.Take() : default;
+            if (_html.IsFull)
+                yield return _html.Take();
         }
-        _html.Add($"{new Markup(day == null ? "" : "</ul>")}");
+        _html.Add($"{(day == null ? Markup.Of($"<p>{none}</p>") : new Markup("</ul>"))}");
     }
 
     private void AddOutages(List<Outage> line, DateTime day)
@@ -17169,7 +17171,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private IEnumerable<ReadOnlyMemory<byte>> OfService(PresentRow present)
     {
         var service = present.Service;
-        var names = new ServiceFilter(service.Partition, service.Platform, service.Service, service.Facet, service.Location);
+        var names = ServiceFilter.Of(service);
         var name = ShortName.Of(service);
         var isUnseen = present is { IsWatched: false, Status: "up" };
         var (kind, mark) = present.Maintenance != null ? ("maintained", "⚒") : isUnseen ? ("unknown", "?") : KindOf(present.Status);
@@ -17187,7 +17189,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             <p><bdi>{present.Description}</bdi></p><nav aria-label="Range">
             """);
         AddRanges();
-        var sum = new RangeSum(new Bars(_edges), Now, questions.Snapshot.Oldest);
+        var sum = NewSum();
         foreach (var (_, _, runs) in questions.Runs(names, From, [(present.Id, service)]))
             sum.Add(runs, questions.NotesOf(service));
         _html.Add($"</nav>{StripOf(sum, isTall: true)}");
@@ -17220,7 +17222,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         _html.Add($"</p>");
     }
 
-    private static string DayAddress(DateTime day) => new PageQuery(PageKind.Day, Every, Day: day).Address();
+    private static string DayAddress(DateTime day) => new PageQuery(PageKind.Day, ServiceFilter.All, Day: day).Address();
 
     private void AddPairs(ServiceFilter names, ServiceKey service)
     {
@@ -17262,7 +17264,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         foreach (var row in rows)
         {
             var f = row.Figures;
-            var met = objective is not { } share ? default : f.IsMet(share, lasts: row.To > Now || row.To == Now) switch
+            var met = objective is not { } share ? default : f.IsMet(share, lasts: row.To >= Now) switch
             {
                 true => Markup.Of($"<td class=\"n\"><span class=\"word up\">✔ met</span></td>"),
                 false => Markup.Of($"<td class=\"n\"><span class=\"word down\">✖ missed</span></td>"),
@@ -17279,9 +17281,10 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
 
     private void AddLabels(long id, ServiceKey service)
     {
-        var of = Parameters(service);
+        var names = ServiceFilter.Of(service);
+        var of = (names with { Partition = null }).Query;
         var target = $"{settings.Path}/{Uri.EscapeDataString(service.Partition)}";
-        var badge = "badge.svg?partition=" + Uri.EscapeDataString(service.Partition) + "&" + of;
+        var badge = "badge.svg?" + names.Query;
         _html.Add($"""
             <section><h2>Details</h2><dl><dt>Partition</dt><dd><bdi>{service.Partition}</bdi></dd>
             <dt>Platform</dt><dd><bdi>{service.Platform}</bdi></dd><dt>Service</dt><dd><bdi>{service.Service}</bdi></dd>
@@ -17300,7 +17303,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
 
                 """);
         _html.Add($"""
-            {(questions.IsForAll ? "changes" : "Changes")} as <a href="feed?partition={Uri.EscapeDataString(service.Partition)}&amp;{of}">feed</a>.</p>
+            {(questions.IsForAll ? "changes" : "Changes")} as <a href="{FeedOf(names)}">feed</a>.</p>
             <p><a href="{badge}">Badge</a> for your own pages: <code>&lt;img alt="<bdi>{Name(service)}</bdi>"
             src="<bdi>http://HOST:PORT/{badge}</bdi>"&gt;</code></p></section>
             """);
@@ -17384,9 +17387,8 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         """;
 
     /// <summary>Nothing but its style.</summary>
-    public static string WallPolicy { get; } = "default-src 'none'; img-src data:; style-src 'sha256-"
-        + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(WallStyle)))
-        + "'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+    public static string WallPolicy { get; } = $"default-src 'none'; img-src data:; {HtmlWriter.StyleSource(WallStyle)}; "
+        + "form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 
     private static string Short(string text) => AlertMapping.Clip(text, MostWallText);
 
@@ -17394,7 +17396,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private IEnumerable<ReadOnlyMemory<byte>> Wall()
     {
         var platforms = Ordered(questions.Platforms()).ToList();
-        var all = platforms.Aggregate(new StateCounts(), (sum, p) => sum + p.Counts);
+        var all = Total(platforms);
         _html.Add($"""
             <!DOCTYPE html>
             <html lang="en"><head><meta charset="utf-8"><title>{WordsOf(all, isShort: true)} – {settings.Title}</title>
@@ -17415,8 +17417,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         foreach (var platform in shown)
             AddTile(platform.Platform, platform.Partition, platform.Counts);
         if (platforms.Count > shown.Count)
-            AddTile($"and {platforms.Count - shown.Count} more", null,
-                platforms.Skip(shown.Count).Aggregate(new StateCounts(), (sum, p) => sum + p.Counts));
+            AddTile($"and {platforms.Count - shown.Count} more", null, Total(platforms.Skip(shown.Count)));
         _html.Add($"</ul>");
         AddNewest();
         _html.Add($"""
@@ -17456,7 +17457,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             AddNew(kind, Markup.Of($"{mark} {count}<bdi>{Short(incident.Status)}</bdi>"), NamesOf(incident with { Rows = [.. incident.Rows.Select(Cut)] }), incident.Platform,
                 Markup.Of($"since {Time(incident.Since)}, {Lasted(Now - incident.Since)}"));
         }
-        foreach (var outage in questions.Ended(Every, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1)).Take(MostNewest - open.Count))
+        foreach (var outage in questions.Ended(ServiceFilter.All, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1)).Take(MostNewest - open.Count))
             AddNew("up", Markup.Of($"✔ no longer down"), Markup.Of($"<bdi>{Short(ShortName.Of(outage.Service).Lead)}</bdi>"),
                 outage.Service.Platform, Markup.Of($"since {Time(outage.To)}, after {Lasted(outage.To - outage.From)}"));
         _html.Add($"</ul></section>");
@@ -17475,10 +17476,10 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private void Begin(string title, string state, Markup heading)
     {
         var colour = state switch { "down" => "8c0a14", "degraded" => "b27a00", "unknown" => "6e7681", "maintained" => "0a3f7a", "" => "4a525b", _ => "0f7a37" };
-        var feed = query.Kind is PageKind.Platform or PageKind.Service or PageKind.Outages ? query.Names : Every;
+        var feed = query.Kind is PageKind.Platform or PageKind.Service or PageKind.Outages ? query.Names : ServiceFilter.All;
         var up = query.Kind == PageKind.Overview ? default : Markup.Of($"<a href=\"{(Root == "" ? "./" : Root)}\"><bdi>{settings.Title}</bdi></a> · ");
         if (query is { Kind: PageKind.Service or PageKind.Outages, Names: { Partition: { } partition, Platform: { } platform } })
-            up += Markup.Of($"<a href=\"{AddressOf(PageKind.Platform, Every with { Partition = partition, Platform = platform })}\"><bdi>{platform}</bdi></a> · ");
+            up += Markup.Of($"<a href=\"{AddressOf(PageKind.Platform, ServiceFilter.All with { Partition = partition, Platform = platform })}\"><bdi>{platform}</bdi></a> · ");
         _html.Add($"""
             <!DOCTYPE html>
             <html lang="en"><head><meta charset="utf-8"><title>{title} – {settings.Title}</title>
@@ -17493,8 +17494,8 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             """);
     }
 
-    private static string FeedOf(ServiceFilter names) => "feed" + (new PageQuery(PageKind.Outages, names).Address() is var address
-        && address.IndexOf('?') is >= 0 and var at ? address[at..] : "");
+    /// <summary>The address of a feed relative to the overview's.</summary>
+    public static string FeedOf(ServiceFilter names) => names.Query == "" ? "feed" : "feed?" + names.Query;
 
     private ReadOnlyMemory<byte> End()
     {
@@ -17571,7 +17572,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
 
     /// <summary>Only where there are several.</summary>
-    private Markup InPartition(string partition, string then = "") => (_hasPartitions ??= questions.Partitions().Take(2).Count() > 1)
+    private Markup InPartition(string partition, string then = "") => questions.HasSeveralPartitions
         ? Markup.Of($"<bdi>{partition}</bdi>{then}") : default;
 
     /// <summary>Where there can be no markup; U+2068 and U+2069 set a part apart from the others.</summary>
@@ -17589,18 +17590,13 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     /// <summary>The short one, which leads to that with the names: in a list of many they would be most of the page.</summary>
     private string AddressOf(ServiceKey service, DateTime? at = null)
     {
-        var named = new PageQuery(PageKind.Service, new(service.Partition, service.Platform, service.Service, service.Facet, service.Location),
-            query.Range, At: at).Address();
+        var named = new PageQuery(PageKind.Service, ServiceFilter.Of(service), query.Range, At: at).Address();
         return Root + (PageQuery.IsForRedirect(named)
-            ? new PageQuery(PageKind.Short, Every, query.Range, At: at) { Short = PageQuery.ShortOf(service) }.Address() : named);
+            ? new PageQuery(PageKind.Short, ServiceFilter.All, query.Range, At: at) { Short = PageQuery.ShortOf(service) }.Address() : named);
     }
 
     private string AddressOf(PageKind kind, ServiceFilter names) =>
         Root + new PageQuery(kind, names, kind == PageKind.Outages ? PageQuery.UsualRange : query.Range).Address();
-
-    private static string Parameters(ServiceKey service) => $"platform={Uri.EscapeDataString(service.Platform)}"
-        + $"&service={Uri.EscapeDataString(service.Service)}&facet={Uri.EscapeDataString(service.Facet)}"
-        + $"&location={Uri.EscapeDataString(service.Location)}";
 
     private static string Clip(string text) => AlertMapping.Clip(text, MostText);
 
@@ -18193,7 +18189,7 @@ internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
     /// <summary>As many entries are often found in so short a time.</summary>
     private static readonly TimeSpan Lately = TimeSpan.FromDays(1);
 
-    private readonly FeedText _text = new(zone, questions.Partitions().Take(2).Count() == 2);
+    private readonly FeedText _text = new(zone, questions.HasSeveralPartitions);
 
     /// <summary>The latest first.</summary>
     public IReadOnlyList<FeedEntry> Entries()
@@ -18244,12 +18240,9 @@ internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
     public ReadOnlyMemory<byte> Write()
     {
         var entries = Entries();
-        var given = new[] { ("partition", filter.Partition), ("platform", filter.Platform), ("service", filter.Service),
-            ("facet", filter.Facet), ("location", filter.Location) }.Where(f => f.Item2 != null).ToList();
         using var store = questions.Snapshot.Query("SELECT value FROM meta WHERE name = 'store'");
-        var id = FeedEntry.IdOf(["feed", store.FirstText() ?? "", .. given.SelectMany(f => new[] { f.Item1, f.Item2! })]);
-        var self = "feed" + string.Concat(given.Select((f, i) =>
-            $"{(i == 0 ? '?' : '&')}{f.Item1}={Uri.EscapeDataString(f.Item2!)}"));
+        var id = FeedEntry.IdOf(
+            ["feed", store.FirstText() ?? "", .. filter.Parameters.SelectMany(p => new[] { p.Name, p.Value })]);
         var name = Badge.NameOf(filter);
         // Without an entry it is that of the day.
         var updated = entries.Count > 0 ? entries[0].Updated : questions.Moment.Date;
@@ -18261,7 +18254,7 @@ internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
             <title>Service status{(name == null ? "" : ": " + name)}</title>
             <updated>{Rfc3339.Format(updated)}</updated>
             <author><name>SeS</name></author>
-            <link rel="self" type="application/atom+xml" href="{self}"/>
+            <link rel="self" type="application/atom+xml" href="{StatusPage.FeedOf(filter)}"/>
             <link rel="alternate" type="text/html" href="./"/>
 
             """);
@@ -18391,9 +18384,8 @@ internal static class RefusalPage
     /// <summary>In a frame of a page of SeS's own it is shown, and heals, too.</summary>
     private static readonly (string, string)[] Headers =
     [
-        ("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"
-            + Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(Style)))
-            + "'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'self'"),
+        ("Content-Security-Policy", $"default-src 'none'; {HtmlWriter.StyleSource(Style)}; "
+            + "img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'self'"),
         ("Referrer-Policy", "no-referrer"), .. Web.Guards,
     ];
 
@@ -19278,7 +19270,7 @@ internal sealed class Web
     /// </summary>
     private static Reply ShortReply(Questions questions, PageQuery query)
     {
-        foreach (var (_, service) in questions.ListedServices(new(null, null, null, null, null)))
+        foreach (var (_, service) in questions.ListedServices(ServiceFilter.All))
         {
             if (PageQuery.ShortOf(service) == query.Short
                 || (questions.IsForAll && PageQuery.ShortOf(questions.Hidden(service)) == query.Short))
@@ -19305,7 +19297,7 @@ internal sealed class Web
         var address = (query with
         {
             Kind = PageKind.Service,
-            Names = new(service.Partition, service.Platform, service.Service, service.Facet, service.Location),
+            Names = ServiceFilter.Of(service),
         }).Address();
         return PageQuery.IsForRedirect(address)
             ? new Reply(302, "", []) { Headers = [("Location", root + address + (query.At == null ? "" : "#at")), .. Guards] }

@@ -20,13 +20,10 @@ public sealed partial class FeedTests : IDisposable
 
     public void Dispose() => Directory.Delete(_directory, recursive: true);
 
-    private static string Basic(string name, string password) =>
-        "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes($"{name}:{password}"));
-
     private static Host WithEditor() => Host.Serving("--editor-password", Password);
 
     private static async Task NoteAsync(Host host, string body) =>
-        Assert.Equal(201, (await host.PostAsync(body, "/alerts/INS/notes", Basic(Editor, Password))).Code);
+        Assert.Equal(201, (await host.PostAsync(body, "/alerts/INS/notes", Host.Basic(Editor, Password))).Code);
 
     /// <summary>A stock alert that fired from a time to another, or still does.</summary>
     private static async Task FireAsync(

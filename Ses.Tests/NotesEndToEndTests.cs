@@ -34,12 +34,6 @@ public sealed class NotesEndToEndTests : IDisposable
         return ses;
     }
 
-    private static async Task<(int Exit, string Output)> BashAsync(string script)
-    {
-        await using var bash = ChildProcess.Start("bash", ["-euc", script], SesProcess.Unset);
-        return (await bash.ExitAsync(Soon), bash.Output);
-    }
-
     private static Task<HttpResponseMessage> NoteAsync(SesProcess ses, string json) =>
         ses.Client.PostAsync("alerts/INS/notes", new StringContent(json));
 
@@ -55,7 +49,7 @@ public sealed class NotesEndToEndTests : IDisposable
         {
             // The page shows the id that one got.
             var id = told.Count == 0 ? "--id 3f9a2c71d0 --format table" : "";
-            var (exit, output) = await BashAsync($"{SesProcess.Binary} {command[4..]} --data-dir {ses.DataDir} {id}");
+            var (exit, output) = await ses.BashAsync($"{SesProcess.Binary} {command[4..]} --data-dir {ses.DataDir} {id}");
             Assert.True(exit == 0, $"{command}\n{output}");
             told.Add(output);
         }
@@ -66,9 +60,9 @@ public sealed class NotesEndToEndTests : IDisposable
         using var list = JsonDocument.Parse(told[3]);
         Assert.Equal([1, 2, 3], list.RootElement.GetProperty("notes").EnumerateArray().Select(n => n.GetProperty("version").GetInt32()));
 
-        var requests = string.Join('\n', page.CodeOf("By HTTP", "sh")).Replace("http://ses-1:8888", ses.Client.BaseAddress!.ToString().TrimEnd('/'), Ordinal)
+        var requests = string.Join('\n', page.CodeOf("By HTTP", "sh"))
             .Replace("/etc/ses/editor-password", Path.Combine(_dir, "editor-password"), Ordinal).Replace("curl ", "curl -sf ", Ordinal);
-        var (code, answers) = await BashAsync(requests);
+        var (code, answers) = await ses.BashAsync(requests);
         Assert.True(code == 0, answers);
         Assert.Contains("\"author\":\"editor\",\"author_name\":\"Jane Doe\"", answers, Ordinal);
         Assert.Contains("the provider's line was cut", answers, Ordinal);
@@ -86,7 +80,7 @@ public sealed class NotesEndToEndTests : IDisposable
         for (var i = 0; i < 5; i++)
         {
             var command = $"{SesProcess.Binary} note add --data-dir {ses.DataDir} --id w{i} --kind maintenance --for 1h --service checkout --text work";
-            Assert.Equal((0, $"w{i}"), (await BashAsync(command)) is var (code, answer)
+            Assert.Equal((0, $"w{i}"), (await ses.BashAsync(command)) is var (code, answer)
                 ? (code, JsonDocument.Parse(answer[answer.IndexOf('{', Ordinal)..]).RootElement.GetProperty("id").GetString()) : default);
             // At once, and in the other's eyes.
             Assert.Equal($"w{i}", await UnderAsync());
@@ -97,12 +91,12 @@ public sealed class NotesEndToEndTests : IDisposable
         }
         // A SeS that runs says the same.
         Assert.Equal(HttpStatusCode.Created, (await NoteAsync(ses, """{"id":"w0","withdrawn":false}""")).StatusCode);
-        var (down, _) = await BashAsync($"{SesProcess.Binary} status --fail-if-down --partition INS --url {ses.Client.BaseAddress}alerts");
+        var (down, _) = await ses.BashAsync($"{SesProcess.Binary} status --fail-if-down --partition INS --url {ses.Client.BaseAddress}alerts");
         Assert.Equal(0, down);
         Assert.Equal(HttpStatusCode.Created, (await NoteAsync(ses, """{"id":"w0","withdrawn":true}""")).StatusCode);
         async Task RefusedAsync(int exit, string said, string arguments)
         {
-            var (code, output) = await BashAsync($"{SesProcess.Binary} note {arguments} --data-dir {ses.DataDir}");
+            var (code, output) = await ses.BashAsync($"{SesProcess.Binary} note {arguments} --data-dir {ses.DataDir}");
             Assert.Contains(said, output, Ordinal);
             Assert.Equal(exit, code);
         }
@@ -116,7 +110,7 @@ public sealed class NotesEndToEndTests : IDisposable
         await RefusedAsync(2, "--to: '' is not usable", "add --kind comment --to '' --text t");
         await RefusedAsync(2, "--partition: nothing was ever heard of 'TYPO'; there are: INS", "add --partition TYPO --kind comment --text t");
         // What is added holds again.
-        Assert.Contains("\"withdrawn\":false", (await BashAsync(
+        Assert.Contains("\"withdrawn\":false", (await ses.BashAsync(
             $"{SesProcess.Binary} note add --id w0 --data-dir {ses.DataDir} --from 2026-12-05T22:00 --tz Europe/Berlin --for 90m")).Output, Ordinal);
         await RefusedAsync(2, "--for and --to exclude each other", "add --kind comment --for 1h --to 2026-12-01 --text t");
         await RefusedAsync(2, "note add, note list, note withdraw are", "");
@@ -140,7 +134,7 @@ public sealed class NotesEndToEndTests : IDisposable
             await ses.RestartAsync();
             Assert.Equal(i + 1, (await JsonOfAsync(ses, "alerts/INS/notes")).GetProperty("notes").GetArrayLength());
         }
-        async Task LimitAsync(string bytes) => Assert.Equal(0, (await BashAsync($"prlimit --pid={ses.Child.Id} --fsize={bytes}:unlimited")).Exit);
+        async Task LimitAsync(string bytes) => Assert.Equal(0, (await ses.BashAsync($"prlimit --pid={ses.Child.Id} --fsize={bytes}:unlimited")).Exit);
         await LimitAsync("0");
         const string Another = """{"id":"full","kind":"comment","from":"2026-11-22T08:00Z","text":"t"}""";
         Assert.Equal(HttpStatusCode.ServiceUnavailable, (await NoteAsync(ses, Another)).StatusCode);

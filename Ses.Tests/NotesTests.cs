@@ -14,16 +14,13 @@ public sealed class NotesTests
     private const string Editor = "editor", Password = "p w:ö";
     private static readonly ServiceFilter All = new(null, null, null, null, null);
 
-    private static string Basic(string name, string password) =>
-        "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes($"{name}:{password}"));
-
     private static Host WithEditor(params string[] flags) => Host.Serving(["--editor-password", Password, .. flags]);
 
     private static Task<Answer> NoteAsync(Host host, string body, string partition = "INS") =>
-        host.PostAsync(body, $"/alerts/{partition}/notes", Basic(Editor, Password));
+        host.PostAsync(body, $"/alerts/{partition}/notes", Host.Basic(Editor, Password));
 
     private static Task<Answer> NotesAsync(Host host, string query = "") =>
-        host.SendAsync(HttpMethod.Get, $"/alerts/INS/notes{query}", authorization: Basic(Editor, Password));
+        host.SendAsync(HttpMethod.Get, $"/alerts/INS/notes{query}", authorization: Host.Basic(Editor, Password));
 
     private static DateTime At(string time) => DateTime.Parse(
         $"2026-11-22T{time}Z", CultureInfo.InvariantCulture, DateTimeStyles.AdjustToUniversal);
@@ -141,7 +138,7 @@ public sealed class NotesTests
         Assert.Equal("kind: 'x' is not usable; allowed: maintenance, excluded, correction, comment, retired.", (await NotesAsync(host, "?kind=x")).Problem(400));
         Assert.StartsWith("limit: it is no parameter of notes;", (await NotesAsync(host, "?limit=1")).Problem(400), Ordinal);
         Assert.StartsWith("Nothing was ever heard", (await host.SendAsync(
-            HttpMethod.Get, "/alerts/OTHER/notes", authorization: Basic(Editor, Password))).Problem(404), Ordinal);
+            HttpMethod.Get, "/alerts/OTHER/notes", authorization: Host.Basic(Editor, Password))).Problem(404), Ordinal);
     }
 
     [Theory]
@@ -177,7 +174,7 @@ public sealed class NotesTests
         await using var host = WithEditor();
         await FireAsync(host, "web", "08:00", "09:00");
         Assert.StartsWith("foo: a note takes no parameters", (await host.PostAsync(
-            body, "/alerts/INS/notes?foo=1", Basic(Editor, Password))).Problem(400), Ordinal);
+            body, "/alerts/INS/notes?foo=1", Host.Basic(Editor, Password))).Problem(400), Ordinal);
         Assert.Equal(201, (await NoteAsync(host, """{"id":"known","kind":"comment","from":"2026-11-22","text":"t"}""")).Code);
         Assert.StartsWith(problem, (await NoteAsync(host, body)).Problem(400), Ordinal);
         Assert.Single((await NotesAsync(host, "?versions=true")).Json.GetProperty("notes").EnumerateArray());
@@ -202,7 +199,7 @@ public sealed class NotesTests
         Assert.Equal("id: there is no note 'x' of partition 'INS'.", (await NoteAsync(host, """{"id":"x","withdrawn":true}""")).Problem(404));
         foreach (var method in new[] { HttpMethod.Delete, HttpMethod.Put })
             Assert.Equal("Allowed: GET, HEAD, OPTIONS, POST.", (await host.SendAsync(
-                method, "/alerts/INS/notes", "{}", Basic(Editor, Password))).Problem(405));
+                method, "/alerts/INS/notes", "{}", Host.Basic(Editor, Password))).Problem(405));
     }
 
     [Fact]
@@ -220,13 +217,13 @@ public sealed class NotesTests
             missing.Problem(401);
             Assert.Equal("Basic realm=\"SeS\", charset=\"UTF-8\"", Assert.Single(missing.Headers.WwwAuthenticate).ToString());
             Assert.Equal("These credentials are for alerts and questions; notes need the editor's.",
-                (await host.PostAsync(Body, "/alerts/INS/notes", Basic("am", "secret"))).Problem(403));
+                (await host.PostAsync(Body, "/alerts/INS/notes", Host.Basic("am", "secret"))).Problem(403));
             (await host.PostAsync(Body, "/alerts/INS/notes", "Bearer x")).Problem(401);
-            Assert.Equal(404, (await host.PostAsync(Body, "/alerts/INS/notes", Basic(Editor, Password))).Code);
+            Assert.Equal(404, (await host.PostAsync(Body, "/alerts/INS/notes", Host.Basic(Editor, Password))).Code);
             // On a connection on which the editor signed in others do not.
-            (await host.UnfreezeAsync(host.PostAsync(Body, "/alerts/INS/notes", Basic(Editor, "wrong")))).Problem(401);
+            (await host.UnfreezeAsync(host.PostAsync(Body, "/alerts/INS/notes", Host.Basic(Editor, "wrong")))).Problem(401);
             // Nor is the editor a sender.
-            (await host.PostAsync("""{"version":"4","alerts":[]}""", authorization: Basic(Editor, Password))).Problem(403);
+            (await host.PostAsync("""{"version":"4","alerts":[]}""", authorization: Host.Basic(Editor, Password))).Problem(403);
         }
         Assert.Contains("'editor' is the user of --username", Assert.Throws<OptionsException>(() =>
             Front.OptionsOf(["--auth-mode", "basic", "--username", "editor", "--password", "s", "--editor-password", "p"])).Message, Ordinal);

@@ -17,9 +17,7 @@ public sealed partial class PublicTests
 
     private static readonly ServiceKey Closed = Node with { Partition = "SECRET" };
 
-    private static string By(string user) => "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes(user));
-
-    private static readonly string Reader = By("reader:r p"), Editor = By("editor:e p");
+    private static readonly string Reader = Host.Basic("reader", "r p"), Editor = Host.Basic("editor", "e p");
 
     private static string Escaped(string text) => Uri.EscapeDataString(text);
 
@@ -80,7 +78,7 @@ public sealed partial class PublicTests
             Assert.DoesNotContain("alerts/", open.Body, Ordinal);
             Assert.Contains("Authorization", (await AskAsync(host, path, Reader)).Headers.Vary);
             // Wrong ones are not as none.
-            Assert.Equal(401, (await host.UnfreezeAsync(AskAsync(host, path, By("reader:x")))).Code);
+            Assert.Equal(401, (await host.UnfreezeAsync(AskAsync(host, path, Host.Basic("reader", "x")))).Code);
             Assert.Equal(401, (await AskAsync(host, path, "Digest x")).Code);
         }
         foreach (var path in new[]

@@ -151,18 +151,17 @@ public sealed partial class StatusPageTests
     public async Task WhatIsUnderMaintenanceNeedsNoAttentionAndAPersonsNoteStandsBesideTheRest()
     {
         await using var host = Host.Serving("--auth-mode", "basic", "--password", "p", "--editor-username", "e", "--editor-password", "q");
-        static string Basic(string user, string password) => "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes($"{user}:{password}"));
         async Task NoteAsync(string json) => Assert.Equal(201, (await host.SendAsync(HttpMethod.Post, "/alerts/INS/notes",
-            json, Basic("e", "q"))).Code);
+            json, Host.Basic("e", "q"))).Code);
         foreach (var (service, status) in new[] { (Node, "down"), (Quorum, "down"), (Node with { Platform = "p02" }, "down") })
         {
             var alert = Dialect.Alert(service, status, Ago(0), "It is " + status);
-            Assert.Equal(204, (await host.PostAsync(Dialect.Payload(alert), "/alerts/INS", authorization: Basic("admin", "p"))).Code);
+            Assert.Equal(204, (await host.PostAsync(Dialect.Payload(alert), "/alerts/INS", authorization: Host.Basic("admin", "p"))).Code);
         }
         await NoteAsync($$"""{"kind":"maintenance","from":"{{Rfc3339.Format(Host.Now)}}","to":"{{Rfc3339.Format(Host.Now.AddHours(2))}}","platform":"p02","text":"New disks <b>"}""");
         await NoteAsync($$"""{"kind":"comment","from":"{{Rfc3339.Format(Host.Now)}}","facet":"node","platform":"p01-dev","text":"The provider works on it","author_name":"Ann"}""");
         host.Clock.Advance(TimeSpan.FromMinutes(3));
-        var page = PageText.Parse((await host.SendAsync(HttpMethod.Get, "/", authorization: Basic("admin", "p"))).Body);
+        var page = PageText.Parse((await host.SendAsync(HttpMethod.Get, "/", authorization: Host.Basic("admin", "p"))).Body);
         Assert.Equal("✖ 2 down ⚒ 1 under maintenance 2 platforms", Banner(page));
         var cards = Cards(page);
         Assert.Equal(2, cards.Count);
@@ -680,7 +679,7 @@ public sealed partial class StatusPageTests
             ["pw-of-alertmanager", "pw-of-onix", Web.SecretField, Web.StreamField, Web.ClientField];
         await using var host = Host.Serving("--auth-mode", "basic", "--password", secrets[0],
             "--onix-password", secrets[1]);
-        var right = "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes("admin:" + secrets[0]));
+        var right = Host.Basic("admin", secrets[0]);
         var words = Enumerable.Range(0, 200).Select(i => Dialect.Alert(
             Node with { Location = $"n{i}" }, "down", Ago(2), "It is down"));
         Assert.Equal(204, (await host.PostAsync(Dialect.Payload([.. words]), authorization: right)).Code);

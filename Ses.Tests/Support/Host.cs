@@ -69,6 +69,10 @@ internal sealed class Host : IAsyncDisposable
 
     public void Reopen(params string[] flags) => _front.Reopen(flags);
 
+    /// <summary>The value of an Authorization field.</summary>
+    public static string Basic(string name, string password) =>
+        "Basic " + Convert.ToBase64String(Encoding.UTF8.GetBytes($"{name}:{password}"));
+
     public Task<Answer> GetAsync(string path) => SendAsync(HttpMethod.Get, path);
 
     public Task<Answer> PostAsync(

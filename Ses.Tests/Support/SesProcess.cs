@@ -43,6 +43,7 @@ internal sealed class SesProcess : IAsyncDisposable
 {
     private static readonly TimeSpan ReadyWithin = TimeSpan.FromSeconds(20);
     private static readonly TimeSpan Gone = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
 
     private readonly string[] _arguments;
     private readonly bool _ownsDataDir;
@@ -155,6 +156,14 @@ internal sealed class SesProcess : IAsyncDisposable
         using var content = new ByteArrayContent(Encoding.UTF8.GetBytes(json));
         content.Headers.ContentType = new MediaTypeHeaderValue("application/json");
         return await Client.PostAsync(Webhook(partition), content);
+    }
+
+    /// <summary>Runs what the documents show for a SeS at http://ses-1:8888 with this one.</summary>
+    public async Task<(int Exit, string Output)> BashAsync(string script)
+    {
+        await using var bash = ChildProcess.Start("bash",
+            ["-euc", script.Replace("http://ses-1:8888", Client.BaseAddress!.ToString().TrimEnd('/'), StringComparison.Ordinal)], Unset);
+        return (await bash.ExitAsync(Patience), bash.Output);
     }
 
     public void Kill(Signal signal) => _child.Kill(signal);
