@@ -10401,13 +10401,15 @@ internal sealed class GapFacts
                 }
             }
         }
-        // What was given up is unknown; of all partitions, which are more than need be.
+        // What was given up is unknown; of all partitions, which are more than need be. The index alone tells which
+        // runs are: most others would be read in vain.
         var gaps = new Gaps(Gaps.Unite(_silences.Select(s => s.Gap)
             .Concat(_absences.Where(a => a.Gap.Id != 0).Select(a => a.Gap)).Where(g => g.To > from)), []);
         using var unknown = snapshot.Query("""
-            SELECT r.service, r.at, r.until FROM main.timeline r INDEXED BY timeline_ended
+            SELECT e.service, e.at, e.until FROM main.timeline e INDEXED BY timeline_ended
+                CROSS JOIN main.timeline r ON r.service = e.service AND r.at = e.at
                 CROSS JOIN observation o ON o.id = r.observation
-            WHERE r.status IN (1, 2, 3) AND r.status = 3 AND r.until < 9000000000000000 AND r.until > ?1 AND o.kind = 3
+            WHERE e.status IN (1, 2, 3) AND e.status = 3 AND e.until < 9000000000000000 AND e.until > ?1 AND o.kind = 3
             UNION ALL SELECT s.id, s.since, 9000000000000000
                 FROM service s INDEXED BY service_attention WHERE s.status = 3 AND s.status <> 0
             """);
@@ -10419,6 +10421,10 @@ internal sealed class GapFacts
         }
         return affected;
     }
+
+    /// <summary>Whether any gap touches a range, of whatever partition.</summary>
+    public bool Touch(DateTime from, DateTime to) => _silences.Select(s => s.Gap).Concat(_absences.Select(a => a.Gap))
+        .Any(g => g.Id != 0 && g.From <= to && g.To >= from);
 
     /// <summary>The same, if that was found before, perhaps with more of them; null: it was not.</summary>
     public IReadOnlySet<long>? FoundAffected(DateTime from) =>
@@ -11189,20 +11195,21 @@ internal sealed class Questions(
     private IEnumerable<(long Id, ServiceKey Service, IEnumerable<Run> Runs)> RunsOf(
         ServiceFilter filter, DateTime from, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
-        using var rows = snapshot.Query($"""
-            SELECT at, until, status, open, observation FROM {Timeline(filter, from)}
-            WHERE service = ?1 AND until > ?2 ORDER BY at
+        var anew = asOf == null ? AnewOf(filter, from) : null;
+        using var rows = snapshot.Query("""
+            SELECT at, until, status, open, observation FROM main.timeline WHERE service = ?1 AND until > ?2 ORDER BY at
             """);
-        var first = from > DateTime.UnixEpoch + EndsOutage ? UnixTime.From(from - EndsOutage) : 0;
-        IEnumerable<Run> Of(long service)
+        var first = from > DateTime.UnixEpoch + EndsOutage ? from - EndsOutage : DateTime.UnixEpoch;
+        IEnumerable<Run> Stored(long service)
         {
-            for (rows.Bind(1, service).Bind(2, first); rows.Step();)
+            for (rows.Bind(1, service).Bind(2, UnixTime.From(first)); rows.Step();)
                 yield return ServiceFacts.RunOf(rows);
         }
 
         foreach (var (id, service) in services ?? ServicesOf(filter))
         {
-            var runs = GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Lay(Of(id)) : Of(id);
+            var held = anew?.Contains(id) == false ? Stored(id) : DerivedRuns(id, service).Where(r => !(r.To <= first));
+            var runs = GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Lay(held) : held;
             yield return (id, service, OverlayOf(id, service) is { Count: > 0 } notes ? Lay(notes, runs) : runs);
         }
     }
@@ -11530,9 +11537,9 @@ internal sealed class Questions(
             && (from == null ? _derivedFrom == null : from >= _derivedFrom);
         if (asOf == null && !isDerived)
         {
-            _behind ??= snapshot.Behind();
             var noted = withNotes ? Noted(from ?? DateTime.MinValue, filter.Partition) : [];
-            _anew = from is { } since ? new HashSet<long>(AffectedOf(filter, since).Concat(_behind).Concat(noted)) : _behind;
+            _anew = AnewOf(filter, from);
+            _anew.UnionWith(noted);
         }
         if (asOf == null && _anew!.Count == 0)
         {
@@ -11552,6 +11559,31 @@ internal sealed class Questions(
             """;
     }
 
+    /// <summary>The services whose stored runs are not what the facts give: gaps make others of them, or they are behind.</summary>
+    /// <param name="from">Gaps that ended before do not matter; null: none do.</param>
+    private HashSet<long> AnewOf(ServiceFilter filter, DateTime? from)
+    {
+        _behind ??= snapshot.Behind();
+        return [.. from is { } since ? AffectedOf(filter, since) : [], .. _behind];
+    }
+
+    private readonly Dictionary<string, DateTime?> _knownFrom = [];
+
+    /// <summary>The runs that the facts of a service give, with gaps.</summary>
+    private List<Run> DerivedRuns(long id, ServiceKey service)
+    {
+        if (!_knownFrom.TryGetValue(service.Partition, out var knownFrom))
+        {
+            using var first = snapshot.Query("SELECT min(received) FROM receipt WHERE partition = ?1 AND recorded <= ?2");
+            first.Bind(1, PartitionId(service.Partition)).Bind(2, Through == long.MaxValue ? Through : UnixTime.From(Moment));
+            _knownFrom[service.Partition] = knownFrom = first.Number() is { } from ? UnixTime.Read(from) : null;
+        }
+        var runs = new List<Run>();
+        snapshot.Facts.Read(id, Through);
+        _ = snapshot.Facts.Derive(knownFrom, Moment, rules, runs, gaps: GapsOf(service));
+        return runs;
+    }
+
     /// <summary>Where a filter takes few, those: to find them among all takes longer.</summary>
     private IEnumerable<long> AffectedOf(ServiceFilter filter, DateTime from)
     {
@@ -11559,17 +11591,16 @@ internal sealed class Questions(
             return GapFacts.Affected(snapshot, from);
         if (GapFacts.FoundAffected(from) is { } found)
             return found;
-        using var some = Bound(filter, $"SELECT s.id {From(filter)} LIMIT {MostDerived + 1}");
+        using var some = Bound(filter, $"SELECT s.id {From(filter)} LIMIT {FewServices + 1}");
         var ids = new List<long>();
         while (some.Step())
             ids.Add(some.Number(0));
-        return ids.Count <= MostDerived ? ids : GapFacts.Affected(snapshot, from);
+        return ids.Count <= FewServices ? ids : GapFacts.Affected(snapshot, from);
     }
 
-    private const int MostDerived = 500;
-
-    // The services that are behind, and those that are derived anew: of some, gaps make another timeline.
-    private IReadOnlySet<long>? _behind, _anew;
+    // The services that are behind, and those of which the table of the timeline is derived anew.
+    private IReadOnlySet<long>? _behind;
+    private HashSet<long>? _anew;
 
     private void Derive(
         DateTime moment, long through, IEnumerable<(long Id, ServiceKey Service)> services, bool withGaps, bool withNotes)
@@ -11782,22 +11813,64 @@ internal sealed class Questions(
     /// <summary>Outages that ended after a time and before another, the latest first.</summary>
     public IEnumerable<Outage> Ended(ServiceFilter filter, DateTime from, DateTime before)
     {
-        var affected = new HashSet<long>(GapFacts.Affected(snapshot, from).Concat(Noted(from)));
+        var noted = Noted(from);
+        var affected = new HashSet<long>(GapFacts.Affected(snapshot, from).Concat(noted));
         var members = MembersOf(filter);
         if (members != null)
             affected.IntersectWith(members);
-        // A timeline is derived while nothing else is read.
-        using var laid = LaidEnded(from, before, affected).OrderByDescending(o => o.To).ToList().GetEnumerator();
-        using var stored = StoredEnded(from, before, affected, members).GetEnumerator();
-        for (bool isStored = stored.MoveNext(), isLaid = laid.MoveNext(); isStored || isLaid;)
+        // In stretches, since most who ask want the latest few, and the timelines of many take long to derive.
+        for (DateTime begin; before > from.AddMilliseconds(1); before = begin.AddMilliseconds(1))
         {
-            var takesStored = isStored && !(isLaid && laid.Current.To > stored.Current.To);
-            yield return Shown(takesStored ? stored.Current : laid.Current);
-            if (takesStored)
-                isStored = stored.MoveNext();
-            else
-                isLaid = laid.MoveNext();
+            begin = affected.Count == 0 ? from : StretchBefore(from, before);
+            // What gaps and notes make of an outage ends where a stored run does, or in a gap, or where a note says.
+            HashSet<long> here = affected.Count == 0 ? [] : [.. StoredEnds(begin, before),
+                .. GapFacts.Touch(begin, before) ? GapFacts.Affected(snapshot, begin) : new HashSet<long>(),
+                .. HasNoteEdge(begin, before) ? noted : []];
+            here.IntersectWith(affected);
+            using var laid = LaidEnded(from, begin, before, here).OrderByDescending(o => o.To).ToList().GetEnumerator();
+            using var stored = StoredEnded(begin, before, affected, members).GetEnumerator();
+            for (bool isStored = stored.MoveNext(), isLaid = laid.MoveNext(); isStored || isLaid;)
+            {
+                var takesStored = isStored && !(isLaid && laid.Current.To > stored.Current.To);
+                yield return Shown(takesStored ? stored.Current : laid.Current);
+                if (takesStored)
+                    isStored = stored.MoveNext();
+                else
+                    isLaid = laid.MoveNext();
+            }
         }
+    }
+
+    /// <summary>Whether a note that makes another timeline begins or ends in a range.</summary>
+    private bool HasNoteEdge(DateTime from, DateTime to) => NoteFacts.Of(NoteKind.Correction).Concat(NoteFacts.Of(NoteKind.Retired))
+        .Any(n => (n.Last.From >= from && n.Last.From <= to) || (n.Last.To >= from && n.Last.To <= to));
+
+    /// <summary>So many runs that were not up end in a stretch.</summary>
+    private const int StretchSize = 200;
+
+    /// <summary>After when the last of a range ended.</summary>
+    private DateTime StretchBefore(DateTime from, DateTime before)
+    {
+        using var last = snapshot.Query($"""
+            SELECT until FROM main.timeline INDEXED BY timeline_ended
+            WHERE until > ?1 AND until < ?2 AND until < 9000000000000000 AND status IN (1, 2, 3)
+            ORDER BY until DESC LIMIT 1 OFFSET {StretchSize - 1}
+            """);
+        return last.Bind(1, UnixTime.From(from)).Bind(2, UnixTime.From(before)).Number() is { } until
+            ? UnixTime.Read(until - 1) : from;
+    }
+
+    /// <summary>The services of which a stored run that was not up ended in a range.</summary>
+    private List<long> StoredEnds(DateTime from, DateTime before)
+    {
+        var services = new List<long>();
+        using var rows = snapshot.Query("""
+            SELECT service FROM main.timeline INDEXED BY timeline_ended
+            WHERE until > ?1 AND until < ?2 AND until < 9000000000000000 AND status IN (1, 2, 3)
+            """);
+        for (rows.Bind(1, UnixTime.From(from)).Bind(2, UnixTime.From(before)); rows.Step();)
+            services.Add(rows.Number(0));
+        return services;
     }
 
     /// <summary>The services that a filter takes, of which the audience may know; null: all there are.</summary>
@@ -11815,8 +11888,9 @@ internal sealed class Questions(
         return corrected < stored || stored == null ? corrected : stored;
     }
 
-    /// <summary>Those of services of which gaps make another timeline.</summary>
-    private IEnumerable<Outage> LaidEnded(DateTime from, DateTime before, HashSet<long> services)
+    /// <summary>Those of services of which gaps or notes make another timeline.</summary>
+    /// <param name="from">No gap matters that ended before.</param>
+    private IEnumerable<Outage> LaidEnded(DateTime from, DateTime begin, DateTime before, HashSet<long> services)
     {
         if (services.Count == 0)
             yield break;
@@ -11825,9 +11899,8 @@ internal sealed class Questions(
         {
             foreach (var outage in OutagesOf(id, service, [.. runs], default, null))
             {
-                if (outage.To > from && outage.To < before)
-                    yield return new Outage(
-                        id, service, outage.From, outage.To.Value, TextOf(texts, outage.Observation, isUp: false).Text);
+                if (outage.To is { } to && to > begin && to < before)
+                    yield return new Outage(id, service, outage.From, to, TextOf(texts, outage.Observation, isUp: false).Text);
             }
         }
     }
@@ -11835,12 +11908,13 @@ internal sealed class Questions(
     private IEnumerable<Outage> StoredEnded(
         DateTime from, DateTime before, HashSet<long> others, HashSet<long>? members)
     {
+        // Of several bounds SQLite begins at the one that stands first.
         using var rows = snapshot.Query("""
             SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location, r.service
             FROM main.timeline r CROSS JOIN service s ON s.id = r.service CROSS JOIN family f ON f.id = s.family
                 CROSS JOIN partition p ON p.id = f.partition
-            WHERE r.status IN (1, 2, 3) AND r.status = 2 AND r.until < 9000000000000000 AND r.until > ?1
-                AND r.until < ?2 AND NOT EXISTS (SELECT 1 FROM main.timeline n
+            WHERE r.until > ?1 AND r.until < ?2 AND r.until < 9000000000000000 AND r.status IN (1, 2, 3) AND r.status = 2
+                AND NOT EXISTS (SELECT 1 FROM main.timeline n
                     WHERE n.service = r.service AND n.at = r.until AND n.status = 2)
             ORDER BY r.until DESC
             """);
@@ -11947,11 +12021,14 @@ internal sealed class Questions(
         }
     }
 
+    /// <summary>Of so many services the last observation is sought for each.</summary>
+    private const int MostSought = 500;
+
     /// <summary>The services that were observed since a time, by their last observation, the latest first.</summary>
     private IEnumerable<(long Id, DateTime Recorded)> LastObserved(HashSet<long>? members, DateTime from)
     {
         var first = snapshot.LastObservation(from.AddMilliseconds(-1));
-        if (members?.Count <= MostDerived)
+        if (members?.Count <= MostSought)
         {
             using var last = snapshot.Query("""
                 SELECT id, recorded FROM observation
@@ -12082,13 +12159,7 @@ internal sealed class Questions(
 
     private IEnumerable<OutageRow> OutagesFromFacts(long id, ServiceKey service)
     {
-        var (facts, runs, through) = (snapshot.Facts, new List<Run>(), Through);
-        using var first = snapshot.Query("SELECT min(received) FROM receipt WHERE partition = ?1 AND recorded <= ?2");
-        first.Bind(1, PartitionId(service.Partition)).Bind(2, through == long.MaxValue ? through : UnixTime.From(Moment));
-        var knownFrom = first.Number() is { } from ? UnixTime.Read(from) : (DateTime?)null;
-        facts.Read(id, through);
-        _ = facts.Derive(knownFrom, Moment, rules, runs, gaps: GapsOf(service));
-        var overlay = OverlayOf(id, service);
+        var (runs, overlay) = (DerivedRuns(id, service), OverlayOf(id, service));
         return OutagesOf(id, service, overlay.Count > 0 ? [.. Lay(overlay, runs)] : runs, default, null);
     }
 }
@@ -16992,7 +17063,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         if (isChosen)
             _html.Add($"<span aria-current=\"true\">{text}</span>");
         else
-            _html.Add($"<a href=\"{target.Address()}\">{text}</a>");
+            _html.Add($" <a href=\"{target.Address()}\">{text}</a>");
     }
 
     // ---- A platform ----

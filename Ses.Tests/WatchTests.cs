@@ -283,6 +283,46 @@ public sealed class WatchTests
     }
 
     /// <summary>SeS's own absence: what rests on an open alert holds, and ends in it are exact.</summary>
+    /// <summary>They are found a stretch at a time, and most of them in stored runs, which know of no gaps.</summary>
+    [Theory]
+    [InlineData(1)]
+    [InlineData(2)]
+    public async Task EndedOutagesAreThoseOfTheWholeTimeline(int seed)
+    {
+        var random = new Random(seed);
+        await using var host = Host.Serving();
+        var open = new Dictionary<int, DateTime>();
+        var begin = At(0);
+        for (var (minute, silent) = (0.0, 0); minute < 2000; minute += 4, silent--)
+        {
+            if (silent <= 0 && minute > 60 && random.Next(40) == 0)
+                silent = random.Next(5, 30);
+            if (silent <= 0)
+                await PostAsync(host, Relayed("firing"));
+            for (var service = 0; service < 8; service++)
+            {
+                if (random.Next(2) != 0)
+                    continue;
+                var now = At(minute + (random.Next(-180, 0) / 60.0));
+                if (open.Remove(service, out var since) && now > since)
+                    await PostAsync(host, Down($"n{service}", since, now));
+                else
+                    await PostAsync(host, Down($"n{service}", open[service] = now));
+            }
+            await PassAsync(host, At(minute + 4));
+        }
+        using var snapshot = await host.Store.ReadAsync();
+        var questions = Questions.Of(snapshot);
+        Assert.NotEmpty(questions.Silent("INS", "INS", begin, questions.Moment));
+        var whole = questions.Outages(All, null, null, Counting.Plain).Where(o => o.To != null)
+            .Select(o => $"{o.Service.Location} {Tell(o.From)} {Tell(o.To!.Value)}").Order().ToList();
+        Assert.InRange(whole.Count, 500, 2000);
+        Assert.Equal(whole, Questions.Of(snapshot).Ended(All, begin.AddDays(-1), questions.Moment.AddMilliseconds(1))
+            .Select(o => $"{o.Service.Location} {Tell(o.From)} {Tell(o.To)}").Order());
+        var ends = Questions.Of(snapshot).Ended(ServiceFilter.All, begin, questions.Moment).Select(o => o.To).ToList();
+        Assert.Equal(ends.OrderDescending(), ends);
+    }
+
     [Fact]
     public async Task AbsenceOfSesIsAGap()
     {
