@@ -11958,7 +11958,7 @@ internal sealed class Questions(
             if (status == null)
                 continue;
             counts += MaintainedServices.Contains(id) ? new(0, 0, 0, 1, 0)
-                : StateCounts.Of(IsWatched(service.Partition, service.Platform) == false ? "unknown" : status, 1);
+                : StateCounts.Of(status, 1, IsWatched(service.Partition, service.Platform) != false);
         }
         return counts;
     }

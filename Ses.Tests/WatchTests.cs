@@ -262,6 +262,7 @@ public sealed class WatchTests
         var services = (await host.GetAsync("/alerts/INS")).Json.GetProperty("services").EnumerateArray().ToList();
         Assert.Equal(["n1 down", "n2 up"], services.Select(s => $"{s.GetProperty("location")} {s.GetProperty("status")}"));
         Assert.Contains("✖ 1 down</strong> <span>? 1 unknown</span>", (await host.GetAsync("/")).Body, Ordinal);
+        Assert.Contains("✖ 1 of 2 down", (await host.GetAsync("/badge.svg")).Body, Ordinal);
         // It is back, and with it what is still so; n1 is not heard of for --pause.
         await PassAsync(host, At(20));
         while (host.Clock.UtcNow < At(34))
@@ -282,7 +283,6 @@ public sealed class WatchTests
         Assert.Contains($"datetime=\"{Rfc3339.Format(At(3))}\"", outages, Ordinal);
     }
 
-    /// <summary>SeS's own absence: what rests on an open alert holds, and ends in it are exact.</summary>
     /// <summary>They are found a stretch at a time, and most of them in stored runs, which know of no gaps.</summary>
     [Theory]
     [InlineData(1)]
@@ -323,6 +323,7 @@ public sealed class WatchTests
         Assert.Equal(ends.OrderDescending(), ends);
     }
 
+    /// <summary>SeS's own absence: what rests on an open alert holds, and ends in it are exact.</summary>
     [Fact]
     public async Task AbsenceOfSesIsAGap()
     {
