@@ -16631,7 +16631,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         .share{text-align:right;font-variant-numeric:tabular-nums}.share small{display:block}
         svg{display:block;width:100%;height:1.6rem;background:var(--bargone)}.tall{height:3rem}
         .b{stroke:var(--bar);stroke-width:100;stroke-dasharray:.84 .16}.d{stroke:var(--bardown)}
-        .l{stroke:var(--bardown);stroke-width:14;stroke-dasharray:.84 .16}.b,.d,.g,.l,.m{fill:none}.d,.m{stroke-width:.84}.g{stroke-width:.42;stroke:var(--bardegraded)}.m{stroke:url(#work)}.work{stroke:var(--barwork);stroke-width:14}
+        .l{stroke:var(--bardown);stroke-width:14;stroke-dasharray:.84 .16}.b,.d,.g,.l,.m{fill:none}.d,.g,.m{transform:translateX(.42px)}.d,.m{stroke-width:.84}.g{stroke-width:.42;stroke:var(--bardegraded)}.m{stroke:url(#work)}.work{stroke:var(--barwork);stroke-width:14}
         .hit{fill:transparent}.hit:hover{fill:var(--link);fill-opacity:.3}
         .ticks{display:flex;justify-content:space-between;gap:1rem;color:var(--soft);font-size:.875rem}
         .ticks span:last-child{text-align:right}
@@ -17747,11 +17747,11 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         }
     }
 
-    /// <summary>A line whose width is a bar's.</summary>
+    /// <summary>A line whose width is a bar's, which the style moves into its middle.</summary>
     private static void Column(StringBuilder path, int bar, int bottom, int height)
     {
         if (height > 0)
-            Append(path, $"M{bar}.42 {bottom}v-{height}");
+            Append(path, $"M{bar} {bottom - height}v{height}");
     }
 
     private static void Append(StringBuilder path, FormattableString text) =>

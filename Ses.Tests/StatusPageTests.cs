@@ -310,9 +310,9 @@ public sealed partial class StatusPageTests
         var page = await PageAsync(host, Target(Node));
         var paths = OfClass(page, "tall").Single().All("path").ToDictionary(p => p.Attributes["class"], p => p.Attributes["d"]);
         Assert.Equal("M25 50h5", paths["b"]);
-        Assert.Equal("M26.42 100v-100M28.42 100v-50", paths["d"]);
+        Assert.Equal("M26 0v100M28 50v50", paths["d"]);
         Assert.Equal("M27 93h1", paths["l"]);
-        Assert.Equal("M29.42 100v-50", paths["g"]);
+        Assert.Equal("M29 50v50", paths["g"]);
         Assert.False(paths.ContainsKey("m"));
         Assert.Equal("Down on 2026-11-21 2026-11-20 2026-11-19", page.All("p").Single(p => p.Text.StartsWith("Down on", Ordinal)).Text);
         Assert.Equal(30, OfClass(page, "hit").Count());
