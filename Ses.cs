@@ -16621,7 +16621,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         .cards>li{border:1px solid var(--line);border-left:.4rem solid var(--unknown);border-radius:.4rem;
         padding:.5rem .8rem}
         .cards>.is-down{border-left-color:var(--bardown)}.cards>.is-degraded{border-left:.4rem double var(--bardegraded)}
-        .cards>.is-maintained{border-left-color:var(--barwork)}.cards>.is-unknown{border-left-style:dashed}
+        .cards>.is-maintained{border-left-color:var(--barwork)}.cards .maintained,p>.maintained{white-space:normal}.cards>.is-unknown{border-left-style:dashed}
         .text{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
         .rows>li{border-top:1px solid var(--line)}.rows>li:last-child{border-bottom:1px solid var(--line)}
         .row{display:grid;grid-template-columns:minmax(0,6fr) minmax(0,3fr) minmax(0,6fr) 9rem;gap:.1rem 1rem;
@@ -16947,7 +16947,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         _html.Add($"<section><h2>Maintenance</h2><p>{now}</p><ul class=\"cards\">");
         foreach (var note in notes.Take(MostNotes))
         {
-            var ends = note.To is { } to ? Markup.Of($"to {Time(to)}") : Markup.Of($"until further notice");
+            var ends = note.To is { } to ? Markup.Of($"to {Time(to, _zone.Local(note.From).Date)}") : Markup.Of($"until further notice");
             _html.Add($"""
                 <li class="is-maintained"><span class="word maintained">⚒ {Time(note.From)} {ends}</span><br>
                 {AboutOf(note.Filter)} <small class="text"><bdi>{Clip(note.Text)}</bdi></small></li>
@@ -17028,7 +17028,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         if (query.Page > 1)
             _html.Add($"<a href=\"{(query with { Page = 1 }).Address()}\">First {MostRows} services</a>");
         if (isMore)
-            _html.Add($"<a href=\"{(query with { Page = query.Page + 1 }).Address()}\">Next {MostRows} services</a>");
+            _html.Add($" <a href=\"{(query with { Page = query.Page + 1 }).Address()}\">Next {MostRows} services</a>");
         _html.Add($"</nav>");
     }
 
@@ -17047,7 +17047,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         foreach (var (show, text) in new[] { (null, query.Kind == PageKind.Platform ? "all" : "platforms"), ("down", "not up"), ("all", "all services") }
             .Where(s => query.Kind == PageKind.Overview || s.Item1 != "all"))
             AddChoice(text, query with { Show = show, Page = 1 }, show == query.Show);
-        _html.Add($"<span aria-hidden=\"true\">·</span>");
+        _html.Add($" <span aria-hidden=\"true\">·</span>");
         AddRanges();
         _html.Add($"</nav>");
     }
@@ -17061,7 +17061,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private void AddChoice(string text, PageQuery target, bool isChosen)
     {
         if (isChosen)
-            _html.Add($"<span aria-current=\"true\">{text}</span>");
+            _html.Add($" <span aria-current=\"true\">{text}</span>");
         else
             _html.Add($" <a href=\"{target.Address()}\">{text}</a>");
     }
@@ -17507,10 +17507,11 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     {
         var parts = PartsOf(counts);
         var words = string.Join("  ", parts.Where(p => p.Kind != "up" || parts.Count == 1)
-            .Select(p => parts.Count == 1 && p.Kind == "up" ? $"all {p.Count} up" : $"{p.Count} {p.Word}"));
+            .Select(p => parts.Count == 1 && p.Kind == "up" ? $"all {p.Count} up"
+                : $"{p.Count} {(p.Kind == "maintained" ? "maintenance" : p.Word)}"));
         _html.Add($"""
             <li class="is-{parts[0].Kind}"><i>{parts[0].Mark}</i><b><bdi>{Short(name)}</bdi></b><span>{words}
-            {(partition == null ? default : InPartition(Short(partition)))}</span></li>
+            {(partition == null || !questions.HasSeveralPartitions ? default : Markup.Of($"· {InPartition(Short(partition))}"))}</span></li>
 
             """);
     }

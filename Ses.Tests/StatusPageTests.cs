@@ -147,6 +147,17 @@ public sealed partial class StatusPageTests
         Assert.StartsWith("✖ down since 11:00, 1 h 0 min, 3rd time today", Cards(await PageAsync(host)).Single(), Ordinal);
     }
 
+    /// <summary>Where there is no style, as in lynx, only a space keeps them apart.</summary>
+    [Fact]
+    public async Task ChoicesDoNotRunTogetherInPlainText()
+    {
+        await using var host = Host.Serving();
+        Assert.Equal(204, (await host.PostAsync(Dialect.Payload(Dialect.Alert(Node, "down", Ago(0), "It is down")))).Code);
+        var body = (await host.GetAsync("/")).Body;
+        Assert.Contains("<span aria-current=\"true\">platforms</span> <a href=\"./?show=down\">not up</a> <a", body, Ordinal);
+        Assert.DoesNotMatch("</(a|span)><(a|span) (href|aria-)", body);
+    }
+
     [Fact]
     public async Task WhatIsUnderMaintenanceNeedsNoAttentionAndAPersonsNoteStandsBesideTheRest()
     {
@@ -159,14 +170,17 @@ public sealed partial class StatusPageTests
             Assert.Equal(204, (await host.PostAsync(Dialect.Payload(alert), "/alerts/INS", authorization: Host.Basic("admin", "p"))).Code);
         }
         await NoteAsync($$"""{"kind":"maintenance","from":"{{Rfc3339.Format(Host.Now)}}","to":"{{Rfc3339.Format(Host.Now.AddHours(2))}}","platform":"p02","text":"New disks <b>"}""");
+        var next = Host.Now.AddDays(1);
+        await NoteAsync($$"""{"kind":"maintenance","from":"{{Rfc3339.Format(next)}}","to":"{{Rfc3339.Format(next.AddHours(2))}}","platform":"p01*","text":"Upgrade"}""");
         await NoteAsync($$"""{"kind":"comment","from":"{{Rfc3339.Format(Host.Now)}}","facet":"node","platform":"p01-dev","text":"The provider works on it","author_name":"Ann"}""");
         host.Clock.Advance(TimeSpan.FromMinutes(3));
         var page = PageText.Parse((await host.SendAsync(HttpMethod.Get, "/", authorization: Host.Basic("admin", "p"))).Body);
         Assert.Equal("✖ 2 down ⚒ 1 under maintenance 2 platforms", Banner(page));
         var cards = Cards(page);
-        Assert.Equal(2, cards.Count);
+        Assert.Equal(3, cards.Count);
         Assert.Contains("comment: The provider works on it (Ann)", cards[0], Ordinal);
         Assert.Equal("⚒ 12:00 to 14:00 p02 New disks <b>", cards[1]);
+        Assert.Equal($"⚒ {next:yyyy-MM-dd} 12:00 to 14:00 p01* Upgrade", cards[2]);
         Assert.Contains("⚒ 1 service under maintenance now", page.All("p").Select(p => p.Text));
     }
 

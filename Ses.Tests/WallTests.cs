@@ -56,6 +56,17 @@ public sealed class WallTests
     }
 
     [Fact]
+    public async Task PartitionStandsApartFromCountsWhereThereAreSeveral()
+    {
+        await using var host = Host.Serving();
+        await SayAsync(host, "shop", "api", "down", 30);
+        Assert.EndsWith("1 down", Tiles((await WallAsync(host)).Page)[1], Ordinal);
+        var other = Dialect.Alert(new ServiceKey("WEB", "mail", "smtp", "tcp", ""), "down", Host.Now, "text");
+        Assert.Equal(204, (await host.PostAsync(Dialect.Payload(other), "/alerts/WEB")).Code);
+        Assert.Contains("is-down: ✖shop1 down · INS", Tiles((await WallAsync(host)).Page));
+    }
+
+    [Fact]
     public async Task WhereLittleIsDownWhatEndedLastIsShown()
     {
         await using var host = Host.Serving();
