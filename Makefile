@@ -5,7 +5,8 @@
 # make install  the binary, its unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
 # make deb      a package for Debian, out/ses_VERSION_ARCH.deb
 # make e2e      end-to-end tests on the native binary, with Debian's programs
-# make soak     an hour of Alertmanager's traffic, with Onix away and SeS killed now and then; 200 kills of the store
+# make soak     an hour of Alertmanager's traffic, with Onix away and SeS killed now and then; an hour of a pair's
+#               faults; 200 kills of the store
 # make bench    the figures of docs/design.md
 
 SHELL := /bin/bash
@@ -146,16 +147,21 @@ deb: out/ses
 	dpkg-deb --root-owner-group --build $(DEB) out
 	rm -rf $(DEB)
 
+# "npm ci" would want its packages for other systems too, of which not all are published.
+Ses.Tests/engines/node_modules: Ses.Tests/engines/package-lock.json
+	cd $(@D) && npm install --no-save --silent --ignore-scripts --no-audit --no-fund && touch node_modules
+
 Ses.Tests/%/node_modules: Ses.Tests/%/package-lock.json
 	cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch node_modules
 
-e2e: out/ses out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules Ses.Tests/axe/node_modules
+e2e: out/ses out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules Ses.Tests/axe/node_modules \
+		Ses.Tests/engines/node_modules
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' -- xUnit.MaxParallelThreads=4 2>&1 | $(SUMMARY)
 
 # SOAK: its length in seconds.
 SOAK ?= 3600
 soak: out/ses
-	@SES_SOAK=$(SOAK) $(DOTNET) test Ses.Tests --nologo --filter 'FullyQualifiedName~SoakEndToEnd|FullyQualifiedName~StoreFault|FullyQualifiedName~KilledAtAnyMoment|FullyQualifiedName~WorstOfAll|FullyQualifiedName~RandomHistories|FullyQualifiedName~AbsencesMake' \
+	@SES_SOAK=$(SOAK) $(DOTNET) test Ses.Tests --nologo --filter 'FullyQualifiedName~SoakEndToEnd|FullyQualifiedName~Tests.PairEndToEnd|FullyQualifiedName~StoreFault|FullyQualifiedName~KilledAtAnyMoment|FullyQualifiedName~WorstOfAll|FullyQualifiedName~RandomHistories|FullyQualifiedName~AbsencesMake' \
 		--logger 'console;verbosity=detailed' 2>&1 | grep -vE '^(  Determining|  All projects|Test run|A total)'; exit $${PIPESTATUS[0]}
 
 bench: out/ses

@@ -30,6 +30,7 @@
 //     GET  /{path}/{partition}/report     availability and outages
 //     GET  /{path}/{partition}/outages    each time down
 //     POST, GET /{path}/{partition}/notes what people say of the history, for the editor
+//     POST /import                        facts of another SeS, as lines of JSON
 //     GET  /, /platform, /service, /s/    the status pages: all, a platform's, a service's, and its short address
 //     GET  /outages, /day/{date}, /now    past outages, those of a day, the line that renews itself
 //     GET  /feed, /badge.svg              outages and maintenance as Atom; a status as a picture
@@ -76,8 +77,9 @@
 // SECTIONS, each using only those above it
 //
 //     1 Options   2 Log   3 Metrics   4 Alerts   5 Timeline   6 Database   7 Notes   8 Store   9 Lines
-//    10 Questions  11 Asking  12 Reports  13 Onix  14 Recorder  15 HTTP  16 Auth  17 Status page
-//    18 Printed reports  19 Feed and badge  20 Web  21 TLS  22 Gate  23 Linux  24 Commands  25 Main
+//    10 Questions  11 Asking  12 Reports  13 Onix  14 Recorder  15 Forwarding  16 HTTP  17 Auth
+//    18 Status page  19 Printed reports  20 Feed and badge  21 Web  22 TLS  23 Gate  24 Linux
+//    25 Commands  26 Main
 
 using System.Buffers;
 using System.Buffers.Binary;
@@ -131,6 +133,26 @@ internal sealed class OptionsException(string message) : Exception(message);
 internal enum LogLevel { Panic, Fatal, Error, Warn, Info, Debug, Trace }
 
 internal enum AuthMode { None, Basic, Oidc }
+
+/// <summary>What is sent where: the facts that this SeS took, all that it has, or the derived timeline.</summary>
+internal enum TargetKind { Peer, Hub, Engine }
+
+/// <summary>Where facts, or what is derived of them, are sent to.</summary>
+/// <param name="Url">Of a SeS below which its addresses are; of an engine as it is posted to.</param>
+/// <param name="CaFile">Null: the system's CAs.</param>
+/// <param name="Prefix">Goes before the names of partitions.</param>
+internal sealed record Target(
+    TargetKind Kind, Uri Url, string? Username, Secret? Password, Secret? Token, string? CaFile, string Prefix)
+{
+    /// <summary>In metrics, and in what is told of it.</summary>
+    public string Name => Kind.ToString().ToLowerInvariant();
+
+    /// <summary>Without what may be secret.</summary>
+    public string Shown => Url.GetLeftPart(UriPartial.Path);
+
+    /// <summary>Its position is kept by it: what got a part, or under other names, gets all as another target.</summary>
+    public string Key => $"{Name} {Prefix} {Shown}";
+}
 
 /// <summary>One row of the table of settings.</summary>
 /// <param name="Variable">Empty: a flag of a command, which has none.</param>
@@ -191,6 +213,11 @@ internal sealed record Options
     public required string EditorUsername { get; init; }
     /// <summary>Null: nobody may read or write notes by HTTP.</summary>
     public required Secret? EditorPassword { get; init; }
+    public required string ImportUsername { get; init; }
+    /// <summary>Null: no other SeS may bring its facts.</summary>
+    public required Secret? ImportPassword { get; init; }
+    /// <summary>Whom facts, or what is derived of them, are sent to.</summary>
+    public required IReadOnlyList<Target> Targets { get; init; }
     /// <summary>As the issuer names itself, to the letter.</summary>
     public required string? OidcIssuer { get; init; }
     public required string? OidcAudience { get; init; }
@@ -235,7 +262,7 @@ internal sealed record Options
     public required IReadOnlyList<string> Warnings { get; init; }
 
     private const string Listening = "Listening", Meaning = "What alerts mean", Onix = "Onix",
-        Keeping = "Keeping", Telling = "Telling";
+        Forwarding = "Forwarding", Keeping = "Keeping", Telling = "Telling";
 
     /// <summary>
     /// Each service has some label sets: as many as its severities, and as its labels change.
@@ -340,7 +367,45 @@ internal sealed record Options
             "Report these alone: \"Mo-Fr 08:00-18:00; Sa 10:00-14:00\""),
         SloSetting = new(Telling, "--slo", "OXSES_SLO", "PERCENT", null,
             "Objective of a report, such as 99.9, or by platform 99.9,k8s-1=99.95"),
-        MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics");
+        MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics"),
+        ImportUsernameSetting = new(Listening, "--import-username", "OXSES_IMPORT_USERNAME", "NAME", "import",
+            "User that another SeS brings its facts as, to POST /import"),
+        ImportPasswordSetting = new(Listening, "--import-password", "OXSES_IMPORT_PASSWORD", "SECRET", null,
+            "Password of that user; without one no facts are taken from others", Secret: true),
+        HubPrefixSetting = new(Forwarding, "--hub-prefix", "OXSES_HUB_PREFIX", "PREFIX", null,
+            "Goes before the partitions' names there, such as zrh-");
+
+    /// <summary>What there is to set of each target.</summary>
+    private static readonly TargetSettings
+        Peer = new(TargetKind.Peer, "URL of the other SeS of a pair, which names this one in turn: it gets what this one took"),
+        Hub = new(TargetKind.Hub, "URL of a SeS that sees all sites: it gets all facts that this one has"),
+        Engine = new(TargetKind.Engine, "URL of an engine that takes JSON Lines by POST: it gets the derived timeline");
+
+    /// <summary>The settings of a target, all of which begin alike.</summary>
+    private sealed record TargetSettings
+    {
+        public TargetSettings(TargetKind kind, string help)
+        {
+            Kind = kind;
+            var (flag, variable) = ($"--{kind.ToString().ToLowerInvariant()}", $"OXSES_{kind.ToString().ToUpperInvariant()}");
+            Setting Of(string part, string value, string help, bool isSecret = false) => new(Forwarding, flag + part,
+                variable + part.Replace('-', '_').ToUpperInvariant(), value, null, help, isSecret);
+            Url = Of("", "URL", help);
+            Username = Of("-username", "NAME", "User to sign in as there (RFC 7617)");
+            Password = Of("-password", "SECRET", "Password of that user", isSecret: true);
+            Token = Of("-token", "SECRET", "Bearer token to sign in with there (RFC 6750)", isSecret: true);
+            CaFile = Of("-ca-file", "FILE", "PEM file of the CAs that its certificate is verified against (default: the system's)");
+        }
+
+        public TargetKind Kind { get; }
+        public Setting Url { get; }
+        public Setting Username { get; }
+        public Setting Password { get; }
+        public Setting Token { get; }
+        public Setting CaFile { get; }
+
+        public IEnumerable<Setting> All => [Url, Username, Password, Password.File, Token, Token.File, CaFile];
+    }
 
     /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
@@ -349,11 +414,13 @@ internal sealed record Options
         TlsClientCaSetting, AuthModeSetting, UsernameSetting, PasswordSetting, PasswordSetting.File,
         OidcIssuerSetting, OidcAudienceSetting, ReadUsernameSetting,
         ReadPasswordSetting, ReadPasswordSetting.File, EditorUsernameSetting, EditorPasswordSetting,
-        EditorPasswordSetting.File, PublicSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
+        EditorPasswordSetting.File, ImportUsernameSetting, ImportPasswordSetting, ImportPasswordSetting.File,
+        PublicSetting, MetricsAuthSetting, MaxBodySetting, PartitionsSetting,
         MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting, PauseSetting, StaleAfterSetting,
         OnixUrlSetting, OnixAuthModeSetting, OnixUsernameSetting, OnixPasswordSetting,
         OnixPasswordSetting.File, OnixClientIdSetting, OnixAppSecretSetting, OnixAppSecretSetting.File,
         OnixTokenUriSetting, OnixSkipVerifySetting, OnixCaFileSetting,
+        .. Peer.All, .. Hub.All, HubPrefixSetting, .. Engine.All,
         DataDirSetting, RetentionSetting, MaxSizeSetting, MaxServicesSetting, MaxAlertsSetting, NameSetting,
         ForgetSetting, TitleSetting, TzSetting, ServiceHoursSetting, SloSetting, LogLevelSetting, LogFormatSetting,
         MetricsSetting,
@@ -383,7 +450,7 @@ internal sealed record Options
             LogJson = source.OneOf(LogFormatSetting, "text", "json") == "json",
             Metrics = source.Bool(MetricsSetting),
             AuthMode = source.Enum<AuthMode>(AuthModeSetting),
-            Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %"),
+            Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %, and no address of SeS's own such as import"),
             Port = PortOf(source, PortSetting),
             InnerPort = PortOf(source, InnerPortSetting),
             Address = AddressOf(source),
@@ -395,6 +462,9 @@ internal sealed record Options
             ReadPassword = source.SecretOf(ReadPasswordSetting),
             EditorUsername = source.Required(EditorUsernameSetting),
             EditorPassword = source.SecretOf(EditorPasswordSetting),
+            ImportUsername = source.Required(ImportUsernameSetting),
+            ImportPassword = source.SecretOf(ImportPasswordSetting),
+            Targets = [.. new[] { Peer, Hub, Engine }.Select(t => TargetOf(source, t)).OfType<Target>()],
             OidcIssuer = source.Optional(
                 OidcIssuerSetting, v => ParseUrl(v) == null ? null : v, "an http or https URL"),
             OidcAudience = source.Text(OidcAudienceSetting),
@@ -450,6 +520,35 @@ internal sealed record Options
             source.WarnIfOpen(TlsKeySetting, options.TlsKey);
         options.CheckTogether(source.Warnings);
         return options;
+    }
+
+    private static TargetSettings SettingsOf(Target target) =>
+        target.Kind switch { TargetKind.Peer => Peer, TargetKind.Hub => Hub, _ => Engine };
+
+    private static Target? TargetOf(SettingSource source, TargetSettings settings)
+    {
+        var url = settings.Kind == TargetKind.Engine
+            ? source.Optional(settings.Url, ParseQueryUrl, "an http or https URL without credentials before its host")
+            : source.Optional(settings.Url, ParseUrl, "an http or https URL without credentials and query, such as https://ses-b:8888");
+        var prefix = settings.Kind == TargetKind.Hub ? source.Optional(HubPrefixSetting,
+            v => v.Length <= 100 && !v.Any(char.IsControl) ? v : null, "at most 100 characters, none of them a control") : null;
+        if (url == null)
+        {
+            var needless = settings.All.Append(HubPrefixSetting)
+                .FirstOrDefault(s => source.IsGiven(s) && s.Flag.StartsWith(settings.Url.Flag, StringComparison.Ordinal));
+            return needless == null || needless == settings.Url ? null
+                : throw new OptionsException($"{settings.Url} is needed with {needless}");
+        }
+        var target = new Target(settings.Kind, url, source.Text(settings.Username), source.SecretOf(settings.Password),
+            source.SecretOf(settings.Token), source.Path(settings.CaFile), prefix ?? "");
+        Need(target.Password != null, $"{settings.Password}", (settings.Username, target.Username));
+        if (target.Username != null && target.Password == null)
+            throw new OptionsException($"{settings.Password.File} is needed with {settings.Username}");
+        if (target.Password != null && target.Token != null)
+            throw new OptionsException($"{settings.Password} and {settings.Token} exclude each other");
+        if (url.Scheme == Uri.UriSchemeHttp && (target.Password ?? target.Token) != null && !url.IsLoopback)
+            source.Warnings.Add($"credentials go in the clear: {settings.Url} is no https URL");
+        return target;
     }
 
     private const string Prefix = "OXSES_";
@@ -608,11 +707,13 @@ internal sealed record Options
             warnings.Add("whoever reaches this host may post alerts"
                 + (ReadPassword == null ? " and read the history: set " : ": set ") + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
         CheckUsers();
+        if (Targets.GroupBy(t => t.Shown).FirstOrDefault(g => g.Count() > 1) is { } twice)
+            throw new OptionsException($"--{string.Join(" and --", twice.Select(t => t.Name))} have the same URL");
         // Who names some partitions believes that the others are closed.
         if (Public != null && AuthMode == AuthMode.None && ReadPassword == null)
             throw new OptionsException($"{PublicSetting}: all partitions are open to all, since nobody needs credentials "
                 + $"to ask: set {ReadPasswordSetting.File} or {AuthModeSetting}, or leave it out");
-        if ((AuthMode == AuthMode.Basic || ReadPassword != null || EditorPassword != null)
+        if ((AuthMode == AuthMode.Basic || ReadPassword != null || EditorPassword != null || ImportPassword != null)
             && TlsCert == null && IsReachable)
             warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
@@ -637,6 +738,7 @@ internal sealed record Options
         {
             (ReadUsernameSetting, ReadUsername, ReadPasswordSetting, ReadPassword),
             (EditorUsernameSetting, EditorUsername, EditorPasswordSetting, EditorPassword),
+            (ImportUsernameSetting, ImportUsername, ImportPasswordSetting, ImportPassword),
         })
         {
             if (password == null)
@@ -660,13 +762,16 @@ internal sealed record Options
 
     /// <summary>The secrets that files hold, and whether another one of each could be used.</summary>
     public IEnumerable<(Setting Setting, Secret Secret, Func<string, bool> IsUsable)> SecretFiles =>
-        new (Setting Setting, Secret? Secret, Func<string, bool> IsUsable)[]
-        {
+        ((IEnumerable<(Setting Setting, Secret? Secret, Func<string, bool> IsUsable)>)
+        [
             (PasswordSetting, Password, p => !IsRefused(p)),
             (ReadPasswordSetting, ReadPassword, p => !string.IsNullOrWhiteSpace(p)),
             (EditorPasswordSetting, EditorPassword, p => !string.IsNullOrWhiteSpace(p)),
+            (ImportPasswordSetting, ImportPassword, p => !string.IsNullOrWhiteSpace(p)),
             (OnixPasswordSetting, OnixPassword, _ => true), (OnixAppSecretSetting, OnixAppSecret, _ => true),
-        }.Where(s => s.Secret?.Path != null).Select(s => (s.Setting.File, s.Secret!, s.IsUsable));
+            .. Targets.Select(t => (SettingsOf(t).Password, t.Password, (Func<string, bool>)(_ => true))),
+            .. Targets.Select(t => (SettingsOf(t).Token, t.Token, (Func<string, bool>)(_ => true))),
+        ]).Where(s => s.Secret?.Path != null).Select(s => (s.Setting.File, s.Secret!, s.IsUsable));
 
     private static void Need(bool applies, string with, params (Setting Setting, string? Value)[] needed)
     {
@@ -680,9 +785,17 @@ internal sealed record Options
     private static string? ParsePath(string text)
     {
         var path = text.Trim('/');
-        var usable = path.Length > 0 && path.All(c => char.IsAsciiLetterOrDigit(c) || "-._~/".Contains(c));
+        var usable = path.Length > 0 && path.All(c => char.IsAsciiLetterOrDigit(c) || "-._~/".Contains(c))
+            && !TakenPaths.Contains(path.Split('/')[0]);
         return usable && !path.Contains("//", StringComparison.Ordinal) ? path : null;
     }
+
+    /// <summary>First parts of addresses that SeS has itself.</summary>
+    public static readonly IReadOnlySet<string> TakenPaths = new HashSet<string>
+    {
+        "platform", "service", "s", "outages", "day", "wall", "now", "feed", "badge.svg", "login", "live", "ready",
+        "metrics", "health", "import",
+    };
 
     private static int? ParsePort(string text) =>
         int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var port)
@@ -725,6 +838,10 @@ internal sealed record Options
     public static Uri? ParseUrl(string text) =>
         Uri.TryCreate(text, UriKind.Absolute, out var url) && url.Scheme is "http" or "https"
             && url.UserInfo == "" && url.Query == "" && url.Fragment == "" ? url : null;
+
+    private static Uri? ParseQueryUrl(string text) =>
+        Uri.TryCreate(text, UriKind.Absolute, out var url) && ParseUrl(url.GetLeftPart(UriPartial.Path)) != null
+            && url.UserInfo == "" && url.Fragment == "" ? url : null;
 
     private static TimeSpan? ParseDays(string text)
     {
@@ -1325,6 +1442,8 @@ internal sealed class Meters
     public readonly Gauge StoreSize, StoreFree, Underived, Damage, Services, LabelSets, Quarantined;
     public readonly Gauge Backlog, BacklogAge, Barred, ConfirmationAge, Ready;
     public readonly Gauge Connections, TlsExpiry, Watched, UnderMaintenance;
+    public readonly Counter ForwardLines, ForwardFailures, ImportLines;
+    public readonly Gauge ForwardBacklog, ForwardOldest, ForwardSuccess;
 
     private readonly Lock _gate = new();
     // Guarded by _gate.
@@ -1388,6 +1507,16 @@ internal sealed class Meters
             "outcome");
         Barred = Level("ses_onix_barred_services", "Services whose change Onix refuses.");
         ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
+        ForwardLines = Count("ses_forward_lines_total",
+            "Lines that targets took (sent), or refused by themselves and never get (set_aside).", "target", "result");
+        ForwardFailures = Count("ses_forward_failures_total", "Posts to targets that are made again, by the reason.",
+            "target", "reason");
+        ForwardBacklog = Level("ses_forward_backlog", "Facts, or services for an engine, that a target lacks; 100000: or more.", "target");
+        ForwardOldest = Level("ses_forward_oldest_seconds", "Since the first of them was recorded.", "target");
+        ForwardSuccess = Level("ses_forward_last_success_timestamp_seconds",
+            "When a target last took anything, in Unix time; 0: not since the start.", "target");
+        ImportLines = Count("ses_import_lines_total",
+            "Lines that other SeS brought: new, known, refused (in quarantine).", "by", "result");
         Ready = Level("ses_ready", "1 while alerts can be made durable.");
         Defects = Count("ses_defects_total", "Exceptions that nothing expected; each is in the log.");
         make.CreateGauge("ses_build_info", "What runs here.", "version", "commit", "openssl")
@@ -1438,7 +1567,13 @@ internal sealed class Meters
 // its severity decides its status. Alerts that cannot be mapped are quarantined, with a reason.
 
 /// <summary>Who sends an alert: Alertmanager's webhook, or Prometheus itself.</summary>
-internal enum AlertSource { Webhook = 0, Prometheus = 1 }
+internal enum AlertSource
+{
+    Webhook = 0, Prometheus = 1,
+
+    /// <summary>In quarantine alone: a line of facts that another SeS sent.</summary>
+    Line = 2,
+}
 
 /// <summary>The five fields that identify a service. A missing location is the empty text.</summary>
 internal readonly record struct ServiceKey(
@@ -4428,11 +4563,15 @@ internal sealed record StoreRules(
     /// <summary>A service of which nothing was heard for so long is not listed.</summary>
     public TimeSpan Forget { get; init; } = TimeSpan.FromDays(30);
 
+    /// <summary>The URLs of those who get facts.</summary>
+    public IReadOnlyList<string> Targets { get; init; } = [];
+
     public static StoreRules Of(Options options) => new(options.Name, new TimelineRules(options.Pause),
         options.StaleAfter, options.MaxServices, options.MaxAlerts, options.OnixUrl?.AbsoluteUri,
         options.Retention, options.MaxSize, options.Mapping)
     {
         Forget = options.Forget,
+        Targets = [.. options.Targets.Where(t => t.Kind != TargetKind.Engine).Select(t => t.Key)],
     };
 }
 
@@ -4452,16 +4591,17 @@ internal static class Schema
     /// <summary>"SeS1", so that file(1) and SQLite's tools can tell what it is.</summary>
     public const int ApplicationId = 0x53655331;
 
-    public const int Version = 1;
+    public const int Version = 2;
 
     public const string Tables = """
         -- State: the last id given, through which observation the timeline is derived, the store's id.
         CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
         CREATE INDEX meta_value ON meta(name, value);
         -- Facts: the SeS that took facts; partitions, statuses, families of services by name.
-        -- State: own, it is a name that this SeS has or had; heard, the latest receipt that came from another.
+        -- State: own, it is a name that this SeS has or had; heard, the latest receipt or sign of life of another;
+        -- silent: since when an engine was told that nothing comes from it.
         CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, own INTEGER NOT NULL DEFAULT 0,
-            heard INTEGER NOT NULL DEFAULT 0) STRICT;
+            heard INTEGER NOT NULL DEFAULT 0, silent INTEGER) STRICT;
         -- State of a partition: when a webhook first brought an alert that fires, and whether one that has ended.
         CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, firing INTEGER,
             resolved INTEGER NOT NULL DEFAULT 0) STRICT;
@@ -4472,6 +4612,7 @@ internal static class Schema
         -- where that is null, of the partition.
         CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT, heartbeat TEXT,
             by INTEGER NOT NULL, received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+        CREATE INDEX receipt_received ON receipt(partition, by, received);
         -- Facts: in which nothing could have been received. Its begin is one, its end another, with the same
         -- begin; received: since when it was known. partition null: SeS was away; else that heartbeat was silent.
         CREATE TABLE gap(id INTEGER PRIMARY KEY, partition INTEGER, platform TEXT, heartbeat TEXT,
@@ -4545,6 +4686,16 @@ internal static class Schema
             uid INTEGER NOT NULL, host TEXT NOT NULL, partition TEXT NOT NULL, service TEXT,
             services INTEGER NOT NULL DEFAULT 0, alerts INTEGER NOT NULL DEFAULT 0,
             observations INTEGER NOT NULL DEFAULT 0, quarantined INTEGER NOT NULL DEFAULT 0) STRICT;
+        -- State: how far a target has what it is sent, by its kind, prefix and URL. position: the last fact, of an
+        -- engine the last version; store: the id of its database; regained: through which fact it gets those of
+        -- others, too, since it lost its own.
+        CREATE TABLE forward(url TEXT PRIMARY KEY, position INTEGER NOT NULL, store TEXT,
+            regained INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+        -- State: what an engine lacks: the runs of a service from a time on; of all of a partition, whose number is
+        -- negative here, or with 0 of all. mark: never the same again; names: of a service that was purged.
+        CREATE TABLE changed(service INTEGER PRIMARY KEY, since INTEGER NOT NULL, mark INTEGER NOT NULL,
+            names TEXT) STRICT;
+        CREATE INDEX changed_mark ON changed(mark);
         INSERT INTO status VALUES (0, 'up'), (1, 'degraded'), (2, 'down'), (3, 'unknown');
         """;
 
@@ -4681,6 +4832,10 @@ internal sealed class Store : IDisposable
 
     /// <summary>Completes when something was marked for Onix since the last that did.</summary>
     private volatile TaskCompletionSource _marked = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    /// <summary>Completes when something was recorded or derived since the last that did.</summary>
+    private volatile TaskCompletionSource _recorded = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private long _told;
 
     /// <summary>What one webhook brought, waiting for its transaction.</summary>
     private sealed class Request(string partition, ReceivedAlerts alerts, IReadOnlyList<UInt128> keys,
@@ -4880,6 +5035,15 @@ internal sealed class Store : IDisposable
     /// <summary>Completes once something is marked for Onix that was not when it was asked.</summary>
     public Task Marked => _marked.Task;
 
+    /// <summary>Completes once something is recorded or derived that was not when it was asked.</summary>
+    public Task Recorded => _recorded.Task;
+
+    /// <summary>The random id of this database, another one in each copy.</summary>
+    public string Id => _writer.StoreId;
+
+    /// <summary>Whether this SeS has or had a name.</summary>
+    public bool IsOwn(string name) => _writer.OwnNames.Contains(name);
+
     /// <summary>What is known of those who send.</summary>
     public Watching Watching => _writer.Watching;
 
@@ -4965,6 +5129,10 @@ internal sealed class Store : IDisposable
         if (_writer.TakeMarked())
             Interlocked.Exchange(ref _marked,
                 new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
+        if (_told != _writer.LastId + _writer.LastMark)
+            Interlocked.Exchange(ref _recorded,
+                new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
+        _told = _writer.LastId + _writer.LastMark;
         return true;
     }
 
@@ -5288,6 +5456,16 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
         UnixTime.Read(row.Number(6)));
 }
 
+/// <summary>Is thrown for what would be one too many of its kind; the message is the reason.</summary>
+internal sealed class TooManyException(string things, long most, string setting)
+    : Exception($"there are {most} {things} already, as many as {setting} allows");
+
+/// <summary>How far a target has what it is sent.</summary>
+/// <param name="Position">The last fact; of an engine the last service that it got from the beginning.</param>
+/// <param name="StoreId">Of the database that took it; null: it is not known.</param>
+/// <param name="Regained">Through which fact it gets those of others, too, since it lost its own.</param>
+internal readonly record struct ForwardPosition(long Position, string? StoreId, long Regained);
+
 /// <summary>The connection that writes, used by the store's thread alone.</summary>
 internal sealed class Writer : IDisposable
 {
@@ -5301,6 +5479,12 @@ internal sealed class Writer : IDisposable
 
     /// <summary>More words for a status are a mistake in a rule, such as a value for one.</summary>
     public const int MaxStatuses = 1000;
+
+    /// <summary>A SeS of which nothing came for so long is away.</summary>
+    public static readonly TimeSpan PeerSilent = TimeSpan.FromMinutes(5);
+
+    /// <summary>SeS of which facts are taken, with this one under all its names.</summary>
+    public const int MaxPeers = 10_000;
 
     /// <summary>Of quarantined alerts, in bytes, about.</summary>
     private const int QuarantineSize = 64 * 1024 * 1024;
@@ -5339,6 +5523,9 @@ internal sealed class Writer : IDisposable
     // Names, loaded at the start and after a rollback.
     private readonly Dictionary<string, long> _partitions = [];
     private readonly Dictionary<long, DateTime> _knownFrom = [];
+
+    // Partitions of which this SeS has heard itself.
+    private readonly HashSet<long> _heardOf = [];
     private readonly Dictionary<string, Status> _statuses = [];
     private readonly Dictionary<Status, string> _statusNames = [];
     private readonly long _self;
@@ -5425,6 +5612,7 @@ internal sealed class Writer : IDisposable
             Of("DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
         _self = PeerOf(NameOf(rules));
         var own = _own = OwnPeers();
+        (OwnNames, StoreId) = (OwnPeerNames(), StoredId());
         // The last parameter: not only what this SeS has heard itself.
         const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation";
         _newest = Of($"""
@@ -5559,6 +5747,17 @@ internal sealed class Writer : IDisposable
 
     public long LastObservation => _lastObservation;
 
+    /// <summary>Of facts, services and alerts.</summary>
+    public long LastId => _lastId;
+
+    /// <summary>Of what an engine lacks.</summary>
+    public long LastMark => _lastMark;
+
+    public string StoreId { get; }
+
+    /// <summary>The names that this SeS has or had.</summary>
+    public IReadOnlySet<string> OwnNames { get; }
+
     /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
     private void Migrate()
     {
@@ -5580,11 +5779,31 @@ internal sealed class Writer : IDisposable
     {
         if (_peers.TryGetValue(name, out var id))
             return id;
-        using (var insert = _database.Query("INSERT OR IGNORE INTO peer(name) VALUES (?1)"))
-            insert.Bind(1, name).Run();
-        using var find = _database.Query("SELECT id FROM peer WHERE name = ?1");
-        return _peers[name] = find.Bind(1, name).Number()!.Value;
+        using var find = _database.Query("SELECT id, own FROM peer WHERE name = ?1");
+        if (!find.Bind(1, name).Step())
+        {
+            if (_database.Number("SELECT count(*) FROM peer") >= MaxPeers)
+                throw new TooManyException("names of SeS", MaxPeers, "SeS");
+            using (var insert = _database.Query("INSERT INTO peer(name) VALUES (?1)"))
+                insert.Bind(1, name).Run();
+            find.Reset();
+            find.Bind(1, name).Step();
+        }
+        _hasOthers |= find.Number(1) == 0;
+        return _peers[name] = find.Number(0);
     }
+
+    /// <summary>Notes a sign of life of another SeS.</summary>
+    /// <returns>Whether it is another, and the last of it so far.</returns>
+    public bool Hear(string by, DateTime at)
+    {
+        _hear.Bind(1, PeerOf(by)).Bind(2, UnixTime.From(at)).Run();
+        return _database.Changes > 0;
+    }
+
+    /// <summary>A fact is a sign of life; one of a clock that is ahead does not keep alive who falls silent.</summary>
+    private void HearFact(long peer, DateTime received) =>
+        _hear.Bind(1, peer).Bind(2, UnixTime.From(received < _recorded ? received : _recorded)).Run();
 
     private readonly Dictionary<string, long> _peers = [];
 
@@ -5599,11 +5818,27 @@ internal sealed class Writer : IDisposable
         return string.Join(',', own);
     }
 
+    private HashSet<string> OwnPeerNames()
+    {
+        var names = new HashSet<string>();
+        using var rows = _database.Query("SELECT name FROM peer WHERE own = 1");
+        while (rows.Step())
+            names.Add(rows.Text(0));
+        return names;
+    }
+
+    private string StoredId()
+    {
+        using var id = _database.Query("SELECT value FROM meta WHERE name = 'store'");
+        return id.FirstText() ?? "";
+    }
+
     private void Load()
     {
         _peers.Clear();
         _partitions.Clear();
         _knownFrom.Clear();
+        _heardOf.Clear();
         _statuses.Clear();
         _statusNames.Clear();
         _deliveries.Clear();
@@ -5622,6 +5857,11 @@ internal sealed class Writer : IDisposable
             while (rows.Step())
                 _knownFrom[rows.Number(0)] = UnixTime.Read(rows.Number(1));
         }
+        using (var rows = _database.Query($"SELECT partition FROM receipt WHERE heartbeat IS NULL AND by IN ({_own})"))
+        {
+            while (rows.Step())
+                _heardOf.Add(rows.Number(0));
+        }
         using (var rows = _database.Query("SELECT id, name FROM status"))
         {
             while (rows.Step())
@@ -5630,6 +5870,7 @@ internal sealed class Writer : IDisposable
                 _statusNames[status] = rows.Text(1);
             }
         }
+        LoadEngine();
         _purged = _database.Number("SELECT max(ended) FROM purge") ?? 0;
         _hasOthers = _database.Number("SELECT 1 FROM peer WHERE own = 0") != null;
         _hasPrometheus = _database.Number("SELECT 1 FROM meta WHERE name = 'prometheus'") != null;
@@ -5787,7 +6028,7 @@ internal sealed class Writer : IDisposable
             if (place is { } there)
                 brought += Take(there, alert, keys[i], received) ? 1 : 0;
             else
-                RefuseOneTooMany(alert, "partitions", _rules.MaxServices, "--max-services");
+                RefuseOneTooMany(alert, TooManyPartitions.Message);
         }
         if (place is { } heard)
         {
@@ -5816,9 +6057,16 @@ internal sealed class Writer : IDisposable
     private List<UnmappableAlert> _refused = [];
     private long _refusals;
 
-    private void RefuseOneTooMany(IncomingAlert alert, string things, long most, string setting)
+    private TooManyException TooManyPartitions => new("partitions", _rules.MaxServices, "--max-services");
+
+    private void CheckStatus(string status)
     {
-        var reason = $"there are {most} {things} already, as many as {setting} allows";
+        if (_statuses.Count >= MaxStatuses && !_statuses.ContainsKey(status))
+            throw new TooManyException("statuses", MaxStatuses, "SeS");
+    }
+
+    private void RefuseOneTooMany(IncomingAlert alert, string reason)
+    {
         Quarantine(alert.Service.Partition, alert.Source, $"{alert.Labels}\n{alert.Starts.Ticks}\n{alert.Ends?.Ticks}", reason,
             Encoding.UTF8.GetBytes(JsonOf(alert)));
         _refusals++;
@@ -5849,14 +6097,16 @@ internal sealed class Writer : IDisposable
     private long? PartitionOf(string name, DateTime received)
     {
         var isThere = _partitions.TryGetValue(name, out var id);
-        if (isThere && _knownFrom.ContainsKey(id))
+        if (isThere && _heardOf.Contains(id))
             return id;
         if (!isThere && _partitions.Count >= _rules.MaxServices)
             return null;
-        // A note may have named it before anything was received of it.
+        // A note may have named it before anything was received of it, or another SeS have heard of it.
         id = PlaceOf(name);
         AddReceipt(id, null, null, received, _self);
-        _knownFrom[id] = received;
+        _heardOf.Add(id);
+        if (!_knownFrom.TryGetValue(id, out var first) || received < first)
+            _knownFrom[id] = received;
         return id;
     }
 
@@ -5867,6 +6117,8 @@ internal sealed class Writer : IDisposable
         _insertReceipt.Bind(1, id).Bind(2, partition).Bind(3, platform).Bind(4, heartbeat).Bind(5, by).Bind(6, at)
             .Bind(7, recorded)
             .Bind(8, Checksum.OfReceipt(id, partition, platform, heartbeat, by, at, recorded)).Run();
+        // Gaps are those of all who take a partition, or expect a heartbeat.
+        MarkForEngine(-partition, 0, _recorded);
     }
 
     /// <summary>The begin of a gap, or its end.</summary>
@@ -5879,6 +6131,7 @@ internal sealed class Writer : IDisposable
         var sum = Checksum.OfGap(id, partition, platform, heartbeat, by, begins, ends, received, recorded);
         _insertGap.Bind(1, id).Bind(2, partition).Bind(3, platform).Bind(4, heartbeat).Bind(5, by).Bind(6, begins)
             .Bind(7, ends).Bind(8, received).Bind(9, recorded).Bind(10, sum).Run();
+        MarkGap(partition, from);
     }
 
     /// <summary>Stores a version of a note; a partition of which nothing was heard is made.</summary>
@@ -5900,6 +6153,7 @@ internal sealed class Writer : IDisposable
         // Questions know a status by its number.
         if (note.Status is { } status)
             _ = StatusOf(status);
+        MarkNote(partition, note);
         return note with { Row = id, Recorded = UnixTime.Read(recorded), By = by ?? NameOf(_rules) };
     }
 
@@ -5932,13 +6186,15 @@ internal sealed class Writer : IDisposable
     private bool Take(long partition, IncomingAlert alert, UInt128 key, DateTime received)
     {
         var last = _lastId;
-        var (service, id) = _recent.Find(key) is { } found
-            ? (found.Service, found.Alert) : Place(partition, alert);
-        if (service == 0)
-            return false;
-        if (_statuses.Count >= MaxStatuses && !_statuses.ContainsKey(alert.Status))
+        var (service, id) = (0L, 0L);
+        try
         {
-            RefuseOneTooMany(alert, "statuses", MaxStatuses, "SeS");
+            (service, id) = _recent.Find(key) is { } found ? (found.Service, found.Alert) : Place(partition, alert);
+            CheckStatus(alert.Status);
+        }
+        catch (TooManyException e)
+        {
+            RefuseOneTooMany(alert, e.Message);
             return false;
         }
         var traits = new AlertTraits(alert.Dialect, alert.Source);
@@ -6079,7 +6335,8 @@ internal sealed class Writer : IDisposable
             : RecentAlert.Place(service, id)));
     }
 
-    /// <summary>The service and the alert, made if they are new; zeros when there are too many.</summary>
+    /// <summary>The service and the alert, made if they are new.</summary>
+    /// <exception cref="TooManyException">Nothing was made.</exception>
     private (long Service, long Alert) Place(long partition, IncomingAlert alert)
     {
         var (_, platform, name, facet, location) = alert.Service;
@@ -6090,15 +6347,10 @@ internal sealed class Writer : IDisposable
             .Bind(3, (long)alert.Source).Bind(4, alert.Sender).Bind(5, alert.Labels).Number();
         if (id != null)
             return (service!.Value, id.Value);
-        var areServicesMany = service == null && _services >= _rules.MaxServices;
-        if (areServicesMany || _alerts >= _rules.MaxAlerts)
-        {
-            if (areServicesMany)
-                RefuseOneTooMany(alert, "services", _rules.MaxServices, "--max-services");
-            else
-                RefuseOneTooMany(alert, "label sets", _rules.MaxAlerts, "--max-alerts");
-            return default;
-        }
+        if (service == null && _services >= _rules.MaxServices)
+            throw new TooManyException("services", _rules.MaxServices, "--max-services");
+        if (_alerts >= _rules.MaxAlerts)
+            throw new TooManyException("label sets", _rules.MaxAlerts, "--max-alerts");
         if (family == null)
             _insertFamily.Bind(1, (family = NextId()).Value).Bind(2, partition).Bind(3, platform)
                 .Bind(4, name).Bind(5, facet).Run();
@@ -6518,6 +6770,8 @@ internal sealed class Writer : IDisposable
         }
         if (IsMapping)
             MapAnew(_rules.Mapping!, now);
+        MarkEdges(now);
+        MarkSilent(now);
         if (IsTaking)
         {
             GiveUp(Stale(now), now);
@@ -6676,6 +6930,8 @@ internal sealed class Writer : IDisposable
         WriteRuns(service, partition);
         if (mark && _rules.Onix != null)
             Mark(service, now);
+        if (mark)
+            MarkForEngine(service, now);
         WriteOpen(service, now);
         var last = _made.Count == 0 ? default : _made[^1];
         long seen = 0;
@@ -6749,6 +7005,159 @@ internal sealed class Writer : IDisposable
         _isMarked = true;
     }
 
+    // ---- For an engine ----
+
+    private bool _hasEngine;
+    private long _lastMark;
+
+    // Of notes, beyond which edges lie that the clock has not reached.
+    private DateTime _edgesTaken;
+
+    /// <summary>From now on, or no longer, what changes is marked for an engine; at first it lacks all.</summary>
+    public bool SetEngine(string? url, DateTime now)
+    {
+        if (url == null)
+        {
+            _database.Execute("DELETE FROM changed; DELETE FROM meta WHERE name IN ('engine', 'engine_edges')");
+            return _hasEngine = false;
+        }
+        using var forward = _database.Query("SELECT 1 FROM forward WHERE url = ?1");
+        var isNew = forward.Bind(1, url).Number() == null;
+        _setMeta.Bind(1, "engine").Bind(2, 1).Run();
+        _hasEngine = true;
+        if (isNew)
+        {
+            MarkForEngine(0, 0, now);
+            _ = SetForward(url, default);
+        }
+        return isNew;
+    }
+
+    private void LoadEngine()
+    {
+        _hasEngine = _database.Number("SELECT 1 FROM meta WHERE name = 'engine'") != null;
+        _lastMark = Math.Max(_lastMark, _database.Number("SELECT max(mark) FROM changed") ?? 0);
+        _edgesTaken = UnixTime.Read(_database.Number("SELECT value FROM meta WHERE name = 'engine_edges'") ?? 0);
+    }
+
+    /// <summary>Marks a service, a partition (negative), or all (0) from a time on.</summary>
+    /// <param name="names">Of a service that is no more.</param>
+    private void MarkForEngine(long service, long since, DateTime now, string? names = null)
+    {
+        if (!_hasEngine)
+            return;
+        _lastMark = Math.Max(_lastMark + 1, UnixTime.From(now));
+        using var mark = _database.Query("""
+            INSERT INTO changed VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE
+            SET since = min(since, excluded.since), mark = excluded.mark, names = coalesce(excluded.names, names)
+            """);
+        mark.Bind(1, service).Bind(2, Math.Max(0, since)).Bind(3, _lastMark).Bind(4, names).Run();
+    }
+
+    /// <summary>From the first run on that is not as it was.</summary>
+    private void MarkForEngine(long service, DateTime now)
+    {
+        var same = 0;
+        while (same < Math.Min(_held.Count, _made.Count) && (_held[same].From, _held[same].Status, _held[same].Open)
+            == (_made[same].From, _made[same].Status, _made[same].Open))
+            same++;
+        if (same == _held.Count && same == _made.Count)
+            return;
+        var since = same == _held.Count ? _made[same].From : same == _made.Count || _held[same].From < _made[same].From
+            ? _held[same].From : _made[same].From;
+        MarkForEngine(service, UnixTime.From(since), now);
+    }
+
+    /// <summary>A gap changes what lies in it, and what was given up before it.</summary>
+    private void MarkGap(long? partition, DateTime begins) =>
+        MarkForEngine(-(partition ?? 0), UnixTime.From(begins) - (long)TimeSpan.FromDays(1).TotalMilliseconds, _recorded);
+
+    /// <summary>What notes change in the timeline: from the earliest begin of any version on.</summary>
+    private void MarkNote(long partition, NoteVersion note)
+    {
+        if (!_hasEngine || note.Kind is not (NoteKind.Correction or NoteKind.Retired))
+            return;
+        using var first = _database.Query("SELECT min(begins) FROM note WHERE partition = ?1 AND note = ?2");
+        var since = first.Bind(1, partition).Bind(2, note.Id).Number() ?? note.Span.From;
+        if (since <= UnixTime.From(_recorded))
+            MarkForEngine(-partition, since, _recorded);
+    }
+
+    /// <summary>A note that begins or ends ahead of the clock changes something once the clock is there.</summary>
+    private void MarkEdges(DateTime now)
+    {
+        if (!_hasEngine || (now - _edgesTaken < Store.TickPeriod && now >= _edgesTaken))
+            return;
+        using (var edges = _database.Query($"""
+            SELECT partition, min(edge) FROM (
+                SELECT partition, begins AS edge FROM note WHERE kind IN ({(long)NoteKind.Correction}, {(long)NoteKind.Retired})
+                UNION ALL SELECT partition, ends FROM note WHERE kind IN ({(long)NoteKind.Correction}, {(long)NoteKind.Retired}))
+            WHERE edge > ?1 AND edge <= ?2 GROUP BY 1
+            """))
+        {
+            var marked = new List<(long Partition, long Edge)>();
+            for (edges.Bind(1, UnixTime.From(_edgesTaken)).Bind(2, UnixTime.From(now)); edges.Step();)
+                marked.Add((edges.Number(0), edges.Number(1)));
+            if (marked.Count > 0)
+                _setMeta.Bind(1, "engine_edges").Bind(2, UnixTime.From(now)).Run();
+            foreach (var (partition, edge) in marked)
+                MarkForEngine(-partition, edge, now);
+        }
+        _edgesTaken = now;
+    }
+
+    /// <summary>
+    /// A SeS from which nothing comes any more, or from which something comes again, changes what it takes.
+    /// </summary>
+    private void MarkSilent(DateTime now)
+    {
+        if (!_hasEngine)
+            return;
+        var (lately, changed) = (UnixTime.From(now - PeerSilent), new List<(long Peer, long Since, long? Silent)>());
+        using (var peers = _database.Query("""
+            SELECT id, heard, silent FROM peer WHERE own = 0
+                AND (silent IS NULL AND heard < ?1 OR silent IS NOT NULL AND (heard >= ?1 OR heard > silent))
+            """))
+        {
+            for (peers.Bind(1, lately); peers.Step();)
+                changed.Add((peers.Number(0), peers.NumberOrNull(2) ?? peers.Number(1),
+                    peers.Number(1) < lately ? peers.Number(1) : null));
+        }
+        using var note = _database.Query("UPDATE peer SET silent = ?2 WHERE id = ?1");
+        using var partitions = _database.Query("SELECT DISTINCT partition FROM receipt WHERE by = ?1");
+        foreach (var (peer, since, silent) in changed)
+        {
+            note.Bind(1, peer).Bind(2, silent).Run();
+            var taken = new List<long>();
+            for (partitions.Bind(1, peer); partitions.Step();)
+                taken.Add(partitions.Number(0));
+            foreach (var partition in taken)
+                MarkGap(partition, UnixTime.Read(since));
+        }
+    }
+
+    /// <summary>An engine is to take a service away, or what was before what is left of it.</summary>
+    internal void MarkPurged(long service, DateTime now)
+    {
+        if (!_hasEngine)
+            return;
+        using var row = _database.Query("""
+            SELECT p.name, f.platform, f.service, f.facet, s.location FROM service s JOIN family f ON f.id = s.family
+                JOIN partition p ON p.id = f.partition WHERE s.id = ?1
+            """);
+        if (row.Bind(1, service).Step())
+            MarkForEngine(service, 0, now, RunLines.NamesOf(
+                new(row.Text(0), row.Text(1), row.Text(2), row.Text(3), row.Text(4))));
+    }
+
+    /// <summary>An engine has what was marked until then, and not again since.</summary>
+    public void Unmark(IEnumerable<(long Service, long Mark)> taken)
+    {
+        using var delete = _database.Query("DELETE FROM changed WHERE service = ?1 AND mark = ?2");
+        foreach (var (service, mark) in taken)
+            delete.Bind(1, service).Bind(2, mark).Run();
+    }
+
     private string NameOf(Status status) => _statusNames[status];
 
     /// <summary>Whether something was marked for Onix since this was asked last.</summary>
@@ -6812,7 +7221,7 @@ internal sealed class Writer : IDisposable
         if (known.Bind(1, place).Bind(2, peer).Bind(3, at).Bind(4, platform).Bind(5, heartbeat).Number() != null)
             return false;
         AddReceipt(place, platform, heartbeat, received, peer);
-        _hear.Bind(1, peer).Bind(2, at).Run();
+        HearFact(peer, received);
         if (!_knownFrom.TryGetValue(place, out var first) || received < first)
         {
             _knownFrom[place] = received;
@@ -6838,13 +7247,14 @@ internal sealed class Writer : IDisposable
         if (known.Number() != null)
             return false;
         AddGap(place, platform, heartbeat, begins, ends, received, peer);
-        _hear.Bind(1, peer).Bind(2, UnixTime.From(received)).Run();
+        HearFact(peer, received);
         return true;
     }
 
     /// <summary>Takes an observation from a line; false: it is here.</summary>
     public bool Import(string by, IncomingAlert alert, ObservationKind kind, DateTime received)
     {
+        CheckStatus(alert.Status);
         var peer = PeerOf(by);
         var (service, id) = Place(PlaceOf(alert.Service.Partition), alert);
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received);
@@ -6862,7 +7272,10 @@ internal sealed class Writer : IDisposable
                 return false;
         }
         Observe(service, id, kind, copy, alert.Description == first ? null : alert.Description, peer);
-        _hear.Bind(1, peer).Bind(2, UnixTime.From(received)).Run();
+        // What the next copy brings may be another thing now.
+        if (_recent.KeyOf(alert) is var key && _recent.Find(key) != null)
+            _learned.Add((key, RecentAlert.Place(service, id)));
+        HearFact(peer, received);
         return true;
     }
 
@@ -6871,8 +7284,40 @@ internal sealed class Writer : IDisposable
     {
         if (_partitions.TryGetValue(partition, out var id))
             return id;
+        if (_partitions.Count >= _rules.MaxServices)
+            throw TooManyPartitions;
         _insertPartition.Bind(1, id = NextId()).Bind(2, partition).Run();
         return _partitions[partition] = id;
+    }
+
+    /// <summary>Keeps a line that another SeS sent and that is no fact, or one too many.</summary>
+    /// <param name="partition">That it names; empty: none.</param>
+    public void Quarantine(string partition, string line, string reason) =>
+        Quarantine(partition, AlertSource.Line, line, reason, Encoding.UTF8.GetBytes(line));
+
+    /// <summary>What was noted of other targets than these goes: they get all anew if they come back.</summary>
+    /// <returns>How many went.</returns>
+    public int KeepForwards(IReadOnlyList<string> urls)
+    {
+        var kept = urls.ToHashSet();
+        using var rows = _database.Query("SELECT url FROM forward");
+        var gone = new List<string>();
+        while (rows.Step())
+        {
+            if (!kept.Contains(rows.Text(0)))
+                gone.Add(rows.Text(0));
+        }
+        using var delete = _database.Query("DELETE FROM forward WHERE url = ?1");
+        gone.ForEach(u => delete.Bind(1, u).Run());
+        return gone.Count;
+    }
+
+    /// <summary>Notes how far a target has what it is sent.</summary>
+    public ForwardPosition SetForward(string url, ForwardPosition position)
+    {
+        using var set = _database.Query("INSERT OR REPLACE INTO forward VALUES (?1, ?2, ?3, ?4)");
+        set.Bind(1, url).Bind(2, position.Position).Bind(3, position.StoreId).Bind(4, position.Regained).Run();
+        return position;
     }
 
     // ---- Making it anew ----
@@ -7042,6 +7487,9 @@ internal sealed class Writer : IDisposable
             return false;
         _deleteFamily.Bind(1, family).Run();
         Outbox.Forget(service);
+        // Of what retention takes an engine is told nothing.
+        if (_hasEngine)
+            _database.Execute($"DELETE FROM changed WHERE service = {service} AND names IS NULL");
         return true;
     }
 
@@ -7160,7 +7608,8 @@ internal sealed class Retention
         var first = _database.Number("SELECT min(id) FROM observation") ?? 0;
         if (first == 0)
             return;
-        var until = _rules.Retention is { } time ? ObservationLog.LastUntil(_database, now - time) : 0;
+        var kept = KeptFrom(now);
+        var until = kept is { } time ? ObservationLog.LastUntil(_database, time) : 0;
         _at = first - 1;
         if (IsTooLarge)
         {
@@ -7177,9 +7626,28 @@ internal sealed class Retention
             until = Math.Max(until, _sized);
         }
         _until = Math.Max(until, _at);
-        if (IsWorking && _rules.Retention is { } kept)
-            _writer.Retain(now, () => KeepFrom(UnixTime.From(now - kept)));
+        if (IsWorking && kept is { } from)
+            _writer.Retain(now, () => KeepFrom(UnixTime.From(from)));
     }
+
+    /// <summary>From when on all is kept; what a target lacks for a week longer. Null: all is.</summary>
+    private DateTime? KeptFrom(DateTime now)
+    {
+        if (_rules.Retention is not { } time)
+            return null;
+        var (from, least) = (now - time, long.MaxValue);
+        foreach (var url in _rules.Targets)
+        {
+            using var row = _database.Query("SELECT position FROM forward WHERE url = ?1");
+            least = Math.Min(least, row.Bind(1, url).Number() ?? 0);
+        }
+        using var unsent = _database.Query("SELECT recorded FROM observation WHERE id > ?1 ORDER BY id LIMIT 1");
+        return unsent.Bind(1, least).Number() is { } recorded && UnixTime.Read(recorded) is var waits && waits < from
+            ? waits > from - LongestWait ? waits : from - LongestWait : from;
+    }
+
+    /// <summary>Retention waits no longer for a target.</summary>
+    private static readonly TimeSpan LongestWait = TimeSpan.FromDays(7);
 
     /// <summary>Nothing before that time is counted any more: what was before is not all there.</summary>
     private void KeepFrom(long time)
@@ -7493,6 +7961,7 @@ internal sealed class Purge
             _setUnderived.Bind(1, service).Run();
             return false;
         }
+        _writer.MarkPurged(service, now);
         if (_writer.DeleteIfEmpty(service))
             _taken = _taken with { Services = _taken.Services + 1 };
         else if (_isThere.Bind(1, service).Number() != null)
@@ -8962,6 +9431,84 @@ internal sealed class Snapshot : IDisposable
     /// <summary>When it was taken: what is recorded later is not in it.</summary>
     public DateTime Moment { get; set; }
 
+    /// <summary>The name of this SeS.</summary>
+    public string Name
+    {
+        get
+        {
+            using var name = Query("SELECT value FROM meta WHERE name = 'name'");
+            return name.FirstText() ?? "";
+        }
+    }
+
+    /// <summary>The other SeS of which there are facts, and when each last gave a sign of life.</summary>
+    public List<(string Name, DateTime Heard)> Peers()
+    {
+        var peers = new List<(string, DateTime)>();
+        using var rows = Query("SELECT name, heard FROM peer WHERE own = 0 AND heard > 0 ORDER BY name");
+        while (rows.Step())
+            peers.Add((rows.Text(0), UnixTime.Read(rows.Number(1))));
+        return peers;
+    }
+
+    /// <summary>How far a target has what it is sent; null: nothing was sent to it yet.</summary>
+    public ForwardPosition? ForwardOf(string url)
+    {
+        using var row = Query("SELECT position, store, regained FROM forward WHERE url = ?1");
+        row.Bind(1, url);
+        return row.Step() ? new(row.Number(0), row.TextOrNull(1), row.Number(2)) : null;
+    }
+
+    /// <summary>The first name of this SeS, which it keeps.</summary>
+    public string FirstName
+    {
+        get
+        {
+            using var name = Query("SELECT name FROM peer WHERE own ORDER BY id LIMIT 1");
+            return name.FirstText() ?? "";
+        }
+    }
+
+    /// <summary>Services by their numbers, those that are there.</summary>
+    public IEnumerable<(long Id, ServiceKey Service)> NamesOf(IEnumerable<long> ids)
+    {
+        foreach (var id in ids)
+        {
+            if (Services($"""
+                FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition WHERE s.id = {id}
+                """, 1) is [var service])
+                yield return service;
+        }
+    }
+
+    /// <summary>The services of a question's tables s, f and p, by their numbers.</summary>
+    public List<(long Id, ServiceKey Service)> Services(string from, int most, int after = 0)
+    {
+        var services = new List<(long, ServiceKey)>();
+        using var rows = Query($"""
+            SELECT s.id, p.name, f.platform, f.service, f.facet, s.location {from} ORDER BY s.id LIMIT {most} OFFSET {after}
+            """);
+        while (rows.Step())
+            services.Add((rows.Number(0), new(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5))));
+        return services;
+    }
+
+    /// <summary>The last number that was given, of a fact or anything else.</summary>
+    public long LastFact => Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 0;
+
+    /// <summary>Facts after a number, counted up to as many.</summary>
+    /// <param name="areOwn">Only what this SeS took itself.</param>
+    public long CountFacts(long after, bool areOwn, int most)
+    {
+        var count = 0L;
+        foreach (var table in (string[])["observation", "receipt", "gap", "note"])
+            count += Number($"""
+                SELECT count(*) FROM (SELECT 1 FROM {table} t JOIN peer b ON b.id = t.by
+                    WHERE t.id > {after} AND (b.own OR NOT {(areOwn ? 1 : 0)}) LIMIT {most})
+                """) ?? 0;
+        return Math.Min(count, most);
+    }
+
     /// <summary>The settings of the rules by which the timeline is derived.</summary>
     public TimelineRules Rules => new(TimeOf("pause"));
 
@@ -9044,6 +9591,30 @@ internal sealed class Snapshot : IDisposable
 // hash of the line without the id and the time of recording, so that lines can be taken any number of times,
 // from several SeS, in any order, and the result is their union.
 
+/// <summary>A fact as a line, with its place in the order of facts.</summary>
+internal readonly record struct NumberedLine(long Id, string Line, DateTime Recorded);
+
+/// <summary>Which facts are meant, and how their partitions are called.</summary>
+/// <param name="From">Only what was recorded from then on.</param>
+/// <param name="Partition">Of SeS's own gaps there is none: they are meant with any.</param>
+/// <param name="IsOwn">Only what this SeS took itself.</param>
+/// <param name="Prefix">Goes before the names of partitions.</param>
+internal sealed record FactFilter(
+    DateTime? From = null, DateTime? To = null, string? Partition = null, bool IsOwn = false, string Prefix = "")
+{
+    /// <summary>Those of one table, in order.</summary>
+    /// <param name="table">Its name in the query, which has the peer as b and the partition as p.</param>
+    /// <param name="select">May use ?6, the prefix.</param>
+    public SqliteStatement Query(Snapshot snapshot, string table, string select, long after, int most) =>
+        snapshot.Query($"""
+            {select}
+            WHERE {table}.id > ?4 AND {table}.recorded >= ?1 AND {table}.recorded <= ?2
+                AND (?3 IS NULL OR p.name = ?3 OR p.id IS NULL) AND (b.own OR NOT ?7) AND ?6 IS NOT NULL
+            ORDER BY {table}.id LIMIT ?5
+            """).Bind(1, From is { } first ? UnixTime.From(first) : 0).Bind(2, To is { } last ? UnixTime.From(last) : UnixTime.Open)
+            .Bind(3, Partition).Bind(4, after).Bind(5, most).Bind(6, Prefix).Bind(7, IsOwn ? 1 : 0);
+}
+
 /// <summary>Writes facts as lines.</summary>
 internal static class FactLines
 {
@@ -9069,72 +9640,63 @@ internal static class FactLines
     public static (List<string> Lines, long? Last) ReadPage(
         Snapshot snapshot, DateTime? from, DateTime? to, string? partition, long after, int most)
     {
-        var facts = Observations(snapshot, from, to, partition, after, most).ToList();
-        long? last = facts.Count < most ? null : facts[^1].Id;
-        facts.AddRange(Receipts(snapshot, from, to, partition).Concat(Gaps(snapshot, from, to, partition))
-            .Concat(Notes(snapshot, from, to, partition)).Where(r => r.Id > after && r.Id <= (last ?? long.MaxValue)));
-        return ([.. facts.OrderBy(f => f.Id).Select(f => f.Line)], last);
+        var page = ReadPage(snapshot, new FactFilter(from, to, partition), after, most);
+        return (page.ConvertAll(l => l.Line), page.Count < most ? null : page[^1].Id);
     }
 
-    private static IEnumerable<(long Id, string Line)> Receipts(
-        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
+    /// <summary>At most so many facts after a number.</summary>
+    public static List<NumberedLine> ReadPage(Snapshot snapshot, FactFilter filter, long after, int most) =>
+        [.. Observations(snapshot, filter, after, most).Concat(Receipts(snapshot, filter, after, most))
+            .Concat(Gaps(snapshot, filter, after, most)).Concat(Notes(snapshot, filter, after, most))
+            .OrderBy(l => l.Id).Take(most)];
+
+    private static IEnumerable<NumberedLine> Receipts(Snapshot snapshot, FactFilter filter, long after, int most)
     {
-        using var rows = snapshot.Query("""
-            SELECT r.id, b.name, p.name, r.platform, r.heartbeat, r.received, r.recorded FROM receipt r
+        using var rows = filter.Query(snapshot, "r", """
+            SELECT r.id, b.name, ?6 || p.name, r.platform, r.heartbeat, r.received, r.recorded FROM receipt r
                 JOIN peer b ON b.id = r.by JOIN partition p ON p.id = r.partition
-            WHERE r.recorded >= ?1 AND r.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3) ORDER BY r.id
-            """);
-        for (Bind(rows, from, to, partition); rows.Step();)
-            yield return (rows.Number(0), Receipt(rows.Text(1), rows.Text(2), rows.TextOrNull(3), rows.TextOrNull(4),
-                UnixTime.Read(rows.Number(5)), UnixTime.Read(rows.Number(6)), out _));
+            """, after, most);
+        while (rows.Step())
+            yield return new(rows.Number(0), Receipt(rows.Text(1), rows.Text(2), rows.TextOrNull(3), rows.TextOrNull(4),
+                UnixTime.Read(rows.Number(5)), UnixTime.Read(rows.Number(6)), out _), UnixTime.Read(rows.Number(6)));
     }
 
-    private static IEnumerable<(long Id, string Line)> Gaps(
-        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
+    private static IEnumerable<NumberedLine> Gaps(Snapshot snapshot, FactFilter filter, long after, int most)
     {
-        using var rows = snapshot.Query("""
-            SELECT g.id, b.name, p.name, g.platform, g.heartbeat, g.begins, g.ends, g.received, g.recorded
+        using var rows = filter.Query(snapshot, "g", """
+            SELECT g.id, b.name, ?6 || p.name, g.platform, g.heartbeat, g.begins, g.ends, g.received, g.recorded
             FROM gap g JOIN peer b ON b.id = g.by LEFT JOIN partition p ON p.id = g.partition
-            WHERE g.recorded >= ?1 AND g.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3 OR g.partition IS NULL)
-            ORDER BY g.id
-            """);
-        for (Bind(rows, from, to, partition); rows.Step();)
-            yield return (rows.Number(0), Gap(rows.Text(1), rows.TextOrNull(2), rows.TextOrNull(3),
+            """, after, most);
+        while (rows.Step())
+            yield return new(rows.Number(0), Gap(rows.Text(1), rows.TextOrNull(2), rows.TextOrNull(3),
                 rows.TextOrNull(4), UnixTime.Read(rows.Number(5)),
                 rows.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : null, UnixTime.Read(rows.Number(7)),
-                UnixTime.Read(rows.Number(8)), out _));
+                UnixTime.Read(rows.Number(8)), out _), UnixTime.Read(rows.Number(8)));
     }
 
-    private static IEnumerable<(long Id, string Line)> Notes(
-        Snapshot snapshot, DateTime? from, DateTime? to, string? partition)
+    private static IEnumerable<NumberedLine> Notes(Snapshot snapshot, FactFilter filter, long after, int most)
     {
-        using var rows = snapshot.Query($"""
-            SELECT {StoredNotes.Columns} {StoredNotes.From}
-            WHERE n.recorded >= ?1 AND n.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3) ORDER BY n.id
-            """);
-        for (Bind(rows, from, to, partition); rows.Step();)
+        using var rows = filter.Query(snapshot, "n", $"SELECT {StoredNotes.Columns} {StoredNotes.From}", after, most);
+        while (rows.Step())
         {
             var note = StoredNotes.VersionOf(rows);
-            yield return (note.Row, Note(note.By, note, note.Recorded, out _));
+            var there = note with { Filter = note.Filter with { Partition = filter.Prefix + note.Filter.Partition } };
+            yield return new(note.Row, Note(note.By, there, note.Recorded, out _), note.Recorded);
         }
     }
 
-    private static IEnumerable<(long Id, string Line)> Observations(
-        Snapshot snapshot, DateTime? from, DateTime? to, string? partition, long after, int most)
+    private static IEnumerable<NumberedLine> Observations(Snapshot snapshot, FactFilter filter, long after, int most)
     {
-        using var rows = snapshot.Query("""
-            SELECT o.id, b.name, p.name, f.platform, f.service, f.facet, s.location, a.dialect, a.source,
+        if (filter.From is { } first)
+            after = Math.Max(after, snapshot.LastObservation(first.AddMilliseconds(-1)));
+        using var rows = filter.Query(snapshot, "o", """
+            SELECT o.id, b.name, ?6 || p.name, f.platform, f.service, f.facet, s.location, a.dialect, a.source,
                 a.sender, a.labels, t.name, o.starts, o.ends, coalesce(o.text, a.text), o.kind, o.received,
                 o.recorded
             FROM observation o CROSS JOIN peer b ON b.id = o.by CROSS JOIN alert a ON a.id = o.alert
                 CROSS JOIN service s ON s.id = o.service CROSS JOIN family f ON f.id = s.family
                 CROSS JOIN partition p ON p.id = f.partition CROSS JOIN status t ON t.id = o.status
-            WHERE o.id > ?4 AND o.recorded >= ?1 AND o.recorded <= ?2 AND (?3 IS NULL OR p.name = ?3)
-            ORDER BY o.id LIMIT ?5
-            """);
-        Bind(rows, from, to, partition);
-        rows.Bind(4, Math.Max(after, from is { } first ? snapshot.LastObservation(first.AddMilliseconds(-1)) : 0))
-            .Bind(5, most);
+            """, after, most);
         while (rows.Step())
         {
             var alert = new IncomingAlert(
@@ -9142,14 +9704,10 @@ internal static class FactLines
                 (AlertSource)rows.Number(8), rows.Text(9), rows.Text(10), rows.Text(11),
                 UnixTime.Read(rows.Number(12)),
                 rows.NumberOrNull(13) is { } ends ? UnixTime.Read(ends) : null, rows.Text(14));
-            yield return (rows.Number(0), Observation(rows.Text(1), alert, (ObservationKind)rows.Number(15),
-                UnixTime.Read(rows.Number(16)), UnixTime.Read(rows.Number(17)), out _));
+            yield return new(rows.Number(0), Observation(rows.Text(1), alert, (ObservationKind)rows.Number(15),
+                UnixTime.Read(rows.Number(16)), UnixTime.Read(rows.Number(17)), out _), UnixTime.Read(rows.Number(17)));
         }
     }
-
-    private static void Bind(SqliteStatement rows, DateTime? from, DateTime? to, string? partition) =>
-        rows.Bind(1, from is { } first ? UnixTime.From(first) : 0)
-            .Bind(2, to is { } last ? UnixTime.From(last) : UnixTime.Open).Bind(3, partition);
 
     /// <summary>The first receipt of anything of a partition, or that a heartbeat was armed.</summary>
     public static string Receipt(string by, string partition, string? platform, string? heartbeat,
@@ -9161,6 +9719,11 @@ internal static class FactLines
             line.TextOrNull("platform", platform).Text("heartbeat", heartbeat);
         return line.Time("received", received).End(recorded, out id);
     }
+
+    /// <summary>A sign of life of a SeS: what is sent to another begins with one. It is no fact.</summary>
+    public static string Alive(string by, DateTime at) => new Line(AliveKind).Text("by", by).Time("at", at).End();
+
+    public const string AliveKind = "alive";
 
     /// <summary>The begin of a gap, or its end.</summary>
     public static string Gap(string by, string? partition, string? platform, string? heartbeat, DateTime begins,
@@ -9244,8 +9807,49 @@ internal static class FactLines
                 + $"\"{Written(recorded)}\"{fields[length..]}}}";
         }
 
-        private static string Written(DateTime time) =>
-            time.ToString("yyyy-MM-dd'T'HH:mm:ss.fff'Z'", CultureInfo.InvariantCulture);
+        /// <summary>Of what is no fact, and so has no id.</summary>
+        public string End() => $"{{\"kind\":\"{kind}\"{_fields}}}";
+
+    }
+
+    public static string Written(DateTime time) =>
+        time.ToString("yyyy-MM-dd'T'HH:mm:ss.fff'Z'", CultureInfo.InvariantCulture);
+}
+
+/// <summary>
+/// Writes what is derived as lines, for engines: one a run. One holds unless a later version of its service by the
+/// same SeS has a since that is not after its from; so they can come in any order, any number of times.
+/// </summary>
+internal static class RunLines
+{
+    /// <summary>The fields that name a service, as they stand in a line.</summary>
+    public static string NamesOf(ServiceKey service)
+    {
+        var (partition, platform, name, facet, location) = service;
+        var json = new StringBuilder();
+        foreach (var (field, value) in new[]
+        {
+            ("partition", partition), ("platform", platform), ("service", name), ("facet", facet), ("location", location),
+        })
+            JsonText.Write(json.Append(json.Length == 0 ? "" : ",").Append(CultureInfo.InvariantCulture, $"\"{field}\":"), value);
+        var id = Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{{{json}}}")))[..16];
+        return $"{json},\"service_id\":\"{id}\"";
+    }
+
+    /// <param name="from">Null: there is no run from <paramref name="since"/> on.</param>
+    /// <param name="status">Null: from then on it is not known, or no more.</param>
+    public static string Run(string by, string names, DateTime? from, string? status, long version, DateTime since)
+    {
+        var json = new StringBuilder("{\"kind\":\"run\",\"by\":");
+        JsonText.Write(json, by);
+        json.Append(',').Append(names).Append(",\"from\":").Append(from is { } time ? $"\"{FactLines.Written(time)}\"" : "null")
+            .Append(",\"status\":");
+        if (status == null)
+            json.Append("null");
+        else
+            JsonText.Write(json, status);
+        return json.Append(CultureInfo.InvariantCulture,
+            $",\"version\":{version},\"since\":\"{FactLines.Written(since)}\"}}").ToString();
     }
 }
 
@@ -9253,8 +9857,9 @@ internal static class FactLines
 internal sealed class LineException(string reason) : Exception(reason);
 
 /// <summary>A line that was read, to be taken into a store.</summary>
-/// <param name="Take">Within a transaction of the writer; false: the fact is there.</param>
-internal sealed record FactLine(Func<Writer, bool> Take)
+/// <param name="Take">Within a transaction of the writer; false: the fact is there, or it is none.</param>
+/// <param name="AliveBy">Of a sign of life: whose.</param>
+internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
 {
     /// <summary>Of a fact; labels are at most some KiB.</summary>
     public const int MaxLength = 1024 * 1024;
@@ -9276,6 +9881,7 @@ internal sealed record FactLine(Func<Writer, bool> Take)
                     "gap" => ParseGap(root, now),
                     "note" => ParseNote(root, now),
                     "observation" => ParseObservation(root, now),
+                    FactLines.AliveKind => ParseAlive(root, now),
                     var kind => throw new LineException($"this SeS knows no facts of the kind '{kind}'"),
                 };
         }
@@ -9287,6 +9893,16 @@ internal sealed record FactLine(Func<Writer, bool> Take)
         {
             throw new LineException("a text in it is not valid Unicode");
         }
+    }
+
+    private static FactLine ParseAlive(JsonElement root, DateTime now)
+    {
+        var (by, at) = (Name(root, "by"), Time(root, "at", now));
+        return new(w =>
+        {
+            w.Hear(by, at < now ? at : now);
+            return false;
+        }, by);
     }
 
     private static FactLine ParseReceipt(JsonElement root, DateTime now)
@@ -9389,6 +10005,80 @@ internal sealed record FactLine(Func<Writer, bool> Take)
             : throw new LineException(reason);
 }
 
+/// <summary>What became of lines; those that are no facts, or one too many, were refused.</summary>
+internal readonly record struct ImportSum(long New, long Known, long Refused);
+
+/// <summary>A line that is no fact, or one too many.</summary>
+/// <param name="Number">Of the line, from 1 on.</param>
+internal readonly record struct RefusedLine(long Number, string Text, string Reason);
+
+/// <summary>Takes lines, some at a time, in short transactions, so that others may write between them.</summary>
+internal sealed class LineImport
+{
+    private readonly List<(long Number, string Text, FactLine Fact)> _lines = [];
+    private readonly List<RefusedLine> _refused = [];
+    private ImportSum _taken;
+
+    /// <summary>Lines that were read.</summary>
+    public long Number { get; private set; }
+
+    /// <summary>What became of those that are stored.</summary>
+    public ImportSum Sum { get; private set; }
+
+    /// <summary>Lines that wait to be taken.</summary>
+    public int Waiting => _lines.Count + _refused.Count;
+
+    /// <summary>Reads a line; an empty one says nothing.</summary>
+    /// <returns>Null: it is empty, or refused.</returns>
+    public FactLine? Add(string text, DateTime now)
+    {
+        Number++;
+        if (text == "")
+            return null;
+        try
+        {
+            var fact = FactLine.Parse(text, now);
+            _lines.Add((Number, text, fact));
+            return fact;
+        }
+        catch (LineException e)
+        {
+            _refused.Add(new(Number, text, e.Message));
+            return null;
+        }
+    }
+
+    /// <summary>Takes the lines that wait, within a transaction; those that it refuses are returned.</summary>
+    public IReadOnlyList<RefusedLine> Take(Writer writer)
+    {
+        var (added, known, refused) = (0L, 0L, new List<RefusedLine>(_refused));
+        foreach (var (number, text, fact) in _lines)
+        {
+            try
+            {
+                if (fact.Take(writer))
+                    added++;
+                else if (fact.AliveBy == null)
+                    known++;
+            }
+            catch (TooManyException e)
+            {
+                refused.Add(new(number, text, e.Message));
+            }
+        }
+        _taken = new(Sum.New + added, Sum.Known + known, Sum.Refused + refused.Count);
+        return refused;
+    }
+
+    /// <summary>What was taken is stored.</summary>
+    public void Commit()
+    {
+        Sum = _taken;
+        _lines.Clear();
+        _refused.Clear();
+    }
+}
+
 /// <summary>What became of a draft.</summary>
 /// <param name="Note">With the version that it made, or that said the same; null: it was refused.</param>
 internal sealed record NoteAnswer(Note? Note, bool IsNew, NoteException? Refusal = null);
@@ -9479,9 +10169,17 @@ internal static class NoteBook
     /// <summary>Takes a version from a line; false: it is here.</summary>
     public static bool Import(Writer writer, string by, NoteVersion version)
     {
-        var known = Read(writer.Database, long.MaxValue, version.Filter.Partition, id: version.Id).FirstOrDefault();
-        if (known?.Versions.Any(v => v.By == by && v with { By = "", Row = 0, Recorded = default } == version) == true)
-            return false;
+        // Of one note there may be thousands of versions.
+        using var known = writer.Database.Query($"""
+            SELECT {StoredNotes.Columns} {StoredNotes.From}
+            WHERE p.name = ?1 AND n.note = ?2 AND n.received = ?3 AND b.name = ?4
+            """);
+        known.Bind(1, version.Filter.Partition).Bind(2, version.Id).Bind(3, UnixTime.From(version.Received)).Bind(4, by);
+        while (known.Step())
+        {
+            if (StoredNotes.VersionOf(known) with { By = "", Row = 0, Recorded = default } == version)
+                return false;
+        }
         writer.Add(version, by);
         return true;
     }
@@ -10210,6 +10908,9 @@ internal sealed class GapFacts
 
     private sealed record GapText(string Text, DateTime Received);
 
+    /// <summary>The numbers of gaps that are no facts: they last while nothing comes from another SeS.</summary>
+    private const long SilentPeers = 1L << 62;
+
     private readonly List<Armed> _armed = [];
     private readonly List<Silence> _silences = [];
     private readonly List<Absence> _absences = [];
@@ -10236,13 +10937,18 @@ internal sealed class GapFacts
     {
         using (var mapping = snapshot.Query("SELECT value FROM meta WHERE name = 'mapping'"))
             _expected = mapping.FirstText() is { } text ? MappingRules.Parse(text).Heartbeats : null;
-        // This SeS is one, 0, under all its names.
-        using (var rows = snapshot.Query("SELECT id, own, heard FROM peer"))
+        // This SeS is one, 0, under all its names. One of which nothing comes is away.
+        var heardLately = Math.Min(until, UnixTime.From(snapshot.Moment)) - (long)Writer.PeerSilent.TotalMilliseconds;
+        using (var rows = snapshot.Query("SELECT id, name, heard FROM peer WHERE own = 0"))
         {
             while (rows.Step())
             {
-                if (rows.Number(1) == 0)
-                    _absences.Add(new(rows.Number(0), new(UnixTime.Read(rows.Number(2)), DateTime.MaxValue, 0)));
+                var (by, heard) = (rows.Number(0), rows.Number(2));
+                if (heard >= heardLately)
+                    continue;
+                var gap = new Gap(UnixTime.Read(heard), DateTime.MaxValue, SilentPeers + by);
+                _absences.Add(new(by, gap));
+                _texts[gap.Id] = new($"{NoData}nothing comes from {rows.Text(1)}", gap.From + Writer.PeerSilent);
             }
         }
         using (var rows = snapshot.Query("""
@@ -10435,7 +11141,7 @@ internal sealed class GapFacts
     {
         var place = $"{partition}\n{platform}";
         if (!_watched.TryGetValue(place, out var isWatched))
-            _watched[place] = isWatched = !_armed.Any(a => IsOf(a, partition, platform) && a.Last > (ForgottenAt(a) ?? default)
+            _watched[place] = isWatched = Of(partition, platform).At(now) is { Id: >= SilentPeers } ? false : !_armed.Any(a => IsOf(a, partition, platform) && a.Last > (ForgottenAt(a) ?? default)
                 && _expected?.Contains(a.Heartbeat.Name) != false) ? null : !Of(partition, platform).IsHeartbeatSilent(now);
         return isWatched;
     }
@@ -13857,19 +14563,8 @@ internal sealed class OnixClient
     /// <exception cref="CryptographicException">The CA file holds no certificate.</exception>
     public static SocketsHttpHandler CreateHandler(Options options)
     {
-        var tls = new SslClientAuthenticationOptions();
-        if (options.OnixCaFile != null)
-        {
-            tls.CertificateChainPolicy = new X509ChainPolicy
-            {
-                TrustMode = X509ChainTrustMode.CustomRootTrust,
-                RevocationMode = X509RevocationMode.NoCheck,
-            };
-            tls.CertificateChainPolicy.CustomTrustStore.ImportFromPemFile(options.OnixCaFile);
-            if (tls.CertificateChainPolicy.CustomTrustStore.Count == 0)
-                throw new CryptographicException("there is none in it");
-        }
-        else if (options.OnixInsecureSkipVerify)
+        var tls = Trusting(options.OnixCaFile);
+        if (options.OnixInsecureSkipVerify)
         {
 #pragma warning disable CA5359 // The user's explicit setting, warned of at the start.
             tls.RemoteCertificateValidationCallback = (_, _, _, _) => true;
@@ -13885,6 +14580,23 @@ internal sealed class OnixClient
             // Onix's session cookie saves it 9 ms of password hashing a request.
             UseCookies = options.OnixAuthMode == AuthMode.Basic,
         };
+    }
+
+    /// <summary>Trusts the CAs of a file alone; null: those of the system.</summary>
+    /// <exception cref="CryptographicException">The file holds no certificate.</exception>
+    public static SslClientAuthenticationOptions Trusting(string? caFile)
+    {
+        var tls = new SslClientAuthenticationOptions();
+        if (caFile == null)
+            return tls;
+        tls.CertificateChainPolicy = new X509ChainPolicy
+        {
+            TrustMode = X509ChainTrustMode.CustomRootTrust,
+            RevocationMode = X509RevocationMode.NoCheck,
+        };
+        tls.CertificateChainPolicy.CustomTrustStore.ImportFromPemFile(caFile);
+        return tls.CertificateChainPolicy.CustomTrustStore.Count > 0 ? tls
+            : throw new CryptographicException("there is none in it");
     }
 
     /// <summary>Makes sure that model, item type and attributes are there.</summary>
@@ -14924,7 +15636,672 @@ internal sealed class Recorder(
     }
 }
 
-// ================================= 15. HTTP ==================================
+// =============================== 15. Forwarding ==============================
+//
+// Facts travel: to the other SeS of a pair, which gets what this one took; to a hub, which gets all. They go as
+// lines, in the order in which they were recorded, at least once, and a receiver takes a line that it has for
+// known: so a position is all that is kept, stored after the answer, and nothing is lost that could be sent
+// again. A receiver names its database; when that is another, it lost what it had, and gets everything, also
+// what it once took itself. Whatever goes wrong is tried again for ever, but what a receiver refuses while it
+// takes its neighbours, which is set aside and told.
+
+/// <summary>How a target is doing, for probes and metrics.</summary>
+/// <param name="Trouble">Why it takes nothing; null while it does.</param>
+/// <param name="Backlog">What it lacks, counted up to <see cref="Forwarder.MostCounted"/>.</param>
+/// <param name="Oldest">When the first of it was recorded; null: it lacks nothing.</param>
+/// <param name="Last">When it last took anything, or answered a sign of life; null: not since the start.</param>
+internal sealed record ForwardState(Target Target, string? Trouble, long Backlog, DateTime? Oldest, DateTime? Last)
+{
+    /// <summary>In a word, for programs.</summary>
+    public string Word => Trouble != null ? "away" : Last == null ? "starting" : Backlog > 0 ? "behind" : "sent";
+
+    /// <summary>What people should know; null: it has all, or nearly.</summary>
+    public string? Warning(DateTime now) => Trouble == null || (Oldest is not { } oldest && Last is not { } last)
+        || now - (Oldest ?? Last) < Forwarder.LongBehind ? null
+        : $"The {Target.Name} at {Target.Shown} takes nothing since {Rfc3339.Format((Oldest ?? Last)!.Value)}: {Trouble}";
+}
+
+/// <summary>Is thrown when a target does not take what is sent: it is sent again.</summary>
+/// <param name="Reason">In a word, for metrics.</param>
+/// <param name="Again">After what time, as the target says; null: it does not.</param>
+internal sealed class ForwardException(string message, string reason, TimeSpan? again = null) : Exception(message)
+{
+    public string Reason => reason;
+    public TimeSpan? Again => again;
+}
+
+/// <summary>What is sent at once.</summary>
+/// <param name="Count">Of what can be sent by itself.</param>
+/// <param name="Lines">In the body.</param>
+/// <param name="Through">How far the target is once it has taken it.</param>
+/// <param name="Oldest">When the first of it was recorded; null: there is nothing.</param>
+/// <param name="IsAll">There is no more.</param>
+internal record Batch(ReadOnlyMemory<byte> Body, int Count, int Lines, long Through, DateTime? Oldest, bool IsAll)
+{
+    /// <summary>Something is to be noted once it was taken, or when there is nothing in it.</summary>
+    public virtual bool ChangesState => Count > 0;
+}
+
+/// <summary>Sends to one target; runs as one task, and nothing else touches its fields but <see cref="State"/>.</summary>
+internal abstract class Forwarder(Target target, Store store, TimeProvider clock, Log log, Meters meters)
+{
+    /// <summary>In a post.</summary>
+    public const int MaxLines = 5000, MaxBytes = 4 * 1024 * 1024;
+
+    /// <summary>Waiting facts are counted no further.</summary>
+    public const int MostCounted = 100_000;
+
+    /// <summary>Those after the first that is refused: if none of them is taken either, it is not the line.</summary>
+    private const int MaxNeighbours = 10;
+
+    /// <summary>Of an answer; and bytes of what is told of it, or of what it refuses.</summary>
+    private const int MaxAnswer = 64 * 1024, MostTold = 1000;
+
+    private static readonly TimeSpan
+        Patience = TimeSpan.FromSeconds(60), FirstPause = TimeSpan.FromSeconds(1), LongestPause = TimeSpan.FromSeconds(30),
+        MostObeyed = TimeSpan.FromHours(1), CountPeriod = TimeSpan.FromSeconds(10);
+
+    /// <summary>A sign of life is sent so often.</summary>
+    private static readonly TimeSpan AlivePeriod = TimeSpan.FromSeconds(30);
+
+    /// <summary>Before people are told.</summary>
+    public static readonly TimeSpan LongBehind = TimeSpan.FromMinutes(15);
+
+    private volatile ForwardState _state = new(target, null, 0, null, null);
+    private HttpClient? _http;
+    private string? _ca;
+    private int _most = MaxLines;
+    private long _counted;
+
+    // When the target last took a post; null: it did not take the last one.
+    private long? _posted;
+
+    // Whether something was refused that is not set aside yet, and whether anything was taken since.
+    private bool _isRefused, _hasTaken;
+
+    protected Target Target => target;
+
+    protected Store Store => store;
+
+    protected Log Log => log;
+
+    /// <summary>How far the target is; null: that was not read yet.</summary>
+    protected ForwardPosition? Position { get; private set; }
+
+    /// <summary>May be asked by any thread.</summary>
+    public ForwardState State => _state;
+
+    /// <summary>Those of the targets that are named; what was noted of others goes.</summary>
+    public static async Task<List<Forwarder>> OpenAsync(
+        IReadOnlyList<Target> targets, Store store, TimeProvider clock, Log log, Meters meters)
+    {
+        var now = clock.GetUtcNow().UtcDateTime;
+        await store.ChangeAsync(w => w.KeepForwards([.. targets.Select(t => t.Key)])
+            + (w.SetEngine(targets.FirstOrDefault(t => t.Kind == TargetKind.Engine)?.Key, now) ? 1 : 0));
+        return [.. targets.Select(t => t.Kind == TargetKind.Engine ? (Forwarder)new RunForwarder(t, store, clock, log, meters)
+            : new FactForwarder(t, store, clock, log, meters))];
+    }
+
+    public async Task RunAsync(CancellationToken stop)
+    {
+        var pause = FirstPause;
+        while (!stop.IsCancellationRequested)
+        {
+            try
+            {
+                var recorded = store.Recorded;
+                if (!await SendNextAsync(stop))
+                    await recorded.WaitAsync(AlivePeriod, clock, stop);
+                pause = FirstPause;
+            }
+            catch (TimeoutException)
+            {
+                // Nothing was recorded: a sign of life is due.
+            }
+            catch (OperationCanceledException) when (stop.IsCancellationRequested)
+            {
+                return;
+            }
+            catch (Exception e) when (e is ForwardException or StoreException or SqliteException)
+            {
+                await BackOffAsync(e, pause, stop);
+                pause = pause * 2 < LongestPause ? pause * 2 : LongestPause;
+            }
+        }
+    }
+
+    private async Task BackOffAsync(Exception e, TimeSpan pause, CancellationToken stop)
+    {
+        var failure = e as ForwardException;
+        meters.ForwardFailures.WithLabels(target.Name, failure?.Reason ?? "store").Inc();
+        // The way may be too slow for as much, or cut what is larger than a proxy takes.
+        if (failure?.Reason is "timeout" or "408" or "unreachable")
+            _most = Math.Max(1, _most / 2);
+        log.Often($"the {target.Name} takes nothing; it is tried again", ("url", target.Shown), ("reason", e.Message));
+        _state = _state with { Trouble = e.Message, Backlog = Math.Max(1, CountAgain(_state.Backlog)) };
+        // Of a whole site that lost its hub, not all come back in the same moment.
+        var jittered = pause * (0.5 + (RandomNumberGenerator.GetInt32(1000) / 1000.0));
+        var wait = failure?.Again is { } again && again > jittered ? again < MostObeyed ? again : MostObeyed : jittered;
+        try
+        {
+            await Task.Delay(wait, clock, stop);
+        }
+        catch (OperationCanceledException)
+        {
+            // The loop ends.
+        }
+    }
+
+    private long CountAgain(long backlog)
+    {
+        if (Position is not { } position || clock.GetElapsedTime(_counted) < CountPeriod)
+            return backlog;
+        _counted = clock.GetTimestamp();
+        try
+        {
+            using var snapshot = store.Snapshot();
+            return Count(snapshot, position);
+        }
+        catch (SqliteException)
+        {
+            return backlog;
+        }
+    }
+
+    /// <summary>What waits, up to <see cref="MostCounted"/>.</summary>
+    protected abstract long Count(Snapshot snapshot, ForwardPosition position);
+
+    /// <summary>What is sent is read from this.</summary>
+    protected virtual Task<Snapshot> ReadAsync() => Task.FromResult(store.Snapshot());
+
+    /// <summary>What is to be sent next: at most so many, but one where there is any.</summary>
+    /// <param name="after">Without so many of the first.</param>
+    protected abstract Batch Read(Snapshot snapshot, ForwardPosition position, int most, int after = 0);
+
+    /// <summary>The answer was 2xx, and may not be what such a target says.</summary>
+    /// <returns>How far the target is now.</returns>
+    /// <exception cref="ForwardException">It is none.</exception>
+    protected abstract ForwardPosition Taken(Batch batch, ForwardPosition position, byte[] answer);
+
+    /// <summary>Stores how far the target is, with what goes with it.</summary>
+    protected abstract Task KeepAsync(Batch batch, ForwardPosition position);
+
+    /// <summary>Whether something is sent where nothing waits.</summary>
+    protected abstract bool SendsAlive { get; }
+
+    /// <summary>Whether there may be more at once.</summary>
+    private async Task<bool> SendNextAsync(CancellationToken stop)
+    {
+        Batch batch;
+        ForwardPosition position;
+        using (var snapshot = await ReadAsync())
+        {
+            position = Position ??= snapshot.ForwardOf(target.Key) ?? default;
+            batch = Read(snapshot, position, _most);
+            if (batch.IsAll)
+                _state = _state with { Backlog = batch.Count, Oldest = batch.Oldest };
+            else if (clock.GetElapsedTime(_counted) >= CountPeriod)
+            {
+                _counted = clock.GetTimestamp();
+                _state = _state with { Backlog = Count(snapshot, position), Oldest = batch.Oldest };
+            }
+        }
+        if (batch.Count == 0 && (!SendsAlive || (_posted is { } posted && clock.GetElapsedTime(posted) < AlivePeriod)))
+        {
+            if (batch.ChangesState)
+                await KeepAsync(batch, position);
+            Position = position with { Position = batch.Through };
+            return batch.ChangesState;
+        }
+        _posted = null;
+        if (await PostAsync(batch, stop) is not { } answer)
+            return await ShrinkAsync(batch, position, stop);
+        await AdvanceAsync(batch, Taken(batch, position, answer));
+        _posted = clock.GetTimestamp();
+        (_hasTaken, _isRefused) = (_isRefused, _isRefused && !batch.IsAll);
+        _most = Math.Min(MaxLines, 2 * _most);
+        return !batch.IsAll || Position!.Value.Position < batch.Through;
+    }
+
+    private async Task AdvanceAsync(Batch batch, ForwardPosition next)
+    {
+        if (next != Position || batch.ChangesState)
+            await KeepAsync(batch, next);
+        Position = next;
+        meters.ForwardLines.WithLabels(target.Name, "sent").Inc(batch.Lines);
+        if (_state.Trouble != null)
+            log.Info($"the {target.Name} takes what is sent again", ("url", target.Shown));
+        var isAll = batch.IsAll && next.Position >= batch.Through;
+        _state = new(target, null, isAll ? 0 : Math.Max(1, _state.Backlog - batch.Count), isAll ? null : batch.Oldest,
+            clock.GetUtcNow().UtcDateTime);
+    }
+
+    /// <summary>
+    /// What was refused is halved. One that is refused by itself is set aside if those beside it are taken, else
+    /// the target would take nothing at all.
+    /// </summary>
+    private async Task<bool> ShrinkAsync(Batch batch, ForwardPosition position, CancellationToken stop)
+    {
+        (_hasTaken, _isRefused) = (_hasTaken && _isRefused, true);
+        if (batch.Count > 1)
+        {
+            _most = batch.Count / 2;
+            return true;
+        }
+        // The next one is written to the same place.
+        var text = Encoding.UTF8.GetString(batch.Body.Span);
+        if (!_hasTaken && !await IsNeighbourTakenAsync(position, stop))
+            throw new ForwardException($"it answered {_refusal}, and to those after it, too: its schema is another, or it is "
+                + "no such target", $"{(int)_refusal}");
+        meters.ForwardLines.WithLabels(target.Name, "set_aside").Inc(batch.Lines);
+        log.Error($"the {target.Name} refuses what it is sent, and never gets it", ("url", target.Shown),
+            ("code", (int)_refusal), ("sent", AlertMapping.Clip(text, MostTold)));
+        var next = position with { Position = batch.Through };
+        await KeepAsync(batch, next);
+        (Position, _isRefused) = (next, false);
+        return true;
+    }
+
+    private HttpStatusCode _refusal;
+
+    private async Task<bool> IsNeighbourTakenAsync(ForwardPosition position, CancellationToken stop)
+    {
+        for (var after = 1; after <= MaxNeighbours; after++)
+        {
+            Batch next;
+            using (var snapshot = await ReadAsync())
+                next = Read(snapshot, position, 1, after);
+            if (next.Count == 0)
+                return false;
+            if (await PostAsync(next, stop) != null)
+                return true;
+        }
+        return false;
+    }
+
+    /// <summary>The answer; null: it is refused as it is, and less of it may not be.</summary>
+    /// <exception cref="ForwardException">It is to be sent again.</exception>
+    private async Task<byte[]?> PostAsync(Batch batch, CancellationToken stop)
+    {
+        using var patience = new CancellationTokenSource(Patience, clock);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop, patience.Token);
+        using var request = new HttpRequestMessage(HttpMethod.Post, PostTo) { Content = new ReadOnlyMemoryContent(batch.Body) };
+        request.Content.Headers.ContentType = new MediaTypeHeaderValue("application/x-ndjson");
+        request.Headers.Authorization = target.Token is { } token ? new AuthenticationHeaderValue("Bearer", token.Value)
+            : target.Password is { } password ? new AuthenticationHeaderValue("Basic", Convert.ToBase64String(
+                Encoding.UTF8.GetBytes($"{target.Username}:{password.Value}"))) : null;
+        try
+        {
+            using var answer = await Http().SendAsync(request, HttpCompletionOption.ResponseHeadersRead, limit.Token);
+            var body = await ReadAsync(answer, limit.Token);
+            if (answer.IsSuccessStatusCode)
+                return body;
+            _refusal = answer.StatusCode;
+            return answer.StatusCode is HttpStatusCode.BadRequest or HttpStatusCode.RequestEntityTooLarge
+                or HttpStatusCode.UnprocessableContent ? null : throw NotTaken(answer, body);
+        }
+        catch (Exception e) when (e is HttpRequestException or IOException)
+        {
+            throw new ForwardException($"it cannot be reached: {e.InnerException?.Message ?? e.Message}", "unreachable");
+        }
+        catch (OperationCanceledException) when (!stop.IsCancellationRequested)
+        {
+            throw new ForwardException($"it gave no answer within {Patience.TotalSeconds} s", "timeout");
+        }
+    }
+
+    protected virtual Uri PostTo => target.Url;
+
+    private ForwardException NotTaken(HttpResponseMessage answer, byte[] body)
+    {
+        var again = answer.Headers.RetryAfter is { } after
+            ? after.Delta ?? after.Date - clock.GetUtcNow() : null;
+        return new($"it answered {(int)answer.StatusCode}{DetailOf(body)}", $"{(int)answer.StatusCode}", again);
+    }
+
+    /// <summary>What the target says, in a line: of a SeS the detail of its problem.</summary>
+    private static string DetailOf(byte[] body)
+    {
+        var text = Encoding.UTF8.GetString(body);
+        try
+        {
+            using var json = JsonDocument.Parse(text);
+            if (json.RootElement.ValueKind == JsonValueKind.Object && json.RootElement.TryGetProperty("detail", out var detail)
+                && detail.ValueKind == JsonValueKind.String)
+                text = detail.GetString()!;
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException)
+        {
+            // It is no problem of a SeS's.
+        }
+        text = Terminal.Plain(AlertMapping.Clip(text.Trim().Split('\n', 2)[0], MostTold)).Trim();
+        return text == "" ? "" : ": " + text;
+    }
+
+    private static async Task<byte[]> ReadAsync(HttpResponseMessage answer, CancellationToken stop)
+    {
+        using var body = await answer.Content.ReadAsStreamAsync(stop);
+        var buffer = new byte[MaxAnswer];
+        return buffer[..await body.ReadAtLeastAsync(buffer, buffer.Length, throwOnEndOfStream: false, stop)];
+    }
+
+    /// <summary>Trusts what the CA file has now.</summary>
+    /// <exception cref="ForwardException">It has no certificate.</exception>
+    private HttpClient Http()
+    {
+        string? ca = null;
+        try
+        {
+            ca = target.CaFile == null ? null : File.ReadAllText(target.CaFile);
+            if (_http != null && ca == _ca)
+                return _http;
+            var handler = new SocketsHttpHandler
+            {
+                AllowAutoRedirect = false,
+                ConnectTimeout = TimeSpan.FromSeconds(10),
+                PooledConnectionIdleTimeout = TimeSpan.FromSeconds(45),
+                UseCookies = false,
+                SslOptions = OnixClient.Trusting(target.CaFile),
+            };
+            _http?.Dispose();
+            (_http, _ca) = (new HttpClient(handler) { Timeout = Timeout.InfiniteTimeSpan }, ca);
+            return _http;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException)
+        {
+            throw new ForwardException($"the CA file '{target.CaFile}' cannot be used: {e.Message}", "ca_file");
+        }
+    }
+}
+
+/// <summary>Sends facts to another SeS.</summary>
+internal sealed class FactForwarder(Target target, Store store, TimeProvider clock, Log log, Meters meters)
+    : Forwarder(target, store, clock, log, meters)
+{
+    /// <summary>A snapshot is held for no more.</summary>
+    private const int LinesAtOnce = 500;
+
+    /// <summary>What balances between several SeS would get all facts with each post.</summary>
+    private const int FormerAnswers = 3, MostFormer = 100;
+
+    /// <summary>Of those that fell silent long ago a hub need not hear each time.</summary>
+    private const int MostAlive = 1000;
+
+    // The databases that the target had before, and how often in a row it has answered as one of them.
+    private readonly HashSet<string> _former = [];
+    private int _formerAnswers;
+
+    // Of the snapshot that was read last.
+    private long _last;
+
+    // Kept from post to post while there is much to send.
+    private readonly ArrayBufferWriter<byte> _body = new();
+
+    protected override bool SendsAlive => true;
+
+    protected override Uri PostTo => new(Target.Url.AbsoluteUri.TrimEnd('/') + "/import");
+
+    private FactFilter FilterAt(ForwardPosition position) => new(
+        IsOwn: Target.Kind == TargetKind.Peer && position.Position >= position.Regained, Prefix: Target.Prefix);
+
+    protected override long Count(Snapshot snapshot, ForwardPosition position) =>
+        snapshot.CountFacts(position.Position, FilterAt(position).IsOwn, MostCounted);
+
+    protected override Batch Read(Snapshot snapshot, ForwardPosition position, int most, int after = 0)
+    {
+        var filter = FilterAt(position);
+        _last = snapshot.LastFact;
+        var (lines, bytes, first) = (new List<NumberedLine>(), 0, position.Position);
+        if (after > 0)
+            first = FactLines.ReadPage(snapshot, filter, first, after) is [.., var last] ? last.Id : first;
+        while (lines.Count < most && bytes < MaxBytes)
+        {
+            var page = FactLines.ReadPage(snapshot, filter, lines.Count == 0 ? first : lines[^1].Id,
+                Math.Min(LinesAtOnce, most - lines.Count));
+            foreach (var line in page)
+            {
+                bytes += Encoding.UTF8.GetByteCount(line.Line) + 1;
+                if (bytes > MaxBytes && lines.Count > 0)
+                    break;
+                lines.Add(line);
+            }
+            if (page.Count == 0)
+                break;
+        }
+        var isAll = lines.Count < most && bytes < MaxBytes;
+        // What is not for the target is passed over.
+        var through = isAll ? Math.Max(_last, position.Position) : lines[^1].Id;
+        Write(snapshot, lines, isAll ? snapshot.Moment : lines[^1].Recorded);
+        return new(_body.WrittenMemory, lines.Count, lines.Count, through, lines.Count > 0 ? lines[0].Recorded : null, isAll);
+    }
+
+    /// <summary>A hub also hears how the others are of which this SeS has facts.</summary>
+    private void Write(Snapshot snapshot, List<NumberedLine> lines, DateTime at)
+    {
+        if (_body.Capacity > 2 * MaxBytes || lines.Count < LinesAtOnce)
+            _body.Clear();
+        _body.ResetWrittenCount();
+        void Add(string line)
+        {
+            Encoding.UTF8.GetBytes(line, _body);
+            _body.Write("\n"u8);
+        }
+
+        Add(FactLines.Alive(snapshot.Name, at));
+        if (Target.Kind == TargetKind.Hub)
+        {
+            foreach (var (name, heard) in snapshot.Peers().OrderByDescending(p => p.Heard).Take(MostAlive))
+                Add(FactLines.Alive(name, heard < at ? heard : at));
+        }
+        foreach (var line in lines)
+            Add(line.Line);
+    }
+
+    protected override ForwardPosition Taken(Batch batch, ForwardPosition position, byte[] answer)
+    {
+        ImportAnswer? said;
+        try
+        {
+            said = JsonSerializer.Deserialize(answer, ForwardJson.Default.ImportAnswer);
+        }
+        catch (JsonException)
+        {
+            said = null;
+        }
+        if (said is not { Store: { Length: > 0 } id })
+            throw new ForwardException("it answered as no SeS does: is the URL right?", "answer");
+        if (said.Refused > 0)
+            Log.Often($"the {Target.Name} put lines into quarantine, where it says why", ("url", Target.Shown), ("lines", said.Refused));
+        var next = position with { Position = batch.Through, StoreId = id };
+        if (position.StoreId == null || position.StoreId == id)
+        {
+            _formerAnswers = 0;
+            return next;
+        }
+        if (_former.Contains(id) && ++_formerAnswers < FormerAnswers)
+            throw new ForwardException("it answers as one SeS and then as another: does the URL lead to several?", "several");
+        if (_former.Count == MostFormer)
+            _former.Clear();
+        _former.Add(position.StoreId);
+        _formerAnswers = 0;
+        Log.Warn($"the {Target.Name} has another database than before: it gets all facts again", ("url", Target.Shown));
+        return new(0, id, _last);
+    }
+
+    protected override Task KeepAsync(Batch batch, ForwardPosition position) =>
+        Store.ChangeAsync(w => w.SetForward(Target.Key, position));
+}
+
+/// <summary>Sends to an engine what is derived: the runs of each service whose timeline has changed.</summary>
+internal sealed class RunForwarder(Target target, Store store, TimeProvider clock, Log log, Meters meters)
+    : Forwarder(target, store, clock, log, meters)
+{
+    /// <summary>What lacks of a service; where that is not positive, of all of a partition or of all.</summary>
+    /// <param name="Names">Of a service that is no more.</param>
+    private readonly record struct Change(long Service, long Since, long Mark, string? Names);
+
+    /// <param name="Done">Changes that the engine has once it has taken it.</param>
+    /// <param name="Walked">The last service then of the change of many that is gone through.</param>
+    private sealed record Runs(ReadOnlyMemory<byte> Body, int Count, int Lines, long Through, DateTime? Oldest, bool IsAll,
+        List<(long Service, long Mark)> Done, long Walked) : Batch(Body, Count, Lines, Through, Oldest, IsAll)
+    {
+        public override bool ChangesState => Count > 0 || Done.Count > 0;
+    }
+
+    private readonly ArrayBufferWriter<byte> _body = new();
+
+    // The change of many that is gone through, and the last service of which the engine has what it lacked.
+    private Change? _walk;
+    private long _walked;
+
+    protected override bool SendsAlive => false;
+
+    /// <summary>All of it is derived, and nothing was recorded after its moment, wherever the clock was set to.</summary>
+    protected override Task<Snapshot> ReadAsync() => Store.ReadAsync();
+
+    protected override long Count(Snapshot snapshot, ForwardPosition position)
+    {
+        var count = snapshot.Number($"SELECT count(*) FROM (SELECT 1 FROM changed WHERE service > 0 LIMIT {MostCounted})") ?? 0;
+        if (NextWalk(snapshot) is { } walk)
+            count += snapshot.Number($"SELECT count(*) FROM (SELECT 1 {ServicesOf(walk)} LIMIT {MostCounted})") ?? 0;
+        return Math.Min(count, MostCounted);
+    }
+
+    private string ServicesOf(Change walk) => $"""
+        FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition
+        WHERE s.id > {_walked} AND ({walk.Service} = 0 OR f.partition = {-walk.Service})
+        """;
+
+    /// <summary>
+    /// First what has changed by itself. A change of many is gone through in the order of services, and anew when
+    /// it was marked again meanwhile.
+    /// </summary>
+    protected override Batch Read(Snapshot snapshot, ForwardPosition position, int most, int after = 0)
+    {
+        // Of one service it grows with each batch.
+        var version = Math.Max(position.Position + 1, UnixTime.From(snapshot.Moment));
+        var (changes, walk) = (Changes(snapshot, most, after), NextWalk(snapshot));
+        var alone = changes.Where(c => c.Names == null).ToDictionary(c => c.Service);
+        var services = snapshot.NamesOf(alone.Keys).ToList();
+        var walked = walk is { } many
+            ? snapshot.Services(ServicesOf(many), most - changes.Count, changes.Count == 0 ? after : 0) : [];
+        var marks = changes.Select(c => c.Mark).Concat(walked.Count > 0 ? [walk!.Value.Mark] : []).ToList();
+        var (by, done, lines, taken) = (snapshot.FirstName, new List<(long, long)>(), 0, 0);
+        var (last, isCut) = (_walked, false);
+        _body.ResetWrittenCount();
+        foreach (var gone in changes.Where(c => c.Names != null))
+        {
+            Add(RunLines.Run(by, gone.Names!, null, null, version, DateTime.UnixEpoch));
+            done.Add((gone.Service, gone.Mark));
+            lines++;
+        }
+        var from = alone.Values.Select(c => c.Since).Concat(walked.Count > 0 ? [walk!.Value.Since] : []).DefaultIfEmpty(0).Min();
+        foreach (var (id, service, runs) in Questions.Of(snapshot).Runs(ServiceFilter.All, UnixTime.Read(from), services.Concat(walked)))
+        {
+            if (isCut = lines > 0 && (lines >= MaxLines || _body.WrittenCount >= MaxBytes))
+                break;
+            var isAlone = taken++ < services.Count;
+            var since = isAlone ? alone[id].Since : walk!.Value.Since;
+            lines += AddRuns(snapshot, by, RunLines.NamesOf(service), runs, version, UnixTime.Read(since));
+            if (isAlone)
+                done.Add((id, alone[id].Mark));
+            else
+                last = id;
+        }
+        if (walk is { } over && !isCut && walked.Count < most - changes.Count)
+            done.Add((over.Service, over.Mark));
+        var isAll = !isCut && changes.Count + walked.Count < most
+            && snapshot.Number($"SELECT 1 FROM changed WHERE service <= 0 AND service <> {walk?.Service ?? 1} LIMIT 1") == null;
+        return new Runs(_body.WrittenMemory, changes.Count - alone.Count + taken, lines, version,
+            marks.Count > 0 ? UnixTime.Read(marks.Min()) : null, isAll, done, last);
+    }
+
+    private static List<Change> Changes(Snapshot snapshot, int most, int after)
+    {
+        var changes = new List<Change>();
+        using var rows = snapshot.Query(
+            "SELECT service, since, mark, names FROM changed WHERE service > 0 ORDER BY mark LIMIT ?1 OFFSET ?2");
+        for (rows.Bind(1, most).Bind(2, after); rows.Step();)
+            changes.Add(new(rows.Number(0), rows.Number(1), rows.Number(2), rows.TextOrNull(3)));
+        return changes;
+    }
+
+    private Change? NextWalk(Snapshot snapshot)
+    {
+        using var rows = snapshot.Query("SELECT service, since, mark FROM changed WHERE service <= 0 ORDER BY mark LIMIT 1");
+        Change? next = rows.Step() ? new(rows.Number(0), rows.Number(1), rows.Number(2), null) : null;
+        if (next != _walk)
+            (_walk, _walked) = (next, 0);
+        return _walk;
+    }
+
+    /// <summary>The runs of a service from a time on; neighbours of one status are one.</summary>
+    private int AddRuns(
+        Snapshot snapshot, string by, string names, IEnumerable<Run> runs, long version, DateTime since)
+    {
+        var (lines, last, end) = (0, (Status?)null, (DateTime?)null);
+        void AddRun(DateTime from, Status? status)
+        {
+            if (status != last && from >= since)
+            {
+                Add(RunLines.Run(by, names, from, status is { } known ? snapshot.NameOf(known) : null, version, since));
+                lines++;
+            }
+            last = status;
+        }
+
+        foreach (var run in runs)
+        {
+            // It was retired in between.
+            if (end < run.From)
+                AddRun(end.Value, null);
+            AddRun(run.From, run.Status);
+            end = run.To;
+        }
+        if (end is { } retired)
+            AddRun(retired, null);
+        if (lines > 0)
+            return lines;
+        Add(RunLines.Run(by, names, null, null, version, since));
+        return 1;
+    }
+
+    private void Add(string line)
+    {
+        Encoding.UTF8.GetBytes(line, _body);
+        _body.Write("\n"u8);
+    }
+
+    protected override ForwardPosition Taken(Batch batch, ForwardPosition position, byte[] answer) =>
+        position with { Position = batch.Through };
+
+    protected override async Task KeepAsync(Batch batch, ForwardPosition position)
+    {
+        var runs = (Runs)batch;
+        await Store.ChangeAsync(w =>
+        {
+            w.Unmark(runs.Done);
+            return w.SetForward(Target.Key, position);
+        });
+        _walked = runs.Walked;
+        // Much is sent at first, and little from then on.
+        if (_body.Capacity > 2 * MaxBytes)
+            _body.Clear();
+    }
+}
+
+/// <summary>What a SeS answers to lines.</summary>
+internal sealed class ImportAnswer
+{
+    public string? Store { get; init; }
+    public long Refused { get; init; }
+}
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(ImportAnswer))]
+internal sealed partial class ForwardJson : JsonSerializerContext;
+
+// ================================= 16. HTTP ==================================
 //
 // The forms of requests and answers: HTTP/1.1 and 1.0 (RFC 9110, RFC 9112), parsed strictly, from bytes
 // alone. What two parsers could understand differently is refused, never mended, so that no request can be
@@ -15455,7 +16832,7 @@ internal sealed record RequestHead(
     }
 }
 
-// ================================= 16. Auth ==================================
+// ================================= 17. Auth ==================================
 //
 // Who may send alerts, ask, and write notes: anyone, those who know a name and a password (basic, RFC 7617), or
 // those with a token of an OIDC issuer (bearer, RFC 6750). Beside senders there may be a reader, who only asks,
@@ -15946,6 +17323,9 @@ internal enum Users
     /// <summary>Reads and writes notes, and may ask.</summary>
     Editor = 4,
 
+    /// <summary>Brings the facts of another SeS.</summary>
+    Importer = 8,
+
     /// <summary>Who may ask.</summary>
     All = Sender | Reader | Editor,
 }
@@ -16011,6 +17391,8 @@ internal sealed class Auth
             _known.Add(new Credentials(Users.Reader, options.ReadUsername, reader));
         if (options.EditorPassword is { } editor)
             _known.Add(new Credentials(Users.Editor, options.EditorUsername, editor));
+        if (options.ImportPassword is { } importer)
+            _known.Add(new Credentials(Users.Importer, options.ImportUsername, importer));
         _signIns = new SignIns(clock);
         if (options.AuthMode == AuthMode.Oidc)
             _issuer = new Issuer(options.OidcIssuer!, options.OidcAudience!, handler, clock);
@@ -16054,6 +17436,8 @@ internal sealed class Auth
         if (users == Users.Editor && _options.EditorPassword == null)
             return Reply.Problem(403, $"Notes are closed: {Options.EditorPasswordSetting.File} is not set. On the host they "
                 + "are written with ses note.");
+        if (users == Users.Importer && _options.ImportPassword == null)
+            return Reply.Problem(403, $"Nobody may bring facts: {Options.ImportPasswordSetting.File} is not set.");
         if (authorization == null)
             return Unauthorized(users, "missing", null, TimeSpan.Zero);
         return authorization.Split(' ', 2, StringSplitOptions.TrimEntries) switch
@@ -16108,10 +17492,16 @@ internal sealed class Auth
         {
             Users.Sender => "alerts and questions",
             Users.Reader => "questions",
-            _ => "notes and questions",
+            Users.Editor => "notes and questions",
+            _ => "the facts of other SeS",
         };
-        return Reply.Problem(403, $"These credentials are for {known}; "
-            + (users == Users.Editor ? "notes need the editor's." : "alerts need the sender's."));
+        return Reply.Problem(403, $"These credentials are for {known}; " + users switch
+        {
+            Users.Editor => "notes need the editor's.",
+            Users.Importer => "facts need the importer's.",
+            Users.Sender => "alerts need the sender's.",
+            _ => "questions need those of somebody who may ask.",
+        });
     }
 
     /// <param name="isRight">Null: they were not judged.</param>
@@ -16151,7 +17541,7 @@ internal sealed class Auth
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
-// ============================== 17. Status page ==============================
+// ============================== 18. Status page ==============================
 //
 // What people see: HTML and CSS without a script. On top how all is, then what needs attention, then platforms, the
 // worst first, each with a page of its services, and each service with one of its outages and months. A frame of one
@@ -17759,7 +19149,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         path.Append(text.ToString(CultureInfo.InvariantCulture));
 }
 
-// ============================ 18. Printed reports ============================
+// ============================ 19. Printed reports ============================
 //
 // A report as a document that is handed to a customer: HTML without a script, complete in itself, for A4 paper
 // and in black and white. The same question as of the same moment gives the same bytes, and the digest of the
@@ -18039,7 +19429,7 @@ internal sealed class ReportPage
         """);
 }
 
-// ============================= 19. Feed and badge ============================
+// ============================= 20. Feed and badge ============================
 //
 // What others take from SeS to show it elsewhere: a feed (Atom, RFC 4287) of outages and maintenance, and a
 // badge (SVG) of a status. The feed is derived like all else, and keeps nothing: for each service it goes
@@ -18435,7 +19825,7 @@ internal sealed record Badge(string Label, string Mark, string Value, string Col
     }
 }
 
-// ================================== 20. Web ==================================
+// ================================== 21. Web ==================================
 //
 // What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
 // answers those requests alone that carry this process's secret. Its traps shape this section: it answers
@@ -18500,6 +19890,44 @@ internal static class RefusalPage
     {
         var levels = target.Split('?', 2)[0].Count(c => c == '/') - 1;
         return levels < 1 ? "./" : string.Concat(Enumerable.Repeat("../", levels));
+    }
+}
+
+/// <summary>Reads a body's lines as they come.</summary>
+internal sealed class LineReader(Stream body)
+{
+    private readonly byte[] _buffer = new byte[32 * 1024];
+    private readonly ArrayBufferWriter<byte> _begun = new();
+    private int _at, _end;
+
+    /// <summary>The next line without its end, as far as one may be long and a byte more; null: there is none.</summary>
+    public async ValueTask<string?> NextAsync()
+    {
+        _begun.ResetWrittenCount();
+        for (var isBegun = false; ; isBegun = true)
+        {
+            if (_at == _end)
+            {
+                (_at, _end) = (0, await body.ReadAsync(_buffer));
+                if (_end == 0)
+                    return isBegun ? Text() : null;
+            }
+            var length = _buffer.AsSpan(_at, _end - _at).IndexOf((byte)'\n');
+            var part = _buffer.AsSpan(_at, length < 0 ? _end - _at : length);
+            // Bytes are at least as many as characters.
+            _begun.Write(part[..Math.Min(part.Length, Math.Max(0, (4 * FactLine.MaxLength) + 1 - _begun.WrittenCount))]);
+            _at += part.Length + (length < 0 ? 0 : 1);
+            if (length >= 0)
+                return Text();
+        }
+    }
+
+    private string Text()
+    {
+        var text = Encoding.UTF8.GetString(_begun.WrittenSpan);
+        if (_begun.Capacity > 2 * _buffer.Length)
+            _begun.Clear();
+        return text.TrimEnd('\r');
     }
 }
 
@@ -18579,6 +20007,7 @@ internal sealed class Web
     private volatile Store? _store;
     private volatile Scrub? _scrub;
     private volatile Recorder? _recorder;
+    private volatile IReadOnlyList<Forwarder> _forwarders = [];
     private volatile bool _draining;
 
     /// <param name="built">When the program's commit was made: an earlier clock is wrong.</param>
@@ -18630,8 +20059,9 @@ internal sealed class Web
     }
 
     /// <summary>From now on webhooks are taken.</summary>
-    public void Serve(Store store, Recorder? recorder, Scrub? scrub = null) =>
-        (_scrub, _recorder, _store) = (scrub, recorder, store);
+    public void Serve(
+        Store store, Recorder? recorder, Scrub? scrub = null, IReadOnlyList<Forwarder>? forwarders = null) =>
+        (_scrub, _recorder, _forwarders, _store) = (scrub, recorder, forwarders ?? [], store);
 
     /// <summary>From now on webhooks are answered 503, and /ready too.</summary>
     public void Drain() => _draining = true;
@@ -18640,7 +20070,7 @@ internal sealed class Web
 
     private enum Resource
     {
-        None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Notes,
+        None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Notes, Import,
 
         /// <summary>Pages, what they show of themselves elsewhere, and the line that renews itself.</summary>
         Page, Platform, Service, Short, OutagesPage, Day, Wall, Now, Feed, Badge,
@@ -18674,10 +20104,10 @@ internal sealed class Web
         var refusal = PathRefusal(head.Target) ?? MethodRefusal(resource, partition, head)
             ?? await _auth.RefusalAsync(UsersOf(resource, head), head.Authorization, client, connection);
         var takesAlerts = TakesAlerts(resource) && !head.IsRead;
-        if (takesAlerts || (resource == Resource.Notes && !head.IsRead))
+        if (takesAlerts || (resource is Resource.Notes or Resource.Import && !head.IsRead))
             refusal ??= BodyRefusal(head) ?? Unavailable();
         // It is no alert that was lost.
-        if (resource == Resource.Notes)
+        if (resource is Resource.Notes or Resource.Import)
             return refusal;
         if (IsForUsers(resource))
             refusal = refusal?.Varying("Authorization");
@@ -18709,6 +20139,7 @@ internal sealed class Web
         Resource.Ready => head.Authorization == null ? Users.None : Users.All,
         Resource.Metrics => _options.MetricsAuth ? Users.All : Users.None,
         Resource.Notes => Users.Editor,
+        Resource.Import => Users.Importer,
         // Who brings none sees what is public; wrong ones are refused as elsewhere.
         >= Resource.Page and <= Resource.Badge when _options.Public != null && head.Authorization == null => Users.None,
         _ => TakesAlerts(resource) && !head.IsRead ? Users.Sender : Users.All,
@@ -18766,7 +20197,7 @@ internal sealed class Web
     {
         var allowed = resource switch
         {
-            Resource.FirstAlerts => "OPTIONS, POST",
+            Resource.FirstAlerts or Resource.Import => "OPTIONS, POST",
             Resource.Webhook or Resource.Alerts or Resource.Notes => "GET, HEAD, OPTIONS, POST",
             _ => "GET, HEAD, OPTIONS",
         };
@@ -18779,10 +20210,10 @@ internal sealed class Web
         if (IsOfPartition(resource) && !IsPartition(partition))
             return Bad("partition", Reply.Problem(
                 404, $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."));
-        var isPost = head.Method == "POST" && (TakesAlerts(resource) || resource == Resource.Notes);
+        var isPost = head.Method == "POST" && (TakesAlerts(resource) || resource is Resource.Notes or Resource.Import);
         if (isPost && head.IsOfPage)
             return Bad("origin", Reply.Problem(403, "A web page may not post here, since it may be of any site."));
-        return isPost || (head.IsRead && resource != Resource.FirstAlerts) ? null : NotAllowed(allowed);
+        return isPost || (head.IsRead && resource is not (Resource.FirstAlerts or Resource.Import)) ? null : NotAllowed(allowed);
     }
 
     private static bool IsOfPartition(Resource resource) => resource is Resource.Webhook or Resource.History
@@ -18843,6 +20274,7 @@ internal sealed class Web
             ["feed"] => (Resource.Feed, ""),
             ["badge.svg"] => (Resource.Badge, ""),
             ["login"] => (Resource.Login, ""),
+            ["import"] => (Resource.Import, ""),
             ["live"] => (Resource.Live, ""),
             ["ready"] => (Resource.Ready, ""),
             ["metrics"] when _options.Metrics => (Resource.Metrics, ""),
@@ -19022,6 +20454,8 @@ internal sealed class Web
                 return await AskAsync("notes", () => ListNotesAsync(request, partition));
             case Resource.Notes:
                 return Unavailable() ?? await AskAsync("notes", () => TakeNoteAsync(request, partition));
+            case Resource.Import:
+                return Unavailable() ?? await ImportAsync(_store!, request);
             case >= Resource.Page and <= Resource.Now:
                 return await AskAsync("page", () => ShowAsync(resource, request, partition));
             case Resource.Feed:
@@ -19055,9 +20489,7 @@ internal sealed class Web
             return await TakeAsync(store, request, post);
         if (!await _largePayloads.WaitAsync(LargePayloadTime))
         {
-            // The listener would close the connection while the gate sends.
-            await request.InputStream.CopyToAsync(Stream.Null);
-            return Reply.Problem(503, "Other large payloads are being read.");
+            return await DrainedAsync(request, Reply.Problem(503, "Other large payloads are being read."));
         }
         try
         {
@@ -19274,9 +20706,7 @@ internal sealed class Web
     {
         if (request.ContentLength64 > NoteForm.MaxBody)
         {
-            // The listener would close the connection while the gate sends.
-            await request.InputStream.CopyToAsync(Stream.Null);
-            return Reply.Problem(413, $"A note has at most {NoteForm.MaxBody} bytes.");
+            return await DrainedAsync(request, Reply.Problem(413, $"A note has at most {NoteForm.MaxBody} bytes."));
         }
         var body = new byte[request.ContentLength64];
         await request.InputStream.ReadExactlyAsync(body);
@@ -19303,6 +20733,99 @@ internal sealed class Web
         {
             return Reply.Problem(e.Code, e.Message + ".");
         }
+    }
+
+    // ---- Facts of others ----
+
+    /// <summary>Lines of an import that are stored in one transaction: webhooks wait no longer than for that.</summary>
+    private const int LinesAtOnce = 500;
+
+    /// <summary>Names of SeS in metrics; all others count together.</summary>
+    private const int MaxImporters = 1000;
+
+    private readonly ConcurrentDictionary<string, bool> _importers = [];
+
+    /// <summary>Takes lines of facts; a bad one goes into quarantine, and holds up no other.</summary>
+    private async Task<Reply> ImportAsync(Store store, HttpListenerRequest request)
+    {
+        var (import, lines, by) = (new LineImport(), new LineReader(request.InputStream), (string?)null);
+        try
+        {
+            while (await lines.NextAsync() is { } text)
+            {
+                var fact = import.Add(text, _clock.GetUtcNow().UtcDateTime);
+                if (import.Number == 1 && (by = fact?.AliveBy) is { } name && store.IsOwn(name))
+                    return await DrainedAsync(request, Reply.Problem(409, IsNameOf(store, name)
+                        ? $"'{name}' is the name of this SeS: it is the one that sends, or both have the same {Options.NameSetting.Flag}."
+                        : $"'{name}' was the name of this SeS, or of the one that its database is a copy of: begin it "
+                            + "without a database, and it gets everything."));
+                if (import.Waiting == LinesAtOnce)
+                    await StoreAsync(store, import, by);
+            }
+            await StoreAsync(store, import, by);
+        }
+        catch (StoreException e)
+        {
+            return await DrainedAsync(request, Reply.Problem(503, e.Message));
+        }
+        return Reply.Json(200, json =>
+        {
+            json.WriteString("store", store.Id);
+            json.WriteNumber("new", import.Sum.New);
+            json.WriteNumber("known", import.Sum.Known);
+            json.WriteNumber("refused", import.Sum.Refused);
+        });
+    }
+
+    private static bool IsNameOf(Store store, string name)
+    {
+        using var snapshot = store.Snapshot();
+        return snapshot.Name == name;
+    }
+
+    private async Task StoreAsync(Store store, LineImport import, string? by)
+    {
+        var before = import.Sum;
+        var refused = await store.AddAsync((writer, _) =>
+        {
+            var lines = import.Take(writer);
+            foreach (var line in lines)
+                writer.Quarantine(PartitionOf(line.Text), line.Text, line.Reason);
+            return lines;
+        });
+        import.Commit();
+        var (added, known) = (import.Sum.New - before.New, import.Sum.Known - before.Known);
+        // Series stay, and whoever has the password can take any name.
+        var label = by != null && (_importers.ContainsKey(by) || (_importers.Count < MaxImporters && _importers.TryAdd(by, true)))
+            ? by : "";
+        _meters.ImportLines.WithLabels(label, "new").Inc(added);
+        _meters.ImportLines.WithLabels(label, "known").Inc(known);
+        if (refused.Count == 0)
+            return;
+        _meters.ImportLines.WithLabels(label, "refused").Inc(refused.Count);
+        _log.Often("lines of facts were quarantined", ("by", by), ("lines", refused.Count), ("reason", refused[0].Reason));
+    }
+
+    /// <summary>As far as a line that is refused names one.</summary>
+    private static string PartitionOf(string line)
+    {
+        try
+        {
+            using var json = JsonDocument.Parse(line);
+            return json.RootElement.ValueKind == JsonValueKind.Object && json.RootElement.TryGetProperty("partition", out var named)
+                && named.ValueKind == JsonValueKind.String && named.GetString() is { } name && IsPartition(name) ? name : "";
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException)
+        {
+            return "";
+        }
+    }
+
+    /// <summary>The listener would close the connection while the gate sends.</summary>
+    private static async Task<Reply> DrainedAsync(HttpListenerRequest request, Reply reply)
+    {
+        await request.InputStream.CopyToAsync(Stream.Null);
+        return reply;
     }
 
     private async Task<Reply> ListNotesAsync(HttpListenerRequest request, string partition)
@@ -19655,13 +21178,17 @@ internal sealed class Web
                 json.WriteString("reason", reason);
             if (_scrub?.Damage is { } damage)
                 json.WriteString("damage", damage);
-            if (isTrusted && _store?.Watching.Troubles().ToList() is { Count: > 0 } troubles)
+            if (isTrusted && Troubles().ToList() is { Count: > 0 } troubles)
                 WriteWarnings(json, troubles);
             json.WriteStartObject("onix");
             WriteOnix(json);
             json.WriteEndObject();
         });
     }
+
+    /// <summary>What people should know, a sentence each.</summary>
+    private IEnumerable<string> Troubles() => (_store?.Watching.Troubles() ?? [])
+        .Concat(_forwarders.Select(f => f.State.Warning(_clock.GetUtcNow().UtcDateTime)).OfType<string>());
 
     private static void WriteWarnings(Utf8JsonWriter json, IEnumerable<string> warnings)
     {
@@ -19708,7 +21235,7 @@ internal sealed class Web
         json.WriteBoolean("ready", reason == null);
         json.WriteString("reason", reason);
         json.WriteString("version", Program.Version);
-        WriteWarnings(json, _options.Warnings.Concat(store.Watching.Troubles()));
+        WriteWarnings(json, _options.Warnings.Concat(Troubles()));
         json.WriteStartArray("heartbeats");
         foreach (var heartbeat in store.Watching.Heartbeats.Take(MaxListedAlerts))
         {
@@ -19742,6 +21269,31 @@ internal sealed class Web
             json.WriteString("oldest", Rfc3339.Format(oldest));
         json.WriteString("damage", _scrub?.Damage);
         json.WriteEndObject();
+        json.WriteStartArray("forward");
+        foreach (var target in _forwarders.Select(f => f.State))
+        {
+            json.WriteStartObject();
+            json.WriteString("target", target.Target.Name);
+            json.WriteString("url", target.Target.Shown);
+            json.WriteString("state", target.Word);
+            if (target.Trouble != null)
+                json.WriteString("reason", target.Trouble);
+            json.WriteNumber("backlog", target.Backlog);
+            json.WriteNumber("oldest_seconds", Age(target.Oldest));
+            if (target.Last is { } last)
+                json.WriteString("last_success", Rfc3339.Format(last));
+            json.WriteEndObject();
+        }
+        json.WriteEndArray();
+        json.WriteStartArray("peers");
+        foreach (var (name, heard) in snapshot.Peers().Take(MaxListedAlerts))
+        {
+            json.WriteStartObject();
+            json.WriteString("name", name);
+            json.WriteString("last", Rfc3339.Format(heard));
+            json.WriteEndObject();
+        }
+        json.WriteEndArray();
         json.WriteNumber("quarantined_alerts", snapshot.Number("SELECT count(*) FROM quarantine") ?? 0);
         json.WriteStartObject("onix");
         WriteOnix(json);
@@ -19812,7 +21364,7 @@ internal sealed class Web
     public string StatusLine()
     {
         var onix = _options.OnixUrl == null ? "no Onix" : _recorder?.State().Sentence ?? RecorderState.NotAsked;
-        var trouble = _store?.Watching.Troubles().FirstOrDefault() is { } first ? $"; {first}" : "";
+        var trouble = Troubles().FirstOrDefault() is { } first ? $"; {first}" : "";
         // A line end would begin another field of sd_notify(3).
         return Terminal.Plain(
             Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}{trouble}");
@@ -19836,6 +21388,13 @@ internal sealed class Web
     private void SetGauges()
     {
         _meters.Ready.Set(Unready() == null ? 1 : 0);
+        foreach (var (target, _, backlog, oldest, last) in _forwarders.Select(f => f.State))
+        {
+            _meters.ForwardBacklog.WithLabels(target.Name).Set(backlog);
+            _meters.ForwardOldest.WithLabels(target.Name).Set(Age(oldest));
+            _meters.ForwardSuccess.WithLabels(target.Name).Set(
+                last is { } time ? (time - DateTime.UnixEpoch).TotalSeconds : 0);
+        }
         if (_store is { } store)
         {
             var (services, labelSets, underived) = store.Count;
@@ -19863,7 +21422,7 @@ internal sealed class Web
     }
 }
 
-// ================================== 21. TLS ==================================
+// ================================== 22. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
 // The files are read again every few seconds. Changed files that are usable serve new connections; others
@@ -20089,7 +21648,7 @@ internal sealed class Tls : IDisposable
     }
 }
 
-// ================================= 22. Gate ==================================
+// ================================= 23. Gate ==================================
 //
 // The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
@@ -21344,7 +22903,7 @@ internal sealed class Gate
     }
 }
 
-// ================================= 23. Linux =================================
+// ================================= 24. Linux =================================
 //
 // What the host provides: as many descriptors as the process may have, protection of its secrets, and
 // systemd's notification socket (sd_notify(3): one datagram for each change of state).
@@ -21710,7 +23269,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// =============================== 24. Commands ================================
+// =============================== 25. Commands ================================
 //
 // What the program does besides serving: it answers questions from a data directory, lists the quarantine,
 // checks a database, makes it anew, copies it, and brings facts from one store to another; beside a daemon
@@ -22514,40 +24073,28 @@ internal sealed class CommandRunner(
             _dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
         using var reader = new StreamReader(input, new UTF8Encoding(false, throwOnInvalidBytes: false));
         using var writer = OpenWriter();
-        var (number, added, known, refused) = (0L, 0L, 0L, 0L);
-        var lines = new List<FactLine>();
-        void Commit() => writer.Commit([() =>
+        var (import, told) = (new LineImport(), 0);
+        void Commit()
         {
-            foreach (var line in lines)
-            {
-                if (line.Take(writer))
-                    added++;
-                else
-                    known++;
-            }
-            lines.Clear();
-        }], Now);
+            IReadOnlyList<RefusedLine> refused = [];
+            writer.Commit([() => refused = import.Take(writer)], Now);
+            import.Commit();
+            foreach (var line in refused.Take(MaxTold - told))
+                StandardError.WriteLine($"ses: line {line.Number}: {line.Reason}");
+            told = Math.Min(MaxTold, told + refused.Count);
+        }
 
         while (ReadLine(reader) is { } text)
         {
-            number++;
-            if (number % 100_000 == 0)
-                Tell($"{number} lines");
-            try
-            {
-                if (text != "")
-                    lines.Add(FactLine.Parse(text, Now));
-            }
-            catch (LineException e)
-            {
-                if (refused++ < MaxTold)
-                    StandardError.WriteLine($"ses: line {number}: {e.Message}");
-            }
-            if (lines.Count == LinesAtOnce)
+            _ = import.Add(text, Now);
+            if (import.Number % 100_000 == 0)
+                Tell($"{import.Number} lines");
+            if (import.Waiting == LinesAtOnce)
                 Commit();
         }
         Commit();
-        Print($"{number} lines: {added} new facts, {known} known, {refused} refused.");
+        var (added, known, refused) = import.Sum;
+        Print($"{import.Number} lines: {added} new facts, {known} known, {refused} refused.");
         return refused == 0 ? 0 : 1;
     }
 
@@ -23076,7 +24623,7 @@ internal sealed class RunningSes : IDisposable
     public void Dispose() => _client.Dispose();
 }
 
-// ================================= 25. Main ==================================
+// ================================= 26. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 
@@ -23425,8 +24972,10 @@ internal static class Program
         var store = new Store(options.DataDir, StoreRules.Of(options), TimeProvider.System, log, meters);
         var (onix, recorder) = OpenRecorder(options, store, log, meters);
         var recording = recorder?.RunAsync(stop.Token) ?? Task.CompletedTask;
+        List<Forwarder> forwarders = await Forwarder.OpenAsync(options.Targets, store, TimeProvider.System, log, meters);
+        var forwarding = Task.WhenAll(forwarders.Select(f => f.RunAsync(stop.Token)));
         var scrub = new Scrub(store, TimeProvider.System, log, meters);
-        web.Serve(store, recorder, scrub);
+        web.Serve(store, recorder, scrub, forwarders);
         log.Info("SeS is ready");
         systemd.Notify("READY=1\nSTATUS=" + web.StatusLine());
 
@@ -23446,7 +24995,7 @@ internal static class Program
             log.Error("a defect in SeS: connections are taken no more",
                 ("exception", gate.Accepting.Exception));
         }
-        return await EndAsync(gate, store, recording, stop, systemd, log);
+        return await EndAsync(gate, store, Task.WhenAll(recording, forwarding), stop, systemd, log);
     }
 
     /// <summary>

@@ -237,6 +237,28 @@ public sealed partial class DocsTests
         Limit("longest pause while Onix is away", typeof(Recorder), "LongestPause"),
         Limit("first pause of a barred service", typeof(Outbox), "FirstDelay"),
         Limit("longest pause of a barred service", typeof(Outbox), "LongestDelay"),
+        Limit("lines in a post to a target", typeof(Forwarder), "MaxLines"),
+        Limit("size of a post to a target, about", typeof(Forwarder), "MaxBytes", Mib),
+        Limit("lines of such a post that are read at once", typeof(FactForwarder), "LinesAtOnce"),
+        Limit("facts that a target lacks, counted", typeof(Forwarder), "MostCounted"),
+        Limit("lines after one that is refused, to see whether they are taken", typeof(Forwarder), "MaxNeighbours"),
+        Limit("answer of a target", typeof(Forwarder), "MaxAnswer", Kib),
+        Limit("what is told of an answer of a target, or of what it refuses, in bytes", typeof(Forwarder), "MostTold"),
+        Limit("time for an answer of a target", typeof(Forwarder), "Patience"),
+        Limit("first pause while a target takes nothing", typeof(Forwarder), "FirstPause"),
+        Limit("longest pause while a target takes nothing", typeof(Forwarder), "LongestPause"),
+        Limit("longest pause that a target may ask for", typeof(Forwarder), "MostObeyed"),
+        Limit("time between counts of what a target lacks", typeof(Forwarder), "CountPeriod"),
+        Limit("time between signs of life to another SeS", typeof(Forwarder), "AlivePeriod"),
+        Limit("time that a target takes nothing, before that is a warning", typeof(Forwarder), "LongBehind"),
+        Limit("retention waits for a target", typeof(Retention), "LongestWait"),
+        Limit("SeS of which nothing comes counts as away after", typeof(Writer), "PeerSilent"),
+        Limit("names of SeS in a store", typeof(Writer), "MaxPeers"),
+        Limit("names of SeS in metrics", typeof(Web), "MaxImporters"),
+        Limit("other SeS whose signs of life go to a hub with each post", typeof(FactForwarder), "MostAlive"),
+        Limit("databases remembered that a target had before", typeof(FactForwarder), "MostFormer"),
+        Limit("answers in a row as one of these, after which it has that again", typeof(FactForwarder), "FormerAnswers"),
+        Limit("lines of `POST /import` stored at once", typeof(Web), "LinesAtOnce"),
         Limit("connections and requests in 10 s that count as quiet", typeof(MemoryTrimmer), "Quiet"),
         Limit("time between looks whether it is quiet", typeof(MemoryTrimmer), "Period"),
         Limit("time to finish requests when stopping", typeof(Program), "DrainTime"),
@@ -313,7 +335,7 @@ public sealed partial class DocsTests
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "MapThreshold", "MaxConfigLines", "MayWrite", "EffectiveUser", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostSought", "StretchSize", "LongestName", "LongestLabel", "Lately", "SmallestGzip",
-            "Least", "HeadRoom", "ColumnCount", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "ManyServices", "Up", "Degraded", "Down", "Unknown"];
+            "Least", "HeadRoom", "SilentPeers", "ColumnCount", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "ManyServices", "Up", "Degraded", "Down", "Unknown"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))
@@ -333,8 +355,8 @@ public sealed partial class DocsTests
         var metrics = DocsPage.Named("operations").Table("Metrics").Select(r => Plain(r[0])).ToHashSet();
         Assert.All(VariableName().Matches(Text), m => Assert.Contains(m.Value, variables));
         Assert.All(MetricName().Matches(Text), m => Assert.Contains(m.Value, metrics));
-        // The last four are of amtool and chown, and a slip of the pen.
-        string[] others = ["--help", "--version", "--servise", "--alertmanager", "--annotation", "--reference"];
+        // The last five are of curl, amtool and chown, and a slip of the pen.
+        string[] others = ["--help", "--version", "--data-binary", "--servise", "--alertmanager", "--annotation", "--reference"];
         var flags = Options.Settings.Concat(Command.All.SelectMany(c => c.Settings)).Select(s => s.Flag)
             .Concat(others).ToHashSet();
         Assert.All(FlagName().Matches(Text), m => Assert.Contains(m.Value, flags));

@@ -129,7 +129,7 @@ public sealed class LinesTests : IDisposable
         await a.AppendAsync("INS", StoreChild.Body(alert));
         await ImportAsync(b, await LinesAsync(a));
         Assert.Equal(new Stored(1, 0, 0), await b.AppendAsync("INS", StoreChild.Body(alert)));
-        Assert.Equal(["a", "a", "b"], (await LinesAsync(b)).Select(l => l.Split("\"by\":\"")[1][..1]));
+        Assert.Equal(["a", "a", "b", "b"], (await LinesAsync(b)).Select(l => l.Split("\"by\":\"")[1][..1]));
     }
 
     /// <summary>
@@ -164,7 +164,9 @@ public sealed class LinesTests : IDisposable
         Assert.DoesNotContain(await LinesAsync(c), l => l.Contains("\"by\":\"c\"", StringComparison.Ordinal));
         await ImportAsync(b, await LinesAsync(a));
         Assert.Equal("down", await StatusAsync(b));
-        // Then b is cut off, too.
+        // Then b is cut off, too; it lives, and so c has nothing to give up in its place.
+        foreach (var store in new[] { a, c })
+            await store.ChangeAsync(w => w.Hear("b", Noon.AddHours(60)));
         await _clock.PassAsync(Noon.AddHours(60), null, a, b, c);
         Assert.Equal("unknown", await StatusAsync(b));
         await ImportAsync(a, await LinesAsync(b));

@@ -71,7 +71,7 @@ public sealed partial class ManifestsEndToEndTests
     [InlineData("                matchLabels: {app.kubernetes.io/name: ses}",
         "                matchLabels: {app: ses}", "podAntiAffinity selects the pods")]
     [InlineData("name: ses, app.kubernetes.io/component: alerts}\n  endpoints", "name: ses}\n  endpoints",
-        "the ServiceMonitor selects one Service, not 2")]
+        "the ServiceMonitor selects one Service, not 4")]
     [InlineData("component: read", "component: alerts", "the ServiceMonitor selects one Service, not 2")]
     [InlineData("name: ses, app.kubernetes.io/component: alerts}\n  endpoints", "name: ses-0}\n  endpoints",
         "the ServiceMonitor selects one Service, not 0")]
@@ -92,6 +92,23 @@ public sealed partial class ManifestsEndToEndTests
     [InlineData("livenessProbe:\n          httpGet: {path: /live", "livenessProbe:\n          httpGet: {path: /ready",
         "livenessProbe asks for /live")]
     [InlineData("          failureThreshold: 6\n", "", "livenessProbe says how often, how long and how many times")]
+    [InlineData("ses, statefulset.kubernetes.io/pod-name: ses-1}", "ses, statefulset.kubernetes.io/pod-name: ses-0}",
+        "the peer of ses-0 is the other pod")]
+    [InlineData("ses, statefulset.kubernetes.io/pod-name: ses-0}", "ses}", "the peer of ses-1 is the other pod")]
+    [InlineData("name: peer-of-ses-1", "name: peer-of-ses-2", "the peer of ses-1 is the other pod")]
+    [InlineData("http://peer-of-$(POD_NAME):8888", "http://ses:8888", "the peer of ses-0 is the other pod")]
+    [InlineData("component: peer}\nspec:\n  publishNotReadyAddresses: true\n", "component: peer}\nspec:\n",
+        "the peer of ses-0 is reached before it is ready, too")]
+    [InlineData("$(POD_NAME):8888", "$(POD_NAME):8880", "the peer of ses-1 has the port 8880")]
+    [InlineData("fieldPath: metadata.name", "fieldPath: metadata.uid", "POD_NAME is known before OXSES_PEER")]
+    [InlineData("  import-password: change-me\n", "", "there is an import-password")]
+    [InlineData("/secrets/import-password", "/secrets/password", "each pod brings its facts as the importer")]
+    [InlineData("        - {name: OXSES_PEER_PASSWORD_FILE, value: /secrets/import-password}\n", "",
+        "each pod brings its facts as the importer")]
+    [InlineData("- {name: secrets, mountPath: /secrets", "- {name: secrets, mountPath: /run/secrets",
+        "CREDENTIALS_DIRECTORY has the secrets")]
+    [InlineData("  - to:\n    - podSelector:", "  - to:\n    - namespaceSelector:", "the NetworkPolicy lets the pods reach each other")]
+    [InlineData("  - from:\n    - podSelector:", "  - from:\n    - namespaceSelector:", "the NetworkPolicy lets the pods reach each other")]
     public Task ReplicasAreTargetsOfTheRules(string old, string @new, string fault) =>
         AssertFaultAsync("kubernetes.yaml", old, @new, fault);
 
@@ -102,6 +119,13 @@ public sealed partial class ManifestsEndToEndTests
     [InlineData("compose.yaml", "pull_policy: never", "pull_policy: missing", "ses-2 is not pulled")]
     [InlineData("compose.yaml", "    depends_on: [ses-1]", "   ", "ses-2 waits for the image")]
     [InlineData("compose.yaml", "hostname: ses-2", "hostname: ses-1", "ses-2 is its host's name")]
+    [InlineData("compose.yaml", "OXSES_PEER: \"http://ses-2:8888\"", "OXSES_PEER: \"http://ses-1:8888\"",
+        "the peer of ses-1 is the other one")]
+    [InlineData("compose.yaml", ", OXSES_PEER: \"http://ses-1:8888\"", "", "the peer of ses-2 is the other one")]
+    [InlineData("compose.yaml", "secrets: [password, import-password]", "secrets: [password]", "ses-1 has the import-password")]
+    [InlineData("compose.yaml", "  import-password:\n    file: ./import-password\n", "", "ses-2 has the import-password")]
+    [InlineData("compose.yaml", "  OXSES_PEER_USERNAME: import\n", "", "ses-1 brings its facts as the importer")]
+    [InlineData("compose.yaml", "/run/secrets/import-password", "/run/secrets/password", "ses-2 brings its facts as the importer")]
     [InlineData("compose.yaml", "./rules-job.yml", "./rules-etcd.yml", "rules-job.yml is mounted")]
     [InlineData("compose.yaml", "  alertmanager-2:\n", "  alertmanager-3:\n",
         "alertmanager-2:9093 is a service of compose.yaml")]

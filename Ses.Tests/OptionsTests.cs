@@ -7,7 +7,8 @@ namespace Ses.Tests;
 /// <summary>A flag wins over its variable, that over the default; a wrong value is refused in one line.</summary>
 public sealed class OptionsTests : IDisposable
 {
-    private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret", "--read-password", "--editor-password"];
+    private static readonly string[] Secrets = ["--password", "--onix-password", "--onix-app-secret", "--read-password", "--editor-password",
+        "--import-password", "--peer-password", "--peer-token", "--hub-password", "--hub-token", "--engine-password", "--engine-token"];
 
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-options-").FullName;
 
@@ -52,6 +53,24 @@ public sealed class OptionsTests : IDisposable
         { "--read-password", "", "pass 1", "pass 2" },
         { "--editor-username", "editor", "ann", "bob" },
         { "--editor-password", "", "pass 1", "pass 2" },
+        { "--import-username", "import", "ann", "bob" },
+        { "--import-password", "", "pass 1", "pass 2" },
+        { "--peer", "", "https://x/", "http://y/ses" },
+        { "--peer-username", "", "ann", "bob" },
+        { "--peer-password", "", "pass 1", "pass 2" },
+        { "--peer-token", "", "t1", "t2" },
+        { "--peer-ca-file", "", "/dev/null", "/etc/passwd" },
+        { "--hub", "", "https://x/", "http://y/ses" },
+        { "--hub-username", "", "ann", "bob" },
+        { "--hub-password", "", "pass 1", "pass 2" },
+        { "--hub-token", "", "t1", "t2" },
+        { "--hub-ca-file", "", "/dev/null", "/etc/passwd" },
+        { "--hub-prefix", "", "zrh-", "ber-" },
+        { "--engine", "", "https://x/?query=a+b", "http://y/ses" },
+        { "--engine-username", "", "ann", "bob" },
+        { "--engine-password", "", "pass 1", "pass 2" },
+        { "--engine-token", "", "t1", "t2" },
+        { "--engine-ca-file", "", "/dev/null", "/etc/passwd" },
         { "--onix-url", "http://localhost:8080/", "https://onix/base", "none" },
         { "--onix-auth-mode", "Basic", "None", "Basic" },
         { "--onix-username", "admin", "ann", "bob" },
@@ -120,6 +139,20 @@ public sealed class OptionsTests : IDisposable
         "--tls-key" => o.TlsKey ?? "",
         "--tls-client-ca" => o.TlsClientCa ?? "",
         "--metrics" => o.Metrics ? "true" : "false",
+        "--import-username" => o.ImportUsername,
+        "--import-password" => o.ImportPassword?.Value ?? "",
+        _ when o.Targets.FirstOrDefault(t => flag.StartsWith("--" + t.Name, Ordinal)) is { } target =>
+            flag[(target.Name.Length + 2)..] switch
+            {
+                "" => target.Url.AbsoluteUri,
+                "-username" => target.Username ?? "",
+                "-password" => target.Password?.Value ?? "",
+                "-token" => target.Token?.Value ?? "",
+                "-ca-file" => target.CaFile ?? "",
+                _ => target.Prefix,
+            },
+        _ when flag.StartsWith("--peer", Ordinal) || flag.StartsWith("--hub", Ordinal)
+            || flag.StartsWith("--engine", Ordinal) => "",
         _ => throw new ArgumentException(flag),
     };
 
@@ -167,6 +200,16 @@ public sealed class OptionsTests : IDisposable
         // Without it nothing is closed.
         if (flag == "--public")
             return Given("--read-password", "x");
+        if (flag.Split('-') is [_, _, "peer" or "hub" or "engine", var part, ..])
+        {
+            var target = string.Join('-', flag.Split('-').Take(3));
+            return part switch
+            {
+                "username" => Given(target, "http://x", target + "-password", "x"),
+                "password" => Given(target, "http://x", target + "-username", "x"),
+                _ => Given(target, "http://x"),
+            };
+        }
         string[] pair = flag.StartsWith("--tls-", Ordinal) ? ["--tls-cert", "--tls-key"] : [];
         return pair.Where(f => f != flag).ToDictionary(f => f, _ => "/dev/zero");
     }
@@ -224,6 +267,9 @@ public sealed class OptionsTests : IDisposable
         { "--path", "a?b", "alerts" },
         { "--path", "a//b", "alerts" },
         { "--path", "a%20b", "alerts" },
+        { "--path", "import", "SeS's own" },
+        { "--path", "/outages/x", "SeS's own" },
+        { "--peer", "ses-b:8888", "http or https URL" },
         { "--port", "65536", "0 to 65535" },
         { "--port", "-1", "0 to 65535" },
         { "--port", "80a", "0 to 65535" },
@@ -316,6 +362,9 @@ public sealed class OptionsTests : IDisposable
 
     [Theory]
     [InlineData("--onix-url", "http://ann:hunter2@onix:8080")]
+    [InlineData("--peer", "http://ann:hunter2@ses-b:8888")]
+    [InlineData("--hub", "http://hub?password=hunter2")]
+    [InlineData("--engine", "ftp://ch?password=hunter2")]
     [InlineData("--onix-token-uri", "http://ann:hunter2@onix:8080")]
     [InlineData("--onix-url", "ann:hunter2@onix:8080")]
     [InlineData("--onix-url", "http:/ann:hunter2@onix")]
@@ -539,6 +588,27 @@ public sealed class OptionsTests : IDisposable
     [InlineData("warn")]
     public void WarningIsALevel(string text) => Assert.Equal(LogLevel.Warn, Read(Local, Given("OXSES_LOGLEVEL", text)).LogLevel);
 
+    [Theory]
+    [InlineData("--peer (OXSES_PEER) is needed with --peer-username", "--peer-username", "a")]
+    [InlineData("--hub (OXSES_HUB) is needed with --hub-prefix", "--hub-prefix", "a")]
+    [InlineData("--peer-password-file (OXSES_PEER_PASSWORD_FILE) is needed with", "--peer", "http://x", "--peer-username", "a")]
+    [InlineData("--peer-username (OXSES_PEER_USERNAME) is needed with", "--peer", "http://x", "--peer-password", "a")]
+    [InlineData("exclude each other", "--peer", "http://x", "--peer-username", "a", "--peer-password", "p", "--peer-token", "t")]
+    [InlineData("--peer-ca-file (OXSES_PEER_CA_FILE): '/nowhere' is not usable; allowed: an existing PEM file",
+        "--peer", "http://x", "--peer-ca-file", "/nowhere")]
+    [InlineData("--peer and --hub have the same URL", "--peer", "http://x", "--hub", "http://x/")]
+    public void WhatATargetNeedsIsSaid(string refusal, params string[] flags) =>
+        Assert.Contains(refusal, Refusal(Given(flags)), Ordinal);
+
+    [Fact]
+    public void CredentialsInTheClearAreWarnedOf()
+    {
+        Assert.Contains(Read(Given("--hub", "http://ses-hub", "--hub-token", "t")).Warnings,
+            w => w == "credentials go in the clear: --hub (OXSES_HUB) is no https URL");
+        Assert.DoesNotContain(Read(Given("--hub", "https://ses-hub", "--hub-token", "t")).Warnings,
+            w => w.Contains("--hub", Ordinal));
+    }
+
     /// <summary>As manifests leave what they do not set.</summary>
     [Fact]
     public void EmptyVariableIsAsNone()
@@ -551,7 +621,9 @@ public sealed class OptionsTests : IDisposable
             Mapping = options.Mapping,
             Password = options.Password,
             OnixPassword = options.OnixPassword,
+            Targets = options.Targets,
         }, options);
+        Assert.Empty(options.Targets);
         Assert.Equal(none.Password.Value, options.Password.Value);
         Assert.Equal(none.Mapping.Text, options.Mapping.Text);
         Assert.Equal(none.Warnings, options.Warnings);

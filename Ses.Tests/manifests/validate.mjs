@@ -109,11 +109,39 @@ for (const { metadata, spec } of monitored) {
     expect(manifest.includes(`#   - url: http://${host}:8888/alerts/`), `the manifest has the url of replica ${i}`);
   }
 }
-const reading = of("Service").filter((service) => !monitored.includes(service));
+// What the one that a pod names as its peer has to reach: the other pod, whether it is ready or not.
+const pods = [0, 1].map((i) => `${set.metadata?.name}-${i}`);
+const variables = Object.fromEntries((container?.env ?? []).map((variable) => [variable.name, variable]));
+const names = (container?.env ?? []).map((variable) => variable.name);
+const podLabels = (name) => ({ ...labels, "statefulset.kubernetes.io/pod-name": name });
+const peering = [];
+expect(variables.POD_NAME?.valueFrom?.fieldRef?.fieldPath === "metadata.name" && names.indexOf("POD_NAME") < names.indexOf("OXSES_PEER"),
+  "POD_NAME is known before OXSES_PEER");
+for (const name of pods) {
+  const { hostname, port } = new URL((variables.OXSES_PEER?.value ?? "http://nobody").replace("$(POD_NAME)", name));
+  const service = of("Service").find((object) => object.metadata.name === hostname);
+  if (service) peering.push(service);
+  const reached = pods.filter((pod) => service && fits(podLabels(pod), service.spec.selector));
+  expect(isDeepStrictEqual(reached, pods.filter((pod) => pod !== name)), `the peer of ${name} is the other pod`);
+  expect(service?.spec.publishNotReadyAddresses === true, `the peer of ${name} is reached before it is ready, too`);
+  expect(service?.spec.ports.some((its) => `${its.port}` === port), `the peer of ${name} has the port ${port}`);
+}
+const secrets = pod?.spec?.volumes?.find((volume) => volume.secret?.secretName === only("Secret").metadata?.name)?.name;
+const folder = container?.volumeMounts.find((mount) => mount.name === secrets)?.mountPath;
+expect(folder && variables.CREDENTIALS_DIRECTORY?.value === folder, "CREDENTIALS_DIRECTORY has the secrets");
+expect(only("Secret").stringData?.["import-password"], "there is an import-password");
+expect(variables.OXSES_PEER_USERNAME?.value === "import"
+  && variables.OXSES_PEER_PASSWORD_FILE?.value === `${folder}/import-password`, "each pod brings its facts as the importer");
+const isPair = (peers) => peers?.some(({ podSelector }) => podSelector && selects(podSelector, labels));
+const isHttp = ({ port }) => container?.ports.some((its) => its.name === port || its.containerPort === port);
+expect(policy.spec?.ingress.some((rule) => isPair(rule.from) && rule.ports.some(isHttp))
+  && policy.spec.egress.some((rule) => isPair(rule.to) && rule.ports.some(isHttp)), "the NetworkPolicy lets the pods reach each other");
+
+const reading = of("Service").filter((service) => !monitored.includes(service) && !peering.includes(service));
 expect(reading.length === 1 && reading[0].spec.clusterIP === undefined && !reading[0].spec.publishNotReadyAddresses,
   "people have one Service of their own, with pods that are ready");
 for (const { metadata, spec } of of("Service")) {
-  expect(spec.selector && fits(labels, spec.selector), `Service ${metadata.name} selects the pods`);
+  expect(spec.selector && pods.some((name) => fits(podLabels(name), spec.selector)), `Service ${metadata.name} selects pods`);
   for (const port of spec.ports)
     expect(container?.ports.some(({ name }) => name === port.targetPort),
       `Service ${metadata.name}: the pods have the port ${port.targetPort}`);
@@ -137,6 +165,12 @@ for (const [name, service] of replicas) {
   expect(service.pull_policy === "never", `${name} is not pulled`);
   expect(service.hostname === name, `${name} is its host's name`);
   expect(service.build || service.depends_on?.includes(built[0][0]), `${name} waits for the image`);
+  const { OXSES_PEER: peer, OXSES_PEER_USERNAME: user, OXSES_PEER_PASSWORD_FILE: password, CREDENTIALS_DIRECTORY: credentials } =
+    service.environment ?? {};
+  expect(replicas.some(([other]) => other !== name && peer === `http://${other}:8888`), `the peer of ${name} is the other one`);
+  expect(service.secrets?.includes("import-password") && project.secrets?.["import-password"], `${name} has the import-password`);
+  expect(user === "import" && credentials === "/run/secrets" && password === "/run/secrets/import-password",
+    `${name} brings its facts as the importer`);
 }
 const targets = (configs) => configs.flatMap((config) => config.static_configs).flatMap((config) => config.targets);
 const scraped = targets(prometheus.scrape_configs);
