@@ -15650,15 +15650,18 @@ internal sealed class Recorder(
 /// <param name="Backlog">What it lacks, counted up to <see cref="Forwarder.MostCounted"/>.</param>
 /// <param name="Oldest">When the first of it was recorded; null: it lacks nothing.</param>
 /// <param name="Last">When it last took anything, or answered a sign of life; null: not since the start.</param>
-internal sealed record ForwardState(Target Target, string? Trouble, long Backlog, DateTime? Oldest, DateTime? Last)
+/// <param name="Begun">That start.</param>
+internal sealed record ForwardState(
+    Target Target, string? Trouble, long Backlog, DateTime? Oldest, DateTime? Last, DateTime Begun)
 {
     /// <summary>In a word, for programs.</summary>
     public string Word => Trouble != null ? "away" : Last == null ? "starting" : Backlog > 0 ? "behind" : "sent";
 
-    /// <summary>What people should know; null: it has all, or nearly.</summary>
-    public string? Warning(DateTime now) => Trouble == null || (Oldest is not { } oldest && Last is not { } last)
-        || now - (Oldest ?? Last) < Forwarder.LongBehind ? null
-        : $"The {Target.Name} at {Target.Shown} takes nothing since {Rfc3339.Format((Oldest ?? Last)!.Value)}: {Trouble}";
+    /// <summary>What people should know; null: the target takes what it is sent, or did so lately.</summary>
+    public string? Warning(DateTime now) => Trouble == null || now - Since < Forwarder.LongBehind ? null
+        : $"The {Target.Name} at {Target.Shown} takes nothing since {Rfc3339.Format(Since)}: {Trouble}";
+
+    private DateTime Since => Oldest ?? Last ?? Begun;
 }
 
 /// <summary>Is thrown when a target does not take what is sent: it is sent again.</summary>
@@ -15688,6 +15691,9 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     /// <summary>In a post.</summary>
     public const int MaxLines = 5000, MaxBytes = 4 * 1024 * 1024;
 
+    /// <summary>Of a post's room, what is kept while little is sent.</summary>
+    protected const int MostKept = 256 * 1024;
+
     /// <summary>Waiting facts are counted no further.</summary>
     public const int MostCounted = 100_000;
 
@@ -15707,7 +15713,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     /// <summary>Before people are told.</summary>
     public static readonly TimeSpan LongBehind = TimeSpan.FromMinutes(15);
 
-    private volatile ForwardState _state = new(target, null, 0, null, null);
+    private volatile ForwardState _state = new(target, null, 0, null, null, clock.GetUtcNow().UtcDateTime);
     private HttpClient? _http;
     private string? _ca;
     private int _most = MaxLines;
@@ -15762,8 +15768,13 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
             {
                 return;
             }
-            catch (Exception e) when (e is ForwardException or StoreException or SqliteException)
+            catch (Exception e)
             {
+                if (e is not (ForwardException or StoreException or SqliteException))
+                {
+                    meters.Defects.Inc();
+                    log.Error($"a defect in SeS: nothing could be sent to the {target.Name}", ("exception", e));
+                }
                 await BackOffAsync(e, pause, stop);
                 pause = pause * 2 < LongestPause ? pause * 2 : LongestPause;
             }
@@ -15872,8 +15883,13 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         if (_state.Trouble != null)
             log.Info($"the {target.Name} takes what is sent again", ("url", target.Shown));
         var isAll = batch.IsAll && next.Position >= batch.Through;
-        _state = new(target, null, isAll ? 0 : Math.Max(1, _state.Backlog - batch.Count), isAll ? null : batch.Oldest,
-            clock.GetUtcNow().UtcDateTime);
+        _state = _state with
+        {
+            Trouble = null,
+            Backlog = isAll ? 0 : Math.Max(1, _state.Backlog - batch.Count),
+            Oldest = isAll ? null : batch.Oldest,
+            Last = clock.GetUtcNow().UtcDateTime,
+        };
     }
 
     /// <summary>
@@ -16035,7 +16051,7 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
     private long _last;
 
     // Kept from post to post while there is much to send.
-    private readonly ArrayBufferWriter<byte> _body = new();
+    private ArrayBufferWriter<byte> _body = new();
 
     protected override bool SendsAlive => true;
 
@@ -16078,8 +16094,8 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
     /// <summary>A hub also hears how the others are of which this SeS has facts.</summary>
     private void Write(Snapshot snapshot, List<NumberedLine> lines, DateTime at)
     {
-        if (_body.Capacity > 2 * MaxBytes || lines.Count < LinesAtOnce)
-            _body.Clear();
+        if (lines.Count < LinesAtOnce && _body.Capacity > MostKept)
+            _body = new();
         _body.ResetWrittenCount();
         void Add(string line)
         {
@@ -16148,7 +16164,7 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
         public override bool ChangesState => Count > 0 || Done.Count > 0;
     }
 
-    private readonly ArrayBufferWriter<byte> _body = new();
+    private ArrayBufferWriter<byte> _body = new();
 
     // The change of many that is gone through, and the last service of which the engine has what it lacked.
     private Change? _walk;
@@ -16285,8 +16301,8 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
         });
         _walked = runs.Walked;
         // Much is sent at first, and little from then on.
-        if (_body.Capacity > 2 * MaxBytes)
-            _body.Clear();
+        if (batch.IsAll && _body.Capacity > MostKept)
+            _body = new();
     }
 }
 
@@ -17601,7 +17617,8 @@ internal sealed record QuarantinedAlert(
 
 /// <summary>What the pages need besides the history.</summary>
 /// <param name="Path">Below which alerts are posted to, and questions asked.</param>
-internal sealed record PageSettings(string Title, string Path, Counting Counting);
+/// <param name="Refusal">Why no alerts are taken at the moment; null: they are.</param>
+internal sealed record PageSettings(string Title, string Path, Counting Counting, string? Refusal = null);
 
 /// <summary>Writes HTML, a part at a time.</summary>
 internal sealed class HtmlWriter : BodyWriter
@@ -17964,7 +17981,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private const int MostIncidents = 50, MostOld = 12, MostLatest = 10, MostOutages = 100;
 
     /// <summary>Of services in one line, of notes, partitions and months: no more of each.</summary>
-    private const int MostFolded = 100, MostNotes = 20, MostPartitions = 20, MostMonths = 12;
+    private const int MostFolded = 100, MostNotes = 20, MostPartitions = 20, MostPeers = 20, MostMonths = 12;
 
     /// <summary>Characters of what an alert or a note says, in a list.</summary>
     private const int MostText = 160;
@@ -18883,7 +18900,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         AddNewest();
         _html.Add($"""
             </main><footer><h1>{settings.Title}</h1><p>as of {Clock(Now)} {_zone.Name}</p>
-            <p class="stale">✖ Not renewed since {Clock(Now)}</p><p class="end"><a href="./">Overview</a></p></footer></body></html>
+            {Refusal()}<p class="stale">✖ Not renewed since {Clock(Now)}</p><p class="end"><a href="./">Overview</a></p></footer></body></html>
 
             """);
         yield return _html.Take();
@@ -18953,8 +18970,14 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             <a href="{Root}{(questions.IsForAll ? "health" : "login")}">{(questions.IsForAll ? "health" : "sign in")}</a></p></header><main id="main">
             <svg class="hidden" aria-hidden="true"><pattern id="work" width=".5" height="25" patternUnits="userSpaceOnUse"
             patternTransform="skewX(-.5)"><path class="work" d="M0 6h.5"/></pattern></svg>
+            {Refusal()}
             """);
     }
+
+    /// <summary>While no alerts are taken what is shown may be no more; why is for those who may see all.</summary>
+    private Markup Refusal() => settings.Refusal is not { } reason ? default : Markup.Of($"""
+        <p><b>? No alerts are taken at the moment.</b> {(questions.IsForAll ? reason : "")} What is shown may have changed since.</p>
+        """);
 
     /// <summary>The address of a feed relative to the overview's.</summary>
     public static string FeedOf(ServiceFilter names) => names.Query == "" ? "feed" : "feed?" + names.Query;
@@ -18972,8 +18995,21 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
                 <a href="{target}/report?from=-30d">report</a> (<a href="{target}/report?from=-30d&amp;format=csv">CSV</a>)</p>
                 """);
         }
-        _html.Add($"{AndMore(partitions.Count - MostPartitions)}<p>SeS, Service Status</p></footer></body></html>\n");
+        _html.Add($"{AndMore(partitions.Count - MostPartitions)}");
+        AddPeers();
+        _html.Add($"<p>SeS, Service Status</p></footer></body></html>\n");
         return _html.Take();
+    }
+
+    /// <summary>Whose facts there are besides this SeS's own, and up to when.</summary>
+    private void AddPeers()
+    {
+        var peers = query.Kind == PageKind.Overview && questions.IsForAll ? questions.Snapshot.Peers() : [];
+        if (peers.Count == 0)
+            return;
+        var told = peers.OrderByDescending(p => p.Heard).Take(MostPeers)
+            .Select(p => Markup.Of($"<bdi>{Short(p.Name)}</bdi> until {Time(p.Heard)}"));
+        _html.Add($"<p>Facts of {new Markup(string.Join(", ", told.Select(t => t.Text)))}</p>{AndMore(peers.Count - MostPeers)}");
     }
 
     private static Markup AndMore(int more) => more <= 0 ? default : Markup.Of($"<p class=\"soft\">There are more.</p>");
@@ -20923,7 +20959,7 @@ internal sealed class Web
             var questions = QuestionsOf(request, snapshot);
             if (kind == PageKind.Short)
                 return ShortReply(questions, query);
-            var settings = new PageSettings(_options.Title, _options.Path, _options.Counting);
+            var settings = new PageSettings(_options.Title, _options.Path, _options.Counting, _store.Refusal);
             if (new StatusPage(questions, settings, query).Parts() is not { } parts)
                 return kind == PageKind.Platform ? Reply.Problem(404, "SeS knows of no such platform.")
                     : ToNamed(questions, query) ?? UnknownService;
@@ -21388,12 +21424,12 @@ internal sealed class Web
     private void SetGauges()
     {
         _meters.Ready.Set(Unready() == null ? 1 : 0);
-        foreach (var (target, _, backlog, oldest, last) in _forwarders.Select(f => f.State))
+        foreach (var forward in _forwarders.Select(f => f.State))
         {
-            _meters.ForwardBacklog.WithLabels(target.Name).Set(backlog);
-            _meters.ForwardOldest.WithLabels(target.Name).Set(Age(oldest));
-            _meters.ForwardSuccess.WithLabels(target.Name).Set(
-                last is { } time ? (time - DateTime.UnixEpoch).TotalSeconds : 0);
+            _meters.ForwardBacklog.WithLabels(forward.Target.Name).Set(forward.Backlog);
+            _meters.ForwardOldest.WithLabels(forward.Target.Name).Set(Age(forward.Oldest));
+            _meters.ForwardSuccess.WithLabels(forward.Target.Name).Set(
+                forward.Last is { } last ? (last - DateTime.UnixEpoch).TotalSeconds : 0);
         }
         if (_store is { } store)
         {

@@ -555,6 +555,7 @@ public sealed class ForwardingTests : IDisposable
     {
         await using var host = Taking();
         await ImportAsync(host, Alive("site", Host.Now.AddMinutes(-1)), Line(1));
+        Assert.Contains("<p>Facts of <bdi>site</bdi> until ", (await host.GetAsync("/")).Body, Ordinal);
         var health = (await host.SendAsync(HttpMethod.Get, "/health?format=json")).Json;
         var peer = health.GetProperty("peers").EnumerateArray().Single();
         Assert.Equal(("site", Host.Now.AddMinutes(-1)), (peer.GetProperty("name").GetString(), peer.GetProperty("last").GetDateTime()));

@@ -885,6 +885,28 @@ public sealed partial class StatusPageTests
         }
     }
 
+    /// <summary>A page that would look as ever while SeS takes nothing tells it; why is not for everybody.</summary>
+    [Theory]
+    [InlineData("Overview")]
+    [InlineData("Wall")]
+    [InlineData("Platform")]
+    public async Task PagesSayThatNoAlertsAreTaken(string page)
+    {
+        var kind = Enum.Parse<PageKind>(page);
+        await using var host = Host.Serving();
+        await host.Store.AppendAsync("INS", StoreChild.Body(Site.Alert(Site.Service(1), "down", Ago(1))));
+        using var snapshot = await host.Store.ReadAsync();
+        string Page(string? refusal, Audience? audience) => Whole(new StatusPage(Questions.Of(snapshot, audience: audience),
+            new PageSettings("T", "alerts", Counting.Plain, refusal),
+            new PageQuery(kind, new("INS", kind == PageKind.Platform ? "p1" : null, null, null, null))).Parts()!);
+        var everybody = new Audience(new HashSet<string> { "INS" });
+        const string Notice = "? No alerts are taken at the moment.";
+        Assert.DoesNotContain(Notice, Page(null, null), StringComparison.Ordinal);
+        Assert.Contains(Notice + "</b> The disk is full.", Page("The disk is full.", null), StringComparison.Ordinal);
+        Assert.Contains(Notice, Page("The disk is full.", everybody), StringComparison.Ordinal);
+        Assert.DoesNotContain("disk", Page("The disk is full.", everybody), StringComparison.Ordinal);
+    }
+
     private static string Whole(IEnumerable<ReadOnlyMemory<byte>> parts) =>
         new UTF8Encoding(false, throwOnInvalidBytes: true).GetString([.. parts.SelectMany(p => p.ToArray())]);
 }
