@@ -97,7 +97,7 @@ $(SQLITE_DIR)/libe_sqlite3.a: $(SQLITE_DIR)/sqlite3.c
 out/ses: $(SOURCES) $(SQLITE) out/version
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake, static OpenSSL or its zstd is missing (Debian:" \
 		"lld cmake libssl-dev libzstd-dev). This one needs libc, and libssl for TLS."
-	$(PUBLISH) $(STATIC)
+	$(PUBLISH) $(STATIC) -p:BaseIntermediateOutputPath=obj/native/
 	@touch $@
 
 # The one that is linked to libc, which the tests can put another clock under.
@@ -156,7 +156,7 @@ Ses.Tests/%/node_modules: Ses.Tests/%/package-lock.json
 
 e2e: out/ses out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules Ses.Tests/axe/node_modules \
 		Ses.Tests/engines/node_modules
-	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' -- xUnit.MaxParallelThreads=4 2>&1 | $(SUMMARY)
+	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' -- xUnit.MaxParallelThreads=5 2>&1 | $(SUMMARY)
 
 # SOAK: its length in seconds.
 SOAK ?= 3600
