@@ -5032,6 +5032,13 @@ internal sealed class Store : IDisposable
         return await done.Task;
     }
 
+    /// <inheritdoc cref="ChangeAsync{T}"/>
+    public Task ChangeAsync(Action<Writer> change) => ChangeAsync(writer =>
+    {
+        change(writer);
+        return true;
+    });
+
     /// <summary>Completes once something is marked for Onix that was not when it was asked.</summary>
     public Task Marked => _marked.Task;
 
@@ -5461,7 +5468,7 @@ internal sealed class TooManyException(string things, long most, string setting)
     : Exception($"there are {most} {things} already, as many as {setting} allows");
 
 /// <summary>How far a target has what it is sent.</summary>
-/// <param name="Position">The last fact; of an engine the last service that it got from the beginning.</param>
+/// <param name="Position">The last fact; of an engine the last version.</param>
 /// <param name="StoreId">Of the database that took it; null: it is not known.</param>
 /// <param name="Regained">Through which fact it gets those of others, too, since it lost its own.</param>
 internal readonly record struct ForwardPosition(long Position, string? StoreId, long Regained);
@@ -5517,7 +5524,7 @@ internal sealed class Writer : IDisposable
         _newest, _ofStart, _insertObservation, _see, _insertQuarantined, _trimQuarantine,
         _oldestQuarantined, _deleteQuarantined, _cure, _version,
         _behind, _due, _stale, _openAlert, _abandoned, _service, _insertRun, _deleteRun, _endRun,
-        _updateRun, _updateService, _openOfService, _insertOpen, _ownOpen, _deleteOpen, _hear,
+        _updateRun, _updateService, _openOfService, _insertOpen, _ownOpen, _deleteOpen, _hear, _markChanged,
         _alertText, _deleteService, _deleteFamily;
 
     // Names, loaded at the start and after a rollback.
@@ -5529,6 +5536,7 @@ internal sealed class Writer : IDisposable
     private readonly Dictionary<string, Status> _statuses = [];
     private readonly Dictionary<Status, string> _statusNames = [];
     private readonly long _self;
+    // For a list in SQL.
     private readonly string _own;
     private long _seenVersion;
     private bool _isMarked, _hasOthers, _hasPrometheus;
@@ -5611,8 +5619,9 @@ internal sealed class Writer : IDisposable
         _deleteFamily =
             Of("DELETE FROM family WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM service WHERE family = ?1)");
         _self = PeerOf(NameOf(rules));
-        var own = _own = OwnPeers();
-        (OwnNames, StoreId) = (OwnPeerNames(), StoredId());
+        var peers = OwnPeers();
+        var own = _own = string.Join(',', peers.Select(p => p.Id));
+        (OwnNames, StoreId) = (peers.Select(p => p.Name).ToHashSet(), StoredId());
         // The last parameter: not only what this SeS has heard itself.
         const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation";
         _newest = Of($"""
@@ -5675,6 +5684,10 @@ internal sealed class Writer : IDisposable
             """);
         _ownOpen = Of("UPDATE open SET own = 1 WHERE alert = ?1 AND own = 0");
         _deleteOpen = Of("DELETE FROM open WHERE alert = ?1");
+        _markChanged = Of("""
+            INSERT INTO changed VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE
+            SET since = min(since, excluded.since), mark = excluded.mark, names = coalesce(excluded.names, names)
+            """);
         _hear = Of("UPDATE peer SET heard = ?2 WHERE id = ?1 AND heard < ?2");
         _facts = new ServiceFacts(_database);
         Outbox = new Outbox(_database);
@@ -5794,12 +5807,7 @@ internal sealed class Writer : IDisposable
     }
 
     /// <summary>Notes a sign of life of another SeS.</summary>
-    /// <returns>Whether it is another, and the last of it so far.</returns>
-    public bool Hear(string by, DateTime at)
-    {
-        _hear.Bind(1, PeerOf(by)).Bind(2, UnixTime.From(at)).Run();
-        return _database.Changes > 0;
-    }
+    public void Hear(string by, DateTime at) => _hear.Bind(1, PeerOf(by)).Bind(2, UnixTime.From(at)).Run();
 
     /// <summary>A fact is a sign of life; one of a clock that is ahead does not keep alive who falls silent.</summary>
     private void HearFact(long peer, DateTime received) =>
@@ -5807,24 +5815,15 @@ internal sealed class Writer : IDisposable
 
     private readonly Dictionary<string, long> _peers = [];
 
-    /// <summary>This SeS, under all the names that it had, for a list in SQL.</summary>
-    private string OwnPeers()
+    /// <summary>This SeS, under all the names that it had.</summary>
+    private List<(long Id, string Name)> OwnPeers()
     {
         _database.Execute($"UPDATE peer SET own = 1 WHERE id = {_self} AND own = 0");
-        var own = new List<long>();
-        using var rows = _database.Query("SELECT id FROM peer WHERE own = 1");
+        var own = new List<(long, string)>();
+        using var rows = _database.Query("SELECT id, name FROM peer WHERE own = 1");
         while (rows.Step())
-            own.Add(rows.Number(0));
-        return string.Join(',', own);
-    }
-
-    private HashSet<string> OwnPeerNames()
-    {
-        var names = new HashSet<string>();
-        using var rows = _database.Query("SELECT name FROM peer WHERE own = 1");
-        while (rows.Step())
-            names.Add(rows.Text(0));
-        return names;
+            own.Add((rows.Number(0), rows.Text(1)));
+        return own;
     }
 
     private string StoredId()
@@ -6984,11 +6983,8 @@ internal sealed class Writer : IDisposable
     {
         Timeline.ForOnix(CollectionsMarshal.AsSpan(_held), _toldBefore);
         Timeline.ForOnix(CollectionsMarshal.AsSpan(_made), _told);
-        var same = 0;
-        while (same < Math.Min(_toldBefore.Count, _told.Count)
-            && _toldBefore[same].Time == _told[same].Time && _toldBefore[same].Status == _told[same].Status)
-            same++;
-        if (same == _toldBefore.Count && same == _told.Count)
+        var (same, changed) = FirstChange(_toldBefore, _told, static c => (c.Time, c.Status, false));
+        if (changed is not { } first)
         {
             // Another SeS may have heard less.
             if (same > 0)
@@ -6996,13 +6992,21 @@ internal sealed class Writer : IDisposable
                     || Outbox.MarkIfGone(service, now);
             return;
         }
-        var first = same == _told.Count ? _toldBefore[same].Time
-            : same == _toldBefore.Count || _told[same].Time < _toldBefore[same].Time ? _told[same].Time
-            : _toldBefore[same].Time;
         Outbox.Mark(service, first, now);
         if (same < _toldBefore.Count)
             Outbox.Own(service, _toldBefore[^1].Time, NameOf(_toldBefore[^1].Status));
         _isMarked = true;
+    }
+
+    /// <summary>How many are the same from the first on, and when the first begins that is not; null: all are.</summary>
+    private static (int Same, DateTime? First) FirstChange<T>(
+        List<T> before, List<T> now, Func<T, (DateTime Begin, Status, bool)> keyOf)
+    {
+        var same = 0;
+        while (same < Math.Min(before.Count, now.Count) && keyOf(before[same]) == keyOf(now[same]))
+            same++;
+        var first = before.Skip(same).Take(1).Concat(now.Skip(same).Take(1)).Select(c => keyOf(c).Begin).ToList();
+        return (same, first.Count == 0 ? null : first.Min());
     }
 
     // ---- For an engine ----
@@ -7014,23 +7018,20 @@ internal sealed class Writer : IDisposable
     private DateTime _edgesTaken;
 
     /// <summary>From now on, or no longer, what changes is marked for an engine; at first it lacks all.</summary>
-    public bool SetEngine(string? url, DateTime now)
+    public void SetEngine(string? url, DateTime now)
     {
+        _hasEngine = url != null;
         if (url == null)
         {
             _database.Execute("DELETE FROM changed; DELETE FROM meta WHERE name IN ('engine', 'engine_edges')");
-            return _hasEngine = false;
+            return;
         }
-        using var forward = _database.Query("SELECT 1 FROM forward WHERE url = ?1");
-        var isNew = forward.Bind(1, url).Number() == null;
         _setMeta.Bind(1, "engine").Bind(2, 1).Run();
-        _hasEngine = true;
-        if (isNew)
-        {
-            MarkForEngine(0, 0, now);
-            _ = SetForward(url, default);
-        }
-        return isNew;
+        using var forward = _database.Query("SELECT 1 FROM forward WHERE url = ?1");
+        if (forward.Bind(1, url).Number() != null)
+            return;
+        MarkForEngine(0, 0, now);
+        SetForward(url, default);
     }
 
     private void LoadEngine()
@@ -7047,25 +7048,14 @@ internal sealed class Writer : IDisposable
         if (!_hasEngine)
             return;
         _lastMark = Math.Max(_lastMark + 1, UnixTime.From(now));
-        using var mark = _database.Query("""
-            INSERT INTO changed VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE
-            SET since = min(since, excluded.since), mark = excluded.mark, names = coalesce(excluded.names, names)
-            """);
-        mark.Bind(1, service).Bind(2, Math.Max(0, since)).Bind(3, _lastMark).Bind(4, names).Run();
+        _markChanged.Bind(1, service).Bind(2, Math.Max(0, since)).Bind(3, _lastMark).Bind(4, names).Run();
     }
 
     /// <summary>From the first run on that is not as it was.</summary>
     private void MarkForEngine(long service, DateTime now)
     {
-        var same = 0;
-        while (same < Math.Min(_held.Count, _made.Count) && (_held[same].From, _held[same].Status, _held[same].Open)
-            == (_made[same].From, _made[same].Status, _made[same].Open))
-            same++;
-        if (same == _held.Count && same == _made.Count)
-            return;
-        var since = same == _held.Count ? _made[same].From : same == _made.Count || _held[same].From < _made[same].From
-            ? _held[same].From : _made[same].From;
-        MarkForEngine(service, UnixTime.From(since), now);
+        if (_hasEngine && FirstChange(_held, _made, static r => (r.From, r.Status, r.Open)).First is { } since)
+            MarkForEngine(service, UnixTime.From(since), now);
     }
 
     /// <summary>A gap changes what lies in it, and what was given up before it.</summary>
@@ -7296,8 +7286,7 @@ internal sealed class Writer : IDisposable
         Quarantine(partition, AlertSource.Line, line, reason, Encoding.UTF8.GetBytes(line));
 
     /// <summary>What was noted of other targets than these goes: they get all anew if they come back.</summary>
-    /// <returns>How many went.</returns>
-    public int KeepForwards(IReadOnlyList<string> urls)
+    public void KeepForwards(IReadOnlyList<string> urls)
     {
         var kept = urls.ToHashSet();
         using var rows = _database.Query("SELECT url FROM forward");
@@ -7309,15 +7298,13 @@ internal sealed class Writer : IDisposable
         }
         using var delete = _database.Query("DELETE FROM forward WHERE url = ?1");
         gone.ForEach(u => delete.Bind(1, u).Run());
-        return gone.Count;
     }
 
     /// <summary>Notes how far a target has what it is sent.</summary>
-    public ForwardPosition SetForward(string url, ForwardPosition position)
+    public void SetForward(string url, ForwardPosition position)
     {
         using var set = _database.Query("INSERT OR REPLACE INTO forward VALUES (?1, ?2, ?3, ?4)");
         set.Bind(1, url).Bind(2, position.Position).Bind(3, position.StoreId).Bind(4, position.Regained).Run();
-        return position;
     }
 
     // ---- Making it anew ----
@@ -9469,18 +9456,6 @@ internal sealed class Snapshot : IDisposable
         }
     }
 
-    /// <summary>Services by their numbers, those that are there.</summary>
-    public IEnumerable<(long Id, ServiceKey Service)> NamesOf(IEnumerable<long> ids)
-    {
-        foreach (var id in ids)
-        {
-            if (Services($"""
-                FROM service s JOIN family f ON f.id = s.family JOIN partition p ON p.id = f.partition WHERE s.id = {id}
-                """, 1) is [var service])
-                yield return service;
-        }
-    }
-
     /// <summary>The services of a question's tables s, f and p, by their numbers.</summary>
     public List<(long Id, ServiceKey Service)> Services(string from, int most, int after = 0)
     {
@@ -9604,15 +9579,14 @@ internal sealed record FactFilter(
 {
     /// <summary>Those of one table, in order.</summary>
     /// <param name="table">Its name in the query, which has the peer as b and the partition as p.</param>
-    /// <param name="select">May use ?6, the prefix.</param>
     public SqliteStatement Query(Snapshot snapshot, string table, string select, long after, int most) =>
         snapshot.Query($"""
             {select}
             WHERE {table}.id > ?4 AND {table}.recorded >= ?1 AND {table}.recorded <= ?2
-                AND (?3 IS NULL OR p.name = ?3 OR p.id IS NULL) AND (b.own OR NOT ?7) AND ?6 IS NOT NULL
+                AND (?3 IS NULL OR p.name = ?3 OR p.id IS NULL) AND (b.own OR NOT ?6)
             ORDER BY {table}.id LIMIT ?5
             """).Bind(1, From is { } first ? UnixTime.From(first) : 0).Bind(2, To is { } last ? UnixTime.From(last) : UnixTime.Open)
-            .Bind(3, Partition).Bind(4, after).Bind(5, most).Bind(6, Prefix).Bind(7, IsOwn ? 1 : 0);
+            .Bind(3, Partition).Bind(4, after).Bind(5, most).Bind(6, IsOwn ? 1 : 0);
 }
 
 /// <summary>Writes facts as lines.</summary>
@@ -9653,22 +9627,23 @@ internal static class FactLines
     private static IEnumerable<NumberedLine> Receipts(Snapshot snapshot, FactFilter filter, long after, int most)
     {
         using var rows = filter.Query(snapshot, "r", """
-            SELECT r.id, b.name, ?6 || p.name, r.platform, r.heartbeat, r.received, r.recorded FROM receipt r
+            SELECT r.id, b.name, p.name, r.platform, r.heartbeat, r.received, r.recorded FROM receipt r
                 JOIN peer b ON b.id = r.by JOIN partition p ON p.id = r.partition
             """, after, most);
         while (rows.Step())
-            yield return new(rows.Number(0), Receipt(rows.Text(1), rows.Text(2), rows.TextOrNull(3), rows.TextOrNull(4),
+            yield return new(rows.Number(0), Receipt(rows.Text(1), filter.Prefix + rows.Text(2), rows.TextOrNull(3), rows.TextOrNull(4),
                 UnixTime.Read(rows.Number(5)), UnixTime.Read(rows.Number(6)), out _), UnixTime.Read(rows.Number(6)));
     }
 
     private static IEnumerable<NumberedLine> Gaps(Snapshot snapshot, FactFilter filter, long after, int most)
     {
         using var rows = filter.Query(snapshot, "g", """
-            SELECT g.id, b.name, ?6 || p.name, g.platform, g.heartbeat, g.begins, g.ends, g.received, g.recorded
+            SELECT g.id, b.name, p.name, g.platform, g.heartbeat, g.begins, g.ends, g.received, g.recorded
             FROM gap g JOIN peer b ON b.id = g.by LEFT JOIN partition p ON p.id = g.partition
             """, after, most);
         while (rows.Step())
-            yield return new(rows.Number(0), Gap(rows.Text(1), rows.TextOrNull(2), rows.TextOrNull(3),
+            yield return new(rows.Number(0), Gap(rows.Text(1),
+                rows.TextOrNull(2) is { } partition ? filter.Prefix + partition : null, rows.TextOrNull(3),
                 rows.TextOrNull(4), UnixTime.Read(rows.Number(5)),
                 rows.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : null, UnixTime.Read(rows.Number(7)),
                 UnixTime.Read(rows.Number(8)), out _), UnixTime.Read(rows.Number(8)));
@@ -9690,7 +9665,7 @@ internal static class FactLines
         if (filter.From is { } first)
             after = Math.Max(after, snapshot.LastObservation(first.AddMilliseconds(-1)));
         using var rows = filter.Query(snapshot, "o", """
-            SELECT o.id, b.name, ?6 || p.name, f.platform, f.service, f.facet, s.location, a.dialect, a.source,
+            SELECT o.id, b.name, p.name, f.platform, f.service, f.facet, s.location, a.dialect, a.source,
                 a.sender, a.labels, t.name, o.starts, o.ends, coalesce(o.text, a.text), o.kind, o.received,
                 o.recorded
             FROM observation o CROSS JOIN peer b ON b.id = o.by CROSS JOIN alert a ON a.id = o.alert
@@ -9700,7 +9675,7 @@ internal static class FactLines
         while (rows.Step())
         {
             var alert = new IncomingAlert(
-                new(rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6)), rows.Number(7) != 0,
+                new(filter.Prefix + rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5), rows.Text(6)), rows.Number(7) != 0,
                 (AlertSource)rows.Number(8), rows.Text(9), rows.Text(10), rows.Text(11),
                 UnixTime.Read(rows.Number(12)),
                 rows.NumberOrNull(13) is { } ends ? UnixTime.Read(ends) : null, rows.Text(14));
@@ -14773,7 +14748,8 @@ internal sealed class OnixClient
         _ => $"Onix answered {(int)answer.StatusCode}",
     });
 
-    private static AuthenticationHeaderValue Basic(string user, string password) =>
+    /// <summary>RFC 7617.</summary>
+    public static AuthenticationHeaderValue Basic(string user, string password) =>
         new("Basic", Convert.ToBase64String(Encoding.UTF8.GetBytes($"{user}:{password}")));
 
     private static string FirstLine(string? text) => (text ?? "").Split('\n', 2)[0];
@@ -15131,7 +15107,7 @@ internal sealed class Recorder(
             {
                 // What Onix refused before the start it may take now.
                 if (!isBegun)
-                    await ChangeAsync(w => w.Outbox.Retry(Now));
+                    await store.ChangeAsync(w => w.Outbox.Retry(Now));
                 isBegun = true;
                 var worked = await WorkAsync(stop);
                 if (_trouble != null)
@@ -15216,12 +15192,6 @@ internal sealed class Recorder(
         await both.CancelAsync();
     }
 
-    private Task<bool> ChangeAsync(Action<Writer> change) => store.ChangeAsync(writer =>
-    {
-        change(writer);
-        return true;
-    });
-
     /// <summary>The state as of now. Safe from any thread.</summary>
     public RecorderState State()
     {
@@ -15288,7 +15258,7 @@ internal sealed class Recorder(
             }
         }
         if (differing.Count > 0)
-            await ChangeAsync(w =>
+            await store.ChangeAsync(w =>
             {
                 foreach (var (service, item, isMarked) in differing)
                 {
@@ -15326,7 +15296,7 @@ internal sealed class Recorder(
             var gone = held.Where(s => !seen.Contains(s)).ToList();
             if (gone.Count == 0)
                 continue;
-            await ChangeAsync(w => gone.ForEach(s => w.Outbox.Hold(s, null, 0, null, null)));
+            await store.ChangeAsync(w => gone.ForEach(s => w.Outbox.Hold(s, null, 0, null, null)));
             log.Info("items are gone from Onix; the next observation of their services makes them again, "
                 + "with their whole history", ("items", gone.Count));
         }
@@ -15335,7 +15305,7 @@ internal sealed class Recorder(
     /// <summary>Gives Onix the whole history again, before any other change.</summary>
     private async Task BeginAnewAsync(string reason)
     {
-        await ChangeAsync(w => w.Outbox.BeginAnew());
+        await store.ChangeAsync(w => w.Outbox.BeginAnew());
         NoteAnew(reason);
     }
 
@@ -15374,7 +15344,7 @@ internal sealed class Recorder(
             return;
         }
         if (done.Count > 0)
-            await ChangeAsync(w => done.ForEach(j => w.Outbox.Settle(j.Waiting, j.Next)));
+            await store.ChangeAsync(w => done.ForEach(j => w.Outbox.Settle(j.Waiting, j.Next)));
         foreach (var job in done.Where(j => j.Rest == null))
             meters.OnixChanges.WithLabels(
                 job.Waiting.At > job.Waiting.Next ? "late" : "unchanged").Inc();
@@ -15404,7 +15374,7 @@ internal sealed class Recorder(
                     return;
             }
         }
-        await ChangeAsync(w => unanswered.ForEach(j => w.Outbox.Answer(j.Waiting.Id)));
+        await store.ChangeAsync(w => unanswered.ForEach(j => w.Outbox.Answer(j.Waiting.Id)));
     }
 
     /// <summary>The next changes in order, of each item at most one.</summary>
@@ -15433,7 +15403,7 @@ internal sealed class Recorder(
     /// <summary>Sends one request, and stores what Onix made of it; false: the turn is over.</summary>
     private async Task<bool> SendBatchAsync(List<(Job Job, ItemChange Change)> batch, CancellationToken stop)
     {
-        await ChangeAsync(w => batch.ForEach(b =>
+        await store.ChangeAsync(w => batch.ForEach(b =>
             w.Outbox.Send(b.Job.Waiting.Id, b.Change.Time, b.Change.Status)));
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
         var accepted = new List<(Job Job, ItemChange Change)>();
@@ -15507,7 +15477,7 @@ internal sealed class Recorder(
         _hasRefusedAll &= accepted.Count == 0;
         _refused.AddRange(refused.Select(r => r.Job.Waiting));
         var barred = refused.Where(r => !IsClash(r.Reason) || r.Job.IsAlternate).ToList();
-        await ChangeAsync(w =>
+        await store.ChangeAsync(w =>
         {
             foreach (var (job, change) in accepted)
             {
@@ -15617,7 +15587,7 @@ internal sealed class Recorder(
             return false;
         }
         var locks = _locks[service.Id] = _locks.GetValueOrDefault(service.Id) + 1;
-        await ChangeAsync(w =>
+        await store.ChangeAsync(w =>
         {
             if (item.Service != service.Service)
                 w.Outbox.SetKey(service.Id, OnixNames.AlternateKey(service.Service));
@@ -15631,7 +15601,7 @@ internal sealed class Recorder(
 
     private async Task BarAsync(Job job, string reason)
     {
-        await ChangeAsync(w => w.Outbox.Bar(job.Waiting, reason, Now));
+        await store.ChangeAsync(w => w.Outbox.Bar(job.Waiting, reason, Now));
         Tell([(job, reason)]);
     }
 }
@@ -15742,8 +15712,11 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         IReadOnlyList<Target> targets, Store store, TimeProvider clock, Log log, Meters meters)
     {
         var now = clock.GetUtcNow().UtcDateTime;
-        await store.ChangeAsync(w => w.KeepForwards([.. targets.Select(t => t.Key)])
-            + (w.SetEngine(targets.FirstOrDefault(t => t.Kind == TargetKind.Engine)?.Key, now) ? 1 : 0));
+        await store.ChangeAsync(w =>
+        {
+            w.KeepForwards([.. targets.Select(t => t.Key)]);
+            w.SetEngine(targets.FirstOrDefault(t => t.Kind == TargetKind.Engine)?.Key, now);
+        });
         return [.. targets.Select(t => t.Kind == TargetKind.Engine ? (Forwarder)new RunForwarder(t, store, clock, log, meters)
             : new FactForwarder(t, store, clock, log, meters))];
     }
@@ -15944,8 +15917,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         using var request = new HttpRequestMessage(HttpMethod.Post, PostTo) { Content = new ReadOnlyMemoryContent(batch.Body) };
         request.Content.Headers.ContentType = new MediaTypeHeaderValue("application/x-ndjson");
         request.Headers.Authorization = target.Token is { } token ? new AuthenticationHeaderValue("Bearer", token.Value)
-            : target.Password is { } password ? new AuthenticationHeaderValue("Basic", Convert.ToBase64String(
-                Encoding.UTF8.GetBytes($"{target.Username}:{password.Value}"))) : null;
+            : target.Password is { } password ? OnixClient.Basic(target.Username!, password.Value) : null;
         try
         {
             using var answer = await Http().SendAsync(request, HttpCompletionOption.ResponseHeadersRead, limit.Token);
@@ -16198,7 +16170,9 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
         var version = Math.Max(position.Position + 1, UnixTime.From(snapshot.Moment));
         var (changes, walk) = (Changes(snapshot, most, after), NextWalk(snapshot));
         var alone = changes.Where(c => c.Names == null).ToDictionary(c => c.Service);
-        var services = snapshot.NamesOf(alone.Keys).ToList();
+        using var names = new ServiceNames(snapshot);
+        List<(long Id, ServiceKey Service)> services =
+            [.. alone.Keys.Zip(names.Of(alone.Keys)).Where(s => s.Second != default)];
         var walked = walk is { } many
             ? snapshot.Services(ServicesOf(many), most - changes.Count, changes.Count == 0 ? after : 0) : [];
         var marks = changes.Select(c => c.Mark).Concat(walked.Count > 0 ? [walk!.Value.Mark] : []).ToList();
@@ -16297,7 +16271,7 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
         await Store.ChangeAsync(w =>
         {
             w.Unmark(runs.Done);
-            return w.SetForward(Target.Key, position);
+            w.SetForward(Target.Key, position);
         });
         _walked = runs.Walked;
         // Much is sent at first, and little from then on.
@@ -24383,7 +24357,7 @@ internal sealed class CommandRunner(
                 : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' holds no token");
         }
         return Options.CredentialsOf(flags, variables) is not var (name, password) ? null
-            : new AuthenticationHeaderValue("Basic", Convert.ToBase64String(Encoding.UTF8.GetBytes($"{name}:{password}")));
+            : OnixClient.Basic(name, password);
     }
 }
 
