@@ -13,7 +13,7 @@ namespace Ses.Tests;
 
 /// <summary>
 /// Two SeS that name each other, under what befalls a pair in years, for <c>SES_SOAK</c> seconds: each is killed
-/// and cut off from its senders and from the other, so that of each alert one at least hears.
+/// and cut off from its senders, from the other and from Onix, so that of each alert one at least hears.
 /// </summary>
 [Trait("Category", "E2E")]
 public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDisposable
@@ -34,26 +34,29 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
     {
         private readonly double[] _sent = new double[2];
 
-        private Pair(Relay[] to) => To = to;
+        private Pair(Relay[] to, Relay[] toOnix) => (To, ToOnix) = (to, toOnix);
 
         public SesProcess[] Ses { get; } = new SesProcess[2];
 
         /// <summary>The way on which the other one sends to each.</summary>
         public Relay[] To { get; }
 
+        /// <summary>The way on which each sends to Onix; none: they have none.</summary>
+        public Relay[] ToOnix { get; }
+
         /// <summary>Whether senders reach it.</summary>
         public bool[] IsHearing { get; } = [true, true];
 
         /// <summary>Of one that is there from the first word on.</summary>
-        public static async Task<Pair> StartAsync(string dir, params string[] extra)
+        public static async Task<Pair> StartAsync(string dir, OnixStandIn? onix, params string[] extra)
         {
             var password = Path.Combine(dir, "import-password");
             await File.WriteAllTextAsync(password, "imp0rt\n");
             File.SetUnixFileMode(password, UnixFileMode.UserRead);
             int[] ports = [FreePort.Next(), FreePort.Next()];
-            var pair = new Pair([new(ports[0]), new(ports[1])]);
+            var pair = new Pair([new(ports[0]), new(ports[1])], onix == null ? [] : [new(onix.Url.Port), new(onix.Url.Port)]);
             for (var i = 0; i < 2; i++)
-                pair.Ses[i] = SesProcess.Launch("none", Directory.CreateDirectory(Path.Combine(dir, $"ses-{i + 1}")).FullName, ports[i],
+                pair.Ses[i] = SesProcess.Launch(onix == null ? "none" : pair.ToOnix[i].Url, Directory.CreateDirectory(Path.Combine(dir, $"ses-{i + 1}")).FullName, ports[i],
                     ["--name", $"ses-{i + 1}", "--import-password-file", password, "--peer", pair.To[1 - i].Url,
                         "--peer-username", "import", "--peer-password-file", password, .. extra]);
             await Task.WhenAll(pair.Ses.Select(s => s.ReadyAsync()));
@@ -121,7 +124,7 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         {
             foreach (var ses in Ses)
                 await ses.DisposeAsync();
-            Array.ForEach(To, t => t.Dispose());
+            Array.ForEach([.. To, .. ToOnix], t => t.Dispose());
         }
     }
 
@@ -135,6 +138,8 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         private DateTime _next = DateTime.UtcNow.AddSeconds(number % 8);
 
         public string Name => $"s{number}";
+
+        public string Place => $"n{number}";
 
         public bool IsRelayed => isRelayed;
 
@@ -164,7 +169,7 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         /// <summary>The last episode, as Prometheus or Alertmanager tells it.</summary>
         public string Alert(DateTime now)
         {
-            var labels = $$"""{"alertname":"Down","job":"{{Name}}","instance":"n{{number}}","severity":"critical"}""";
+            var labels = $$"""{"alertname":"Down","job":"{{Name}}","instance":"{{Place}}","severity":"critical"}""";
             var (starts, ends) = IsDown ? (Truth[^1].Time, (DateTime?)null) : (Truth[^2].Time, Truth[^1].Time);
             return isRelayed ? $$"""
                 {"status":"{{(ends == null ? "firing" : "resolved")}}","labels":{{labels}},"annotations":{"summary":"it is down"},
@@ -266,11 +271,11 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
     /// <summary>What befalls a pair, one after the other: a time of it, and how it is mended.</summary>
     private static async Task BefallAsync(Pair pair, int number, TimeSpan time)
     {
-        async Task CutAsync(Way way, params int[] which)
+        async Task CutAsync(Way way, params Relay[] ways)
         {
-            Array.ForEach(which, w => pair.To[w].Way = way);
+            Array.ForEach(ways, w => w.Way = way);
             await Task.Delay(time);
-            Array.ForEach(which, w => pair.To[w].Way = Way.Open);
+            Array.ForEach(ways, w => w.Way = Way.Open);
         }
 
         async Task DeafAsync(int which)
@@ -281,21 +286,26 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         }
 
         var one = number / 2 % 2;
+        var (to, onix) = (pair.To, pair.ToOnix);
         await (number switch
         {
             0 or 2 or 8 => pair.KillAsync(one),
             1 or 3 => DeafAsync(one),
-            4 => CutAsync(Way.Refused, 0, 1),
-            5 => CutAsync(Way.CutInAnswers, 0, 1),
-            6 => CutAsync(Way.Hanging, 0, 1),
-            7 => CutAsync(Way.CutInAnswers, 0),
-            9 => Task.WhenAll(DeafAsync(1), CutAsync(Way.Refused, 0, 1)),
-            10 => Task.WhenAll(DeafAsync(0), CutAsync(Way.CutInAnswers, 0, 1)),
-            _ => Task.WhenAll(CutAsync(Way.Hanging, 1), pair.KillAsync(0)),
+            4 => CutAsync(Way.Refused, to),
+            5 => CutAsync(Way.CutInAnswers, to),
+            6 => CutAsync(Way.Hanging, to),
+            7 => CutAsync(Way.CutInAnswers, to[0]),
+            9 => Task.WhenAll(DeafAsync(1), CutAsync(Way.Refused, to)),
+            10 => Task.WhenAll(DeafAsync(0), CutAsync(Way.CutInAnswers, to)),
+            11 => Task.WhenAll(CutAsync(Way.Hanging, to[1]), pair.KillAsync(0)),
+            12 => CutAsync(Way.Refused, onix[0]),
+            13 => CutAsync(Way.CutInAnswers, onix),
+            14 => CutAsync(Way.Hanging, onix[1]),
+            _ => CutAsync(Way.Refused, [.. onix, .. to]),
         });
     }
 
-    private const int Faults = 12;
+    private const int Faults = 16;
 
     private static async Task FaultsAsync(Pair pair)
     {
@@ -329,7 +339,9 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
     [Fact]
     public async Task PairAgreesWhateverBefallsIt()
     {
-        await using var pair = await Pair.StartAsync(_dir);
+        await using var onix = new OnixStandIn();
+        onix.Start();
+        await using var pair = await Pair.StartAsync(_dir, onix);
         List<Flapping> services = [.. Enumerable.Range(0, 40).Select(i => new Flapping(i, isRelayed: i % 2 == 1))];
         var senders = new Senders(pair, services);
         using var stop = new CancellationTokenSource();
@@ -346,6 +358,7 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         }
         output.WriteLine($"{services.Sum(s => s.Truth.Count)} changes, {senders.Took.Count} posts, "
             + $"{senders.Took.Order().ElementAt(senders.Took.Count / 2):N3} s in the median");
+        await AssertInOnixAsync();
         await AssertQuietAsync();
 
         // One comes back with nothing, and gets what it had once taken itself, too.
@@ -379,6 +392,7 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         await AssertQuietAsync();
         await stop.CancelAsync();
         await sending;
+        await AssertInOnixAsync();
         foreach (var ses in pair.Ses)
             Assert.Equal(0, (await ses.CommandAsync("check")).Exit);
 
@@ -406,6 +420,20 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
             return lines;
         }
 
+        // Each change once and in order, whichever of the two wrote it.
+        async Task AssertInOnixAsync()
+        {
+            List<(Flapping Service, List<(string Status, DateTime Time)> Recorded)> all = [];
+            await Wait.UntilAsync(() =>
+            {
+                all = [.. services.Select(s => (s, Oracle.Recorded(onix, new ServiceKey("INS", "INS", s.Name, "Down", s.Place))))];
+                return all.All(a => a.Recorded is [.., var last] && last == a.Service.Truth[^1]);
+            }, Soon, "Onix to have all");
+            foreach (var (service, recorded) in all)
+                Assert.Equal(service.Truth, recorded);
+            output.WriteLine($"{all.Sum(a => a.Recorded.Count)} changes in Onix, by {onix.Requests} requests");
+        }
+
         // Prometheus goes on telling what fires: that is no fact. A sign of life has some 70 bytes, its request 300.
         async Task AssertQuietAsync()
         {
@@ -420,7 +448,7 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
     [Fact]
     public async Task OneThatHangsIsNotNoticedByTheSendersOfTheOther()
     {
-        await using var pair = await Pair.StartAsync(_dir, "--max-services", "30000");
+        await using var pair = await Pair.StartAsync(_dir, null, "--max-services", "30000");
         var ses = pair.Ses[0];
         await PostAsync(0, 2000);
         await pair.UnitedAsync();
