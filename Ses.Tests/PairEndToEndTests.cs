@@ -48,7 +48,8 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         public bool[] IsHearing { get; } = [true, true];
 
         /// <summary>Of one that is there from the first word on.</summary>
-        public static async Task<Pair> StartAsync(string dir, OnixStandIn? onix, params string[] extra)
+        /// <param name="clock">See <see cref="SesProcess.LaunchWithClock"/>; null: the machine's.</param>
+        public static async Task<Pair> StartAsync(string dir, OnixStandIn? onix = null, string? clock = null, params string[] extra)
         {
             var password = Path.Combine(dir, "import-password");
             await File.WriteAllTextAsync(password, "imp0rt\n");
@@ -56,9 +57,13 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
             int[] ports = [FreePort.Next(), FreePort.Next()];
             var pair = new Pair([new(ports[0]), new(ports[1])], onix == null ? [] : [new(onix.Url.Port), new(onix.Url.Port)]);
             for (var i = 0; i < 2; i++)
-                pair.Ses[i] = SesProcess.Launch(onix == null ? "none" : pair.ToOnix[i].Url, Directory.CreateDirectory(Path.Combine(dir, $"ses-{i + 1}")).FullName, ports[i],
-                    ["--name", $"ses-{i + 1}", "--import-password-file", password, "--peer", pair.To[1 - i].Url,
-                        "--peer-username", "import", "--peer-password-file", password, .. extra]);
+            {
+                var data = Directory.CreateDirectory(Path.Combine(dir, $"ses-{i + 1}")).FullName;
+                string[] flags = ["--name", $"ses-{i + 1}", "--import-password-file", password, "--peer", pair.To[1 - i].Url,
+                    "--peer-username", "import", "--peer-password-file", password, .. extra];
+                pair.Ses[i] = clock != null ? SesProcess.LaunchWithClock(clock, data, ports[i], flags)
+                    : SesProcess.Launch(onix == null ? "none" : pair.ToOnix[i].Url, data, ports[i], flags);
+            }
             await Task.WhenAll(pair.Ses.Select(s => s.ReadyAsync()));
             return pair;
         }
@@ -444,11 +449,70 @@ public sealed partial class PairEndToEndTests(ITestOutputHelper output) : IDispo
         }
     }
 
+    /// <summary>One that was away for a day learns what happened meanwhile, and nothing is unknown of it.</summary>
+    [Fact]
+    public async Task OneThatWasAwayForADayLearnsWhatItMissed()
+    {
+        var clock = Path.Combine(_dir, "clock");
+        // A day ahead, so that no step goes back behind the commit that the program was built from.
+        var ahead = TimeSpan.FromDays(1);
+        SetClock(ahead);
+        await using var pair = await Pair.StartAsync(_dir, clock: clock);
+        var begun = new DateTime((DateTime.UtcNow + ahead).Ticks / TimeSpan.TicksPerSecond * TimeSpan.TicksPerSecond, DateTimeKind.Utc);
+        await TellAsync(0, Alert("ends", 0, null), Alert("stays", 0, null));
+        await TellAsync(1, Alert("ends", 0, null), Alert("stays", 0, null));
+        await pair.UnitedAsync();
+        await pair.KillAsync(1, async () =>
+        {
+            // One whose clock jumps by more than 5 min between two facts was away itself.
+            for (var passed = TimeSpan.Zero; passed < TimeSpan.FromDays(1); passed += TimeSpan.FromMinutes(4))
+            {
+                SetClock(ahead + passed);
+                var hours = (int)passed.TotalHours;
+                await TellAsync(0, [Alert("stays", 0, null), Alert($"at {passed}", hours, null), .. hours >= 3 ? [Alert("ends", 0, 3)] : (string[])[],
+                    .. hours >= 5 ? [Alert("passes", 5, hours < 7 ? null : 7)] : (string[])[],
+                    .. hours >= 20 ? [Alert("begins", 20, null)] : (string[])[]]);
+            }
+        });
+        await pair.UnitedAsync();
+        for (var i = 0; i < 2; i++)
+        {
+            await TellAsync(i, Alert("stays", 0, null), Alert("begins", 20, null));
+            var history = StoreFiles.Changes(pair.Ses[i].DataDir).OrderBy(c => c.Time)
+                .ToLookup(c => c.Service.Service, c => (c.Status, (c.Time - begun).TotalHours));
+            Assert.Equal([("down", 0), ("up", 3)], history["ends"]);
+            Assert.Equal([("down", 5), ("up", 7)], history["passes"]);
+            Assert.Equal([("down", 0)], history["stays"]);
+            Assert.Equal([("down", 20)], history["begins"]);
+        }
+        var (one, other) = (await pair.HistoryAsync(0), await pair.HistoryAsync(1));
+        Assert.Equal(one, other);
+        Assert.DoesNotContain(one, e => e.Contains("\"unknown\"", Ordinal));
+
+        // As a whole: what is read is never a part.
+        void SetClock(TimeSpan offset)
+        {
+            File.WriteAllText(clock + ".new", $"+{offset.TotalSeconds:F0}s");
+            File.Move(clock + ".new", clock, overwrite: true);
+        }
+
+        string Alert(string service, int from, int? to) => $$"""
+            {"status":"{{(to == null ? "firing" : "resolved")}}","labels":{"alertname":"Down","job":"{{service}}","instance":"n1"},
+            "startsAt":"{{Rfc3339.Format(begun.AddHours(from))}}","endsAt":"{{(to is { } end ? Rfc3339.Format(begun.AddHours(end)) : "0001-01-01T00:00:00Z")}}"}
+            """;
+
+        async Task TellAsync(int which, params string[] alerts)
+        {
+            using var answer = await pair.Ses[which].PostAsync("INS", $$"""{"version":"4","alerts":[{{string.Join(',', alerts)}}]}""");
+            Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
+        }
+    }
+
     /// <summary>A receiver that hangs costs its sender no time and no memory, and gets all when it goes on.</summary>
     [Fact]
     public async Task OneThatHangsIsNotNoticedByTheSendersOfTheOther()
     {
-        await using var pair = await Pair.StartAsync(_dir, null, "--max-services", "30000");
+        await using var pair = await Pair.StartAsync(_dir, null, null, "--max-services", "30000");
         var ses = pair.Ses[0];
         await PostAsync(0, 2000);
         await pair.UnitedAsync();

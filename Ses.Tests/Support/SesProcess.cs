@@ -122,12 +122,16 @@ internal sealed class SesProcess : IAsyncDisposable
         await StartedAsync(Launch(onixUrl, dataDir, port, extra));
 
     /// <summary>
-    /// Starts SeS without an Onix, with a wall clock of the test's, and waits until it takes alerts. libfaketime
-    /// gets between a program and its libc, so this is the binary that is linked to one.
+    /// Starts SeS without an Onix, with a wall clock of the test's. libfaketime gets between a program and its
+    /// libc, so this is the binary that is linked to one.
     /// </summary>
     /// <param name="clock">A file with how far that clock is ahead, such as <c>+2d</c>; to be replaced as a whole.</param>
+    public static SesProcess LaunchWithClock(string clock, string? dataDir, int port, params string[] extra) =>
+        new(port, dataDir, "none", extra, clock);
+
+    /// <summary>Like <see cref="LaunchWithClock"/>, and waits until it takes alerts.</summary>
     public static Task<SesProcess> StartWithClockAsync(string clock, params string[] extra) =>
-        StartedAsync(new SesProcess(FreePort.Next(), null, "none", extra, clock));
+        StartedAsync(LaunchWithClock(clock, null, FreePort.Next(), extra));
 
     /// <summary>Starts SeS without an Onix in a memory cgroup, if there is one, and waits until it takes alerts.</summary>
     public static Task<SesProcess> StartInAsync(MemoryCgroup? memory, params string[] extra) =>
