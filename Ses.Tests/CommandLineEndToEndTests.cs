@@ -7,7 +7,7 @@ using static System.StringComparison;
 
 namespace Ses.Tests;
 
-/// <summary>The native binary as people and scripts type it: docs/commands.md.</summary>
+/// <summary>The native binary as people and scripts type it: "Command line" in docs/api.md.</summary>
 [Trait("Category", "E2E")]
 public sealed partial class CommandLineEndToEndTests : IDisposable
 {
@@ -125,7 +125,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     [Fact]
     public async Task MistypedCommandsOfThePageAreAnsweredSo()
     {
-        var lines = DocsPage.Named("commands").CodeOf("All commands", "text");
+        var lines = DocsPage.Named("api").CodeOf("Command line", "text");
         var script = string.Join('\n', lines.Where(l => l.StartsWith("$ ", Ordinal)).Select(l => $"echo '{l}'; {l[2..]} 2>&1"));
         Assert.Equal(string.Join('\n', lines) + "\n", (await ShellAsync(script)).Output);
     }
@@ -135,14 +135,14 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     {
         await using var ses = await StartAsync();
         await FillAsync(ses);
-        foreach (var line in DocsPage.Named("commands").CodeOf("Questions", "sh").Where(l => !l.StartsWith('#')))
+        foreach (var line in DocsPage.Named("api").CodeOf("Queries on the command line", "sh").Where(l => !l.StartsWith('#')))
         {
             var (exit, output) = await ShellAsync(line);
             Assert.Equal(line.Contains("--fail-if-down", Ordinal) ? 3 : line.Contains("--facet node", Ordinal) ? 4 : 0, exit);
             Assert.True(output.Contains("\"etcd\"", Ordinal) || output.Contains("{alertname=\\\"Odd\\\", severity=\\\"warning\\\"}", Ordinal)
                 || exit == 4 || File.ReadAllText(Path.Combine(_dir, "etcd.csv")).Contains(",etcd,Down,n1,down,", Ordinal), output);
         }
-        foreach (var line in DocsPage.Named("commands").CodeOf("A SeS that runs elsewhere", "sh"))
+        foreach (var line in DocsPage.Named("api").CodeOf("Querying another SeS", "sh"))
         {
             var (exit, output) = await ShellAsync(line.Replace("ses-1:8888", $"127.0.0.1:{ses.Port}", Ordinal));
             Assert.Equal(0, exit);
@@ -150,10 +150,31 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
         }
     }
 
+    /// <summary>The README's other ways to ask, and the copy that Datasette is given.</summary>
+    [Fact]
+    public async Task DatabaseIsAskedAsTheDocumentsSay()
+    {
+        await using var ses = await StartAsync();
+        await FillAsync(ses);
+        var readme = DocsPage.Readme.Section("\nThe [command line]", "\n## ").Split("```sh\n")[1].Split("```")[0];
+        foreach (var line in readme.Split('\n', StringSplitOptions.RemoveEmptyEntries))
+        {
+            var (exit, output) = await ShellAsync(line);
+            Assert.True(exit == 0, output);
+            Assert.Contains("etcd", output, Ordinal);
+        }
+        // Datasette is not there: it is given a database with the views.
+        var backup = DocsPage.Named("sql").CodeOf("Datasette", "sh");
+        Assert.StartsWith("datasette history.db", backup[1], Ordinal);
+        var copy = await ShellAsync(backup[0].Replace("/var/lib/ses", "ses-data", Ordinal) + " && sqlite3 history.db 'SELECT * FROM outages'");
+        Assert.True(copy.Exit == 0, copy.Output);
+        Assert.Contains("etcd", copy.Output, Ordinal);
+    }
+
     [Fact]
     public async Task ScriptOfThePageTellsTheCodesApart()
     {
-        var script = string.Join('\n', DocsPage.Named("commands").CodeOf("Exit codes", "sh"));
+        var script = string.Join('\n', DocsPage.Named("api").CodeOf("Exit codes", "sh"));
         Assert.Contains("SeS cannot tell", (await ShellAsync("export OXSES_DATADIR=nowhere\n" + script)).Output, Ordinal);
         await using var ses = await StartAsync();
         Assert.Contains("SeS knows no such service", (await ShellAsync(script)).Output, Ordinal);
@@ -167,7 +188,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     [Fact]
     public void ExitCodesOfThePageAreThoseOfTheProgram() => Assert.Equal(
         ["0", "1", "2", $"{Program.IsDown}", $"{Program.NoMatch}"],
-        DocsPage.Named("commands").Table("Exit codes").Select(r => r[0]));
+        DocsPage.Named("api").Table("Exit codes").Select(r => r[0]));
 
     // ---- Exit codes ----
 
@@ -368,7 +389,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
         await using var command = ChildProcess.Start("setpriv",
             ["--reuid=65534", "--regid=65534", "--clear-groups", SesProcess.Binary, "status", "--data-dir", data], SesProcess.Unset, _dir);
         Assert.Equal(2, await command.ExitAsync(Soon));
-        var documented = DocsPage.Named("commands").CodeOf("Which database", "text").Single();
+        var documented = DocsPage.Named("api").CodeOf("Which database", "text").Single();
         Assert.Equal(documented.Replace("/var/lib/ses", data, Ordinal).Replace("1000", "65534", Ordinal) + "\n", command.Output);
     }
 

@@ -37,48 +37,48 @@ public sealed partial class DocsTests
         ("body of a webhook", "16 MiB; at most 256 MiB", "ParseSize(text, 1024, 256 * 1024 * 1024)"),
         Limit("head of a request", typeof(RequestHead), "MaxSize", Kib),
         Limit("line before a chunk, with its extensions, and trailer field", typeof(RequestHead), "MaxChunkLine", Kib),
-        Limit("times that a body of over 1 MiB is larger than in gzip", typeof(Gate), "MaxRatio"),
+        Limit("compression ratio of a gzip body over 1 MiB", typeof(Gate), "MaxRatio"),
         Limit("header fields of a request", typeof(RequestHead), "MaxFields"),
         Limit("connections", typeof(Gate), "MaxConnections"),
         Limit("requests in flight", typeof(Gate), "MaxInFlight"),
-        Limit("questions in flight", typeof(Gate), "MaxQuestions"),
-        Limit("time to wait for one's turn", typeof(Gate), "QueueTime"),
+        Limit("queries in flight", typeof(Gate), "MaxQuestions"),
+        Limit("time in the queue", typeof(Gate), "QueueTime"),
         Limit("bodies in flight, beyond the first part of each", typeof(Gate), "MaxBytesInFlight", Mib),
         Limit("first part of a body", typeof(Gate), "FirstPart", Kib),
-        Limit("part of a body that memory is kept for", typeof(Gate), "LargePart", Mib),
-        Limit("body of which one at a time is read as alerts", typeof(Web), "LargePayload", Mib),
-        Limit("time for such a body to wait for its turn", typeof(Web), "LargePayloadTime"),
+        Limit("buffer for a part of a body that is kept for reuse", typeof(Gate), "LargePart", Mib),
+        Limit("size from which bodies are parsed one at a time", typeof(Web), "LargePayload", Mib),
+        Limit("time for such a body in the queue", typeof(Web), "LargePayloadTime"),
         Limit("quarantined alerts listed in an answer", typeof(Web), "MaxListedAlerts"),
-        Limit("fingerprint, name of a listed alert, in bytes", typeof(Web), "MaxShown"),
-        Limit("questions computed at once", typeof(Web), "MaxActiveQuestions"),
+        Limit("fingerprint or name of a listed alert, in bytes", typeof(Web), "MaxShown"),
+        Limit("queries computed at once", typeof(Web), "MaxActiveQuestions"),
         Limit("changes in a short history", typeof(Web), "ShortLimit"),
-        Limit("time for a question to wait for its turn", typeof(Web), "TurnTime"),
-        Limit("long answers that are being read at once", typeof(Web), "MaxUnfinished"),
-        Limit("long answer waits for its reader, before it may be ended for another", typeof(Web), "StalledTime"),
+        Limit("time for a query in the queue", typeof(Web), "TurnTime"),
+        Limit("long answers in transit at once", typeof(Web), "MaxUnfinished"),
+        Limit("time that a long answer waits for its reader before it may be ended in favour of another", typeof(Web), "StalledTime"),
         Limit("time to read a long answer", typeof(Web), "AnswerTime"),
-        Limit("answer that goes through the inner listener", typeof(Web), "OneWrite", Kib),
+        Limit("answer that passes through the inner listener", typeof(Web), "OneWrite", Kib),
         Limit("part of a long answer", typeof(BodyWriter), "Size", Kib),
-        Limit("answer that is not packed, though its client takes gzip", typeof(Gzip), "Worth", Kib),
-        Limit("time between two tries of a page that cannot be had for now", typeof(RefusalPage), "RetryTime"),
-        Limit("rows that give a table its widths", typeof(TextTable), "MaxRows"),
+        Limit("answer that is not compressed, even if its client accepts gzip", typeof(Gzip), "Worth", Kib),
+        Limit("time between two attempts of a page that is unavailable for now", typeof(RefusalPage), "RetryTime"),
+        Limit("rows that determine the column widths of a table", typeof(TextTable), "MaxRows"),
         Limit("rows of services on a page", typeof(StatusPage), "MostRows"),
         Limit("services that the overview lists by itself", typeof(StatusPage), "FewServices"),
-        Limit("lines of what needs attention", typeof(StatusPage), "MostIncidents"),
-        Limit("the same, for more than a day", typeof(StatusPage), "MostOld"),
-        Limit("time between the begins of outages that are one line", typeof(Incident), "Reach"),
+        Limit("lines under \"Needs attention\"", typeof(StatusPage), "MostIncidents"),
+        Limit("the same, older than a day", typeof(StatusPage), "MostOld"),
+        Limit("time between the starts of outages that share a line", typeof(Incident), "Reach"),
         Limit("lines of latest outages", typeof(StatusPage), "MostLatest"),
         Limit("outages on a page of them", typeof(StatusPage), "MostOutages"),
-        Limit("time within which those have ended", typeof(StatusPage), "AtOnce"),
-        Limit("services in one line, when it is opened", typeof(StatusPage), "MostFolded"),
+        Limit("time within which those ended", typeof(StatusPage), "AtOnce"),
+        Limit("services in one line, when unfolded", typeof(StatusPage), "MostFolded"),
         Limit("maintenances on a page", typeof(StatusPage), "MostNotes"),
-        Limit("time in which maintenance that is shown begins", typeof(StatusPage), "Ahead"),
+        Limit("time ahead in which shown maintenance begins", typeof(StatusPage), "Ahead"),
         Limit("partitions at the foot of the overview", typeof(StatusPage), "MostPartitions"),
         Limit("SeS at the foot of the overview", typeof(StatusPage), "MostPeers"),
         Limit("months on a service's page", typeof(StatusPage), "MostMonths"),
         Limit("text of an alert or a note in a list of a page, in characters", typeof(StatusPage), "MostText"),
         Limit("text to search for, in characters", typeof(PageQuery), "MaxSearch"),
-        Limit("time by which a change in the live line may come late", typeof(StatusPage), "Late"),
-        Limit("address of a service that a short one leads to, in characters", typeof(PageQuery), "LongestRedirect"),
+        Limit("delay with which the live line still counts a change", typeof(StatusPage), "Late"),
+        Limit("address that a short address redirects to, in characters", typeof(PageQuery), "LongestRedirect"),
         Limit("time between renewals of the live line, in seconds", typeof(StatusPage), "RefreshSeconds"),
         Limit("platforms on the wall", typeof(StatusPage), "MostTiles"),
         Limit("outages on the wall", typeof(StatusPage), "MostNewest"),
@@ -86,59 +86,59 @@ public sealed partial class DocsTests
         Limit("entries of a feed", typeof(Feed), "MostEntries"),
         Limit("time that a feed goes back", typeof(Feed), "Window"),
         Limit("outage that is in a feed", typeof(OutageEntries), "LeastLength"),
-        Limit("recordings of a service that a feed goes through", typeof(OutageEntries), "MostMoments"),
+        Limit("recordings of a service that a feed replays", typeof(OutageEntries), "MostMoments"),
         Limit("time that a badge may be kept, in seconds", typeof(Web), "BadgeSeconds"),
-        Limit("unknown after down that ends an outage", typeof(Questions), "EndsOutage"),
-        Limit("services whose changes are sorted for a history", typeof(Questions), "FewServices"),
-        Limit("faults that a check names", typeof(DatabaseCheck), "MaxFaults"),
+        Limit("unknown time after down that ends an outage", typeof(Questions), "EndsOutage"),
+        Limit("services whose changes a history sorts", typeof(Questions), "FewServices"),
+        Limit("faults that a check lists", typeof(DatabaseCheck), "MaxFaults"),
         Limit("line of an import, in characters", typeof(FactLine), "MaxLength"),
         Limit("time for an answer to a command with `--url` to begin", typeof(RunningSes), "Patience"),
-        Limit("time for all of it", typeof(RunningSes), "LongPatience"),
-        Limit("size of it", typeof(RunningSes), "MaxAnswer", Mib),
+        Limit("time for the whole answer", typeof(RunningSes), "LongPatience"),
+        Limit("size of the answer", typeof(RunningSes), "MaxAnswer", Mib),
         Limit("periods of a report", typeof(Question), "MaxPeriods"),
-        Limit("stretches of a day's service hours", typeof(ServiceHours), "MaxStretches"),
-        Limit("end of a report with periods ahead of the clock", typeof(Question), "MaxPeriodsAhead"),
+        Limit("stretches of service hours in a day", typeof(ServiceHours), "MaxStretches"),
+        Limit("end of a report with periods, in the future", typeof(Question), "MaxPeriodsAhead"),
         Limit("body of a note", typeof(NoteForm), "MaxBody", Kib),
         Limit("text of a note, in bytes", typeof(NoteVersion), "MaxText"),
         Limit("author of a note, in characters", typeof(NoteVersion), "MaxAuthor"),
         Limit("versions of notes in a store", typeof(NoteBook), "MaxVersions"),
-        Limit("begin and end of a note ahead of the clock", typeof(NoteBook), "MaxAhead"),
+        Limit("start and end of a note, in the future", typeof(NoteBook), "MaxAhead"),
         Limit("time for an answer to a probe", typeof(Probe), "Patience"),
         Limit("buffer for most answers", typeof(Gate), "SmallAnswer", Kib),
-        Limit("answers in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
+        Limit("send buffer in the kernel for a client that does not read", typeof(Gate), "SendBuffer", Kib),
         Limit("TLS handshakes in progress", typeof(Gate), "MaxHandshakes"),
-        Limit("TLS handshakes of an address in progress or failed, at once", typeof(HandshakeLimits), "AtOnce"),
+        Limit("TLS handshakes of an address, in progress or failed, at once", typeof(HandshakeLimits), "AtOnce"),
         Limit("the same, in a second", typeof(HandshakeLimits), "PerSecond"),
         Limit("addresses whose handshakes are counted", typeof(HandshakeLimits), "MaxAddresses"),
         Limit("time for a TLS handshake", typeof(Gate), "HandshakeTime"),
         Limit("time for the head", typeof(Gate), "HeadTime"),
         Limit("time for the body", typeof(Gate), "BodyTime"),
         Limit("time between requests of a connection", typeof(Gate), "IdleTime"),
-        Limit("time to take a part of the answer", typeof(Gate), "AnswerTime"),
-        Limit("time to close, after a refusal", typeof(Gate), "LingerTime"),
-        Limit("pause between two parts of that, beyond `--max-body`", typeof(Gate), "LingerPause"),
-        Limit("time between looks at the deadlines", typeof(Gate), "SweepPeriod"),
+        Limit("time to read a part of the answer", typeof(Gate), "AnswerTime"),
+        Limit("time to close after a refusal", typeof(Gate), "LingerTime"),
+        Limit("pause between two parts of what still arrives then, beyond `--max-body`", typeof(Gate), "LingerPause"),
+        Limit("interval of the check of deadlines", typeof(Gate), "SweepPeriod"),
         Limit("idle connection to the inner listener", typeof(Gate), "UpstreamIdleTime"),
-        Limit("connections of others to the inner listener", typeof(Gate), "MaxStrangers"),
-        Limit("time between looks for them", typeof(Gate), "StrangerTime"),
-        Limit("descriptors not in use, behind which no more are looked for", typeof(Linux), "MostUnused"),
+        Limit("foreign connections to the inner listener", typeof(Gate), "MaxStrangers"),
+        Limit("interval of the check for them", typeof(Gate), "StrangerTime"),
+        Limit("unused descriptors in a row, after which that check stops", typeof(Linux), "MostUnused"),
         Limit("buffer for most heads", typeof(ClientConnection), "FirstSize", Kib),
         Limit("addresses remembered for their credentials", typeof(SignIns), "MaxAddresses"),
-        Limit("credentials of an address that wait to be judged", typeof(SignIns), "MaxWaiting"),
+        Limit("credentials of an address that wait to be checked", typeof(SignIns), "MaxWaiting"),
         Limit("credentials of all addresses that wait", typeof(SignIns), "MaxWaitingOfAll"),
-        Limit("wrong credentials of an address judged in a second", typeof(SignIns), "JudgedPerSecond"),
+        Limit("wrong credentials of an address checked in a second", typeof(SignIns), "JudgedPerSecond"),
         Limit("first delay of an answer to wrong credentials", typeof(SignIns), "FirstDelay"),
         Limit("longest delay of such an answer", typeof(SignIns), "LongestDelay"),
         Limit("wrong credentials are forgotten after", typeof(SignIns), "Forgotten"),
-        Limit("an address with right ones is not slowed for", typeof(SignIns), "Lately"),
+        Limit("an address with correct ones is not slowed down for", typeof(SignIns), "Lately"),
         Limit("difference of clocks for tokens", typeof(Issuer), "Skew"),
         Limit("age of the issuer's keys", typeof(Issuer), "KeysAge"),
-        Limit("time between questions to the issuer", typeof(Issuer), "Pause"),
+        Limit("time between requests to the issuer", typeof(Issuer), "Pause"),
         Limit("time for an answer of the issuer", typeof(Issuer), "Patience"),
         Limit("answer of the issuer", typeof(Issuer), "MaxAnswer", Mib),
-        Limit("time between looks at certificate files", typeof(Tls), "RereadPeriod"),
-        Limit("time between looks at files with secrets, and with the CAs of Onix", typeof(SecretWatch), "Period"),
-        Limit("certificate that ends within", typeof(Tls), "EndsSoon"),
+        Limit("interval at which certificate files are read again", typeof(Tls), "RereadPeriod"),
+        Limit("interval at which files with secrets, and with the CAs of Onix, are read again", typeof(SecretWatch), "Period"),
+        Limit("certificate that expires within", typeof(Tls), "EndsSoon"),
         ("name of the partition", "1 KiB", "Encoding.UTF8.GetByteCount(name) <= 1024"),
         Limit("alerts of a payload", typeof(AlertMapping), "MaxAlerts"),
         Limit("labels, and annotations, of an alert", typeof(AlertTexts), "Max"),
@@ -146,76 +146,76 @@ public sealed partial class DocsTests
         Limit("annotations of an alert, with their names", typeof(AlertFields), "MaxAnnotations", Mib),
         Limit("status, time, fingerprint of an alert", typeof(AlertFields), "MaxText", Kib),
         Limit("`generatorURL` of an alert", typeof(AlertFields), "MaxUrl", Kib),
-        Limit("alerts that a payload may say were cut off", typeof(AlertReader), "MaxTruncated"),
+        Limit("number of truncated alerts that a payload may state", typeof(AlertReader), "MaxTruncated"),
         Limit("depth of the JSON", typeof(AlertMapping), "MaxDepth"),
         Limit("service of an alert", typeof(AlertMapping), "MaxService"),
         Limit("platform, facet, location, status of an alert", typeof(AlertMapping), "MaxField", Kib),
         Limit("time of an alert, earliest", typeof(AlertMapping), "Earliest"),
-        Limit("time of an alert, ahead of the clock", typeof(AlertMapping), "MaxAhead"),
+        Limit("time of an alert, in the future", typeof(AlertMapping), "MaxAhead"),
         Limit("description", typeof(AlertMapping), "MaxDescription", Kib),
         Limit("alerts of a payload that are quarantined whole", typeof(UnmappableAlerts), "MaxKept"),
-        Limit("alerts of a payload that are told as too many", typeof(Stored), "MaxRefused"),
+        Limit("alerts of a payload that an answer lists as too many", typeof(Stored), "MaxRefused"),
         Limit("quarantined alerts", typeof(Writer), "MaxQuarantined"),
         Limit("quarantined alerts, their size", typeof(Writer), "QuarantineSize", Mib),
         Limit("label sets, for each of `--max-services`", typeof(Options), "AlertsOfService"),
-        Limit("words for a status", typeof(Writer), "MaxStatuses"),
+        Limit("different statuses", typeof(Writer), "MaxStatuses"),
         Limit("late firing copy of an ended episode", typeof(TimelineRules), "LateCopy"),
-        Limit("observations of an alert by which a copy is judged", typeof(Writer), "NewestRows"),
+        Limit("observations of an alert that a copy is compared with", typeof(Writer), "NewestRows"),
         Limit("label sets held in memory, in each of two halves", typeof(RecentAlerts), "Size"),
-        Limit("step in which an alert's last copy is stored", typeof(RecentAlerts), "SeenStep"),
+        Limit("resolution at which an alert's last copy is stored", typeof(RecentAlerts), "SeenStep"),
         Limit("waiting for the disk, about", typeof(Store), "MaxWaiting", Mib),
         Limit("time for the disk to commit", typeof(Store), "DiskTime"),
         Limit("time for another process to end its transaction", typeof(SqliteConnection), "LockTime"),
-        Limit("time for the writer to come round", typeof(Store), "StuckTime"),
-        Limit("time between looks for what time alone changes, and at a disk that refused",
+        Limit("time for one turn of the writer", typeof(Store), "StuckTime"),
+        Limit("interval of the check for changes by time alone, and of a disk that refused",
             typeof(Store), "TickPeriod"),
-        Limit("services that time alone changes, or lapses, at once", typeof(Writer), "DueAtOnce"),
-        Limit("open alerts that other settings map anew, at once", typeof(Writer), "MappedAtOnce"),
+        Limit("services changed by time alone, or lapsed, at once", typeof(Writer), "DueAtOnce"),
+        Limit("open alerts that are mapped again after a change of settings, at once", typeof(Writer), "MappedAtOnce"),
         Limit("time between signs of life in the database", typeof(Writer), "AlivePeriod"),
-        Limit("time without one that counts as time away", typeof(Writer), "LongestPause"),
-        Limit("pause of the writer after which nothing lapses before it could be sent again", typeof(Writer), "LongestTurn"),
+        Limit("time without one that counts as downtime of SeS", typeof(Writer), "LongestPause"),
+        Limit("pause of the writer after which nothing lapses until it could have been sent again", typeof(Writer), "LongestTurn"),
         Limit("time for an answer to Prometheus", typeof(Web), "PrometheusTime"),
         Limit("least validity of a copy from Prometheus", typeof(Renewals), "LeastValidity"),
         Limit("validity of a copy from Prometheus without an end", typeof(Renewals), "Unstated"),
-        Limit("validity taken for one that is not known after a start", typeof(Writer), "UsualValidity"),
-        Limit("time beyond half the validity, after SeS was away, in which nothing lapses", typeof(Renewals), "ReturnTime"),
-        Limit("end from Prometheus ahead of the clock that is taken for one", typeof(Renewals), "MostTolerance"),
-        Limit("the same, of a rule that is not known", typeof(Renewals), "UnknownTolerance"),
+        Limit("assumed validity, if unknown after a start", typeof(Writer), "UsualValidity"),
+        Limit("time beyond half the validity in which nothing lapses after SeS was away", typeof(Renewals), "ReturnTime"),
+        Limit("end from Prometheus in the future that still counts as an end", typeof(Renewals), "MostTolerance"),
+        Limit("the same, for an unknown rule", typeof(Renewals), "UnknownTolerance"),
         Limit("rules of Prometheus whose validity is remembered", typeof(Renewals), "MaxRules"),
         Limit("heartbeats", typeof(Heartbeats), "Max"),
         Limit("alerts of one heartbeat", typeof(Heartbeats), "MaxAlerts"),
         Limit("senders whose clocks are compared", typeof(SenderClocks), "MaxSenders"),
-        Limit("senders of one alert whose ends are brought together", typeof(Writer), "MaxSame"),
+        Limit("senders of one alert whose ends are combined", typeof(Writer), "MaxSame"),
         Limit("space that stays free", typeof(Writer), "Reserve", Mib),
         Limit("transaction that derives", typeof(Store), "DeriveTime"),
         Limit("observations that wait to be derived", typeof(Store), "MaxUnderived"),
         Limit("transaction that derives while more wait", typeof(Store), "MaxDeriveTime"),
         Limit("observations derived before the progress is stored", typeof(Writer), "WindowSize"),
-        Limit("pages of the write-ahead log before they are moved", typeof(Writer), "CheckpointPages"),
+        Limit("pages of the write-ahead log before a checkpoint", typeof(Writer), "CheckpointPages"),
         Limit("write-ahead log", typeof(Writer), "LogSize", Mib),
-        Limit("connections kept for questions", typeof(Store), "MaxReaders"),
-        Limit("cache of the connection that writes, in KiB", typeof(Store), "WriterCache"),
-        Limit("cache of a connection for questions, in KiB", typeof(Store), "ReaderCache"),
+        Limit("database connections kept for queries", typeof(Store), "MaxReaders"),
+        Limit("cache of the writing connection, in KiB", typeof(Store), "WriterCache"),
+        Limit("cache of a connection for queries, in KiB", typeof(Store), "ReaderCache"),
         Limit("changes of a history that are read at once, at first", typeof(Questions), "FirstBatch"),
         Limit("changes of a history that are read at once, at most", typeof(Questions), "LargestBatch"),
         Limit("changes whose texts are read at once", typeof(Questions), "TextsAtOnce"),
         Limit("text of changes that are read at once, in characters, about", typeof(Questions), "LargestText"),
-        Limit("names of services, and texts of alerts, that questions share", typeof(SharedNames), "MaxNames"),
+        Limit("names of services, and texts of alerts, that queries share", typeof(SharedNames), "MaxNames"),
         Limit("characters of these names", typeof(SharedNames), "MaxCharacters"),
-        Limit("texts that are held once for all alerts that have them", typeof(SharedNames), "MaxShared"),
+        Limit("texts stored in memory once for all alerts that have them", typeof(SharedNames), "MaxShared"),
         Limit("time between passes of retention", typeof(Retention), "Period"),
         Limit("facts that retention deletes at once", typeof(Retention), "FactsAtOnce"),
         Limit("facts of a pass by `--max-size`", typeof(Retention), "FactsOfPass"),
-        Limit("barred service holds retention back", typeof(Retention), "Refused"),
+        Limit("time for which a barred service holds retention back", typeof(Retention), "Refused"),
         Limit("rows of a service that a purge deletes at once", typeof(Purge), "RowsAtOnce"),
         Limit("transaction of a purge", typeof(Purge), "StepTime"),
         Limit("pause between two of them", typeof(Purge), "PauseTime"),
         Limit("time between steps of the scrub", typeof(Scrub), "Period"),
         Limit("steps of the scrub until all is checked", typeof(Scrub), "StepsOfDay"),
         Limit("rows of each kind that a step checks, at least", typeof(Scrub), "LeastRows"),
-        Limit("step of the clock that is told", typeof(ClockWatch), "Jump"),
-        Limit("lines that wait for whoever reads SeS's own log", typeof(QueuedWriter), "MaxLines"),
-        Limit("warnings of one kind in the log", typeof(Log), "OftenEvery"),
+        Limit("step of the clock that is logged", typeof(ClockWatch), "Jump"),
+        Limit("lines that wait for the reader of SeS's own log", typeof(QueuedWriter), "MaxLines"),
+        Limit("interval between warnings of one kind in the log", typeof(Log), "OftenEvery"),
         Limit("value in a line of the log, in characters", typeof(Log), "LongestValue"),
         Limit("key of an item in Onix", typeof(OnixNames), "MaxKey"),
         Limit("key of an item in Onix, when cut", typeof(OnixNames), "CutKey"),
@@ -224,7 +224,7 @@ public sealed partial class DocsTests
         ("time to connect to Onix", "10 s", "ConnectTimeout = TimeSpan.FromSeconds(10)"),
         ("idle connection to Onix", "20 s", "PooledConnectionIdleTimeout = TimeSpan.FromSeconds(20)"),
         Limit("items in a list of Onix", typeof(OnixClient), "ListLimit"),
-        Limit("items of a list taken at once", typeof(ItemListReader), "ItemsAtOnce"),
+        Limit("items of a list processed at once", typeof(ItemListReader), "ItemsAtOnce"),
         Limit("part of a list read at once", typeof(ItemListReader), "ReadSize", Kib),
         Limit("services decided on at once", typeof(Recorder), "ServicesAtOnce"),
         Limit("changes of a service in a turn", typeof(OutboxReader), "ChangesAtOnce"),
@@ -240,39 +240,39 @@ public sealed partial class DocsTests
         Limit("longest pause of a barred service", typeof(Outbox), "LongestDelay"),
         Limit("lines in a post to a target", typeof(Forwarder), "MaxLines"),
         Limit("size of a post to a target, about", typeof(Forwarder), "MaxBytes", Mib),
-        Limit("room for a post that is kept while little is sent", typeof(Forwarder), "MostKept", Kib),
+        Limit("post buffer that is kept while little is sent", typeof(Forwarder), "MostKept", Kib),
         Limit("lines of such a post that are read at once", typeof(FactForwarder), "LinesAtOnce"),
         Limit("facts that a target lacks, counted", typeof(Forwarder), "MostCounted"),
-        Limit("lines after one that is refused, to see whether they are taken", typeof(Forwarder), "MaxNeighbours"),
+        Limit("lines tried after a refused one, to see whether they are accepted", typeof(Forwarder), "MaxNeighbours"),
         Limit("answer of a target", typeof(Forwarder), "MaxAnswer", Kib),
-        Limit("what is told of an answer of a target, or of what it refuses, in bytes", typeof(Forwarder), "MostTold"),
+        Limit("text logged of an answer of a target, or of what it refuses, in bytes", typeof(Forwarder), "MostTold"),
         Limit("time for an answer of a target", typeof(Forwarder), "Patience"),
-        Limit("first pause while a target takes nothing", typeof(Forwarder), "FirstPause"),
-        Limit("longest pause while a target takes nothing", typeof(Forwarder), "LongestPause"),
-        Limit("longest pause that a target may ask for", typeof(Forwarder), "MostObeyed"),
+        Limit("first pause while a target accepts nothing", typeof(Forwarder), "FirstPause"),
+        Limit("longest pause while a target accepts nothing", typeof(Forwarder), "LongestPause"),
+        Limit("longest pause that a target may request", typeof(Forwarder), "MostObeyed"),
         Limit("time between counts of what a target lacks", typeof(Forwarder), "CountPeriod"),
         Limit("time between signs of life to another SeS", typeof(Forwarder), "AlivePeriod"),
-        Limit("time that a target takes nothing, before that is a warning", typeof(Forwarder), "LongBehind"),
-        Limit("retention waits for a target", typeof(Retention), "LongestWait"),
-        Limit("SeS of which nothing comes counts as away after", typeof(Writer), "PeerSilent"),
+        Limit("time that a target accepts nothing before SeS warns", typeof(Forwarder), "LongBehind"),
+        Limit("time for which retention waits for a target", typeof(Retention), "LongestWait"),
+        Limit("silence after which another SeS counts as away", typeof(Writer), "PeerSilent"),
         Limit("names of SeS in a store", typeof(Writer), "MaxPeers"),
         Limit("names of SeS in metrics", typeof(Web), "MaxImporters"),
         Limit("other SeS whose signs of life go to a hub with each post", typeof(FactForwarder), "MostAlive"),
-        Limit("databases remembered that a target had before", typeof(FactForwarder), "MostFormer"),
-        Limit("answers in a row as one of these, after which it has that again", typeof(FactForwarder), "FormerAnswers"),
+        Limit("previous databases of a target that are remembered", typeof(FactForwarder), "MostFormer"),
+        Limit("answers in a row from one of these, after which it counts as current again", typeof(FactForwarder), "FormerAnswers"),
         Limit("lines of `POST /import` stored at once", typeof(Web), "LinesAtOnce"),
         Limit("connections and requests in 10 s that count as quiet", typeof(MemoryTrimmer), "Quiet"),
-        Limit("time between looks whether it is quiet", typeof(MemoryTrimmer), "Period"),
+        Limit("interval of that check", typeof(MemoryTrimmer), "Period"),
         Limit("time to finish requests when stopping", typeof(Program), "DrainTime"),
         Limit("time for Onix when stopping", typeof(Program), "RecorderTime"),
         Limit("time for the disk when stopping", typeof(Program), "StoreTime"),
-        Limit("time for whoever reads SeS's own log when stopping", typeof(QueuedWriter), "EndTime"),
+        Limit("time for the reader of SeS's own log when stopping", typeof(QueuedWriter), "EndTime"),
     ];
 
     [Fact]
     public void SettingsAreThoseOfTheProgramInItsOrder()
     {
-        var rows = DocsPage.Named("configuration").Table("Settings");
+        var rows = DocsPage.Named("configuration").Tables("Settings");
         Assert.Equal(
             Options.Settings.Select(s => $"{s.Flag} {s.Variable} {DefaultOf(s)}"),
             rows.Select(r => $"{Plain(r[0])} {Plain(r[1])} {Plain(r[2])}"));
@@ -303,8 +303,8 @@ public sealed partial class DocsTests
         var inProgram = AnswerCode().Matches(Source)
             .Select(m => int.Parse(m.Groups[1].Value, Invariant));
         Assert.Equal(Codes, inProgram.Distinct().Order());
-        Assert.Equal(Codes, DocsPage.Named("api").Table("Answers").Select(r => int.Parse(r[0], Invariant)));
-        Assert.All(DocsPage.Named("api").Table("Answers"), r => Assert.NotEqual("", r[1]));
+        Assert.Equal(Codes, DocsPage.Named("api").Table("Status codes").Select(r => int.Parse(r[0], Invariant)));
+        Assert.All(DocsPage.Named("api").Table("Status codes"), r => Assert.NotEqual("", r[1]));
     }
 
     [Fact]
@@ -318,7 +318,7 @@ public sealed partial class DocsTests
     [Fact]
     public void LimitsAreThoseOfTheProgramInThisOrder()
     {
-        var rows = DocsPage.Named("security").Table("Limits");
+        var rows = DocsPage.Named("security").Tables("Limits");
         Assert.Equal(Limits.Select(l => l.Name), rows.Select(r => r[0]));
         foreach (var (limit, row) in Limits.Zip(rows))
         {
@@ -370,28 +370,32 @@ public sealed partial class DocsTests
     public void CommandsOfTheStoreAreThoseOfTheProgram() => Assert.Equal(
         Command.All.SkipWhile(c => c.Name != "check").TakeWhile(c => c.Name != "note add").Select(c => "ses " + c.Name
             + (c.Argument == null ? "" : c.IsArgumentNeeded ? $" {c.Argument}" : $" [{c.Argument}]")),
-        DocsPage.Named("store").Table("Commands").Select(r => Plain(r[0])));
+        DocsPage.Named("operations").Table("Maintenance commands").Select(r => Plain(r[0])));
 
     [Fact]
     public void LinesOfThePageAreFacts()
     {
-        var lines = DocsPage.Named("store").CodeOf("Facts as lines", "json");
+        var lines = DocsPage.Named("api").CodeOf("Facts as JSON lines", "json");
         Assert.Equal(6, lines.Length);
         Assert.All(lines, l => FactLine.Parse(l, DateTime.UtcNow));
         var fields = lines.SelectMany(l => JsonDocument.Parse(l).RootElement.EnumerateObject()).Select(f => f.Name);
-        Assert.Equal(fields.Distinct().Order(), DocsPage.Named("store").Table("Facts as lines")
+        Assert.Equal(fields.Distinct().Order(), DocsPage.Named("api").Table("Facts as JSON lines")
             .SelectMany(r => Plain(r[0]).Split(", ")).Order());
     }
 
     [Fact]
-    public async Task ViewsAreThoseOfTheDatabase()
+    public async Task ViewsAndTablesAreThoseOfTheDatabase()
     {
         await using var host = Host.Serving();
         using var database = new SqliteConnection(StoreFiles.PathOf(host.Dir), isReadOnly: true, cache: 2048);
         var inDatabase = Column("SELECT name FROM sqlite_schema WHERE type = 'view' ORDER BY name")
             .Select(v => $"{v}: {string.Join(", ", Column($"SELECT name FROM pragma_table_info('{v}')"))}");
-        Assert.Equal(inDatabase, DocsPage.Named("history").Table("With SQL")
+        Assert.Equal(inDatabase, DocsPage.Named("sql").Table("Views")
             .Select(r => $"{Plain(r[0])}: {Plain(r[1]).Split(':')[0]}").Order());
+
+        var tables = DocsPage.Named("design").Table("The store").SelectMany(r => CodeName().Matches(r[0]).Select(m => m.Groups[1].Value));
+        Assert.Equal(Column("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'").Order(StringComparer.Ordinal),
+            tables.Distinct().Order(StringComparer.Ordinal));
 
         List<string> Column(string sql)
         {
@@ -416,7 +420,7 @@ public sealed partial class DocsTests
                 """)).Code);
         // What was answered is derived when it is asked for.
         Assert.Equal(200, (await host.GetAsync("/alerts/INS")).Code);
-        var code = string.Join('\n', DocsPage.Named("history").CodeOf("With SQL", "sh"));
+        var code = string.Join('\n', DocsPage.Named("sql").CodeOf("Views", "sh"));
         using var database = new SqliteConnection(StoreFiles.PathOf(host.Dir), isReadOnly: true, cache: 2048);
         using var rows = database.Query(code[(code.IndexOf("\nSELECT", StringComparison.Ordinal) + 1)..^1]);
         var outages = new List<string>();
@@ -435,7 +439,7 @@ public sealed partial class DocsTests
         Assert.Equal(204, (await host.PostAsync("""
             {"alerts":[{"status":"firing","startsAt":"2026-11-20T08:00:00Z","labels":{"alertname":"Down","job":"etcd"}}]}
             """)).Code);
-        foreach (var row in DocsPage.Named("api").Table("Asking"))
+        foreach (var row in DocsPage.Named("api").Table("Queries"))
         {
             var path = Plain(row[0]).Replace("GET /{path}/{partition}", "/alerts/INS", StringComparison.Ordinal);
             var answer = (await host.GetAsync(path)).Json;
@@ -477,17 +481,20 @@ public sealed partial class DocsTests
     }
 
     [Fact]
-    public void ConfigurationOfTheReadmeIsPartOfTheFilesInDeploy()
+    public void ShortConfigurationsArePartOfTheFilesInDeploy()
     {
         var prometheus = Read("deploy/prometheus.yml").Split('\n');
-        AssertPart(DocsPage.Readme.CodeOf("Alertmanager and Prometheus", "yaml"), prometheus);
-        AssertPart(DocsPage.Named("prometheus").CodeOf("One entry", "yaml"), prometheus);
-        AssertPart(DocsPage.Readme.CodeOf("Through Alertmanager", "yaml"), Read("deploy/alertmanager.yml").Split('\n'));
+        AssertPart(DocsPage.Named("alerts").CodeOf("Prometheus", "yaml"), prometheus);
+        AssertPart(DocsPage.Named("history").CodeOf("Heartbeats", "yaml"), Read("deploy/rules-watchdog.yml").Split('\n'));
+        // The README has the same in one line, without credentials, for the SeS that it starts.
+        Assert.Equal(
+            ["alerting:", "  alertmanagers:", "  - {path_prefix: /alerts/INS, static_configs: [{targets: [\"localhost:8888\"]}]}"],
+            DocsPage.Readme.CodeOf("Connect Prometheus", "yaml"));
     }
 
     [Fact]
     public void QuestionsOfTheReadmeAreAmongThoseOfThePage() => AssertPart(
-        DocsPage.Readme.CodeOf("Asking", "sh"), DocsPage.Named("api").CodeOf("Asking", "sh"));
+        DocsPage.Readme.CodeOf("Query it", "sh"), DocsPage.Named("api").CodeOf("Queries", "sh"));
 
     [Fact]
     public void ReasonsOfQuarantineAreThoseOfTheProgram()
@@ -509,17 +516,17 @@ public sealed partial class DocsTests
         }
     }
 
-    /// <summary>The payload in the chapter on statuses, and the history that the page says it gives.</summary>
+    /// <summary>The payload in the chapter on status and severity, and the history that the page says it gives.</summary>
     [Fact]
     public async Task PayloadGivesTheHistoryOfThePage()
     {
         var page = DocsPage.Named("alerts");
         await using var host = Host.Serving();
-        Assert.Equal(204, (await host.PostAsync(string.Join('\n', page.CodeOf("Status", "json")))).Code);
+        Assert.Equal(204, (await host.PostAsync(string.Join('\n', page.CodeOf("Status and severity", "json")))).Code);
         var events = (await host.GetAsync("/alerts/INS/history")).Json.GetProperty("events").EnumerateArray()
             .Select(e => string.Join("  ", HistoryColumns.Select(c => e.GetProperty(c).GetString()))).ToList();
         Assert.Equal(
-            page.CodeOf("Status", "text").Select(l => Spaces().Replace(l, "  ")),
+            page.CodeOf("Status and severity", "text").Select(l => Spaces().Replace(l, "  ")),
             events.Prepend(string.Join("  ", HistoryColumns)));
     }
 
@@ -529,7 +536,7 @@ public sealed partial class DocsTests
     [Fact]
     public void ReasonsOfRefusalAreThoseOfTheProgramInItsOrder()
     {
-        var rows = DocsPage.Named("security").Table("Who may reach it");
+        var rows = DocsPage.Named("security").Table("Refused requests");
         Assert.Equal(Meters.RefusalReasons, rows.SelectMany(r => Plain(r[0]).Split(", ")));
         foreach (var reason in Meters.RefusalReasons)
             Assert.Contains($"\"{reason}\"", Source[Source.IndexOf(". HTTP =", StringComparison.Ordinal)..],
@@ -539,7 +546,7 @@ public sealed partial class DocsTests
     [Fact]
     public void ReasonsOfWhatIsNotTakenAreThoseOfTheProgram()
     {
-        var rows = DocsPage.Named("senders").Table("What is not taken");
+        var rows = DocsPage.Named("alerts").Table("Rejected requests");
         Assert.Equal(Meters.BadReasons.Order(), rows.SelectMany(r => Plain(r[0]).Split(", ")).Order());
     }
 
@@ -619,6 +626,9 @@ public sealed partial class DocsTests
     /// <summary>The name of the list, and what its rows have.</summary>
     [GeneratedRegex(@"\{""(\w+)"":\[\{([^}]+)\}\]")]
     private static partial Regex FieldsOfRows();
+
+    [GeneratedRegex(@"`(\w+)`")]
+    private static partial Regex CodeName();
 
     [GeneratedRegex(" {2,}")]
     private static partial Regex Spaces();

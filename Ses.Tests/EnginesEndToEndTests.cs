@@ -8,7 +8,7 @@ using Xunit;
 namespace Ses.Tests;
 
 /// <summary>
-/// ClickHouse and PostgreSQL, made and asked as docs/engines.md says, tell of what a SeS sent them what it tells itself,
+/// ClickHouse and PostgreSQL, made and asked as docs/fleet.md says, tell of what a SeS sent them what it tells itself,
 /// though late facts, gaps and corrections have rewritten the past.
 /// </summary>
 [Trait("Category", "E2E")]
@@ -136,7 +136,7 @@ public sealed partial class EnginesEndToEndTests : IDisposable
 
     /// <summary>The statements of a block of the page, for last month.</summary>
     private IEnumerable<string> Statements(string chapter, int block) => CodeBlock()
-        .Matches(DocsPage.Named("engines").Section($"## {chapter}\n", "\n## "))[block].Groups[1].Value
+        .Matches(DocsPage.Named("fleet").Section($"## {chapter}\n", "\n## "))[block].Groups[1].Value
         .Replace("2026-11-01", $"{_begins:yyyy-MM-dd}", Ordinal).Replace("2026-12-01", $"{_ends:yyyy-MM-dd}", Ordinal)
         .Split(";\n", StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries).Select(s => s.TrimEnd(';'));
 

@@ -19,7 +19,7 @@ public sealed class FeedEndToEndTests
             {"alerts":[{"status":"resolved","labels":{"alertname":"Down","platform":"shop","service":"checkout"},
             "startsAt":"{{starts}}","endsAt":"{{ends}}"}]}
             """)).StatusCode);
-        var commands = DocsPage.Named("feed").CodeOf("Subscribing", "sh");
+        var commands = DocsPage.Named("page").CodeOf("Feed", "sh");
         Assert.Equal(3, commands.Length);
         foreach (var command in commands)
         {

@@ -530,7 +530,7 @@ public sealed partial class FeedTests : IDisposable
         await FireAsync(host, "checkout", "11:00:00", "11:47:00");
         var entries = (await FeedAsync(host)).Elements(Atom + "entry").Select(e => e.ToString(SaveOptions.DisableFormatting)
             .Replace(" xmlns=\"http://www.w3.org/2005/Atom\"", "", Ordinal));
-        Assert.Contains(string.Join('\n', DocsPage.Named("feed").CodeOf("Entries", "xml")), entries);
+        Assert.Contains(string.Join('\n', DocsPage.Named("page").CodeOf("Entries", "xml")), entries);
     }
 
     [Theory]
@@ -540,7 +540,7 @@ public sealed partial class FeedTests : IDisposable
     {
         await using var host = Host.Serving();
         await FireAsync(host, "checkout", "11:00:00", "11:47:00");
-        var addresses = AddressOfBadge().Matches(string.Join('\n', DocsPage.Named("feed").CodeOf("Badge", language)));
+        var addresses = AddressOfBadge().Matches(string.Join('\n', DocsPage.Named("page").CodeOf("Badge", language)));
         Assert.NotEmpty(addresses);
         foreach (var address in addresses.Select(a => a.Groups[1].Value))
             await BadgeAsync(host, address);

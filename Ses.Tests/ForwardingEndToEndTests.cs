@@ -6,7 +6,7 @@ using Xunit;
 
 namespace Ses.Tests;
 
-/// <summary>What docs/forwarding.md shows, on the native binary: a pair, a hub of it, and who forwards nothing.</summary>
+/// <summary>What docs/fleet.md shows, on the native binary: a pair, a hub of it, and who forwards nothing.</summary>
 [Trait("Category", "E2E")]
 public sealed class ForwardingEndToEndTests : IDisposable
 {
@@ -15,7 +15,7 @@ public sealed class ForwardingEndToEndTests : IDisposable
     private static readonly TimeSpan Soon = TimeSpan.FromMinutes(1);
 
     private readonly string _dir = Directory.CreateTempSubdirectory("ses-forwarding-").FullName;
-    private readonly DocsPage _page = DocsPage.Named("forwarding");
+    private readonly DocsPage _page = DocsPage.Named("fleet");
     private readonly Dictionary<string, int> _ports = new()
     {
         ["ses-1"] = FreePort.Next(),
@@ -35,8 +35,8 @@ public sealed class ForwardingEndToEndTests : IDisposable
     }
 
     /// <summary>The commands of a chapter, each on a line.</summary>
-    private List<string> Commands(string chapter) =>
-        [.. Here(string.Join('\n', _page.CodeOf(chapter, "sh")).Replace("\\\n", "", Ordinal)).Split('\n').Where(l => !l.StartsWith('#'))];
+    private List<string> Commands(string chapter, DocsPage? page = null) =>
+        [.. Here(string.Join('\n', (page ?? _page).CodeOf(chapter, "sh")).Replace("\\\n", "", Ordinal)).Split('\n').Where(l => !l.StartsWith('#'))];
 
     private async Task<SesProcess> StartAsync(string command, string name)
     {
@@ -83,11 +83,11 @@ public sealed class ForwardingEndToEndTests : IDisposable
         Assert.Contains(Lines(hub), l => l.Contains("\"by\":\"ses-zrh\",\"partition\":\"zrh-INS\"", Ordinal));
 
         // How targets and peers are.
-        var health = string.Join('\n', Commands("What goes wrong")).Replace(" | jq '.forward, .peers'", "", Ordinal);
+        var health = string.Join('\n', Commands("When a target fails")).Replace(" | jq '.forward, .peers'", "", Ordinal);
         await Wait.UntilAsync(async () => (await first.BashAsync(health)).Output.Contains("\"state\":\"sent\",\"backlog\":0", Ordinal), Soon, "all to be sent");
         using (var json = JsonDocument.Parse((await first.BashAsync(health)).Output))
         {
-            foreach (var (name, shown) in new[] { "forward", "peers" }.Zip(_page.CodeOf("What goes wrong", "json")))
+            foreach (var (name, shown) in new[] { "forward", "peers" }.Zip(_page.CodeOf("When a target fails", "json")))
             {
                 using var example = JsonDocument.Parse(Here(shown));
                 Assert.Equal(Row(example.RootElement), Row(json.RootElement.GetProperty(name)));
@@ -95,12 +95,12 @@ public sealed class ForwardingEndToEndTests : IDisposable
         }
 
         // Facts by hand: an export of one is what another knows.
-        var import = string.Join('\n', Commands("POST /import")).Replace("ses export --data-dir /var/lib/ses",
+        var import = string.Join('\n', Commands("Import", DocsPage.Named("api"))).Replace("ses export --data-dir /var/lib/ses",
             $"{SesProcess.Binary} export --data-dir {second.DataDir}", Ordinal);
         var (exit, told) = await second.BashAsync(import);
         Assert.True(exit == 0, told);
         using var answer = JsonDocument.Parse(told);
-        using var documented = JsonDocument.Parse(_page.CodeOf("POST /import", "json").Single());
+        using var documented = JsonDocument.Parse(DocsPage.Named("api").CodeOf("Import", "json").Single());
         Assert.Equal(documented.RootElement.EnumerateObject().Select(f => f.Name), answer.RootElement.EnumerateObject().Select(f => f.Name));
         Assert.Equal((0, Lines(second).Count, 0), (Count("new"), Count("known"), Count("refused")));
         Assert.Equal(Lines(first).Count, Lines(second).Count);

@@ -185,6 +185,23 @@ public sealed partial class ManifestsEndToEndTests
         Assert.True(alertmanager.Code == 0, alertmanager.Output);
     }
 
+    /// <summary>What the README has Prometheus configured with.</summary>
+    [Fact]
+    public async Task LineOfTheReadmeIsTakenByPrometheus()
+    {
+        var file = Path.GetTempFileName();
+        try
+        {
+            await File.WriteAllLinesAsync(file, DocsPage.Readme.CodeOf("Connect Prometheus", "yaml"));
+            var (code, output) = await RunAsync("promtool", "check", "config", file);
+            Assert.True(code == 0, output);
+        }
+        finally
+        {
+            File.Delete(file);
+        }
+    }
+
     /// <summary>SeS hears of everything, and people of what they heard before, but not of what is up.</summary>
     [Theory]
     [InlineData("ses,people", "alertname=InstanceDown", "job=web")]

@@ -41,8 +41,8 @@ public sealed class NotesEndToEndTests : IDisposable
     public async Task ExamplesOfThePageDoWhatItSays()
     {
         await using var ses = await StartAsync();
-        var page = DocsPage.Named("notes");
-        var commands = page.CodeOf("On the host", "sh").Where(l => l.StartsWith("ses ", Ordinal)).ToList();
+        var page = DocsPage.Named("reports");
+        var commands = page.CodeOf("Notes on the host", "sh").Where(l => l.StartsWith("ses ", Ordinal)).ToList();
         Assert.Equal(4, commands.Count);
         var told = new List<string>();
         foreach (var command in commands)
@@ -53,14 +53,14 @@ public sealed class NotesEndToEndTests : IDisposable
             Assert.True(exit == 0, $"{command}\n{output}");
             told.Add(output);
         }
-        Assert.Contains(page.CodeOf("On the host", "text").Single(), told[0], Ordinal);
+        Assert.Contains(page.CodeOf("Notes on the host", "text").Single(), told[0], Ordinal);
         Assert.Contains("\"version\":2", told[1], Ordinal);
         Assert.Contains("\"to\":\"2026-12-02T03:00:00Z\"", told[1], Ordinal);
         Assert.Contains("\"withdrawn\":true", told[2], Ordinal);
         using var list = JsonDocument.Parse(told[3]);
         Assert.Equal([1, 2, 3], list.RootElement.GetProperty("notes").EnumerateArray().Select(n => n.GetProperty("version").GetInt32()));
 
-        var requests = string.Join('\n', page.CodeOf("By HTTP", "sh"))
+        var requests = string.Join('\n', DocsPage.Named("api").CodeOf("Notes", "sh"))
             .Replace("/etc/ses/editor-password", Path.Combine(_dir, "editor-password"), Ordinal).Replace("curl ", "curl -sf ", Ordinal);
         var (code, answers) = await ses.BashAsync(requests);
         Assert.True(code == 0, answers);

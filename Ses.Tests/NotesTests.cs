@@ -497,10 +497,10 @@ public sealed class NotesTests
     [Fact]
     public void PageNamesFieldsKindsAndCodes()
     {
-        var page = DocsPage.Named("notes");
+        var page = DocsPage.Named("api");
         static IEnumerable<string> Names(string cell) => cell.Split(", ").Select(n => n.Trim('`'));
-        Assert.Equal(NoteDraft.Kinds, page.Table("Kinds").Select(r => r[0].Trim('`')));
-        Assert.Equal(NoteForm.Fields, page.Table("By HTTP").SelectMany(r => Names(r[0])));
-        Assert.Equal(NoteForm.Columns, JsonDocument.Parse(page.CodeOf("By HTTP", "json").Single()).RootElement.EnumerateObject().Select(p => p.Name));
+        Assert.Equal(NoteDraft.Kinds, DocsPage.Named("reports").Table("Notes").Select(r => r[0].Trim('`')));
+        Assert.Equal(NoteForm.Fields, page.Table("Notes").SelectMany(r => Names(r[0])));
+        Assert.Equal(NoteForm.Columns, JsonDocument.Parse(page.CodeOf("Notes", "json").Single()).RootElement.EnumerateObject().Select(p => p.Name));
     }
 }

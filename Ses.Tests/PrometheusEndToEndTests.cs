@@ -371,7 +371,7 @@ public sealed class PrometheusAbsenceEndToEndTests
     public async Task AmtoolSendsAndListsAlerts()
     {
         await using var ses = await SesProcess.StartAsync("none");
-        var page = DocsPage.Named("prometheus").Section("## Other senders\n", "\n## ");
+        var page = DocsPage.Named("alerts").Section("## Other senders\n", "\n## ");
         var commands = page[(page.IndexOf("```sh\n", StringComparison.Ordinal) + 6)..].Split("\n```")[0]
             .Replace("localhost:8888", $"127.0.0.1:{ses.Port}", StringComparison.Ordinal);
         await using var shell = ChildProcess.Start("bash", ["-ec", commands]);

@@ -9,7 +9,7 @@ using Xunit;
 namespace Ses.Tests;
 
 /// <summary>
-/// Real proxies and real clients before the native binary, with the examples of docs/senders.md as they stand
+/// Real proxies and real clients before the native binary, with the examples of docs/alerts.md and docs/operations.md as they stand
 /// there, but for the ports.
 /// </summary>
 [Trait("Category", "E2E")]
@@ -27,9 +27,10 @@ public sealed class SendersEndToEndTests
     private static bool Knows(SesProcess ses, string service) =>
         StoreFiles.Starts(ses.DataDir).Any(s => s.Service.Service == service);
 
-    /// <summary>The block of a language in docs/senders.md.</summary>
-    private static string Example(string language) =>
-        Regex.Match(DocsPage.Named("senders").Text, $"```{language}\n(.*?)```", RegexOptions.Singleline).Groups[1].Value;
+    /// <summary>A script of docs/alerts.md, or the configuration of a proxy in docs/operations.md.</summary>
+    private static string Example(string language) => string.Concat((language is "nginx" or "haproxy"
+        ? DocsPage.Named("operations").CodeOf("Reverse proxies", language)
+        : DocsPage.Named("alerts").CodeOf("Scripts", language)).Select(l => l + "\n"));
 
     private static string At(string text, SesProcess ses) => text.Replace(":8888", $":{ses.Port}", Ordinal);
 

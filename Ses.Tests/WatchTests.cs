@@ -213,6 +213,7 @@ public sealed class WatchTests
                 .Json.GetProperty("services")[0];
             Assert.Equal((100, 66.666667, 8 * 3600.0, 16 * 3600.0), (report.GetProperty("availability").GetDouble(),
                 report.GetProperty("coverage").GetDouble(), report.GetProperty("unknown_seconds").GetDouble(), report.GetProperty("up_seconds").GetDouble()));
+            Assert.Equal(DocsPage.Named("history").CodeOf("Gaps", "json").Single(), report.GetRawText());
         }
         // As it was known then.
         Assert.Equal(["n1 down -5", "n1 up -1", "n1 unknown 479"], await HistoryAsync(host, asOfNight));

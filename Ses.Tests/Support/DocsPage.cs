@@ -65,6 +65,17 @@ internal sealed partial record DocsPage(string Path, string Text)
         return rows;
     }
 
+    /// <summary>The rows of all tables in a chapter, one after the other.</summary>
+    public List<string[]> Tables(string chapter)
+    {
+        var lines = Section($"## {chapter}\n", "\n## ").Split('\n');
+        // A table's first two lines are its head.
+        var rows = lines.Where((l, i) => l.StartsWith('|') && i > 1 && lines[i - 1].StartsWith('|') && lines[i - 2].StartsWith('|'))
+            .Select(l => l.Trim('|').Split('|').Select(c => c.Trim()).ToArray()).ToList();
+        Assert.NotEmpty(rows);
+        return rows;
+    }
+
     /// <summary>The lines of the first block of code in a chapter.</summary>
     public string[] CodeOf(string chapter, string language) => Regex.Match(
         Section($"## {chapter}\n", "\n## "), $"\n```{language}\n(.+?)\n```", RegexOptions.Singleline)
@@ -93,6 +104,10 @@ internal sealed partial record DocsPage(string Path, string Text)
 
     [GeneratedRegex("^```.*?^```\n", RegexOptions.Singleline | RegexOptions.Multiline)]
     private static partial Regex CodeBlock();
+
+    /// <summary>Pictures in HTML, of which a reader may have another in the dark.</summary>
+    [GeneratedRegex("<(?:img|source)\\b[^>]*?\\b(?:src|srcset)=\"([^\"]+)\"")]
+    public static partial Regex Picture();
 
     [GeneratedRegex("^## (.+)$", RegexOptions.Multiline)]
     private static partial Regex Chapter();
