@@ -7,7 +7,8 @@ WORKDIR /src
 COPY . .
 # Where .git is not part of the context, or another version is wanted.
 ARG VERSION
-RUN make publish && ldd out/ses | grep -q 'statically linked' && mkdir -m 700 /empty
+ENV CI=true
+RUN make publish sbom && ldd out/ses | grep -q 'statically linked' && mkdir -m 700 /empty
 
 FROM scratch
 LABEL org.opencontainers.image.title="SeS" \
@@ -15,6 +16,7 @@ LABEL org.opencontainers.image.title="SeS" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /usr/share/zoneinfo /usr/share/zoneinfo
+COPY --from=build /src/out/doc /usr/share/doc/ses
 COPY --from=build /src/out/ses /ses
 # The image owns its data folder, so that it serves without a volume, too; nothing else is written to.
 COPY --from=build --chown=65532:65532 /empty /data

@@ -4,7 +4,12 @@
 # make publish  the native binary, out/ses
 # make install  the binary, its unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
 # make deb      a package for Debian, out/ses_VERSION_ARCH.deb
+# make image    the image as an OCI archive, out/ses-VERSION-linux-ARCH.oci.tar; needs no engine
+# make sbom     what the binary consists of, with all licences, out/doc
+#   ARCH=arm64  each of these for the other architecture, cross-compiled: out/arm64/ses; ARCH=amd64 on an arm64
+# make release  all of these for both architectures, with SBOMs and checksums, of a tag: out/release
 # make e2e      end-to-end tests on the native binary, with Debian's programs
+# make e2e-cross the same for the other architecture, which QEMU runs
 # make soak     an hour of Alertmanager's traffic, with Onix away and SeS killed now and then; an hour of a pair's
 #               faults; 200 kills of the store
 # make bench    the figures of docs/design.md
@@ -18,7 +23,35 @@ SOURCES := Ses.cs Ses.csproj trim.xml
 DESCRIBED := $(shell VERSION='$(VERSION)' .ci/version)
 VERSION := $(or $(word 1,$(DESCRIBED)),$(error There is no version))
 DEB_VERSION := $(subst -,~,$(VERSION))
-RID := linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)
+
+# Architectures are called as Debian calls them. What is built for this machine's own is in out/, for another one
+# in out/ARCH/: clang and lld cross-compile it, with that architecture's libraries of Debian.
+QEMU_amd64 := x86_64
+QEMU_arm64 := aarch64
+HOST_ARCH := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
+OTHER_ARCH := $(filter-out $(HOST_ARCH),amd64 arm64)
+ARCH := $(HOST_ARCH)
+RID_amd64 := linux-x64
+RID_arm64 := linux-arm64
+TRIPLE_amd64 := x86_64-linux-gnu
+TRIPLE_arm64 := aarch64-linux-gnu
+RID := $(or $(RID_$(ARCH)),$(error ARCH is "$(ARCH)", which is neither amd64 nor arm64))
+ifeq ($(ARCH),$(HOST_ARCH))
+OUT := out
+OBJ := obj/native
+TARGET_CC := $(CC)
+TARGET_AR := $(AR)
+LINK := cc
+else
+OUT := out/$(ARCH)
+OBJ := obj/$(ARCH)
+TARGET_CC := clang --target=$(TRIPLE_$(ARCH))
+TARGET_AR := llvm-ar
+LINK := $(TARGET_CC)
+# For Ses.csproj, and for the CMake that compiles .NET's part of OpenSSL.
+CROSS := CC='$(TARGET_CC)' OBJCOPY=llvm-objcopy TRIPLE=$(TRIPLE_$(ARCH)) CMAKE_TOOLCHAIN_FILE=$(CURDIR)/.ci/cross.cmake
+endif
+
 # What is packed is as old as the commit, so that the same commit makes the same package.
 export SOURCE_DATE_EPOCH := $(or $(word 3,$(DESCRIBED)),$(shell stat -c %Y Ses.cs))
 SUMMARY := awk '{ print } /(Passed!|Failed!)  - Failed:/ { gsub(",", ""); failed += $$4; passed += $$6 } \
@@ -28,7 +61,7 @@ SUMMARY := awk '{ print } /(Passed!|Failed!)  - Failed:/ { gsub(",", ""); failed
 # Without them this is empty, and the binary is linked to libc and libssl.
 STATIC = $(shell command -v cmake >/dev/null && for zstd in "" -lzstd; do \
 	echo 'int OPENSSL_init_ssl(); int main() { return OPENSSL_init_ssl(); }' \
-		| cc -xc - -o /dev/null -w -static -fuse-ld=lld -lssl -lcrypto $$zstd -lz 2>/dev/null \
+		| $(LINK) -xc - -o /dev/null -w -static -fuse-ld=lld -lssl -lcrypto $$zstd -lz 2>/dev/null \
 		&& echo "-p:Static=true -p:StaticLibraries=$$zstd" && break; done)
 
 # SQLite in the native binary: compiled from its one source file, which an npm package carries unmodified (it is
@@ -36,12 +69,60 @@ STATIC = $(shell command -v cmake >/dev/null && for zstd in "" -lzstd; do \
 SQLITE_PACKAGE := better-sqlite3-13.2.0
 SQLITE_SHA256 := 75a4760a7b9727a4c4c877aec92eacf39e52a8f2921ce00bd33be6d3a8e8e254
 SQLITE_DIR := obj/sqlite/$(SQLITE_PACKAGE)
-SQLITE ?= $(SQLITE_DIR)/libe_sqlite3.a
+SQLITE ?= $(SQLITE_DIR)/$(ARCH)/libe_sqlite3.a
 # Tables for unwinding are of use to exceptions and debuggers alone: 0.1 MB less.
 SQLITE_CFLAGS := -O2 -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
 	$(addprefix -DSQLITE_,THREADSAFE=2 DQS=0 DEFAULT_MEMSTATUS=0 LIKE_DOESNT_MATCH_BLOBS MAX_EXPR_DEPTH=0 \
 	OMIT_DEPRECATED OMIT_LOAD_EXTENSION OMIT_SHARED_CACHE USE_ALLOCA DEFAULT_WAL_SYNCHRONOUS=2)
 SQLITE_OR := or name a static library of SQLite: make SQLITE=/usr/lib/libsqlite3.a
+
+# What the binary consists of and the licences of that, for whoever gets it: packed with it. The image has files of
+# some packages, too, and an SBOM of its own beside it.
+SBOM = CC='$(if $(CROSS),$(TARGET_CC),cc)' $(DOTNET) run --file .ci/sbom.cs -- $(OBJ) $(OUT)/ses $(ARCH) '$(DESCRIBED)'
+LICENSES := $(addprefix /usr/share/common-licenses/,Apache-2.0 GPL-3 LGPL-2.1 MPL-2.0)
+
+sbom: $(OUT)/doc
+$(OUT)/doc: $(OUT)/ses .ci/sbom.cs deploy/debian/copyright
+	@rm -rf $@ $@.new && mkdir -p $@.new
+	$(SBOM) $@.new/image ca-certificates tzdata
+	@mv $@.new/image/ses.cdx.json $(OUT)/image.cdx.json && rm -r $@.new/image
+	$(SBOM) $@.new
+	install -m 644 -t $@.new deploy/debian/copyright
+	install -D -m 644 -t $@.new/licenses $(LICENSES)
+	@mv $@.new $@
+
+# The image of the Dockerfile, made without an engine, and so for each architecture: docker load, podman load.
+NAME := ses-$(VERSION)-linux-$(ARCH)
+image: $(OUT)/ses $(OUT)/doc
+	@rm -f $(OUT)/ses-*.oci.tar
+	$(DOTNET) run --file .ci/oci.cs -- Dockerfile . $(ARCH) '$(DESCRIBED)' $(OUT)/$(NAME).oci.tar \
+		/src/out/ses=$(OUT)/ses /src/out/doc=$(OUT)/doc
+
+# All that a release has, of the commit of a tag: the same commit makes the same bytes.
+RELEASE := out/release
+release:
+	@changed=$$(git status --porcelain) && test -z "$$changed" \
+		|| { echo "A release is made of what is committed, and git status names changes." >&2; exit 1; }
+	@git tag --points-at HEAD | grep -qxF 'v$(VERSION)' \
+		|| { echo "A release is made of the commit of its tag, such as v1.2.3, and this commit has none." >&2; exit 1; }
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	$(MAKE) --no-print-directory ARCH=amd64 release-files
+	$(MAKE) --no-print-directory ARCH=arm64 release-files
+	cd $(RELEASE) && sha256sum -- * > SHA256SUMS
+	@ls -l $(RELEASE)
+
+# Those of one architecture; the first SBOM is that of the archive and of the package.
+release-files: deb image
+	@test -n "$(STATIC)" || { echo "A release has a static binary: lld, cmake, static OpenSSL or its zstd is missing." >&2; exit 1; }
+	rm -rf $(OUT)/$(NAME) && mkdir -p $(OUT)/$(NAME)
+	cp -r $(OUT)/ses LICENSE out/ses.8 out/ses.default deploy/ses.bash deploy/ses.service deploy/ses.socket \
+		$(OUT)/doc/* $(OUT)/$(NAME)
+	tar -C $(OUT) --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner --mode=go=u-w \
+		-c $(NAME) | gzip -9n > $(RELEASE)/$(NAME).tar.gz
+	cp $(OUT)/ses_*.deb $(OUT)/$(NAME).oci.tar $(RELEASE)
+	cp $(OUT)/doc/ses.cdx.json $(RELEASE)/$(NAME).cdx.json
+	cp $(OUT)/image.cdx.json $(RELEASE)/$(NAME).oci.cdx.json
+	rm -rf $(OUT)/$(NAME)
 
 PREFIX ?= /usr/local
 UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib/systemd/system,/etc/systemd/system)
@@ -50,7 +131,7 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man8/ses.8.gz
 COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ses
 DEFAULTS = $(DESTDIR)/etc/default/ses
 
-.PHONY: run test lint publish install uninstall deb e2e soak bench clean always
+.PHONY: run test lint publish install uninstall sbom deb image release release-files e2e e2e-cross soak bench clean always
 
 run:
 	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo
@@ -70,7 +151,7 @@ lint:
 	@for project in Ses.csproj Ses.Tests/Ses.Tests.csproj; do \
 		$(DOTNET) format whitespace $$project --verify-no-changes || status=1; done; exit $${status:-0}
 
-publish: out/ses
+publish: $(OUT)/ses
 
 # Written when it tells something else: what depends on it is made anew for another commit, and only then.
 out/version: always
@@ -88,17 +169,35 @@ $(SQLITE_DIR)/sqlite3.c:
 		|| { echo "$@.unchecked is not SQLite as the Makefile knows it: its SHA-256 differs." >&2; exit 1; }
 	@mv $@.unchecked $@
 
-$(SQLITE_DIR)/libe_sqlite3.a: $(SQLITE_DIR)/sqlite3.c
-	@command -v $(firstword $(CC)) >/dev/null \
-		|| { echo "$(CC) is missing, which compiles SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
-	$(CC) $(SQLITE_CFLAGS) -c $< -o $(@D)/sqlite3.o
-	@rm -f $@ && $(AR) rcsD $@ $(@D)/sqlite3.o
+$(SQLITE_DIR)/$(ARCH)/libe_sqlite3.a: $(SQLITE_DIR)/sqlite3.c
+	@command -v $(firstword $(TARGET_CC)) >/dev/null \
+		|| { echo "$(firstword $(TARGET_CC)) is missing, which compiles SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
+	@mkdir -p $(@D)
+	$(TARGET_CC) $(SQLITE_CFLAGS) -c $< -o $(@D)/sqlite3.o
+	@rm -f $@ && $(TARGET_AR) rcsD $@ $(@D)/sqlite3.o
 
+ifeq ($(ARCH),$(HOST_ARCH))
 out/ses: $(SOURCES) $(SQLITE) out/version
 	@test -n "$(STATIC)" || echo "No static binary: lld, cmake, static OpenSSL or its zstd is missing (Debian:" \
 		"lld cmake libssl-dev libzstd-dev). This one needs libc, and libssl for TLS."
-	$(PUBLISH) $(STATIC) -p:BaseIntermediateOutputPath=obj/native/
+	$(PUBLISH) $(STATIC) -p:BaseIntermediateOutputPath=$(OBJ)/
 	@touch $@
+else
+# Each package by its name: apt-get install takes this list.
+CROSS_TOOLS = clang lld llvm cmake $(addsuffix :$(ARCH),libc6-dev \
+	libgcc-$(lastword $(shell ls /usr/lib/gcc/$(TRIPLE_$(HOST_ARCH)) 2>/dev/null | sort -n))-dev \
+	libssl-dev zlib1g-dev libzstd-dev)
+
+$(OUT)/ses: $(SOURCES) $(SQLITE) out/version
+	@test -n "$(STATIC)" || { echo "Nothing here links for $(ARCH). What it takes, on Debian:" \
+		"dpkg --add-architecture $(ARCH); apt-get update; apt-get install $(CROSS_TOOLS)" >&2; exit 1; }
+	$(CROSS) $(PUBLISH) $(STATIC) -p:BaseIntermediateOutputPath=$(OBJ)/
+	@touch $@
+
+# Manual and settings are the same for each architecture, and told by the binary that runs here.
+out/ses: always
+	@$(MAKE) --no-print-directory ARCH=$(HOST_ARCH) $@
+endif
 
 # The one that is linked to libc, which the tests can put another clock under.
 out/dynamic/ses: $(SOURCES) $(SQLITE) out/version
@@ -114,8 +213,8 @@ out/ses.8: out/ses out/version deploy/ses.8.awk
 out/ses.default: out/ses deploy/ses.default.awk
 	out/ses --help | awk -f deploy/ses.default.awk > $@
 
-install: out/ses out/ses.8 out/ses.default
-	install -D -m 755 out/ses "$(BIN)"
+install: $(OUT)/ses out/ses.8 out/ses.default
+	install -D -m 755 $(OUT)/ses "$(BIN)"
 	install -d "$(DESTDIR)$(UNITDIR)" "$(dir $(MAN))" "$(dir $(DEFAULTS))"
 	sed 's|^ExecStart=/usr/bin/ses|ExecStart=$(PREFIX)/bin/ses|' deploy/ses.service > "$(DESTDIR)$(UNITDIR)/ses.service"
 	chmod 644 "$(DESTDIR)$(UNITDIR)/ses.service"
@@ -128,23 +227,25 @@ uninstall:
 	rm -f "$(BIN)" "$(DESTDIR)$(UNITDIR)/ses.service" "$(DESTDIR)$(UNITDIR)/ses.socket" "$(MAN)" "$(COMPLETION)"
 	@echo "Left alone: $(DEFAULTS) and the data directory."
 
-DEB = out/deb
-deb: out/ses
-	rm -rf $(DEB) out/ses_*.deb
-	$(MAKE) --no-print-directory -o out/ses install DESTDIR=$(DEB) PREFIX=/usr
-	install -D -m 644 deploy/debian/copyright $(DEB)/usr/share/doc/ses/copyright
+DEB = $(OUT)/deb
+deb: $(OUT)/ses $(OUT)/doc
+	rm -rf $(DEB) $(OUT)/ses_*.deb
+	$(MAKE) --no-print-directory -o $(OUT)/ses install DESTDIR=$(DEB) PREFIX=/usr
+	install -D -m 644 -t $(DEB)/usr/share/doc/ses $(OUT)/doc/copyright $(OUT)/doc/ses.cdx.json
+	gzip -9nc $(OUT)/doc/THIRD-PARTY-NOTICES.txt > $(DEB)/usr/share/doc/ses/THIRD-PARTY-NOTICES.txt.gz
+	chmod 644 $(DEB)/usr/share/doc/ses/THIRD-PARTY-NOTICES.txt.gz
 	install -D -m 644 deploy/debian/lintian-overrides $(DEB)/usr/share/lintian/overrides/ses
 	sed -e 's/@VERSION@/$(DEB_VERSION)/' -e "s/@DATE@/$$(date -Ru -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
 		| gzip -9n > $(DEB)/usr/share/doc/ses/changelog.gz
 	chmod 644 $(DEB)/usr/share/doc/ses/changelog.gz
 	install -d $(DEB)/DEBIAN && echo /etc/default/ses > $(DEB)/DEBIAN/conffiles
 	install -m 755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm $(DEB)/DEBIAN
-	sed -e 's/@VERSION@/$(DEB_VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" \
+	sed -e 's/@VERSION@/$(DEB_VERSION)/' -e 's/@ARCH@/$(ARCH)/' \
 		-e "s/@SIZE@/$$(du -sk --exclude=DEBIAN $(DEB) | cut -f1)/" deploy/debian/control > $(DEB)/DEBIAN/control
 	cd $(DEB) && find usr -type f -print0 | sort -z | xargs -0 md5sum > DEBIAN/md5sums
 	chmod 644 $(DEB)/DEBIAN/control $(DEB)/DEBIAN/conffiles $(DEB)/DEBIAN/md5sums
 	find $(DEB) -type d -exec chmod 755 {} +
-	dpkg-deb --root-owner-group --build $(DEB) out
+	dpkg-deb --root-owner-group --build $(DEB) $(OUT)
 	rm -rf $(DEB)
 
 # "npm ci" would want its packages for other systems too, of which not all are published.
@@ -154,9 +255,16 @@ Ses.Tests/engines/node_modules: Ses.Tests/engines/package-lock.json
 Ses.Tests/%/node_modules: Ses.Tests/%/package-lock.json
 	cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch node_modules
 
-e2e: out/ses out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules Ses.Tests/axe/node_modules \
-		Ses.Tests/engines/node_modules
-	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E' -- xUnit.MaxParallelThreads=5 2>&1 | $(SUMMARY)
+e2e: out/ses out/doc out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules Ses.Tests/axe/node_modules \
+		Ses.Tests/engines/node_modules Ses.Tests/sbom/node_modules
+	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E&Category!=Cross' -- xUnit.MaxParallelThreads=5 2>&1 | $(SUMMARY)
+
+# On the binary for the other architecture, which QEMU runs.
+e2e-cross: out/ses out/doc Ses.Tests/sbom/node_modules
+	@$(MAKE) --no-print-directory publish sbom ARCH=$(OTHER_ARCH)
+	@command -v qemu-$(QEMU_$(OTHER_ARCH)) >/dev/null \
+		|| { echo "qemu-$(QEMU_$(OTHER_ARCH)) is missing, which runs the binary: apt-get install qemu-user" >&2; exit 1; }
+	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=Cross' 2>&1 | $(SUMMARY)
 
 # SOAK: its length in seconds.
 SOAK ?= 3600

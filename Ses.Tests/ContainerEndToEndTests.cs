@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Net;
+using System.Text.Json;
 using System.Text.RegularExpressions;
 using Ses.Tests.Support;
 using Xunit;
@@ -47,7 +48,8 @@ public sealed partial class ContainerEndToEndTests : IAsyncLifetime
             if (from == "/empty")
                 Directory.CreateDirectory(to);
             else
-                await RunAsync("cp", "-r", from == "/src/out/ses" ? SesProcess.Binary : from, to);
+                await RunAsync("cp", "-r", from == "/src/out/ses" ? SesProcess.Binary
+                    : from.StartsWith("/src/", Ordinal) ? Path.Combine(Project.Folder, from["/src/".Length..]) : from, to);
             if (copy.Groups[1].Success)
                 await RunAsync("chown", copy.Groups[1].Value, to);
         }
@@ -160,6 +162,51 @@ public sealed partial class ContainerEndToEndTests : IAsyncLifetime
         await using var ldd = ChildProcess.Start("ldd", [Path.Combine(_root, "ses")]);
         await ldd.ExitAsync(Soon);
         Assert.Contains("statically linked", ldd.Output, Ordinal);
+    }
+
+    /// <summary>What <c>make image</c> makes is the image of the Dockerfile, the same bytes each time.</summary>
+    [Fact]
+    public async Task ArchiveHasTheSameFilesAndSettings()
+    {
+        var dir = Directory.CreateTempSubdirectory("ses-image-").FullName;
+        try
+        {
+            var archives = new List<byte[]>();
+            var made = "";
+            for (var i = 0; i < 2; i++)
+            {
+                await using (var make = ChildProcess.Start("make", ["--no-print-directory", "-o", "out/ses", "image"],
+                    new Dictionary<string, string?> { ["MAKEFLAGS"] = null, ["MAKELEVEL"] = null }, Project.Folder))
+                    Assert.True(await make.ExitAsync(TimeSpan.FromMinutes(2)) == 0, make.Output);
+                made = Directory.GetFiles(Path.Combine(Project.Folder, "out"), "ses-*.oci.tar").Single();
+                archives.Add(File.ReadAllBytes(made));
+            }
+            Assert.Equal(archives[0], archives[1]);
+
+            await RunAsync("skopeo", "copy", "--quiet", $"oci-archive:{made}", $"dir:{dir}/image");
+            await using var inspect = ChildProcess.Start("skopeo", ["inspect", "--config", $"oci-archive:{made}"]);
+            Assert.Equal(0, await inspect.ExitAsync(Soon));
+            using var document = JsonDocument.Parse(inspect.Output);
+            var config = document.RootElement.GetProperty("config");
+            Assert.Equal(User, config.GetProperty("User").GetString());
+            Assert.Equal(Variables().Select(v => $"{v.Key}={v.Value}"), config.GetProperty("Env").EnumerateArray().Select(v => v.GetString()));
+            Assert.Equal("/ses", config.GetProperty("Entrypoint")[0].GetString());
+            Assert.True(config.GetProperty("Volumes").TryGetProperty("/data", out _));
+            Assert.True(config.GetProperty("ExposedPorts").TryGetProperty("8888/tcp", out _));
+            Assert.Equal("Apache-2.0", config.GetProperty("Labels").GetProperty("org.opencontainers.image.licenses").GetString());
+
+            using var manifest = JsonDocument.Parse(File.ReadAllText($"{dir}/image/manifest.json"));
+            var layer = manifest.RootElement.GetProperty("layers")[0].GetProperty("digest").GetString()!["sha256:".Length..];
+            await RunAsync("tar", "-C", Directory.CreateDirectory($"{dir}/root").FullName, "-xzf", $"{dir}/image/{layer}");
+            foreach (var part in new[] { "ses", "usr", "etc/ssl" })
+                await RunAsync("diff", "--recursive", "--no-dereference", $"{_root}/{part}", $"{dir}/root/{part}");
+            Assert.Equal(["data", "etc", "ses", "usr"], Directory.GetFileSystemEntries($"{dir}/root").Select(Path.GetFileName).Order());
+            Assert.Equal((65532u, 65532u), Disk.OwnerOf($"{dir}/root/data"));
+        }
+        finally
+        {
+            Directory.Delete(dir, recursive: true);
+        }
     }
 
     [GeneratedRegex(@"\\\n\s*")]

@@ -201,6 +201,33 @@ public sealed class VersionEndToEndTests : IDisposable
     }
 
     [Fact]
+    public async Task ReleaseIsOfATagAndOfWhatIsCommitted()
+    {
+        const string Untagged = "the commit of its tag", Changed = "git status names changes";
+        async Task RefusedAsync(string reason, string? version = null)
+        {
+            var (code, output) = await TryAsync(version, "make", "release");
+            Assert.Equal(2, code);
+            Assert.Contains(reason, output, Ordinal);
+            Assert.False(Directory.Exists(Path.Combine(_dir, "out", "release")));
+        }
+
+        await RefusedAsync(Changed);
+        await InitAsync();
+        await RefusedAsync(Untagged);
+        // A version that is given is no tag.
+        await RefusedAsync(Untagged, "1.2.3");
+        await GitAsync("tag", "v1.2.3");
+        File.WriteAllText(Path.Combine(_dir, "untracked"), "");
+        await RefusedAsync(Changed);
+        File.Delete(Path.Combine(_dir, "untracked"));
+        await CommitAsync();
+        await RefusedAsync(Untagged);
+        Change();
+        await RefusedAsync(Changed);
+    }
+
+    [Fact]
     public async Task ProjectFileTellsTheSame()
     {
         await InitAsync();
