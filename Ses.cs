@@ -17598,7 +17598,15 @@ internal sealed record PageSettings(string Title, string Path, Counting Counting
 internal sealed class HtmlWriter : BodyWriter
 {
     /// <summary>Adds markup; what is put into it is escaped, unless it is <see cref="Markup"/>.</summary>
-    public void Add(ref HtmlInterpolation markup) => Put(markup.ToString());
+    public void Add(ref HtmlInterpolation markup)
+    {
+        var before = Buffer.WrittenCount;
+        Put(markup.ToString());
+        Written += Buffer.WrittenCount - before;
+    }
+
+    /// <summary>Bytes of all parts.</summary>
+    public int Written { get; private set; }
 
     /// <summary>Text for an element or a quoted attribute; control characters are not for HTML.</summary>
     public static string Escape(string text)
@@ -17659,12 +17667,12 @@ internal enum PageKind { Overview, Platform, Service, Short, Outages, Day, Wall,
 /// <param name="Names">Of a platform or a service, as far as the page is about one.</param>
 /// <param name="Show">down: only services that are not up; all: every one; null: as the page sees fit.</param>
 /// <param name="Search">Only services with this text in one of their names; null: all.</param>
-/// <param name="Page">Which rows of services, from 1 on.</param>
+/// <param name="Offset">So many services, platforms or outages are left out, as those before have been on another page.</param>
 /// <param name="Before">Only outages that ended earlier; null: up to now.</param>
 /// <param name="At">A moment to be marked; of the live line, when the page around it was made.</param>
 /// <param name="Day">Of the page of a day: its date.</param>
 internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Range = PageQuery.UsualRange, string? Show = null,
-    string? Search = null, int Page = 1, DateTime? Before = null, DateTime? At = null, DateTime? Day = null)
+    string? Search = null, int Offset = 0, DateTime? Before = null, DateTime? At = null, DateTime? Day = null)
 {
     public const string UsualRange = "30d";
 
@@ -17698,12 +17706,12 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
     {
         string[] names = kind switch
         {
-            PageKind.Overview => ["range", "show", "search", "page"],
-            PageKind.Platform => ["partition", "platform", "range", "show", "search", "page"],
+            PageKind.Overview => ["range", "show", "search", "offset"],
+            PageKind.Platform => ["partition", "platform", "range", "show", "search", "offset"],
             PageKind.Service => ["partition", "platform", "service", "facet", "location", "range", "at"],
             PageKind.Short => ["range", "at"],
-            PageKind.Day => ["page"],
-            PageKind.Outages => ["partition", "platform", "service", "facet", "location", "before"],
+            PageKind.Day => ["offset"],
+            PageKind.Outages => ["partition", "platform", "service", "facet", "location", "before", "offset"],
             PageKind.Live => ["partition", "platform", "service", "facet", "location", "range", "show", "search", "at"],
             _ => [],
         };
@@ -17713,10 +17721,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
             : throw new QuestionException($"{name}: it is none of {string.Join(", ", allowed)}");
         DateTime? Time(string name) => Question.Parse(given, name, v => Rfc3339.TryParse(v, out var time) ? time : (DateTime?)null,
             "a time such as 2026-11-14T05:11:00Z");
-        // The rows before a page are counted.
-        var lastPage = int.MaxValue / StatusPage.MostRows;
-        var page = Question.Parse(given, "page",
-            v => Question.ParseCount(v) is { } count && count <= lastPage ? count : (int?)null, $"a whole number from 1 to {lastPage}");
+        var offset = Question.Parse(given, "offset", Question.ParseCount, $"a whole number from 1 to {int.MaxValue}");
         if (given.GetValueOrDefault("search")?.Length > MaxSearch)
             throw new QuestionException($"search: it has more than {MaxSearch} characters");
         DateTime? date = kind != PageKind.Day ? null : DateTime.TryParseExact(last, "yyyy-MM-dd", CultureInfo.InvariantCulture,
@@ -17724,7 +17729,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
             : throw new QuestionException("day: it is no date such as 2026-11-14");
         return new PageQuery(kind, Question.FilterOf(given.GetValueOrDefault("partition"), given),
             Chosen("range", Ranges.Keys) ?? UsualRange, Chosen("show", "down", "all"),
-            given.GetValueOrDefault("search") is { Length: > 0 } search ? search : null, page ?? 1, Time("before"), Time("at"), date)
+            given.GetValueOrDefault("search") is { Length: > 0 } search ? search : null, offset ?? 0, Time("before"), Time("at"), date)
         {
             Short = kind == PageKind.Short ? last : "",
         };
@@ -17747,7 +17752,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
         var others = new[]
         {
             ("range", Range == UsualRange ? null : Range), ("show", Show), ("search", Search),
-            ("page", Page == 1 ? null : Page.ToString(CultureInfo.InvariantCulture)),
+            ("offset", Offset == 0 ? null : Offset.ToString(CultureInfo.InvariantCulture)),
             ("before", Before is { } before ? Rfc3339.Format(before) : null), ("at", At is { } at ? Rfc3339.Format(at) : null),
         }.Where(p => p.Item2 != null).Select(p => $"{p.Item1}={Uri.EscapeDataString(p.Item2!)}");
         var query = string.Join('&', others.Prepend(Names.Query).Where(p => p != ""));
@@ -17942,8 +17947,20 @@ internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
 /// <summary>The pages, as HTML in parts.</summary>
 internal sealed class StatusPage(Questions questions, PageSettings settings, PageQuery query)
 {
-    /// <summary>Rows of services on a page; the next ones are on the next page.</summary>
+    /// <summary>Rows of services, or platforms, on a page; the next ones are on the next page.</summary>
     public const int MostRows = 200;
+
+    /// <summary>
+    /// Bytes of a page after which no further line of what needs attention is begun, and no further row. With what
+    /// follows, a page has at most 100 KiB, however much there is to show, and however long its names are.
+    /// </summary>
+    private const int AttentionSize = 44 * 1024, RowsSize = 72 * 1024;
+
+    /// <summary>Bytes of the services within those lines, of the latest outages, and of the outages on a page of them.</summary>
+    private const int FoldedSize = 16 * 1024, LatestSize = 12 * 1024, OutagesSize = 60 * 1024;
+
+    /// <summary>Bytes of an outage in a list, besides its names and its text.</summary>
+    private const int OutageMarkup = 450;
 
     /// <summary>The overview lists services only where there are no more; with many it comes in parts.</summary>
     private const int FewServices = 50, ManyServices = 1000;
@@ -17957,7 +17974,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     /// <summary>Of services in one line, of notes, partitions and months: no more of each.</summary>
     private const int MostFolded = 100, MostNotes = 20, MostPartitions = 20, MostPeers = 20, MostMonths = 12;
 
-    /// <summary>Characters of what an alert or a note says, in a list.</summary>
+    /// <summary>Bytes of a name, and of what an alert or a note says, in a list.</summary>
     private const int MostText = 160;
 
     /// <summary>How often the live line renews itself; it says so once it has missed two times, after 75 s.</summary>
@@ -18005,19 +18022,21 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         .cards>.is-maintained{border-left-color:var(--barwork)}.cards .maintained,p>.maintained{white-space:normal}.cards>.is-unknown{border-left-style:dashed}
         .text{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
         .rows>li{border-top:1px solid var(--line)}.rows>li:last-child{border-bottom:1px solid var(--line)}
-        .row{display:grid;grid-template-columns:minmax(0,6fr) minmax(0,3fr) minmax(0,6fr) 9rem;gap:.1rem 1rem;
+        .row{display:grid;grid-template-columns:minmax(0,6fr) minmax(0,3fr) minmax(0,6fr) 11.5rem;gap:.1rem 1rem;
         align-items:center;padding:.5rem .3rem;color:inherit;text-decoration:none}
         .row>svg{grid-column:3}.row>.share{grid-column:4}.row:hover .name{text-decoration:underline}.row:hover{background:var(--panel)}
         .name bdi{color:var(--soft);font-size:.875rem}.name>bdi:first-child{color:inherit;font-size:1rem;font-weight:600}
         .share{text-align:right;font-variant-numeric:tabular-nums}.share small{display:block}
         svg{display:block;width:100%;height:1.6rem;background:var(--bargone)}.tall{height:3rem}
         .b{stroke:var(--bar);stroke-width:100;stroke-dasharray:.84 .16}.d{stroke:var(--bardown)}
-        .l{stroke:var(--bardown);stroke-width:14;stroke-dasharray:.84 .16}.b,.d,.g,.l,.m{fill:none}.d,.g,.m{transform:translateX(.42px)}.d,.m{stroke-width:.84}.g{stroke-width:.42;stroke:var(--bardegraded)}.m{stroke:url(#work)}.work{stroke:var(--barwork);stroke-width:14}
+        .l{stroke:var(--bardown);stroke-width:14;stroke-dasharray:.84 .16}.b,.d,.g,.l,.m{fill:none}.d,.g,.m{transform:translateX(.42px)}.d,.m{stroke-width:.84}.g{stroke-width:.42;stroke:var(--bardegraded)}.m{stroke:url(#work)}
+        .a{stroke-width:100;stroke-dasharray:.84 .16;transform:none}.g.a{stroke-dasharray:.42 .58;transform:translateX(.21px)}.work{stroke:var(--barwork);stroke-width:14}
         .hit{fill:transparent}.hit:hover{fill:var(--link);fill-opacity:.3}
         .ticks{display:flex;justify-content:space-between;gap:1rem;color:var(--soft);font-size:.875rem}
         .ticks span:last-child{text-align:right}
         .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-        .outages>li{display:grid;grid-template-columns:9rem 6.5rem minmax(0,1fr);gap:0 1rem;padding:.45rem .3rem;
+        svg+.outages{margin-top:1rem}
+        .outages>li{display:grid;grid-template-columns:10.2rem 6.5rem minmax(0,1fr);gap:0 1rem;padding:.45rem .3rem;
         border-top:1px solid var(--line)}.outages>li>b{white-space:nowrap}.outages .marked{padding-left:.8rem}
         .pairs>li{grid-template-columns:17rem 6.5rem minmax(0,1fr)}
         .marked{background:var(--panel);border-left:.4rem solid var(--link)}
@@ -18040,7 +18059,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         .outages>li{grid-template-columns:minmax(0,1fr) auto}.what{grid-column:1/-1}}
         @media (min-width:110rem){body{max-width:160rem;padding:1.5rem 3rem}.halves{display:grid;gap:0 4rem;
         grid-template-columns:minmax(0,7fr) minmax(0,5fr)}.cards{grid-template-columns:repeat(auto-fill,minmax(28rem,1fr))}}
-        @media print{:root{color-scheme:light;font-size:10pt}form,nav,iframe,footer,.skip{display:none}body{max-width:none;font-size:1rem}
+        @media print{:root{color-scheme:light;font-size:10pt}form,nav,iframe,footer,.skip,.links{display:none}body{max-width:none;font-size:1rem}
         .halves{display:block}li,tr,svg,.banner{break-inside:avoid}h2,h3{break-after:avoid}.cards>li:nth-child(n+11){display:list-item}
         svg,.banner,.cards>li{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
         """;
@@ -18121,9 +18140,9 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             yield return End();
             yield break;
         }
-        var rows = IsSelection ? Services(ServiceFilter.All) : all.All > FewServices ? OfPlatforms(platforms)
+        var rows = !IsOfPlatforms ? Services(ServiceFilter.All) : all.All > FewServices ? OfPlatforms(platforms)
             : OfPlatforms(platforms).Concat(Services(ServiceFilter.All));
-        foreach (var part in Rest(platforms, ServiceFilter.All, IsSelection ? "Services" : "Platforms", rows))
+        foreach (var part in Rest(platforms, ServiceFilter.All, IsOfPlatforms ? "Platforms" : "Services", rows))
             yield return part;
     }
 
@@ -18150,7 +18169,10 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     }
 
     /// <summary>Whoever looks for services sees them first, and nothing that needs attention before them.</summary>
-    private bool IsSelection => query is not { Search: null, Show: null, Page: 1 };
+    private bool IsSelection => query is not { Search: null, Show: null, Offset: 0 };
+
+    /// <summary>The overview lists platforms, unless services are asked for.</summary>
+    private bool IsOfPlatforms => query is { Kind: PageKind.Overview, Search: null, Show: null };
 
     /// <summary>The worst first.</summary>
     private IEnumerable<ReadOnlyMemory<byte>> OfPlatforms(List<PlatformRow> platforms)
@@ -18160,16 +18182,20 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         if (isLong)
             yield return _html.Take();
         questions.FindAffected(From);
+        if (query.Offset >= platforms.Count)
+            _html.Add($"<p>There are no further platforms.</p>");
         _html.Add($"<ul class=\"rows\">");
-        foreach (var row in Ordered(platforms))
+        var next = query.Offset;
+        foreach (var row in Ordered(platforms).Skip(query.Offset).TakeWhile(_ => next == query.Offset || _html.Written < RowsSize))
         {
+            next++;
             var sum = NewSum();
             var names = ServiceFilter.All with { Partition = row.Partition, Platform = row.Platform };
             foreach (var (_, service, runs) in questions.Runs(names, From, questions.ListedServices(names)))
                 sum.Add(runs, questions.NotesOf(service));
             var fallen = sum.Fallen == 0 ? "none was down" : $"{sum.Fallen} of {sum.Services} {(sum.Fallen == 1 ? "was" : "were")} down";
             _html.Add($"""
-                <li><a class="row" href="{AddressOf(PageKind.Platform, names)}"><span class="name"><bdi>{row.Platform}</bdi>
+                <li><a class="row" href="{AddressOf(PageKind.Platform, names)}"><span class="name"><bdi>{Brief(row.Platform)}</bdi>
                 <span class="soft">{InPartition(row.Partition, " · ")}{Counted(row.Counts.All, "service")}</span></span>
                 <span class="states">{States(row.Counts)}</span>{StripOf(sum)}
                 <span class="share">{Share(sum.Availability)} <small>{fallen}</small></span></a></li>
@@ -18179,6 +18205,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             isLong = false;
         }
         _html.Add($"</ul>");
+        AddPages("platforms", next < platforms.Count ? query with { Offset = next } : null);
     }
 
     private void AddFirstStep() => _html.Add($$"""
@@ -18206,21 +18233,24 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         var shown = incidents.Where(i => !IsOld(i)).Concat(incidents.Where(IsOld).Take(MostOld)).Take(MostIncidents).ToList();
         var texts = questions.Present(ServiceFilter.All, shown.Select(i => (i.Rows[0].Id, i.Rows[0].Service)))
             .ToDictionary(p => p.Id, p => p.Description);
-        foreach (var (isOld, group) in shown.GroupBy(IsOld).Select(g => (g.Key, g)))
+        var count = 0;
+        bool HasRoom() => count == 0 || _html.Written < AttentionSize;
+        foreach (var (isOld, group) in shown.GroupBy(IsOld).Select(g => (g.Key, g)).TakeWhile(_ => HasRoom()))
         {
             if (shown.Exists(IsOld))
                 _html.Add($"<h3>{(isOld ? "For more than a day" : "In the last 24 hours")}</h3>");
             _html.Add($"<ul class=\"cards\">");
-            foreach (var incident in group)
+            foreach (var incident in group.TakeWhile(_ => HasRoom()))
             {
+                count++;
                 AddIncident(incident, texts.GetValueOrDefault(incident.Rows[0].Id, ""), of.Platform != null);
                 if (_html.IsFull)
                     yield return _html.Take();
             }
             _html.Add($"</ul>");
         }
-        var left = incidents.Except(shown).Sum(i => i.Rows.Count);
-        var all = query with { Kind = of.Platform == null ? PageKind.Overview : PageKind.Platform, Show = "down", Search = null, Page = 1 };
+        var left = incidents.Except(shown.Take(count)).Sum(i => i.Rows.Count);
+        var all = query with { Kind = of.Platform == null ? PageKind.Overview : PageKind.Platform, Show = "down", Search = null, Offset = 0 };
         _html.Add($"""
             <p><a href="{all.Address()}">{(left > 0 ? $"{left} more services" : "All services")} that are not up</a></p></section>
             """);
@@ -18230,9 +18260,10 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     {
         var (first, count) = (incident.Rows[0], incident.Rows.Count);
         var (kind, mark) = KindOf(incident.Status);
-        var about = count == 1 && ShortName.Of(first.Service).About is { Length: > 0 } place ? Markup.Of($"<bdi>{place}</bdi>: ") : default;
+        var name = ShortName.Of(first.Service);
+        var about = count == 1 && name.About != "" ? Markup.Of($"<bdi>{Brief(name.About)}</bdi>: ") : default;
         var since = Markup.Of($"since {Time(incident.Since)}, {Lasted(Now - incident.Since)}");
-        var who = count == 1 ? Link(first.Service) : incident.Alike is { } alike ? Markup.Of($"<b><bdi>{alike}</bdi></b> × {count}")
+        var who = count == 1 ? Link(first.Service) : incident.Alike is { } alike ? Markup.Of($"<b><bdi>{Brief(alike)}</bdi></b> × {count}")
             : NamesOf(incident);
         var times = count == 1 && incident.Status == "down" ? TimesToday(first) : 0;
         _html.Add($"""
@@ -18241,27 +18272,47 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             {(isOfPlatform ? default : PlatformLink(incident))} <small class="text">{about}<bdi>{Clip(text)}</bdi></small>
             """);
         if (count > 1)
-        {
-            _html.Add($" <details><summary>Show {(count > MostFolded ? $"the latest {MostFolded}" : $"all {count}")}</summary> <ul>");
-            foreach (var row in incident.Rows.Take(MostFolded))
-                _html.Add($"<li>{Link(row.Service)} <small><bdi>{ShortName.Of(row.Service).About}</bdi> since {Time(row.Since)}</small></li> ");
-            _html.Add($"</ul></details>");
-        }
+            AddFolded(incident);
         AddNote(questions.NotesOf(first.Service, incident.Since, Now.AddMilliseconds(1)));
         _html.Add($"</li>");
     }
+
+    /// <summary>The services of a line, as far as the page has room; a link leads to the others.</summary>
+    private void AddFolded(Incident incident)
+    {
+        var rows = new List<Markup>();
+        foreach (var row in incident.Rows.Take(MostFolded))
+        {
+            var item = Markup.Of($"<li>{Link(row.Service)} <small><bdi>{Brief(ShortName.Of(row.Service).About)}</bdi> since {Time(row.Since)}</small></li> ");
+            _folded += Encoding.UTF8.GetByteCount(item.Text);
+            if (_folded > FoldedSize)
+                break;
+            rows.Add(item);
+        }
+        var isAll = rows.Count == incident.Rows.Count;
+        var names = ServiceFilter.All with { Partition = incident.Partition, Platform = incident.Platform };
+        var others = isAll ? default : Markup.Of($"""
+            <a href="{new PageQuery(PageKind.Platform, names, query.Range, "down").Address()}">Show all of the platform that are not up</a>
+            """);
+        if (rows.Count > 0)
+            _html.Add($" <details><summary>Show {(isAll ? $"all {rows.Count}" : $"the latest {rows.Count}")}</summary> <ul>{new Markup(string.Concat(rows.Select(r => r.Text)))}</ul>{others}</details>");
+        else
+            _html.Add($" {others}");
+    }
+
+    private int _folded;
 
     /// <summary>The names of the first two, and how many there are besides.</summary>
     private static Markup NamesOf(Incident incident)
     {
         var names = incident.Rows.Select(r => ShortName.Of(r.Service)).Select(n => n.IsStock ? n.Lead : n.Lead.Split(' ')[0])
             .GroupBy(n => n).OrderByDescending(g => g.Count()).Select(g => g.Count() == 1 ? g.Key : $"{g.Key} × {g.Count()}").ToList();
-        var text = names.Take(2).Select(n => Markup.Of($"<b><bdi>{n}</bdi></b>")).Aggregate((a, b) => a + new Markup(", ") + b);
+        var text = names.Take(2).Select(n => Markup.Of($"<b><bdi>{Brief(n)}</bdi></b>")).Aggregate((a, b) => a + new Markup(", ") + b);
         return names.Count <= 2 ? text : text + Markup.Of($", {names.Count - 2} more");
     }
 
     private Markup PlatformLink(Incident incident) => Markup.Of($"""
-        <span class="soft">in <a href="{AddressOf(PageKind.Platform, ServiceFilter.All with { Partition = incident.Partition, Platform = incident.Platform })}"><bdi>{incident.Platform}</bdi></a></span>
+        <span class="soft">in <a href="{AddressOf(PageKind.Platform, ServiceFilter.All with { Partition = incident.Partition, Platform = incident.Platform })}"><bdi>{Brief(incident.Platform)}</bdi></a>{InPartition(incident.Partition, before: " · ")}</span>
         """);
 
     /// <summary>How often a service went down today.</summary>
@@ -18304,7 +18355,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         if (silent.Count == 0)
             return;
         _html.Add($"<section><h2>Not watched</h2><ul class=\"cards\">");
-        foreach (var group in silent)
+        foreach (var group in silent.Take(MostNotes))
         {
             var names = group.Select(p => p.Platform.Platform).Order(StringComparer.Ordinal).ToList();
             _html.Add($"""
@@ -18314,7 +18365,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
                 <small class="text"><bdi>{group.Key.What}</bdi>. What is shown of it is what was last known.</small></li>
                 """);
         }
-        _html.Add($"</ul></section>");
+        _html.Add($"</ul>{AndMore(silent.Count - MostNotes)}</section>");
     }
 
     private void AddMaintenance(long maintained, ServiceFilter of)
@@ -18350,14 +18401,16 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private IEnumerable<ReadOnlyMemory<byte>> Services(ServiceFilter names)
     {
         var notUp = query.Show == "down" ? questions.NotUp().ConvertAll(r => r.Id).ToHashSet() : null;
+        // Below platforms all are listed, from the first on.
+        var next = IsOfPlatforms ? 0 : query.Offset;
         var rows = questions.ListedServices(names).Where(s => query.Takes(s.Service) && notUp?.Contains(s.Id) != false)
-            .Skip((query.Page - 1) * MostRows).Take(MostRows + 1).ToList();
+            .Skip(next).Take(MostRows + 1).ToList();
         if (rows.Count == 0)
             AddNoRows();
-        if (rows.Count > 0 && names.Platform == null && query is { Search: null, Show: null })
+        if (rows.Count > 0 && IsOfPlatforms)
             _html.Add($"<h2>Services</h2>");
         _html.Add($"<ul class=\"rows\">");
-        var shown = rows.Take(MostRows).ToList();
+        var (shown, isMore) = (rows.Take(MostRows).ToList(), false);
         // Both may derive a timeline of their own, so one after the other.
         var present = questions.Present(names, shown).ToDictionary(p => p.Id);
         foreach (var (id, service, runs) in questions.Runs(names, From, shown))
@@ -18365,20 +18418,24 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             var sum = NewSum();
             sum.Add(runs, questions.NotesOf(service));
             AddService(service, present.GetValueOrDefault(id), sum, names.Platform == null);
+            next++;
+            isMore = rows[^1].Id != id;
             if (_html.IsFull)
                 yield return _html.Take();
+            if (_html.Written >= RowsSize)
+                break;
         }
         _html.Add($"</ul>");
-        AddPages(rows.Count > MostRows);
+        AddPages("services", isMore ? query with { Offset = next, Show = IsOfPlatforms ? "all" : query.Show } : null);
     }
 
     private void AddService(ServiceKey service, PresentRow? present, RangeSum sum, bool hasPlatform)
     {
         var name = ShortName.Of(service);
-        var place = hasPlatform ? Markup.Of($" <bdi>{service.Platform}</bdi>") : default;
+        var place = hasPlatform ? Markup.Of($" <bdi>{Brief(service.Platform)}</bdi> {InPartition(service.Partition)}") : default;
         _html.Add($"""
-            <li><a class="row" href="{AddressOf(service)}"><span class="name"><bdi>{name.Lead}</bdi>{place}
-            <bdi>{name.About}</bdi></span> {StateText(present)}{StripOf(sum)}
+            <li><a class="row" href="{AddressOf(service)}"><span class="name"><bdi>{Brief(name.Lead)}</bdi>{place}
+            <bdi>{Brief(name.About)}</bdi></span> {StateText(present)}{StripOf(sum)}
             <span class="share">{Share(sum.Availability)}</span></a></li>
             """);
     }
@@ -18394,22 +18451,23 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     };
 
     private void AddNoRows() => _html.Add($"""
-        <p>{(query.Page > 1 ? Markup.Of($"There are no further services.")
+        <p>{(query.Offset > 0 ? Markup.Of($"There are no further services.")
             : query.Search != null ? Markup.Of($"No service has “<bdi>{query.Search}</bdi>” in its names{(query.Show == "down" ? " and is not up" : "")}.")
             : query.Show == "down" ? Markup.Of($"<span class=\"word up\">✔ All services are up.</span>")
             : Markup.Of($"There are no services."))}</p>
         """);
 
     /// <summary>The links to the first and to the next rows.</summary>
-    private void AddPages(bool isMore)
+    /// <param name="next">Null: there are no more.</param>
+    private void AddPages(string what, PageQuery? next)
     {
-        if (query.Page == 1 && !isMore)
+        if (query.Offset == 0 && next == null)
             return;
-        _html.Add($"<nav aria-label=\"Pages of services\">");
-        if (query.Page > 1)
-            _html.Add($"<a href=\"{(query with { Page = 1 }).Address()}\">First {MostRows} services</a>");
-        if (isMore)
-            _html.Add($" <a href=\"{(query with { Page = query.Page + 1 }).Address()}\">Next {MostRows} services</a>");
+        _html.Add($"<nav aria-label=\"Pages of {what}\">");
+        if (query.Offset > 0)
+            _html.Add($"<a href=\"{(query with { Offset = 0 }).Address()}\">First {what}</a>");
+        if (next != null)
+            _html.Add($" <a href=\"{next.Address()}\">Next {what}</a>");
         _html.Add($"</nav>");
     }
 
@@ -18427,7 +18485,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         _html.Add($"<nav aria-label=\"Services shown\">");
         foreach (var (show, text) in new[] { (null, query.Kind == PageKind.Platform ? "all" : "platforms"), ("down", "not up"), ("all", "all services") }
             .Where(s => query.Kind == PageKind.Overview || s.Item1 != "all"))
-            AddChoice(text, query with { Show = show, Page = 1 }, show == query.Show);
+            AddChoice(text, query with { Show = show, Offset = 0 }, show == query.Show);
         _html.Add($" <span aria-hidden=\"true\">·</span>");
         AddRanges();
         _html.Add($"</nav>");
@@ -18466,11 +18524,11 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private IEnumerable<ReadOnlyMemory<byte>> Latest(ServiceFilter names)
     {
         _html.Add($"<section><h2>Latest outages</h2>");
-        var lines = Folded(questions.Ended(names, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1))
-            .Where(o => query.Takes(o.Service)).Take(MostOutages)).Take(MostLatest);
+        var lines = Folded(Fitting(questions.Ended(names, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1))
+            .Where(o => query.Takes(o.Service)), LatestSize)).Take(MostLatest);
         foreach (var part in ByDay(lines, Markup.Of($"None ended in the last 7 days.")))
             yield return part;
-        _html.Add($"<p><a href=\"{AddressOf(PageKind.Outages, names)}\">All outages</a></p></section>");
+        _html.Add($"<p class=\"links\"><a href=\"{AddressOf(PageKind.Outages, names)}\">All outages</a></p></section>");
     }
 
     /// <summary>All of a platform, or of one service, or of a day.</summary>
@@ -18482,65 +18540,80 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         var day = query.Day is { } date ? (_zone.Begin(date), _zone.Begin(date.AddDays(1))) : ((DateTime, DateTime)?)null;
         var title = query.Day is { } named ? $"Outages of {Written(named)}" : "Outages";
         Begin(title + (of == null ? "" : $": {of}"), "", Markup.Of($"{title} <span class=\"soft\"><bdi>{of}</bdi></span>"));
+        if (query is { Day: null, Before: null, Names.Service: null })
+            AddOpen(names);
         var before = query.Before ?? Now.AddMilliseconds(1);
-        var isMore = false;
-        DateTime? next = null;
-        var none = query.Page > 1 ? Markup.Of($"There were no earlier ones.") : day != null ? Markup.Of($"There was none.")
+        PageQuery? next = null;
+        var none = query.Offset > 0 ? Markup.Of($"There were no earlier ones.") : day != null ? Markup.Of($"There was none.")
             : Markup.Of($"There was none in the {AtOnce.Days} days before {Time(before)}.");
-        var lines = day is { } span
-            ? Folded(Cut(questions.Outages(names, span.Item1, span.Item2, Counting.Plain, isNewestFirst: true), () => isMore = true)
-                .Select(o => new Outage(o.Id, o.Service, o.From, o.To ?? DateTime.MaxValue, o.Description)))
-            : Folded(Whole(questions.Ended(names, before - AtOnce, before), time => next = time));
+        var outages = day is { } span ? questions.Outages(names, span.Item1, span.Item2, Counting.Plain, isNewestFirst: true)
+                .Select(o => new Outage(o.Id, o.Service, o.From, o.To ?? DateTime.MaxValue, o.Description))
+            : questions.Ended(names, before - AtOnce, before);
+        var lines = Folded(Fitting(outages, OutagesSize, n => next = n));
         foreach (var part in ByDay(lines, none))
             yield return part;
         // What ended in the same millisecond is on the next page.
         if (day == null && next == null && questions.FirstEnd() <= before - AtOnce)
-            next = (before - AtOnce).AddMilliseconds(1);
+            next = query with { Before = (before - AtOnce).AddMilliseconds(1), Offset = 0 };
         _html.Add($"<nav aria-label=\"Pages of outages\">");
         if (query.Day is { } shown)
         {
-            if (isMore)
-                _html.Add($"<a href=\"../{(query with { Page = query.Page + 1 }).Address()}\">Earlier outages of the day</a>");
+            if (next != null)
+                _html.Add($"<a href=\"../{next.Address()}\">Earlier outages of the day</a>");
             foreach (var (text, other) in new[] { ("Day before", shown.AddDays(-1)), ("Day after", shown.AddDays(1)) })
-                _html.Add($"<a href=\"../{(query with { Day = other, Page = 1 }).Address()}\">{text}</a>");
+                _html.Add($"<a href=\"../{(query with { Day = other, Offset = 0 }).Address()}\">{text}</a>");
         }
         else
         {
             if (query.Before != null)
-                _html.Add($"<a href=\"{(query with { Before = null }).Address()}\">Latest outages</a>");
-            if (next is { } earlier)
-                _html.Add($"<a href=\"{(query with { Before = earlier }).Address()}\">Earlier outages</a>");
+                _html.Add($"<a href=\"{(query with { Before = null, Offset = 0 }).Address()}\">Latest outages</a>");
+            if (next != null)
+                _html.Add($"<a href=\"{next.Address()}\">Earlier outages</a>");
         }
         _html.Add($"</nav>");
         yield return End();
     }
 
-    /// <summary>Those of a page.</summary>
-    private IEnumerable<T> Cut<T>(IEnumerable<T> outages, Action more)
+    /// <summary>The list is of what has ended: where the others are.</summary>
+    private void AddOpen(ServiceFilter names)
     {
-        foreach (var (i, outage) in outages.Skip((query.Page - 1) * MostOutages).Take(MostOutages + 1).Index())
+        var count = questions.NotUp().Count(r => r.Status == "down" && (names.Partition ?? r.Service.Partition) == r.Service.Partition
+            && (names.Platform ?? r.Service.Platform) == r.Service.Platform);
+        var kind = names is { Partition: not null, Platform: not null } ? PageKind.Platform : PageKind.Overview;
+        var down = new PageQuery(kind, kind == PageKind.Platform ? names : ServiceFilter.All, Show: "down").Address();
+        if (count > 0)
+            _html.Add($"<p><span class=\"word down\">✖ {count} down now</span>: <a href=\"{down}\">{(count == 1 ? "show it" : "show them")}</a>. Outages that have ended:</p>");
+    }
+
+    /// <summary>Those behind the offset, as many as one may show at once, and at least one.</summary>
+    /// <param name="size">Bytes of their markup.</param>
+    /// <param name="more">Is given the page of the next ones, if there are any.</param>
+    private IEnumerable<Outage> Fitting(IEnumerable<Outage> outages, int size, Action<PageQuery>? more = null)
+    {
+        // Of a list by ends only those of the last end are counted on.
+        var (bytes, same, last, offset) = (0, 0, DateTime.MinValue, more == null ? 0 : query.Offset);
+        foreach (var (i, outage) in outages.Index())
         {
-            if (i == MostOutages)
-                more();
-            else
+            if (i >= offset)
+            {
+                bytes += SizeOf(outage);
+                if (i - offset == MostOutages || (i > offset && bytes > size))
+                {
+                    more?.Invoke(query.Day != null ? query with { Offset = i } : query with { Before = last.AddMilliseconds(1), Offset = same });
+                    yield break;
+                }
                 yield return outage;
+            }
+            (same, last) = (outage.To == last ? same + 1 : 1, outage.To);
         }
     }
 
-    /// <summary>So many, and those of the same end as the last of them.</summary>
-    private static IEnumerable<Outage> Whole(IEnumerable<Outage> outages, Action<DateTime> cut)
+    /// <summary>About as many bytes as its markup has.</summary>
+    private static int SizeOf(Outage outage)
     {
-        var (count, last) = (0, DateTime.MinValue);
-        foreach (var outage in outages)
-        {
-            if (++count > MostOutages && outage.To != last)
-            {
-                cut(last);
-                yield break;
-            }
-            last = outage.To;
-            yield return outage;
-        }
+        var name = ShortName.Of(outage.Service);
+        return OutageMarkup + Encoding.UTF8.GetByteCount(HtmlWriter.Escape(
+            Brief(name.Lead) + Brief(name.About) + Brief(outage.Service.Platform) + Clip(outage.Description)));
     }
 
     /// <summary>Those of a platform that began within <see cref="Incident.Reach"/>, and stand together, are one line.</summary>
@@ -18596,8 +18669,8 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         var isOpen = last == DateTime.MaxValue;
         var ends = isOpen ? Markup.Of($"<span class=\"word down\">✖ ongoing</span>") : Time(last, day);
         var name = ShortName.Of(first.Service);
-        var place = query.Names.Platform != null ? default : Markup.Of($"<span class=\"soft\">in <bdi>{first.Service.Platform}</bdi></span>");
-        var names = line.Count == 1 ? Markup.Of($"{Link(first.Service, first.From)} <span class=\"soft\"><bdi>{name.About}</bdi></span>")
+        var place = query.Names.Platform != null ? default : Markup.Of($"<span class=\"soft\">in <bdi>{Brief(first.Service.Platform)}</bdi>{InPartition(first.Service.Partition, before: " · ")}</span>");
+        var names = line.Count == 1 ? Markup.Of($"{Link(first.Service, first.From)} <span class=\"soft\"><bdi>{Brief(name.About)}</bdi></span>")
             : NamesOf(new Incident("", "", "down", first.From, [.. line.Select(o => new NotUpRow(o.Id, o.Service, "down", o.From))]));
         _html.Add($"""
             <li><span>{Time(first.From, day)} – {ends}</span> <b>{Lasted((isOpen ? Now : last) - first.From)}</b>
@@ -18608,7 +18681,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             _html.Add($" <details><summary>Show {(line.Count > MostFolded ? $"{MostFolded} of {line.Count}" : $"all {line.Count}")}</summary> <ul>");
             foreach (var outage in line.Take(MostFolded))
                 _html.Add($"""
-                    <li>{Link(outage.Service, outage.From)} <small><bdi>{ShortName.Of(outage.Service).About}</bdi>
+                    <li>{Link(outage.Service, outage.From)} <small><bdi>{Brief(ShortName.Of(outage.Service).About)}</bdi>
                     {Time(outage.From, day)}, {Lasted((outage.To == DateTime.MaxValue ? Now : outage.To) - outage.From)}</small></li>
 
                     """);
@@ -18684,7 +18757,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         if (outages.Count == 0)
             _html.Add($"<p>There was none in this time.</p>");
         _html.Add($"<ul class=\"outages pairs\">");
-        foreach (var outage in outages.Take(MostOutages))
+        foreach (var outage in outages.Take(MostOutages).TakeWhile(_ => _html.Written < RowsSize))
         {
             var isMarked = query.At >= outage.From && query.At < (outage.To ?? Now.AddMilliseconds(1));
             var ends = outage.To is { } to ? Markup.Of($"{Time(to, _zone.Local(outage.From).Date)}") : Markup.Of($"<span class=\"word down\">✖ ongoing</span>");
@@ -18789,7 +18862,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private string Clock(DateTime time) => $"{_zone.Local(time):HH:mm:ss}";
 
     private void AddLive() => _html.Add($"""
-        <iframe src="{(query with { Kind = PageKind.Live, Page = 1, At = Now }).Address()}" title="Changes since this page was made"></iframe>
+        <iframe src="{(query with { Kind = PageKind.Live, Offset = 0, At = Now }).Address()}" title="Changes since this page was made"></iframe>
         """);
 
     // ---- The wall ----
@@ -18797,21 +18870,21 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     /// <summary>Platforms on the wall; of others the counts are added up. And outages beside them.</summary>
     public const int MostTiles = 40, MostNewest = 5;
 
-    /// <summary>Bytes of a name on the wall.</summary>
-    public const int MostWallText = 60;
+    /// <summary>Bytes of a name on the wall, and of that of a platform where there are more than 24.</summary>
+    public const int MostWallText = 60, MostTileText = 24;
 
-    /// <summary>All lengths are shares of the screen, so that nothing has to be scrolled.</summary>
+    /// <summary>All lengths are shares of the screen, of whichever side is the shorter one, so that nothing has to be scrolled.</summary>
     private const string WallStyle = """
-        :root{color-scheme:dark}*{box-sizing:border-box}
+        :root{color-scheme:dark;--u:min(1vh,.5625vw)}*{box-sizing:border-box}
         html,body{height:100%;margin:0}
         body{display:grid;grid-template-rows:auto minmax(0,1fr) auto;gap:1.8vh;padding:2vh 1.3vw 1.2vh;overflow:hidden;
-        background:#06080b;color:#fff;font:2.2vh/1.2 system-ui,sans-serif}
+        background:#06080b;color:#fff;font:calc(2.2*var(--u))/1.2 system-ui,sans-serif}
         a{color:#c3ddff}h1,h2,p,ul{margin:0;padding:0;list-style:none;font-weight:400}
         .counts{display:flex;gap:1.3vw}
         .counts li{flex:1 1 auto;padding:1vh 1.4vw;border-radius:1.2vh;white-space:nowrap}
-        .counts b{font-size:13vh;line-height:1.05;font-variant-numeric:tabular-nums}
-        .counts .many{font-size:9vh}.counts i{font-style:normal;font-size:7vh;margin-right:.8vw}
-        .counts span{display:block;font-size:3.4vh}
+        .counts b{font-size:calc(13*var(--u));line-height:1.05;font-variant-numeric:tabular-nums}
+        .counts .many{font-size:calc(9*var(--u))}.counts i{font-style:normal;font-size:calc(7*var(--u));margin-right:.8vw}
+        .counts span{display:block;font-size:calc(3.4*var(--u))}
         .is-down{background:#8c0a14}.is-degraded{background:#5e3d00}.is-unknown{background:#434b54}
         .is-maintained{background:#0a3f7a}.is-up{background:#0b3a1c}
         main{display:grid;grid-template-columns:minmax(0,3.3fr) minmax(0,1.1fr);gap:1.3vw;min-height:0}
@@ -18821,28 +18894,45 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         .tiles .is-down{border-color:#fff}.tiles .is-degraded{border-style:double;border-color:#ffd98a}
         .tiles .is-unknown{border-style:dashed;border-color:#c9d1d9}.tiles .is-maintained{border-style:dotted;border-color:#c3ddff}
         .tiles i{font-style:normal;grid-row:1/3;font-size:2em;line-height:1}
-        .tiles span,.new b,.new span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+        .tiles span,.tiles em,.new b,.new span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
         .tiles b{font-weight:700;font-size:1.1em;line-height:1.1;overflow:hidden;overflow-wrap:anywhere;
-        display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2}.tiles span{font-size:.9em}
-        .c1{grid-template-columns:minmax(0,1fr);font-size:7vh}.c2{grid-template-columns:repeat(2,minmax(0,1fr));font-size:4.4vh}
-        .c3{grid-template-columns:repeat(3,minmax(0,1fr));font-size:3vh}.c4{grid-template-columns:repeat(4,minmax(0,1fr));font-size:2.4vh}
-        .c5{grid-template-columns:repeat(5,minmax(0,1fr));font-size:2vh}
+        display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2}.tiles p{display:flex;gap:.4em;font-size:.9em}
+        .tiles p span{flex:none;max-width:100%}.tiles em{font-style:normal;flex:0 1 auto}.c5 b{word-break:break-all}.c5 i{font-size:1.6em}
+        .c1{grid-template-columns:minmax(0,1fr);font-size:calc(7*var(--u))}.c2{grid-template-columns:repeat(2,minmax(0,1fr));font-size:calc(4.4*var(--u))}
+        .c3{grid-template-columns:repeat(3,minmax(0,1fr));font-size:calc(3*var(--u))}.c4{grid-template-columns:repeat(4,minmax(0,1fr));font-size:calc(2.4*var(--u))}
+        .c5{grid-template-columns:repeat(5,minmax(0,1fr));font-size:calc(2*var(--u))}
         section{min-height:0;display:grid;grid-template-rows:auto minmax(0,1fr);gap:1vh}
-        h2{font-size:2.6vh;color:#d5dde6}
+        h2{font-size:calc(2.6*var(--u));color:#d5dde6}
         .new{display:grid;gap:1vh;grid-template-rows:repeat(5,minmax(0,1fr));min-height:0}
         .new li{display:grid;align-content:center;overflow:hidden;padding:0 1vw;border-left:.9vh solid #8c0a14;border-radius:.6vh;background:#161c24}
         .new .is-degraded{border-left:.9vh double #ffd98a}.new .is-unknown{border-left:.9vh dashed #c9d1d9}
-        .new .is-up{border-left-color:#2f8f4f}.new b{font-size:2.7vh}.new strong{font-size:2.6vh}
-        footer{display:flex;gap:2vw;align-items:baseline;font-size:2.4vh}footer p{white-space:nowrap}footer h1{font-size:2.8vh}footer .end{margin-left:auto}
-        .stale{visibility:hidden;padding:.4vh 1vw;border-radius:.6vh;background:#8c0a14;font-weight:700;font-size:3vh;
+        .new .is-up{border-left-color:#2f8f4f}.new b{font-size:calc(2.7*var(--u))}.new strong{font-size:calc(2.6*var(--u))}
+        footer{display:flex;gap:2vw;align-items:baseline;font-size:calc(2.4*var(--u))}footer p{white-space:nowrap}footer h1{font-size:calc(2.8*var(--u))}footer .end{margin-left:auto}
+        .stale{visibility:hidden;padding:.4vh 1vw;border-radius:.6vh;background:#8c0a14;font-weight:700;font-size:calc(3*var(--u));
         animation:stale 0s linear 75s forwards}@keyframes stale{to{visibility:visible}}
+        @media (max-aspect-ratio:1/1){:root{--u:.8vw}main{grid-template-columns:minmax(0,1fr);grid-template-rows:minmax(0,3fr) minmax(0,2fr)}
+        .counts{flex-wrap:wrap}}
         """;
 
     /// <summary>Nothing but its style.</summary>
     public static string WallPolicy { get; } = $"default-src 'none'; img-src data:; {HtmlWriter.StyleSource(WallStyle)}; "
         + "form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 
-    private static string Short(string text) => AlertMapping.Clip(text, MostWallText);
+    /// <summary>Cut in its middle, since the ends of names tell them apart.</summary>
+    private static string Short(string text, int bytes = MostWallText)
+    {
+        if (Encoding.UTF8.GetByteCount(text) <= bytes)
+            return text;
+        var (end, size) = (text.Length, 0);
+        foreach (var rune in text.EnumerateRunes().Reverse())
+        {
+            size += rune.Utf8SequenceLength;
+            if (size > bytes / 2)
+                break;
+            end -= rune.Utf16SequenceLength;
+        }
+        return AlertMapping.Clip(text, bytes / 2) + "…" + text[end..];
+    }
 
     /// <summary>One screen, which is loaded anew as a whole.</summary>
     private IEnumerable<ReadOnlyMemory<byte>> Wall()
@@ -18867,9 +18957,9 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         var columns = shown.Count switch { <= 2 => 1, <= 6 => 2, <= 15 => 3, <= 24 => 4, _ => 5 };
         _html.Add($"</ul><main><ul class=\"tiles c{columns}\">");
         foreach (var platform in shown)
-            AddTile(platform.Platform, platform.Partition, platform.Counts);
+            AddTile(platform.Platform, platform.Partition, platform.Counts, columns == 5);
         if (platforms.Count > shown.Count)
-            AddTile($"and {platforms.Count - shown.Count} more", null, Total(platforms.Skip(shown.Count)));
+            AddTile($"and {platforms.Count - shown.Count} more", null, Total(platforms.Skip(shown.Count)), isSmall: true);
         _html.Add($"</ul>");
         AddNewest();
         _html.Add($"""
@@ -18884,15 +18974,18 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         platforms.OrderByDescending(p => p.Counts.Down).ThenByDescending(p => p.Counts.Degraded)
             .ThenByDescending(p => p.Counts.Unknown).ThenBy(p => p.Platform, StringComparer.Ordinal);
 
-    private void AddTile(string name, string? partition, StateCounts counts)
+    private void AddTile(string name, string? partition, StateCounts counts, bool isSmall)
     {
         var parts = PartsOf(counts);
-        var words = string.Join("  ", parts.Where(p => p.Kind != "up" || parts.Count == 1)
-            .Select(p => parts.Count == 1 && p.Kind == "up" ? $"all {p.Count} up"
-                : $"{p.Count} {(p.Kind == "maintained" ? "maintenance" : p.Word)}"));
+        var hasPartition = partition != null && questions.HasSeveralPartitions;
+        var bad = parts.Where(p => p.Kind != "up").ToList();
+        // Where words would not fit, each count stands beside its sign, which the head of the wall explains.
+        var words = bad.Count == 0 ? $"all {parts[0].Count} up" : bad.Count > 1 || (isSmall && hasPartition)
+            ? string.Join("  ", bad.Select(p => $"{p.Mark} {p.Count}"))
+            : $"{bad[0].Count} {(bad[0].Kind == "maintained" ? "maintenance" : bad[0].Word)}";
         _html.Add($"""
-            <li class="is-{parts[0].Kind}"><i>{parts[0].Mark}</i><b><bdi>{Short(name)}</bdi></b><span>{words}
-            {(partition == null || !questions.HasSeveralPartitions ? default : Markup.Of($"· {InPartition(Short(partition))}"))}</span></li>
+            <li class="is-{parts[0].Kind}"><i>{parts[0].Mark}</i><b><bdi>{Short(name, isSmall ? MostTileText : MostWallText)}</bdi></b><p><span>{words}</span>
+            {(hasPartition ? Markup.Of($"<em>· {InPartition(Short(partition!))}</em>") : default)}</p></li>
 
             """);
     }
@@ -19044,8 +19137,11 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
 
     /// <summary>Only where there are several.</summary>
-    private Markup InPartition(string partition, string then = "") => questions.HasSeveralPartitions
-        ? Markup.Of($"<bdi>{partition}</bdi>{then}") : default;
+    private Markup InPartition(string partition, string then = "", string before = "") => questions.HasSeveralPartitions
+        ? Markup.Of($"{before}<bdi>{Brief(partition)}</bdi>{then}") : default;
+
+    /// <summary>A name in a list; its own page has all of it.</summary>
+    private static string Brief(string name) => Short(name, MostText);
 
     /// <summary>Where there can be no markup; U+2068 and U+2069 set a part apart from the others.</summary>
     private static string Name(ServiceKey service) => string.Join(' ',
@@ -19057,7 +19153,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         service.Location.EndsWith("{}", StringComparison.Ordinal) ? service.Location[..^2] : service.Location;
 
     private Markup Link(ServiceKey service, DateTime? at = null) =>
-        Markup.Of($"<a href=\"{AddressOf(service, at)}\"><b><bdi>{ShortName.Of(service).Lead}</bdi></b></a>");
+        Markup.Of($"<a href=\"{AddressOf(service, at)}\"><b><bdi>{Brief(ShortName.Of(service).Lead)}</bdi></b></a>");
 
     /// <summary>The short one, which leads to that with the names: in a list of many they would be most of the page.</summary>
     private string AddressOf(ServiceKey service, DateTime? at = null)
@@ -19070,13 +19166,18 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     private string AddressOf(PageKind kind, ServiceFilter names) =>
         Root + new PageQuery(kind, names, kind == PageKind.Outages ? PageQuery.UsualRange : query.Range).Address();
 
-    private static string Clip(string text) => AlertMapping.Clip(text, MostText);
+    private static string Clip(string text) => AlertMapping.Clip(text, MostText) is var cut && cut.Length < text.Length ? cut + "…" : text;
 
     private static string Written(DateTime date) => date.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture);
 
-    /// <summary>A span of time in its one or two largest units.</summary>
-    private static string Lasted(TimeSpan time) => time is { TotalMinutes: >= 1, TotalHours: < 1 }
-        ? $"{time.Minutes} min" : Quantity.Lasted(time);
+    /// <summary>A span of time in its one or two largest units, of which none is smaller than a second.</summary>
+    private static string Lasted(TimeSpan time) => time switch
+    {
+        { TotalSeconds: > 0 and < 1 } => "less than 1 s",
+        { TotalMinutes: < 1 } => Quantity.Lasted(TimeSpan.FromSeconds(Math.Floor(time.TotalSeconds))),
+        { TotalHours: < 1 } => $"{time.Minutes} min",
+        _ => Quantity.Lasted(time),
+    };
 
     /// <summary>In the pages' zone, without the date where it is today, or the day that is given.</summary>
     private Markup Time(DateTime time, DateTime? day = null)
@@ -19102,17 +19203,19 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     /// </summary>
     private Markup StripOf(RangeSum sum, bool isTall = false)
     {
-        var (up, least, down, degraded, maintenance, hits) = (new StringBuilder(), new StringBuilder(), new StringBuilder(),
-            new StringBuilder(), new StringBuilder(), new StringBuilder());
         var bars = sum.Bars;
-        Rows(up, 50, bars.Count, bars.IsKnown);
-        Rows(least, 100 - (Least / 2), bars.Count, b => Height(bars.Down(b)) == Least);
+        int Down(int bar) => Height(bars.Down(bar));
+        int Degraded(int bar) => Math.Min(100 - Down(bar), Height(bars.Degraded(bar)));
+        int Maintenance(int bar) => Height(bars.Maintenance(bar));
+        var (down, degraded, maintenance, hits) = (new StringBuilder(), new StringBuilder(), new StringBuilder(), new StringBuilder());
         for (var bar = 0; bar < bars.Count; bar++)
         {
-            var tall = Height(bars.Down(bar));
-            Column(down, bar, 100, tall == Least ? 0 : tall);
-            Column(degraded, bar, 100 - tall, Math.Min(100 - tall, Height(bars.Degraded(bar))));
-            Column(maintenance, bar, 100, Height(bars.Maintenance(bar)));
+            if (Down(bar) is not (Least or 100))
+                Column(down, bar, 100, Down(bar));
+            if (Degraded(bar) < 100)
+                Column(degraded, bar, 100 - Down(bar), Degraded(bar));
+            if (Maintenance(bar) < 100)
+                Column(maintenance, bar, 100, Maintenance(bar));
         }
         if (isTall)
         {
@@ -19122,7 +19225,10 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
                 hits.Append(Markup.Of($"<a href=\"{DayAddress(day)}\" tabindex=\"-1\"><rect class=\"hit\" x=\"{bar}\" width=\"1\" height=\"100\"><title>{Written(day)}</title></rect></a>").Text);
             }
         }
-        var paths = new[] { ("b", up), ("m", maintenance), ("g", degraded), ("l", least), ("d", down) }.Where(p => p.Item2.Length > 0)
+        StringBuilder Whole(Func<int, bool> holds) => Rows(50, bars.Count, holds);
+        var paths = new[] { ("b", Whole(bars.IsKnown)), ("m", maintenance), ("m a", Whole(b => Maintenance(b) == 100)), ("g", degraded),
+            ("g a", Whole(b => Degraded(b) == 100)), ("l", Rows(100 - (Least / 2), bars.Count, b => Down(b) == Least)), ("d", down),
+            ("d a", Whole(b => Down(b) == 100)) }.Where(p => p.Item2.Length > 0)
             .Aggregate("", (all, p) => $"{all}<path class=\"{p.Item1}\" d=\"{p.Item2}\"/>");
         return Markup.Of($"""
             <svg {new Markup(isTall ? "role=\"group\" class=\"tall\"" : "role=\"img\"")} viewBox="0 0 {bars.Count} 100" preserveAspectRatio="none"
@@ -19133,12 +19239,13 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
     /// <summary>At least visible where there is any.</summary>
     private static int Height(double share) => share <= 0 ? 0 : Math.Max(Least, (int)Math.Round(share * 100));
 
-    /// <summary>Most bars of a platform are that high, so they are drawn together: <see cref="Rows"/>.</summary>
+    /// <summary>Most bars of a platform are that high, so they are drawn together, as whole ones are: <see cref="Rows"/>.</summary>
     private const int Least = 14;
 
     /// <summary>A dashed line from bar to bar, as far as it holds.</summary>
-    private static void Rows(StringBuilder path, int middle, int count, Func<int, bool> holds)
+    private static StringBuilder Rows(int middle, int count, Func<int, bool> holds)
     {
+        var path = new StringBuilder();
         for (var (bar, next) = (0, 0); bar < count; bar = next + 1)
         {
             for (next = bar; next < count && holds(next);)
@@ -19146,6 +19253,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
             if (next > bar)
                 Append(path, $"M{bar} {middle}h{next - bar}");
         }
+        return path;
     }
 
     /// <summary>A line whose width is a bar's, which the style moves into its middle.</summary>
@@ -19574,6 +19682,12 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
 
     private readonly SortedDictionary<DateTime, Said> _begins = [], _ends = [];
 
+    /// <summary>Outages of which all is said, by their begins: to say it again would change nothing.</summary>
+    private readonly Dictionary<DateTime, OutageRow> _settled = [];
+
+    /// <summary>What is said of an outage may change with the notes alone.</summary>
+    private bool _hasNotes;
+
     /// <summary>The entries that changed since a time.</summary>
     /// <param name="earliest">Where there is more to be known of, it is gone through from then on.</param>
     public IEnumerable<FeedEntry> Since(DateTime floor, DateTime earliest)
@@ -19588,15 +19702,21 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
         if (moments.Count == 0 || moments[0] > floor)
             moments.Insert(0, floor);
         moments.Insert(0, DateTime.MinValue);
+        List<OutageRow>? shortBefore = null;
+        bool? hasPast = null;
+        _hasNotes = notes.Count > 0;
         for (var i = 0; i < moments.Count; i++)
         {
             var known = questions.Known(id, service, notes, i + 1 < moments.Count ? moments[i + 1].AddMilliseconds(-1) : null);
-            // Whether a short one was ever in the feed is to be found out.
-            if (floor > earliest && moments.Count < MostMoments
-                && known.Outages.Any(o => o.From >= earliest && o.From < floor && !IsLong(o) && !_begins.ContainsKey(o.From)))
+            var isShort = known.Outages.Where(o => o.From >= earliest && o.From < floor && !IsLong(o) && !_begins.ContainsKey(o.From)).ToList();
+            shortBefore ??= notes.Count == 0 ? isShort.FindAll(o => o.Closed < floor) : [];
+            // Whether a short one of which more became known was ever in the feed is to be found out, unless all is new.
+            if (floor > earliest && moments.Count < MostMoments && !isShort.SequenceEqual(shortBefore)
+                && (hasPast ??= questions.Moments(id, service, notes, earliest).Exists(m => m < floor)))
             {
                 _begins.Clear();
                 _ends.Clear();
+                _settled.Clear();
                 return Since(earliest, earliest).Where(e => e.Updated >= floor);
             }
             Take(known, moments[i]);
@@ -19616,6 +19736,9 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
     {
         foreach (var outage in known.Outages.Where(o => IsLong(o) || _begins.ContainsKey(o.From)))
         {
+            if (_settled.TryGetValue(outage.From, out var settled) && settled == outage)
+                continue;
+            _settled.Remove(outage.From);
             var shown = outage.From + LeastLength > since ? outage.From + LeastLength : since;
             // What ended by time alone went on before.
             if (outage.To == null || outage.Closed > since)
@@ -19629,10 +19752,13 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
             var closed = outage.Closed > shown ? outage.Closed : shown;
             Say(_begins, outage, text.Begun(service, outage, known.Notes), outage.Closed > since ? closed : shown);
             Say(_ends, outage, text.Ended(service, outage), outage.Closed > since ? outage.Closed : since);
+            if (outage.Closed <= since && !_hasNotes)
+                _settled[outage.From] = outage;
         }
         var begins = known.Outages.Select(o => o.From).ToHashSet();
         foreach (var (from, said) in _begins.Where(b => !b.Value.IsTakenBack && !begins.Contains(b.Key)).ToList())
         {
+            _settled.Remove(from);
             var reason = text.ReasonOf(said.Outage, known);
             Say(_begins, said.Outage, text.BeginTakenBack(service, said.Outage, reason), since, isTakenBack: true);
             if (_ends.TryGetValue(from, out var ended) && !ended.IsTakenBack)

@@ -68,14 +68,19 @@ public sealed partial class DocsTests
         Limit("time between the starts of outages that share a line", typeof(Incident), "Reach"),
         Limit("lines of latest outages", typeof(StatusPage), "MostLatest"),
         Limit("outages on a page of them", typeof(StatusPage), "MostOutages"),
+        Limit("size of a page at which lines under \"Needs attention\" end", typeof(StatusPage), "AttentionSize", Kib),
+        Limit("size of a page at which rows of services or platforms end", typeof(StatusPage), "RowsSize", Kib),
+        Limit("services inside the lines of a page", typeof(StatusPage), "FoldedSize", Kib),
+        Limit("latest outages on a page", typeof(StatusPage), "LatestSize", Kib),
+        Limit("a page of outages, about", typeof(StatusPage), "OutagesSize", Kib),
         Limit("time within which those ended", typeof(StatusPage), "AtOnce"),
         Limit("services in one line, when unfolded", typeof(StatusPage), "MostFolded"),
-        Limit("maintenances on a page", typeof(StatusPage), "MostNotes"),
+        Limit("maintenances, and stretches that nobody watched, on a page", typeof(StatusPage), "MostNotes"),
         Limit("time ahead in which shown maintenance begins", typeof(StatusPage), "Ahead"),
         Limit("partitions at the foot of the overview", typeof(StatusPage), "MostPartitions"),
         Limit("SeS at the foot of the overview", typeof(StatusPage), "MostPeers"),
         Limit("months on a service's page", typeof(StatusPage), "MostMonths"),
-        Limit("text of an alert or a note in a list of a page, in characters", typeof(StatusPage), "MostText"),
+        Limit("name, or text of an alert or a note, in a list of a page, in bytes", typeof(StatusPage), "MostText"),
         Limit("text to search for, in characters", typeof(PageQuery), "MaxSearch"),
         Limit("delay with which the live line still counts a change", typeof(StatusPage), "Late"),
         Limit("address that a short address redirects to, in characters", typeof(PageQuery), "LongestRedirect"),
@@ -83,6 +88,7 @@ public sealed partial class DocsTests
         Limit("platforms on the wall", typeof(StatusPage), "MostTiles"),
         Limit("outages on the wall", typeof(StatusPage), "MostNewest"),
         Limit("name on the wall, in bytes", typeof(StatusPage), "MostWallText"),
+        Limit("name of a platform on a wall with more than 24", typeof(StatusPage), "MostTileText"),
         Limit("entries of a feed", typeof(Feed), "MostEntries"),
         Limit("time that a feed goes back", typeof(Feed), "Window"),
         Limit("outage that is in a feed", typeof(OutageEntries), "LeastLength"),
@@ -337,7 +343,7 @@ public sealed partial class DocsTests
             "ApplicationId", "Version", "OldestVersion", "WriteLockByte", "WouldBlock", "BadDescriptor", "Inet", "Both", "ArenaMax", "LogHead", "LogPageHead", "MapThreshold", "MaxConfigLines", "MayWrite", "EffectiveUser", "Busy", "Corrupt", "FilesChanged", "FlushFailed",
             "FolderFlushFailed", "Full", "NoSpace", "NotADatabase", "QuotaExceeded", "TooLarge", "Insert", "Usage", "Failure",
             "Longest", "Success", "Timeless", "Open", "Limit", "DefaultPause", "DefaultStaleAfter", "ArmedBy", "Shortest", "Repeated", "Forgotten", "Kept", "Enough", "Tolerance", "MostSought", "StretchSize", "LongestName", "LongestLabel", "Lately", "SmallestGzip",
-            "Least", "HeadRoom", "SilentPeers", "ColumnCount", "IsDown", "NoMatch", "ShortText", "ShortReason", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "ManyServices", "Up", "Degraded", "Down", "Unknown"];
+            "Least", "HeadRoom", "SilentPeers", "ColumnCount", "IsDown", "NoMatch", "ShortText", "ShortReason", "OutageMarkup", "Week", "Day", "Ok", "CannotOpen", "ReadWrite", "Reach", "ManyServices", "Up", "Degraded", "Down", "Unknown"];
         var constants = typeof(Web).Assembly.GetTypes()
             .Where(t => t.Namespace == "Ses" && !t.IsEnum)
             .SelectMany(t => t.GetFields(AllStatic | BindingFlags.DeclaredOnly))

@@ -298,6 +298,34 @@ public sealed partial class FeedTests : IDisposable
         Assert.Equal(10, (await EntriesAsync(host)).Count);
     }
 
+    /// <summary>A long past costs nothing, unless more became known of it.</summary>
+    [Fact]
+    public async Task FeedGoesThroughWhatIsNewAlone()
+    {
+        await using var host = Host.Serving();
+        for (var i = 0; i < 60; i++)
+        {
+            // The first ones were too short for a feed.
+            var length = TimeSpan.FromMinutes(i < 20 ? 2 : 20);
+            var starts = host.Clock.UtcNow;
+            host.Clock.Advance(length);
+            Assert.Equal(204, (await host.PostAsync(Dialect.Payload(
+                Dialect.Alert(Services[0], "down", starts, ""), Dialect.Alert(Services[0], "up", starts + length, "")))).Code);
+            host.Clock.Advance(TimeSpan.FromHours(8));
+        }
+        using var snapshot = await host.Store.ReadAsync();
+        long Bytes(DateTime floor)
+        {
+            var before = GC.GetAllocatedBytesForCurrentThread();
+            _ = new Feed(Questions.Of(snapshot), All, Zone.Utc).EntriesSince(floor, snapshot.Moment - Feed.Window);
+            return GC.GetAllocatedBytesForCurrentThread() - before;
+        }
+
+        _ = Bytes(snapshot.Moment - TimeSpan.FromDays(1));
+        var (lately, all) = (Bytes(snapshot.Moment - TimeSpan.FromDays(1)), Bytes(snapshot.Moment - Feed.Window));
+        Assert.True(lately * 3 < all, $"{lately} of {all} bytes");
+    }
+
     // ---- Random histories ----
 
     private static readonly ServiceKey[] Services = [.. Enumerable.Range(0, 3).Select(i => new ServiceKey("INS", $"p{i / 2}", $"s{i}", "f", ""))];

@@ -327,7 +327,7 @@ public sealed partial class PublicTests
         await using var with = await FilledAsync(seed, closed);
         var targets = new List<string>
         {
-            "/", "/?show=down", "/?show=all&page=2", "/?search=x&range=24h", "/?search=HID", "/?search=%3C", "/?range=90d", "/?foo=1&show=all",
+            "/", "/?show=down", "/?show=all&offset=2", "/?search=x&range=24h", "/?search=HID", "/?search=%3C", "/?range=90d", "/?foo=1&show=all",
             "/?page=0", "/?range=1y", "/?search=" + new string('a', 201), "/platform", "/platform?partition=INS&platform=p01",
             "/platform?partition=HID1&platform=p01", "/platform?platform=p01", "/service", "/service?" + Of(Node), "/service?" + Of(Closed),
             "/s/", "/s/0", "/outages", "/outages?partition=WEB", "/outages?partition=ZZ", "/outages?before=2026-11-22T10:00:00Z",

@@ -202,6 +202,13 @@ public sealed partial class StatusPageTests
             Assert.Equal(["day/2026-11-22", "day/2026-11-21"],
                 page.All("a").Select(a => a.Attributes["href"]).Where(h => h.StartsWith("day/", Ordinal)));
         }
+        foreach (var (target, link) in new[] { ("/outages", "./?show=down"), ("/outages?partition=INS&platform=p01-dev", "platform?partition=INS&platform=p01-dev&show=down") })
+        {
+            var page = await PageAsync(host, target);
+            Assert.Equal("✖ 1 down now: show it. Outages that have ended:", page.All("p").ElementAt(1).Text);
+            Assert.Equal(link, LinkOf(page, "show it"));
+        }
+        Assert.DoesNotContain("down now", (await host.GetAsync("/outages?platform=p02")).Body, Ordinal);
         var day = await PageAsync(host, "/day/2026-11-22");
         Assert.Contains("11:00 – ✖ ongoing 1 h 0 min etcd node n1:2379 in p01-dev It is down", day.All("li").First().Text, Ordinal);
         Assert.Equal(["../day/2026-11-21", "../day/2026-11-23"], day.All("nav").Single().All("a").Select(a => a.Attributes["href"]));
@@ -324,7 +331,7 @@ public sealed partial class StatusPageTests
         var page = await PageAsync(host, Target(Node));
         var paths = OfClass(page, "tall").Single().All("path").ToDictionary(p => p.Attributes["class"], p => p.Attributes["d"]);
         Assert.Equal("M25 50h5", paths["b"]);
-        Assert.Equal("M26 0v100M28 50v50", paths["d"]);
+        Assert.Equal(("M28 50v50", "M26 50h1"), (paths["d"], paths["d a"]));
         Assert.Equal("M27 93h1", paths["l"]);
         Assert.Equal("M29 50v50", paths["g"]);
         Assert.False(paths.ContainsKey("m"));
@@ -472,11 +479,11 @@ public sealed partial class StatusPageTests
         {
             var page = await PageAsync(host, target[1..]);
             Assert.Equal("✔ All 401 services are up 2 platforms", Banner(page));
-            Assert.Equal(rows.Count == 0 ? null : "./?range=7d&search=N", LinkOf(page, "First 200 services"));
+            Assert.Equal(rows.Count == 0 ? null : "./?range=7d&search=N", LinkOf(page, "First services"));
             rows.Add(RowsOf(page));
-            target = LinkOf(page, "Next 200 services");
+            target = LinkOf(page, "Next services");
         }
-        Assert.Equal([200, 200, 1], rows.Select(r => r.Count));
+        Assert.All(rows.SkipLast(1), r => Assert.InRange(r.Count, 100, StatusPage.MostRows));
         Assert.Equal([.. Enumerable.Range(0, 250), .. Enumerable.Range(0, 151)],
             rows.SelectMany(r => r).Select(l => int.Parse(l[1..], CultureInfo.InvariantCulture)));
     }
@@ -485,14 +492,14 @@ public sealed partial class StatusPageTests
     public async Task FewServicesHaveNoLinksToPages()
     {
         await using var host = Host.Serving();
-        await RecordManyAsync(host, "up", 200, 0);
+        await RecordManyAsync(host, "up", 100, 0);
         var page = await PageAsync(host, "/platform?partition=INS&platform=p01");
-        Assert.Equal(200, RowsOf(page).Count);
+        Assert.Equal(100, RowsOf(page).Count);
         Assert.DoesNotContain(page.All("nav"), n => n.Attributes["aria-label"] == "Pages of services");
-        page = await PageAsync(host, "/platform?partition=INS&platform=p01&page=2");
+        page = await PageAsync(host, "/platform?partition=INS&platform=p01&offset=100");
         Assert.Empty(RowsOf(page));
         Assert.Contains("There are no further services.", page.All("p").Select(p => p.Text));
-        Assert.Equal("platform?partition=INS&platform=p01", LinkOf(page, "First 200 services"));
+        Assert.Equal("platform?partition=INS&platform=p01", LinkOf(page, "First services"));
     }
 
     [Fact]
@@ -508,7 +515,7 @@ public sealed partial class StatusPageTests
         Assert.Equal(50, cards.Count);
         Assert.Contains("Show the latest 100", cards[0], Ordinal);
         Assert.Equal("11 more services that are not up", page.All("a").First(a => a.Attributes["href"] == "./?show=down").Text);
-        Assert.Equal(200, OfClass(await PageAsync(host, "/?show=down"), "row").Count());
+        Assert.InRange(OfClass(await PageAsync(host, "/?show=down"), "row").Count(), 100, StatusPage.MostRows);
     }
 
     [Fact]
@@ -527,7 +534,6 @@ public sealed partial class StatusPageTests
         Assert.Equal(100, page.All("ul").Last().All("li").Count());
     }
 
-    /// <summary>A customer's page of 306 services is to be small and soon there.</summary>
     [Fact]
     public async Task DayOfManyOutagesIsShownPageByPage()
     {
@@ -556,6 +562,7 @@ public sealed partial class StatusPageTests
         Assert.Equal(404, (await host.GetAsync("/s/" + PageQuery.ShortOf(service))).Code);
     }
 
+    /// <summary>A customer's page of 306 services is to be small and soon there.</summary>
     [Fact]
     public async Task PagesOfManyServicesAreSmall()
     {
@@ -574,6 +581,99 @@ public sealed partial class StatusPageTests
         }
     }
 
+    private static string Long(string name, int length) => (name + string.Concat(Enumerable.Repeat("-production", length)))[..length];
+
+    /// <summary>Of 40 platforms with names as they are given where there are many, most down, many flapping.</summary>
+    private static async Task<int> RecordHundredsAsync(Host host)
+    {
+        var services = Enumerable.Range(0, 40).SelectMany(p => Enumerable.Range(0, 13).Select(i => new ServiceKey("INS", Long($"platform-{p:00}", 40),
+            Long($"service-{i:00}", 80), Long("answers", 40), Long($"node-{i:00}.rack-{p:00}", 120) + ".example:443"))).ToList();
+        foreach (var (p, platform) in services.GroupBy(s => s.Platform).Index())
+        {
+            var alerts = platform.SelectMany((s, i) => new[] { ("up", 900.0), ("down", 700), ("up", 699.0), ("down", 160 - i), ("up", 100 + i) }
+                .Concat(Enumerable.Range(0, 8).Select(k => (k % 2 == 0 ? "down" : "up", 26.0 - (2 * k) + (p < 20 ? 0.1 * i : p / 100.0))))
+                .Append((i % 4 == 0 ? "up" : i % 4 == 1 ? "degraded" : "down", 2 + (i / 10.0)))
+                .Select(w => Dialect.Alert(s, w.Item1, Ago(w.Item2), string.Concat(Enumerable.Repeat("\"a\" ", 60)))));
+            Assert.Equal(204, (await host.PostAsync(Dialect.Payload([.. alerts]), "/alerts/INS")).Code);
+        }
+        return services.Count;
+    }
+
+    private static async Task<PageText> SmallAsync(Host host, string target)
+    {
+        var body = (await host.GetAsync(target)).Body;
+        Assert.True(Encoding.UTF8.GetByteCount(body) <= 100 * 1024, $"{target}: {Encoding.UTF8.GetByteCount(body)}");
+        return PageText.Parse(body);
+    }
+
+    /// <summary>However many services there are, however they fare and are called; and none is left out.</summary>
+    [Fact]
+    public async Task PagesHaveAHundredKibibytesAtMostAndTheNextOnesHaveTheOthers()
+    {
+        await using var host = Host.Serving();
+        var count = await RecordHundredsAsync(host);
+        foreach (var (start, expected) in new[] { ("?range=24h", 40), ("?range=7d", 40), ("?range=90d", 40), ("?show=all", count),
+            ("?show=all&range=7d", count), ("?show=down&range=7d", 40 * 9), ("?search=rack-07&range=7d", 13),
+            ($"platform?partition=INS&platform={Long("platform-03", 40)}&range=7d", 13) })
+        {
+            var (rows, target) = (new List<string>(), (string?)start);
+            while (target != null)
+            {
+                var page = await SmallAsync(host, "/" + target);
+                rows.AddRange(OfClass(page, "row").Select(r => r.Attributes["href"]));
+                target = (LinkOf(page, "Next services") ?? LinkOf(page, "Next platforms"))?.Replace("./", "", Ordinal);
+            }
+            Assert.Equal((start, expected, expected), (start, rows.Count, rows.Distinct().Count()));
+        }
+    }
+
+    [Fact]
+    public async Task PagesOfOutagesHaveAHundredKibibytesAtMostAndGoOnToTheFirst()
+    {
+        await using var host = Host.Serving();
+        var count = await RecordHundredsAsync(host);
+        foreach (var (start, next, expected) in new[] { ("outages", "Earlier outages", count * 6), ("day/2026-11-22", "Earlier outages of the day", -1),
+            ($"outages?platform={Long("platform-03", 40)}", "Earlier outages", 13 * 6) })
+        {
+            var (links, target) = (new List<string>(), (string?)start);
+            while (target != null)
+            {
+                var page = await SmallAsync(host, "/" + target);
+                links.AddRange(page.All("a").Select(a => a.Attributes["href"]).Where(h => h.Contains("at=", Ordinal)));
+                target = LinkOf(page, next)?.Replace("../", "", Ordinal);
+            }
+            Assert.Equal(links.Count, links.Distinct().Count());
+            if (expected > 0)
+                Assert.Equal(expected, links.Count);
+        }
+        await SmallAsync(host, "/" + OfClass(await PageAsync(host, "/?show=all&range=7d"), "row").First().Attributes["href"]);
+    }
+
+    [Fact]
+    public async Task OutageThatJustBeganHasLastedLessThanASecond()
+    {
+        await using var host = Host.Serving();
+        await RecordAsync(host, Node, ("up", 2), ("down", 0.002 / 3600));
+        Assert.Contains("less than 1 s", Cards(await PageAsync(host))[0], Ordinal);
+        host.Clock.Advance(TimeSpan.FromMilliseconds(2345));
+        Assert.Contains(", 2 s", Cards(await PageAsync(host))[0], Ordinal);
+    }
+
+    [Fact]
+    public async Task ServicesOfOneNameAreToldApartByTheirPartitionAndLongNamesAreCutInTheirMiddle()
+    {
+        await using var host = Host.Serving();
+        await RecordAsync(host, Node with { Platform = new string('p', 160) + "last-words" }, ("up", 9), ("down", 8), ("up", 7), ("down", 2));
+        Assert.Contains("in " + new string('p', 80) + "…" + new string('p', 70) + "last-words", Cards(await PageAsync(host))[0], Ordinal);
+        await RecordAsync(host, Node, ("up", 9), ("down", 8), ("up", 7), ("down", 1));
+        await RecordAsync(host, Node with { Partition = "WEB" }, ("up", 9), ("down", 8), ("up", 7), ("down", 1));
+        var page = await PageAsync(host);
+        Assert.Contains("p01-dev · INS", Cards(page)[0], Ordinal);
+        Assert.Contains("p01-dev · WEB", Cards(page)[1], Ordinal);
+        Assert.Contains(OfClass(page, "row"), r => r.Text.Contains("etcd node p01-dev WEB n1:2379", Ordinal));
+        Assert.Contains(OfClass(page, "outages"), r => r.Text.Contains("in p01-dev · WEB", Ordinal));
+    }
+
     // ---- Refusals and heads ----
 
     [Theory]
@@ -587,11 +687,11 @@ public sealed partial class StatusPageTests
     [InlineData("/day/2026-02-30", "day")]
     [InlineData("/day/0001-01-01", "day")]
     [InlineData("/now?at=x", "at")]
-    [InlineData("/?page=0", "page")]
-    [InlineData("/?page=-1", "page")]
-    [InlineData("/?page=two", "page")]
-    [InlineData("/?page=2&page=3", "page")]
-    [InlineData("/?page=10737419", "page")]
+    [InlineData("/?offset=0", "offset")]
+    [InlineData("/?offset=-1", "offset")]
+    [InlineData("/?offset=two", "offset")]
+    [InlineData("/?offset=2&offset=3", "offset")]
+    [InlineData("/?offset=2147483648", "offset")]
     [InlineData("/service?partition=INS&range=x", "range")]
     public async Task UnusableParameterIsAnswered400AndNamed(string target, string name)
     {

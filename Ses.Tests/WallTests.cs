@@ -66,6 +66,23 @@ public sealed class WallTests
         Assert.Contains("is-down: ✖shop1 down · INS", Tiles((await WallAsync(host)).Page));
     }
 
+    /// <summary>A tile of forty has room for about 26 characters a line, or less.</summary>
+    [Fact]
+    public async Task SmallTilesHaveSignsForCountsAndNamesWithTheirEnds()
+    {
+        await using var host = Host.Serving();
+        var other = Dialect.Alert(new ServiceKey("WEB", "mail", "smtp", "tcp", ""), "down", Host.Now, "text");
+        Assert.Equal(204, (await host.PostAsync(Dialect.Payload(other), "/alerts/WEB")).Code);
+        await SayAsync(host, "a-platform-of-a-long-name", "api", "degraded", 30);
+        Assert.Contains("is-degraded: ◆a-platform-of-a-long-name1 degraded · INS", Tiles((await WallAsync(host)).Page));
+        for (var i = 0; i < 23; i++)
+            await SayAsync(host, $"p{i}", "api", "up", 30);
+        Assert.Contains("is-degraded: ◆a-platform-o…-a-long-name◆ 1 · INS", Tiles((await WallAsync(host)).Page));
+        await SayAsync(host, "mail", "api", "down", 30);
+        await SayAsync(host, "mail", "dns", "degraded", 30);
+        Assert.Contains("is-down: ✖mail✖ 1 ◆ 1 · INS", Tiles((await WallAsync(host)).Page));
+    }
+
     [Fact]
     public async Task WhereLittleIsDownWhatEndedLastIsShown()
     {
