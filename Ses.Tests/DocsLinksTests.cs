@@ -15,6 +15,8 @@ public sealed partial class DocsLinksTests
 
     public static TheoryData<string> Pages => [.. DocsPage.All.Select(p => p.Path)];
 
+    public static TheoryData<string> AllPages => [.. DocsPage.All.Concat(DocsPage.OfGitHub).Select(p => p.Path)];
+
     [Fact]
     public void ReadmeIsShort() =>
         Assert.InRange(File.ReadLines(Path.Combine(DocsPage.Checkout, "README.md")).Count(), 1, MostLinesOfReadme);
@@ -58,7 +60,7 @@ public sealed partial class DocsLinksTests
             Contents().Matches(page.Prose).Select(m => m.Value));
     }
 
-    [Theory, MemberData(nameof(Pages))]
+    [Theory, MemberData(nameof(AllPages))]
     public void LinksLeadSomewhere(string path)
     {
         var page = DocsPage.Find(path)!;
@@ -67,7 +69,16 @@ public sealed partial class DocsLinksTests
         Assert.Equal([], Targets(page).Where(target => !Leads(page, target)));
     }
 
-    [Theory, MemberData(nameof(Pages))]
+    /// <summary>What a page tells to make, the Makefile makes.</summary>
+    [Theory, MemberData(nameof(AllPages))]
+    public void TargetsThatAreNamedExist(string path)
+    {
+        var targets = PhonyLine().Match(File.ReadAllText(Path.Combine(DocsPage.Checkout, "Makefile"))).Groups[1].Value.Split(' ');
+        Assert.Contains("publish", targets);
+        Assert.Equal([], MakeCommand().Matches(DocsPage.Find(path)!.Text).Select(m => m.Groups[1].Value).Except(targets));
+    }
+
+    [Theory, MemberData(nameof(AllPages))]
     public void FilesThatAreNamedExist(string path)
     {
         var text = DocsPage.Find(path)!.Text;
@@ -164,6 +175,13 @@ public sealed partial class DocsLinksTests
 
     [GeneratedRegex("`[^`\n]+`")]
     private static partial Regex CodeSpan();
+
+    [GeneratedRegex(@"^\.PHONY: (.*)$", RegexOptions.Multiline)]
+    private static partial Regex PhonyLine();
+
+    /// <summary>In code, and not in a sentence.</summary>
+    [GeneratedRegex(@"(?:^|`)make ([a-z][\w-]*)", RegexOptions.Multiline)]
+    private static partial Regex MakeCommand();
 
     [GeneratedRegex(@"(?<![\w./-])(?:deploy|docs|Ses\.Tests)/(?:[\w./-]*\w)?")]
     private static partial Regex CheckoutPath();

@@ -43,6 +43,11 @@ public sealed partial class ManifestsEndToEndTests
         }
     }
 
+    /// <summary>The workflows call targets that there are.</summary>
+    [Fact]
+    public async Task WorkflowsAndIssueFormsAreSuchAsGitHubTakes() => Assert.Equal((0, "0 faults\n"), await RunAsync("node",
+        Path.Combine(Project.Folder, "Ses.Tests/manifests/github.mjs"), Project.Folder));
+
     [Fact]
     public async Task ManifestsFitTheirSchemasAndEachOther()
     {

@@ -20,8 +20,13 @@ internal sealed partial record DocsPage(string Path, string Text)
             .Select(f => System.IO.Path.GetRelativePath(Checkout, f)).Order(StringComparer.Ordinal).Select(Read),
     ];
 
+    /// <summary>What those who contribute read, in <c>.github/</c>.</summary>
+    public static IReadOnlyList<DocsPage> OfGitHub { get; } =
+        [.. Directory.GetFiles(System.IO.Path.Combine(Checkout, ".github"), "*.md")
+            .Select(f => System.IO.Path.GetRelativePath(Checkout, f)).Order(StringComparer.Ordinal).Select(Read)];
+
     /// <summary>The page with this path, or null.</summary>
-    public static DocsPage? Find(string path) => All.FirstOrDefault(p => p.Path == path);
+    public static DocsPage? Find(string path) => All.Concat(OfGitHub).FirstOrDefault(p => p.Path == path);
 
     /// <summary>A page of <c>docs/</c>, such as <c>api</c>.</summary>
     public static DocsPage Named(string name) => Find($"docs/{name}.md")
