@@ -228,9 +228,9 @@ uninstall:
 	@echo "Left alone: $(DEFAULTS) and the data directory."
 
 DEB = $(OUT)/deb
-deb: $(OUT)/ses $(OUT)/doc
+deb: $(OUT)/ses out/ses $(OUT)/doc
 	rm -rf $(DEB) $(OUT)/ses_*.deb
-	$(MAKE) --no-print-directory -o $(OUT)/ses install DESTDIR=$(DEB) PREFIX=/usr
+	$(MAKE) --no-print-directory -o $(OUT)/ses -o out/ses install DESTDIR=$(DEB) PREFIX=/usr
 	install -D -m 644 -t $(DEB)/usr/share/doc/ses $(OUT)/doc/copyright $(OUT)/doc/ses.cdx.json
 	gzip -9nc $(OUT)/doc/THIRD-PARTY-NOTICES.txt > $(DEB)/usr/share/doc/ses/THIRD-PARTY-NOTICES.txt.gz
 	chmod 644 $(DEB)/usr/share/doc/ses/THIRD-PARTY-NOTICES.txt.gz
@@ -257,7 +257,7 @@ Ses.Tests/%/node_modules: Ses.Tests/%/package-lock.json
 
 e2e: out/ses out/doc out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manifests/node_modules Ses.Tests/axe/node_modules \
 		Ses.Tests/engines/node_modules Ses.Tests/sbom/node_modules
-	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E&Category!=Cross' -- xUnit.MaxParallelThreads=5 2>&1 | $(SUMMARY)
+	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E&Category!=Cross' -- xUnit.MaxParallelThreads=7 2>&1 | $(SUMMARY)
 
 # On the binary for the other architecture, which QEMU runs.
 e2e-cross: out/ses out/doc Ses.Tests/sbom/node_modules

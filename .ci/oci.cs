@@ -16,6 +16,8 @@ using System.Text.Json;
 using System.Text.Json.Nodes;
 using System.Text.RegularExpressions;
 
+[assembly: System.Runtime.Versioning.SupportedOSPlatform("linux")]
+
 const UnixFileMode Folder = (UnixFileMode)0b111_101_101, Plain = (UnixFileMode)0b110_100_100;
 
 if (args is not [var dockerfile, var source, var arch, var described, var archive, .. var instead])

@@ -154,11 +154,11 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         Assert.Equal(Version.Replace('-', '~') + "\n", await RunAsync("dpkg-deb", "--field", package, "Version"));
         Assert.DoesNotContain("E: ", await RunAsync("lintian", "--allow-root", package), Ordinal);
         await RunAsync("bash", "-c", """
-            set -eo pipefail; cd "$1"
+            set -eo pipefail; cd "$1"; arch=$(dpkg --print-architecture)
             mkdir -p usr/{bin,sbin,lib,lib64} var/lib/dpkg/{info,updates,triggers} etc tmp dev proc
             ln -s usr/{bin,sbin,lib,lib64} .
             for p in dash coreutils grep libc6 libcrypt1 libacl1 libattr1 libgmp10 libselinux1 libpcre2-8-0 \
-                libssl3 perl-base init-system-helpers dpkg sed; do dpkg -L $p; done 2>/dev/null | sort -u \
+                libssl3 perl-base init-system-helpers dpkg sed; do dpkg -L $p:$arch || dpkg -L $p; done 2>/dev/null | sort -u \
                 | while read -r f; do if [ -f "$f" ]; then echo "${f#/}"; fi; done > tmp/files
             tar -C / --no-recursion -c -T tmp/files | tar -x
             ln -sf dash usr/bin/sh
