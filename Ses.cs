@@ -74,12 +74,14 @@
 //     3   ses status --fail-if-down: a service is down
 //     4   ses status, history, report, outages: no service matches
 //
-// SECTIONS, each using only those above it
+// SECTIONS, each using those above it
 //
-//     1 Options   2 Log   3 Metrics   4 Alerts   5 Timeline   6 Database   7 Notes   8 Store   9 Lines
-//    10 Questions  11 Asking  12 Reports  13 Onix  14 Recorder  15 Forwarding  16 HTTP  17 Auth
-//    18 Status page  19 Printed reports  20 Feed and badge  21 Web  22 TLS  23 Gate  24 Linux
-//    25 Commands  26 Main
+//     1 Options   2 Log   3 Metrics   4 Alerts   5 Payloads   6 Episodes   7 Timeline   8 Database   9 Notes
+//     10 Schema   11 Heartbeats   12 Outbox   13 Writer   14 Deriving   15 Upkeep   16 Store   17 Checks
+//     18 Lines   19 Figures   20 Names and gaps   21 Questions   22 Questions of pages   23 Asking
+//     24 Note forms   25 Reports   26 Onix   27 Recorder   28 Forwarding   29 HTTP   30 Auth   31 Status page
+//     32 Page parts   33 Printed reports   34 Feed and badge   35 Web   36 Responses   37 TLS   38 Gate
+//     39 Exchanges   40 Linux   41 Commands   42 Maintenance commands   43 Main
 
 using System.Buffers;
 using System.Buffers.Binary;
@@ -119,7 +121,6 @@ using SQLitePCL;
 [assembly: System.Runtime.Versioning.SupportedOSPlatform("linux")]
 
 namespace Ses;
-
 // ================================ 1. Options =================================
 //
 // One table of settings feeds everything: flags, environment variables, --help and the check of
@@ -261,8 +262,8 @@ internal sealed record Options
     /// <summary>What the user should know, though it stops nothing; logged once at the start.</summary>
     public required IReadOnlyList<string> Warnings { get; init; }
 
-    private const string Listening = "Listening", Meaning = "What alerts mean", Onix = "Onix",
-        Forwarding = "Forwarding", Keeping = "Keeping", Telling = "Telling";
+    private const string Listening = "Listening", Meaning = "Alerts", Onix = "Onix",
+        Forwarding = "Forwarding", Keeping = "Storage", Telling = "Pages and log";
 
     /// <summary>
     /// Each service has some label sets: as many as its severities, and as its labels change.
@@ -273,65 +274,65 @@ internal sealed record Options
         PathSetting = new(Listening, "--path", "OXSES_PATH", "PATH", "alerts",
             "Path of the webhook: POST /PATH/PARTITION"),
         PortSetting = new(Listening, "--port", "OXSES_PORT", "PORT", "8888",
-            "TCP port, 1 to 65535; 0: a free one, which the log names"),
+            "TCP port to listen on, 1 to 65535; 0: any free port, which the log names"),
         AddressSetting = new(Listening, "--address", "OXSES_ADDRESS", "ADDRESS", null,
             "IPv4 or IPv6 address to listen on (default: all)"),
         InnerPortSetting = new(Listening, "--inner-port", "OXSES_INNER_PORT", "PORT", "0",
-            "Port on 127.0.0.1 behind the public one, for a firewall's rule; 0: a free one"),
+            "Internal port on 127.0.0.1 behind the public one, to be named in a firewall rule; 0: any free port"),
         HostsSetting = new(Listening, "--hosts", "OXSES_HOSTS", "NAMES", null,
-            "Hosts that requests may name, such as ses-1,[2001:db8::1]; others are answered 421 (default: all)"),
+            "Host names that requests may use, such as ses-1,[2001:db8::1]; others get 421 (default: all)"),
         TlsCertSetting = new(Listening, "--tls-cert", "OXSES_TLS_CERT", "FILE", null,
-            "PEM file of the certificate, then its chain; with it only https is spoken"),
+            "PEM file with the certificate, followed by its chain; SeS then accepts HTTPS only"),
         TlsKeySetting = new(Listening, "--tls-key", "OXSES_TLS_KEY", "FILE", null,
-            "PEM file of the certificate's key, not encrypted"),
+            "PEM file with the certificate's private key, not encrypted"),
         TlsClientCaSetting = new(Listening, "--tls-client-ca", "OXSES_TLS_CLIENTCA", "FILE", null,
-            "PEM file of CAs: clients must have a certificate of one of them"),
+            "PEM file with CAs: clients must present a certificate from one of them"),
         AuthModeSetting = new(Listening, "--auth-mode", "OXSES_AUTHMODE", "MODE", "none",
             "Who may post alerts: none (anyone), basic (RFC 7617), oidc (RFC 6750)"),
         OidcIssuerSetting = new(Listening, "--oidc-issuer", "OXSES_OIDC_ISSUER", "URL", null,
-            "Issuer of the bearer tokens, as it names itself, with --auth-mode oidc"),
+            "Issuer of the bearer tokens, exactly as its metadata spells it, with --auth-mode oidc"),
         OidcAudienceSetting = new(Listening, "--oidc-audience", "OXSES_OIDC_AUDIENCE", "NAME", null,
-            "Audience that the tokens must be for"),
+            "Audience that tokens must be issued for"),
         MetricsAuthSetting = new(Listening, "--metrics-auth", "OXSES_METRICS_AUTH", "BOOL", "false",
-            "Ask for credentials at /metrics too"),
+            "Require credentials for /metrics too"),
         UsernameSetting = new(Listening, "--username", "OXSES_USERNAME", "NAME", "admin",
-            "User that Alertmanager signs in as, with --auth-mode basic"),
+            "User for Alertmanager and Prometheus, with --auth-mode basic"),
         PasswordSetting = new(Listening, "--password", "OXSES_PASSWORD", "SECRET", "0n1x",
             "Password of that user", Secret: true),
         ReadUsernameSetting = new(Listening, "--read-username", "OXSES_READ_USERNAME", "NAME", "reader",
-            "User that may only ask: for pages, questions and health, with whatever --auth-mode"),
+            "User with read access to pages, queries and health, in any --auth-mode"),
         ReadPasswordSetting = new(Listening, "--read-password", "OXSES_READ_PASSWORD", "SECRET", null,
-            "Password of that user; given, nobody asks without credentials, with --auth-mode none too", Secret: true),
+            "Password of that user; once set, reading needs credentials, with --auth-mode none too", Secret: true),
         EditorUsernameSetting = new(Listening, "--editor-username", "OXSES_EDITOR_USERNAME", "NAME", "editor",
-            "User that may ask, and read and write notes, with whatever --auth-mode"),
+            "User with read access who may also read and write notes, in any --auth-mode"),
         EditorPasswordSetting = new(Listening, "--editor-password", "OXSES_EDITOR_PASSWORD", "SECRET", null,
-            "Password of that user; without one notes are written on the host alone", Secret: true),
+            "Password of that user; if not set, notes can only be written on the host", Secret: true),
         PublicSetting = new(Listening, "--public", "OXSES_PUBLIC", "NAMES", null,
-            "Partitions whose pages, feed and badges are shown without credentials, such as INS,WEB"),
+            "Partitions whose pages, feed and badges need no credentials, such as INS,WEB"),
         MaxBodySetting = new(Listening, "--max-body", "OXSES_MAXBODY", "SIZE", "16MiB",
-            "Largest body of a webhook, such as 512KiB or 16MiB; at most 256MiB"),
+            "Largest request body accepted from senders, such as 512KiB or 16MiB; at most 256MiB"),
         PartitionsSetting = new(Listening, "--partitions", "OXSES_PARTITIONS", "NAMES", null,
-            "Partitions whose alerts are taken, such as INS,DEV (default: all)"),
+            "Partitions that accept alerts, such as INS,DEV (default: all)"),
         MapSetting = new(Meaning, "--map", "OXSES_MAP", "MAP", null,
-            "Where a field comes from: \"platform=platform,cluster,'prod';location=instance\""),
+            "Labels that make up the names of a service: \"platform=platform,cluster,'prod';location=instance\""),
         StatusSetting = new(Meaning, "--status", "OXSES_STATUS", "STATUSES", MappingRules.DefaultStatuses,
-            "Status by severity, in the dialect by status; ignore: no service; all others are down"),
+            "Status for each severity (for the label status in the dialect), or ignore; any other is down"),
         IgnoreSetting = new(Meaning, "--ignore", "OXSES_IGNORE", "ALERTS", MappingRules.DefaultIgnored,
-            "Names of alerts that are about no service"),
+            "Alerts to ignore because they are about no service"),
         HeartbeatSetting = new(Meaning, "--heartbeat", "OXSES_HEARTBEAT", "ALERTS",
-            MappingRules.DefaultHeartbeats, "Names of alerts that always fire, and are about no service"),
+            MappingRules.DefaultHeartbeats, "Alerts that always fire; while one is silent, nobody watches and status is unknown"),
         PauseSetting = new(Meaning, "--pause", "OXSES_PAUSE", "TIME", "15m",
-            "Longest \"for\" of your rules: so long a status may rest on no alert before it is unknown"),
+            "Longest \"for\" of your rules: after this long without a firing alert a status is unknown"),
         StaleAfterSetting = new(Meaning, "--stale-after", "OXSES_STALE_AFTER", "TIME", "25h",
-            "An alert that Alertmanager has not repeated for so long is given up; more than repeat_interval"),
+            "An alert that Alertmanager has not repeated for this long has ended; use more than repeat_interval"),
         ForgetSetting = new(Telling, "--forget", "OXSES_FORGET", "TIME", "30d",
-            "A service without an alert for so long is left out of status and page"),
+            "A service without an alert for this long is left out of status and pages"),
         OnixUrlSetting = new(Onix, "--onix-url", "OXSES_ONIX_URL", "URL", "http://localhost:8080",
-            "Onix's web API; none: no Onix, the store alone"),
+            "URL of Onix's web API; none: run without Onix"),
         OnixAuthModeSetting = new(Onix, "--onix-auth-mode", "OXSES_ONIX_AUTHMODE", "MODE", "basic",
             "How to sign in to Onix: none, basic, oidc"),
         OnixUsernameSetting = new(Onix, "--onix-username", "OXSES_ONIX_USERNAME", "NAME", "admin",
-            "User in Onix; needs read on REF, read and create on the partitions written to"),
+            "User in Onix; needs read on REF, and read and create on the partitions of your alerts"),
         OnixPasswordSetting = new(Onix, "--onix-password", "OXSES_ONIX_PASSWORD", "SECRET", "0n1x",
             "Password of that user", Secret: true),
         OnixClientIdSetting = new(Onix, "--onix-client-id", "OXSES_ONIX_CLIENTID", "ID", null,
@@ -341,45 +342,45 @@ internal sealed record Options
         OnixTokenUriSetting = new(Onix, "--onix-token-uri", "OXSES_ONIX_TOKENURI", "URL", null,
             "OIDC token endpoint"),
         OnixSkipVerifySetting = new(Onix, "--onix-insecure-skip-verify", "OXSES_ONIX_INSECURESKIPVERIFY",
-            "BOOL", "true", "Accept any certificate of Onix"),
+            "BOOL", "true", "Accept any certificate from Onix"),
         OnixCaFileSetting = new(Onix, "--onix-ca-file", "OXSES_ONIX_CAFILE", "FILE", null,
-            "PEM file of the CAs that Onix's certificate is verified against"),
+            "PEM file with the CAs that Onix's certificate is verified against"),
         DataDirSetting = new(Keeping, "--data-dir", "OXSES_DATADIR", "DIR", null,
-            "Where the database is kept (default: $STATE_DIRECTORY, else ses-data)"),
+            "Directory of the database (default: $STATE_DIRECTORY, else ses-data)"),
         RetentionSetting = new(Keeping, "--retention", "OXSES_RETENTION", "TIME", "400d",
-            "How long facts are kept, such as 90d; at least 1d"),
+            "How long history is kept, such as 90d; at least 1d"),
         MaxSizeSetting = new(Keeping, "--max-size", "OXSES_MAX_SIZE", "SIZE", null,
-            "Largest size of the database, such as 10GiB: the oldest facts go before it is reached"),
+            "Maximum size of the database, such as 10GiB; the oldest facts are deleted to stay below it"),
         MaxServicesSetting = new(Keeping, "--max-services", "OXSES_MAX_SERVICES", "COUNT", "100000",
-            "Alerts of further services are quarantined; 1 to 10000000"),
+            "Maximum number of services; alerts of any further service are quarantined; 1 to 10000000"),
         MaxAlertsSetting = new(Keeping, "--max-alerts", "OXSES_MAX_ALERTS", "COUNT", null,
-            $"Alerts with further label sets are quarantined (default: {AlertsOfService} a service)"),
+            $"Maximum number of label sets; alerts with any further one are quarantined (default: {AlertsOfService} a service)"),
         NameSetting = new(Keeping, "--name", "OXSES_NAME", "NAME", null,
-            "Of this SeS, which its facts carry (default: the stored one, at first the host's)"),
+            "Name of this SeS, which its facts carry (default: the stored name; at first start the host name)"),
         LogLevelSetting = new(Telling, "--log-level", "OXSES_LOGLEVEL", "LEVEL", "Trace",
-            "Least level logged: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
+            "Lowest level to log: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
         LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
         TitleSetting = new(Telling, "--title", "OXSES_TITLE", "TITLE", "Service status",
             "Title of the pages, at most 80 characters"),
         TzSetting = new(Telling, "--tz", "OXSES_TZ", "ZONE", "UTC",
-            "Time zone of a report's periods and hours, and of notes, such as Europe/Berlin"),
+            "Time zone for periods and hours of reports, and for notes, such as Europe/Berlin"),
         ServiceHoursSetting = new(Telling, "--service-hours", "OXSES_SERVICE_HOURS", "HOURS", null,
-            "Report these alone: \"Mo-Fr 08:00-18:00; Sa 10:00-14:00\""),
+            "Report on these hours only: \"Mo-Fr 08:00-18:00; Sa 10:00-14:00\""),
         SloSetting = new(Telling, "--slo", "OXSES_SLO", "PERCENT", null,
-            "Objective of a report, such as 99.9, or by platform 99.9,k8s-1=99.95"),
+            "Availability objective in percent, such as 99.9, or by platform: 99.9,k8s-1=99.95"),
         MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics"),
         ImportUsernameSetting = new(Listening, "--import-username", "OXSES_IMPORT_USERNAME", "NAME", "import",
-            "User that another SeS brings its facts as, to POST /import"),
+            "User for other SeS that send facts to POST /import"),
         ImportPasswordSetting = new(Listening, "--import-password", "OXSES_IMPORT_PASSWORD", "SECRET", null,
-            "Password of that user; without one no facts are taken from others", Secret: true),
+            "Password of that user; if not set, POST /import is refused", Secret: true),
         HubPrefixSetting = new(Forwarding, "--hub-prefix", "OXSES_HUB_PREFIX", "PREFIX", null,
-            "Goes before the partitions' names there, such as zrh-");
+            "Prefix for the names of partitions on the hub, such as zrh-");
 
     /// <summary>What there is to set of each target.</summary>
     private static readonly TargetSettings
-        Peer = new(TargetKind.Peer, "URL of the other SeS of a pair, which names this one in turn: it gets what this one took"),
-        Hub = new(TargetKind.Hub, "URL of a SeS that sees all sites: it gets all facts that this one has"),
-        Engine = new(TargetKind.Engine, "URL of an engine that takes JSON Lines by POST: it gets the derived timeline");
+        Peer = new(TargetKind.Peer, "URL of the other SeS of a pair; each sends the other the facts that it received itself"),
+        Hub = new(TargetKind.Hub, "URL of a SeS that covers all sites; it receives all facts of this one"),
+        Engine = new(TargetKind.Engine, "URL of an engine that accepts JSON Lines by POST; it receives the derived timeline");
 
     /// <summary>The settings of a target, all of which begin alike.</summary>
     private sealed record TargetSettings
@@ -391,10 +392,10 @@ internal sealed record Options
             Setting Of(string part, string value, string help, bool isSecret = false) => new(Forwarding, flag + part,
                 variable + part.Replace('-', '_').ToUpperInvariant(), value, null, help, isSecret);
             Url = Of("", "URL", help);
-            Username = Of("-username", "NAME", "User to sign in as there (RFC 7617)");
+            Username = Of("-username", "NAME", "User at this URL (RFC 7617)");
             Password = Of("-password", "SECRET", "Password of that user", isSecret: true);
-            Token = Of("-token", "SECRET", "Bearer token to sign in with there (RFC 6750)", isSecret: true);
-            CaFile = Of("-ca-file", "FILE", "PEM file of the CAs that its certificate is verified against (default: the system's)");
+            Token = Of("-token", "SECRET", "Bearer token for this URL (RFC 6750)", isSecret: true);
+            CaFile = Of("-ca-file", "FILE", "PEM file with the CAs that its certificate is verified against (default: the system's)");
         }
 
         public TargetKind Kind { get; }
@@ -441,7 +442,7 @@ internal sealed record Options
         var skipVerify = source.Bool(OnixSkipVerifySetting);
         var caFile = source.Path(OnixCaFileSetting);
         if (caFile != null && skipVerify && source.IsGiven(OnixSkipVerifySetting))
-            throw new OptionsException($"{OnixCaFileSetting} and {OnixSkipVerifySetting} exclude each other");
+            throw new OptionsException($"{OnixCaFileSetting} and {OnixSkipVerifySetting} cannot be used together");
         var maxServices = source.Parse(MaxServicesSetting, v => ParseCount(v, 10_000_000), "1 to 10000000");
         var options = new Options
         {
@@ -545,9 +546,9 @@ internal sealed record Options
         if (target.Username != null && target.Password == null)
             throw new OptionsException($"{settings.Password.File} is needed with {settings.Username}");
         if (target.Password != null && target.Token != null)
-            throw new OptionsException($"{settings.Password} and {settings.Token} exclude each other");
+            throw new OptionsException($"{settings.Password} and {settings.Token} cannot be used together");
         if (url.Scheme == Uri.UriSchemeHttp && (target.Password ?? target.Token) != null && !url.IsLoopback)
-            source.Warnings.Add($"credentials go in the clear: {settings.Url} is no https URL");
+            source.Warnings.Add($"credentials are sent unencrypted: {settings.Url} is not an https URL");
         return target;
     }
 
@@ -699,12 +700,12 @@ internal sealed record Options
             $"{(TlsKey != null ? TlsKeySetting : TlsClientCaSetting)}", (TlsCertSetting, TlsCert));
         Need(TlsCert != null, $"{TlsCertSetting}", (TlsKeySetting, TlsKey));
         if (OidcIssuer?.StartsWith("http:", StringComparison.OrdinalIgnoreCase) == true)
-            warnings.Add($"the keys of tokens are fetched in the clear: {OidcIssuerSetting} is no https URL");
+            warnings.Add($"the keys that verify tokens are fetched unencrypted: {OidcIssuerSetting} is not an https URL");
         if (MetricsAuth && AuthMode == AuthMode.None && ReadPassword == null)
             warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
         // Prometheus and Alertmanager listen so, too: it is told, not changed.
         if (AuthMode == AuthMode.None && TlsClientCa == null && IsReachable)
-            warnings.Add("whoever reaches this host may post alerts"
+            warnings.Add("anyone who can reach this host may post alerts"
                 + (ReadPassword == null ? " and read the history: set " : ": set ") + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
         CheckUsers();
         if (Targets.GroupBy(t => t.Shown).FirstOrDefault(g => g.Count() > 1) is { } twice)
@@ -715,7 +716,7 @@ internal sealed record Options
                 + $"to ask: set {ReadPasswordSetting.File} or {AuthModeSetting}, or leave it out");
         if ((AuthMode == AuthMode.Basic || ReadPassword != null || EditorPassword != null || ImportPassword != null)
             && TlsCert == null && IsReachable)
-            warnings.Add($"passwords go in the clear: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
+            warnings.Add($"passwords are sent unencrypted: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
         var flaw = FlawOf(Password.Value);
         if (IsRefused(Password.Value))
@@ -899,7 +900,7 @@ internal sealed record Options
         if (setting.Value == "URL" && shown.Contains('?', StringComparison.Ordinal))
             shown = shown[..shown.IndexOf('?', StringComparison.Ordinal)] + "?...";
         shown = string.Concat(shown.Select(c => char.IsControl(c) ? '\ufffd' : c));
-        return new OptionsException($"{setting}: '{shown}' is not usable; allowed: {allowed}");
+        return new OptionsException($"{setting}: '{shown}' is not valid; allowed: {allowed}");
     }
 
     /// <summary>Where values come from: a flag before its variable before the default.</summary>
@@ -918,7 +919,7 @@ internal sealed record Options
             {
                 if (Settings.Any(s => s.Variable == name))
                     continue;
-                Warnings.Add($"{name} is no setting of SeS and is ignored"
+                Warnings.Add($"{name} is not a setting of SeS and is ignored"
                     + NearestName.Of(name, Settings.Select(s => s.Variable), Prefix));
             }
         }
@@ -993,7 +994,7 @@ internal sealed record Options
                 var (direct, file) = given == _flags ? (setting.Flag, setting.File.Flag)
                     : (setting.Variable, setting.File.Variable);
                 if (given.ContainsKey(direct) && given.ContainsKey(file))
-                    throw new OptionsException($"{direct} and {file} exclude each other");
+                    throw new OptionsException($"{direct} and {file} cannot be used together");
                 if (given.TryGetValue(file, out var path))
                     return ReadSecret(setting.File, path);
                 if (given.TryGetValue(direct, out var secret))
@@ -1737,7 +1738,7 @@ internal sealed record Beat(string Platform, string Name, long Alert, AlertSourc
 /// <param name="Statuses">
 /// By severity, of the dialect by status, in any case; <see cref="Ignore"/>: the alert is left out.
 /// </param>
-/// <param name="Ignored">Names of alerts that are about no service, in any case.</param>
+/// <param name="Ignored">Alerts to ignore because they are about no service, in any case.</param>
 /// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
 internal sealed record MappingRules(
     FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
@@ -1793,6 +1794,445 @@ internal sealed record MappingRules(
 
     private static string[] Split(string text) =>
         text.Trim() == "" ? [] : text.Split(',', StringSplitOptions.TrimEntries);
+}
+
+/// <summary>What an alert may hold; the limits are told in docs/security.md.</summary>
+internal static class AlertMapping
+{
+    /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
+    public const int MaxDepth = 10_000;
+
+    /// <summary>Real ones have some 300 bytes each: --max-body is reached before.</summary>
+    public const int MaxAlerts = 25_000;
+
+    /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
+    private const int MaxService = 192;
+
+    public const int MaxField = 1024, MaxDescription = 4096;
+
+    /// <summary>No monitoring is older; a time before it is an unset one.</summary>
+    public static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
+
+    /// <summary>An event further ahead would stay its service's latest for ever.</summary>
+    public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
+
+    /// <summary>As Prometheus writes it: <c>device="sda"</c>.</summary>
+    public static string WriteLabel(string name, string value) =>
+        $"{name}=\"{value.Replace("\\", "\\\\", StringComparison.Ordinal)
+            .Replace("\"", "\\\"", StringComparison.Ordinal)
+            .Replace("\n", "\\n", StringComparison.Ordinal)}\"";
+
+    /// <summary>Why no service can be made of it; null: one can.</summary>
+    public static string? Unusable(ServiceKey service, string? status)
+    {
+        foreach (var (name, value) in new[]
+            { ("platform", service.Platform), ("service", service.Service), ("facet", service.Facet) })
+        {
+            if (value == "")
+                return $"it has no {name}";
+        }
+        if (service.Service.Length > MaxService)
+            return $"service has {service.Service.Length} characters, more than {MaxService}";
+        foreach (var (name, value) in new[] { ("platform", service.Platform), ("facet", service.Facet),
+            ("location", service.Location), ("status", status ?? "") })
+        {
+            if (Encoding.UTF8.GetByteCount(value) is > MaxField and var bytes)
+                return $"{name} has {bytes} bytes, more than {MaxField}";
+        }
+        return null;
+    }
+
+    /// <summary>False, with the reason, when the text is no time, or none that can be meant.</summary>
+    public static bool ReadTime(
+        string? text, string name, DateTime now, out DateTime time, out string reason)
+    {
+        reason = "";
+        if (string.IsNullOrEmpty(text))
+            reason = $"it has no {name}";
+        if (!Rfc3339.TryParse(text, out time))
+            reason = reason != "" ? reason : $"{name} is no RFC 3339 time with a zone";
+        else if (time < Earliest)
+            reason = $"{name} is before the year 2000";
+        else if (time > now + MaxAhead)
+            reason = $"{name} is more than 24 h ahead of the clock";
+        return reason == "";
+    }
+
+    /// <summary>Cut to so many bytes of UTF-8, at a whole character.</summary>
+    public static string Clip(string text, int bytes)
+    {
+        if (text.Length <= bytes / 3 || Encoding.UTF8.GetByteCount(text) <= bytes)
+            return text;
+        var (end, size) = (0, 0);
+        foreach (var rune in text.EnumerateRunes())
+        {
+            size += rune.Utf8SequenceLength;
+            if (size > bytes)
+                break;
+            end += rune.Utf16SequenceLength;
+        }
+        return text[..end];
+    }
+}
+
+// ================================ 5. Payloads ================================
+//
+// A payload is read once, as bytes, without an object for each alert: what is known already costs next to
+// nothing. One alert that cannot be used never spoils the others: its reason is kept instead.
+
+/// <summary>Texts in JSON, read without an exception and written in one form.</summary>
+internal static class JsonText
+{
+    public static Utf8JsonReader NewReader(ReadOnlySpan<byte> json) =>
+        new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
+
+    /// <summary>
+    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
+    /// valid Unicode.
+    /// </summary>
+    /// <param name="most">Null for a text of more bytes, which is not read.</param>
+    public static string? Read(ref Utf8JsonReader reader, int most = int.MaxValue) => reader.TokenType switch
+    {
+        _ when reader.ValueSpan.Length > most => null,
+        JsonTokenType.PropertyName or JsonTokenType.String =>
+            IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
+        JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
+            Encoding.UTF8.GetString(reader.ValueSpan),
+        _ => null,
+    };
+
+    /// <summary>The reader checks the form of escapes, but neither surrogates nor bytes above 127.</summary>
+    private static bool IsUnicode(in Utf8JsonReader reader)
+    {
+        var text = reader.ValueSpan;
+        if (!Utf8.IsValid(text))
+            return false;
+        var isAfterHigh = false;
+        for (var i = reader.ValueIsEscaped ? 0 : text.Length; i < text.Length; i++)
+        {
+            var c = '\0';
+            if (text[i] == '\\' && text[++i] == 'u')
+            {
+                c = (char)ushort.Parse(
+                    text.Slice(i + 1, 4), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+                i += 4;
+            }
+            if (char.IsLowSurrogate(c) != isAfterHigh)
+                return false;
+            isAfterHigh = char.IsHighSurrogate(c);
+        }
+        return !isAfterHigh;
+    }
+
+    /// <summary>Within quotes; the text has no lone surrogates.</summary>
+    public static void Write(StringBuilder json, string text)
+    {
+        json.Append('"');
+        foreach (var c in text)
+        {
+            if (c is '"' or '\\')
+                json.Append('\\').Append(c);
+            else if (c < ' ')
+                json.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
+            else
+                json.Append(c);
+        }
+        json.Append('"');
+    }
+}
+
+/// <summary>Labels as an alert is stored with them.</summary>
+internal static class AlertLabels
+{
+    /// <summary>They tell which of several Prometheus sent it.</summary>
+    public static readonly string[] OfReplica = ["prometheus", "prometheus_replica", "replica"];
+
+    /// <summary>The same for what each of a pair sends of one thing.</summary>
+    public static string WithoutReplica(string labels)
+    {
+        if (!Array.Exists(OfReplica, n => labels.Contains($"\"{n}\":", StringComparison.OrdinalIgnoreCase)))
+            return labels;
+        var texts = new AlertTexts();
+        var reader = JsonText.NewReader(Encoding.UTF8.GetBytes(labels));
+        reader.Read();
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            var name = JsonText.Read(ref reader)!;
+            reader.Read();
+            if (!OfReplica.Contains(name, StringComparer.OrdinalIgnoreCase))
+                texts.Add(name, JsonText.Read(ref reader)!);
+        }
+        return texts.ToJson();
+    }
+}
+
+/// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
+internal sealed class AlertTexts
+{
+    /// <summary>Real alerts have some tens; a text that stands twice counts twice.</summary>
+    public const int Max = 10_000;
+
+    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
+    private static readonly string[] NoPlace = ["severity", "alertname", .. AlertLabels.OfReplica];
+
+    private readonly List<Entry> _entries = [];
+
+    private record struct Entry(string Name, string Value, int Index, bool IsUsed = false);
+
+    public int Count => _entries.Count;
+
+    public void Clear() => _entries.Clear();
+
+    public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
+
+    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
+    public void Sort()
+    {
+        _entries.Sort(static (a, b) =>
+            string.CompareOrdinal(a.Name, b.Name) is not 0 and var order ? order : a.Index - b.Index);
+        var count = 0;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            var isLast = i + 1 == _entries.Count || _entries[i + 1].Name != _entries[i].Name;
+            if (isLast && _entries[i].Value != "")
+                _entries[count++] = _entries[i];
+        }
+        _entries.RemoveRange(count, _entries.Count - count);
+    }
+
+    /// <summary>Null when it is absent or empty.</summary>
+    public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
+
+    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
+    public string? Use(ReadOnlySpan<FieldSource> sources)
+    {
+        foreach (var source in sources)
+        {
+            var i = Find(source.Name);
+            if (i < 0)
+                continue;
+            _entries[i] = _entries[i] with { IsUsed = true };
+            return _entries[i].Value;
+        }
+        return null;
+    }
+
+    /// <summary>The exact name before others, of these the first by name.</summary>
+    private int Find(string name)
+    {
+        var found = -1;
+        for (var i = 0; i < _entries.Count; i++)
+        {
+            if (_entries[i].Name == name)
+                return i;
+            if (found < 0 && _entries[i].Name.Equals(name, StringComparison.OrdinalIgnoreCase))
+                found = i;
+        }
+        return found;
+    }
+
+    /// <summary>As Prometheus writes them.</summary>
+    public override string ToString() =>
+        $"{{{string.Join(", ", _entries.Select(e => AlertMapping.WriteLabel(e.Name, e.Value)))}}}";
+
+    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
+    public List<string> Unused() =>
+    [
+        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
+            .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
+    ];
+
+    /// <summary>
+    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
+    /// control characters, these as <c>\u0009</c>, are escaped.
+    /// </summary>
+    public string ToJson()
+    {
+        var json = new StringBuilder("{");
+        foreach (var (name, value, _, _) in _entries)
+        {
+            JsonText.Write(json.Append(json.Length > 1 ? "," : ""), name);
+            JsonText.Write(json.Append(':'), value);
+        }
+        return json.Append('}').ToString();
+    }
+}
+
+/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
+internal sealed class AlertFields(AlertSource source)
+{
+    public AlertTexts Labels { get; } = new();
+    public AlertTexts Annotations { get; } = new();
+
+    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
+    public string? Status { get; private set; }
+    public string? StartsAt { get; private set; }
+    public string? EndsAt { get; private set; }
+    public string? Fingerprint { get; private set; }
+    public string? GeneratorUrl { get; private set; }
+
+    /// <summary>Of status, times, fingerprint and names of fields, and of the URL, in bytes.</summary>
+    public const int MaxText = 1024, MaxUrl = 64 * 1024;
+
+    /// <summary>Of all labels, and of all annotations, with their names, in bytes. Real ones have some KiB.</summary>
+    public const int MaxLabels = 256 * 1024, MaxAnnotations = 1024 * 1024;
+
+    public bool IsDialect { get; private set; }
+
+    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
+    public string? Reason { get; private set; }
+
+    public void Fail(string reason) => Reason ??= reason;
+
+    /// <summary>An end was sent that is not later.</summary>
+    public bool HasEnded(DateTime now) =>
+        Rfc3339.TryParse(EndsAt ?? "", out var ends) && ends != default && ends <= now;
+
+    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
+    public void Read(ref Utf8JsonReader reader)
+    {
+        Labels.Clear();
+        Annotations.Clear();
+        Status = StartsAt = EndsAt = Fingerprint = GeneratorUrl = Reason = null;
+        if (reader.TokenType != JsonTokenType.StartObject)
+        {
+            Fail("it is not an object");
+            reader.Skip();
+            return;
+        }
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+            ReadField(ref reader);
+        Labels.Sort();
+        Annotations.Sort();
+        IsDialect = Labels.Get("status") != null && Labels.Get("facet") != null;
+    }
+
+    private void ReadField(ref Utf8JsonReader reader)
+    {
+        var name = JsonText.Read(ref reader, MaxText);
+        reader.Read();
+        switch (name)
+        {
+            case "labels":
+                ReadTexts(ref reader, name, Labels, MaxLabels);
+                break;
+            case "annotations":
+                ReadTexts(ref reader, name, Annotations, MaxAnnotations);
+                break;
+            case "status" when source == AlertSource.Webhook:
+                Status = ReadText(ref reader, name);
+                break;
+            case "startsAt":
+                StartsAt = ReadText(ref reader, name);
+                break;
+            case "endsAt":
+                EndsAt = ReadText(ref reader, name);
+                break;
+            case "fingerprint":
+                Fingerprint = JsonText.Read(ref reader, MaxText);
+                break;
+            case "generatorURL":
+                GeneratorUrl = JsonText.Read(ref reader, MaxUrl);
+                break;
+        }
+        reader.Skip();
+    }
+
+    private string? ReadText(ref Utf8JsonReader reader, string field)
+    {
+        var text = JsonText.Read(ref reader, MaxText);
+        if (text == null && reader.TokenType != JsonTokenType.Null)
+            FailType(field);
+        return text;
+    }
+
+    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts, int most)
+    {
+        // Of two fields of one name the last counts, and of two labels too.
+        texts.Clear();
+        if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
+            FailType(field);
+        if (reader.TokenType != JsonTokenType.StartObject)
+            return;
+        var left = most;
+        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
+        {
+            if (texts.Count == AlertTexts.Max)
+                Fail($"it has more than {AlertTexts.Max} {field}");
+            left -= Math.Min(left + 1, reader.ValueSpan.Length);
+            var name = texts.Count == AlertTexts.Max || left < 0 ? null : JsonText.Read(ref reader);
+            reader.Read();
+            left -= Math.Min(left + 1, reader.ValueSpan.Length);
+            if (left < 0)
+                Fail($"its {field} have more than {most} bytes");
+            else if (name == null)
+                Fail("a text in it is not valid Unicode");
+            else if (JsonText.Read(ref reader) is { } text)
+                texts.Add(name, text);
+            else if (reader.TokenType == JsonTokenType.Null)
+                texts.Add(name, "");
+            else
+                FailType(name.Length <= 100 && !name.Any(char.IsControl) ? $"{field}.{name}" : field);
+            reader.Skip();
+        }
+    }
+
+    private void FailType(string field) => Fail($"{field} is of the wrong type, or not usable as text");
+}
+
+/// <summary>
+/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
+/// </summary>
+internal sealed class UnmappableAlerts(DateTime now)
+{
+    public const int MaxKept = 1000;
+
+    private readonly List<UnmappableAlert> _kept = [];
+    private readonly HashSet<string> _identities = [];
+
+    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
+    private readonly Dictionary<int, Range> _places = [];
+
+    public IReadOnlyList<UnmappableAlert> Kept => _kept;
+
+    public long More { get; private set; }
+
+    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
+    public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
+    {
+        if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
+            More++;
+        else
+            _places[hash] = place;
+    }
+
+    private bool IsCopy(ReadOnlySpan<byte> body, Range place, out int hash)
+    {
+        var code = new HashCode();
+        code.AddBytes(body[place]);
+        hash = code.ToHashCode();
+        return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
+    }
+
+    private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
+    {
+        // Prometheus sends no fingerprint: its alerts are their labels. Each copy that fires has another end.
+        var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
+        var fingerprint = alert.Fingerprint ?? Convert.ToHexStringLower(
+            SHA256.HashData(labels == null ? raw : Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8));
+        var identity = string.Join('\n', fingerprint, alert.Status, alert.StartsAt,
+            alert.Status == null && !alert.HasEnded(now) ? null : alert.EndsAt, alert.Reason);
+        // Within valid JSON a line break can only stand between tokens.
+        var line = raw.ToArray();
+        line.AsSpan().Replace((byte)'\n', (byte)' ');
+        line.AsSpan().Replace((byte)'\r', (byte)' ');
+        var unmappable = new UnmappableAlert(
+            identity, fingerprint, alert.Labels.Get("alertname") ?? "", alert.Reason!, line);
+        if (!_identities.Add(unmappable.Identity))
+            return false;
+        _kept.Add(unmappable);
+        return true;
+    }
 }
 
 /// <summary>Reads bodies and maps their alerts; pure, so that two SeS map alike.</summary>
@@ -2128,441 +2568,7 @@ internal static class AlertReader
     }
 }
 
-/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
-internal sealed class AlertFields(AlertSource source)
-{
-    public AlertTexts Labels { get; } = new();
-    public AlertTexts Annotations { get; } = new();
-
-    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
-    public string? Status { get; private set; }
-    public string? StartsAt { get; private set; }
-    public string? EndsAt { get; private set; }
-    public string? Fingerprint { get; private set; }
-    public string? GeneratorUrl { get; private set; }
-
-    /// <summary>Of status, times, fingerprint and names of fields, and of the URL, in bytes.</summary>
-    public const int MaxText = 1024, MaxUrl = 64 * 1024;
-
-    /// <summary>Of all labels, and of all annotations, with their names, in bytes. Real ones have some KiB.</summary>
-    public const int MaxLabels = 256 * 1024, MaxAnnotations = 1024 * 1024;
-
-    public bool IsDialect { get; private set; }
-
-    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
-    public string? Reason { get; private set; }
-
-    public void Fail(string reason) => Reason ??= reason;
-
-    /// <summary>An end was sent that is not later.</summary>
-    public bool HasEnded(DateTime now) =>
-        Rfc3339.TryParse(EndsAt ?? "", out var ends) && ends != default && ends <= now;
-
-    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
-    public void Read(ref Utf8JsonReader reader)
-    {
-        Labels.Clear();
-        Annotations.Clear();
-        Status = StartsAt = EndsAt = Fingerprint = GeneratorUrl = Reason = null;
-        if (reader.TokenType != JsonTokenType.StartObject)
-        {
-            Fail("it is not an object");
-            reader.Skip();
-            return;
-        }
-        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
-            ReadField(ref reader);
-        Labels.Sort();
-        Annotations.Sort();
-        IsDialect = Labels.Get("status") != null && Labels.Get("facet") != null;
-    }
-
-    private void ReadField(ref Utf8JsonReader reader)
-    {
-        var name = JsonText.Read(ref reader, MaxText);
-        reader.Read();
-        switch (name)
-        {
-            case "labels":
-                ReadTexts(ref reader, name, Labels, MaxLabels);
-                break;
-            case "annotations":
-                ReadTexts(ref reader, name, Annotations, MaxAnnotations);
-                break;
-            case "status" when source == AlertSource.Webhook:
-                Status = ReadText(ref reader, name);
-                break;
-            case "startsAt":
-                StartsAt = ReadText(ref reader, name);
-                break;
-            case "endsAt":
-                EndsAt = ReadText(ref reader, name);
-                break;
-            case "fingerprint":
-                Fingerprint = JsonText.Read(ref reader, MaxText);
-                break;
-            case "generatorURL":
-                GeneratorUrl = JsonText.Read(ref reader, MaxUrl);
-                break;
-        }
-        reader.Skip();
-    }
-
-    private string? ReadText(ref Utf8JsonReader reader, string field)
-    {
-        var text = JsonText.Read(ref reader, MaxText);
-        if (text == null && reader.TokenType != JsonTokenType.Null)
-            FailType(field);
-        return text;
-    }
-
-    private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts, int most)
-    {
-        // Of two fields of one name the last counts, and of two labels too.
-        texts.Clear();
-        if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
-            FailType(field);
-        if (reader.TokenType != JsonTokenType.StartObject)
-            return;
-        var left = most;
-        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
-        {
-            if (texts.Count == AlertTexts.Max)
-                Fail($"it has more than {AlertTexts.Max} {field}");
-            left -= Math.Min(left + 1, reader.ValueSpan.Length);
-            var name = texts.Count == AlertTexts.Max || left < 0 ? null : JsonText.Read(ref reader);
-            reader.Read();
-            left -= Math.Min(left + 1, reader.ValueSpan.Length);
-            if (left < 0)
-                Fail($"its {field} have more than {most} bytes");
-            else if (name == null)
-                Fail("a text in it is not valid Unicode");
-            else if (JsonText.Read(ref reader) is { } text)
-                texts.Add(name, text);
-            else if (reader.TokenType == JsonTokenType.Null)
-                texts.Add(name, "");
-            else
-                FailType(name.Length <= 100 && !name.Any(char.IsControl) ? $"{field}.{name}" : field);
-            reader.Skip();
-        }
-    }
-
-    private void FailType(string field) => Fail($"{field} is of the wrong type, or not usable as text");
-}
-
-/// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
-internal sealed class AlertTexts
-{
-    /// <summary>Real alerts have some tens; a text that stands twice counts twice.</summary>
-    public const int Max = 10_000;
-
-    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
-    private static readonly string[] NoPlace = ["severity", "alertname", .. AlertLabels.OfReplica];
-
-    private readonly List<Entry> _entries = [];
-
-    private record struct Entry(string Name, string Value, int Index, bool IsUsed = false);
-
-    public int Count => _entries.Count;
-
-    public void Clear() => _entries.Clear();
-
-    public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
-
-    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
-    public void Sort()
-    {
-        _entries.Sort(static (a, b) =>
-            string.CompareOrdinal(a.Name, b.Name) is not 0 and var order ? order : a.Index - b.Index);
-        var count = 0;
-        for (var i = 0; i < _entries.Count; i++)
-        {
-            var isLast = i + 1 == _entries.Count || _entries[i + 1].Name != _entries[i].Name;
-            if (isLast && _entries[i].Value != "")
-                _entries[count++] = _entries[i];
-        }
-        _entries.RemoveRange(count, _entries.Count - count);
-    }
-
-    /// <summary>Null when it is absent or empty.</summary>
-    public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
-
-    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
-    public string? Use(ReadOnlySpan<FieldSource> sources)
-    {
-        foreach (var source in sources)
-        {
-            var i = Find(source.Name);
-            if (i < 0)
-                continue;
-            _entries[i] = _entries[i] with { IsUsed = true };
-            return _entries[i].Value;
-        }
-        return null;
-    }
-
-    /// <summary>The exact name before others, of these the first by name.</summary>
-    private int Find(string name)
-    {
-        var found = -1;
-        for (var i = 0; i < _entries.Count; i++)
-        {
-            if (_entries[i].Name == name)
-                return i;
-            if (found < 0 && _entries[i].Name.Equals(name, StringComparison.OrdinalIgnoreCase))
-                found = i;
-        }
-        return found;
-    }
-
-    /// <summary>As Prometheus writes them.</summary>
-    public override string ToString() =>
-        $"{{{string.Join(", ", _entries.Select(e => AlertMapping.WriteLabel(e.Name, e.Value)))}}}";
-
-    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
-    public List<string> Unused() =>
-    [
-        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
-            .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
-    ];
-
-    /// <summary>
-    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
-    /// control characters, these as <c>\u0009</c>, are escaped.
-    /// </summary>
-    public string ToJson()
-    {
-        var json = new StringBuilder("{");
-        foreach (var (name, value, _, _) in _entries)
-        {
-            JsonText.Write(json.Append(json.Length > 1 ? "," : ""), name);
-            JsonText.Write(json.Append(':'), value);
-        }
-        return json.Append('}').ToString();
-    }
-}
-
-/// <summary>Labels as an alert is stored with them.</summary>
-internal static class AlertLabels
-{
-    /// <summary>They tell which of several Prometheus sent it.</summary>
-    public static readonly string[] OfReplica = ["prometheus", "prometheus_replica", "replica"];
-
-    /// <summary>The same for what each of a pair sends of one thing.</summary>
-    public static string WithoutReplica(string labels)
-    {
-        if (!Array.Exists(OfReplica, n => labels.Contains($"\"{n}\":", StringComparison.OrdinalIgnoreCase)))
-            return labels;
-        var texts = new AlertTexts();
-        var reader = JsonText.NewReader(Encoding.UTF8.GetBytes(labels));
-        reader.Read();
-        while (reader.Read() && reader.TokenType == JsonTokenType.PropertyName)
-        {
-            var name = JsonText.Read(ref reader)!;
-            reader.Read();
-            if (!OfReplica.Contains(name, StringComparer.OrdinalIgnoreCase))
-                texts.Add(name, JsonText.Read(ref reader)!);
-        }
-        return texts.ToJson();
-    }
-}
-
-/// <summary>
-/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
-/// </summary>
-internal sealed class UnmappableAlerts(DateTime now)
-{
-    public const int MaxKept = 1000;
-
-    private readonly List<UnmappableAlert> _kept = [];
-    private readonly HashSet<string> _identities = [];
-
-    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
-    private readonly Dictionary<int, Range> _places = [];
-
-    public IReadOnlyList<UnmappableAlert> Kept => _kept;
-
-    public long More { get; private set; }
-
-    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
-    public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
-    {
-        if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
-            More++;
-        else
-            _places[hash] = place;
-    }
-
-    private bool IsCopy(ReadOnlySpan<byte> body, Range place, out int hash)
-    {
-        var code = new HashCode();
-        code.AddBytes(body[place]);
-        hash = code.ToHashCode();
-        return _places.TryGetValue(hash, out var known) && body[known].SequenceEqual(body[place]);
-    }
-
-    private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
-    {
-        // Prometheus sends no fingerprint: its alerts are their labels. Each copy that fires has another end.
-        var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
-        var fingerprint = alert.Fingerprint ?? Convert.ToHexStringLower(
-            SHA256.HashData(labels == null ? raw : Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8));
-        var identity = string.Join('\n', fingerprint, alert.Status, alert.StartsAt,
-            alert.Status == null && !alert.HasEnded(now) ? null : alert.EndsAt, alert.Reason);
-        // Within valid JSON a line break can only stand between tokens.
-        var line = raw.ToArray();
-        line.AsSpan().Replace((byte)'\n', (byte)' ');
-        line.AsSpan().Replace((byte)'\r', (byte)' ');
-        var unmappable = new UnmappableAlert(
-            identity, fingerprint, alert.Labels.Get("alertname") ?? "", alert.Reason!, line);
-        if (!_identities.Add(unmappable.Identity))
-            return false;
-        _kept.Add(unmappable);
-        return true;
-    }
-}
-
-/// <summary>Texts in JSON, read without an exception and written in one form.</summary>
-internal static class JsonText
-{
-    public static Utf8JsonReader NewReader(ReadOnlySpan<byte> json) =>
-        new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
-
-    /// <summary>
-    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
-    /// valid Unicode.
-    /// </summary>
-    /// <param name="most">Null for a text of more bytes, which is not read.</param>
-    public static string? Read(ref Utf8JsonReader reader, int most = int.MaxValue) => reader.TokenType switch
-    {
-        _ when reader.ValueSpan.Length > most => null,
-        JsonTokenType.PropertyName or JsonTokenType.String =>
-            IsUnicode(reader) ? reader.GetString()!.Replace('\0', '\ufffd') : null,
-        JsonTokenType.Number or JsonTokenType.True or JsonTokenType.False =>
-            Encoding.UTF8.GetString(reader.ValueSpan),
-        _ => null,
-    };
-
-    /// <summary>The reader checks the form of escapes, but neither surrogates nor bytes above 127.</summary>
-    private static bool IsUnicode(in Utf8JsonReader reader)
-    {
-        var text = reader.ValueSpan;
-        if (!Utf8.IsValid(text))
-            return false;
-        var isAfterHigh = false;
-        for (var i = reader.ValueIsEscaped ? 0 : text.Length; i < text.Length; i++)
-        {
-            var c = '\0';
-            if (text[i] == '\\' && text[++i] == 'u')
-            {
-                c = (char)ushort.Parse(
-                    text.Slice(i + 1, 4), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
-                i += 4;
-            }
-            if (char.IsLowSurrogate(c) != isAfterHigh)
-                return false;
-            isAfterHigh = char.IsHighSurrogate(c);
-        }
-        return !isAfterHigh;
-    }
-
-    /// <summary>Within quotes; the text has no lone surrogates.</summary>
-    public static void Write(StringBuilder json, string text)
-    {
-        json.Append('"');
-        foreach (var c in text)
-        {
-            if (c is '"' or '\\')
-                json.Append('\\').Append(c);
-            else if (c < ' ')
-                json.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
-            else
-                json.Append(c);
-        }
-        json.Append('"');
-    }
-}
-
-/// <summary>What an alert may hold; the limits are told in docs/security.md.</summary>
-internal static class AlertMapping
-{
-    /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
-    public const int MaxDepth = 10_000;
-
-    /// <summary>Real ones have some 300 bytes each: --max-body is reached before.</summary>
-    public const int MaxAlerts = 25_000;
-
-    /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
-    private const int MaxService = 192;
-
-    public const int MaxField = 1024, MaxDescription = 4096;
-
-    /// <summary>No monitoring is older; a time before it is an unset one.</summary>
-    public static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
-
-    /// <summary>An event further ahead would stay its service's latest for ever.</summary>
-    public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
-
-    /// <summary>As Prometheus writes it: <c>device="sda"</c>.</summary>
-    public static string WriteLabel(string name, string value) =>
-        $"{name}=\"{value.Replace("\\", "\\\\", StringComparison.Ordinal)
-            .Replace("\"", "\\\"", StringComparison.Ordinal)
-            .Replace("\n", "\\n", StringComparison.Ordinal)}\"";
-
-    /// <summary>Why no service can be made of it; null: one can.</summary>
-    public static string? Unusable(ServiceKey service, string? status)
-    {
-        foreach (var (name, value) in new[]
-            { ("platform", service.Platform), ("service", service.Service), ("facet", service.Facet) })
-        {
-            if (value == "")
-                return $"it has no {name}";
-        }
-        if (service.Service.Length > MaxService)
-            return $"service has {service.Service.Length} characters, more than {MaxService}";
-        foreach (var (name, value) in new[] { ("platform", service.Platform), ("facet", service.Facet),
-            ("location", service.Location), ("status", status ?? "") })
-        {
-            if (Encoding.UTF8.GetByteCount(value) is > MaxField and var bytes)
-                return $"{name} has {bytes} bytes, more than {MaxField}";
-        }
-        return null;
-    }
-
-    /// <summary>False, with the reason, when the text is no time, or none that can be meant.</summary>
-    public static bool ReadTime(
-        string? text, string name, DateTime now, out DateTime time, out string reason)
-    {
-        reason = "";
-        if (string.IsNullOrEmpty(text))
-            reason = $"it has no {name}";
-        if (!Rfc3339.TryParse(text, out time))
-            reason = reason != "" ? reason : $"{name} is no RFC 3339 time with a zone";
-        else if (time < Earliest)
-            reason = $"{name} is before the year 2000";
-        else if (time > now + MaxAhead)
-            reason = $"{name} is more than 24 h ahead of the clock";
-        return reason == "";
-    }
-
-    /// <summary>Cut to so many bytes of UTF-8, at a whole character.</summary>
-    public static string Clip(string text, int bytes)
-    {
-        if (text.Length <= bytes / 3 || Encoding.UTF8.GetByteCount(text) <= bytes)
-            return text;
-        var (end, size) = (0, 0);
-        foreach (var rune in text.EnumerateRunes())
-        {
-            size += rune.Utf8SequenceLength;
-            if (size > bytes)
-                break;
-            end += rune.Utf16SequenceLength;
-        }
-        return text[..end];
-    }
-}
-
-// ================================ 5. Timeline ================================
+// ================================ 6. Episodes ================================
 //
 // What happened, derived from what was received. A fact is an observation: a copy of an alert that brought
 // something new. Episodes tells what a copy brings, given the observations of its alert; Timeline turns all
@@ -3132,7 +3138,7 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>
-    /// In the dialect up and down exclude each other: the start of one ends the other's earlier episodes of
+    /// In the dialect up and down cannot be used together: the start of one ends the other's earlier episodes of
     /// the service, which are then not given up later (3.4, 4.2).
     /// </summary>
     public readonly void EndOpposed()
@@ -3205,6 +3211,11 @@ internal ref struct EpisodeBuffer
             (episode.Ends, episode.IsUncertain, episode.EndedBy) = (opposed.Starts, false, opposed.By);
     }
 }
+
+// ================================ 7. Timeline ================================
+//
+// The statuses that all episodes of a service make together: one sweep over their edges in order of time. It is
+// a pure function of facts, so that it can be made again whenever one comes late.
 
 /// <summary>The history of a service.</summary>
 internal static class Timeline
@@ -3604,7 +3615,7 @@ internal ref struct TimelineSweep
     }
 }
 
-// ================================ 6. Database ================================
+// ================================ 8. Database ================================
 //
 // SQLite, through its own C interface: connections, statements that are prepared once and bound by place,
 // and errors by their code. Only the store uses it. In the native binary SQLite is linked in; else it is a
@@ -3862,7 +3873,7 @@ internal static class DataDir
         }
         if (!isOpen)
             throw new DataDirException(
-                $"'{dir}' is closed to user {Disk.UserId()}: run this as root, or as whom SeS runs as");
+                $"'{dir}' is closed to user {Disk.UserId()}: run this as root or as the user that SeS runs as");
     }
 
     /// <summary>Root's files in a service's directory come of a copy that root put there.</summary>
@@ -3902,10 +3913,10 @@ internal static class DataDir
         var drive = new DriveInfo(folder);
         if (drive.DriveType == DriveType.Network)
             throw new DataDirException(
-                $"'{folder}' is on a network file system ({drive.DriveFormat}); SeS needs a local disk");
+                $"'{folder}' is on a network file system ({drive.DriveFormat}); SeS needs a local file system");
         if (Directory.EnumerateFiles(folder, "events-*.jsonl").Any())
             throw new DataDirException($"'{folder}' has the event log of SeS 0.1, which was never released; "
-                + "begin with an empty directory");
+                + "start with an empty directory");
     }
 }
 
@@ -3944,7 +3955,7 @@ internal sealed class SqliteException(int code, int errno, string reason, string
     /// <summary>Another process holds the lock for writing.</summary>
     public bool IsBusy => (code & 0xFF) == Busy;
 
-    /// <summary>The file is no database, or its head is damaged.</summary>
+    /// <summary>The file is not a database, or its header is damaged.</summary>
     public bool IsNoDatabase => (code & 0xFF) == NotADatabase;
 
     /// <summary>The file is damaged.</summary>
@@ -4293,7 +4304,7 @@ internal static class UnixTime
     public const long Limit = 62_000_000_000_000;
 }
 
-// ================================= 7. Notes ==================================
+// ================================= 9. Notes ==================================
 //
 // What people say of the history: announced maintenance, outages that do not count, what really was, comments,
 // and services that are no more. A note is changed by a further version, and ended by one that withdraws it; all
@@ -4534,13 +4545,10 @@ internal sealed record Note(IReadOnlyList<NoteVersion> Versions)
     }
 }
 
-// ================================= 8. Store ==================================
+// ================================ 10. Schema =================================
 //
-// The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
-// mode, fully synchronised. One thread writes. It commits what all waiting requests brought in one
-// transaction, and derives in others, short ones, what the facts of a service say: its timeline and its
-// present. Facts are appended and never changed; what is derived can be made again from them. Questions
-// have connections of their own, and each sees one snapshot.
+// What the database holds, table by table, and how its rows are read: facts with their checksums, and what is
+// derived of them. A snapshot is a connection that sees one moment of it.
 
 /// <summary>Is thrown when facts could not be stored; the sender is answered 503, and repeats.</summary>
 internal sealed class StoreException(string message) : Exception(message);
@@ -4703,7 +4711,7 @@ internal static class Schema
     public static void Check(SqliteConnection database)
     {
         if (database.Number("PRAGMA application_id") != ApplicationId)
-            throw new DataDirException($"{Store.FileName} is no database of SeS");
+            throw new DataDirException($"{Store.FileName} is not a database of SeS");
         if (database.Number("PRAGMA user_version") is var version && version != Version)
             throw new DataDirException(
                 $"{Store.FileName} has version {version}; this SeS knows {Version} alone");
@@ -4771,544 +4779,223 @@ internal readonly record struct Stored(long New, long Known, long Quarantined)
     public IReadOnlyList<UnmappableAlert>? Refused { get; init; }
 }
 
-/// <summary>The database, its one writer, and what questions read from.</summary>
-internal sealed class Store : IDisposable
+/// <summary>Is thrown for what would be one too many of its kind; the message is the reason.</summary>
+internal sealed class TooManyException(string things, long most, string setting)
+    : Exception($"there are {most} {things} already, as many as {setting} allows");
+
+/// <summary>How far a target has what it is sent.</summary>
+/// <param name="Position">The last fact; of an engine the last version.</param>
+/// <param name="StoreId">Of the database that took it; null: it is not known.</param>
+/// <param name="Regained">Through which fact it gets those of others, too, since it lost its own.</param>
+internal readonly record struct ForwardPosition(long Position, string? StoreId, long Regained);
+
+/// <summary>CRC-32C of a row's values.</summary>
+internal struct Checksum()
 {
-    public const string FileName = "ses.db";
+    public static long OfReceipt(long id, long partition, string? platform, string? heartbeat, long by,
+        long received, long recorded) =>
+        new Checksum().Add(id).Add(partition).Add(platform ?? "\0").Add(heartbeat ?? "\0").Add(by).Add(received)
+            .Add(recorded).Value;
 
-    /// <summary>Connections that are kept for questions; others are closed after use.</summary>
-    private const int MaxReaders = 4;
+    public static long OfGap(long id, long? partition, string? platform, string? heartbeat, long by, long begins,
+        long? ends, long received, long recorded) =>
+        new Checksum().Add(id).Add(partition ?? -1).Add(platform ?? "\0").Add(heartbeat ?? "\0").Add(by).Add(begins)
+            .Add(ends ?? -1).Add(received).Add(recorded).Value;
 
-    /// <summary>Longer than any commit, checkpoint and lock together.</summary>
-    private static readonly TimeSpan StuckTime = TimeSpan.FromSeconds(60);
+    public static long OfNote(long id, long partition, long by, NoteVersion note, long recorded) =>
+        new Checksum().Add(id).Add(partition).Add(note.Id).Add(by).Add((long)note.Kind).Add(note.Span.From)
+            .Add(note.Span.To).Add(note.Filter.Platform ?? "\0").Add(note.Filter.Service ?? "\0")
+            .Add(note.Filter.Facet ?? "\0").Add(note.Filter.Location ?? "\0").Add(note.Status ?? "\0").Add(note.Text)
+            .Add(note.Author).Add(note.AuthorName ?? "\0").Add(note.IsWithdrawn ? 1 : 0).Add(UnixTime.From(note.Received))
+            .Add(recorded).Value;
 
-    /// <summary>What may wait for the writer, about; more is answered 503.</summary>
-    private const int MaxWaiting = 64 * 1024 * 1024;
+    public static long OfAlert(
+        long id, long service, long dialect, long source, string sender, string labels, long hash,
+        string text) =>
+        new Checksum().Add(id).Add(service).Add(dialect).Add(source).Add(sender).Add(labels).Add(hash)
+            .Add(text).Value;
 
-    private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
+    public static long OfObservation(long id, long recorded, long received, long by, long service, long alert,
+        long kind, long starts, long? ends, long status, string? text) =>
+        new Checksum().Add(id).Add(recorded).Add(received).Add(by).Add(service).Add(alert).Add(kind)
+            .Add(starts).Add(ends ?? -1).Add(status).Add(text ?? "\0").Value;
 
-    /// <summary>Where more observations wait to be derived, requests wait for that.</summary>
-    private const int MaxUnderived = 20_000;
+    private uint _crc = uint.MaxValue;
 
-    /// <summary>A transaction that derives holds requests up for no longer.</summary>
-    private static readonly TimeSpan
-        DeriveTime = TimeSpan.FromMilliseconds(20), MaxDeriveTime = TimeSpan.FromMilliseconds(100);
+    public readonly long Value => ~_crc;
 
-    /// <summary>
-    /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
-    /// </summary>
-    public static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
-
-    /// <summary>A commit takes some milliseconds, on a busy disk a second.</summary>
-    private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
-
-    // For life.
-    private readonly string _path;
-    private readonly TimeProvider _clock;
-    private readonly Log _log;
-    private readonly Thread _thread;
-    private readonly Writer _writer;
-    private readonly RecentAlerts _recent = new();
-    private readonly Renewals _renewals = new();
-    private readonly TaskCompletionSource<string> _failed =
-        new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private readonly ConcurrentBag<Reader> _readers = [];
-    private readonly WeakReference<SharedNames> _names = new(new SharedNames());
-    private readonly Meters _meters;
-    private long _turned;
-    private int _isClosed;
-
-    // The writer's thread's: questions that wait until all that was there when they came is derived.
-    private readonly Queue<(TaskCompletionSource<DateTime> Question, long Through)> _asked = [];
-
-    // Guarded by _gate.
-    private readonly object _gate = new();
-    private List<Request> _waiting = [];
-    private long _waitingBytes;
-    private readonly List<TaskCompletionSource<DateTime>> _questions = [];
-    private List<Change> _changes = [];
-    private bool _stopping;
-    private string? _refusal;
-
-    /// <summary>Completes when something was marked for Onix since the last that did.</summary>
-    private volatile TaskCompletionSource _marked = new(TaskCreationOptions.RunContinuationsAsynchronously);
-
-    /// <summary>Completes when something was recorded or derived since the last that did.</summary>
-    private volatile TaskCompletionSource _recorded = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private long _told;
-
-    /// <summary>What one webhook brought, waiting for its transaction.</summary>
-    private sealed class Request(string partition, ReceivedAlerts alerts, IReadOnlyList<UInt128> keys,
-        UInt128? cures, DateTime received)
+    public Checksum Add(long value)
     {
-        public string Partition => partition;
-        public ReceivedAlerts Alerts => alerts;
-        public IReadOnlyList<UInt128> Keys => keys;
-        public UInt128? Cures => cures;
-        public DateTime Received => received;
-        public Stored Result { get; set; }
-        public TaskCompletionSource<Stored> Done { get; } =
-            new(TaskCreationOptions.RunContinuationsAsynchronously);
-
-        public long Size { get; } = alerts.Alerts.Sum(a => 200L + a.Labels.Length + a.Description.Length)
-            + alerts.UnmappableAlerts.Sum(u => 200L + u.Raw.Length);
+        _crc = BitOperations.Crc32C(_crc, (ulong)value);
+        return this;
     }
 
-    /// <summary>A change of state, waiting for its transaction.</summary>
-    private sealed record Change(Action Run, Action<StoreException> Fail);
-
-    /// <summary>Opens the database, makes it if there is none, and starts the writer.</summary>
-    /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
-    /// <exception cref="SqliteException">SQLite refused.</exception>
-    public Store(string directory, StoreRules rules, TimeProvider clock, Log log, Meters meters)
+    /// <summary>Its UTF-8, and its length: two texts side by side are not one.</summary>
+    public Checksum Add(string text)
     {
-        _path = Path.Combine(Path.GetFullPath(directory), FileName);
-        (_clock, _log, _meters) = (clock, log, meters);
-        _turned = clock.GetTimestamp();
-        DataDir.Check(directory);
-        _writer = new Writer(_path, WriterCache, rules, _recent, _clock, _renewals) { IsDaemon = true };
-        _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
-        _thread.Start();
+        foreach (var c in text)
+            _crc = BitOperations.Crc32C(_crc, c);
+        return Add(text.Length);
     }
 
     /// <summary>
-    /// Completes, with the reason, when the disk can no longer be trusted: the process must end.
+    /// What finds an alert among those of its service; texts are compared all the same. The upper half is
+    /// that of all alerts which differ in source, sender and labels of replicas alone.
     /// </summary>
-    public Task<string> Failed => _failed.Task;
+    public static long Hash(AlertSource source, string sender, string labels) =>
+        FirstOfGroup(AlertLabels.WithoutReplica(labels)) | (uint)Half($"{(int)source}\n{sender}\n{labels}");
 
-    /// <summary>Why nothing can be stored at the moment; null when all is well.</summary>
-    public string? Refusal
+    /// <summary>The least that alerts with these labels, replicas aside, can have.</summary>
+    public static long FirstOfGroup(string labels) => (long)Half(labels) << 32;
+
+    private static int Half(string text) =>
+        BinaryPrimitives.ReadInt32LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(text)));
+}
+
+/// <summary>Observations in the order in which they were recorded.</summary>
+internal static class ObservationLog
+{
+    /// <summary>
+    /// The last one recorded until a moment, by halving: recorded never decreases; 0: none.
+    /// </summary>
+    public static long LastUntil(SqliteConnection database, DateTime moment)
     {
-        get
+        // Asked for in one, they would be looked for in all rows.
+        using var ends = database.Query("""
+            SELECT coalesce((SELECT min(id) FROM observation), 0),
+                coalesce((SELECT max(id) FROM observation), 0),
+                (SELECT recorded FROM observation ORDER BY id DESC LIMIT 1)
+            """);
+        using var before =
+            database.Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
+        ends.Step();
+        var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
+        // Most ask for now.
+        if (ends.NumberOrNull(2) <= until)
+            return high;
+        while (low < high)
         {
-            lock (_gate)
-                return _stopping ? "shutting down" : _refusal;
+            var middle = low + ((high - low + 1) / 2);
+            before.Bind(1, middle);
+            var isThere = before.Step();
+            if (isThere && before.Number(1) > until)
+                high = before.Number(0) - 1;
+            else
+                low = middle;
+            before.Reset();
         }
+        return Math.Max(low, 0);
+    }
+}
+
+/// <summary>Reads versions of notes from a database.</summary>
+internal static class StoredNotes
+{
+    /// <summary>What <see cref="VersionOf"/> takes.</summary>
+    public const string Columns = """
+        n.id, p.name, n.note, b.name, n.kind, n.begins, n.ends, n.platform, n.service, n.facet, n.location, n.status,
+        n.text, n.author, n.author_name, n.withdrawn, n.received, n.recorded
+        """;
+
+    public const int ColumnCount = 18;
+
+    public const string From = "FROM note n JOIN partition p ON p.id = n.partition JOIN peer b ON b.id = n.by";
+
+    public static NoteVersion VersionOf(SqliteStatement row) => new(row.Text(2), (NoteKind)row.Number(4),
+        UnixTime.Read(row.Number(5)), row.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : null,
+        new NoteFilter(row.Text(1), row.TextOrNull(7), row.TextOrNull(8), row.TextOrNull(9), row.TextOrNull(10)),
+        row.TextOrNull(11), row.Text(12), row.Text(13), row.TextOrNull(14), row.Number(15) != 0,
+        UnixTime.Read(row.Number(16)))
+    {
+        Row = row.Number(0),
+        By = row.Text(3),
+        Recorded = UnixTime.Read(row.Number(17)),
+    };
+}
+
+/// <summary>Counts the pages of the write-ahead log, as SQLite names them after each commit.</summary>
+internal sealed unsafe class WalPages : IDisposable
+{
+    private readonly int* _count = (int*)NativeMemory.AllocZeroed(sizeof(int));
+
+    public WalPages(SqliteConnection database) =>
+        Sqlite.WalHook(database.Handle.DangerousGetHandle(), &Committed, (nint)_count);
+
+    public int Count { get => *_count; set => *_count = value; }
+
+    [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
+    private static int Committed(nint context, nint connection, byte* name, int pages)
+    {
+        *(int*)context = pages;
+        return 0;
     }
 
-    public const string DamageText = "the database is damaged: ses check tells what, and how to mend it";
+    public void Dispose() => NativeMemory.Free(_count);
+}
 
-    // ---- Requests ----
+/// <summary>
+/// The three files of the database, by name: SQLite goes on in silence when one is removed, replaced or cut.
+/// </summary>
+internal sealed class DatabaseFiles(string path) : IDisposable
+{
+    private readonly (string Path, FileStatus Status)[] _files =
+        [.. new[] { path, path + "-wal", path + "-shm" }.Select(p => (p, Disk.StatusOf(p)
+            ?? throw new SqliteException(SqliteException.FilesChanged, 0, $"{p} is not there")))];
 
-    /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
-    /// <param name="cures">
-    /// The quarantined alert that was sent again: it is struck off if it is mapped now.
-    /// </param>
-    /// <param name="within">The disk is to have it within this time; null: ten seconds.</param>
-    /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
-    public Task<Stored> AppendAsync(
-        string partition, ReceivedAlerts alerts, UInt128? cures = null, TimeSpan? within = null)
-    {
-        var now = Now();
-        alerts = _renewals.Judge(alerts, now);
-        var keys = _recent.KeysOf(alerts.Alerts);
-        if (alerts.IsAllMapped && cures == null && _recent.Knows(keys, alerts.Alerts, now)
-            && !_writer.Watching.AwaitsAlerts && !_failed.Task.IsCompleted && _writer.HasItsFiles)
-        {
-            _recent.Renew(_renewals, keys, alerts.Alerts, now);
-            return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
-        }
-        var request = new Request(partition, alerts, keys, cures, now);
-        lock (_gate)
-        {
-            if (_stopping || _refusal != null)
-                throw new StoreException(_stopping ? "SeS is shutting down." : _refusal!);
-            if (_waitingBytes > MaxWaiting)
-                throw new StoreException("Too much is waiting for the disk.");
-            _waiting.Add(request);
-            _waitingBytes += request.Size;
-            Monitor.Pulse(_gate);
-        }
-        return AnswerAsync(request, within ?? DiskTime);
-    }
+    /// <summary>To what the log may be cut when it starts anew.</summary>
+    public long LeastLog { get; set; } = long.MaxValue;
 
-    private async Task<Stored> AnswerAsync(Request request, TimeSpan within)
-    {
-        try
-        {
-            return await request.Done.Task.WaitAsync(within, _clock);
-        }
-        catch (TimeoutException)
-        {
-            _log.Often("the disk does not answer; the sender is told to send its alerts again");
-            throw new StoreException("The disk does not answer.");
-        }
-    }
-
-    /// <summary>To the millisecond.</summary>
-    private DateTime Now() => UnixTime.Read(UnixTime.From(_clock.GetUtcNow().UtcDateTime));
-
-    // ---- Questions ----
+    public long LogSize => _files[1].Status.Size;
 
     /// <summary>
-    /// A snapshot that has all that was answered 2xx before, and all that time has brought. While one is open
-    /// the log cannot start anew: it is to be short.
+    /// What was cut from the log while a transaction was appended is zeros now, up to that, as the random salt of
+    /// the last page before it (sqlite.org/fileformat2.html, 4.1). Which salt it is says nothing: another process
+    /// may have begun the log anew since the commit.
     /// </summary>
-    public async Task<Snapshot> ReadAsync()
+    /// <param name="pages">In the log before the transaction.</param>
+    /// <exception cref="SqliteException">It was cut.</exception>
+    public void CheckLog(int pages)
     {
-        var caughtUp = new TaskCompletionSource<DateTime>(TaskCreationOptions.RunContinuationsAsynchronously);
-        lock (_gate)
-        {
-            if (_stopping)
-                throw new StoreException("SeS is shutting down.");
-            _questions.Add(caughtUp);
-            Monitor.Pulse(_gate);
-        }
-        var moment = await caughtUp.Task;
-        var snapshot = Snapshot();
-        snapshot.Moment = moment;
-        return snapshot;
-    }
-
-    /// <summary>A snapshot in which what was heard last may not be derived yet.</summary>
-    public Snapshot Snapshot() =>
-        new(_readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), GiveBack, Now(), Names());
-
-    /// <summary>They go when no question is answered any more.</summary>
-    private SharedNames Names()
-    {
-        lock (_names)
-        {
-            if (!_names.TryGetTarget(out var names))
-                _names.SetTarget(names = new SharedNames());
-            return names;
-        }
-    }
-
-    private void GiveBack(Reader reader)
-    {
-        if (_readers.Count < MaxReaders)
-            _readers.Add(reader);
-        else
-            reader.Dispose();
-    }
-
-    // ---- Notes ----
-
-    /// <summary>Runs what a person brought in a transaction, which is flushed when it completes.</summary>
-    /// <exception cref="StoreException">It is not stored; it is to be sent again.</exception>
-    public async Task<T> AddAsync<T>(Func<Writer, DateTime, T> add)
-    {
-        var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
-        void Run()
-        {
-            T result = default!;
-            var now = Now();
-            _writer.Commit([() => result = add(_writer, now)], now);
-            done.TrySetResult(result);
-        }
-
-        lock (_gate)
-        {
-            if (_stopping || _refusal != null)
-                throw new StoreException(_stopping ? "SeS is shutting down." : _refusal!);
-            _changes.Add(new(Run, e => done.TrySetException(e)));
-            Monitor.Pulse(_gate);
-        }
-        try
-        {
-            return await done.Task.WaitAsync(DiskTime, _clock);
-        }
-        catch (TimeoutException)
-        {
-            throw new StoreException("The disk does not answer.");
-        }
-    }
-
-    // ---- State ----
-
-    /// <summary>Changes what is no fact, in a transaction that is not flushed by itself.</summary>
-    /// <exception cref="StoreException">The store is closed, or the disk refuses.</exception>
-    public async Task<T> ChangeAsync<T>(Func<Writer, T> change)
-    {
-        var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
-        lock (_gate)
-        {
-            if (_stopping)
-                throw new StoreException("SeS is shutting down.");
-            _changes.Add(new(() => done.SetResult(_writer.Change(change, Now())), e => done.TrySetException(e)));
-            Monitor.Pulse(_gate);
-        }
-        return await done.Task;
-    }
-
-    /// <inheritdoc cref="ChangeAsync{T}"/>
-    public Task ChangeAsync(Action<Writer> change) => ChangeAsync(writer =>
-    {
-        change(writer);
-        return true;
-    });
-
-    /// <summary>Completes once something is marked for Onix that was not when it was asked.</summary>
-    public Task Marked => _marked.Task;
-
-    /// <summary>Completes once something is recorded or derived that was not when it was asked.</summary>
-    public Task Recorded => _recorded.Task;
-
-    /// <summary>The random id of this database, another one in each copy.</summary>
-    public string Id => _writer.StoreId;
-
-    /// <summary>Whether this SeS has or had a name.</summary>
-    public bool IsOwn(string name) => _writer.OwnNames.Contains(name);
-
-    /// <summary>What is known of those who send.</summary>
-    public Watching Watching => _writer.Watching;
-
-    /// <summary>
-    /// How many services and label sets there are, and observations that are not derived yet.
-    /// </summary>
-    public (long Services, long LabelSets, long Underived) Count =>
-        (_writer.Services, _writer.LabelSets, _writer.Underived);
-
-    /// <summary>Bytes of the database with its log, and bytes that are free.</summary>
-    public (long Used, long Free) Size() => StoreSize.OnDisk(_path);
-
-    public StoreSize Size(Snapshot snapshot) => StoreSize.Of(snapshot, _path);
-
-    public bool IsStopping
-    {
-        get
-        {
-            lock (_gate)
-                return _stopping;
-        }
-    }
-
-    /// <summary>The writer has not come round for so long: the disk hangs.</summary>
-    public bool IsStuck => _clock.GetElapsedTime(Volatile.Read(ref _turned)) > StuckTime;
-
-    // ---- The writer's thread ----
-
-    private void WriteLoop()
-    {
-        try
-        {
-            while (Turn())
-            {
-            }
-        }
-        catch (SqliteException e)
-        {
-            Fail(e.IsDamage ? DamageText : "the disk can no longer be trusted", e.Message, e.Reason);
-        }
-        catch (Exception e)
-        {
-            _meters.Defects.Inc();
-            Fail("a defect in SeS: nothing can be stored", e, "a defect, which the log tells");
-        }
-        finally
-        {
-            EndRequests(new StoreException("SeS is shutting down."));
-        }
-    }
-
-    /// <summary>One transaction of facts if any wait, and one that derives. False: to stop.</summary>
-    private bool Turn()
-    {
-        var work = Wait();
-        Volatile.Write(ref _turned, _clock.GetTimestamp());
-        if (work.Requests.Count > 0)
-            Commit(work.Requests);
-        foreach (var change in work.Changes)
-            Run(change);
-        foreach (var question in work.Questions)
-            _asked.Enqueue((question, _writer.LastObservation));
-        if (work.IsStopping && work.Requests.Count == 0 && work.Changes.Count == 0)
-        {
-            Leave();
-            return false;
-        }
-        try
-        {
-            // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
-            if (_refusal != null && work.Requests.Count == 0)
-                Commit([]);
-            _writer.Derive(Now(), IsDerivedEnough(), isAsked: _asked.Count > 0);
-            _writer.Upkeep(Now(), _clock, _log, _meters);
-            Answer(isRefused: false);
-        }
-        catch (SqliteException e) when (e.IsFull || e.IsBusy)
-        {
-            Refuse(e);
-            // What is derived may lag behind while the disk refuses; no fact is acknowledged then.
-            Answer(isRefused: true);
-        }
-        if (_writer.TakeMarked())
-            Interlocked.Exchange(ref _marked,
-                new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
-        if (_told != _writer.LastId + _writer.LastMark)
-            Interlocked.Exchange(ref _recorded,
-                new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
-        _told = _writer.LastId + _writer.LastMark;
-        return true;
-    }
-
-    /// <summary>A last sign of life: what was open until now was heard.</summary>
-    private void Leave()
-    {
-        try
-        {
-            _writer.Leave(Now());
-        }
-        catch (SqliteException e) when (e.IsFull || e.IsBusy)
-        {
-            // The one before has to do.
-        }
-    }
-
-    /// <summary>
-    /// Requests that come meanwhile wait for as long as the commit took, so that more of them share the next
-    /// flush; for longer if a question waits, or too much.
-    /// </summary>
-    private Func<bool> IsDerivedEnough()
-    {
-        var (began, committed) = (_clock.GetTimestamp(), _clock.GetElapsedTime(_turned));
-        var isMuch = _writer.Underived > MaxUnderived;
-        var longest = isMuch
-            ? new(Math.Clamp(committed.Ticks, DeriveTime.Ticks, MaxDeriveTime.Ticks)) : DeriveTime;
-        return () => _clock.GetElapsedTime(began) is var taken && (taken > longest
-            || (taken > committed && !isMuch && _asked.Count == 0 && Volatile.Read(ref _waitingBytes) > 0));
-    }
-
-    /// <summary>
-    /// Answers the questions for which all that was acknowledged before them is derived. What is recorded
-    /// from now on is later than their moment.
-    /// </summary>
-    private void Answer(bool isRefused)
-    {
-        if (_asked.Count == 0 || (!isRefused && _writer.IsDue(Now())))
+        if (pages == 0)
             return;
-        if (!isRefused)
-            _writer.AwaitOthers();
-        var moment = _writer.Close(Now().AddMilliseconds(-1));
-        // What was to be derived may have been purged.
-        while (_asked.TryPeek(out var asked)
-            && (isRefused || _writer.Derived >= asked.Through || !_writer.IsBehind))
-            _asked.Dequeue().Question.TrySetResult(moment);
+        Span<byte> head = stackalloc byte[LogHead], page = stackalloc byte[LogPageHead];
+        _ = RandomAccess.Read(_log, head, 0);
+        long pageSize = BinaryPrimitives.ReadInt32BigEndian(head[8..]);
+        _ = RandomAccess.Read(_log, page, LogHead + ((pages - 1) * (LogPageHead + pageSize)));
+        if (!head[16..24].ContainsAnyExcept((byte)0) || !page[8..16].ContainsAnyExcept((byte)0))
+            throw new SqliteException(SqliteException.FilesChanged, 0, $"{_files[1].Path} was cut short");
     }
 
-    private void Run(Change change)
+    private const int LogHead = 32, LogPageHead = 24;
+
+    // SQLite holds no lock on the log, which closing this would end.
+    private readonly SafeFileHandle _log =
+        File.OpenHandle(path + "-wal", share: FileShare.ReadWrite | FileShare.Delete);
+
+    public void Dispose() => _log.Dispose();
+
+    /// <summary>Whether they are those that were opened. Safe from any thread.</summary>
+    public bool AreThere => Array.TrueForAll(_files, f => IsSame(Disk.StatusOf(f.Path), f.Status));
+
+    private static bool IsSame(FileStatus? now, FileStatus before) =>
+        now?.Device == before.Device && now?.Inode == before.Inode;
+
+    /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
+    /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
+    public void Check()
     {
-        try
+        foreach (ref var file in _files.AsSpan())
         {
-            change.Run();
+            var now = Disk.StatusOf(file.Path);
+            if (!IsSame(now, file.Status))
+                throw new SqliteException(
+                    SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
+            var least = file.Path.EndsWith("-wal", StringComparison.Ordinal)
+                ? Math.Min(file.Status.Size, LeastLog) : file.Status.Size;
+            if (now!.Value.Size < least)
+                throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was cut short");
+            file.Status = now.Value;
         }
-        catch (SqliteException e)
-        {
-            Refuse(e);
-            change.Fail(new StoreException(Refusal!));
-            if (!e.IsFull && !e.IsBusy)
-                throw;
-        }
-    }
-
-    /// <summary>What waits for the writer.</summary>
-    private sealed record Work(List<Request> Requests, List<TaskCompletionSource<DateTime>> Questions,
-        List<Change> Changes, bool IsStopping);
-
-    private Work Wait()
-    {
-        lock (_gate)
-        {
-            // What is behind waits, too, while the disk refuses: it is tried again at the next tick.
-            var isIdle = (!_writer.IsWorking && _asked.Count == 0) || _refusal != null;
-            if (_waiting.Count == 0 && _questions.Count == 0 && _changes.Count == 0 && !_stopping && isIdle)
-                Monitor.Wait(_gate, TickPeriod);
-            var work = new Work(_waiting, [.. _questions], _changes, _stopping);
-            (_waiting, _waitingBytes, _changes) = ([], 0, []);
-            _questions.Clear();
-            return work;
-        }
-    }
-
-    private void Commit(List<Request> requests)
-    {
-        var began = _clock.GetTimestamp();
-        try
-        {
-            _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
-                r.Partition, r.Alerts, r.Keys, r.Cures, r.Received))), Now(), isProbe: requests.Count == 0);
-            SetRefusal(null);
-            if (requests.Count > 0)
-                _meters.CommitDuration.Observe(_clock.GetElapsedTime(began).TotalSeconds);
-            foreach (var request in requests)
-                request.Done.SetResult(request.Result);
-        }
-        catch (SqliteException e)
-        {
-            Refuse(e);
-            var refusal = new StoreException(Refusal!);
-            foreach (var request in requests)
-                request.Done.TrySetException(refusal);
-            if (e.IsFlush || e.IsDamage)
-                throw;
-        }
-    }
-
-    private void Refuse(SqliteException e)
-    {
-        _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
-        SetRefusal(e.IsFull ? "The disk is full."
-            : e.IsBusy ? $"Another process holds the database{Holder()}."
-            : e.IsDamage ? "The database is damaged: ses check tells what." : "The disk refused.");
-    }
-
-    /// <summary>The process that holds SQLite's lock for writing, if the system tells.</summary>
-    private string Holder() =>
-        Disk.LockHolder(_path + "-shm", WriteLockByte) is { } id ? $" (process {id})" : "";
-
-    /// <summary>
-    /// Of the lock for writing in the shared memory's file (sqlite.org/walformat.html, 2.3.1).
-    /// </summary>
-    private const int WriteLockByte = 120;
-
-    private void SetRefusal(string? refusal)
-    {
-        lock (_gate)
-            _refusal = refusal;
-        _writer.IsRefusing = refusal != null;
-    }
-
-    private void Fail(string what, object reason, string shown)
-    {
-        _log.Error(what, ("reason", reason));
-        SetRefusal("The store failed.");
-        _failed.TrySetResult(shown);
-    }
-
-    private void EndRequests(StoreException why)
-    {
-        lock (_gate)
-        {
-            _stopping = true;
-            foreach (var request in _waiting)
-                request.Done.TrySetException(why);
-            foreach (var question in _questions.Concat(_asked.Select(a => a.Question)))
-                question.TrySetException(why);
-            foreach (var change in _changes)
-                change.Fail(why);
-            _waiting.Clear();
-            _questions.Clear();
-            _changes.Clear();
-        }
-    }
-
-    /// <summary>Stores what waits, and closes.</summary>
-    public void Dispose()
-    {
-        lock (_gate)
-        {
-            _stopping = true;
-            Monitor.Pulse(_gate);
-        }
-        _thread.Join();
-        // What is closed last moves the log into the database and deletes it: if the files cannot be trusted
-        // the next start is to find them as they are.
-        if (Interlocked.Exchange(ref _isClosed, 1) != 0 || _failed.Task.IsCompleted)
-            return;
-        while (_readers.TryTake(out var reader))
-            reader.Dispose();
-        _writer.Dispose();
     }
 }
 
@@ -5463,18 +5150,1170 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
         UnixTime.Read(row.Number(6)));
 }
 
-/// <summary>Is thrown for what would be one too many of its kind; the message is the reason.</summary>
-internal sealed class TooManyException(string things, long most, string setting)
-    : Exception($"there are {most} {things} already, as many as {setting} allows");
+/// <summary>
+/// Names of services and texts of alerts by their numbers, which never change: all questions that are
+/// answered at a time share them. Bounded.
+/// </summary>
+internal sealed class SharedNames
+{
+    private const int MaxNames = 300_000, MaxCharacters = 8 * 1024 * 1024, MaxShared = 10_000;
 
-/// <summary>How far a target has what it is sent.</summary>
-/// <param name="Position">The last fact; of an engine the last version.</param>
-/// <param name="StoreId">Of the database that took it; null: it is not known.</param>
-/// <param name="Regained">Through which fact it gets those of others, too, since it lost its own.</param>
-internal readonly record struct ForwardPosition(long Position, string? StoreId, long Regained);
+    private readonly Dictionary<long, ServiceKey> _services = [], _families = [];
+    private readonly Dictionary<long, StoredTexts> _alerts = [];
+    private readonly HashSet<string> _texts = [];
+    private int _characters, _questions;
+
+    /// <summary>How many questions share them.</summary>
+    public int Questions => Volatile.Read(ref _questions);
+
+    public void Enter() => Interlocked.Increment(ref _questions);
+
+    public void Leave() => Interlocked.Decrement(ref _questions);
+
+    public ServiceKey? Service(long id) => _services.TryGetValue(id, out var name) ? name : null;
+
+    public ServiceKey? Family(long id) => _families.TryGetValue(id, out var name) ? name : null;
+
+    public void AddService(long id, ServiceKey name) => Add(_services, id, name, name.Location.Length);
+
+    public void AddFamily(long id, ServiceKey name) => Add(_families, id, name,
+        name.Partition.Length + name.Platform.Length + name.Service.Length + name.Facet.Length);
+
+    public StoredTexts? Texts(long alert) => _alerts.TryGetValue(alert, out var texts) ? texts : null;
+
+    public void AddTexts(long alert, StoredTexts texts)
+    {
+        if (_alerts.Count < MaxNames && _characters + texts.Text.Length + texts.Recovery.Length <= MaxCharacters)
+            _alerts.TryAdd(alert, new StoredTexts(Shared(texts.Text), Shared(texts.Recovery)));
+    }
+
+    /// <summary>Many alerts have the same.</summary>
+    private string Shared(string text)
+    {
+        if (_texts.TryGetValue(text, out var known))
+            return known;
+        if (_texts.Count < MaxShared)
+            _texts.Add(text);
+        _characters += text.Length;
+        return text;
+    }
+
+    private void Add(Dictionary<long, ServiceKey> names, long id, ServiceKey name, int characters)
+    {
+        if (names.Count < MaxNames && _characters + characters <= MaxCharacters && names.TryAdd(id, name))
+            _characters += characters;
+    }
+}
+
+/// <summary>A connection that questions take turns on.</summary>
+internal sealed class Reader(string path, int cache) : IDisposable
+{
+    private readonly Dictionary<Status, string> _statuses = [];
+    private ServiceFacts? _facts;
+
+    public SqliteConnection Database { get; } = new(path, isReadOnly: true, cache);
+
+    public ServiceFacts Facts => _facts ??= new ServiceFacts(Database);
+
+    /// <summary>A status's name; names are only added.</summary>
+    public string NameOf(Status status)
+    {
+        if (_statuses.TryGetValue(status, out var name))
+            return name;
+        using var rows = Database.Query("SELECT id, name FROM status");
+        while (rows.Step())
+            _statuses[(Status)rows.Number(0)] = rows.Text(1);
+        return _statuses.GetValueOrDefault(status)
+            ?? throw new SqliteException(SqliteException.Corrupt, 0, $"there is no status {(long)status}");
+    }
+
+    public void Dispose()
+    {
+        _facts?.Dispose();
+        Database.Dispose();
+    }
+}
+
+/// <summary>How much history a database has, and how much room a day of it takes.</summary>
+/// <param name="Since">When the first was heard of which retention has left anything; null: nothing was.</param>
+/// <param name="Bytes">Of the database and its log.</param>
+/// <param name="Free">Bytes on its file system.</param>
+/// <param name="BytesADay">About, by the facts of the last week; null: there is less than a day of them.</param>
+internal sealed record StoreSize(DateTime? Since, long Bytes, long Free, double? BytesADay)
+{
+    private static readonly TimeSpan Week = TimeSpan.FromDays(7), Day = TimeSpan.FromDays(1);
+
+    /// <param name="path">Of the database.</param>
+    public static StoreSize Of(Snapshot snapshot, string path)
+    {
+        var (bytes, free) = OnDisk(path);
+        var heard = snapshot.Number("SELECT min(received) FROM receipt");
+        DateTime? first = heard is { } time ? UnixTime.Read(time) : null;
+        var since = snapshot.Oldest > first ? snapshot.Oldest : first;
+        return new StoreSize(since, bytes, free, BytesOfDay(snapshot, since));
+    }
+
+    /// <summary>Bytes of the database with its log, and bytes that are free beside it.</summary>
+    public static (long Used, long Free) OnDisk(string path) => ((Disk.StatusOf(path)?.Size ?? 0)
+        + (Disk.StatusOf(path + "-wal")?.Size ?? 0), Disk.Space(Path.GetDirectoryName(path)!).Free);
+
+    /// <summary>
+    /// Services, label sets and observations are numbered together, so that a number stands for as many bytes as
+    /// another, about. What is free within the file does not count, nor does what an import brought of earlier days.
+    /// </summary>
+    private static double? BytesOfDay(Snapshot snapshot, DateTime? since)
+    {
+        const int Samples = 500;
+        var span = snapshot.Moment - since < Week ? snapshot.Moment - since : Week;
+        if (span is not { } days || days < Day || snapshot.Number("SELECT min(id) FROM observation") is not { } first)
+            return null;
+        var last = snapshot.LastObservation(snapshot.Moment);
+        var before = Math.Max(first - 1, snapshot.LastObservation(snapshot.Moment - days));
+        using var one = snapshot.Query("SELECT received FROM observation WHERE id > ?1 ORDER BY id LIMIT 1");
+        var fresh = 0;
+        for (var i = 0; i < Samples; i++)
+        {
+            if (one.Bind(1, before + ((last - before) * i / Samples)).Number() > UnixTime.From(snapshot.Moment - days))
+                fresh++;
+        }
+        var used = ((snapshot.Number("PRAGMA page_count") ?? 0) - (snapshot.Number("PRAGMA freelist_count") ?? 0))
+            * (snapshot.Number("PRAGMA page_size") ?? 0);
+        return (double)(last - before) * fresh / Samples / days.TotalDays * used / (last - first + 1);
+    }
+
+    /// <summary>One sentence for people.</summary>
+    public string Sentence(DateTime now)
+    {
+        var age = Since is not { } since ? "No history yet"
+            : now - since < Day ? $"{Quantity.Lasted(now - since)} of history"
+            : (long)(now - since).TotalDays is > 1 and var days ? $"{days} days of history" : "1 day of history";
+        return $"{age} in {Quantity.Sized(Bytes)}; "
+            + (BytesADay is { } day ? $"a day takes about {Quantity.Sized(day)}, " : "") + $"{Quantity.Sized(Free)} are free.";
+    }
+}
+
+/// <summary>A connection on one state of the database; to be disposed soon.</summary>
+internal sealed class Snapshot : IDisposable
+{
+    private readonly Reader _reader;
+    private readonly Action<Reader> _giveBack;
+    private int _isDisposed;
+
+    /// <param name="names">Those of the questions that are answered meanwhile; null: there are none.</param>
+    public Snapshot(Reader reader, Action<Reader> giveBack, DateTime moment, SharedNames? names = null)
+    {
+        (_reader, _giveBack, Moment, Names) = (reader, giveBack, moment, names ?? new SharedNames());
+        try
+        {
+            reader.Database.Execute("BEGIN");
+            // The state is taken with the first read.
+            _ = reader.Database.Number("SELECT 1 FROM meta");
+        }
+        catch (SqliteException)
+        {
+            reader.Dispose();
+            throw;
+        }
+        Names.Enter();
+    }
+
+    public SharedNames Names { get; }
+
+    /// <summary>
+    /// The last whole millisecond, once no process is in a transaction that began before it: what that records
+    /// is earlier, so that it is in an answer as of then.
+    /// </summary>
+    public static DateTime Settled(string folder, TimeProvider clock)
+    {
+        var path = Path.Combine(folder, Store.FileName);
+        try
+        {
+            if (File.Exists(path))
+            {
+                using var database = new SqliteConnection(path, isReadOnly: false, cache: 100);
+                database.AwaitOthers();
+            }
+        }
+        catch (SqliteException e) when (e.IsBusy || e.IsReadOnly)
+        {
+            // It is asked all the same; where nothing can be written, nothing is.
+        }
+        return UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime) - 1);
+    }
+
+    /// <exception cref="DataDirException">There is not a database in it.</exception>
+    public static void CheckThere(string folder)
+    {
+        if (!File.Exists(Path.Combine(folder, Store.FileName)))
+            throw new DataDirException($"'{folder}' has no {Store.FileName} in it");
+    }
+
+    /// <summary>A snapshot beside the daemon, or without one.</summary>
+    /// <param name="folder">The data directory.</param>
+    /// <exception cref="DataDirException">There is not a database in it.</exception>
+    public static Snapshot Open(string folder, DateTime now)
+    {
+        CheckThere(folder);
+        var path = Path.Combine(folder, Store.FileName);
+        var reader = new Reader(path, cache: 16 * 1024);
+        Schema.Check(reader.Database);
+        return new Snapshot(reader, r => r.Dispose(), UnixTime.Read(UnixTime.From(now)));
+    }
+
+    /// <summary>When it was taken: what is recorded later is not in it.</summary>
+    public DateTime Moment { get; set; }
+
+    /// <summary>The name of this SeS.</summary>
+    public string Name
+    {
+        get
+        {
+            using var name = Query("SELECT value FROM meta WHERE name = 'name'");
+            return name.FirstText() ?? "";
+        }
+    }
+
+    /// <summary>The other SeS of which there are facts, and when each last gave a sign of life.</summary>
+    public List<(string Name, DateTime Heard)> Peers()
+    {
+        var peers = new List<(string, DateTime)>();
+        using var rows = Query("SELECT name, heard FROM peer WHERE own = 0 AND heard > 0 ORDER BY name");
+        while (rows.Step())
+            peers.Add((rows.Text(0), UnixTime.Read(rows.Number(1))));
+        return peers;
+    }
+
+    /// <summary>How far a target has what it is sent; null: nothing was sent to it yet.</summary>
+    public ForwardPosition? ForwardOf(string url)
+    {
+        using var row = Query("SELECT position, store, regained FROM forward WHERE url = ?1");
+        row.Bind(1, url);
+        return row.Step() ? new(row.Number(0), row.TextOrNull(1), row.Number(2)) : null;
+    }
+
+    /// <summary>The first name of this SeS, which it keeps.</summary>
+    public string FirstName
+    {
+        get
+        {
+            using var name = Query("SELECT name FROM peer WHERE own ORDER BY id LIMIT 1");
+            return name.FirstText() ?? "";
+        }
+    }
+
+    /// <summary>The services of a question's tables s, f and p, by their numbers.</summary>
+    public List<(long Id, ServiceKey Service)> Services(string from, int most, int after = 0)
+    {
+        var services = new List<(long, ServiceKey)>();
+        using var rows = Query($"""
+            SELECT s.id, p.name, f.platform, f.service, f.facet, s.location {from} ORDER BY s.id LIMIT {most} OFFSET {after}
+            """);
+        while (rows.Step())
+            services.Add((rows.Number(0), new(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5))));
+        return services;
+    }
+
+    /// <summary>The last number that was given, of a fact or anything else.</summary>
+    public long LastFact => Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 0;
+
+    /// <summary>Facts after a number, counted up to as many.</summary>
+    /// <param name="areOwn">Only what this SeS took itself.</param>
+    public long CountFacts(long after, bool areOwn, int most)
+    {
+        var count = 0L;
+        foreach (var table in (string[])["observation", "receipt", "gap", "note"])
+            count += Number($"""
+                SELECT count(*) FROM (SELECT 1 FROM {table} t JOIN peer b ON b.id = t.by
+                    WHERE t.id > {after} AND (b.own OR NOT {(areOwn ? 1 : 0)}) LIMIT {most})
+                """) ?? 0;
+        return Math.Min(count, most);
+    }
+
+    /// <summary>The settings of the rules by which the timeline is derived.</summary>
+    public TimelineRules Rules => new(TimeOf("pause"));
+
+    public TimeSpan StaleAfter => TimeOf("stale_after");
+
+    /// <summary>A service of which nothing was heard for so long is not listed.</summary>
+    public TimeSpan Forget => TimeOf("forget");
+
+    private TimeSpan TimeOf(string name) =>
+        TimeSpan.FromMilliseconds(Number($"SELECT value FROM meta WHERE name = '{name}'") ?? 0);
+
+    /// <summary>The oldest time that retention has left; nothing before it is counted.</summary>
+    public DateTime? Oldest =>
+        Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
+
+    /// <summary>Whether anything of a partition is stored, if only a heartbeat or what could not be mapped.</summary>
+    public bool HasHeardOf(string partition)
+    {
+        using var rows = Query("""
+            SELECT 1 FROM partition WHERE name = ?1 UNION ALL SELECT 1 FROM quarantine WHERE partition = ?1 LIMIT 1
+            """);
+        return rows.Bind(1, partition).Number() != null;
+    }
+
+    /// <summary>
+    /// The services whose timeline lacks what was heard last, or what time brought, or has what was recorded
+    /// after the moment: while more comes than is derived, and where no daemon runs.
+    /// </summary>
+    public IReadOnlySet<long> Behind()
+    {
+        var behind = new HashSet<long>();
+        using var rows = _reader.Database.Query("""
+            SELECT service FROM observation
+                WHERE id > min(coalesce((SELECT value FROM meta WHERE name = 'derived'), 0), ?2)
+            UNION ALL SELECT id FROM service WHERE due < ?1 - 5000
+            """);
+        for (rows.Bind(1, UnixTime.From(Moment)).Bind(2, Through); rows.Step();)
+            behind.Add(rows.Number(0));
+        return behind;
+    }
+
+    /// <summary>
+    /// The last observation that was recorded until the moment; where the clock was set back since, the last
+    /// of all.
+    /// </summary>
+    public long Through => Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1")
+        > UnixTime.From(Moment + TimeSpan.FromSeconds(1)) ? long.MaxValue : LastObservation(Moment);
+
+    public string NameOf(Status status) => _reader.NameOf(status);
+
+    public ServiceFacts Facts => _reader.Facts;
+
+    public SqliteConnection Database => _reader.Database;
+
+    /// <summary>A query; dispose it before the snapshot.</summary>
+    public SqliteStatement Query(string sql) => _reader.Database.Query(sql);
+
+    /// <summary>For temporary tables; the database itself cannot be written to.</summary>
+    public void Execute(string sql) => _reader.Database.Execute(sql);
+
+    /// <summary>The last observation recorded until a moment.</summary>
+    public long LastObservation(DateTime moment) => ObservationLog.LastUntil(_reader.Database, moment);
+
+    /// <summary>The first column of the first row, as a number; null where there is none.</summary>
+    public long? Number(string sql) => _reader.Database.Number(sql);
+
+    public void Dispose()
+    {
+        if (Interlocked.Exchange(ref _isDisposed, 1) != 0)
+            return;
+        Names.Leave();
+        _reader.Database.Rollback();
+        _giveBack(_reader);
+    }
+}
+
+// ============================== 11. Heartbeats ===============================
+//
+// What senders repeat: copies of alerts that are known, which renew them without a write, and alerts that always
+// fire, whose silence means that nobody watches.
+
+/// <summary>
+/// The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.
+/// </summary>
+internal readonly record struct RecentAlert(
+    long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen)
+{
+    public static RecentAlert Place(long service, long alert) =>
+        new(service, alert, DateTime.MinValue, null, "", DateTime.MinValue);
+}
+
+/// <summary>
+/// The alerts that came last, so that repeated copies cost no query; bounded. Keys are hashes with a random
+/// key of the process, since label sets are chosen by strangers: two of one key cannot be made.
+/// </summary>
+internal sealed class RecentAlerts
+{
+    /// <summary>In each of two generations; some 200 bytes each.</summary>
+    private const int Size = 50_000;
+
+    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
+    public static readonly TimeSpan SeenStep = TimeSpan.FromHours(1);
+
+    private readonly byte[] _key = RandomNumberGenerator.GetBytes(32);
+    private readonly object _gate = new();
+    private Dictionary<UInt128, RecentAlert> _young = [], _old = [];
+
+    public UInt128 KeyOf(IncomingAlert alert)
+    {
+        var text = $"{(int)alert.Source}\n{alert.Sender}\n{alert.Labels}\n{alert.Service}";
+        var size = _key.Length + Encoding.UTF8.GetMaxByteCount(text.Length);
+        var buffer = ArrayPool<byte>.Shared.Rent(size);
+        _key.CopyTo(buffer, 0);
+        var length = _key.Length + Encoding.UTF8.GetBytes(text, buffer.AsSpan(_key.Length));
+        Span<byte> hash = stackalloc byte[32];
+        SHA256.HashData(buffer.AsSpan(0, length), hash);
+        ArrayPool<byte>.Shared.Return(buffer);
+        return BinaryPrimitives.ReadUInt128LittleEndian(hash);
+    }
+
+    public UInt128[] KeysOf(IReadOnlyList<IncomingAlert> alerts)
+    {
+        var keys = new UInt128[alerts.Count];
+        for (var i = 0; i < keys.Length; i++)
+            keys[i] = KeyOf(alerts[i]);
+        return keys;
+    }
+
+    /// <summary>Whether copies tell nothing that is not on disk.</summary>
+    public bool Knows(UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
+    {
+        for (var i = 0; i < keys.Length; i++)
+        {
+            if (!Knows(keys[i], alerts[i], now))
+                return false;
+        }
+        return true;
+    }
+
+    private bool Knows(UInt128 key, IncomingAlert alert, DateTime now) => Find(key) is { } held
+        && held.Starts == alert.Starts && (alert.Ends is { } ends ? held.Ends >= ends
+            : held.Ends == null && held.Status == alert.Status
+                && now - held.Seen < SeenStep && now >= held.Seen);
+
+    public RecentAlert? Find(UInt128 key)
+    {
+        lock (_gate)
+        {
+            if (_young.TryGetValue(key, out var held))
+                return held;
+            if (!_old.Remove(key, out held))
+                return null;
+            _young[key] = held;
+            return held;
+        }
+    }
+
+    /// <summary>Takes what a commit has put on disk.</summary>
+    public void Learn(List<(UInt128 Key, RecentAlert Alert)> learned)
+    {
+        lock (_gate)
+        {
+            foreach (var (key, alert) in learned)
+                _young[key] = alert;
+            if (_young.Count < Size)
+                return;
+            (_young, _old) = ([], _young);
+        }
+    }
+
+    public void Clear()
+    {
+        lock (_gate)
+            (_young, _old) = ([], []);
+    }
+
+    /// <summary>Notes copies of Prometheus's that tell nothing but that their alerts still fire.</summary>
+    public void Renew(Renewals renewals, UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
+    {
+        for (var i = 0; i < keys.Length; i++)
+        {
+            if (alerts[i] is { Source: AlertSource.Prometheus, Ends: null } && Find(keys[i]) is { } held)
+                renewals.Renew(new(held.Service, held.Alert, held.Starts), alerts[i], now);
+        }
+    }
+}
+
+/// <summary>An open episode of Prometheus's.</summary>
+internal readonly record struct RenewedEpisode(long Service, long Alert, DateTime Starts);
+
+/// <summary>
+/// Until when the open episodes of Prometheus hold. Prometheus says of each firing alert, every minute or so,
+/// until when that is valid: one that is not renewed within its validity lapses. What only renews is not
+/// stored; after a crash the last copy of each is the last sign of life of SeS.
+/// </summary>
+internal sealed class Renewals
+{
+    /// <summary>Prometheus sends again after a minute, or what its evaluations make of that.</summary>
+    private static readonly TimeSpan
+        LeastValidity = TimeSpan.FromSeconds(130), Unstated = TimeSpan.FromMinutes(5);
+
+    /// <summary>For clocks that differ: how far ahead of the receipt the end of a resolved copy may be.</summary>
+    private static readonly TimeSpan
+        MostTolerance = TimeSpan.FromSeconds(30), UnknownTolerance = TimeSpan.FromSeconds(2);
+
+    /// <summary>Added to half the validity, within which Prometheus sends again after SeS was away.</summary>
+    private static readonly TimeSpan ReturnTime = TimeSpan.FromSeconds(10);
+
+    /// <summary>More rules, of all senders, are not remembered.</summary>
+    private const int MaxRules = 100_000;
+
+    private readonly record struct Renewal(RenewedEpisode Episode, DateTime Last, TimeSpan Validity);
+
+    private readonly object _gate = new();
+    private readonly Dictionary<long, Renewal> _renewals = [];
+
+    /// <summary>By the hash of sender and rule: two of one hash share what clocks are allowed.</summary>
+    private readonly Dictionary<int, TimeSpan> _validities = [];
+
+    // Since when SeS takes alerts without a break, and no later than when the next one lapses.
+    private DateTime _since, _nextDue = DateTime.MaxValue;
+
+    /// <summary>
+    /// Tells firing copies of Prometheus's from resolved ones: the former get until when they are valid, the
+    /// latter their end.
+    /// </summary>
+    public ReceivedAlerts Judge(ReceivedAlerts alerts, DateTime received) =>
+        alerts.Source != AlertSource.Prometheus ? alerts
+            : alerts with { Alerts = [.. alerts.Alerts.Select(a => Judge(a, received))] };
+
+    private IncomingAlert Judge(IncomingAlert alert, DateTime received)
+    {
+        lock (_gate)
+        {
+            var rule = HashCode.Combine(alert.Sender, alert.Rule);
+            var tolerance = !_validities.TryGetValue(rule, out var validity) ? UnknownTolerance
+                : validity / 4 < MostTolerance ? validity / 4 : MostTolerance;
+            if (alert.ValidUntil is { } ends && ends <= received + tolerance)
+                return alert with { Ends = ends, ValidUntil = null };
+            validity = alert.ValidUntil - received ?? Unstated;
+            if (_validities.Count < MaxRules || _validities.ContainsKey(rule))
+                _validities[rule] = validity;
+            return alert with { ValidUntil = received + validity };
+        }
+    }
+
+    /// <summary>A firing copy of an open episode.</summary>
+    public void Renew(RenewedEpisode episode, IncomingAlert copy, DateTime received)
+    {
+        lock (_gate)
+            Set(new Renewal(episode, received, copy.ValidUntil - received ?? Unstated));
+    }
+
+    /// <summary>An episode that was open before a start.</summary>
+    public void Restore(RenewedEpisode episode, DateTime last, TimeSpan validity)
+    {
+        lock (_gate)
+        {
+            if (!_renewals.ContainsKey(episode.Alert))
+                Set(new Renewal(episode, last, validity));
+        }
+    }
+
+    private void Set(in Renewal renewal)
+    {
+        _renewals[renewal.Episode.Alert] = renewal;
+        if (DueOf(renewal) is var due && due < _nextDue)
+            _nextDue = due;
+    }
+
+    /// <summary>The longest validity of what is open; null: nothing is.</summary>
+    public TimeSpan? Longest()
+    {
+        lock (_gate)
+            return _renewals.Count == 0 ? null : _renewals.Values.Max(r => r.Validity);
+    }
+
+    /// <summary>SeS takes alerts again: nothing lapses before each could be sent again.</summary>
+    public void Return(DateTime now)
+    {
+        lock (_gate)
+            _since = now;
+    }
+
+    /// <summary>When the last copy of an episode was; null: that is not known.</summary>
+    public DateTime? LastCopy(long alert, DateTime starts)
+    {
+        lock (_gate)
+            return _renewals.TryGetValue(alert, out var renewal) && renewal.Episode.Starts == starts
+                ? renewal.Last : null;
+    }
+
+    public bool IsDue(DateTime now)
+    {
+        lock (_gate)
+            return now >= _nextDue;
+    }
+
+    /// <summary>Episodes whose last copy, at this time, holds no longer; they are forgotten.</summary>
+    public List<(RenewedEpisode Episode, DateTime Last)> TakeLapsed(DateTime now, int most)
+    {
+        var lapsed = new List<(RenewedEpisode Episode, DateTime Last)>();
+        lock (_gate)
+        {
+            if (now < _nextDue)
+                return lapsed;
+            _nextDue = DateTime.MaxValue;
+            foreach (var renewal in _renewals.Values)
+            {
+                var due = DueOf(renewal);
+                if (due <= now && lapsed.Count < most)
+                    lapsed.Add((renewal.Episode, renewal.Last));
+                else if (due < _nextDue)
+                    _nextDue = due;
+            }
+            lapsed.ForEach(l => _renewals.Remove(l.Episode.Alert));
+        }
+        return lapsed;
+    }
+
+    private DateTime DueOf(in Renewal renewal)
+    {
+        var lapses = renewal.Last + (renewal.Validity > LeastValidity ? renewal.Validity : LeastValidity);
+        var returned = _since + (renewal.Validity / 2) + ReturnTime;
+        return lapses > returned ? lapses : returned;
+    }
+}
+
+/// <param name="Platform">Empty: it speaks for its partition.</param>
+internal sealed record HeartbeatKey(long Partition, string Platform, string Name);
+
+/// <summary>What a heartbeat brought: it was armed, or a gap of it begins or ends.</summary>
+/// <param name="To">Null: it begins.</param>
+/// <param name="Known">When it was armed; since when the gap, or its end, is known.</param>
+internal sealed record HeartbeatFact(
+    HeartbeatKey Heartbeat, bool IsArmed, DateTime From, DateTime? To, DateTime Known);
+
+/// <summary>The last beat of one alert of a heartbeat.</summary>
+/// <param name="Alert">See <see cref="Beat"/>.</param>
+internal sealed record LastBeat(long Alert, AlertSource Source, DateTime Last);
+
+/// <summary>A heartbeat: an alert that always fires, of all who send it for a partition or a platform.</summary>
+internal sealed class Heartbeat(HeartbeatKey key)
+{
+    public HeartbeatKey Key => key;
+
+    /// <summary>Null: it has yet to beat three times in a row.</summary>
+    public DateTime? Armed { get; set; }
+
+    /// <summary>Beats in a row.</summary>
+    public int Row { get; set; }
+
+    /// <summary>The last beat, and the last one that is not one with that before.</summary>
+    public DateTime Last { get; set; }
+    public DateTime Counted { get; set; }
+
+    /// <summary>For so long SeS was away since the last beat.</summary>
+    public TimeSpan Away { get; set; }
+
+    /// <summary>Until when its Prometheus was certainly there.</summary>
+    public DateTime Watched { get; set; }
+
+    /// <summary>Since when it is silent; null: it beats.</summary>
+    public DateTime? Silent { get; set; }
+
+    /// <summary>The end of its last gap, and when Alertmanager said that nobody renews it.</summary>
+    public DateTime GapEnd { get; set; }
+    public DateTime Resolved { get; set; }
+
+    /// <summary>The last beat of each alert; they are few.</summary>
+    public List<LastBeat> Alerts { get; } = [];
+
+    public void Add(LastBeat beat)
+    {
+        Alerts.RemoveAll(a => a.Alert == beat.Alert);
+        Alerts.Add(beat);
+    }
+
+    public bool IsChanged { get; set; }
+}
+
+/// <summary>How a heartbeat is.</summary>
+/// <param name="Platform">Empty: it speaks for its partition.</param>
+/// <param name="Armed">Null: it has yet to beat three times in a row.</param>
+/// <param name="Silent">Since when it is silent; null: it beats.</param>
+/// <param name="IsForgotten">Nobody expects it any more.</param>
+internal sealed record WatchRow(string Partition, string Platform, string Name, DateTime? Armed, int Row, DateTime Last,
+    DateTime? Silent, bool IsForgotten)
+{
+    /// <summary>The partition, or the platform in it.</summary>
+    public string Whose => Platform == "" ? Partition : $"{Partition}/{Platform}";
+
+    /// <summary>Nobody watches, and is expected to.</summary>
+    public bool IsAlarming => Silent != null && !IsForgotten;
+
+    /// <summary>What people should know of it; null: all is well.</summary>
+    public string? Trouble => IsForgotten ? null
+        : Silent is { } since ? $"No data from {Whose} since {Rfc3339.Format(since)}: {Name} is silent"
+        : Armed != null ? null
+        : $"{Name} of {Whose} is not armed: {Row} of {Heartbeats.ArmedBy} beats in a row, the last at {Rfc3339.Format(Last)}; "
+            + "they may be 10 minutes apart, which needs a repeat_interval of 1m for it";
+}
+
+/// <summary>What is known of those who send.</summary>
+/// <param name="Unresolved">
+/// Partitions of which webhooks brought alerts that fire for a day, and never one that has ended.
+/// </param>
+/// <param name="Clocks">What is to be said of those that are over a minute off.</param>
+internal sealed record Watching(IReadOnlyList<WatchRow> Heartbeats, IReadOnlyList<string> Unresolved,
+    IReadOnlyList<string> Clocks)
+{
+    /// <summary>An alert ends the gap of a heartbeat that nobody expects any more.</summary>
+    public bool AwaitsAlerts { get; } = Heartbeats.Any(h => h is { IsForgotten: true, Silent: not null });
+
+    /// <summary>What people should know, a sentence each.</summary>
+    public IEnumerable<string> Troubles() => Heartbeats.Select(h => h.Trouble).OfType<string>()
+        .Concat(Unresolved.Select(p => $"Alerts of {p} never end: its webhook needs send_resolved: true"))
+        .Concat(Clocks);
+}
+
+/// <summary>By how much the clocks of senders differ: receipt minus start of new episodes, in seconds.</summary>
+internal sealed class SenderClocks
+{
+    private const int MaxSenders = 1000, Kept = 5, Enough = 3;
+
+    /// <summary>In seconds.</summary>
+    private const int Tolerance = 60;
+
+    private readonly Dictionary<string, List<double>> _offsets = [];
+
+    /// <param name="sender">Empty: Alertmanager, which sends late; only a clock ahead is told there.</param>
+    public void Add(string partition, string sender, TimeSpan offset)
+    {
+        var name = sender == "" ? $"what posts to {partition}" : sender;
+        if (!_offsets.TryGetValue(name, out var offsets))
+        {
+            if (_offsets.Count == MaxSenders)
+                return;
+            _offsets[name] = offsets = [];
+        }
+        offsets.Add(sender == "" ? Math.Min(0, offset.TotalSeconds) : offset.TotalSeconds);
+        if (offsets.Count > Kept)
+            offsets.RemoveAt(0);
+    }
+
+    /// <summary>Alerts may come late, but all of them do only where the clock is wrong.</summary>
+    public List<string> Off()
+    {
+        var off = new List<string>();
+        foreach (var (sender, offsets) in _offsets)
+        {
+            var (least, most) = (offsets.Min(), offsets.Max());
+            if (most < -Tolerance || (offsets.Count >= Enough && least > Tolerance))
+                off.Add(string.Create(CultureInfo.InvariantCulture,
+                    $"The clock of {sender} is {(least > 0 ? least : -most):0} s {(least > 0 ? "behind" : "ahead")}: its alerts have wrong times"));
+        }
+        return off;
+    }
+}
+
+/// <summary>
+/// Tells when nobody watches: alerts that always fire no longer come (5). What they say is a fact when a
+/// heartbeat is armed, falls silent or is back; single beats are noted once a minute.
+/// </summary>
+internal sealed class Heartbeats
+{
+    /// <summary>Of all partitions and platforms; further ones are not heard.</summary>
+    public const int Max = 1000;
+
+    /// <summary>Of one heartbeat; the one that was silent longest gives way.</summary>
+    public const int MaxAlerts = 100;
+
+    /// <summary>Beats in a row, none later than the other by more, which arm it.</summary>
+    public const int ArmedBy = 3;
+
+    /// <summary>Beats that are further apart have a gap between them; copies that are closer are one.</summary>
+    private static readonly TimeSpan Longest = TimeSpan.FromMinutes(10), Shortest = TimeSpan.FromSeconds(10);
+
+    /// <summary>Alertmanager goes on repeating what nobody renews, for what Prometheus's default is.</summary>
+    private static readonly TimeSpan Repeated = TimeSpan.FromMinutes(4);
+
+    /// <summary>Nobody expects it any more.</summary>
+    public static readonly TimeSpan Forgotten = TimeSpan.FromDays(7);
+
+    private readonly Dictionary<HeartbeatKey, Heartbeat> _heartbeats = [];
+
+    public IReadOnlyCollection<Heartbeat> All() => _heartbeats.Values;
+
+    // ---- As stored ----
+
+    public void LoadArmed(HeartbeatKey key, DateTime armed)
+    {
+        if (Of(key) is { } heartbeat)
+            heartbeat.Armed = armed;
+    }
+
+    /// <summary>In order of time.</summary>
+    public void LoadGap(HeartbeatKey key, DateTime from, DateTime? to)
+    {
+        if (!_heartbeats.TryGetValue(key, out var heartbeat))
+            return;
+        heartbeat.Silent = to == null ? from : null;
+        heartbeat.GapEnd = to ?? heartbeat.GapEnd;
+        if (to - from > Forgotten && to >= heartbeat.Armed)
+            heartbeat.Armed = null;
+    }
+
+    public void LoadBeat(HeartbeatKey key, long alert, AlertSource source, DateTime last, TimeSpan away)
+    {
+        if (Of(key) is not { } heartbeat)
+            return;
+        heartbeat.Add(new(alert, source, last));
+        Watch(heartbeat, source, last);
+        if (last > heartbeat.Last)
+            (heartbeat.Last, heartbeat.Counted, heartbeat.Away) = (last, last, away);
+    }
+
+    /// <summary>Of what is armed, and no beat is stored of, it beat when SeS was last there.</summary>
+    public void EndLoading(DateTime taken)
+    {
+        foreach (var heartbeat in _heartbeats.Values.Where(h => h is { Armed: not null, Alerts.Count: 0 }))
+            heartbeat.Last = heartbeat.Counted = heartbeat.Watched =
+                Later(taken, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
+    }
+
+    /// <summary>Takes over the beats that have come since they were stored.</summary>
+    /// <param name="isThere">Not of what was rolled back, or purged.</param>
+    public void KeepBeats(Heartbeats before, Func<HeartbeatKey, bool> isThere)
+    {
+        foreach (var (key, old) in before._heartbeats)
+        {
+            if (!isThere(key) || Of(key) is not { } heartbeat || old.Alerts.Count == 0)
+                continue;
+            (heartbeat.Row, heartbeat.Last, heartbeat.Counted) = (old.Row, old.Last, old.Counted);
+            (heartbeat.Away, heartbeat.Watched, heartbeat.Resolved) = (old.Away, old.Watched, old.Resolved);
+            heartbeat.IsChanged = old.IsChanged;
+            old.Alerts.ForEach(heartbeat.Add);
+        }
+    }
+
+    /// <summary>What is to be stored of beats.</summary>
+    public List<Heartbeat> TakeChanged()
+    {
+        var changed = _heartbeats.Values.Where(h => h.IsChanged).ToList();
+        changed.ForEach(h => h.IsChanged = false);
+        return changed;
+    }
+
+    // ---- What comes ----
+
+    /// <summary>Null: there are too many.</summary>
+    private Heartbeat? Of(HeartbeatKey key)
+    {
+        if (!_heartbeats.TryGetValue(key, out var heartbeat) && _heartbeats.Count < Max)
+            _heartbeats[key] = heartbeat = new(key);
+        return heartbeat;
+    }
+
+    /// <summary>A copy of a heartbeat.</summary>
+    public IEnumerable<HeartbeatFact> Take(long partition, Beat beat, DateTime received)
+    {
+        if (Of(new(partition, beat.Platform, beat.Name)) is not { } heartbeat)
+            return [];
+        var facts = new List<HeartbeatFact>();
+        if (FindSilent(heartbeat, received) is { } silent)
+            facts.Add(silent);
+        if (beat.Ends is { } ends)
+            Resolve(heartbeat, beat.Alert, ends, received, facts);
+        else if (!(beat.Source == AlertSource.Webhook && heartbeat.Silent != null && received >= heartbeat.Resolved
+            && received - heartbeat.Resolved <= TimelineRules.LateCopy))
+            Hear(heartbeat, beat, received, facts);
+        return facts;
+    }
+
+    private static void Hear(Heartbeat heartbeat, Beat beat, DateTime received, List<HeartbeatFact> facts)
+    {
+        if (heartbeat.Silent != null)
+            facts.Add(End(heartbeat, received));
+        var isInRow = received - heartbeat.Counted <= Longest + heartbeat.Away;
+        if (received - heartbeat.Counted > Shortest || received < heartbeat.Counted)
+            (heartbeat.Row, heartbeat.Counted) = (isInRow ? Math.Min(heartbeat.Row + 1, ArmedBy) : 1, received);
+        if (heartbeat.Armed == null && heartbeat.Row == ArmedBy)
+        {
+            heartbeat.Armed = received;
+            facts.Add(new(heartbeat.Key, true, received, null, received));
+        }
+        // The clock was set back.
+        if (received < heartbeat.Last)
+            heartbeat.Watched = DateTime.MinValue;
+        (heartbeat.Last, heartbeat.Away, heartbeat.IsChanged) = (received, TimeSpan.Zero, true);
+        Watch(heartbeat, beat.Source, received);
+        heartbeat.Add(new(beat.Alert, beat.Source, received));
+        // The last one is the latest.
+        if (heartbeat.Alerts.Count > MaxAlerts)
+            heartbeat.Alerts.RemoveAt(0);
+    }
+
+    private static void Watch(Heartbeat heartbeat, AlertSource source, DateTime beat)
+    {
+        heartbeat.Watched = Later(heartbeat.Watched, source == AlertSource.Webhook ? beat - Repeated : beat);
+    }
+
+    private static DateTime Later(DateTime one, DateTime other) => one > other ? one : other;
+
+    /// <summary>Alertmanager says that nobody has renewed it since four minutes before.</summary>
+    private static void Resolve(
+        Heartbeat heartbeat, long alert, DateTime ends, DateTime received, List<HeartbeatFact> facts)
+    {
+        var from = ends - Repeated;
+        if (heartbeat.Alerts.Exists(a => a.Last >= (a.Alert == alert ? ends : from)))
+            return;
+        heartbeat.Row = 0;
+        if (heartbeat.Armed == null)
+            return;
+        heartbeat.Resolved = received;
+        if (heartbeat.Silent == null)
+            facts.Add(Begin(heartbeat, from, received));
+    }
+
+    private static HeartbeatFact Begin(Heartbeat heartbeat, DateTime from, DateTime known)
+    {
+        from = Later(from, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
+        heartbeat.Silent = from;
+        return new(heartbeat.Key, false, from, null, known);
+    }
+
+    /// <summary>Of one that was silent for so long that nobody expected it, it is to be armed again.</summary>
+    private static HeartbeatFact End(Heartbeat heartbeat, DateTime at)
+    {
+        var from = heartbeat.Silent!.Value;
+        if (at - from > Forgotten)
+            heartbeat.Armed = null;
+        (heartbeat.Silent, heartbeat.GapEnd, heartbeat.Row) = (null, at, 0);
+        return new(heartbeat.Key, false, from, at, at);
+    }
+
+    /// <summary>What fell silent.</summary>
+    public IEnumerable<HeartbeatFact> TakeSilent(DateTime now)
+    {
+        foreach (var heartbeat in _heartbeats.Values)
+        {
+            if (FindSilent(heartbeat, now) is { } silent)
+                yield return silent;
+        }
+    }
+
+    private static HeartbeatFact? FindSilent(Heartbeat heartbeat, DateTime now)
+    {
+        if (heartbeat.Armed == null || heartbeat.Silent != null || now - heartbeat.Last <= Longest + heartbeat.Away)
+            return null;
+        return Begin(heartbeat, heartbeat.Watched, now);
+    }
+
+    /// <summary>SeS could not hear anything for so long.</summary>
+    public void Return(TimeSpan away)
+    {
+        foreach (var heartbeat in _heartbeats.Values)
+        {
+            heartbeat.Away += away;
+            heartbeat.IsChanged = true;
+        }
+    }
+
+    public static bool IsForgotten(Heartbeat heartbeat, DateTime now) =>
+        heartbeat.Silent is { } since && now - since > Forgotten;
+
+    /// <summary>Alerts that came, of a partition.</summary>
+    public IEnumerable<HeartbeatFact> TakeAlerts(
+        long partition, IReadOnlyList<IncomingAlert> alerts, DateTime received)
+    {
+        if (alerts.Count == 0)
+            yield break;
+        foreach (var heartbeat in _heartbeats.Values.Where(h => h.Key.Partition == partition))
+        {
+            if (IsForgotten(heartbeat, received) && (heartbeat.Key.Platform == ""
+                || alerts.Any(a => a.Service.Platform == heartbeat.Key.Platform)))
+                yield return End(heartbeat, received);
+        }
+    }
+}
+
+// ================================ 12. Outbox =================================
+//
+// What Onix lacks: a service is marked in the transaction that derives a change of it, and the mark ends in the
+// one that notes Onix's answer.
+
+/// <summary>What Onix holds of a service, and what of it waits.</summary>
+/// <param name="Key">Of its item; null: the plain one.</param>
+/// <param name="Version">0: Onix holds no item of it.</param>
+/// <param name="IsOwn">This SeS wrote what Onix holds, or had it in its timeline.</param>
+/// <param name="Next">No change that Onix lacks is earlier.</param>
+/// <param name="Marks">
+/// How often it was marked: what was decided before it was marked again may be wrong.
+/// </param>
+/// <param name="Barred">Since when Onix refuses it.</param>
+/// <param name="IsUnanswered">A change was sent, and what Onix made of it is not known.</param>
+internal sealed record WaitingService(
+    long Id, ServiceKey Service, string? Key, long Version, string? Status, DateTime? At, bool IsOwn,
+    DateTime Next, long Marks, int Tries, DateTime? Barred, string? Error, bool IsUnanswered);
+
+/// <summary>
+/// The transactional outbox: what Onix holds of each service, and which have changes for it. A service is
+/// marked in the transaction that derives it. Used by the writer's thread alone.
+/// </summary>
+internal sealed class Outbox(SqliteConnection database)
+{
+    private const int AtOnce = 1000;
+
+    private static readonly TimeSpan
+        FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
+
+    /// <summary>A service may have been deleted while Onix was asked.</summary>
+    private const string IsThere = "EXISTS (SELECT 1 FROM service WHERE id = ?1)";
+
+    private readonly SqliteStatement
+        _mark = database.Prepare($"""
+            INSERT INTO onix(service, next, marks, marked) SELECT ?1, ?2, 1, ?3 WHERE {IsThere} ON CONFLICT DO UPDATE
+            SET next = min(coalesce(next, excluded.next), excluded.next), marks = marks + 1,
+                marked = coalesce(marked, excluded.marked)
+            """),
+        _hold = database.Prepare($"""
+            INSERT INTO onix(service, key, version, status, at, own) SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE {IsThere}
+            ON CONFLICT DO UPDATE SET own = max(excluded.own,
+                    CASE WHEN status IS excluded.status AND at IS excluded.at THEN own ELSE 0 END,
+                    EXISTS (SELECT 1 FROM sent t WHERE t.service = onix.service AND t.at = excluded.at
+                        AND t.status = excluded.status)),
+                key = excluded.key, version = excluded.version, status = excluded.status, at = excluded.at
+            """),
+        _send = database.Prepare($"INSERT OR IGNORE INTO sent SELECT ?1, ?2, ?3 WHERE {IsThere}"),
+        _answered = database.Prepare("DELETE FROM sent WHERE service = ?1"),
+        _forget = database.Prepare("DELETE FROM onix WHERE service = ?1"),
+        _markIfElse = database.Prepare("""
+            UPDATE onix SET next = min(coalesce(next, at), at), marks = marks + 1, marked = coalesce(marked, ?3)
+            WHERE service = ?1 AND own = 0 AND version > 0 AND at IS NOT NULL AND status <> ?2
+            """),
+        _markIfGone = database.Prepare("""
+            UPDATE onix SET next = 0, marks = marks + 1, marked = ?2
+            WHERE service = ?1 AND version = 0 AND next IS NULL
+            """),
+        _own = database.Prepare("UPDATE onix SET own = 1 WHERE service = ?1 AND at = ?2 AND status = ?3"),
+        _settle = database.Prepare("""
+            UPDATE onix SET next = ?3, marked = CASE WHEN ?3 IS NULL THEN NULL ELSE marked END
+            WHERE service = ?1 AND marks = ?2
+            """),
+        _accept = database.Prepare("""
+            UPDATE onix SET due = NULL, tries = 0, barred = NULL, error = NULL
+            WHERE service = ?1 AND due IS NOT NULL
+            """),
+        _putOff = database.Prepare("""
+            UPDATE onix SET due = ?2, tries = tries + 1, barred = coalesce(barred, ?3), error = ?4
+            WHERE service = ?1
+            """),
+        _key = database.Prepare("UPDATE onix SET key = ?2 WHERE service = ?1"),
+        _retry = database.Prepare("UPDATE onix SET due = ?1 WHERE next IS NOT NULL AND due > ?1"),
+        _retryPartition = database.Prepare("""
+            UPDATE onix SET due = ?1 WHERE next IS NOT NULL AND due > ?1 AND service IN (SELECT s.id
+                FROM partition p JOIN family f ON f.partition = p.id JOIN service s ON s.family = f.id
+                WHERE p.name = ?2)
+            """);
+
+    /// <summary>A change of the service's that Onix may lack is at that time, none earlier.</summary>
+    public void Mark(long service, DateTime first, DateTime now) =>
+        _mark.Bind(1, service).Bind(2, UnixTime.From(first)).Bind(3, UnixTime.From(now)).Run();
+
+    /// <summary>Marks a service if Onix holds another status, from another SeS.</summary>
+    public bool MarkIfElse(long service, string status, DateTime now)
+    {
+        _markIfElse.Bind(1, service).Bind(2, status).Bind(3, UnixTime.From(now)).Run();
+        return database.Changes > 0;
+    }
+
+    /// <summary>Marks a service whose item is gone from Onix: it gets its whole history.</summary>
+    public bool MarkIfGone(long service, DateTime now)
+    {
+        _markIfGone.Bind(1, service).Bind(2, UnixTime.From(now)).Run();
+        return database.Changes > 0;
+    }
+
+    /// <summary>A change goes to Onix now: where its answer is lost, it is known again by this.</summary>
+    public void Send(long service, DateTime at, string status) =>
+        _send.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
+
+    /// <summary>What Onix made of the changes that were sent is known.</summary>
+    public void Answer(long service) => _answered.Bind(1, service).Run();
+
+    /// <summary>The service is gone.</summary>
+    public void Forget(long service)
+    {
+        _forget.Bind(1, service).Run();
+        Answer(service);
+    }
+
+    /// <summary>Onix holds this; <paramref name="at"/> null: an item that has no time.</summary>
+    /// <param name="isOwn">This SeS wrote it.</param>
+    public void Hold(
+        long service, string? key, long version, string? status, DateTime? at, bool isOwn = false)
+    {
+        _hold.Bind(1, service).Bind(2, key).Bind(3, version).Bind(4, status)
+            .Bind(5, at is { } time ? UnixTime.From(time) : null).Bind(6, isOwn ? 1 : 0).Run();
+        Answer(service);
+    }
+
+    /// <summary>
+    /// The timeline had this change, and has it no more: if it is what Onix holds, Onix is to be told so.
+    /// </summary>
+    public void Own(long service, DateTime at, string status) =>
+        _own.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
+
+    /// <summary>
+    /// Onix has all changes before a time, or all there are, unless it was marked meanwhile.
+    /// </summary>
+    public void Settle(WaitingService service, DateTime? next)
+    {
+        _settle.Bind(1, service.Id).Bind(2, service.Marks)
+            .Bind(3, next is { } time ? UnixTime.From(time) : null).Run();
+        _accept.Bind(1, service.Id).Run();
+    }
+
+    /// <summary>Onix refuses it: it is tried again after 1, 2, 4 s and so on, up to 10 minutes.</summary>
+    public void Bar(WaitingService service, string reason, DateTime now) =>
+        PutOff(service, DelayOf(service), reason, now);
+
+    /// <summary>It was locked again and again: others go first.</summary>
+    public void StepBack(WaitingService service, DateTime now) =>
+        _putOff.Bind(1, service.Id).Bind(2, UnixTime.From(now + DelayOf(service)))
+            .Bind(3, null as long?).Bind(4, null as string).Run();
+
+    private void PutOff(WaitingService service, TimeSpan delay, string reason, DateTime now) =>
+        _putOff.Bind(1, service.Id).Bind(2, UnixTime.From(now + delay)).Bind(3, UnixTime.From(now))
+            .Bind(4, reason).Run();
+
+    private static TimeSpan DelayOf(WaitingService service)
+    {
+        var delay = FirstDelay * Math.Pow(2, Math.Min(service.Tries, 20));
+        return delay < LongestDelay ? delay : LongestDelay;
+    }
+
+    public void SetKey(long service, string key) => _key.Bind(1, service).Bind(2, key).Run();
+
+    /// <summary>
+    /// All that are barred are due, or those of a partition: what cured one has cured others.
+    /// </summary>
+    public void Retry(DateTime now, string? partition = null)
+    {
+        if (partition == null)
+            _retry.Bind(1, UnixTime.From(now)).Run();
+        else
+            _retryPartition.Bind(1, UnixTime.From(now)).Bind(2, partition).Run();
+    }
+
+    // ---- Another Onix ----
+
+    /// <summary>Onix is to get the whole history, of all services: it is another, or went back.</summary>
+    public void BeginAnew() => SetAnew(0);
+
+    /// <summary>Marks the next services for that; false: there are no more.</summary>
+    public bool MarkNext(DateTime now)
+    {
+        if (database.Number("SELECT value FROM meta WHERE name = 'onix_anew'") is not { } from)
+            return false;
+        var last = database.Number(
+            $"SELECT max(id) FROM (SELECT id FROM service WHERE id > {from} ORDER BY id LIMIT {AtOnce})");
+        database.Execute(last == null ? "DELETE FROM meta WHERE name = 'onix_anew'" : $"""
+            INSERT INTO onix(service, next, marks, marked)
+                SELECT id, 0, 1, {UnixTime.From(now)} FROM service WHERE id > {from} AND id <= {last}
+            ON CONFLICT DO UPDATE SET key = NULL, version = 0, status = NULL, at = NULL, next = 0,
+                own = 0, marks = marks + 1, marked = coalesce(marked, excluded.marked), due = NULL, tries = 0,
+                barred = NULL, error = NULL
+            """);
+        if (last is { } id)
+            SetAnew(id);
+        return last != null;
+    }
+
+    private void SetAnew(long from) => database.Execute(
+        $"INSERT INTO meta VALUES ('onix_anew', {from}) ON CONFLICT DO UPDATE SET value = excluded.value");
+}
+
+// ================================ 13. Writer =================================
+//
+// Takes facts into the database, on the one thread that writes. Each request is a savepoint of a transaction that
+// many share: one that fails takes none of the others with it.
 
 /// <summary>The connection that writes, used by the store's thread alone.</summary>
-internal sealed class Writer : IDisposable
+internal sealed partial class Writer : IDisposable
 {
     /// <summary>Observations whose services are derived before the mark of progress moves.</summary>
     private const int WindowSize = 20_000;
@@ -5577,7 +6416,7 @@ internal sealed class Writer : IDisposable
             var log = Store.FileName + "-wal";
             if (Disk.StatusOf(path + "-wal") is { Size: > 0 })
                 throw new DataDirException($"'{_folder}' has {log}, but not {Store.FileName}, of which that is a "
-                    + $"part: put it back, or a backup in its place (ses restore); to begin anew, remove {log}");
+                    + $"part: put it back, or a backup in its place (ses restore); to start over, remove {log}");
             // SQLite would let others read it, and gives its other files the same rights.
             Disk.Create(path).Dispose();
         }
@@ -6456,7 +7295,15 @@ internal sealed class Writer : IDisposable
         }
         _trimmed = _quarantined;
     }
+}
 
+// =============================== 14. Deriving ================================
+//
+// The writer makes timelines of facts, in short transactions between commits: of services that new facts are about,
+// and of those that time alone changes. In the same transactions it marks what Onix and an engine lack.
+
+internal sealed partial class Writer
+{
     // ---- What is derived ----
 
     /// <summary>Whether time alone has changed a service, or had an episode lapse.</summary>
@@ -7195,7 +8042,15 @@ internal sealed class Writer : IDisposable
         }
         return _lastSeen[alert];
     }
+}
 
+// ================================ 15. Upkeep =================================
+//
+// The writer's facts of other stores, copies and checkpoints; and what deletes facts: retention by their age, and
+// a purge of what should not be there.
+
+internal sealed partial class Writer
+{
     // ---- Facts of other stores ----
 
     /// <summary>
@@ -7386,10 +8241,10 @@ internal sealed class Writer : IDisposable
         {
             var key = $"{row.Whose}\n{row.Name}";
             if (row.IsAlarming && _toldSilent.Add(key))
-                log.Warn("no data: a heartbeat is silent", ("heartbeat", row.Name), ("of", row.Whose),
+                log.Warn("a heartbeat is silent: status is unknown", ("heartbeat", row.Name), ("of", row.Whose),
                     ("since", Rfc3339.Format(row.Silent!.Value)));
             else if (row.Silent == null && _toldSilent.Remove(key))
-                log.Info("data again: a heartbeat is back", ("heartbeat", row.Name), ("of", row.Whose));
+                log.Info("a heartbeat is back", ("heartbeat", row.Name), ("of", row.Whose));
         }
     }
 
@@ -7399,7 +8254,7 @@ internal sealed class Writer : IDisposable
     private void TellPurged(Log log)
     {
         foreach (var purge in PurgeRecord.Read(_database).Where(p => p.Ended > UnixTime.Read(_toldPurged)))
-            log.Warn("ses purge took facts out", ("partition", purge.Partition), ("service", purge.Service),
+            log.Warn("ses purge deleted facts", ("partition", purge.Partition), ("service", purge.Service),
                 ("user", purge.User), ("uid", purge.Uid), ("host", purge.Host),
                 ("services", purge.Taken.Services), ("alerts", purge.Taken.Alerts),
                 ("observations", purge.Taken.Observations), ("quarantined", purge.Taken.Quarantined));
@@ -7565,7 +8420,7 @@ internal sealed class Retention
         if (IsWorking)
             return;
         if (_dropped.Count > 0)
-            log.Warn("changes went that Onix had refused for 30 days", ("services", _dropped.Count));
+            log.Warn("changes that Onix refused for 30 days were dropped", ("services", _dropped.Count));
         meters.OnixChanges.WithLabels("dropped").Inc(_dropped.Count);
         _dropped.Clear();
         if (_deleted > 0)
@@ -7715,31 +8570,6 @@ internal readonly record struct PurgeSum(long Services, long Alerts, long Observ
 {
     public override string ToString() => $"{Services} services, {Alerts} alerts, {Observations} observations, "
         + $"{Quarantined} quarantined alerts";
-}
-
-/// <summary>Reads versions of notes from a database.</summary>
-internal static class StoredNotes
-{
-    /// <summary>What <see cref="VersionOf"/> takes.</summary>
-    public const string Columns = """
-        n.id, p.name, n.note, b.name, n.kind, n.begins, n.ends, n.platform, n.service, n.facet, n.location, n.status,
-        n.text, n.author, n.author_name, n.withdrawn, n.received, n.recorded
-        """;
-
-    public const int ColumnCount = 18;
-
-    public const string From = "FROM note n JOIN partition p ON p.id = n.partition JOIN peer b ON b.id = n.by";
-
-    public static NoteVersion VersionOf(SqliteStatement row) => new(row.Text(2), (NoteKind)row.Number(4),
-        UnixTime.Read(row.Number(5)), row.NumberOrNull(6) is { } ends ? UnixTime.Read(ends) : null,
-        new NoteFilter(row.Text(1), row.TextOrNull(7), row.TextOrNull(8), row.TextOrNull(9), row.TextOrNull(10)),
-        row.TextOrNull(11), row.Text(12), row.Text(13), row.TextOrNull(14), row.Number(15) != 0,
-        UnixTime.Read(row.Number(16)))
-    {
-        Row = row.Number(0),
-        By = row.Text(3),
-        Recorded = UnixTime.Read(row.Number(17)),
-    };
 }
 
 /// <summary>What is kept of a run of ses purge.</summary>
@@ -8010,392 +8840,559 @@ internal sealed class Purge
     });
 }
 
-/// <summary>Observations in the order in which they were recorded.</summary>
-internal static class ObservationLog
+// ================================= 16. Store =================================
+//
+// The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
+// mode, fully synchronised. One thread writes. It commits what all waiting requests brought in one
+// transaction, and derives in others, short ones, what the facts of a service say: its timeline and its
+// present. Facts are appended and never changed; what is derived can be made again from them. Questions
+// have connections of their own, and each sees one snapshot.
+
+/// <summary>The database, its one writer, and what questions read from.</summary>
+internal sealed class Store : IDisposable
 {
-    /// <summary>
-    /// The last one recorded until a moment, by halving: recorded never decreases; 0: none.
-    /// </summary>
-    public static long LastUntil(SqliteConnection database, DateTime moment)
-    {
-        // Asked for in one, they would be looked for in all rows.
-        using var ends = database.Query("""
-            SELECT coalesce((SELECT min(id) FROM observation), 0),
-                coalesce((SELECT max(id) FROM observation), 0),
-                (SELECT recorded FROM observation ORDER BY id DESC LIMIT 1)
-            """);
-        using var before =
-            database.Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
-        ends.Step();
-        var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
-        // Most ask for now.
-        if (ends.NumberOrNull(2) <= until)
-            return high;
-        while (low < high)
-        {
-            var middle = low + ((high - low + 1) / 2);
-            before.Bind(1, middle);
-            var isThere = before.Step();
-            if (isThere && before.Number(1) > until)
-                high = before.Number(0) - 1;
-            else
-                low = middle;
-            before.Reset();
-        }
-        return Math.Max(low, 0);
-    }
-}
+    public const string FileName = "ses.db";
 
-/// <summary>What Onix holds of a service, and what of it waits.</summary>
-/// <param name="Key">Of its item; null: the plain one.</param>
-/// <param name="Version">0: Onix holds no item of it.</param>
-/// <param name="IsOwn">This SeS wrote what Onix holds, or had it in its timeline.</param>
-/// <param name="Next">No change that Onix lacks is earlier.</param>
-/// <param name="Marks">
-/// How often it was marked: what was decided before it was marked again may be wrong.
-/// </param>
-/// <param name="Barred">Since when Onix refuses it.</param>
-/// <param name="IsUnanswered">A change was sent, and what Onix made of it is not known.</param>
-internal sealed record WaitingService(
-    long Id, ServiceKey Service, string? Key, long Version, string? Status, DateTime? At, bool IsOwn,
-    DateTime Next, long Marks, int Tries, DateTime? Barred, string? Error, bool IsUnanswered);
+    /// <summary>Connections that are kept for questions; others are closed after use.</summary>
+    private const int MaxReaders = 4;
 
-/// <summary>
-/// The transactional outbox: what Onix holds of each service, and which have changes for it. A service is
-/// marked in the transaction that derives it. Used by the writer's thread alone.
-/// </summary>
-internal sealed class Outbox(SqliteConnection database)
-{
-    private const int AtOnce = 1000;
+    /// <summary>Longer than any commit, checkpoint and lock together.</summary>
+    private static readonly TimeSpan StuckTime = TimeSpan.FromSeconds(60);
 
+    /// <summary>What may wait for the writer, about; more is answered 503.</summary>
+    private const int MaxWaiting = 64 * 1024 * 1024;
+
+    private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
+
+    /// <summary>Where more observations wait to be derived, requests wait for that.</summary>
+    private const int MaxUnderived = 20_000;
+
+    /// <summary>A transaction that derives holds requests up for no longer.</summary>
     private static readonly TimeSpan
-        FirstDelay = TimeSpan.FromSeconds(1), LongestDelay = TimeSpan.FromMinutes(10);
+        DeriveTime = TimeSpan.FromMilliseconds(20), MaxDeriveTime = TimeSpan.FromMilliseconds(100);
 
-    /// <summary>A service may have been deleted while Onix was asked.</summary>
-    private const string IsThere = "EXISTS (SELECT 1 FROM service WHERE id = ?1)";
+    /// <summary>
+    /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
+    /// </summary>
+    public static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
 
-    private readonly SqliteStatement
-        _mark = database.Prepare($"""
-            INSERT INTO onix(service, next, marks, marked) SELECT ?1, ?2, 1, ?3 WHERE {IsThere} ON CONFLICT DO UPDATE
-            SET next = min(coalesce(next, excluded.next), excluded.next), marks = marks + 1,
-                marked = coalesce(marked, excluded.marked)
-            """),
-        _hold = database.Prepare($"""
-            INSERT INTO onix(service, key, version, status, at, own) SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE {IsThere}
-            ON CONFLICT DO UPDATE SET own = max(excluded.own,
-                    CASE WHEN status IS excluded.status AND at IS excluded.at THEN own ELSE 0 END,
-                    EXISTS (SELECT 1 FROM sent t WHERE t.service = onix.service AND t.at = excluded.at
-                        AND t.status = excluded.status)),
-                key = excluded.key, version = excluded.version, status = excluded.status, at = excluded.at
-            """),
-        _send = database.Prepare($"INSERT OR IGNORE INTO sent SELECT ?1, ?2, ?3 WHERE {IsThere}"),
-        _answered = database.Prepare("DELETE FROM sent WHERE service = ?1"),
-        _forget = database.Prepare("DELETE FROM onix WHERE service = ?1"),
-        _markIfElse = database.Prepare("""
-            UPDATE onix SET next = min(coalesce(next, at), at), marks = marks + 1, marked = coalesce(marked, ?3)
-            WHERE service = ?1 AND own = 0 AND version > 0 AND at IS NOT NULL AND status <> ?2
-            """),
-        _markIfGone = database.Prepare("""
-            UPDATE onix SET next = 0, marks = marks + 1, marked = ?2
-            WHERE service = ?1 AND version = 0 AND next IS NULL
-            """),
-        _own = database.Prepare("UPDATE onix SET own = 1 WHERE service = ?1 AND at = ?2 AND status = ?3"),
-        _settle = database.Prepare("""
-            UPDATE onix SET next = ?3, marked = CASE WHEN ?3 IS NULL THEN NULL ELSE marked END
-            WHERE service = ?1 AND marks = ?2
-            """),
-        _accept = database.Prepare("""
-            UPDATE onix SET due = NULL, tries = 0, barred = NULL, error = NULL
-            WHERE service = ?1 AND due IS NOT NULL
-            """),
-        _putOff = database.Prepare("""
-            UPDATE onix SET due = ?2, tries = tries + 1, barred = coalesce(barred, ?3), error = ?4
-            WHERE service = ?1
-            """),
-        _key = database.Prepare("UPDATE onix SET key = ?2 WHERE service = ?1"),
-        _retry = database.Prepare("UPDATE onix SET due = ?1 WHERE next IS NOT NULL AND due > ?1"),
-        _retryPartition = database.Prepare("""
-            UPDATE onix SET due = ?1 WHERE next IS NOT NULL AND due > ?1 AND service IN (SELECT s.id
-                FROM partition p JOIN family f ON f.partition = p.id JOIN service s ON s.family = f.id
-                WHERE p.name = ?2)
-            """);
+    /// <summary>A commit takes some milliseconds, on a busy disk a second.</summary>
+    private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
 
-    /// <summary>A change of the service's that Onix may lack is at that time, none earlier.</summary>
-    public void Mark(long service, DateTime first, DateTime now) =>
-        _mark.Bind(1, service).Bind(2, UnixTime.From(first)).Bind(3, UnixTime.From(now)).Run();
+    // For life.
+    private readonly string _path;
+    private readonly TimeProvider _clock;
+    private readonly Log _log;
+    private readonly Thread _thread;
+    private readonly Writer _writer;
+    private readonly RecentAlerts _recent = new();
+    private readonly Renewals _renewals = new();
+    private readonly TaskCompletionSource<string> _failed =
+        new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly ConcurrentBag<Reader> _readers = [];
+    private readonly WeakReference<SharedNames> _names = new(new SharedNames());
+    private readonly Meters _meters;
+    private long _turned;
+    private int _isClosed;
 
-    /// <summary>Marks a service if Onix holds another status, from another SeS.</summary>
-    public bool MarkIfElse(long service, string status, DateTime now)
+    // The writer's thread's: questions that wait until all that was there when they came is derived.
+    private readonly Queue<(TaskCompletionSource<DateTime> Question, long Through)> _asked = [];
+
+    // Guarded by _gate.
+    private readonly object _gate = new();
+    private List<Request> _waiting = [];
+    private long _waitingBytes;
+    private readonly List<TaskCompletionSource<DateTime>> _questions = [];
+    private List<Change> _changes = [];
+    private bool _stopping;
+    private string? _refusal;
+
+    /// <summary>Completes when something was marked for Onix since the last that did.</summary>
+    private volatile TaskCompletionSource _marked = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    /// <summary>Completes when something was recorded or derived since the last that did.</summary>
+    private volatile TaskCompletionSource _recorded = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private long _told;
+
+    /// <summary>What one webhook brought, waiting for its transaction.</summary>
+    private sealed class Request(string partition, ReceivedAlerts alerts, IReadOnlyList<UInt128> keys,
+        UInt128? cures, DateTime received)
     {
-        _markIfElse.Bind(1, service).Bind(2, status).Bind(3, UnixTime.From(now)).Run();
-        return database.Changes > 0;
+        public string Partition => partition;
+        public ReceivedAlerts Alerts => alerts;
+        public IReadOnlyList<UInt128> Keys => keys;
+        public UInt128? Cures => cures;
+        public DateTime Received => received;
+        public Stored Result { get; set; }
+        public TaskCompletionSource<Stored> Done { get; } =
+            new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+        public long Size { get; } = alerts.Alerts.Sum(a => 200L + a.Labels.Length + a.Description.Length)
+            + alerts.UnmappableAlerts.Sum(u => 200L + u.Raw.Length);
     }
 
-    /// <summary>Marks a service whose item is gone from Onix: it gets its whole history.</summary>
-    public bool MarkIfGone(long service, DateTime now)
+    /// <summary>A change of state, waiting for its transaction.</summary>
+    private sealed record Change(Action Run, Action<StoreException> Fail);
+
+    /// <summary>Opens the database, makes it if there is none, and starts the writer.</summary>
+    /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
+    /// <exception cref="SqliteException">SQLite refused.</exception>
+    public Store(string directory, StoreRules rules, TimeProvider clock, Log log, Meters meters)
     {
-        _markIfGone.Bind(1, service).Bind(2, UnixTime.From(now)).Run();
-        return database.Changes > 0;
-    }
-
-    /// <summary>A change goes to Onix now: where its answer is lost, it is known again by this.</summary>
-    public void Send(long service, DateTime at, string status) =>
-        _send.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
-
-    /// <summary>What Onix made of the changes that were sent is known.</summary>
-    public void Answer(long service) => _answered.Bind(1, service).Run();
-
-    /// <summary>The service is gone.</summary>
-    public void Forget(long service)
-    {
-        _forget.Bind(1, service).Run();
-        Answer(service);
-    }
-
-    /// <summary>Onix holds this; <paramref name="at"/> null: an item that has no time.</summary>
-    /// <param name="isOwn">This SeS wrote it.</param>
-    public void Hold(
-        long service, string? key, long version, string? status, DateTime? at, bool isOwn = false)
-    {
-        _hold.Bind(1, service).Bind(2, key).Bind(3, version).Bind(4, status)
-            .Bind(5, at is { } time ? UnixTime.From(time) : null).Bind(6, isOwn ? 1 : 0).Run();
-        Answer(service);
+        _path = Path.Combine(Path.GetFullPath(directory), FileName);
+        (_clock, _log, _meters) = (clock, log, meters);
+        _turned = clock.GetTimestamp();
+        DataDir.Check(directory);
+        _writer = new Writer(_path, WriterCache, rules, _recent, _clock, _renewals) { IsDaemon = true };
+        _thread = new Thread(WriteLoop) { Name = "store", IsBackground = true };
+        _thread.Start();
     }
 
     /// <summary>
-    /// The timeline had this change, and has it no more: if it is what Onix holds, Onix is to be told so.
+    /// Completes, with the reason, when the disk can no longer be trusted: the process must end.
     /// </summary>
-    public void Own(long service, DateTime at, string status) =>
-        _own.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
+    public Task<string> Failed => _failed.Task;
 
-    /// <summary>
-    /// Onix has all changes before a time, or all there are, unless it was marked meanwhile.
-    /// </summary>
-    public void Settle(WaitingService service, DateTime? next)
+    /// <summary>Why nothing can be stored at the moment; null when all is well.</summary>
+    public string? Refusal
     {
-        _settle.Bind(1, service.Id).Bind(2, service.Marks)
-            .Bind(3, next is { } time ? UnixTime.From(time) : null).Run();
-        _accept.Bind(1, service.Id).Run();
-    }
-
-    /// <summary>Onix refuses it: it is tried again after 1, 2, 4 s and so on, up to 10 minutes.</summary>
-    public void Bar(WaitingService service, string reason, DateTime now) =>
-        PutOff(service, DelayOf(service), reason, now);
-
-    /// <summary>It was locked again and again: others go first.</summary>
-    public void StepBack(WaitingService service, DateTime now) =>
-        _putOff.Bind(1, service.Id).Bind(2, UnixTime.From(now + DelayOf(service)))
-            .Bind(3, null as long?).Bind(4, null as string).Run();
-
-    private void PutOff(WaitingService service, TimeSpan delay, string reason, DateTime now) =>
-        _putOff.Bind(1, service.Id).Bind(2, UnixTime.From(now + delay)).Bind(3, UnixTime.From(now))
-            .Bind(4, reason).Run();
-
-    private static TimeSpan DelayOf(WaitingService service)
-    {
-        var delay = FirstDelay * Math.Pow(2, Math.Min(service.Tries, 20));
-        return delay < LongestDelay ? delay : LongestDelay;
-    }
-
-    public void SetKey(long service, string key) => _key.Bind(1, service).Bind(2, key).Run();
-
-    /// <summary>
-    /// All that are barred are due, or those of a partition: what cured one has cured others.
-    /// </summary>
-    public void Retry(DateTime now, string? partition = null)
-    {
-        if (partition == null)
-            _retry.Bind(1, UnixTime.From(now)).Run();
-        else
-            _retryPartition.Bind(1, UnixTime.From(now)).Bind(2, partition).Run();
-    }
-
-    // ---- Another Onix ----
-
-    /// <summary>Onix is to get the whole history, of all services: it is another, or went back.</summary>
-    public void BeginAnew() => SetAnew(0);
-
-    /// <summary>Marks the next services for that; false: there are no more.</summary>
-    public bool MarkNext(DateTime now)
-    {
-        if (database.Number("SELECT value FROM meta WHERE name = 'onix_anew'") is not { } from)
-            return false;
-        var last = database.Number(
-            $"SELECT max(id) FROM (SELECT id FROM service WHERE id > {from} ORDER BY id LIMIT {AtOnce})");
-        database.Execute(last == null ? "DELETE FROM meta WHERE name = 'onix_anew'" : $"""
-            INSERT INTO onix(service, next, marks, marked)
-                SELECT id, 0, 1, {UnixTime.From(now)} FROM service WHERE id > {from} AND id <= {last}
-            ON CONFLICT DO UPDATE SET key = NULL, version = 0, status = NULL, at = NULL, next = 0,
-                own = 0, marks = marks + 1, marked = coalesce(marked, excluded.marked), due = NULL, tries = 0,
-                barred = NULL, error = NULL
-            """);
-        if (last is { } id)
-            SetAnew(id);
-        return last != null;
-    }
-
-    private void SetAnew(long from) => database.Execute(
-        $"INSERT INTO meta VALUES ('onix_anew', {from}) ON CONFLICT DO UPDATE SET value = excluded.value");
-}
-
-/// <summary>Counts the pages of the write-ahead log, as SQLite names them after each commit.</summary>
-internal sealed unsafe class WalPages : IDisposable
-{
-    private readonly int* _count = (int*)NativeMemory.AllocZeroed(sizeof(int));
-
-    public WalPages(SqliteConnection database) =>
-        Sqlite.WalHook(database.Handle.DangerousGetHandle(), &Committed, (nint)_count);
-
-    public int Count { get => *_count; set => *_count = value; }
-
-    [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
-    private static int Committed(nint context, nint connection, byte* name, int pages)
-    {
-        *(int*)context = pages;
-        return 0;
-    }
-
-    public void Dispose() => NativeMemory.Free(_count);
-}
-
-/// <summary>
-/// The three files of the database, by name: SQLite goes on in silence when one is removed, replaced or cut.
-/// </summary>
-internal sealed class DatabaseFiles(string path) : IDisposable
-{
-    private readonly (string Path, FileStatus Status)[] _files =
-        [.. new[] { path, path + "-wal", path + "-shm" }.Select(p => (p, Disk.StatusOf(p)
-            ?? throw new SqliteException(SqliteException.FilesChanged, 0, $"{p} is not there")))];
-
-    /// <summary>To what the log may be cut when it starts anew.</summary>
-    public long LeastLog { get; set; } = long.MaxValue;
-
-    public long LogSize => _files[1].Status.Size;
-
-    /// <summary>
-    /// What was cut from the log while a transaction was appended is zeros now, up to that, as the random salt of
-    /// the last page before it (sqlite.org/fileformat2.html, 4.1). Which salt it is says nothing: another process
-    /// may have begun the log anew since the commit.
-    /// </summary>
-    /// <param name="pages">In the log before the transaction.</param>
-    /// <exception cref="SqliteException">It was cut.</exception>
-    public void CheckLog(int pages)
-    {
-        if (pages == 0)
-            return;
-        Span<byte> head = stackalloc byte[LogHead], page = stackalloc byte[LogPageHead];
-        _ = RandomAccess.Read(_log, head, 0);
-        long pageSize = BinaryPrimitives.ReadInt32BigEndian(head[8..]);
-        _ = RandomAccess.Read(_log, page, LogHead + ((pages - 1) * (LogPageHead + pageSize)));
-        if (!head[16..24].ContainsAnyExcept((byte)0) || !page[8..16].ContainsAnyExcept((byte)0))
-            throw new SqliteException(SqliteException.FilesChanged, 0, $"{_files[1].Path} was cut short");
-    }
-
-    private const int LogHead = 32, LogPageHead = 24;
-
-    // SQLite holds no lock on the log, which closing this would end.
-    private readonly SafeFileHandle _log =
-        File.OpenHandle(path + "-wal", share: FileShare.ReadWrite | FileShare.Delete);
-
-    public void Dispose() => _log.Dispose();
-
-    /// <summary>Whether they are those that were opened. Safe from any thread.</summary>
-    public bool AreThere => Array.TrueForAll(_files, f => IsSame(Disk.StatusOf(f.Path), f.Status));
-
-    private static bool IsSame(FileStatus? now, FileStatus before) =>
-        now?.Device == before.Device && now?.Inode == before.Inode;
-
-    /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
-    /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
-    public void Check()
-    {
-        foreach (ref var file in _files.AsSpan())
+        get
         {
-            var now = Disk.StatusOf(file.Path);
-            if (!IsSame(now, file.Status))
-                throw new SqliteException(
-                    SqliteException.FilesChanged, 0, $"{file.Path} was removed or replaced");
-            var least = file.Path.EndsWith("-wal", StringComparison.Ordinal)
-                ? Math.Min(file.Status.Size, LeastLog) : file.Status.Size;
-            if (now!.Value.Size < least)
-                throw new SqliteException(SqliteException.FilesChanged, 0, $"{file.Path} was cut short");
-            file.Status = now.Value;
+            lock (_gate)
+                return _stopping ? "shutting down" : _refusal;
         }
     }
-}
 
-/// <summary>CRC-32C of a row's values.</summary>
-internal struct Checksum()
-{
-    public static long OfReceipt(long id, long partition, string? platform, string? heartbeat, long by,
-        long received, long recorded) =>
-        new Checksum().Add(id).Add(partition).Add(platform ?? "\0").Add(heartbeat ?? "\0").Add(by).Add(received)
-            .Add(recorded).Value;
+    public const string DamageText = "the database is damaged: ses check tells what, and how to mend it";
 
-    public static long OfGap(long id, long? partition, string? platform, string? heartbeat, long by, long begins,
-        long? ends, long received, long recorded) =>
-        new Checksum().Add(id).Add(partition ?? -1).Add(platform ?? "\0").Add(heartbeat ?? "\0").Add(by).Add(begins)
-            .Add(ends ?? -1).Add(received).Add(recorded).Value;
+    // ---- Requests ----
 
-    public static long OfNote(long id, long partition, long by, NoteVersion note, long recorded) =>
-        new Checksum().Add(id).Add(partition).Add(note.Id).Add(by).Add((long)note.Kind).Add(note.Span.From)
-            .Add(note.Span.To).Add(note.Filter.Platform ?? "\0").Add(note.Filter.Service ?? "\0")
-            .Add(note.Filter.Facet ?? "\0").Add(note.Filter.Location ?? "\0").Add(note.Status ?? "\0").Add(note.Text)
-            .Add(note.Author).Add(note.AuthorName ?? "\0").Add(note.IsWithdrawn ? 1 : 0).Add(UnixTime.From(note.Received))
-            .Add(recorded).Value;
-
-    public static long OfAlert(
-        long id, long service, long dialect, long source, string sender, string labels, long hash,
-        string text) =>
-        new Checksum().Add(id).Add(service).Add(dialect).Add(source).Add(sender).Add(labels).Add(hash)
-            .Add(text).Value;
-
-    public static long OfObservation(long id, long recorded, long received, long by, long service, long alert,
-        long kind, long starts, long? ends, long status, string? text) =>
-        new Checksum().Add(id).Add(recorded).Add(received).Add(by).Add(service).Add(alert).Add(kind)
-            .Add(starts).Add(ends ?? -1).Add(status).Add(text ?? "\0").Value;
-
-    private uint _crc = uint.MaxValue;
-
-    public readonly long Value => ~_crc;
-
-    public Checksum Add(long value)
+    /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
+    /// <param name="cures">
+    /// The quarantined alert that was sent again: it is struck off if it is mapped now.
+    /// </param>
+    /// <param name="within">The disk is to have it within this time; null: ten seconds.</param>
+    /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
+    public Task<Stored> AppendAsync(
+        string partition, ReceivedAlerts alerts, UInt128? cures = null, TimeSpan? within = null)
     {
-        _crc = BitOperations.Crc32C(_crc, (ulong)value);
-        return this;
+        var now = Now();
+        alerts = _renewals.Judge(alerts, now);
+        var keys = _recent.KeysOf(alerts.Alerts);
+        if (alerts.IsAllMapped && cures == null && _recent.Knows(keys, alerts.Alerts, now)
+            && !_writer.Watching.AwaitsAlerts && !_failed.Task.IsCompleted && _writer.HasItsFiles)
+        {
+            _recent.Renew(_renewals, keys, alerts.Alerts, now);
+            return Task.FromResult(new Stored(0, alerts.Alerts.Count, 0));
+        }
+        var request = new Request(partition, alerts, keys, cures, now);
+        lock (_gate)
+        {
+            if (_stopping || _refusal != null)
+                throw new StoreException(_stopping ? "SeS is shutting down." : _refusal!);
+            if (_waitingBytes > MaxWaiting)
+                throw new StoreException("Too many requests are waiting for the disk.");
+            _waiting.Add(request);
+            _waitingBytes += request.Size;
+            Monitor.Pulse(_gate);
+        }
+        return AnswerAsync(request, within ?? DiskTime);
     }
 
-    /// <summary>Its UTF-8, and its length: two texts side by side are not one.</summary>
-    public Checksum Add(string text)
+    private async Task<Stored> AnswerAsync(Request request, TimeSpan within)
     {
-        foreach (var c in text)
-            _crc = BitOperations.Crc32C(_crc, c);
-        return Add(text.Length);
+        try
+        {
+            return await request.Done.Task.WaitAsync(within, _clock);
+        }
+        catch (TimeoutException)
+        {
+            _log.Often("the disk does not answer; the sender is told to send its alerts again");
+            throw new StoreException("The disk does not respond.");
+        }
+    }
+
+    /// <summary>To the millisecond.</summary>
+    private DateTime Now() => UnixTime.Read(UnixTime.From(_clock.GetUtcNow().UtcDateTime));
+
+    // ---- Questions ----
+
+    /// <summary>
+    /// A snapshot that has all that was answered 2xx before, and all that time has brought. While one is open
+    /// the log cannot start anew: it is to be short.
+    /// </summary>
+    public async Task<Snapshot> ReadAsync()
+    {
+        var caughtUp = new TaskCompletionSource<DateTime>(TaskCreationOptions.RunContinuationsAsynchronously);
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new StoreException("SeS is shutting down.");
+            _questions.Add(caughtUp);
+            Monitor.Pulse(_gate);
+        }
+        var moment = await caughtUp.Task;
+        var snapshot = Snapshot();
+        snapshot.Moment = moment;
+        return snapshot;
+    }
+
+    /// <summary>A snapshot in which what was heard last may not be derived yet.</summary>
+    public Snapshot Snapshot() =>
+        new(_readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), GiveBack, Now(), Names());
+
+    /// <summary>They go when no question is answered any more.</summary>
+    private SharedNames Names()
+    {
+        lock (_names)
+        {
+            if (!_names.TryGetTarget(out var names))
+                _names.SetTarget(names = new SharedNames());
+            return names;
+        }
+    }
+
+    private void GiveBack(Reader reader)
+    {
+        if (_readers.Count < MaxReaders)
+            _readers.Add(reader);
+        else
+            reader.Dispose();
+    }
+
+    // ---- Notes ----
+
+    /// <summary>Runs what a person brought in a transaction, which is flushed when it completes.</summary>
+    /// <exception cref="StoreException">It is not stored; it is to be sent again.</exception>
+    public async Task<T> AddAsync<T>(Func<Writer, DateTime, T> add)
+    {
+        var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
+        void Run()
+        {
+            T result = default!;
+            var now = Now();
+            _writer.Commit([() => result = add(_writer, now)], now);
+            done.TrySetResult(result);
+        }
+
+        lock (_gate)
+        {
+            if (_stopping || _refusal != null)
+                throw new StoreException(_stopping ? "SeS is shutting down." : _refusal!);
+            _changes.Add(new(Run, e => done.TrySetException(e)));
+            Monitor.Pulse(_gate);
+        }
+        try
+        {
+            return await done.Task.WaitAsync(DiskTime, _clock);
+        }
+        catch (TimeoutException)
+        {
+            throw new StoreException("The disk does not respond.");
+        }
+    }
+
+    // ---- State ----
+
+    /// <summary>Changes what is no fact, in a transaction that is not flushed by itself.</summary>
+    /// <exception cref="StoreException">The store is closed, or the disk refuses.</exception>
+    public async Task<T> ChangeAsync<T>(Func<Writer, T> change)
+    {
+        var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
+        lock (_gate)
+        {
+            if (_stopping)
+                throw new StoreException("SeS is shutting down.");
+            _changes.Add(new(() => done.SetResult(_writer.Change(change, Now())), e => done.TrySetException(e)));
+            Monitor.Pulse(_gate);
+        }
+        return await done.Task;
+    }
+
+    /// <inheritdoc cref="ChangeAsync{T}"/>
+    public Task ChangeAsync(Action<Writer> change) => ChangeAsync(writer =>
+    {
+        change(writer);
+        return true;
+    });
+
+    /// <summary>Completes once something is marked for Onix that was not when it was asked.</summary>
+    public Task Marked => _marked.Task;
+
+    /// <summary>Completes once something is recorded or derived that was not when it was asked.</summary>
+    public Task Recorded => _recorded.Task;
+
+    /// <summary>The random id of this database, another one in each copy.</summary>
+    public string Id => _writer.StoreId;
+
+    /// <summary>Whether this SeS has or had a name.</summary>
+    public bool IsOwn(string name) => _writer.OwnNames.Contains(name);
+
+    /// <summary>What is known of those who send.</summary>
+    public Watching Watching => _writer.Watching;
+
+    /// <summary>
+    /// How many services and label sets there are, and observations that are not derived yet.
+    /// </summary>
+    public (long Services, long LabelSets, long Underived) Count =>
+        (_writer.Services, _writer.LabelSets, _writer.Underived);
+
+    /// <summary>Bytes of the database with its log, and bytes that are free.</summary>
+    public (long Used, long Free) Size() => StoreSize.OnDisk(_path);
+
+    public StoreSize Size(Snapshot snapshot) => StoreSize.Of(snapshot, _path);
+
+    public bool IsStopping
+    {
+        get
+        {
+            lock (_gate)
+                return _stopping;
+        }
+    }
+
+    /// <summary>The writer has not come round for so long: the disk hangs.</summary>
+    public bool IsStuck => _clock.GetElapsedTime(Volatile.Read(ref _turned)) > StuckTime;
+
+    // ---- The writer's thread ----
+
+    private void WriteLoop()
+    {
+        try
+        {
+            while (Turn())
+            {
+            }
+        }
+        catch (SqliteException e)
+        {
+            Fail(e.IsDamage ? DamageText : "the disk can no longer be trusted", e.Message, e.Reason);
+        }
+        catch (Exception e)
+        {
+            _meters.Defects.Inc();
+            Fail("a bug in SeS: nothing can be stored", e, "a defect, which the log tells");
+        }
+        finally
+        {
+            EndRequests(new StoreException("SeS is shutting down."));
+        }
+    }
+
+    /// <summary>One transaction of facts if any wait, and one that derives. False: to stop.</summary>
+    private bool Turn()
+    {
+        var work = Wait();
+        Volatile.Write(ref _turned, _clock.GetTimestamp());
+        if (work.Requests.Count > 0)
+            Commit(work.Requests);
+        foreach (var change in work.Changes)
+            Run(change);
+        foreach (var question in work.Questions)
+            _asked.Enqueue((question, _writer.LastObservation));
+        if (work.IsStopping && work.Requests.Count == 0 && work.Changes.Count == 0)
+        {
+            Leave();
+            return false;
+        }
+        try
+        {
+            // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
+            if (_refusal != null && work.Requests.Count == 0)
+                Commit([]);
+            _writer.Derive(Now(), IsDerivedEnough(), isAsked: _asked.Count > 0);
+            _writer.Upkeep(Now(), _clock, _log, _meters);
+            Answer(isRefused: false);
+        }
+        catch (SqliteException e) when (e.IsFull || e.IsBusy)
+        {
+            Refuse(e);
+            // What is derived may lag behind while the disk refuses; no fact is acknowledged then.
+            Answer(isRefused: true);
+        }
+        if (_writer.TakeMarked())
+            Interlocked.Exchange(ref _marked,
+                new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
+        if (_told != _writer.LastId + _writer.LastMark)
+            Interlocked.Exchange(ref _recorded,
+                new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
+        _told = _writer.LastId + _writer.LastMark;
+        return true;
+    }
+
+    /// <summary>A last sign of life: what was open until now was heard.</summary>
+    private void Leave()
+    {
+        try
+        {
+            _writer.Leave(Now());
+        }
+        catch (SqliteException e) when (e.IsFull || e.IsBusy)
+        {
+            // The one before has to do.
+        }
     }
 
     /// <summary>
-    /// What finds an alert among those of its service; texts are compared all the same. The upper half is
-    /// that of all alerts which differ in source, sender and labels of replicas alone.
+    /// Requests that come meanwhile wait for as long as the commit took, so that more of them share the next
+    /// flush; for longer if a question waits, or too much.
     /// </summary>
-    public static long Hash(AlertSource source, string sender, string labels) =>
-        FirstOfGroup(AlertLabels.WithoutReplica(labels)) | (uint)Half($"{(int)source}\n{sender}\n{labels}");
+    private Func<bool> IsDerivedEnough()
+    {
+        var (began, committed) = (_clock.GetTimestamp(), _clock.GetElapsedTime(_turned));
+        var isMuch = _writer.Underived > MaxUnderived;
+        var longest = isMuch
+            ? new(Math.Clamp(committed.Ticks, DeriveTime.Ticks, MaxDeriveTime.Ticks)) : DeriveTime;
+        return () => _clock.GetElapsedTime(began) is var taken && (taken > longest
+            || (taken > committed && !isMuch && _asked.Count == 0 && Volatile.Read(ref _waitingBytes) > 0));
+    }
 
-    /// <summary>The least that alerts with these labels, replicas aside, can have.</summary>
-    public static long FirstOfGroup(string labels) => (long)Half(labels) << 32;
+    /// <summary>
+    /// Answers the questions for which all that was acknowledged before them is derived. What is recorded
+    /// from now on is later than their moment.
+    /// </summary>
+    private void Answer(bool isRefused)
+    {
+        if (_asked.Count == 0 || (!isRefused && _writer.IsDue(Now())))
+            return;
+        if (!isRefused)
+            _writer.AwaitOthers();
+        var moment = _writer.Close(Now().AddMilliseconds(-1));
+        // What was to be derived may have been purged.
+        while (_asked.TryPeek(out var asked)
+            && (isRefused || _writer.Derived >= asked.Through || !_writer.IsBehind))
+            _asked.Dequeue().Question.TrySetResult(moment);
+    }
 
-    private static int Half(string text) =>
-        BinaryPrimitives.ReadInt32LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(text)));
+    private void Run(Change change)
+    {
+        try
+        {
+            change.Run();
+        }
+        catch (SqliteException e)
+        {
+            Refuse(e);
+            change.Fail(new StoreException(Refusal!));
+            if (!e.IsFull && !e.IsBusy)
+                throw;
+        }
+    }
+
+    /// <summary>What waits for the writer.</summary>
+    private sealed record Work(List<Request> Requests, List<TaskCompletionSource<DateTime>> Questions,
+        List<Change> Changes, bool IsStopping);
+
+    private Work Wait()
+    {
+        lock (_gate)
+        {
+            // What is behind waits, too, while the disk reports an error: it is tried again at the next tick.
+            var isIdle = (!_writer.IsWorking && _asked.Count == 0) || _refusal != null;
+            if (_waiting.Count == 0 && _questions.Count == 0 && _changes.Count == 0 && !_stopping && isIdle)
+                Monitor.Wait(_gate, TickPeriod);
+            var work = new Work(_waiting, [.. _questions], _changes, _stopping);
+            (_waiting, _waitingBytes, _changes) = ([], 0, []);
+            _questions.Clear();
+            return work;
+        }
+    }
+
+    private void Commit(List<Request> requests)
+    {
+        var began = _clock.GetTimestamp();
+        try
+        {
+            _writer.Commit(requests.Select(r => (Action)(() => r.Result = _writer.Take(
+                r.Partition, r.Alerts, r.Keys, r.Cures, r.Received))), Now(), isProbe: requests.Count == 0);
+            SetRefusal(null);
+            if (requests.Count > 0)
+                _meters.CommitDuration.Observe(_clock.GetElapsedTime(began).TotalSeconds);
+            foreach (var request in requests)
+                request.Done.SetResult(request.Result);
+        }
+        catch (SqliteException e)
+        {
+            Refuse(e);
+            var refusal = new StoreException(Refusal!);
+            foreach (var request in requests)
+                request.Done.TrySetException(refusal);
+            if (e.IsFlush || e.IsDamage)
+                throw;
+        }
+    }
+
+    private void Refuse(SqliteException e)
+    {
+        _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
+        SetRefusal(e.IsFull ? "The disk is full."
+            : e.IsBusy ? $"Another process holds the database{Holder()}."
+            : e.IsDamage ? "The database is damaged: ses check tells what." : "The disk refused.");
+    }
+
+    /// <summary>The process that holds SQLite's lock for writing, if the system tells.</summary>
+    private string Holder() =>
+        Disk.LockHolder(_path + "-shm", WriteLockByte) is { } id ? $" (process {id})" : "";
+
+    /// <summary>
+    /// Of the lock for writing in the shared memory's file (sqlite.org/walformat.html, 2.3.1).
+    /// </summary>
+    private const int WriteLockByte = 120;
+
+    private void SetRefusal(string? refusal)
+    {
+        lock (_gate)
+            _refusal = refusal;
+        _writer.IsRefusing = refusal != null;
+    }
+
+    private void Fail(string what, object reason, string shown)
+    {
+        _log.Error(what, ("reason", reason));
+        SetRefusal("The store failed.");
+        _failed.TrySetResult(shown);
+    }
+
+    private void EndRequests(StoreException why)
+    {
+        lock (_gate)
+        {
+            _stopping = true;
+            foreach (var request in _waiting)
+                request.Done.TrySetException(why);
+            foreach (var question in _questions.Concat(_asked.Select(a => a.Question)))
+                question.TrySetException(why);
+            foreach (var change in _changes)
+                change.Fail(why);
+            _waiting.Clear();
+            _questions.Clear();
+            _changes.Clear();
+        }
+    }
+
+    /// <summary>Stores what waits, and closes.</summary>
+    public void Dispose()
+    {
+        lock (_gate)
+        {
+            _stopping = true;
+            Monitor.Pulse(_gate);
+        }
+        _thread.Join();
+        // What is closed last moves the log into the database and deletes it: if the files cannot be trusted
+        // the next start is to find them as they are.
+        if (Interlocked.Exchange(ref _isClosed, 1) != 0 || _failed.Task.IsCompleted)
+            return;
+        while (_readers.TryTake(out var reader))
+            reader.Dispose();
+        _writer.Dispose();
+    }
 }
 
-/// <summary>
-/// The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.
-/// </summary>
-internal readonly record struct RecentAlert(
-    long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen)
-{
-    public static RecentAlert Place(long service, long alert) =>
-        new(service, alert, DateTime.MinValue, null, "", DateTime.MinValue);
-}
+// ================================ 17. Checks =================================
+//
+// What SQLite cannot find: a value that is another than was written, a fact that is gone, a timeline that its
+// facts do not make.
 
 /// <summary>
 /// Looks for damage in a database: that of its structure, which SQLite finds, facts that do not fit their
@@ -8670,897 +9667,7 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
     }
 }
 
-/// <summary>
-/// The alerts that came last, so that repeated copies cost no query; bounded. Keys are hashes with a random
-/// key of the process, since label sets are chosen by strangers: two of one key cannot be made.
-/// </summary>
-internal sealed class RecentAlerts
-{
-    /// <summary>In each of two generations; some 200 bytes each.</summary>
-    private const int Size = 50_000;
-
-    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
-    public static readonly TimeSpan SeenStep = TimeSpan.FromHours(1);
-
-    private readonly byte[] _key = RandomNumberGenerator.GetBytes(32);
-    private readonly object _gate = new();
-    private Dictionary<UInt128, RecentAlert> _young = [], _old = [];
-
-    public UInt128 KeyOf(IncomingAlert alert)
-    {
-        var text = $"{(int)alert.Source}\n{alert.Sender}\n{alert.Labels}\n{alert.Service}";
-        var size = _key.Length + Encoding.UTF8.GetMaxByteCount(text.Length);
-        var buffer = ArrayPool<byte>.Shared.Rent(size);
-        _key.CopyTo(buffer, 0);
-        var length = _key.Length + Encoding.UTF8.GetBytes(text, buffer.AsSpan(_key.Length));
-        Span<byte> hash = stackalloc byte[32];
-        SHA256.HashData(buffer.AsSpan(0, length), hash);
-        ArrayPool<byte>.Shared.Return(buffer);
-        return BinaryPrimitives.ReadUInt128LittleEndian(hash);
-    }
-
-    public UInt128[] KeysOf(IReadOnlyList<IncomingAlert> alerts)
-    {
-        var keys = new UInt128[alerts.Count];
-        for (var i = 0; i < keys.Length; i++)
-            keys[i] = KeyOf(alerts[i]);
-        return keys;
-    }
-
-    /// <summary>Whether copies tell nothing that is not on disk.</summary>
-    public bool Knows(UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
-    {
-        for (var i = 0; i < keys.Length; i++)
-        {
-            if (!Knows(keys[i], alerts[i], now))
-                return false;
-        }
-        return true;
-    }
-
-    private bool Knows(UInt128 key, IncomingAlert alert, DateTime now) => Find(key) is { } held
-        && held.Starts == alert.Starts && (alert.Ends is { } ends ? held.Ends >= ends
-            : held.Ends == null && held.Status == alert.Status
-                && now - held.Seen < SeenStep && now >= held.Seen);
-
-    public RecentAlert? Find(UInt128 key)
-    {
-        lock (_gate)
-        {
-            if (_young.TryGetValue(key, out var held))
-                return held;
-            if (!_old.Remove(key, out held))
-                return null;
-            _young[key] = held;
-            return held;
-        }
-    }
-
-    /// <summary>Takes what a commit has put on disk.</summary>
-    public void Learn(List<(UInt128 Key, RecentAlert Alert)> learned)
-    {
-        lock (_gate)
-        {
-            foreach (var (key, alert) in learned)
-                _young[key] = alert;
-            if (_young.Count < Size)
-                return;
-            (_young, _old) = ([], _young);
-        }
-    }
-
-    public void Clear()
-    {
-        lock (_gate)
-            (_young, _old) = ([], []);
-    }
-
-    /// <summary>Notes copies of Prometheus's that tell nothing but that their alerts still fire.</summary>
-    public void Renew(Renewals renewals, UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
-    {
-        for (var i = 0; i < keys.Length; i++)
-        {
-            if (alerts[i] is { Source: AlertSource.Prometheus, Ends: null } && Find(keys[i]) is { } held)
-                renewals.Renew(new(held.Service, held.Alert, held.Starts), alerts[i], now);
-        }
-    }
-}
-
-/// <summary>An open episode of Prometheus's.</summary>
-internal readonly record struct RenewedEpisode(long Service, long Alert, DateTime Starts);
-
-/// <summary>
-/// Until when the open episodes of Prometheus hold. Prometheus says of each firing alert, every minute or so,
-/// until when that is valid: one that is not renewed within its validity lapses. What only renews is not
-/// stored; after a crash the last copy of each is the last sign of life of SeS.
-/// </summary>
-internal sealed class Renewals
-{
-    /// <summary>Prometheus sends again after a minute, or what its evaluations make of that.</summary>
-    private static readonly TimeSpan
-        LeastValidity = TimeSpan.FromSeconds(130), Unstated = TimeSpan.FromMinutes(5);
-
-    /// <summary>For clocks that differ: how far ahead of the receipt the end of a resolved copy may be.</summary>
-    private static readonly TimeSpan
-        MostTolerance = TimeSpan.FromSeconds(30), UnknownTolerance = TimeSpan.FromSeconds(2);
-
-    /// <summary>Added to half the validity, within which Prometheus sends again after SeS was away.</summary>
-    private static readonly TimeSpan ReturnTime = TimeSpan.FromSeconds(10);
-
-    /// <summary>More rules, of all senders, are not remembered.</summary>
-    private const int MaxRules = 100_000;
-
-    private readonly record struct Renewal(RenewedEpisode Episode, DateTime Last, TimeSpan Validity);
-
-    private readonly object _gate = new();
-    private readonly Dictionary<long, Renewal> _renewals = [];
-
-    /// <summary>By the hash of sender and rule: two of one hash share what clocks are allowed.</summary>
-    private readonly Dictionary<int, TimeSpan> _validities = [];
-
-    // Since when SeS takes alerts without a break, and no later than when the next one lapses.
-    private DateTime _since, _nextDue = DateTime.MaxValue;
-
-    /// <summary>
-    /// Tells firing copies of Prometheus's from resolved ones: the former get until when they are valid, the
-    /// latter their end.
-    /// </summary>
-    public ReceivedAlerts Judge(ReceivedAlerts alerts, DateTime received) =>
-        alerts.Source != AlertSource.Prometheus ? alerts
-            : alerts with { Alerts = [.. alerts.Alerts.Select(a => Judge(a, received))] };
-
-    private IncomingAlert Judge(IncomingAlert alert, DateTime received)
-    {
-        lock (_gate)
-        {
-            var rule = HashCode.Combine(alert.Sender, alert.Rule);
-            var tolerance = !_validities.TryGetValue(rule, out var validity) ? UnknownTolerance
-                : validity / 4 < MostTolerance ? validity / 4 : MostTolerance;
-            if (alert.ValidUntil is { } ends && ends <= received + tolerance)
-                return alert with { Ends = ends, ValidUntil = null };
-            validity = alert.ValidUntil - received ?? Unstated;
-            if (_validities.Count < MaxRules || _validities.ContainsKey(rule))
-                _validities[rule] = validity;
-            return alert with { ValidUntil = received + validity };
-        }
-    }
-
-    /// <summary>A firing copy of an open episode.</summary>
-    public void Renew(RenewedEpisode episode, IncomingAlert copy, DateTime received)
-    {
-        lock (_gate)
-            Set(new Renewal(episode, received, copy.ValidUntil - received ?? Unstated));
-    }
-
-    /// <summary>An episode that was open before a start.</summary>
-    public void Restore(RenewedEpisode episode, DateTime last, TimeSpan validity)
-    {
-        lock (_gate)
-        {
-            if (!_renewals.ContainsKey(episode.Alert))
-                Set(new Renewal(episode, last, validity));
-        }
-    }
-
-    private void Set(in Renewal renewal)
-    {
-        _renewals[renewal.Episode.Alert] = renewal;
-        if (DueOf(renewal) is var due && due < _nextDue)
-            _nextDue = due;
-    }
-
-    /// <summary>The longest validity of what is open; null: nothing is.</summary>
-    public TimeSpan? Longest()
-    {
-        lock (_gate)
-            return _renewals.Count == 0 ? null : _renewals.Values.Max(r => r.Validity);
-    }
-
-    /// <summary>SeS takes alerts again: nothing lapses before each could be sent again.</summary>
-    public void Return(DateTime now)
-    {
-        lock (_gate)
-            _since = now;
-    }
-
-    /// <summary>When the last copy of an episode was; null: that is not known.</summary>
-    public DateTime? LastCopy(long alert, DateTime starts)
-    {
-        lock (_gate)
-            return _renewals.TryGetValue(alert, out var renewal) && renewal.Episode.Starts == starts
-                ? renewal.Last : null;
-    }
-
-    public bool IsDue(DateTime now)
-    {
-        lock (_gate)
-            return now >= _nextDue;
-    }
-
-    /// <summary>Episodes whose last copy, at this time, holds no longer; they are forgotten.</summary>
-    public List<(RenewedEpisode Episode, DateTime Last)> TakeLapsed(DateTime now, int most)
-    {
-        var lapsed = new List<(RenewedEpisode Episode, DateTime Last)>();
-        lock (_gate)
-        {
-            if (now < _nextDue)
-                return lapsed;
-            _nextDue = DateTime.MaxValue;
-            foreach (var renewal in _renewals.Values)
-            {
-                var due = DueOf(renewal);
-                if (due <= now && lapsed.Count < most)
-                    lapsed.Add((renewal.Episode, renewal.Last));
-                else if (due < _nextDue)
-                    _nextDue = due;
-            }
-            lapsed.ForEach(l => _renewals.Remove(l.Episode.Alert));
-        }
-        return lapsed;
-    }
-
-    private DateTime DueOf(in Renewal renewal)
-    {
-        var lapses = renewal.Last + (renewal.Validity > LeastValidity ? renewal.Validity : LeastValidity);
-        var returned = _since + (renewal.Validity / 2) + ReturnTime;
-        return lapses > returned ? lapses : returned;
-    }
-}
-
-/// <param name="Platform">Empty: it speaks for its partition.</param>
-internal sealed record HeartbeatKey(long Partition, string Platform, string Name);
-
-/// <summary>What a heartbeat brought: it was armed, or a gap of it begins or ends.</summary>
-/// <param name="To">Null: it begins.</param>
-/// <param name="Known">When it was armed; since when the gap, or its end, is known.</param>
-internal sealed record HeartbeatFact(
-    HeartbeatKey Heartbeat, bool IsArmed, DateTime From, DateTime? To, DateTime Known);
-
-/// <summary>The last beat of one alert of a heartbeat.</summary>
-/// <param name="Alert">See <see cref="Beat"/>.</param>
-internal sealed record LastBeat(long Alert, AlertSource Source, DateTime Last);
-
-/// <summary>A heartbeat: an alert that always fires, of all who send it for a partition or a platform.</summary>
-internal sealed class Heartbeat(HeartbeatKey key)
-{
-    public HeartbeatKey Key => key;
-
-    /// <summary>Null: it has yet to beat three times in a row.</summary>
-    public DateTime? Armed { get; set; }
-
-    /// <summary>Beats in a row.</summary>
-    public int Row { get; set; }
-
-    /// <summary>The last beat, and the last one that is not one with that before.</summary>
-    public DateTime Last { get; set; }
-    public DateTime Counted { get; set; }
-
-    /// <summary>For so long SeS was away since the last beat.</summary>
-    public TimeSpan Away { get; set; }
-
-    /// <summary>Until when its Prometheus was certainly there.</summary>
-    public DateTime Watched { get; set; }
-
-    /// <summary>Since when it is silent; null: it beats.</summary>
-    public DateTime? Silent { get; set; }
-
-    /// <summary>The end of its last gap, and when Alertmanager said that nobody renews it.</summary>
-    public DateTime GapEnd { get; set; }
-    public DateTime Resolved { get; set; }
-
-    /// <summary>The last beat of each alert; they are few.</summary>
-    public List<LastBeat> Alerts { get; } = [];
-
-    public void Add(LastBeat beat)
-    {
-        Alerts.RemoveAll(a => a.Alert == beat.Alert);
-        Alerts.Add(beat);
-    }
-
-    public bool IsChanged { get; set; }
-}
-
-/// <summary>How a heartbeat is.</summary>
-/// <param name="Platform">Empty: it speaks for its partition.</param>
-/// <param name="Armed">Null: it has yet to beat three times in a row.</param>
-/// <param name="Silent">Since when it is silent; null: it beats.</param>
-/// <param name="IsForgotten">Nobody expects it any more.</param>
-internal sealed record WatchRow(string Partition, string Platform, string Name, DateTime? Armed, int Row, DateTime Last,
-    DateTime? Silent, bool IsForgotten)
-{
-    /// <summary>The partition, or the platform in it.</summary>
-    public string Whose => Platform == "" ? Partition : $"{Partition}/{Platform}";
-
-    /// <summary>Nobody watches, and is expected to.</summary>
-    public bool IsAlarming => Silent != null && !IsForgotten;
-
-    /// <summary>What people should know of it; null: all is well.</summary>
-    public string? Trouble => IsForgotten ? null
-        : Silent is { } since ? $"No data from {Whose} since {Rfc3339.Format(since)}: {Name} is silent"
-        : Armed != null ? null
-        : $"{Name} of {Whose} is not armed: {Row} of {Heartbeats.ArmedBy} beats in a row, the last at {Rfc3339.Format(Last)}; "
-            + "they may be 10 minutes apart, which needs a repeat_interval of 1m for it";
-}
-
-/// <summary>What is known of those who send.</summary>
-/// <param name="Unresolved">
-/// Partitions of which webhooks brought alerts that fire for a day, and never one that has ended.
-/// </param>
-/// <param name="Clocks">What is to be said of those that are over a minute off.</param>
-internal sealed record Watching(IReadOnlyList<WatchRow> Heartbeats, IReadOnlyList<string> Unresolved,
-    IReadOnlyList<string> Clocks)
-{
-    /// <summary>An alert ends the gap of a heartbeat that nobody expects any more.</summary>
-    public bool AwaitsAlerts { get; } = Heartbeats.Any(h => h is { IsForgotten: true, Silent: not null });
-
-    /// <summary>What people should know, a sentence each.</summary>
-    public IEnumerable<string> Troubles() => Heartbeats.Select(h => h.Trouble).OfType<string>()
-        .Concat(Unresolved.Select(p => $"Alerts of {p} never end: its webhook needs send_resolved: true"))
-        .Concat(Clocks);
-}
-
-/// <summary>By how much the clocks of senders differ: receipt minus start of new episodes, in seconds.</summary>
-internal sealed class SenderClocks
-{
-    private const int MaxSenders = 1000, Kept = 5, Enough = 3;
-
-    /// <summary>In seconds.</summary>
-    private const int Tolerance = 60;
-
-    private readonly Dictionary<string, List<double>> _offsets = [];
-
-    /// <param name="sender">Empty: Alertmanager, which sends late; only a clock ahead is told there.</param>
-    public void Add(string partition, string sender, TimeSpan offset)
-    {
-        var name = sender == "" ? $"what posts to {partition}" : sender;
-        if (!_offsets.TryGetValue(name, out var offsets))
-        {
-            if (_offsets.Count == MaxSenders)
-                return;
-            _offsets[name] = offsets = [];
-        }
-        offsets.Add(sender == "" ? Math.Min(0, offset.TotalSeconds) : offset.TotalSeconds);
-        if (offsets.Count > Kept)
-            offsets.RemoveAt(0);
-    }
-
-    /// <summary>Alerts may come late, but all of them do only where the clock is wrong.</summary>
-    public List<string> Off()
-    {
-        var off = new List<string>();
-        foreach (var (sender, offsets) in _offsets)
-        {
-            var (least, most) = (offsets.Min(), offsets.Max());
-            if (most < -Tolerance || (offsets.Count >= Enough && least > Tolerance))
-                off.Add(string.Create(CultureInfo.InvariantCulture,
-                    $"The clock of {sender} is {(least > 0 ? least : -most):0} s {(least > 0 ? "behind" : "ahead")}: its alerts have wrong times"));
-        }
-        return off;
-    }
-}
-
-/// <summary>
-/// Tells when nobody watches: alerts that always fire no longer come (5). What they say is a fact when a
-/// heartbeat is armed, falls silent or is back; single beats are noted once a minute.
-/// </summary>
-internal sealed class Heartbeats
-{
-    /// <summary>Of all partitions and platforms; further ones are not heard.</summary>
-    public const int Max = 1000;
-
-    /// <summary>Of one heartbeat; the one that was silent longest gives way.</summary>
-    public const int MaxAlerts = 100;
-
-    /// <summary>Beats in a row, none later than the other by more, which arm it.</summary>
-    public const int ArmedBy = 3;
-
-    /// <summary>Beats that are further apart have a gap between them; copies that are closer are one.</summary>
-    private static readonly TimeSpan Longest = TimeSpan.FromMinutes(10), Shortest = TimeSpan.FromSeconds(10);
-
-    /// <summary>Alertmanager goes on repeating what nobody renews, for what Prometheus's default is.</summary>
-    private static readonly TimeSpan Repeated = TimeSpan.FromMinutes(4);
-
-    /// <summary>Nobody expects it any more.</summary>
-    public static readonly TimeSpan Forgotten = TimeSpan.FromDays(7);
-
-    private readonly Dictionary<HeartbeatKey, Heartbeat> _heartbeats = [];
-
-    public IReadOnlyCollection<Heartbeat> All() => _heartbeats.Values;
-
-    // ---- As stored ----
-
-    public void LoadArmed(HeartbeatKey key, DateTime armed)
-    {
-        if (Of(key) is { } heartbeat)
-            heartbeat.Armed = armed;
-    }
-
-    /// <summary>In order of time.</summary>
-    public void LoadGap(HeartbeatKey key, DateTime from, DateTime? to)
-    {
-        if (!_heartbeats.TryGetValue(key, out var heartbeat))
-            return;
-        heartbeat.Silent = to == null ? from : null;
-        heartbeat.GapEnd = to ?? heartbeat.GapEnd;
-        if (to - from > Forgotten && to >= heartbeat.Armed)
-            heartbeat.Armed = null;
-    }
-
-    public void LoadBeat(HeartbeatKey key, long alert, AlertSource source, DateTime last, TimeSpan away)
-    {
-        if (Of(key) is not { } heartbeat)
-            return;
-        heartbeat.Add(new(alert, source, last));
-        Watch(heartbeat, source, last);
-        if (last > heartbeat.Last)
-            (heartbeat.Last, heartbeat.Counted, heartbeat.Away) = (last, last, away);
-    }
-
-    /// <summary>Of what is armed, and no beat is stored of, it beat when SeS was last there.</summary>
-    public void EndLoading(DateTime taken)
-    {
-        foreach (var heartbeat in _heartbeats.Values.Where(h => h is { Armed: not null, Alerts.Count: 0 }))
-            heartbeat.Last = heartbeat.Counted = heartbeat.Watched =
-                Later(taken, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
-    }
-
-    /// <summary>Takes over the beats that have come since they were stored.</summary>
-    /// <param name="isThere">Not of what was rolled back, or purged.</param>
-    public void KeepBeats(Heartbeats before, Func<HeartbeatKey, bool> isThere)
-    {
-        foreach (var (key, old) in before._heartbeats)
-        {
-            if (!isThere(key) || Of(key) is not { } heartbeat || old.Alerts.Count == 0)
-                continue;
-            (heartbeat.Row, heartbeat.Last, heartbeat.Counted) = (old.Row, old.Last, old.Counted);
-            (heartbeat.Away, heartbeat.Watched, heartbeat.Resolved) = (old.Away, old.Watched, old.Resolved);
-            heartbeat.IsChanged = old.IsChanged;
-            old.Alerts.ForEach(heartbeat.Add);
-        }
-    }
-
-    /// <summary>What is to be stored of beats.</summary>
-    public List<Heartbeat> TakeChanged()
-    {
-        var changed = _heartbeats.Values.Where(h => h.IsChanged).ToList();
-        changed.ForEach(h => h.IsChanged = false);
-        return changed;
-    }
-
-    // ---- What comes ----
-
-    /// <summary>Null: there are too many.</summary>
-    private Heartbeat? Of(HeartbeatKey key)
-    {
-        if (!_heartbeats.TryGetValue(key, out var heartbeat) && _heartbeats.Count < Max)
-            _heartbeats[key] = heartbeat = new(key);
-        return heartbeat;
-    }
-
-    /// <summary>A copy of a heartbeat.</summary>
-    public IEnumerable<HeartbeatFact> Take(long partition, Beat beat, DateTime received)
-    {
-        if (Of(new(partition, beat.Platform, beat.Name)) is not { } heartbeat)
-            return [];
-        var facts = new List<HeartbeatFact>();
-        if (FindSilent(heartbeat, received) is { } silent)
-            facts.Add(silent);
-        if (beat.Ends is { } ends)
-            Resolve(heartbeat, beat.Alert, ends, received, facts);
-        else if (!(beat.Source == AlertSource.Webhook && heartbeat.Silent != null && received >= heartbeat.Resolved
-            && received - heartbeat.Resolved <= TimelineRules.LateCopy))
-            Hear(heartbeat, beat, received, facts);
-        return facts;
-    }
-
-    private static void Hear(Heartbeat heartbeat, Beat beat, DateTime received, List<HeartbeatFact> facts)
-    {
-        if (heartbeat.Silent != null)
-            facts.Add(End(heartbeat, received));
-        var isInRow = received - heartbeat.Counted <= Longest + heartbeat.Away;
-        if (received - heartbeat.Counted > Shortest || received < heartbeat.Counted)
-            (heartbeat.Row, heartbeat.Counted) = (isInRow ? Math.Min(heartbeat.Row + 1, ArmedBy) : 1, received);
-        if (heartbeat.Armed == null && heartbeat.Row == ArmedBy)
-        {
-            heartbeat.Armed = received;
-            facts.Add(new(heartbeat.Key, true, received, null, received));
-        }
-        // The clock was set back.
-        if (received < heartbeat.Last)
-            heartbeat.Watched = DateTime.MinValue;
-        (heartbeat.Last, heartbeat.Away, heartbeat.IsChanged) = (received, TimeSpan.Zero, true);
-        Watch(heartbeat, beat.Source, received);
-        heartbeat.Add(new(beat.Alert, beat.Source, received));
-        // The last one is the latest.
-        if (heartbeat.Alerts.Count > MaxAlerts)
-            heartbeat.Alerts.RemoveAt(0);
-    }
-
-    private static void Watch(Heartbeat heartbeat, AlertSource source, DateTime beat)
-    {
-        heartbeat.Watched = Later(heartbeat.Watched, source == AlertSource.Webhook ? beat - Repeated : beat);
-    }
-
-    private static DateTime Later(DateTime one, DateTime other) => one > other ? one : other;
-
-    /// <summary>Alertmanager says that nobody has renewed it since four minutes before.</summary>
-    private static void Resolve(
-        Heartbeat heartbeat, long alert, DateTime ends, DateTime received, List<HeartbeatFact> facts)
-    {
-        var from = ends - Repeated;
-        if (heartbeat.Alerts.Exists(a => a.Last >= (a.Alert == alert ? ends : from)))
-            return;
-        heartbeat.Row = 0;
-        if (heartbeat.Armed == null)
-            return;
-        heartbeat.Resolved = received;
-        if (heartbeat.Silent == null)
-            facts.Add(Begin(heartbeat, from, received));
-    }
-
-    private static HeartbeatFact Begin(Heartbeat heartbeat, DateTime from, DateTime known)
-    {
-        from = Later(from, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
-        heartbeat.Silent = from;
-        return new(heartbeat.Key, false, from, null, known);
-    }
-
-    /// <summary>Of one that was silent for so long that nobody expected it, it is to be armed again.</summary>
-    private static HeartbeatFact End(Heartbeat heartbeat, DateTime at)
-    {
-        var from = heartbeat.Silent!.Value;
-        if (at - from > Forgotten)
-            heartbeat.Armed = null;
-        (heartbeat.Silent, heartbeat.GapEnd, heartbeat.Row) = (null, at, 0);
-        return new(heartbeat.Key, false, from, at, at);
-    }
-
-    /// <summary>What fell silent.</summary>
-    public IEnumerable<HeartbeatFact> TakeSilent(DateTime now)
-    {
-        foreach (var heartbeat in _heartbeats.Values)
-        {
-            if (FindSilent(heartbeat, now) is { } silent)
-                yield return silent;
-        }
-    }
-
-    private static HeartbeatFact? FindSilent(Heartbeat heartbeat, DateTime now)
-    {
-        if (heartbeat.Armed == null || heartbeat.Silent != null || now - heartbeat.Last <= Longest + heartbeat.Away)
-            return null;
-        return Begin(heartbeat, heartbeat.Watched, now);
-    }
-
-    /// <summary>SeS could not hear anything for so long.</summary>
-    public void Return(TimeSpan away)
-    {
-        foreach (var heartbeat in _heartbeats.Values)
-        {
-            heartbeat.Away += away;
-            heartbeat.IsChanged = true;
-        }
-    }
-
-    public static bool IsForgotten(Heartbeat heartbeat, DateTime now) =>
-        heartbeat.Silent is { } since && now - since > Forgotten;
-
-    /// <summary>Alerts that came, of a partition.</summary>
-    public IEnumerable<HeartbeatFact> TakeAlerts(
-        long partition, IReadOnlyList<IncomingAlert> alerts, DateTime received)
-    {
-        if (alerts.Count == 0)
-            yield break;
-        foreach (var heartbeat in _heartbeats.Values.Where(h => h.Key.Partition == partition))
-        {
-            if (IsForgotten(heartbeat, received) && (heartbeat.Key.Platform == ""
-                || alerts.Any(a => a.Service.Platform == heartbeat.Key.Platform)))
-                yield return End(heartbeat, received);
-        }
-    }
-}
-
-/// <summary>A connection that questions take turns on.</summary>
-internal sealed class Reader(string path, int cache) : IDisposable
-{
-    private readonly Dictionary<Status, string> _statuses = [];
-    private ServiceFacts? _facts;
-
-    public SqliteConnection Database { get; } = new(path, isReadOnly: true, cache);
-
-    public ServiceFacts Facts => _facts ??= new ServiceFacts(Database);
-
-    /// <summary>A status's name; names are only added.</summary>
-    public string NameOf(Status status)
-    {
-        if (_statuses.TryGetValue(status, out var name))
-            return name;
-        using var rows = Database.Query("SELECT id, name FROM status");
-        while (rows.Step())
-            _statuses[(Status)rows.Number(0)] = rows.Text(1);
-        return _statuses.GetValueOrDefault(status)
-            ?? throw new SqliteException(SqliteException.Corrupt, 0, $"there is no status {(long)status}");
-    }
-
-    public void Dispose()
-    {
-        _facts?.Dispose();
-        Database.Dispose();
-    }
-}
-
-/// <summary>How much history a database has, and how much room a day of it takes.</summary>
-/// <param name="Since">When the first was heard of which retention has left anything; null: nothing was.</param>
-/// <param name="Bytes">Of the database and its log.</param>
-/// <param name="Free">Bytes on its file system.</param>
-/// <param name="BytesADay">About, by the facts of the last week; null: there is less than a day of them.</param>
-internal sealed record StoreSize(DateTime? Since, long Bytes, long Free, double? BytesADay)
-{
-    private static readonly TimeSpan Week = TimeSpan.FromDays(7), Day = TimeSpan.FromDays(1);
-
-    /// <param name="path">Of the database.</param>
-    public static StoreSize Of(Snapshot snapshot, string path)
-    {
-        var (bytes, free) = OnDisk(path);
-        var heard = snapshot.Number("SELECT min(received) FROM receipt");
-        DateTime? first = heard is { } time ? UnixTime.Read(time) : null;
-        var since = snapshot.Oldest > first ? snapshot.Oldest : first;
-        return new StoreSize(since, bytes, free, BytesOfDay(snapshot, since));
-    }
-
-    /// <summary>Bytes of the database with its log, and bytes that are free beside it.</summary>
-    public static (long Used, long Free) OnDisk(string path) => ((Disk.StatusOf(path)?.Size ?? 0)
-        + (Disk.StatusOf(path + "-wal")?.Size ?? 0), Disk.Space(Path.GetDirectoryName(path)!).Free);
-
-    /// <summary>
-    /// Services, label sets and observations are numbered together, so that a number stands for as many bytes as
-    /// another, about. What is free within the file does not count, nor does what an import brought of earlier days.
-    /// </summary>
-    private static double? BytesOfDay(Snapshot snapshot, DateTime? since)
-    {
-        const int Samples = 500;
-        var span = snapshot.Moment - since < Week ? snapshot.Moment - since : Week;
-        if (span is not { } days || days < Day || snapshot.Number("SELECT min(id) FROM observation") is not { } first)
-            return null;
-        var last = snapshot.LastObservation(snapshot.Moment);
-        var before = Math.Max(first - 1, snapshot.LastObservation(snapshot.Moment - days));
-        using var one = snapshot.Query("SELECT received FROM observation WHERE id > ?1 ORDER BY id LIMIT 1");
-        var fresh = 0;
-        for (var i = 0; i < Samples; i++)
-        {
-            if (one.Bind(1, before + ((last - before) * i / Samples)).Number() > UnixTime.From(snapshot.Moment - days))
-                fresh++;
-        }
-        var used = ((snapshot.Number("PRAGMA page_count") ?? 0) - (snapshot.Number("PRAGMA freelist_count") ?? 0))
-            * (snapshot.Number("PRAGMA page_size") ?? 0);
-        return (double)(last - before) * fresh / Samples / days.TotalDays * used / (last - first + 1);
-    }
-
-    /// <summary>One sentence for people.</summary>
-    public string Sentence(DateTime now)
-    {
-        var age = Since is not { } since ? "No history yet"
-            : now - since < Day ? $"{Quantity.Lasted(now - since)} of history"
-            : (long)(now - since).TotalDays is > 1 and var days ? $"{days} days of history" : "1 day of history";
-        return $"{age} in {Quantity.Sized(Bytes)}; "
-            + (BytesADay is { } day ? $"a day takes about {Quantity.Sized(day)}, " : "") + $"{Quantity.Sized(Free)} are free.";
-    }
-}
-
-/// <summary>A connection on one state of the database; to be disposed soon.</summary>
-internal sealed class Snapshot : IDisposable
-{
-    private readonly Reader _reader;
-    private readonly Action<Reader> _giveBack;
-    private int _isDisposed;
-
-    /// <param name="names">Those of the questions that are answered meanwhile; null: there are none.</param>
-    public Snapshot(Reader reader, Action<Reader> giveBack, DateTime moment, SharedNames? names = null)
-    {
-        (_reader, _giveBack, Moment, Names) = (reader, giveBack, moment, names ?? new SharedNames());
-        try
-        {
-            reader.Database.Execute("BEGIN");
-            // The state is taken with the first read.
-            _ = reader.Database.Number("SELECT 1 FROM meta");
-        }
-        catch (SqliteException)
-        {
-            reader.Dispose();
-            throw;
-        }
-        Names.Enter();
-    }
-
-    public SharedNames Names { get; }
-
-    /// <summary>
-    /// The last whole millisecond, once no process is in a transaction that began before it: what that records
-    /// is earlier, so that it is in an answer as of then.
-    /// </summary>
-    public static DateTime Settled(string folder, TimeProvider clock)
-    {
-        var path = Path.Combine(folder, Store.FileName);
-        try
-        {
-            if (File.Exists(path))
-            {
-                using var database = new SqliteConnection(path, isReadOnly: false, cache: 100);
-                database.AwaitOthers();
-            }
-        }
-        catch (SqliteException e) when (e.IsBusy || e.IsReadOnly)
-        {
-            // It is asked all the same; where nothing can be written, nothing is.
-        }
-        return UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime) - 1);
-    }
-
-    /// <exception cref="DataDirException">There is no database in it.</exception>
-    public static void CheckThere(string folder)
-    {
-        if (!File.Exists(Path.Combine(folder, Store.FileName)))
-            throw new DataDirException($"'{folder}' has no {Store.FileName} in it");
-    }
-
-    /// <summary>A snapshot beside the daemon, or without one.</summary>
-    /// <param name="folder">The data directory.</param>
-    /// <exception cref="DataDirException">There is no database in it.</exception>
-    public static Snapshot Open(string folder, DateTime now)
-    {
-        CheckThere(folder);
-        var path = Path.Combine(folder, Store.FileName);
-        var reader = new Reader(path, cache: 16 * 1024);
-        Schema.Check(reader.Database);
-        return new Snapshot(reader, r => r.Dispose(), UnixTime.Read(UnixTime.From(now)));
-    }
-
-    /// <summary>When it was taken: what is recorded later is not in it.</summary>
-    public DateTime Moment { get; set; }
-
-    /// <summary>The name of this SeS.</summary>
-    public string Name
-    {
-        get
-        {
-            using var name = Query("SELECT value FROM meta WHERE name = 'name'");
-            return name.FirstText() ?? "";
-        }
-    }
-
-    /// <summary>The other SeS of which there are facts, and when each last gave a sign of life.</summary>
-    public List<(string Name, DateTime Heard)> Peers()
-    {
-        var peers = new List<(string, DateTime)>();
-        using var rows = Query("SELECT name, heard FROM peer WHERE own = 0 AND heard > 0 ORDER BY name");
-        while (rows.Step())
-            peers.Add((rows.Text(0), UnixTime.Read(rows.Number(1))));
-        return peers;
-    }
-
-    /// <summary>How far a target has what it is sent; null: nothing was sent to it yet.</summary>
-    public ForwardPosition? ForwardOf(string url)
-    {
-        using var row = Query("SELECT position, store, regained FROM forward WHERE url = ?1");
-        row.Bind(1, url);
-        return row.Step() ? new(row.Number(0), row.TextOrNull(1), row.Number(2)) : null;
-    }
-
-    /// <summary>The first name of this SeS, which it keeps.</summary>
-    public string FirstName
-    {
-        get
-        {
-            using var name = Query("SELECT name FROM peer WHERE own ORDER BY id LIMIT 1");
-            return name.FirstText() ?? "";
-        }
-    }
-
-    /// <summary>The services of a question's tables s, f and p, by their numbers.</summary>
-    public List<(long Id, ServiceKey Service)> Services(string from, int most, int after = 0)
-    {
-        var services = new List<(long, ServiceKey)>();
-        using var rows = Query($"""
-            SELECT s.id, p.name, f.platform, f.service, f.facet, s.location {from} ORDER BY s.id LIMIT {most} OFFSET {after}
-            """);
-        while (rows.Step())
-            services.Add((rows.Number(0), new(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5))));
-        return services;
-    }
-
-    /// <summary>The last number that was given, of a fact or anything else.</summary>
-    public long LastFact => Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 0;
-
-    /// <summary>Facts after a number, counted up to as many.</summary>
-    /// <param name="areOwn">Only what this SeS took itself.</param>
-    public long CountFacts(long after, bool areOwn, int most)
-    {
-        var count = 0L;
-        foreach (var table in (string[])["observation", "receipt", "gap", "note"])
-            count += Number($"""
-                SELECT count(*) FROM (SELECT 1 FROM {table} t JOIN peer b ON b.id = t.by
-                    WHERE t.id > {after} AND (b.own OR NOT {(areOwn ? 1 : 0)}) LIMIT {most})
-                """) ?? 0;
-        return Math.Min(count, most);
-    }
-
-    /// <summary>The settings of the rules by which the timeline is derived.</summary>
-    public TimelineRules Rules => new(TimeOf("pause"));
-
-    public TimeSpan StaleAfter => TimeOf("stale_after");
-
-    /// <summary>A service of which nothing was heard for so long is not listed.</summary>
-    public TimeSpan Forget => TimeOf("forget");
-
-    private TimeSpan TimeOf(string name) =>
-        TimeSpan.FromMilliseconds(Number($"SELECT value FROM meta WHERE name = '{name}'") ?? 0);
-
-    /// <summary>The oldest time that retention has left; nothing before it is counted.</summary>
-    public DateTime? Oldest =>
-        Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
-
-    /// <summary>Whether anything of a partition is stored, if only a heartbeat or what could not be mapped.</summary>
-    public bool HasHeardOf(string partition)
-    {
-        using var rows = Query("""
-            SELECT 1 FROM partition WHERE name = ?1 UNION ALL SELECT 1 FROM quarantine WHERE partition = ?1 LIMIT 1
-            """);
-        return rows.Bind(1, partition).Number() != null;
-    }
-
-    /// <summary>
-    /// The services whose timeline lacks what was heard last, or what time brought, or has what was recorded
-    /// after the moment: while more comes than is derived, and where no daemon runs.
-    /// </summary>
-    public IReadOnlySet<long> Behind()
-    {
-        var behind = new HashSet<long>();
-        using var rows = _reader.Database.Query("""
-            SELECT service FROM observation
-                WHERE id > min(coalesce((SELECT value FROM meta WHERE name = 'derived'), 0), ?2)
-            UNION ALL SELECT id FROM service WHERE due < ?1 - 5000
-            """);
-        for (rows.Bind(1, UnixTime.From(Moment)).Bind(2, Through); rows.Step();)
-            behind.Add(rows.Number(0));
-        return behind;
-    }
-
-    /// <summary>
-    /// The last observation that was recorded until the moment; where the clock was set back since, the last
-    /// of all.
-    /// </summary>
-    public long Through => Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1")
-        > UnixTime.From(Moment + TimeSpan.FromSeconds(1)) ? long.MaxValue : LastObservation(Moment);
-
-    public string NameOf(Status status) => _reader.NameOf(status);
-
-    public ServiceFacts Facts => _reader.Facts;
-
-    public SqliteConnection Database => _reader.Database;
-
-    /// <summary>A query; dispose it before the snapshot.</summary>
-    public SqliteStatement Query(string sql) => _reader.Database.Query(sql);
-
-    /// <summary>For temporary tables; the database itself cannot be written to.</summary>
-    public void Execute(string sql) => _reader.Database.Execute(sql);
-
-    /// <summary>The last observation recorded until a moment.</summary>
-    public long LastObservation(DateTime moment) => ObservationLog.LastUntil(_reader.Database, moment);
-
-    /// <summary>The first column of the first row, as a number; null where there is none.</summary>
-    public long? Number(string sql) => _reader.Database.Number(sql);
-
-    public void Dispose()
-    {
-        if (Interlocked.Exchange(ref _isDisposed, 1) != 0)
-            return;
-        Names.Leave();
-        _reader.Database.Rollback();
-        _giveBack(_reader);
-    }
-}
-
-// ================================= 9. Lines ==================================
+// ================================= 18. Lines =================================
 //
 // A fact as it travels from store to store: one line of JSON, always the same for the same fact. Its id is a
 // hash of the line without the id and the time of recording, so that lines can be taken any number of times,
@@ -9570,7 +9677,7 @@ internal sealed class Snapshot : IDisposable
 internal readonly record struct NumberedLine(long Id, string Line, DateTime Recorded);
 
 /// <summary>Which facts are meant, and how their partitions are called.</summary>
-/// <param name="From">Only what was recorded from then on.</param>
+/// <param name="From">Only facts recorded from this time on.</param>
 /// <param name="Partition">Of SeS's own gaps there is none: they are meant with any.</param>
 /// <param name="IsOwn">Only what this SeS took itself.</param>
 /// <param name="Prefix">Goes before the names of partitions.</param>
@@ -9604,7 +9711,7 @@ internal static class FactLines
         Array.IndexOf(Sources, name) is >= 0 and var source ? (AlertSource)source : null;
 
     /// <summary>The facts of a store in the order in which they were recorded.</summary>
-    /// <param name="from">Only what was recorded from then on.</param>
+    /// <param name="from">Only facts recorded from this time on.</param>
     public static IEnumerable<string> Read(Snapshot snapshot, DateTime? from, DateTime? to, string? partition) =>
         ReadPage(snapshot, from, to, partition, 0, int.MaxValue).Lines;
 
@@ -9849,7 +9956,7 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
                 throw new LineException($"it is longer than {MaxLength} characters");
             using var json = JsonDocument.Parse(line);
             var root = json.RootElement;
-            return root.ValueKind != JsonValueKind.Object ? throw new LineException("it is no JSON object")
+            return root.ValueKind != JsonValueKind.Object ? throw new LineException("it is not a JSON object")
                 : Text(root, "kind") switch
                 {
                     "partition" or "heartbeat" => ParseReceipt(root, now),
@@ -9953,12 +10060,12 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
     private static void CheckId(JsonElement root, string id)
     {
         if (Text(root, "id") != id)
-            throw new LineException("its id is not that of its content: it was changed");
+            throw new LineException("its id does not match its content: it was changed");
     }
 
     private static JsonElement Field(JsonElement root, string name, JsonValueKind kind) =>
         root.TryGetProperty(name, out var value) && value.ValueKind == kind ? value
-            : throw new LineException($"{name}: it is missing, or of the wrong type");
+            : throw new LineException($"{name}: it is missing or has the wrong type");
 
     private static string Text(JsonElement root, string name) =>
         Field(root, name, JsonValueKind.String).GetString()!;
@@ -10160,13 +10267,10 @@ internal static class NoteBook
     }
 }
 
-// =============================== 10. Questions ===============================
+// ================================ 19. Figures ================================
 //
-// What people and programs ask, answered from one snapshot: the present of services, their changes in order
-// of time, availability by periods of a zone, within service hours and against an objective, outages, and for
-// how long too few of a group were up. Rows come one at a time, in the order of an index, so that memory does
-// not grow with the answer; only outages are held. A question as of a day in the past is
-// answered from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
+// What is counted and by whose clock: days and service hours of a zone, periods, availability, outages,
+// objectives.
 
 /// <summary>Which services are meant; null: whatever it is.</summary>
 internal sealed record ServiceFilter(
@@ -10645,60 +10749,10 @@ internal readonly record struct ThresholdRow(
 /// <param name="Recovery">A stock alert's has no text of its own: what was sent is the outage's; else "".</param>
 internal readonly record struct StoredTexts(string Text, string Recovery);
 
-/// <summary>
-/// Names of services and texts of alerts by their numbers, which never change: all questions that are
-/// answered at a time share them. Bounded.
-/// </summary>
-internal sealed class SharedNames
-{
-    private const int MaxNames = 300_000, MaxCharacters = 8 * 1024 * 1024, MaxShared = 10_000;
-
-    private readonly Dictionary<long, ServiceKey> _services = [], _families = [];
-    private readonly Dictionary<long, StoredTexts> _alerts = [];
-    private readonly HashSet<string> _texts = [];
-    private int _characters, _questions;
-
-    /// <summary>How many questions share them.</summary>
-    public int Questions => Volatile.Read(ref _questions);
-
-    public void Enter() => Interlocked.Increment(ref _questions);
-
-    public void Leave() => Interlocked.Decrement(ref _questions);
-
-    public ServiceKey? Service(long id) => _services.TryGetValue(id, out var name) ? name : null;
-
-    public ServiceKey? Family(long id) => _families.TryGetValue(id, out var name) ? name : null;
-
-    public void AddService(long id, ServiceKey name) => Add(_services, id, name, name.Location.Length);
-
-    public void AddFamily(long id, ServiceKey name) => Add(_families, id, name,
-        name.Partition.Length + name.Platform.Length + name.Service.Length + name.Facet.Length);
-
-    public StoredTexts? Texts(long alert) => _alerts.TryGetValue(alert, out var texts) ? texts : null;
-
-    public void AddTexts(long alert, StoredTexts texts)
-    {
-        if (_alerts.Count < MaxNames && _characters + texts.Text.Length + texts.Recovery.Length <= MaxCharacters)
-            _alerts.TryAdd(alert, new StoredTexts(Shared(texts.Text), Shared(texts.Recovery)));
-    }
-
-    /// <summary>Many alerts have the same.</summary>
-    private string Shared(string text)
-    {
-        if (_texts.TryGetValue(text, out var known))
-            return known;
-        if (_texts.Count < MaxShared)
-            _texts.Add(text);
-        _characters += text.Length;
-        return text;
-    }
-
-    private void Add(Dictionary<long, ServiceKey> names, long id, ServiceKey name, int characters)
-    {
-        if (names.Count < MaxNames && _characters + characters <= MaxCharacters && names.TryAdd(id, name))
-            _characters += characters;
-    }
-}
+// ============================ 20. Names and gaps =============================
+//
+// What questions need beside the timeline: names of services for those who may see them, texts of alerts, and the
+// gaps and notes that are laid over a timeline when it is asked for.
 
 /// <summary>The names of services by their numbers.</summary>
 internal sealed class ServiceNames(Snapshot snapshot) : IDisposable
@@ -11214,13 +11268,21 @@ internal sealed class NoteFacts
 /// <summary>Those who may see some partitions alone, and of them what is meant for everybody.</summary>
 internal sealed record Audience(IReadOnlySet<string> Partitions);
 
+// =============================== 21. Questions ===============================
+//
+// What people and programs ask, answered from one snapshot: the present of services, their changes in order
+// of time, availability by periods of a zone, within service hours and against an objective, outages, and for
+// how long too few of a group were up. Rows come one at a time, in the order of an index, so that memory does
+// not grow with the answer; only outages are held. A question as of a day in the past is
+// answered from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
+
 /// <summary>Answers questions from a snapshot.</summary>
 /// <param name="asOf">Answers from what was recorded until then; null: all.</param>
 /// <param name="audience">
 /// What it may not see is not in any answer, and cannot be asked for: other partitions, what alerts and people say,
 /// labels, and locations, for which there are numbers. Null: somebody who may see all.
 /// </param>
-internal sealed class Questions(
+internal sealed partial class Questions(
     Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null, Audience? audience = null)
 {
     /// <summary>Answers by the rules that are stored.</summary>
@@ -11963,7 +12025,14 @@ internal sealed class Questions(
                 yield return (id, (Status)status);
         }
     }
+}
 
+// ========================== 22. Questions of pages ===========================
+//
+// The same for services and changes in the order of time, and for what pages, badges and feeds show.
+
+internal sealed partial class Questions
+{
     // ---- Services, changes and texts ----
 
     /// <summary>The services that a filter takes, in the order of names.</summary>
@@ -12845,7 +12914,7 @@ internal sealed class Questions(
     }
 }
 
-// ================================ 11. Asking =================================
+// ================================ 23. Asking =================================
 //
 // Questions about the past and their answers, to programs by HTTP and on the command line alike. A question
 // is parsed from parameters, each of which may stand once; an answer is rows, told as JSON, CSV (RFC 4180)
@@ -12989,7 +13058,7 @@ internal sealed record Question(
         }
         catch (FormatException e)
         {
-            throw new QuestionException($"{name}: '{Shown(given[name])}' is not usable; allowed: {e.Message}");
+            throw new QuestionException($"{name}: '{Shown(given[name])}' is not valid; allowed: {e.Message}");
         }
     }
 
@@ -13020,10 +13089,10 @@ internal sealed record Question(
         {
             if (!known.Contains(name))
                 throw new QuestionException(
-                    $"{Shown(name)}: it is no parameter of {of}; there are {string.Join(", ", known)}");
+                    $"{Shown(name)}: it is not a parameter of {of}; there are {string.Join(", ", known)}");
             // Nothing for a location means that there is none.
             if ((value != "" || name == "location") && !given.TryAdd(name, value))
-                throw new QuestionException($"{name}: it stands twice");
+                throw new QuestionException($"{name}: it is given twice");
         }
         return given;
     }
@@ -13036,7 +13105,7 @@ internal sealed record Question(
         Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed)
         where T : struct => !given.TryGetValue(name, out var value) ? null
             : parse(value) ?? throw new QuestionException(
-                $"{name}: '{Shown(value)}' is not usable; allowed: {allowed}");
+                $"{name}: '{Shown(value)}' is not valid; allowed: {allowed}");
 
     /// <summary>One line of it, and not all.</summary>
     public static string Shown(string value) =>
@@ -13689,6 +13758,10 @@ internal sealed class Answers(Questions questions, string version, int? width = 
             Row(question, r.Service, r.Status, r.Time, r.Up, r.Under.TotalSeconds));
 }
 
+// ============================== 24. Note forms ===============================
+//
+// Notes as people write them and ask for them, from a form of parameters.
+
 /// <summary>Which notes are asked for.</summary>
 /// <param name="Filter">Those that may be about such services.</param>
 /// <param name="HasAllVersions">False: the last one of each.</param>
@@ -13741,7 +13814,7 @@ internal sealed class NoteForm(Questions questions)
         {
             using var json = JsonDocument.Parse(body);
             if (json.RootElement.ValueKind != JsonValueKind.Object)
-                throw new NoteException(400, "The body is no JSON object");
+                throw new NoteException(400, "The body is not a JSON object");
             foreach (var field in json.RootElement.EnumerateObject())
             {
                 var isUsable = field.Name switch
@@ -13755,7 +13828,7 @@ internal sealed class NoteForm(Questions questions)
                     : field.Value.ValueKind == JsonValueKind.Null ? null : field.Value.GetRawText();
                 if (!isUsable || !given.TryAdd(field.Name, value))
                     throw new NoteException(400, $"{AlertMapping.Clip(field.Name, 100)}: it "
-                        + (isUsable ? "stands twice" : "is of the wrong type"));
+                        + (isUsable ? "is given twice" : "is of the wrong type"));
             }
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException)
@@ -13771,16 +13844,16 @@ internal sealed class NoteForm(Questions questions)
     {
         if (given.Keys.FirstOrDefault(k => !Fields.Contains(k)) is { } unknown)
             throw new NoteException(400,
-                $"{AlertMapping.Clip(unknown, 100)}: it is no field of a note; there are {string.Join(", ", Fields)}");
+                $"{AlertMapping.Clip(unknown, 100)}: it is not a field of a note; there are {string.Join(", ", Fields)}");
         T? Usable<T>(string name, Func<string, T?> parse, string allowed) where T : struct =>
             given.GetValueOrDefault(name) is not { } text ? null
-            : parse(text) ?? throw new NoteException(400, $"{name}: '{Question.Shown(text)}' is not usable; allowed: {allowed}");
+            : parse(text) ?? throw new NoteException(400, $"{name}: '{Question.Shown(text)}' is not valid; allowed: {allowed}");
         DateTime? Time(string name) => Usable(name, v => ParseTime(v, now, zone) is { } time
             && time >= AlertMapping.Earliest && time <= now + NoteBook.MaxAhead ? Question.Whole(time) : null,
             $"{Question.TimeAllowed}, from the year 2000 to {NoteBook.MaxAhead.TotalDays} days ahead");
         var id = given.GetValueOrDefault("id");
         if (id != null && !NoteVersion.IsId(id))
-            throw new NoteException(400, $"id: '{Question.Shown(id)}' is not usable; allowed: 1 to 64 of A-Z a-z 0-9 . _ -");
+            throw new NoteException(400, $"id: '{Question.Shown(id)}' is not valid; allowed: 1 to 64 of A-Z a-z 0-9 . _ -");
         return new NoteDraft(id, Usable("version", v => long.TryParse(
             v, NumberStyles.None, CultureInfo.InvariantCulture, out var number) ? number : (long?)null, "a whole number"),
             given.Keys.ToHashSet())
@@ -13890,7 +13963,7 @@ internal sealed class NoteForm(Questions questions)
     }
 }
 
-// ================================ 12. Reports ================================
+// ================================ 25. Reports ================================
 //
 // What people read of a period: the verdicts on a platform's services, their figures and their outages, with what
 // was said of these. The same tables are made for a terminal and for paper. A figure of several services is the
@@ -14228,7 +14301,7 @@ internal sealed class ReportText(int width)
     }
 }
 
-// ================================= 13. Onix ==================================
+// ================================= 26. Onix ==================================
 //
 // Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
 // it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
@@ -14784,7 +14857,7 @@ internal sealed class OnixClient
     }
 }
 
-// =============================== 14. Recorder ================================
+// =============================== 27. Recorder ================================
 //
 // Brings the history to Onix, in order and once in effect. It takes the services that are marked in the
 // store, decides for each, from what Onix holds and from the service's timeline, which changes Onix lacks,
@@ -15135,12 +15208,12 @@ internal sealed class Recorder(
     private void Complain(Exception e)
     {
         var expected = e is OnixException or IOException or StoreException or SqliteException;
-        var trouble = expected ? e.Message : "a defect in SeS, which its log tells";
+        var trouble = expected ? e.Message : "a bug in SeS, which its log tells";
         if (!expected)
             meters.Defects.Inc();
         if (trouble != _trouble)
-            log.Warn("Onix confirms nothing; SeS keeps the changes and tries again",
-                ("reason", expected ? trouble : "a defect in SeS: " + e));
+            log.Warn("Onix accepts no changes; SeS keeps them and retries",
+                ("reason", expected ? trouble : "a bug in SeS: " + e));
         _trouble = trouble;
     }
 
@@ -15502,7 +15575,7 @@ internal sealed class Recorder(
         if (accepted.Count > 0)
             NoteConfirmed();
         if (cured.Count > 0)
-            log.Info("Onix takes services again that it had refused",
+            log.Info("Onix accepts services again that it had refused",
                 ("services", accepted.Count(a => a.Job.Waiting.Barred != null)));
         Tell(barred);
     }
@@ -15606,7 +15679,7 @@ internal sealed class Recorder(
     }
 }
 
-// =============================== 15. Forwarding ==============================
+// ============================== 28. Forwarding ===============================
 //
 // Facts travel: to the other SeS of a pair, which gets what this one took; to a hub, which gets all. They go as
 // lines, in the order in which they were recorded, at least once, and a receiver takes a line that it has for
@@ -15746,7 +15819,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
                 if (e is not (ForwardException or StoreException or SqliteException))
                 {
                     meters.Defects.Inc();
-                    log.Error($"a defect in SeS: nothing could be sent to the {target.Name}", ("exception", e));
+                    log.Error($"a bug in SeS: nothing could be sent to the {target.Name}", ("exception", e));
                 }
                 await BackOffAsync(e, pause, stop);
                 pause = pause * 2 < LongestPause ? pause * 2 : LongestPause;
@@ -15854,7 +15927,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         Position = next;
         meters.ForwardLines.WithLabels(target.Name, "sent").Inc(batch.Lines);
         if (_state.Trouble != null)
-            log.Info($"the {target.Name} takes what is sent again", ("url", target.Shown));
+            log.Info($"the {target.Name} accepts what is sent again", ("url", target.Shown));
         var isAll = batch.IsAll && next.Position >= batch.Through;
         _state = _state with
         {
@@ -16291,7 +16364,7 @@ internal sealed class ImportAnswer
 [JsonSerializable(typeof(ImportAnswer))]
 internal sealed partial class ForwardJson : JsonSerializerContext;
 
-// ================================= 16. HTTP ==================================
+// ================================= 29. HTTP ==================================
 //
 // The forms of requests and answers: HTTP/1.1 and 1.0 (RFC 9110, RFC 9112), parsed strictly, from bytes
 // alone. What two parsers could understand differently is refused, never mended, so that no request can be
@@ -16667,7 +16740,7 @@ internal sealed record RequestHead(
         if (fields.Length != null)
             throw Malformed("A body has a Content-Length or a Transfer-Encoding, not both.");
         if (!fields.TransferEncoding!.Equals("chunked", StringComparison.OrdinalIgnoreCase))
-            throw new RefusedException("transfer_encoding", 501, "The only Transfer-Encoding that SeS takes is chunked.");
+            throw new RefusedException("transfer_encoding", 501, "The only Transfer-Encoding that SeS supports is chunked.");
     }
 
     /// <returns>The authority is that of an absolute target (RFC 9112, 3.2.2), which stands for the Host.</returns>
@@ -16679,7 +16752,7 @@ internal sealed record RequestHead(
             throw Malformed("The request line is not 'METHOD TARGET HTTP/1.1'.");
         if (parts[2] is not ("HTTP/1.1" or "HTTP/1.0"))
             throw parts[2].StartsWith("HTTP/", StringComparison.Ordinal)
-                ? new RefusedException("version", 505, "SeS speaks HTTP/1.1 and HTTP/1.0 only.")
+                ? new RefusedException("version", 505, "SeS supports HTTP/1.1 and HTTP/1.0 only.")
                 : Malformed("The request line does not end with HTTP/1.1.");
         var (authority, target) = parts[1] == "*" && parts[0] == "OPTIONS" ? (null, "*") : SplitTarget(parts[1]);
         if (target.AsSpan().ContainsAnyExcept(TargetCharacters) || !IsEncodedRightly(target))
@@ -16731,7 +16804,7 @@ internal sealed record RequestHead(
         public void Add(ReadOnlySpan<byte> line)
         {
             if (++_count > MaxFields)
-                throw new RefusedException("head_size", 431, $"There are over {MaxFields} header fields.");
+                throw new RefusedException("head_size", 431, $"There are more than {MaxFields} header fields.");
             var colon = CheckField(line);
             var value = line[(colon + 1)..].Trim(" \t"u8);
             foreach (var name in Names)
@@ -16783,7 +16856,7 @@ internal sealed record RequestHead(
                     break;
                 case "Expect":
                     Expects = value.Equals("100-continue", StringComparison.OrdinalIgnoreCase) ? true
-                        : throw new RefusedException("expectation", 417, "SeS knows of 100-continue only.");
+                        : throw new RefusedException("expectation", 417, "SeS supports 100-continue only.");
                     break;
             }
         }
@@ -16822,7 +16895,7 @@ internal sealed record RequestHead(
     }
 }
 
-// ================================= 17. Auth ==================================
+// ================================= 30. Auth ==================================
 //
 // Who may send alerts, ask, and write notes: anyone, those who know a name and a password (basic, RFC 7617), or
 // those with a token of an OIDC issuer (bearer, RFC 6750). Beside senders there may be a reader, who only asks,
@@ -17531,7 +17604,7 @@ internal sealed class Auth
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
-// ============================== 18. Status page ==============================
+// ============================== 31. Status page ==============================
 //
 // What people see: HTML and CSS without a script. On top how all is, then what needs attention, then platforms, the
 // worst first, each with a page of its services, and each service with one of its outages and months. A frame of one
@@ -17945,7 +18018,7 @@ internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
 }
 
 /// <summary>The pages, as HTML in parts.</summary>
-internal sealed class StatusPage(Questions questions, PageSettings settings, PageQuery query)
+internal sealed partial class StatusPage(Questions questions, PageSettings settings, PageQuery query)
 {
     /// <summary>Rows of services, or platforms, on a page; the next ones are on the next page.</summary>
     public const int MostRows = 200;
@@ -18395,7 +18468,14 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         return names.Count == 0 ? Markup.Of($"<b>All of <bdi>{filter.Partition}</bdi></b>")
             : names.Select(n => Markup.Of($"<b><bdi>{n}</bdi></b>")).Aggregate((a, b) => a + new Markup(" ") + b);
     }
+}
 
+// ============================== 32. Page parts ===============================
+//
+// The lists, lines and strips that the pages are made of.
+
+internal sealed partial class StatusPage
+{
     // ---- Rows of services ----
 
     private IEnumerable<ReadOnlyMemory<byte>> Services(ServiceFilter names)
@@ -19141,7 +19221,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         ? Markup.Of($"{before}<bdi>{Brief(partition)}</bdi>{then}") : default;
 
     /// <summary>A name in a list; its own page has all of it.</summary>
-    private static string Brief(string name) => Short(name, MostText);
+    public static string Brief(string name) => Short(name, MostText);
 
     /// <summary>Where there can be no markup; U+2068 and U+2069 set a part apart from the others.</summary>
     private static string Name(ServiceKey service) => string.Join(' ',
@@ -19267,7 +19347,7 @@ internal sealed class StatusPage(Questions questions, PageSettings settings, Pag
         path.Append(text.ToString(CultureInfo.InvariantCulture));
 }
 
-// ============================ 19. Printed reports ============================
+// ============================ 33. Printed reports ============================
 //
 // A report as a document that is handed to a customer: HTML without a script, complete in itself, for A4 paper
 // and in black and white. The same question as of the same moment gives the same bytes, and the digest of the
@@ -19547,7 +19627,7 @@ internal sealed class ReportPage
         """);
 }
 
-// ============================= 20. Feed and badge ============================
+// ============================ 34. Feed and badge =============================
 //
 // What others take from SeS to show it elsewhere: a feed (Atom, RFC 4287) of outages and maintenance, and a
 // badge (SVG) of a status. The feed is derived like all else, and keeps nothing: for each service it goes
@@ -19961,7 +20041,7 @@ internal sealed record Badge(string Label, string Mark, string Value, string Col
     }
 }
 
-// ================================== 21. Web ==================================
+// ================================== 35. Web ==================================
 //
 // What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
 // answers those requests alone that carry this process's secret. Its traps shape this section: it answers
@@ -20068,7 +20148,7 @@ internal sealed class LineReader(Stream body)
 }
 
 /// <summary>Answers requests; the store and the Recorder are given once they are there.</summary>
-internal sealed class Web
+internal sealed partial class Web
 {
     /// <summary>Fields that the gate sets: the process's secret, and the address of the client.</summary>
     public const string SecretField = "Ses-Secret", ClientField = "Ses-Client";
@@ -20497,7 +20577,7 @@ internal sealed class Web
         catch (Exception e)
         {
             _meters.Defects.Inc();
-            _log.Error("a defect in SeS: a request could not be answered", ("exception", e));
+            _log.Error("a bug in SeS: a request could not be answered", ("exception", e));
             reply = Shown(context.Request, Reply.Problem(503, "SeS could not process this; its log says why."));
         }
         Send(context.Response, reply.Body.Length <= OneWrite ? reply
@@ -20550,7 +20630,7 @@ internal sealed class Web
         catch (Exception e) when (e is HttpListenerException or ObjectDisposedException or IOException
             or InvalidOperationException)
         {
-            _log.Debug("an answer could not be sent", ("code", reply.Code), ("reason", e.Message));
+            _log.Debug("a response could not be sent", ("code", reply.Code), ("reason", e.Message));
             // Unless the gate has it already.
             if (id != null)
                 TakeStreamedBody(id)?.Dispose();
@@ -20775,7 +20855,15 @@ internal sealed class Web
         if (stored.Quarantined > Math.Min(quarantined.Count, MaxListedAlerts))
             json.WriteNumber("more", stored.Quarantined - Math.Min(quarantined.Count, MaxListedAlerts));
     }
+}
 
+// =============================== 36. Responses ===============================
+//
+// The rest of Web: questions, notes, facts of others and pages, each answered from a snapshot and sent a part at a
+// time; probes and gauges.
+
+internal sealed partial class Web
+{
     // ---- Questions ----
 
     /// <param name="name">Of what is asked, in metrics.</param>
@@ -21240,7 +21328,7 @@ internal sealed class Web
             catch (Exception e) when (e is TimeoutException or SqliteException)
             {
                 // The client sees that the last chunk is missing.
-                _log.Error("a long answer could not be ended", ("reason", e.Message));
+                _log.Error("a long response could not be completed", ("reason", e.Message));
                 throw new IOException(e.Message, e);
             }
         }
@@ -21558,7 +21646,7 @@ internal sealed class Web
     }
 }
 
-// ================================== 22. TLS ==================================
+// ================================== 37. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
 // The files are read again every few seconds. Changed files that are usable serve new connections; others
@@ -21626,7 +21714,7 @@ internal sealed class Tls : IDisposable
             _seen = files;
             _current = Load(files);
             _meters.TlsReloads.WithLabels("loaded").Inc();
-            _log.Info("certificate read again", ("file", _certificatePath));
+            _log.Info("certificate reloaded", ("file", _certificatePath));
         }
         catch (CertificateException e) when (e.Message == _unreadable)
         {
@@ -21636,7 +21724,7 @@ internal sealed class Tls : IDisposable
         {
             _unreadable = e.Message;
             _meters.TlsReloads.WithLabels("refused").Inc();
-            _log.Warn("the changed certificate is not used, the one before it still is",
+            _log.Warn("the changed certificate cannot be used; the previous one stays in use",
                 ("reason", e.Message));
         }
     }
@@ -21784,7 +21872,7 @@ internal sealed class Tls : IDisposable
     }
 }
 
-// ================================= 23. Gate ==================================
+// ================================= 38. Gate ==================================
 //
 // The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
 // of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
@@ -21854,7 +21942,6 @@ internal sealed class HandshakeLimits(TimeProvider clock)
 
     private long _forgot;
 }
-
 
 /// <summary>A client's connection. One task serves it; the gate's timer and cap can end it.</summary>
 internal sealed class ClientConnection(Socket socket, IPAddress client) : IDisposable
@@ -22040,7 +22127,7 @@ internal sealed class Upstream(Socket socket, ConcurrentDictionary<int, Upstream
 }
 
 /// <summary>The acceptor of the public port.</summary>
-internal sealed class Gate
+internal sealed partial class Gate
 {
     /// <summary>Half the process's descriptors, if those are fewer.</summary>
     public const int MaxConnections = 4096;
@@ -22354,7 +22441,7 @@ internal sealed class Gate
         catch (Exception e)
         {
             _meters.Defects.Inc();
-            _log.Error("a defect in SeS: a connection could not be served", ("exception", e));
+            _log.Error("a bug in SeS: a connection could not be served", ("exception", e));
         }
         finally
         {
@@ -22401,7 +22488,7 @@ internal sealed class Gate
             throw new IOException("the client closed without a byte");
         connection.IsPost = IsPost(first.AsSpan(0, count));
         if (count > 0 && char.IsAsciiLetter((char)first[0]))
-            throw new RefusedException("handshake", 400, "This port speaks TLS: ask with https.");
+            throw new RefusedException("handshake", 400, "This port speaks TLS: use https.");
         var tls = new SslStream(connection.Stream);
         connection.Stream = tls;
         BeginHandshake(connection);
@@ -22532,7 +22619,7 @@ internal sealed class Gate
                 throw new RefusedException("head_timeout", 408,
                     $"The head did not arrive within {HeadTime.TotalSeconds} s.");
             if (connection.IsPost)
-                throw new RefusedException("head_cut", 400, "The head ended before it was whole.");
+                throw new RefusedException("head_cut", 400, "The request head ended early.");
             if (connection.IsOverdue)
                 Refused("idle");
             return null;
@@ -22552,7 +22639,15 @@ internal sealed class Gate
         + (head.IfNoneMatch == null ? "" : $"If-None-Match: {head.IfNoneMatch}\r\n")
         + (Preference.IsForGzip(head.AcceptEncoding) ? "Accept-Encoding: gzip\r\n" : "")
         + (head.IsRead ? "\r\n" : $"Content-Length: {length}\r\n\r\n"));
+}
 
+// =============================== 39. Exchanges ===============================
+//
+// The rest of the gate: bodies are read whole, whatever their form, and handed to the HttpListener, whose answers
+// go back to the client.
+
+internal sealed partial class Gate
+{
     // ---- Bodies ----
 
     private async Task ReadBodyAsync(ClientConnection connection, RequestHead head, MessageBuffer request)
@@ -22576,7 +22671,7 @@ internal sealed class Gate
 
     private static RefusedException BodyCut(ClientConnection connection) => connection.IsOverdue
         ? new RefusedException("body_timeout", 408, $"The body did not arrive within {BodyTime.TotalSeconds} s.")
-        : new RefusedException("body_cut", 400, "The body ended before it was whole.");
+        : new RefusedException("body_cut", 400, "The request body ended early.");
 
     private static async Task ReadPartAsync(ClientConnection connection, MessageBuffer request, int left)
     {
@@ -22617,7 +22712,7 @@ internal sealed class Gate
                 return;
             RequestHead.CheckField(line);
             if (fields == RequestHead.MaxFields)
-                throw new RefusedException("malformed", 400, $"There are over {RequestHead.MaxFields} trailer fields.");
+                throw new RefusedException("malformed", 400, $"There are more than {RequestHead.MaxFields} trailer fields.");
         }
     }
 
@@ -22700,7 +22795,7 @@ internal sealed class Gate
             body.Dispose();
             if (e is not InvalidDataException)
                 throw;
-            throw new RefusedException("content_encoding", 400, "The body is not what its Content-Encoding, gzip, says.");
+            throw new RefusedException("content_encoding", 400, "The body is not valid gzip, though its Content-Encoding says so.");
         }
     }
 
@@ -22798,7 +22893,7 @@ internal sealed class Gate
             var isMore = bytes > _counted;
             _counted = bytes;
             if (isMore && all > most)
-                throw new RefusedException("bytes_in_flight", 503, "Too much is in flight.");
+                throw new RefusedException("bytes_in_flight", 503, "Too many bytes are in flight.");
         }
     }
 
@@ -22906,7 +23001,7 @@ internal sealed class Gate
             catch (Exception e) when (e is IOException or SocketException)
             {
                 _meters.Defects.Inc();
-                _log.Error("a defect in SeS: its HTTP listener did not answer", ("exception", e));
+                _log.Error("a bug in SeS: its HTTP listener did not answer", ("exception", e));
                 throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
             }
             var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, !head.IsOld, answer);
@@ -23039,7 +23134,7 @@ internal sealed class Gate
     }
 }
 
-// ================================= 24. Linux =================================
+// ================================= 40. Linux =================================
 //
 // What the host provides: as many descriptors as the process may have, protection of its secrets, and
 // systemd's notification socket (sd_notify(3): one datagram for each change of state).
@@ -23237,6 +23332,9 @@ internal static partial class Linux
             return;
         // proc_pid_stat(5): fields 48 to 51 are where both lie; field 3 follows the name in parentheses.
         var fields = File.ReadAllText("/proc/self/stat").Split(')')[^1].Trim().Split(' ');
+        // QEMU's ends before them.
+        if (fields.Length < 49)
+            return;
         var places = fields[45..49].Select(f => long.Parse(f, CultureInfo.InvariantCulture)).ToArray();
         Overwrite(new Span<byte>((void*)places[0], (int)(places[1] - places[0])), names);
         Overwrite(new Span<byte>((void*)places[2], (int)(places[3] - places[2])), names);
@@ -23328,7 +23426,7 @@ internal sealed class SecretWatch(Options options, OnixClient? onix, Log log)
         try
         {
             if (reread())
-                log.Info("read again", ("setting", setting.Flag), ("file", path));
+                log.Info("reloaded", ("setting", setting.Flag), ("file", path));
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException)
         {
@@ -23405,7 +23503,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     public void Dispose() => _socket?.Dispose();
 }
 
-// =============================== 25. Commands ================================
+// =============================== 41. Commands ================================
 //
 // What the program does besides serving: it answers questions from a data directory, lists the quarantine,
 // checks a database, makes it anew, copies it, and brings facts from one store to another; beside a daemon
@@ -23419,12 +23517,12 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 {
     private static readonly Setting
         Partition = Flag("--partition", "NAME", "Only services of this partition"),
-        From = Flag("--from", "TIME", "From this time on, such as 2026-11-22T11:34:00Z, 2026-11-22 or -24h"),
-        To = Flag("--to", "TIME", "Up to this time"),
-        AsOf = Flag("--as-of", "TIME", "From what was recorded until then, as it was known"),
+        From = Flag("--from", "TIME", "Start of the time range, such as 2026-11-22T11:34:00Z, 2026-11-22 or -24h"),
+        To = Flag("--to", "TIME", "End of the time range (default: now)"),
+        AsOf = Flag("--as-of", "TIME", "Answer as of this time: only from what was recorded by then"),
         Order = Flag("--order", "ORDER", "asc, or desc: the newest first (default: asc)"),
-        Limit = Flag("--limit", "COUNT", "At most so many rows"),
-        Cursor = Flag("--cursor", "CURSOR", "Go on after an answer's next"),
+        Limit = Flag("--limit", "COUNT", "Maximum number of rows"),
+        Cursor = Flag("--cursor", "CURSOR", "Continue after this cursor, the next of the answer before"),
         Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)"),
         ReportFormat = Flag("--format", "FORMAT", "table, json, csv or html (default: table on a terminal, else json)");
 
@@ -23436,84 +23534,84 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
     ];
 
     private static readonly Setting
-        NoteId = Flag("--id", "ID", "Of the note"),
-        NoteText = Flag("--text", "TEXT", "What it says, at most 4 KiB"),
-        Author = Flag("--author", "NAME", "Who says it; the user of this host is kept in any case");
+        NoteId = Flag("--id", "ID", "Id of the note"),
+        NoteText = Flag("--text", "TEXT", "Text of the note, at most 4 KiB"),
+        Author = Flag("--author", "NAME", "Author of the note; the user of this host is recorded in any case");
 
     private static readonly Setting[] Running =
     [
         new("Flags", "--url", "", "URL", null,
-            "Ask the SeS that runs there, such as http://ses-1:8888/alerts; needs --partition"),
-        Flag("--token-file", "FILE", "File with a bearer token for it"),
+            "Query a running SeS, such as http://ses-1:8888/alerts; needs --partition"),
+        Flag("--token-file", "FILE", "File with a bearer token for --url"),
         Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File,
     ];
 
     public static readonly Setting
-        OutputSetting = Flag("--output", "DIR", "With html: one file a platform, in this directory"),
+        OutputSetting = Flag("--output", "DIR", "With html: write one file for each platform into this directory"),
         FailIfDownSetting = Flag("--fail-if-down", "BOOL", "Exit with 3 if one of the services is down"),
-        ForSetting = Flag("--for", "TIME", "How long, such as 4h or 90m, instead of --to"),
-        DryRunSetting = Flag("--dry-run", "BOOL", "Only tell how much that is, and what was purged before"),
-        RetrySetting = Flag("--retry", "BOOL", "Send the alerts to a running SeS again, after a cure"),
+        ForSetting = Flag("--for", "TIME", "Duration, such as 4h or 90m, instead of --to"),
+        DryRunSetting = Flag("--dry-run", "BOOL", "Only print how much would be purged, and what was purged before"),
+        RetrySetting = Flag("--retry", "BOOL", "Send the alerts to a running SeS again, once the cause is fixed"),
         UrlSetting = new("Flags", "--url", "", "URL", "http://localhost:8888/alerts",
-            "Its webhook, without the partition"),
-        TokenFileSetting = Flag("--token-file", "FILE", "File with a bearer token for it");
+            "URL of its webhook, without the partition"),
+        TokenFileSetting = Flag("--token-file", "FILE", "File with a bearer token for --url");
 
     public static IReadOnlyList<Command> All { get; } =
     [
-        new("status", "Tells the current status of each service.", "ses status --service etcd --fail-if-down",
+        new("status", "Prints the current status of each service.", "ses status --service etcd --fail-if-down",
             [.. Filters, AsOf, FailIfDownSetting, Format, .. Running]),
-        new("history", "Tells each change of status, in order of time.",
+        new("history", "Prints each change of status, in order of time.",
             "ses history --service etcd --from -24h",
             [.. Filters, From, To, AsOf, Order, Limit, Cursor, Format, .. Running]),
-        new("report", "Tells availability and outages of each service.",
+        new("report", "Prints availability and outages of each service.",
             "ses report --service etcd --facet node --from -7d --threshold 2",
             [.. Filters, From, To, AsOf, Flag("--threshold", "COUNT",
-                "Also for how long fewer than so many of these were up"),
-                Flag("--period", "LENGTH", "A row for each day, week, month, quarter or year"),
+                "Also report how long fewer than this many services were up"),
+                Flag("--period", "LENGTH", "One row for each day, week, month, quarter or year"),
                 Options.TzSetting, Options.ServiceHoursSetting, Options.SloSetting, ReportFormat, OutputSetting, .. Running]),
-        new("outages", "Tells each time that a service was down, in order of its begin.",
+        new("outages", "Prints each outage, in order of its start.",
             "ses outages --from -30d --order desc --limit 10",
             [.. Filters, From, To, AsOf, Order, Limit, Cursor, Options.TzSetting, Options.ServiceHoursSetting, Format, .. Running]),
-        new("check", "Looks through the database and tells what is damaged, and how to mend it.",
+        new("check", "Checks the database, and prints what is damaged and how to repair it.",
             "ses check --data-dir /var/lib/ses", [Options.DataDirSetting]),
-        new("rebuild", "Makes indexes and the timeline anew from the facts; not beside a daemon.",
+        new("rebuild", "Rebuilds indexes and the timeline from the facts; stop the daemon first.",
             "ses rebuild --data-dir /var/lib/ses", [Options.DataDirSetting]),
-        new("backup", "Writes a consistent copy of the database, beside a daemon too.",
+        new("backup", "Writes a consistent copy of the database, also while the daemon runs.",
             "ses backup /var/backups/ses.db", [Options.DataDirSetting], "FILE", true),
-        new("restore", "Puts a backup in the place of the database; not beside a daemon.",
+        new("restore", "Replaces the database with a backup; stop the daemon first.",
             "ses restore /var/backups/ses.db", [Options.DataDirSetting], "FILE", true),
-        new("export", "Writes facts as lines of JSON, in the order in which they were recorded.",
+        new("export", "Writes facts as JSON Lines, in the order in which they were recorded.",
             "ses export --from -24h > facts.jsonl",
-            [Options.DataDirSetting, Partition, Flag("--from", "TIME", "Only what was recorded from then on"),
-                Flag("--as-of", "TIME", "Only what was recorded until then")]),
-        new("import", "Takes lines of ses export, of any SeS, any number of times: the union.",
+            [Options.DataDirSetting, Partition, Flag("--from", "TIME", "Only facts recorded from this time on"),
+                Flag("--as-of", "TIME", "Only facts recorded up to this time")]),
+        new("import", "Adds facts that ses export wrote, from any SeS; importing them twice changes nothing.",
             "ssh other ses export | ses import", [Options.DataDirSetting], "FILE"),
-        new("purge", "Takes out what a mistake or a stranger made, beside a daemon too, and keeps a record.",
+        new("purge", "Deletes what was created by mistake or by strangers, and keeps a record; the daemon may run.",
             "ses purge --partition test --dry-run",
-            [Options.DataDirSetting, Flag("--partition", "NAME", "All of this partition"),
-                Flag("--service", "NAME", "Only its services of this name"), DryRunSetting]),
-        new("note add", "Writes a note: announced work, an outage that does not count, what really was, a comment.",
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Partition to purge"),
+                Flag("--service", "NAME", "Only services of this name in it"), DryRunSetting]),
+        new("note add", "Writes a note: planned work, an outage that does not count, a correction, a comment.",
             "ses note add --kind maintenance --from 2026-12-01T22:00+01:00 --for 4h --platform shop --text Upgrade",
-            [Options.DataDirSetting, Flag("--partition", "NAME", "Of this partition (default: where there is one, that)"),
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Partition of the note (default: the only one, if there is one)"),
                 Flag("--kind", "KIND", "maintenance, excluded, correction, comment or retired"),
-                Flag("--from", "TIME", "Since when, such as 2026-12-01T22:00+01:00, 2026-12-01 or -2h (default: now)"),
-                Flag("--to", "TIME", "Until when; none: it has no end"), ForSetting,
-                Flag("--platform", "NAME", "Only services of this platform; shop*: that begin so. So do the next three"),
+                Flag("--from", "TIME", "Start, such as 2026-12-01T22:00+01:00, 2026-12-01 or -2h (default: now)"),
+                Flag("--to", "TIME", "End; none: open-ended"), ForSetting,
+                Flag("--platform", "NAME", "Only services of this platform; shop* matches a prefix, here and in the next three"),
                 Flag("--service", "NAME", "Only services of this name"), Flag("--facet", "NAME", "Only this facet"),
                 Flag("--location", "NAME", "Only this location"),
-                Flag("--status", "STATUS", "Of a correction: what really was, such as down or up"), NoteText, Author,
-                Flag("--id", "ID", "Of the note: of one that is there, this is a new version"), Options.TzSetting, Format]),
-        new("note list", "Lists notes, those too that were withdrawn.", "ses note list --from -30d --kind excluded",
+                Flag("--status", "STATUS", "Actual status of a correction, such as down or up"), NoteText, Author,
+                Flag("--id", "ID", "Id of the note; if it exists, this adds a new version"), Options.TzSetting, Format]),
+        new("note list", "Lists notes, including withdrawn ones.", "ses note list --from -30d --kind excluded",
             [Options.DataDirSetting, Flag("--partition", "NAME", "Only notes of this partition"),
-                Flag("--platform", "NAME", "Only notes that may be about this platform; so do the next three"),
-                Flag("--service", "NAME", "About this service"), Flag("--facet", "NAME", "About this facet"),
-                Flag("--location", "NAME", "About this location"), From, To, Flag("--kind", "KIND", "Only this kind"), NoteId, AsOf,
-                Flag("--versions", "BOOL", "All versions, not only the last of each"), Options.TzSetting, Format]),
-        new("note withdraw", "Ends a note as if it had not been written; all its versions stay.",
+                Flag("--platform", "NAME", "Only notes that may apply to this platform; likewise the next three"),
+                Flag("--service", "NAME", "Only notes for this service"), Flag("--facet", "NAME", "Only notes for this facet"),
+                Flag("--location", "NAME", "Only notes for this location"), From, To, Flag("--kind", "KIND", "Only this kind"), NoteId, AsOf,
+                Flag("--versions", "BOOL", "All versions, not only the latest of each"), Options.TzSetting, Format]),
+        new("note withdraw", "Withdraws a note, as if it had not been written; its versions are kept.",
             "ses note withdraw --id 3f9a2c71d0 --text postponed",
-            [Options.DataDirSetting, Flag("--partition", "NAME", "Of this partition"), NoteId, NoteText, Author,
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Partition of the note"), NoteId, NoteText, Author,
                 Options.TzSetting, Format]),
-        new("probe", "Asks a SeS on this host whether it is ready; for HEALTHCHECK and scripts.", "ses probe",
+        new("probe", "Checks whether the SeS on this host is ready, for HEALTHCHECK and scripts.", "ses probe",
             [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting,
                 Options.TlsClientCaSetting]),
         new("quarantine", "Lists the alerts that could not be mapped.", "ses quarantine --retry",
@@ -23568,7 +23666,7 @@ internal static class Probe
 
 /// <summary>Carries commands out.</summary>
 /// <param name="width">Of the terminal, where people read; null: it is none.</param>
-internal sealed class CommandRunner(
+internal sealed partial class CommandRunner(
     IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
     int? width, TimeProvider clock)
 {
@@ -23655,7 +23753,7 @@ internal sealed class CommandRunner(
             && useless != needed)
             throw new OptionsException($"{useless} needs {needed}");
         if (given.Count > 1 && given[0] == Command.TokenFileSetting.Flag)
-            throw new OptionsException($"{given[0]} and {given[1]} exclude each other");
+            throw new OptionsException($"{given[0]} and {given[1]} cannot be used together");
     }
 
     private FileStream OpenArgument(bool isNew)
@@ -23760,11 +23858,11 @@ internal sealed class CommandRunner(
     {
         const int EventsAtOnce = 10_000;
         if (flags.ContainsKey(Options.DataDirSetting.Flag))
-            throw new OptionsException($"{Command.UrlSetting.Flag} and {Options.DataDirSetting.Flag} exclude each other");
+            throw new OptionsException($"{Command.UrlSetting.Flag} and {Options.DataDirSetting.Flag} cannot be used together");
         if (flags.GetValueOrDefault("--partition") is not { Length: > 0 } partition)
             throw new OptionsException($"--partition is needed with {Command.UrlSetting.Flag}");
         if (partition is "." or "..")
-            throw new OptionsException($"--partition: '{partition}' is not usable; it names no partition");
+            throw new OptionsException($"--partition: '{partition}' is not valid; that is not a partition");
         var (question, format) = (Understand(subject, Now), Format(subject == Subject.Report));
         if (format == OutputFormat.Html)
             throw new OptionsException($"--format: html goes without {Command.UrlSetting.Flag}: it needs the database");
@@ -23825,7 +23923,7 @@ internal sealed class CommandRunner(
     // ---- Reports for people ----
 
     /// <summary>A table of periods, and each document.</summary>
-    /// <exception cref="OptionsException">Flags exclude each other.</exception>
+    /// <exception cref="OptionsException">Flags cannot be used together.</exception>
     private bool IsForPeople(Question question, OutputFormat format)
     {
         var isHtml = format == OutputFormat.Html;
@@ -23882,7 +23980,7 @@ internal sealed class CommandRunner(
     private void WriteFiles(string folder, List<PlatformReport> reports, Func<PlatformReport, ReadOnlyMemory<byte>> pageOf)
     {
         if (!Directory.Exists(folder))
-            throw new OptionsException($"{Command.OutputSetting.Flag}: '{folder}' is no directory");
+            throw new OptionsException($"{Command.OutputSetting.Flag}: '{folder}' is not a directory");
         var names = new HashSet<string>();
         foreach (var report in reports)
         {
@@ -23986,7 +24084,7 @@ internal sealed class CommandRunner(
         }
         catch (FormatException e)
         {
-            throw new CommandException($"{Command.UrlSetting.Flag}: the answer is not of SeS: {e.Message}");
+            throw new CommandException($"{Command.UrlSetting.Flag}: the answer does not come from SeS: {e.Message}");
         }
     }
 
@@ -24005,486 +24103,8 @@ internal sealed class CommandRunner(
         "csv" => OutputFormat.Csv,
         "html" when isReport => OutputFormat.Html,
         var other => throw new OptionsException(
-            $"--format: '{other}' is not usable; allowed: table, json, csv{(isReport ? ", html" : "")}"),
+            $"--format: '{other}' is not valid; allowed: table, json, csv{(isReport ? ", html" : "")}"),
     };
-
-    // ---- Check, rebuild ----
-
-    private int Check()
-    {
-        using var snapshot = Snapshot.Open(_dir, Now);
-        using var check = new DatabaseCheck(snapshot.Database, snapshot.Rules, snapshot.Moment);
-        try
-        {
-            check.CheckAll(Tell);
-        }
-        catch (SqliteException e) when (e.IsDamage)
-        {
-            Print($"structure: {e.Reason}");
-            Print("It cannot be read to its end: put a backup in its place (ses restore).");
-            return 1;
-        }
-        foreach (var fault in check.Faults)
-            Print(fault);
-        Print(check.Faults.Count == 0
-            ? $"Nothing is wrong: {check.Observations} observations, {check.Services} services."
-            : $"{check.Faults.Count} faults{(check.Faults.Count == DatabaseCheck.MaxFaults ? " or more" : "")}. "
-                + "ses rebuild mends indexes and what is derived; facts come from a backup (ses restore), or from "
-                + "another SeS (ses export there, ses import here).");
-        return check.Faults.Count == 0 ? 0 : 1;
-    }
-
-    /// <summary>Progress, for people.</summary>
-    private static void Tell(string what) => StandardError.WriteLine($"ses: {what} ...");
-
-    private int Rebuild()
-    {
-        using var claim = DataDir.Claim(_dir);
-        using var writer = OpenWriter();
-        Tell("indexes");
-        writer.Reindex();
-        writer.Rebuild(Now);
-        for (long told = -1; writer.IsBehind;)
-        {
-            var began = clock.GetTimestamp();
-            writer.Derive(Now, () => clock.GetElapsedTime(began) > TimeSpan.FromSeconds(1));
-            var percent = 100 * writer.Derived / Math.Max(1, writer.LastObservation);
-            if (percent / 10 != told)
-                Tell($"timeline, {percent} %");
-            told = percent / 10;
-        }
-        Print("The indexes and the timeline are made anew.");
-        return 0;
-    }
-
-    /// <summary>The database, with the settings that are stored in it.</summary>
-    private Writer OpenWriter()
-    {
-        var path = Path.Combine(_dir, Store.FileName);
-        var rules = new StoreRules(null, new TimelineRules(Options.DefaultPause), Options.DefaultStaleAfter,
-            long.MaxValue, long.MaxValue);
-        if (File.Exists(path))
-        {
-            using var stored = Snapshot.Open(_dir, Now);
-            using var onix = stored.Query("SELECT value FROM meta WHERE name = 'onix'");
-            rules = rules with
-            {
-                Timeline = stored.Rules,
-                StaleAfter = stored.StaleAfter,
-                Forget = stored.Forget,
-                Onix = onix.FirstText() is { Length: > 0 } url ? url : null,
-            };
-        }
-        return new Writer(path, 16 * 1024, rules, new RecentAlerts(), clock);
-    }
-
-    // ---- Copies ----
-
-    private int Backup(FileStream target)
-    {
-        // SQLite makes it beside the database: the owner may not be able to write elsewhere.
-        var copy = Path.Combine(_dir, $"{Store.FileName}.backup-{Environment.ProcessId}");
-        try
-        {
-            using (var source = new SqliteConnection(Path.Combine(_dir, Store.FileName), isReadOnly: true, 2048))
-            {
-                Schema.Check(source);
-                Tell("copying");
-                Writer.Backup(source, copy);
-            }
-            using (var made = File.OpenRead(copy))
-                made.CopyTo(target);
-            Disk.Flush(target);
-        }
-        catch (Exception e) when (e is SqliteException or IOException or UnauthorizedAccessException)
-        {
-            // What is half a copy must not look like one; the file may be another user's.
-            target.SetLength(0);
-            try
-            {
-                File.Delete(target.Name);
-            }
-            catch (UnauthorizedAccessException)
-            {
-                // It is empty.
-            }
-            throw;
-        }
-        finally
-        {
-            File.Delete(copy);
-        }
-        Print($"{Argument} is a copy of {Store.FileName}.");
-        return 0;
-    }
-
-    private int Restore(FileStream backup)
-    {
-        using var claim = DataDir.Claim(_dir);
-        var path = Path.Combine(_dir, Store.FileName);
-        var copy = path + ".restored";
-        try
-        {
-            // One that a crash left.
-            File.Delete(copy);
-            using (var target = Disk.Create(copy))
-            {
-                backup.CopyTo(target);
-                Disk.Flush(target);
-            }
-            MakeUsable(copy);
-            // Before: SQLite would take the other database's log for this one's.
-            foreach (var rest in new[] { path + "-wal", path + "-shm" })
-                File.Delete(rest);
-            File.Move(copy, path, overwrite: true);
-            Disk.FlushFolder(_dir);
-        }
-        finally
-        {
-            File.Delete(copy);
-        }
-        Print($"{Store.FileName} is what {Argument} was.");
-        return 0;
-    }
-
-    /// <exception cref="OptionsException">It is no sound database of this version.</exception>
-    private void MakeUsable(string copy)
-    {
-        try
-        {
-            using var database = new SqliteConnection(copy, isReadOnly: false, 2048);
-            Schema.Check(database);
-            using var check = database.Query("PRAGMA quick_check(1)");
-            if (check.FirstText() is var found && found != "ok")
-                throw new OptionsException($"FILE: '{Argument}' is damaged: {found}");
-            database.Execute(Writer.NewStoreId);
-        }
-        catch (SqliteException e)
-        {
-            throw new OptionsException($"FILE: '{Argument}' cannot be used: "
-                + (e.IsNoDatabase ? "it is no database, or its head is damaged"
-                    : e.IsDamage ? "it is damaged, or was cut short" : e.Reason));
-        }
-        catch (DataDirException e)
-        {
-            throw new OptionsException(
-                "FILE: " + e.Message.Replace(Store.FileName, $"'{Argument}'", StringComparison.Ordinal));
-        }
-    }
-
-    // ---- Facts as lines ----
-
-    private int Export()
-    {
-        const int LinesAtOnce = 10_000;
-        DateTime? from, asOf;
-        using (var snapshot = Snapshot.Open(_dir, Now))
-        {
-            DateTime? Time(string flag) => !flags.TryGetValue(flag, out var text) ? null
-                : Question.ParseTime(text, snapshot.Moment) ?? throw new OptionsException(
-                    $"{flag}: '{text}' is not usable; allowed: {Question.TimeAllowed}");
-            (from, asOf) = (Time("--from"), Time("--as-of"));
-            if (asOf > snapshot.Moment)
-                throw new OptionsException(
-                    $"--as-of: it is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
-            CheckKept(asOf, snapshot);
-        }
-        for (long? after = 0; after != null;)
-        {
-            List<string> lines;
-            using (var snapshot = Snapshot.Open(_dir, Now))
-                (lines, after) = FactLines.ReadPage(
-                    snapshot, from, asOf, flags.GetValueOrDefault("--partition"), after.Value, LinesAtOnce);
-            foreach (var line in lines)
-                output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
-        }
-        return 0;
-    }
-
-    /// <summary>Takes lines in short transactions, so that a daemon beside it goes on.</summary>
-    private int Import(Stream input)
-    {
-        const int LinesAtOnce = 200, MaxTold = 10;
-        Directory.CreateDirectory(
-            _dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-        using var reader = new StreamReader(input, new UTF8Encoding(false, throwOnInvalidBytes: false));
-        using var writer = OpenWriter();
-        var (import, told) = (new LineImport(), 0);
-        void Commit()
-        {
-            IReadOnlyList<RefusedLine> refused = [];
-            writer.Commit([() => refused = import.Take(writer)], Now);
-            import.Commit();
-            foreach (var line in refused.Take(MaxTold - told))
-                StandardError.WriteLine($"ses: line {line.Number}: {line.Reason}");
-            told = Math.Min(MaxTold, told + refused.Count);
-        }
-
-        while (ReadLine(reader) is { } text)
-        {
-            _ = import.Add(text, Now);
-            if (import.Number % 100_000 == 0)
-                Tell($"{import.Number} lines");
-            if (import.Waiting == LinesAtOnce)
-                Commit();
-        }
-        Commit();
-        var (added, known, refused) = import.Sum;
-        Print($"{import.Number} lines: {added} new facts, {known} known, {refused} refused.");
-        return refused == 0 ? 0 : 1;
-    }
-
-    /// <summary>A line as far as one may be long, and a character more of one that is longer.</summary>
-    private static string? ReadLine(StreamReader reader)
-    {
-        var line = new StringBuilder();
-        for (var isBegun = false; ; isBegun = true)
-        {
-            if (reader.Read() is not (>= 0 and var next))
-                return isBegun ? line.ToString() : null;
-            if (next == '\n')
-                return line.ToString().TrimEnd('\r');
-            if (line.Length <= FactLine.MaxLength)
-                line.Append((char)next);
-        }
-    }
-
-    // ---- Notes ----
-
-    private int AddNote(bool isWithdrawn)
-    {
-        var (zone, format) = (Options.ZoneOf(flags, variables), Format());
-        if (isWithdrawn && !flags.ContainsKey("--id"))
-            throw new OptionsException("--id is missing: of the note");
-        var partition = PartitionOf(flags.GetValueOrDefault("--id"));
-        var draft = DraftOf(isWithdrawn, partition, zone);
-        var (answer, now) = ((NoteAnswer)null!, Now);
-        using (var writer = OpenWriter())
-            writer.Commit([() => answer = NoteBook.Add(writer, draft, partition, _user.Name, now)], now);
-        if (answer.Refusal is { } refusal)
-            throw refusal.Code == 400 ? new OptionsException(Flagged(refusal.Message)) : new CommandException(refusal.Message);
-        using var snapshot = Snapshot.Open(_dir, Now);
-        var (note, questions) = (answer.Note!, Questions.Of(snapshot));
-        var form = new NoteForm(questions);
-        foreach (var warning in NoteForm.Warnings(note, questions.CountMatching(note.Last.Filter)))
-            StandardError.WriteLine($"ses: {warning}");
-        if (format == OutputFormat.Table)
-            Print(Terminal.Plain(form.Line(note, zone)));
-        else
-            output.Write(form.Write(note));
-        return 0;
-    }
-
-    private NoteDraft DraftOf(bool isWithdrawn, string partition, Zone zone)
-    {
-        string[] fields = ["id", "kind", "from", "to", .. Question.Names, "status", "text"];
-        var given = fields.Where(n => flags.ContainsKey("--" + n)).ToDictionary(n => n, n => (string?)flags["--" + n]);
-        if (flags.TryGetValue("--author", out var author))
-            given["author_name"] = author;
-        // What is added holds, also if it was withdrawn before.
-        given["withdrawn"] = isWithdrawn ? "true" : "false";
-        if (given.GetValueOrDefault("to") == "none")
-            given["to"] = null;
-        var begins = given.GetValueOrDefault("id") is { } id ? BeginOf(id, partition) : null;
-        if (begins == null)
-            given.TryAdd("from", Rfc3339.Format(Now));
-        if (flags.TryGetValue(Command.ForSetting.Flag, out var length))
-        {
-            if (given.ContainsKey("to"))
-                throw new OptionsException($"{Command.ForSetting.Flag} and --to exclude each other");
-            var from = given.GetValueOrDefault("from") is { } begin ? NoteForm.ParseTime(begin, Now, zone) : begins;
-            given["to"] = from is { } known ? Rfc3339.Format(known + Options.TimeOf(Command.ForSetting, length)) : null;
-        }
-        try
-        {
-            return NoteForm.Parse(given, Now, zone);
-        }
-        catch (NoteException e)
-        {
-            throw new OptionsException(Flagged(e.Message));
-        }
-    }
-
-    /// <summary>When a note that is there begins.</summary>
-    private DateTime? BeginOf(string id, string partition)
-    {
-        using var snapshot = Snapshot.Open(_dir, Now);
-        return NoteBook.Read(snapshot.Database, long.MaxValue, partition, id, withText: false).FirstOrDefault()?.Last.From;
-    }
-
-    /// <summary>A message that begins with a field, with the flag for it.</summary>
-    private static string Flagged(string message) => "--" + message.Replace("author_name:", "author:", StringComparison.Ordinal);
-
-    /// <summary>The partition that is named, or meant where none is.</summary>
-    /// <param name="id">Of a note of it, if one is there.</param>
-    /// <exception cref="OptionsException">There is none, or there are several.</exception>
-    private string PartitionOf(string? id)
-    {
-        using var snapshot = Snapshot.Open(_dir, Now);
-        var named = flags.GetValueOrDefault("--partition");
-        if (named != null && snapshot.HasHeardOf(named))
-            return named;
-        var partitions = id == null ? [] : NoteBook.Read(snapshot.Database, long.MaxValue, id: id, withText: false)
-            .Select(n => n.Last.Filter.Partition).Distinct().ToList();
-        if (partitions.Count == 0)
-            partitions = [.. Questions.Of(snapshot).Partitions()];
-        return named == null && partitions is [var only] ? only : throw new OptionsException(Terminal.Plain(
-            (named == null ? "--partition is missing" : $"--partition: nothing was ever heard of '{named}'")
-            + (partitions.Count == 0 ? ": none is known yet" : $"; there are: {string.Join(", ", partitions.Take(10))}")));
-    }
-
-    private int ListNotes()
-    {
-        using var snapshot = Snapshot.Open(_dir, Snapshot.Settled(_dir, clock));
-        NoteQuestion question;
-        try
-        {
-            question = NoteQuestion.Parse(flags.GetValueOrDefault("--partition"), Parameters(NoteQuestion.Parameters),
-                snapshot.Moment, Options.ZoneOf(flags, variables));
-        }
-        catch (QuestionException e)
-        {
-            throw Flagged(e);
-        }
-        CheckKept(question.AsOf, snapshot);
-        foreach (var part in new NoteForm(Questions.Of(snapshot, question.AsOf)).Write(question, Format(), width))
-            output.Write(part.Span);
-        return 0;
-    }
-
-    // ---- Purge ----
-
-    private int RunPurge()
-    {
-        var (partition, service) = (flags.GetValueOrDefault("--partition"), flags.GetValueOrDefault("--service"));
-        var isDryRun = Options.BoolOf(Command.DryRunSetting, flags);
-        if (partition == null && (service != null || !isDryRun))
-            throw new OptionsException("--partition is missing: it names the partition that is meant");
-        if (isDryRun)
-            return TellPurge(partition, service);
-        _ = SumOf(partition!, service);
-        using var writer = OpenWriter();
-        var purge = writer.BeginPurge(
-            new PurgeRecord(Now, _user.Name, _user.Id, Environment.MachineName, partition!, service));
-        for (var told = 0L; ;)
-        {
-            var began = clock.GetTimestamp();
-            if (!purge.Step(Now, () => clock.GetElapsedTime(began) > Purge.StepTime))
-                break;
-            writer.MoveLog();
-            var (done, all) = purge.Progress;
-            if (10 * done / Math.Max(1, all) is var tenth && tenth != told)
-                Tell($"{done} of {all} services");
-            told = tenth;
-            // A daemon beside it that waits to write looks for that only now and then.
-            Thread.Sleep(Purge.PauseTime);
-        }
-        purge.End(Now);
-        Print($"Purged: {purge.Taken}.");
-        if (purge.Kept > 0)
-            Print($"{purge.Kept} services stay, with what came of them meanwhile.");
-        return 0;
-    }
-
-    private int TellPurge(string? partition, string? service)
-    {
-        using var snapshot = Snapshot.Open(_dir, Now);
-        foreach (var purge in PurgeRecord.Read(snapshot.Database))
-            Print(Terminal.Plain($"{Rfc3339.Format(purge.Begun)} {purge.User} (uid {purge.Uid}) on {purge.Host} purged "
-                + $"{(purge.Service is { } name ? $"service '{name}' of " : "")}partition '{purge.Partition}': "
-                + $"{purge.Taken}{(purge.Ended == null ? "; it did not end, or goes on" : "")}."));
-        if (partition != null)
-            Print($"It would purge: {SumOf(partition, service)}.");
-        return 0;
-    }
-
-    /// <exception cref="OptionsException">There is no such partition, or service in it.</exception>
-    private PurgeSum SumOf(string partition, string? service)
-    {
-        const int MaxNamed = 10;
-        using var snapshot = Snapshot.Open(_dir, Now);
-        if (Purge.Sum(snapshot.Database, partition, service) is { } sum)
-            return sum;
-        var isThere = service != null && Purge.Sum(snapshot.Database, partition, null) != null;
-        var names = Purge.Names(snapshot.Database, isThere ? partition : null, MaxNamed);
-        var named = names.Count is 0 or > MaxNamed ? "" : $"; there are: {string.Join(", ", names)}";
-        throw new OptionsException(Terminal.Plain(isThere
-            ? $"--service: '{partition}' has no service '{service}'{named}"
-            : $"--partition: there is no '{partition}'{named}"));
-    }
-
-    /// <summary>At once: a large log takes its time.</summary>
-    private void Print(string line)
-    {
-        output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
-        output.Flush();
-    }
-
-    private string Shown(string line) => width != null ? Terminal.Plain(line) : line;
-
-    // ---- Probe ----
-
-    private async Task<bool> ProbeAsync()
-    {
-        var (url, needsCertificate) = Options.OwnUrl(flags, variables);
-        var (isThere, says) = await Probe.AskAsync(new Uri(url, "ready"), needsCertificate);
-        Print(says);
-        return isThere;
-    }
-
-    // ---- Quarantine ----
-
-    private int List()
-    {
-        string[] columns = ["recorded", "partition", "alertname", "reason", "labels", "id"];
-        using var snapshot = Snapshot.Open(_dir, Now);
-        var writer = new RowWriter(Format(), width);
-        writer.BeginList("alerts", columns);
-        foreach (var alert in QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition")))
-        {
-            writer.Row(columns,
-                [alert.Recorded, alert.Partition, alert.Alertname, alert.Reason, alert.Labels, alert.Id]);
-            if (writer.IsFull)
-                output.Write(writer.Take().Span);
-        }
-        writer.EndList();
-        output.Write(writer.End().Span);
-        return 0;
-    }
-
-    /// <summary>Sends each alert to a running SeS, which strikes those off that it can map now.</summary>
-    private async Task<bool> RetryAsync()
-    {
-        using var ses = new RunningSes(
-            flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? Command.UrlSetting.Default!, _credentials);
-        List<QuarantinedAlert> alerts;
-        using (var snapshot = Snapshot.Open(_dir, Now))
-            alerts = [.. QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition"))];
-        var (sent, cured) = (0, 0);
-        foreach (var alert in alerts.Where(a => !a.IsOutdated))
-        {
-            sent++;
-            if (await ses.IsTakenAsync(alert))
-                cured++;
-        }
-        Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
-        if (sent < alerts.Count)
-            Print($"{alerts.Count - sent} are of Prometheus, and fired: it sends such alerts again by itself.");
-        return cured == alerts.Count;
-    }
-
-    private AuthenticationHeaderValue? Credentials()
-    {
-        if (flags.GetValueOrDefault(Command.TokenFileSetting.Flag) is { } path)
-        {
-            var token = File.Exists(path) ? File.ReadAllText(path).Trim()
-                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' is not there");
-            return token != "" && token.All(c => c is > ' ' and < '\x7f') ? new AuthenticationHeaderValue("Bearer", token)
-                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' holds no token");
-        }
-        return Options.CredentialsOf(flags, variables) is not var (name, password) ? null
-            : OnixClient.Basic(name, password);
-    }
 }
 
 /// <summary>Is thrown when a command fails through no fault of its flags; the message is for the user.</summary>
@@ -24647,7 +24267,7 @@ internal sealed class RunningSes : IDisposable
     private readonly Uri _url;
     private readonly HttpClient _client;
 
-    /// <param name="url">Its webhook, without the partition.</param>
+    /// <param name="url">URL of its webhook, without the partition.</param>
     /// <exception cref="OptionsException">It is no URL.</exception>
     public RunningSes(string url, AuthenticationHeaderValue? credentials)
     {
@@ -24656,7 +24276,7 @@ internal sealed class RunningSes : IDisposable
         _client = new HttpClient { Timeout = Patience, DefaultRequestHeaders = { Authorization = credentials } };
     }
 
-    /// <summary>The answer to a question; null: nothing was ever heard of the partition.</summary>
+    /// <summary>The answer to a question; null: SeS has never received an alert for the partition.</summary>
     /// <exception cref="OptionsException">It refuses the question.</exception>
     /// <exception cref="CommandException">It cannot be reached, or does not answer as SeS does.</exception>
     public async Task<RunningAnswer?> AskAsync(
@@ -24759,7 +24379,492 @@ internal sealed class RunningSes : IDisposable
     public void Dispose() => _client.Dispose();
 }
 
-// ================================= 26. Main ==================================
+// ========================= 42. Maintenance commands ==========================
+//
+// The commands that check, make anew, copy, move, annotate and purge a store.
+
+internal sealed partial class CommandRunner
+{
+    // ---- Check, rebuild ----
+
+    private int Check()
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        using var check = new DatabaseCheck(snapshot.Database, snapshot.Rules, snapshot.Moment);
+        try
+        {
+            check.CheckAll(Tell);
+        }
+        catch (SqliteException e) when (e.IsDamage)
+        {
+            Print($"structure: {e.Reason}");
+            Print("It cannot be read to its end: put a backup in its place (ses restore).");
+            return 1;
+        }
+        foreach (var fault in check.Faults)
+            Print(fault);
+        Print(check.Faults.Count == 0
+            ? $"Nothing is wrong: {check.Observations} observations, {check.Services} services."
+            : $"{check.Faults.Count} faults{(check.Faults.Count == DatabaseCheck.MaxFaults ? " or more" : "")}. "
+                + "ses rebuild mends indexes and what is derived; facts come from a backup (ses restore), or from "
+                + "another SeS (ses export there, ses import here).");
+        return check.Faults.Count == 0 ? 0 : 1;
+    }
+
+    /// <summary>Progress, for people.</summary>
+    private static void Tell(string what) => StandardError.WriteLine($"ses: {what} ...");
+
+    private int Rebuild()
+    {
+        using var claim = DataDir.Claim(_dir);
+        using var writer = OpenWriter();
+        Tell("indexes");
+        writer.Reindex();
+        writer.Rebuild(Now);
+        for (long told = -1; writer.IsBehind;)
+        {
+            var began = clock.GetTimestamp();
+            writer.Derive(Now, () => clock.GetElapsedTime(began) > TimeSpan.FromSeconds(1));
+            var percent = 100 * writer.Derived / Math.Max(1, writer.LastObservation);
+            if (percent / 10 != told)
+                Tell($"timeline, {percent} %");
+            told = percent / 10;
+        }
+        Print("The indexes and the timeline are made anew.");
+        return 0;
+    }
+
+    /// <summary>The database, with the settings that are stored in it.</summary>
+    private Writer OpenWriter()
+    {
+        var path = Path.Combine(_dir, Store.FileName);
+        var rules = new StoreRules(null, new TimelineRules(Options.DefaultPause), Options.DefaultStaleAfter,
+            long.MaxValue, long.MaxValue);
+        if (File.Exists(path))
+        {
+            using var stored = Snapshot.Open(_dir, Now);
+            using var onix = stored.Query("SELECT value FROM meta WHERE name = 'onix'");
+            rules = rules with
+            {
+                Timeline = stored.Rules,
+                StaleAfter = stored.StaleAfter,
+                Forget = stored.Forget,
+                Onix = onix.FirstText() is { Length: > 0 } url ? url : null,
+            };
+        }
+        return new Writer(path, 16 * 1024, rules, new RecentAlerts(), clock);
+    }
+
+    // ---- Copies ----
+
+    private int Backup(FileStream target)
+    {
+        // SQLite makes it beside the database: the owner may not be able to write elsewhere.
+        var copy = Path.Combine(_dir, $"{Store.FileName}.backup-{Environment.ProcessId}");
+        try
+        {
+            using (var source = new SqliteConnection(Path.Combine(_dir, Store.FileName), isReadOnly: true, 2048))
+            {
+                Schema.Check(source);
+                Tell("copying");
+                Writer.Backup(source, copy);
+            }
+            using (var made = File.OpenRead(copy))
+                made.CopyTo(target);
+            Disk.Flush(target);
+        }
+        catch (Exception e) when (e is SqliteException or IOException or UnauthorizedAccessException)
+        {
+            // What is half a copy must not look like one; the file may be another user's.
+            target.SetLength(0);
+            try
+            {
+                File.Delete(target.Name);
+            }
+            catch (UnauthorizedAccessException)
+            {
+                // It is empty.
+            }
+            throw;
+        }
+        finally
+        {
+            File.Delete(copy);
+        }
+        Print($"{Argument} is a copy of {Store.FileName}.");
+        return 0;
+    }
+
+    private int Restore(FileStream backup)
+    {
+        using var claim = DataDir.Claim(_dir);
+        var path = Path.Combine(_dir, Store.FileName);
+        var copy = path + ".restored";
+        try
+        {
+            // One that a crash left.
+            File.Delete(copy);
+            using (var target = Disk.Create(copy))
+            {
+                backup.CopyTo(target);
+                Disk.Flush(target);
+            }
+            MakeUsable(copy);
+            // Before: SQLite would take the other database's log for this one's.
+            foreach (var rest in new[] { path + "-wal", path + "-shm" })
+                File.Delete(rest);
+            File.Move(copy, path, overwrite: true);
+            Disk.FlushFolder(_dir);
+        }
+        finally
+        {
+            File.Delete(copy);
+        }
+        Print($"{Store.FileName} is what {Argument} was.");
+        return 0;
+    }
+
+    /// <exception cref="OptionsException">It is no sound database of this version.</exception>
+    private void MakeUsable(string copy)
+    {
+        try
+        {
+            using var database = new SqliteConnection(copy, isReadOnly: false, 2048);
+            Schema.Check(database);
+            using var check = database.Query("PRAGMA quick_check(1)");
+            if (check.FirstText() is var found && found != "ok")
+                throw new OptionsException($"FILE: '{Argument}' is damaged: {found}");
+            database.Execute(Writer.NewStoreId);
+        }
+        catch (SqliteException e)
+        {
+            throw new OptionsException($"FILE: '{Argument}' cannot be used: "
+                + (e.IsNoDatabase ? "it is not a database, or its header is damaged"
+                    : e.IsDamage ? "it is damaged or truncated" : e.Reason));
+        }
+        catch (DataDirException e)
+        {
+            throw new OptionsException(
+                "FILE: " + e.Message.Replace(Store.FileName, $"'{Argument}'", StringComparison.Ordinal));
+        }
+    }
+
+    // ---- Facts as lines ----
+
+    private int Export()
+    {
+        const int LinesAtOnce = 10_000;
+        DateTime? from, asOf;
+        using (var snapshot = Snapshot.Open(_dir, Now))
+        {
+            DateTime? Time(string flag) => !flags.TryGetValue(flag, out var text) ? null
+                : Question.ParseTime(text, snapshot.Moment) ?? throw new OptionsException(
+                    $"{flag}: '{text}' is not valid; allowed: {Question.TimeAllowed}");
+            (from, asOf) = (Time("--from"), Time("--as-of"));
+            if (asOf > snapshot.Moment)
+                throw new OptionsException(
+                    $"--as-of: it is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
+            CheckKept(asOf, snapshot);
+        }
+        for (long? after = 0; after != null;)
+        {
+            List<string> lines;
+            using (var snapshot = Snapshot.Open(_dir, Now))
+                (lines, after) = FactLines.ReadPage(
+                    snapshot, from, asOf, flags.GetValueOrDefault("--partition"), after.Value, LinesAtOnce);
+            foreach (var line in lines)
+                output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
+        }
+        return 0;
+    }
+
+    /// <summary>Takes lines in short transactions, so that a daemon beside it goes on.</summary>
+    private int Import(Stream input)
+    {
+        const int LinesAtOnce = 200, MaxTold = 10;
+        Directory.CreateDirectory(
+            _dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+        using var reader = new StreamReader(input, new UTF8Encoding(false, throwOnInvalidBytes: false));
+        using var writer = OpenWriter();
+        var (import, told) = (new LineImport(), 0);
+        void Commit()
+        {
+            IReadOnlyList<RefusedLine> refused = [];
+            writer.Commit([() => refused = import.Take(writer)], Now);
+            import.Commit();
+            foreach (var line in refused.Take(MaxTold - told))
+                StandardError.WriteLine($"ses: line {line.Number}: {line.Reason}");
+            told = Math.Min(MaxTold, told + refused.Count);
+        }
+
+        while (ReadLine(reader) is { } text)
+        {
+            _ = import.Add(text, Now);
+            if (import.Number % 100_000 == 0)
+                Tell($"{import.Number} lines");
+            if (import.Waiting == LinesAtOnce)
+                Commit();
+        }
+        Commit();
+        var (added, known, refused) = import.Sum;
+        Print($"{import.Number} lines: {added} new facts, {known} known, {refused} refused.");
+        return refused == 0 ? 0 : 1;
+    }
+
+    /// <summary>A line as far as one may be long, and a character more of one that is longer.</summary>
+    private static string? ReadLine(StreamReader reader)
+    {
+        var line = new StringBuilder();
+        for (var isBegun = false; ; isBegun = true)
+        {
+            if (reader.Read() is not (>= 0 and var next))
+                return isBegun ? line.ToString() : null;
+            if (next == '\n')
+                return line.ToString().TrimEnd('\r');
+            if (line.Length <= FactLine.MaxLength)
+                line.Append((char)next);
+        }
+    }
+
+    // ---- Notes ----
+
+    private int AddNote(bool isWithdrawn)
+    {
+        var (zone, format) = (Options.ZoneOf(flags, variables), Format());
+        if (isWithdrawn && !flags.ContainsKey("--id"))
+            throw new OptionsException("--id is missing: of the note");
+        var partition = PartitionOf(flags.GetValueOrDefault("--id"));
+        var draft = DraftOf(isWithdrawn, partition, zone);
+        var (answer, now) = ((NoteAnswer)null!, Now);
+        using (var writer = OpenWriter())
+            writer.Commit([() => answer = NoteBook.Add(writer, draft, partition, _user.Name, now)], now);
+        if (answer.Refusal is { } refusal)
+            throw refusal.Code == 400 ? new OptionsException(Flagged(refusal.Message)) : new CommandException(refusal.Message);
+        using var snapshot = Snapshot.Open(_dir, Now);
+        var (note, questions) = (answer.Note!, Questions.Of(snapshot));
+        var form = new NoteForm(questions);
+        foreach (var warning in NoteForm.Warnings(note, questions.CountMatching(note.Last.Filter)))
+            StandardError.WriteLine($"ses: {warning}");
+        if (format == OutputFormat.Table)
+            Print(Terminal.Plain(form.Line(note, zone)));
+        else
+            output.Write(form.Write(note));
+        return 0;
+    }
+
+    private NoteDraft DraftOf(bool isWithdrawn, string partition, Zone zone)
+    {
+        string[] fields = ["id", "kind", "from", "to", .. Question.Names, "status", "text"];
+        var given = fields.Where(n => flags.ContainsKey("--" + n)).ToDictionary(n => n, n => (string?)flags["--" + n]);
+        if (flags.TryGetValue("--author", out var author))
+            given["author_name"] = author;
+        // What is added holds, also if it was withdrawn before.
+        given["withdrawn"] = isWithdrawn ? "true" : "false";
+        if (given.GetValueOrDefault("to") == "none")
+            given["to"] = null;
+        var begins = given.GetValueOrDefault("id") is { } id ? BeginOf(id, partition) : null;
+        if (begins == null)
+            given.TryAdd("from", Rfc3339.Format(Now));
+        if (flags.TryGetValue(Command.ForSetting.Flag, out var length))
+        {
+            if (given.ContainsKey("to"))
+                throw new OptionsException($"{Command.ForSetting.Flag} and --to cannot be used together");
+            var from = given.GetValueOrDefault("from") is { } begin ? NoteForm.ParseTime(begin, Now, zone) : begins;
+            given["to"] = from is { } known ? Rfc3339.Format(known + Options.TimeOf(Command.ForSetting, length)) : null;
+        }
+        try
+        {
+            return NoteForm.Parse(given, Now, zone);
+        }
+        catch (NoteException e)
+        {
+            throw new OptionsException(Flagged(e.Message));
+        }
+    }
+
+    /// <summary>When a note that is there begins.</summary>
+    private DateTime? BeginOf(string id, string partition)
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        return NoteBook.Read(snapshot.Database, long.MaxValue, partition, id, withText: false).FirstOrDefault()?.Last.From;
+    }
+
+    /// <summary>A message that begins with a field, with the flag for it.</summary>
+    private static string Flagged(string message) => "--" + message.Replace("author_name:", "author:", StringComparison.Ordinal);
+
+    /// <summary>The partition that is named, or meant where none is.</summary>
+    /// <param name="id">Of a note of it, if one is there.</param>
+    /// <exception cref="OptionsException">There is none, or there are several.</exception>
+    private string PartitionOf(string? id)
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        var named = flags.GetValueOrDefault("--partition");
+        if (named != null && snapshot.HasHeardOf(named))
+            return named;
+        var partitions = id == null ? [] : NoteBook.Read(snapshot.Database, long.MaxValue, id: id, withText: false)
+            .Select(n => n.Last.Filter.Partition).Distinct().ToList();
+        if (partitions.Count == 0)
+            partitions = [.. Questions.Of(snapshot).Partitions()];
+        return named == null && partitions is [var only] ? only : throw new OptionsException(Terminal.Plain(
+            (named == null ? "--partition is missing" : $"--partition: SeS has never received an alert for '{named}'")
+            + (partitions.Count == 0 ? ": none is known yet" : $"; there are: {string.Join(", ", partitions.Take(10))}")));
+    }
+
+    private int ListNotes()
+    {
+        using var snapshot = Snapshot.Open(_dir, Snapshot.Settled(_dir, clock));
+        NoteQuestion question;
+        try
+        {
+            question = NoteQuestion.Parse(flags.GetValueOrDefault("--partition"), Parameters(NoteQuestion.Parameters),
+                snapshot.Moment, Options.ZoneOf(flags, variables));
+        }
+        catch (QuestionException e)
+        {
+            throw Flagged(e);
+        }
+        CheckKept(question.AsOf, snapshot);
+        foreach (var part in new NoteForm(Questions.Of(snapshot, question.AsOf)).Write(question, Format(), width))
+            output.Write(part.Span);
+        return 0;
+    }
+
+    // ---- Purge ----
+
+    private int RunPurge()
+    {
+        var (partition, service) = (flags.GetValueOrDefault("--partition"), flags.GetValueOrDefault("--service"));
+        var isDryRun = Options.BoolOf(Command.DryRunSetting, flags);
+        if (partition == null && (service != null || !isDryRun))
+            throw new OptionsException("--partition is missing: it names the partition that is meant");
+        if (isDryRun)
+            return TellPurge(partition, service);
+        _ = SumOf(partition!, service);
+        using var writer = OpenWriter();
+        var purge = writer.BeginPurge(
+            new PurgeRecord(Now, _user.Name, _user.Id, Environment.MachineName, partition!, service));
+        for (var told = 0L; ;)
+        {
+            var began = clock.GetTimestamp();
+            if (!purge.Step(Now, () => clock.GetElapsedTime(began) > Purge.StepTime))
+                break;
+            writer.MoveLog();
+            var (done, all) = purge.Progress;
+            if (10 * done / Math.Max(1, all) is var tenth && tenth != told)
+                Tell($"{done} of {all} services");
+            told = tenth;
+            // A daemon beside it that waits to write looks for that only now and then.
+            Thread.Sleep(Purge.PauseTime);
+        }
+        purge.End(Now);
+        Print($"Purged: {purge.Taken}.");
+        if (purge.Kept > 0)
+            Print($"{purge.Kept} services stay, with what came of them meanwhile.");
+        return 0;
+    }
+
+    private int TellPurge(string? partition, string? service)
+    {
+        using var snapshot = Snapshot.Open(_dir, Now);
+        foreach (var purge in PurgeRecord.Read(snapshot.Database))
+            Print(Terminal.Plain($"{Rfc3339.Format(purge.Begun)} {purge.User} (uid {purge.Uid}) on {purge.Host} purged "
+                + $"{(purge.Service is { } name ? $"service '{name}' of " : "")}partition '{purge.Partition}': "
+                + $"{purge.Taken}{(purge.Ended == null ? "; it did not end, or goes on" : "")}."));
+        if (partition != null)
+            Print($"It would purge: {SumOf(partition, service)}.");
+        return 0;
+    }
+
+    /// <exception cref="OptionsException">There is no such partition, or service in it.</exception>
+    private PurgeSum SumOf(string partition, string? service)
+    {
+        const int MaxNamed = 10;
+        using var snapshot = Snapshot.Open(_dir, Now);
+        if (Purge.Sum(snapshot.Database, partition, service) is { } sum)
+            return sum;
+        var isThere = service != null && Purge.Sum(snapshot.Database, partition, null) != null;
+        var names = Purge.Names(snapshot.Database, isThere ? partition : null, MaxNamed);
+        var named = names.Count is 0 or > MaxNamed ? "" : $"; there are: {string.Join(", ", names)}";
+        throw new OptionsException(Terminal.Plain(isThere
+            ? $"--service: '{partition}' has no service '{service}'{named}"
+            : $"--partition: there is no '{partition}'{named}"));
+    }
+
+    /// <summary>At once: a large log takes its time.</summary>
+    private void Print(string line)
+    {
+        output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
+        output.Flush();
+    }
+
+    private string Shown(string line) => width != null ? Terminal.Plain(line) : line;
+
+    // ---- Probe ----
+
+    private async Task<bool> ProbeAsync()
+    {
+        var (url, needsCertificate) = Options.OwnUrl(flags, variables);
+        var (isThere, says) = await Probe.AskAsync(new Uri(url, "ready"), needsCertificate);
+        Print(says);
+        return isThere;
+    }
+
+    // ---- Quarantine ----
+
+    private int List()
+    {
+        string[] columns = ["recorded", "partition", "alertname", "reason", "labels", "id"];
+        using var snapshot = Snapshot.Open(_dir, Now);
+        var writer = new RowWriter(Format(), width);
+        writer.BeginList("alerts", columns);
+        foreach (var alert in QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition")))
+        {
+            writer.Row(columns,
+                [alert.Recorded, alert.Partition, alert.Alertname, alert.Reason, alert.Labels, alert.Id]);
+            if (writer.IsFull)
+                output.Write(writer.Take().Span);
+        }
+        writer.EndList();
+        output.Write(writer.End().Span);
+        return 0;
+    }
+
+    /// <summary>Sends each alert to a running SeS, which strikes those off that it can map now.</summary>
+    private async Task<bool> RetryAsync()
+    {
+        using var ses = new RunningSes(
+            flags.GetValueOrDefault(Command.UrlSetting.Flag) ?? Command.UrlSetting.Default!, _credentials);
+        List<QuarantinedAlert> alerts;
+        using (var snapshot = Snapshot.Open(_dir, Now))
+            alerts = [.. QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition"))];
+        var (sent, cured) = (0, 0);
+        foreach (var alert in alerts.Where(a => !a.IsOutdated))
+        {
+            sent++;
+            if (await ses.IsTakenAsync(alert))
+                cured++;
+        }
+        Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
+        if (sent < alerts.Count)
+            Print($"{alerts.Count - sent} are of Prometheus, and fired: it sends such alerts again by itself.");
+        return cured == alerts.Count;
+    }
+
+    private AuthenticationHeaderValue? Credentials()
+    {
+        if (flags.GetValueOrDefault(Command.TokenFileSetting.Flag) is { } path)
+        {
+            var token = File.Exists(path) ? File.ReadAllText(path).Trim()
+                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' is not there");
+            return token != "" && token.All(c => c is > ' ' and < '\x7f') ? new AuthenticationHeaderValue("Bearer", token)
+                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' holds no token");
+        }
+        return Options.CredentialsOf(flags, variables) is not var (name, password) ? null
+            : OnixClient.Basic(name, password);
+    }
+}
+
+// ================================= 43. Main ==================================
 //
 // Reads arguments and environment, puts the parts together, and decides the exit code.
 
@@ -24840,7 +24945,7 @@ internal static class Program
         }
         catch (SqliteException e) when (e.IsNoDatabase)
         {
-            return Fail(Usage, $"{Options.DataDirSetting}: {Store.FileName} is no database, or its head is "
+            return Fail(Usage, $"{Options.DataDirSetting}: {Store.FileName} is not a database, or its header is "
                 + "damaged: put a backup in its place (ses restore)");
         }
         catch (SqliteException e) when (e.IsReadOnly)
@@ -24852,15 +24957,15 @@ internal static class Program
             return Fail(Failure, e.IsDamage
                 ? $"{Store.FileName} is damaged, or its log is another database's: ses check tells what; ses "
                     + $"rebuild mends indexes, ses restore puts a backup in its place: {e.Reason}"
-                : $"the disk refuses: {e.Reason}");
+                : $"the disk reports an error: {e.Reason}");
         }
         catch (Exception e) when (Disk.Refused(e))
         {
-            return Fail(Failure, $"the disk refuses: {e.Message}");
+            return Fail(Failure, $"the disk reports an error: {e.Message}");
         }
         catch (Exception e)
         {
-            return Fail(Failure, $"a defect in SeS: {e}");
+            return Fail(Failure, $"a bug in SeS: {e}");
         }
     }
 
@@ -24883,7 +24988,7 @@ internal static class Program
     internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(
         string[] args, Command? command = null, TextWriter? help = null)
     {
-        var root = new RootCommand("Keeps the history of service status that Alertmanager tells.");
+        var root = new RootCommand("Keeps the history of service status.");
         var settings = command?.Settings ?? Options.Settings;
         var options = settings.Select(s => new Option<string?>(s.Flag)
         {
@@ -25001,7 +25106,7 @@ internal static class Program
                 Example:
                   {command.Example}
 
-                Exit codes: 0 all is well, 1 something is wrong, 2 a flag or the data directory is not usable{Further(command)}.
+                Exit codes: 0 success, 1 failure, 2 a flag or the data directory cannot be used{Further(command)}.
                 """);
         }
 
@@ -25020,13 +25125,14 @@ internal static class Program
         private static void WriteServing(TextWriter output)
         {
             output.WriteLine("""
-                SeS keeps the history of service status: it receives Alertmanager's webhooks, stores
-                what alerts say, and brings each change of status to the Onix CMDB.
+                SeS keeps the history of service status: it receives alerts from Prometheus and
+                Alertmanager, stores them, shows and reports when services were up and down, and
+                writes each change of status to the Onix CMDB.
 
-                Usage: ses [--flag VALUE]...            serve
-                       ses COMMAND [--flag VALUE]...    see ses help COMMAND
+                Usage: ses [--flag VALUE]...            run the daemon
+                       ses COMMAND [--flag VALUE]...    run a command; see ses help COMMAND
 
-                Each setting has a flag and an environment variable; the flag wins.
+                Each setting has a flag and an environment variable; the flag takes precedence.
                 """);
             foreach (var group in Options.Settings.GroupBy(s => s.Group))
             {
@@ -25045,7 +25151,7 @@ internal static class Program
                 Example, without an Onix:
                   ses --onix-url none --data-dir /var/lib/ses
 
-                Exit codes: 0 asked to stop, 1 the disk or SeS failed, 2 a setting is wrong.
+                Exit codes: 0 stopped on request, 1 the disk or SeS failed, 2 a setting is wrong.
                 """);
         }
     }
@@ -25128,7 +25234,7 @@ internal static class Program
         if (gate.Accepting.IsCompleted)
         {
             meters.Defects.Inc();
-            log.Error("a defect in SeS: connections are taken no more",
+            log.Error("a bug in SeS: connections are taken no more",
                 ("exception", gate.Accepting.Exception));
         }
         return await EndAsync(gate, store, Task.WhenAll(recording, forwarding), stop, systemd, log);
@@ -25159,7 +25265,7 @@ internal static class Program
     {
         var isAsked = stop.IsCancellationRequested;
         systemd.Notify("STOPPING=1");
-        log.Info("SeS stops: no more alerts are taken");
+        log.Info("SeS is stopping: it accepts no more alerts");
         await gate.DrainAsync(DrainTime);
         await stop.CancelAsync();
         await Task.WhenAny(recording, Task.Delay(RecorderTime));
@@ -25168,9 +25274,9 @@ internal static class Program
         var reason = !stopped.IsCompleted ? "it does not answer"
             : store.Failed.IsCompleted ? await store.Failed : null;
         if (reason == null)
-            log.Info("SeS has stopped: everything acknowledged is on disk");
+            log.Info("SeS has stopped: everything that was acknowledged is on disk");
         else
-            log.Error("SeS ends: the store failed; nothing acknowledged is lost", ("reason", reason));
+            log.Error("SeS exits: the store failed; nothing that was acknowledged is lost", ("reason", reason));
         return reason == null && isAsked ? Success : Failure;
     }
 

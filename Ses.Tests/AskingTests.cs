@@ -82,10 +82,10 @@ public sealed class AskingTests
     // ---- Reports by period ----
 
     [Theory]
-    [InlineData("period=decade", "period: 'decade' is not usable; allowed: day, week, month, quarter, year")]
-    [InlineData("tz=Europe/Atlantis", "tz: 'Europe/Atlantis' is not usable; allowed: a name of the zone database, such as Europe/Berlin, or UTC")]
-    [InlineData("service_hours=always", "service_hours: 'always' is not usable; allowed: days and hours, such as")]
-    [InlineData("slo=101", "slo: '101' is not usable; allowed: a percentage above 0 and at most 100")]
+    [InlineData("period=decade", "period: 'decade' is not valid; allowed: day, week, month, quarter, year")]
+    [InlineData("tz=Europe/Atlantis", "tz: 'Europe/Atlantis' is not valid; allowed: a name of the zone database, such as Europe/Berlin, or UTC")]
+    [InlineData("service_hours=always", "service_hours: 'always' is not valid; allowed: days and hours, such as")]
+    [InlineData("slo=101", "slo: '101' is not valid; allowed: a percentage above 0 and at most 100")]
     [InlineData("threshold=2&period=day", "threshold: it goes without period")]
     [InlineData("threshold=2&slo=99", "threshold: it goes without slo")]
     [InlineData("period=day&from=2000-01-01", "period: there are more than 4000 from 'from' to 'to'")]
@@ -96,7 +96,7 @@ public sealed class AskingTests
     [InlineData("from=-1m&as_of=2026-11-22T10:00Z&to=2026-11-22T09:00Z", "from: it is not before to")]
     [InlineData("from=2026-11-22T11:00Z&as_of=2026-11-22T10:00Z", "from: it is not before as_of")]
     [InlineData("from=2026-11-01T00:00:00.0001Z&to=2026-11-01T00:00:00.0009Z", "from: it is not before to")]
-    [InlineData("slo==99.9", "slo: '=99.9' is not usable")]
+    [InlineData("slo==99.9", "slo: '=99.9' is not valid")]
     [InlineData("slo=99&to=2999-01-01", "to: it is over 3660 days ahead of the clock")]
     public async Task WhatIsNoReportIsRefused(string query, string says)
     {
@@ -248,8 +248,8 @@ public sealed class AskingTests
         Assert.Equal("""
             [{"platform":"INS","service":"etcd","facet":"Down","location":"","from":"2026-11-01T20:00:00Z","to":"2026-11-05T08:00:00Z","down_seconds":3600,"maintenance_seconds":0,"excluded_seconds":0,"open":false,"description":"etcd is gone","notes":[]}]
             """, (await host.GetAsync("/alerts/INS/outages?from=2026-11-04T10:00Z&to=2026-11-04T11:00Z")).Json.GetProperty("outages").GetRawText());
-        Assert.StartsWith("limit: 'x' is not usable", (await host.GetAsync("/alerts/INS/outages?limit=x")).Problem(400), Ordinal);
-        Assert.StartsWith("slo: it is no parameter of outages", (await host.GetAsync("/alerts/INS/outages?slo=99")).Problem(400), Ordinal);
+        Assert.StartsWith("limit: 'x' is not valid", (await host.GetAsync("/alerts/INS/outages?limit=x")).Problem(400), Ordinal);
+        Assert.StartsWith("slo: it is not a parameter of outages", (await host.GetAsync("/alerts/INS/outages?slo=99")).Problem(400), Ordinal);
     }
 
     /// <summary>The last whole month, with its objective; a service that was quiet all along has its row.</summary>
@@ -418,30 +418,30 @@ public sealed class AskingTests
     // ---- Refusals ----
 
     [Theory]
-    [InlineData("/history?limt=3", "limt: it is no parameter of a history; there are platform,")]
-    [InlineData("?from=-1h", "from: it is no parameter of a status")]
-    [InlineData("/report?limit=3", "limit: it is no parameter of a report")]
-    [InlineData("/history?threshold=3", "threshold: it is no parameter of a history")]
-    [InlineData("/history?from=-1h&from=-2h", "from: it stands twice")]
-    [InlineData("/history?from=yesterday", "from: 'yesterday' is not usable; allowed: RFC 3339")]
-    [InlineData("/history?from=2026-11-2", "from: '2026-11-2' is not usable")]
-    [InlineData("/history?from=2026-02-29", "from: '2026-02-29' is not usable")]
-    [InlineData("/history?from=2026-11-22T08:00", "from: '2026-11-22T08:00' is not usable")]
+    [InlineData("/history?limt=3", "limt: it is not a parameter of a history; there are platform,")]
+    [InlineData("?from=-1h", "from: it is not a parameter of a status")]
+    [InlineData("/report?limit=3", "limit: it is not a parameter of a report")]
+    [InlineData("/history?threshold=3", "threshold: it is not a parameter of a history")]
+    [InlineData("/history?from=-1h&from=-2h", "from: it is given twice")]
+    [InlineData("/history?from=yesterday", "from: 'yesterday' is not valid; allowed: RFC 3339")]
+    [InlineData("/history?from=2026-11-2", "from: '2026-11-2' is not valid")]
+    [InlineData("/history?from=2026-02-29", "from: '2026-02-29' is not valid")]
+    [InlineData("/history?from=2026-11-22T08:00", "from: '2026-11-22T08:00' is not valid")]
     [InlineData("/history?from=2026-11-22&to=2026-11-22", "from: it is not before to")]
-    [InlineData("/history?order=newest", "order: 'newest' is not usable; allowed: asc, desc")]
-    [InlineData("/report?order=desc", "order: it is no parameter of a report")]
-    [InlineData("/history?to=-99999999999d", "to: '-99999999999d' is not usable")]
-    [InlineData("/history?to=-999999999d", "to: '-999999999d' is not usable")]
-    [InlineData("/history?to=-", "to: '-' is not usable")]
-    [InlineData("/history?limit=0", "limit: '0' is not usable; allowed: a whole number from 1")]
-    [InlineData("/history?limit=99999999999", "limit: '99999999999' is not usable")]
-    [InlineData("/report?threshold=two", "threshold: 'two' is not usable")]
+    [InlineData("/history?order=newest", "order: 'newest' is not valid; allowed: asc, desc")]
+    [InlineData("/report?order=desc", "order: it is not a parameter of a report")]
+    [InlineData("/history?to=-99999999999d", "to: '-99999999999d' is not valid")]
+    [InlineData("/history?to=-999999999d", "to: '-999999999d' is not valid")]
+    [InlineData("/history?to=-", "to: '-' is not valid")]
+    [InlineData("/history?limit=0", "limit: '0' is not valid; allowed: a whole number from 1")]
+    [InlineData("/history?limit=99999999999", "limit: '99999999999' is not valid")]
+    [InlineData("/report?threshold=two", "threshold: 'two' is not valid")]
     [InlineData("/history?cursor=x%00y", "cursor: ")]
-    [InlineData("/history?cursor=AAAA", "cursor: 'AAAA' is not usable; allowed: what an answer in this order gave as next")]
-    [InlineData("/history?format=xml", "format: 'xml' is not usable; allowed: json, csv")]
-    [InlineData("/history?format=table", "format: 'table' is not usable; allowed: json, csv")]
+    [InlineData("/history?cursor=AAAA", "cursor: 'AAAA' is not valid; allowed: what an answer in this order gave as next")]
+    [InlineData("/history?format=xml", "format: 'xml' is not valid; allowed: json, csv")]
+    [InlineData("/history?format=table", "format: 'table' is not valid; allowed: json, csv")]
     [InlineData("/history?from=-1h&to=-1h", "from: it is not before to")]
-    [InlineData("/history?%3Cscript%3E%0A=1", "<script>\ufffd: it is no parameter")]
+    [InlineData("/history?%3Cscript%3E%0A=1", "<script>\ufffd: it is not a parameter")]
     public async Task BadParametersAreNamed(string query, string detail)
     {
         await using var host = await WithAPastAsync();

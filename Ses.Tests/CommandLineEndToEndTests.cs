@@ -72,12 +72,12 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     [InlineData("-password is no flag of ses status; the nearest is --password. Try ses status --help.", "status", "-password hunter2")]
     [InlineData("'password=...' belongs to no flag; quote a value that has spaces. Try ses status --help.", "status", "password=hunter2")]
     [InlineData("'password=...' is no command of SeS. Try ses --help.", "password=hunter2")]
-    [InlineData("--auth-mode (OXSES_AUTHMODE): 'basi' is not usable; allowed: none, basic, oidc", "--auth-mode", "basi")]
-    [InlineData("--partition: '..' is not usable; it names no partition", "status", "--url", "http://127.0.0.1:1/alerts", "--partition", "..")]
+    [InlineData("--auth-mode (OXSES_AUTHMODE): 'basi' is not valid; allowed: none, basic, oidc", "--auth-mode", "basi")]
+    [InlineData("--partition: '..' is not valid; that is not a partition", "status", "--url", "http://127.0.0.1:1/alerts", "--partition", "..")]
     [InlineData("--token-file needs --url", "status", "--token-file", "/dev/null")]
     [InlineData("--password needs --url", "report", "--password", "hunter2")]
     [InlineData("--url needs --retry", "quarantine", "--url", "http://127.0.0.1:1/alerts")]
-    [InlineData("--token-file and --password exclude each other", "status", "--url", "http://127.0.0.1:1/alerts",
+    [InlineData("--token-file and --password cannot be used together", "status", "--url", "http://127.0.0.1:1/alerts",
         "--partition", "INS", "--token-file", "/dev/null", "--password", "hunter2")]
     [InlineData("--token-file: '/dev/null' holds no token", "status", "--url", "http://127.0.0.1:1/alerts",
         "--partition", "INS", "--token-file", "/dev/null")]
@@ -95,11 +95,11 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     [InlineData("FILE is missing. Try ses backup --help.", "backup")]
     [InlineData("--port needs a value: --port PORT. Try ses --help.", "--port")]
     [InlineData("--port is given 2 times. Try ses --help.", "--port", "1", "--port", "2")]
-    [InlineData("--order: 'up' is not usable; allowed: asc, desc", "history", "--order", "up", "--data-dir", "ses-data")]
-    [InlineData("--fail-if-down: 'x' is not usable; allowed: true, false", "status", "--fail-if-down", "x", "--data-dir", "ses-data")]
+    [InlineData("--order: 'up' is not valid; allowed: asc, desc", "history", "--order", "up", "--data-dir", "ses-data")]
+    [InlineData("--fail-if-down: 'x' is not valid; allowed: true, false", "status", "--fail-if-down", "x", "--data-dir", "ses-data")]
     [InlineData("--partition is needed with --url", "status", "--url", "http://127.0.0.1:1/alerts")]
-    [InlineData("--url and --data-dir exclude each other", "status", "--url", "http://127.0.0.1:1/alerts", "--data-dir", "x")]
-    [InlineData("--url: 'ftp://x' is not usable; allowed: an http or https URL without credentials",
+    [InlineData("--url and --data-dir cannot be used together", "status", "--url", "http://127.0.0.1:1/alerts", "--data-dir", "x")]
+    [InlineData("--url: 'ftp://x' is not valid; allowed: an http or https URL without credentials",
         "status", "--partition", "INS", "--url", "ftp://x")]
     public async Task WrongArgumentIsNamed(string says, params string[] arguments)
     {

@@ -275,6 +275,35 @@ public sealed partial class DocsTests
         Limit("time for the reader of SeS's own log when stopping", typeof(QueuedWriter), "EndTime"),
     ];
 
+    /// <summary>Sections of <c>Ses.cs</c> are short enough to be read at once.</summary>
+    private const int MostLinesOfSection = 1000;
+
+    [Fact]
+    public void SectionsAreAsTheHeadOfTheFileLists()
+    {
+        var lines = Source.Split('\n');
+        var begins = Enumerable.Range(0, lines.Length).Where(i => SectionHeading().IsMatch(lines[i])).ToList();
+        var titles = begins.ConvertAll(i => SectionHeading().Replace(lines[i], "$1 $2"));
+        Assert.Equal(Enumerable.Range(1, titles.Count), titles.Select(t => int.Parse(t.Split(' ')[0], CultureInfo.InvariantCulture)));
+        var list = Source[Source.IndexOf("// SECTIONS", StringComparison.Ordinal)..Source.IndexOf("using System.Buffers;", StringComparison.Ordinal)];
+        Assert.Equal(titles, ListedSection().Matches(list).Select(m => m.Value));
+        foreach (var (begin, end) in begins.Zip(begins.Skip(1).Append(lines.Length)))
+        {
+            Assert.True(end - begin <= MostLinesOfSection, $"{lines[begin]} has {end - begin} lines");
+            Assert.True(lines[begin + 1] == "//" && lines[begin + 2].StartsWith("// ", StringComparison.Ordinal), $"{lines[begin]} does not say what it is about");
+        }
+        // The design's table names sections, and spans of them.
+        Assert.All(DocsPage.Named("design").Table("Sections").SelectMany(r => r[0].Split(" to ")),
+            name => Assert.Contains(titles, t => t[(t.IndexOf(' ', StringComparison.Ordinal) + 1)..] == name));
+    }
+
+    /// <summary>Its number and its title.</summary>
+    [GeneratedRegex("^// =+ ([0-9]+)\\. (.*?) =+$")]
+    private static partial Regex SectionHeading();
+
+    [GeneratedRegex("[0-9]+ [A-Z].*?(?=  |\n)")]
+    private static partial Regex ListedSection();
+
     [Fact]
     public void SettingsAreThoseOfTheProgramInItsOrder()
     {

@@ -138,7 +138,7 @@ public sealed class ForwardingTests : IDisposable
         await AssertHasAllAsync(receiver, sender);
         Assert.Equal(2, Failures(reason));
         Assert.Contains("the peer takes nothing; it is tried again", _log.ToString(), Ordinal);
-        Assert.Contains("the peer takes what is sent again", _log.ToString(), Ordinal);
+        Assert.Contains("the peer accepts what is sent again", _log.ToString(), Ordinal);
     }
 
     [Fact]
@@ -361,7 +361,7 @@ public sealed class ForwardingTests : IDisposable
         Assert.Equal(1200, host.Observations);
         using var snapshot = host.Store.Snapshot();
         var bad = QuarantinedAlert.Read(snapshot).ToList();
-        Assert.Equal([("INS", "its id is not that of its content: it was changed"), ("", "it is not JSON")],
+        Assert.Equal([("INS", "its id does not match its content: it was changed"), ("", "it is not JSON")],
             bad.Select(q => (q.Partition, q.Reason)));
         Assert.Equal("no line", Encoding.UTF8.GetString(bad[1].Alert));
         Assert.All(bad, q => Assert.Equal(AlertSource.Line, q.Source));

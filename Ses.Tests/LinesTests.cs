@@ -62,7 +62,7 @@ public sealed class LinesTests : IDisposable
 
     [Theory]
     [InlineData("hello", "it is not JSON")]
-    [InlineData("[]", "it is no JSON object")]
+    [InlineData("[]", "it is not a JSON object")]
     [InlineData("{}", "kind: it is missing")]
     [InlineData("""{"kind":"beat"}""", "knows no facts of the kind 'beat'")]
     [InlineData("""{"kind":"partition","id":"x","by":"a","partition":"INS","received":"2026-11-01T07:00:00.000Z","recorded":"2026-11-01T07:00:00.000Z"}""",

@@ -105,14 +105,14 @@ public sealed class NotesEndToEndTests : IDisposable
         await RefusedAsync(2, "--id is missing", "withdraw");
         await RefusedAsync(2, "--kind: 'w0' is maintenance, and a note stays what it is", "add --id w0 --kind comment");
         await RefusedAsync(2, "--text: it is missing", "add --kind comment");
-        await RefusedAsync(2, "--to: 'tomorrow' is not usable; allowed:", "add --kind comment --to tomorrow --text t");
-        await RefusedAsync(2, "--for: 'long' is not usable; allowed: such as 4h", "add --kind comment --for long --text t");
-        await RefusedAsync(2, "--to: '' is not usable", "add --kind comment --to '' --text t");
-        await RefusedAsync(2, "--partition: nothing was ever heard of 'TYPO'; there are: INS", "add --partition TYPO --kind comment --text t");
+        await RefusedAsync(2, "--to: 'tomorrow' is not valid; allowed:", "add --kind comment --to tomorrow --text t");
+        await RefusedAsync(2, "--for: 'long' is not valid; allowed: such as 4h", "add --kind comment --for long --text t");
+        await RefusedAsync(2, "--to: '' is not valid", "add --kind comment --to '' --text t");
+        await RefusedAsync(2, "--partition: SeS has never received an alert for 'TYPO'; there are: INS", "add --partition TYPO --kind comment --text t");
         // What is added holds again.
         Assert.Contains("\"withdrawn\":false", (await ses.BashAsync(
             $"{SesProcess.Binary} note add --id w0 --data-dir {ses.DataDir} --from 2026-12-05T22:00 --tz Europe/Berlin --for 90m")).Output, Ordinal);
-        await RefusedAsync(2, "--for and --to exclude each other", "add --kind comment --for 1h --to 2026-12-01 --text t");
+        await RefusedAsync(2, "--for and --to cannot be used together", "add --kind comment --for 1h --to 2026-12-01 --text t");
         await RefusedAsync(2, "note add, note list, note withdraw are", "");
     }
 

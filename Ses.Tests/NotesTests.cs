@@ -135,26 +135,26 @@ public sealed class NotesTests
         await ListsAsync("a", "?to=2026-11-22T08:30Z");
         await ListsAsync("", "?from=2026-11-22T09:00Z");
         await ListsAsync("a", "?as_of=2026-11-22T12:00:30Z");
-        Assert.Equal("kind: 'x' is not usable; allowed: maintenance, excluded, correction, comment, retired.", (await NotesAsync(host, "?kind=x")).Problem(400));
-        Assert.StartsWith("limit: it is no parameter of notes;", (await NotesAsync(host, "?limit=1")).Problem(400), Ordinal);
+        Assert.Equal("kind: 'x' is not valid; allowed: maintenance, excluded, correction, comment, retired.", (await NotesAsync(host, "?kind=x")).Problem(400));
+        Assert.StartsWith("limit: it is not a parameter of notes;", (await NotesAsync(host, "?limit=1")).Problem(400), Ordinal);
         Assert.StartsWith("Nothing was ever heard", (await host.SendAsync(
             HttpMethod.Get, "/alerts/OTHER/notes", authorization: Host.Basic(Editor, Password))).Problem(404), Ordinal);
     }
 
     [Theory]
     [InlineData("x", "The body is not JSON.")]
-    [InlineData("[]", "The body is no JSON object.")]
+    [InlineData("[]", "The body is not a JSON object.")]
     [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t"} x""", "The body is not JSON.")]
-    [InlineData("""{"author":"me"}""", "author: it is no field of a note; there are id, version, kind,")]
-    [InlineData("""{"kind":"outage"}""", "kind: 'outage' is not usable; allowed: maintenance, excluded, correction, comment, retired.")]
+    [InlineData("""{"author":"me"}""", "author: it is not a field of a note; there are id, version, kind,")]
+    [InlineData("""{"kind":"outage"}""", "kind: 'outage' is not valid; allowed: maintenance, excluded, correction, comment, retired.")]
     [InlineData("""{"kind":1}""", "kind: it is of the wrong type.")]
     [InlineData("""{"withdrawn":"true"}""", "withdrawn: it is of the wrong type.")]
     [InlineData("""{"version":"1"}""", "version: it is of the wrong type.")]
-    [InlineData("""{"version":1.5}""", "version: '1.5' is not usable; allowed: a whole number.")]
-    [InlineData("""{"text":"a","text":"b"}""", "text: it stands twice.")]
-    [InlineData("""{"from":"yesterday"}""", "from: 'yesterday' is not usable; allowed: RFC 3339")]
-    [InlineData("""{"from":"1999-12-31"}""", "from: '1999-12-31' is not usable; allowed: RFC 3339")]
-    [InlineData("""{"kind":"comment","from":"2026-11-22","to":"2040-01-01","text":"t"}""", "to: '2040-01-01' is not usable; allowed: RFC 3339")]
+    [InlineData("""{"version":1.5}""", "version: '1.5' is not valid; allowed: a whole number.")]
+    [InlineData("""{"text":"a","text":"b"}""", "text: it is given twice.")]
+    [InlineData("""{"from":"yesterday"}""", "from: 'yesterday' is not valid; allowed: RFC 3339")]
+    [InlineData("""{"from":"1999-12-31"}""", "from: '1999-12-31' is not valid; allowed: RFC 3339")]
+    [InlineData("""{"kind":"comment","from":"2026-11-22","to":"2040-01-01","text":"t"}""", "to: '2040-01-01' is not valid; allowed: RFC 3339")]
     [InlineData("""{"from":"2026-11-22","text":"t"}""", "kind: it is missing; needed: maintenance or excluded or")]
     [InlineData("""{"kind":"comment","text":"t"}""", "from: it is missing")]
     [InlineData("""{"kind":"comment","from":"2026-11-22"}""", "text: it is missing")]
@@ -163,7 +163,7 @@ public sealed class NotesTests
     [InlineData("""{"kind":"comment","from":"2026-11-22","status":"up","text":"t"}""", "status: only a correction has one.")]
     [InlineData("""{"kind":"correction","from":"2026-11-22","text":"t"}""", "status: a correction says what really was")]
     [InlineData("""{"kind":"correction","from":"2026-11-22","status":"Down","text":"t"}""", "status: it is empty, or not in lower case.")]
-    [InlineData("""{"id":"a b"}""", "id: 'a b' is not usable; allowed: 1 to 64 of")]
+    [InlineData("""{"id":"a b"}""", "id: 'a b' is not valid; allowed: 1 to 64 of")]
     [InlineData("""{"id":null}""", "kind: it is missing")]
     [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t","author_name":" "}""", "author_name: it is empty: leave it out.")]
     [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t","service":"a\u0000b"}""", "service: it has the character U+0000.")]

@@ -388,7 +388,7 @@ public sealed class OptionsTests : IDisposable
 
     [Fact]
     public void TitleHasNoControlCharacters() =>
-        Assert.Contains("'a\ufffdb' is not usable", Refusal(Given("--title", "a\u0085b")), Ordinal);
+        Assert.Contains("'a\ufffdb' is not valid", Refusal(Given("--title", "a\u0085b")), Ordinal);
 
     [Fact]
     public void CaFileWithoutACertificateIsRefused() =>
@@ -567,7 +567,7 @@ public sealed class OptionsTests : IDisposable
 
     [Fact]
     public void VariableThatIsNearNoneIsWarnedOfWithoutOne() => Assert.Equal(
-        ["OXSES_CONSUMERS is no setting of SeS and is ignored"], Read(Local, Given("OXSES_CONSUMERS", "x")).Warnings);
+        ["OXSES_CONSUMERS is not a setting of SeS and is ignored"], Read(Local, Given("OXSES_CONSUMERS", "x")).Warnings);
 
     // ---- From the Go SeS ----
 
@@ -593,8 +593,8 @@ public sealed class OptionsTests : IDisposable
     [InlineData("--hub (OXSES_HUB) is needed with --hub-prefix", "--hub-prefix", "a")]
     [InlineData("--peer-password-file (OXSES_PEER_PASSWORD_FILE) is needed with", "--peer", "http://x", "--peer-username", "a")]
     [InlineData("--peer-username (OXSES_PEER_USERNAME) is needed with", "--peer", "http://x", "--peer-password", "a")]
-    [InlineData("exclude each other", "--peer", "http://x", "--peer-username", "a", "--peer-password", "p", "--peer-token", "t")]
-    [InlineData("--peer-ca-file (OXSES_PEER_CA_FILE): '/nowhere' is not usable; allowed: an existing PEM file",
+    [InlineData("cannot be used together", "--peer", "http://x", "--peer-username", "a", "--peer-password", "p", "--peer-token", "t")]
+    [InlineData("--peer-ca-file (OXSES_PEER_CA_FILE): '/nowhere' is not valid; allowed: an existing PEM file",
         "--peer", "http://x", "--peer-ca-file", "/nowhere")]
     [InlineData("--peer and --hub have the same URL", "--peer", "http://x", "--hub", "http://x/")]
     public void WhatATargetNeedsIsSaid(string refusal, params string[] flags) =>
@@ -604,7 +604,7 @@ public sealed class OptionsTests : IDisposable
     public void CredentialsInTheClearAreWarnedOf()
     {
         Assert.Contains(Read(Given("--hub", "http://ses-hub", "--hub-token", "t")).Warnings,
-            w => w == "credentials go in the clear: --hub (OXSES_HUB) is no https URL");
+            w => w == "credentials are sent unencrypted: --hub (OXSES_HUB) is not an https URL");
         Assert.DoesNotContain(Read(Given("--hub", "https://ses-hub", "--hub-token", "t")).Warnings,
             w => w.Contains("--hub", Ordinal));
     }
@@ -676,14 +676,14 @@ public sealed class OptionsTests : IDisposable
     }
 
     [Theory]
-    [InlineData("", "", "whoever reaches this host")]
-    [InlineData("", "0.0.0.0", "whoever reaches this host")]
+    [InlineData("", "", "anyone who can reach this host")]
+    [InlineData("", "0.0.0.0", "anyone who can reach this host")]
     [InlineData("", "::1", null)]
     [InlineData("oidc", "", null)]
-    [InlineData("basic", "", "passwords go in the clear")]
+    [InlineData("basic", "", "passwords are sent unencrypted")]
     [InlineData("basic", "127.0.0.1", null)]
     [InlineData("basic tls", "", null)]
-    [InlineData("tls", "", "whoever reaches this host")]
+    [InlineData("tls", "", "anyone who can reach this host")]
     [InlineData("tls clients", "", null)]
     public void WhatIsOpenToOthersIsWarnedOf(string mode, string address, string? says)
     {

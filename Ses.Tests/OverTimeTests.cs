@@ -472,7 +472,7 @@ public sealed class OverTimeTests : IDisposable
             await store.AppendAsync("INS", StoreChild.Body(Stock($"{day}", Noon.AddDays(day), Noon.AddDays(day).AddMinutes(1))));
             await TurnsAsync(store, 4);
         }
-        Assert.Contains("had refused for 30 days services=1", _log.ToString(), StringComparison.Ordinal);
+        Assert.Contains("refused for 30 days were dropped services=1", _log.ToString(), StringComparison.Ordinal);
     }
 
     [Theory]

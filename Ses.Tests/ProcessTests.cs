@@ -296,7 +296,7 @@ public sealed class ProcessTests : IDisposable
     }
 
     [Theory]
-    [InlineData("--port (OXSES_PORT): '70000' is not usable", "--port", "70000")]
+    [InlineData("--port (OXSES_PORT): '70000' is not valid", "--port", "70000")]
     [InlineData("--retention (OXSES_RETENTION): '1h'", "--retention", "1h")]
     [InlineData("--log-level (OXSES_LOGLEVEL): 'loud'", "--log-level", "loud")]
     [InlineData("--onix-url (OXSES_ONIX_URL)", "--onix-url", "ftp://onix")]

@@ -169,7 +169,7 @@ public sealed class PurgeTests : IDisposable
         Assert.Equal(4, await CountAsync($"(SELECT id FROM service UNION ALL SELECT id FROM alert UNION ALL "
             + $"SELECT id FROM observation UNION ALL SELECT id FROM receipt) WHERE id > {last}"));
         await Wait.UntilAsync(() => _store.Count.Services == 6, Soon, "the services to be counted");
-        Assert.Contains("ses purge took facts out", _log.ToString(), StringComparison.Ordinal);
+        Assert.Contains("ses purge deleted facts", _log.ToString(), StringComparison.Ordinal);
         await AssertSoundAsync();
     }
 

@@ -162,9 +162,9 @@ public sealed class ReaderTests
     public void ReaderIsInTheWarnings()
     {
         IReadOnlyList<string> Warnings(params string[] flags) => Front.OptionsOf(["--address", "0.0.0.0", .. flags]).Warnings;
-        Assert.Contains(Warnings(), w => w.StartsWith("whoever reaches this host may post alerts and read the history: ", Ordinal));
-        Assert.Contains(Warnings(Reader), w => w.StartsWith("whoever reaches this host may post alerts: ", Ordinal));
-        Assert.Contains(Warnings(Reader), w => w.StartsWith("passwords go in the clear", Ordinal));
+        Assert.Contains(Warnings(), w => w.StartsWith("anyone who can reach this host may post alerts and read the history: ", Ordinal));
+        Assert.Contains(Warnings(Reader), w => w.StartsWith("anyone who can reach this host may post alerts: ", Ordinal));
+        Assert.Contains(Warnings(Reader), w => w.StartsWith("passwords are sent unencrypted", Ordinal));
         Assert.Contains(Warnings("--metrics-auth", "true"), w => w.Contains("closes nothing", Ordinal));
         Assert.DoesNotContain(Warnings([.. Reader, "--metrics-auth", "true"]), w => w.Contains("closes nothing", Ordinal));
     }

@@ -71,7 +71,7 @@ public sealed class RefusalPageTests
 
     public static TheoryData<int, string, string, string, string> Refusals => new()
     {
-        { 400, "GET", "/alerts/INS/history?foo=1", "", "foo: it is no parameter" },
+        { 400, "GET", "/alerts/INS/history?foo=1", "", "foo: it is not a parameter" },
         { 400, "GET", "/%61lerts", "", "The path encodes" },
         { 403, "GET", "/alerts/INS/notes", "", "Notes are closed" },
         { 404, "GET", "/nowhere", "", "There is no such path" },

@@ -245,12 +245,12 @@ public sealed partial class ReportHtmlTests : IDisposable
     }
 
     [Theory]
-    [InlineData("--output: '{0}/none' is no directory", "--format", "html", "--output", "{0}/none")]
-    [InlineData("--output: '{0}/ses.db' is no directory", "--format", "html", "--output", "{0}/ses.db")]
+    [InlineData("--output: '{0}/none' is not a directory", "--format", "html", "--output", "{0}/none")]
+    [InlineData("--output: '{0}/ses.db' is not a directory", "--format", "html", "--output", "{0}/ses.db")]
     [InlineData("--output: it is empty", "--format", "html", "--output", "")]
     [InlineData("--output needs --format html", "--format", "csv", "--output", "{0}")]
     [InlineData("--threshold goes without --format html", "--format", "html", "--threshold", "2")]
-    [InlineData("--format: 'pdf' is not usable; allowed: table, json, csv, html", "--format", "pdf")]
+    [InlineData("--format: 'pdf' is not valid; allowed: table, json, csv, html", "--format", "pdf")]
     public async Task WhatCannotBePrintedIsRefused(string says, params string[] arguments)
     {
         await FillAsync("shop");

@@ -48,7 +48,7 @@ public sealed class SecretTests : IDisposable
         File.Delete(Path.Combine(_dir, "secret"));
         watch.Check();
         Assert.True(await IsTaken("second"));
-        Assert.Matches("INFO  read again setting=--password-file file=.*secret\n", _lines.ToString());
+        Assert.Matches("INFO  reloaded setting=--password-file file=.*secret\n", _lines.ToString());
         Assert.Matches("WARN  --password-file: what the file has now is not used, what it had before still is file=.*secret reason=",
             _lines.ToString());
         Assert.DoesNotContain("second", _lines.ToString(), Ordinal);
@@ -104,7 +104,7 @@ public sealed class SecretTests : IDisposable
         FileWith(second.Pem, "ca.pem");
         watch.Check();
         await client.EnsureModelAsync(true, CancellationToken.None);
-        Assert.Matches("WARN  --onix-ca-file: what the file has now is not used.*\n(.*\n)*.*INFO  read again setting=--onix-ca-file",
+        Assert.Matches("WARN  --onix-ca-file: what the file has now is not used.*\n(.*\n)*.*INFO  reloaded setting=--onix-ca-file",
             _lines.ToString());
         // The one before is trusted no more.
         tls.Change(first.Issue());

@@ -282,8 +282,8 @@ public sealed partial class StatusPageEndToEndTests
             return [...document.querySelectorAll('a.row[href^="s/"] .name')].map(n => [
                 ...n.querySelectorAll('bdi')].map(b => b.textContent).join('|'));
             """);
-        var given = services.Select(s => (Name: ShortName.Of(s), s.Platform))
-            .Select(s => Dialect.Shown($"{s.Name.Lead}|{s.Platform}|{s.Name.About}"));
+        var given = services.Select(s => new[] { ShortName.Of(s).Lead, s.Platform, s.Partition, ShortName.Of(s).About })
+            .Select(parts => Dialect.Shown(string.Join('|', parts.Select(StatusPage.Brief))));
         Assert.Equal(given.Order(StringComparer.Ordinal), named.Order(StringComparer.Ordinal));
         foreach (var link in await LinksAsync())
         {

@@ -237,7 +237,7 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
             (exit, output) = await RunAsync(purge);
             Assert.Equal(2, exit);
             Assert.Contains("--partition: there is no 'junk'", output, Ordinal);
-            await Wait.UntilAsync(() => ses.Child.Output.Contains("ses purge took facts out", Ordinal), Soon, "its log");
+            await Wait.UntilAsync(() => ses.Child.Output.Contains("ses purge deleted facts", Ordinal), Soon, "its log");
             await StopAsync(ses);
         }
         Assert.Contains("purged partition 'junk': 30 services",
@@ -264,7 +264,7 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
         var data = Path.Combine(_dir, "data");
         await using (var ses = await SesProcess.StartAsync("none", Directory.CreateDirectory(data).FullName))
             await StoreAsync(ses, Etcd.Bodies[0]);
-        foreach (var (flag, value, says) in new[] { ("--from", "", "--from: '' is not usable"),
+        foreach (var (flag, value, says) in new[] { ("--from", "", "--from: '' is not valid"),
             ("--as-of", "2099-01-01T00:00Z", "--as-of: it is ahead of the clock") })
         {
             var (exit, output) = await RunAsync("export", "--data-dir", data, flag, value);

@@ -196,7 +196,7 @@ public sealed class TlsEndToEndTests : IDisposable
         await DeliverUntilAsync(() => steady.Last == next.Thumbprint, "the next certificate");
         await ChangeAsync(how, new Identity(_root.Issue().Certificate, next.Key), "3");
         await DeliverUntilAsync(
-            () => ses.Child.Output.Contains("the changed certificate is not used", Ordinal), "the bad pair");
+            () => ses.Child.Output.Contains("the changed certificate cannot be used", Ordinal), "the bad pair");
         var seen = steady.Count;
         await DeliverUntilAsync(() => steady.Count >= seen + 5, "connections after the bad pair");
         Assert.Equal(next.Thumbprint, steady.Last);

@@ -285,7 +285,7 @@ public sealed class TlsTests : IDisposable
         _clock.Advance(Tls.RereadPeriod);
         Assert.Equal(next.Thumbprint, tls.Current.ServerCertificateContext!.TargetCertificate.Thumbprint);
         Assert.Equal((1, 0), (Loaded, Refused));
-        Assert.Contains("certificate read again", Assert.Single(Lines), Ordinal);
+        Assert.Contains("certificate reloaded", Assert.Single(Lines), Ordinal);
     }
 
     [Theory]

@@ -1,5 +1,5 @@
 # Makes /etc/default/ses of what ses --help says: each setting that has a variable, and its default;
-# the address alone is set, so that nobody is let in unasked.
+# the address alone is set, so that nobody is let in by default.
 BEGIN {
     print "# Settings of the service ses; see ses(8). Remove a # to set one, then: systemctl restart ses"
     print "# Secrets are better kept as credentials: systemctl edit ses, LoadCredential=password:/etc/ses/password"
@@ -19,9 +19,9 @@ variable {
         value = ""
     print "\n# " $0
     if (variable == "OXSES_ADDRESS") {
-        print "# As installed, this host alone reaches SeS. Change it knowingly: to let others in, give an address, or"
-        print "# none for all, and set with it who may ask (OXSES_AUTHMODE and what it needs) and TLS (OXSES_TLS_CERT"
-        print "# and OXSES_TLS_KEY), or leave it and put a proxy with TLS before SeS. ses.socket has its own address."
+        print "# As installed, only this host can reach SeS. To let others in, set another address, or none for all, and"
+        print "# with it who may send and read (OXSES_AUTHMODE and what it needs) and TLS (OXSES_TLS_CERT and"
+        print "# OXSES_TLS_KEY); or keep it, and put a proxy with TLS in front of SeS. ses.socket has its own address."
         print variable "=127.0.0.1"
     } else
         print "#" variable "=" value
