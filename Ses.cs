@@ -1877,8 +1877,8 @@ internal static class AlertMapping
 
 // ================================ 5. Payloads ================================
 //
-// A payload is read once, as bytes, without an object for each alert: what is known already costs next to
-// nothing. One alert that cannot be used never spoils the others: its reason is kept instead.
+// How a body is read: from its bytes, one alert after the other into the same fields. One that cannot be used
+// is kept as it came, with the reason, and spoils none of the others.
 
 /// <summary>Texts in JSON, read without an exception and written in one form.</summary>
 internal static class JsonText
@@ -6309,8 +6309,8 @@ internal sealed class Outbox(SqliteConnection database)
 
 // ================================ 13. Writer =================================
 //
-// Takes facts into the database, on the one thread that writes. Each request is a savepoint of a transaction that
-// many share: one that fails takes none of the others with it.
+// Takes facts into the database, on the one thread that writes. What all waiting requests brought is one
+// transaction: of it all is on disk, or nothing, and then each of their senders repeats.
 
 /// <summary>The connection that writes, used by the store's thread alone.</summary>
 internal sealed partial class Writer : IDisposable
