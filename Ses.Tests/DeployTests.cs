@@ -198,7 +198,7 @@ public sealed partial class DeployTests
     private static async Task PromtoolAsync(string[] arguments)
     {
         await using var tool = ChildProcess.Start("promtool", arguments, folder: Dir);
-        var exit = await tool.ExitAsync(TimeSpan.FromMinutes(1));
+        var exit = await tool.ExitAsync(TimeSpan.FromMinutes(3));
         Assert.True(exit == 0, $"promtool {string.Join(' ', arguments)} ended with {exit}:\n{tool.Output}");
     }
 
