@@ -135,7 +135,7 @@ DEFAULTS = $(DESTDIR)/etc/default/ses
 .PHONY: run test lint publish install uninstall sbom deb image release release-files e2e e2e-cross soak bench clean always
 
 run:
-	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo
+	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo -p:RunAnalyzers=false
 	@echo
 	@echo "SeS listens on port $(PORT). Send it an alert from another terminal:"
 	@echo
