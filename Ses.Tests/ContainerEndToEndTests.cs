@@ -121,22 +121,7 @@ public sealed partial class ContainerEndToEndTests : IAsyncLifetime
             $"/proc/{ses.Id}/task/{ses.Id}/children") != "", Soon, "process 1");
         using var kill = new KilledAtTheEnd(ChildOf(ses));
         using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{_port}/") };
-        await Wait.UntilAsync(async () =>
-        {
-            Assert.False(ses.HasExited, ses.Output);
-            try
-            {
-                return (await client.GetAsync("ready")).StatusCode == HttpStatusCode.OK;
-            }
-            catch (HttpRequestException)
-            {
-                return false;
-            }
-        }, Soon, "SeS in its root to be ready");
-        foreach (var body in EtcdOutageEndToEndTests.Bodies)
-            Assert.Equal(HttpStatusCode.NoContent,
-                (await client.PostAsync("alerts/INS", new StringContent(body))).StatusCode);
-        Assert.Contains("All 6 services are up", await client.GetStringAsync(""), Ordinal);
+        await EtcdOutageEndToEndTests.TakeAsync(ses, client, Soon);
         // The image has the zone database.
         Assert.Contains("\"period\":\"2026-11\"", await client.GetStringAsync(
             "alerts/INS/report?period=month&tz=Australia/Lord_Howe&from=2026-11-10&to=2026-11-20"), Ordinal);
@@ -175,9 +160,7 @@ public sealed partial class ContainerEndToEndTests : IAsyncLifetime
             var made = "";
             for (var i = 0; i < 2; i++)
             {
-                await using (var make = ChildProcess.Start("make", ["--no-print-directory", "-o", "out/ses", "image"],
-                    new Dictionary<string, string?> { ["MAKEFLAGS"] = null, ["MAKELEVEL"] = null }, Project.Folder))
-                    Assert.True(await make.ExitAsync(TimeSpan.FromMinutes(5)) == 0, make.Output);
+                await Project.RunAsync(TimeSpan.FromMinutes(5), "make", "--no-print-directory", "-o", "out/ses", "image");
                 made = Directory.GetFiles(Path.Combine(Project.Folder, "out"), "ses-*.oci.tar").Single();
                 archives.Add(File.ReadAllBytes(made));
             }

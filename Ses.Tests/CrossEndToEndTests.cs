@@ -30,17 +30,8 @@ public sealed class CrossEndToEndTests : IDisposable
     public CrossEndToEndTests() => Assert.True(File.Exists(Binary),
         $"there is no {Binary}: make publish ARCH={Arch}, which says what it takes");
 
-    private static async Task<string> RunAsync(string program, params string[] arguments)
-    {
-        await using var run = ChildProcess.Start(program, arguments, new Dictionary<string, string?>
-        {
-            ["LC_ALL"] = "C.UTF-8",
-            ["MAKEFLAGS"] = null,
-            ["MAKELEVEL"] = null,
-        }, Project.Folder);
-        Assert.True(await run.ExitAsync(Soon) == 0, $"{program} {string.Join(' ', arguments)}: {run.Output}");
-        return run.Output;
-    }
+    private static Task<string> RunAsync(string program, params string[] arguments) =>
+        Project.RunAsync(Soon, program, arguments);
 
     private static Task<string> MakeAsync(string target) => RunAsync("make", "--no-print-directory",
         "-o", "out/ses", "-o", $"out/{Arch}/ses", target, $"ARCH={Arch}");
@@ -62,22 +53,7 @@ public sealed class CrossEndToEndTests : IDisposable
         await using var ses = ChildProcess.Start(Emulator, [Binary, "--port", $"{port}", "--address", "127.0.0.1",
             "--data-dir", _dir, "--onix-url", "none"], SesProcess.Unset);
         using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{port}/") };
-        await Wait.UntilAsync(async () =>
-        {
-            Assert.False(ses.HasExited, ses.Output);
-            try
-            {
-                return (await client.GetAsync("ready")).StatusCode == HttpStatusCode.OK;
-            }
-            catch (HttpRequestException)
-            {
-                return false;
-            }
-        }, Soon, "SeS under QEMU to be ready");
-        foreach (var body in EtcdOutageEndToEndTests.Bodies)
-            Assert.Equal(HttpStatusCode.NoContent,
-                (await client.PostAsync("alerts/INS", new StringContent(body))).StatusCode);
-        Assert.Contains("All 6 services are up", await client.GetStringAsync(""), Ordinal);
+        await EtcdOutageEndToEndTests.TakeAsync(ses, client, Soon);
         ses.Kill(Signal.Terminate);
         Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);
         Assert.Contains("everything that was acknowledged is on disk", ses.Output, Ordinal);

@@ -33,6 +33,27 @@ public sealed partial class EtcdOutageEndToEndTests
     [GeneratedRegex(@"^\| etcd, (\w+), (`[^`]+`|[^ ]+)( \(platform `INS`\))? \| (.+) \|$", RegexOptions.Multiline)]
     private static partial Regex Row();
 
+    /// <summary>Waits until a SeS is ready, which then takes all bodies and tells how the outage ended.</summary>
+    internal static async Task TakeAsync(ChildProcess ses, HttpClient client, TimeSpan within)
+    {
+        await Wait.UntilAsync(async () =>
+        {
+            Assert.False(ses.HasExited, ses.Output);
+            try
+            {
+                return (await client.GetAsync("ready")).StatusCode == HttpStatusCode.OK;
+            }
+            catch (HttpRequestException)
+            {
+                return false;
+            }
+        }, within, "SeS to be ready");
+        foreach (var body in Bodies)
+            Assert.Equal(HttpStatusCode.NoContent,
+                (await client.PostAsync("alerts/INS", new StringContent(body))).StatusCode);
+        Assert.Contains("All 6 services are up", await client.GetStringAsync(""), StringComparison.Ordinal);
+    }
+
     internal static string Told(string status, DateTime time) =>
         $"{status} {(time - new DateTime(2026, 11, 22, 11, 34, 0, DateTimeKind.Utc)).TotalSeconds:F3}";
 

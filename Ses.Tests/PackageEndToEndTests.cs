@@ -26,18 +26,8 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         return Task.CompletedTask;
     }
 
-    /// <summary>Runs a program in the project's folder, which must end well; returns what it said.</summary>
-    private static async Task<string> RunAsync(string program, params string[] arguments)
-    {
-        await using var run = ChildProcess.Start(program, arguments, new Dictionary<string, string?>
-        {
-            ["LC_ALL"] = "C.UTF-8",
-            ["MAKEFLAGS"] = null,
-            ["MAKELEVEL"] = null,
-        }, Project.Folder);
-        Assert.True(await run.ExitAsync(Soon) == 0, $"{program} {string.Join(' ', arguments)}: {run.Output}");
-        return run.Output;
-    }
+    private static Task<string> RunAsync(string program, params string[] arguments) =>
+        Project.RunAsync(Soon, program, arguments);
 
     // The binary is there: what is built here is what is packed.
     private static Task<string> MakeAsync(params string[] arguments) =>

@@ -47,12 +47,8 @@ public partial class SbomEndToEndTests
 
     private List<Component> Image => Read(Path.Combine(_out, "image.cdx.json"));
 
-    private static async Task<string> RunAsync(string program, params string[] arguments)
-    {
-        await using var run = ChildProcess.Start(program, arguments, folder: Project.Folder);
-        Assert.True(await run.ExitAsync(Soon) == 0, $"{program} {string.Join(' ', arguments)}: {run.Output}");
-        return run.Output.TrimEnd('\n');
-    }
+    private static async Task<string> RunAsync(string program, params string[] arguments) =>
+        (await Project.RunAsync(Soon, program, arguments)).TrimEnd('\n');
 
     [Fact]
     public async Task IsValidAndWhole() => Assert.Equal("0 faults", await RunAsync("node",
