@@ -10,6 +10,7 @@
 # make release  all of these for both architectures, with SBOMs and checksums, of a tag: out/release
 # make e2e      end-to-end tests on the native binary, with Debian's programs
 # make e2e-cross the same for the other architecture, which QEMU runs
+# make pictures the pictures in docs/page, anew
 # make soak     an hour of Alertmanager's traffic, with Onix away and SeS killed now and then; an hour of a pair's
 #               faults; 200 kills of the store
 # make bench    the figures of docs/design.md
@@ -132,7 +133,7 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man8/ses.8.gz
 COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ses
 DEFAULTS = $(DESTDIR)/etc/default/ses
 
-.PHONY: run test lint publish install uninstall sbom deb image release release-files e2e e2e-cross soak bench clean always
+.PHONY: run test lint publish install uninstall sbom deb image release release-files e2e e2e-cross pictures soak bench clean always
 
 run:
 	$(DOTNET) build Ses.csproj -c Release -v quiet --nologo -p:RunAnalyzers=false
@@ -266,6 +267,10 @@ e2e-cross: out/ses out/doc Ses.Tests/sbom/node_modules
 	@command -v qemu-$(QEMU_$(OTHER_ARCH)) >/dev/null \
 		|| { echo "qemu-$(QEMU_$(OTHER_ARCH)) is missing, which runs the binary: apt-get install qemu-user" >&2; exit 1; }
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=Cross' 2>&1 | $(SUMMARY)
+
+# A page that has changed fails a test until its picture is taken anew: by Chromium, made smaller by pngquant.
+pictures:
+	@SES_PICTURES=1 $(DOTNET) test Ses.Tests --nologo --filter 'FullyQualifiedName~PicturesEndToEnd' 2>&1 | $(SUMMARY)
 
 # SOAK: its length in seconds.
 SOAK ?= 3600

@@ -19,7 +19,7 @@ internal sealed class Browser : IAsyncDisposable
     private static readonly string[] Flags =
     [
         "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
     ];
 
     private readonly HttpClient _http = new() { Timeout = Patience };
@@ -115,11 +115,11 @@ internal sealed class Browser : IAsyncDisposable
         });
     }
 
-    /// <summary>The whole page as PNG, as far as it can be scrolled to.</summary>
-    public async Task<byte[]> PictureAsync()
+    /// <summary>The page as PNG: as far as it can be scrolled to, or what is in view.</summary>
+    public async Task<byte[]> PictureAsync(bool whole = true)
     {
         var picture = await DevToolsAsync("Page.captureScreenshot",
-            new JsonObject { ["format"] = "png", ["captureBeyondViewport"] = true });
+            new JsonObject { ["format"] = "png", ["captureBeyondViewport"] = whole });
         return picture.GetProperty("data").GetBytesFromBase64();
     }
 
