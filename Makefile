@@ -1,33 +1,34 @@
 # make run      build SeS and start it without an Onix, data in ses-data
 # make test     all tests that need nothing but the SDK
-# make lint     whether each file is formatted as dotnet format would
+# make lint     check that each file is formatted as dotnet format would
 # make publish  the native binary, out/ses
-# make install  the binary, its unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
-# make deb      a package for Debian, out/ses_VERSION_ARCH.deb
-# make image    the image as an OCI archive, out/ses-VERSION-linux-ARCH.oci.tar; needs no engine
+# make install  install the binary, unit, manual and completion; PREFIX and DESTDIR as usual; make uninstall
+# make deb      a Debian package, out/ses_VERSION_ARCH.deb
+# make image    the image as an OCI archive, out/ses-VERSION-linux-ARCH.oci.tar; needs no container engine
 # make sbom     what the binary consists of, with all licences, out/doc
-#   ARCH=arm64  each of these for the other architecture, cross-compiled: out/arm64/ses; ARCH=amd64 on an arm64
-# make release  all of these for both architectures, with SBOMs and checksums, of a tag: out/release
+#   ARCH=arm64  each of these cross-compiled for the other architecture: out/arm64/ses; on arm64, ARCH=amd64
+# make release  all of these for both architectures, with SBOMs and checksums, from a tag: out/release
 # make e2e      end-to-end tests on the native binary, with Debian's programs
-# make e2e-cross the same for the other architecture, which QEMU runs
+# make e2e-cross the same for the other architecture, under QEMU
 # make pictures the pictures in docs/page, anew
-# make soak     an hour of Alertmanager's traffic, with Onix away and SeS killed now and then; an hour of a pair's
-#               faults; 200 kills of the store
+# make soak     an hour of Alertmanager's traffic, with Onix down and SeS killed now and then; an hour of faults of
+#               a pair; 200 kills of the store
 # make bench    the figures of docs/design.md
 
 SHELL := /bin/bash
 PORT ?= 8888
 DOTNET := dotnet
-# Analyzers take longer than the compiler: make test, as each build for debugging, runs them.
+# Without analyzers, which take longer than the compiler: make test and each debug build run them.
 PUBLISH = $(DOTNET) publish Ses.csproj -p:RunAnalyzers=false -c Release -r $(RID) -o $(@D) --nologo -p:SqliteLibrary=$(abspath $(SQLITE))
 SOURCES := Ses.cs Ses.csproj trim.xml
-# Told by git, or given: make VERSION=1.2.3. Debian's "-" is before a revision; its "~" is less than nothing.
+# The version comes from git, or is given: make VERSION=1.2.3. For Debian a "-" would start a revision, so it
+# becomes "~", which sorts before the end of a version.
 DESCRIBED := $(shell VERSION='$(VERSION)' .ci/version)
 VERSION := $(or $(word 1,$(DESCRIBED)),$(error There is no version))
 DEB_VERSION := $(subst -,~,$(VERSION))
 
-# Architectures are called as Debian calls them. What is built for this machine's own is in out/, for another one
-# in out/ARCH/: clang and lld cross-compile it, with that architecture's libraries of Debian.
+# Architectures have Debian's names. Builds for this machine's architecture go to out/, for the other one to
+# out/ARCH/: clang and lld cross-compile them, with Debian's libraries of that architecture.
 QEMU_amd64 := x86_64
 QEMU_arm64 := aarch64
 HOST_ARCH := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
@@ -54,32 +55,32 @@ LINK := $(TARGET_CC)
 CROSS := CC='$(TARGET_CC)' OBJCOPY=llvm-objcopy TRIPLE=$(TRIPLE_$(ARCH)) CMAKE_TOOLCHAIN_FILE=$(CURDIR)/.ci/cross.cmake
 endif
 
-# What is packed is as old as the commit, so that the same commit makes the same package.
+# Packed files get the time of the commit, so that the same commit makes the same package.
 export SOURCE_DATE_EPOCH := $(or $(word 3,$(DESCRIBED)),$(shell stat -c %Y Ses.cs))
 SUMMARY := awk '{ print } /(Passed!|Failed!)  - Failed:/ { gsub(",", ""); failed += $$4; passed += $$6 } \
 	END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 || passed == 0 }'
 
-# A static binary needs lld, cmake and static OpenSSL, on some systems with zstd: it is tried what links.
-# Without them this is empty, and the binary is linked to libc and libssl.
+# A static binary needs lld, cmake and a static OpenSSL, which on some systems needs zstd: this tries what links.
+# If nothing does, this is empty, and the binary is linked to libc and libssl.
 STATIC = $(shell command -v cmake >/dev/null && for zstd in "" -lzstd; do \
 	echo 'int OPENSSL_init_ssl(); int main() { return OPENSSL_init_ssl(); }' \
 		| $(LINK) -xc - -o /dev/null -w -static -fuse-ld=lld -lssl -lcrypto $$zstd -lz 2>/dev/null \
 		&& echo "-p:Static=true -p:StaticLibraries=$$zstd" && break; done)
 
-# SQLite in the native binary: compiled from its one source file, which an npm package carries unmodified (it is
-# fetched, nothing of it is run), or a static library of one's own: make SQLITE=/usr/lib/libsqlite3.a
+# SQLite in the native binary: compiled from its single source file, which an npm package contains unmodified (the
+# package is fetched; nothing in it is run). Or use your own static library: make SQLITE=/usr/lib/libsqlite3.a
 SQLITE_PACKAGE := better-sqlite3-13.2.0
 SQLITE_SHA256 := 75a4760a7b9727a4c4c877aec92eacf39e52a8f2921ce00bd33be6d3a8e8e254
 SQLITE_DIR := obj/sqlite/$(SQLITE_PACKAGE)
 SQLITE ?= $(SQLITE_DIR)/$(ARCH)/libe_sqlite3.a
-# Tables for unwinding are of use to exceptions and debuggers alone: 0.1 MB less.
+# No unwind tables: only exceptions and debuggers use them, and they take 0.1 MB.
 SQLITE_CFLAGS := -O2 -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
 	$(addprefix -DSQLITE_,THREADSAFE=2 DQS=0 DEFAULT_MEMSTATUS=0 LIKE_DOESNT_MATCH_BLOBS MAX_EXPR_DEPTH=0 \
 	OMIT_DEPRECATED OMIT_LOAD_EXTENSION OMIT_SHARED_CACHE USE_ALLOCA DEFAULT_WAL_SYNCHRONOUS=2)
 SQLITE_OR := or name a static library of SQLite: make SQLITE=/usr/lib/libsqlite3.a
 
-# What the binary consists of and the licences of that, for whoever gets it: packed with it. The image has files of
-# some packages, too, and an SBOM of its own beside it.
+# The components of the binary and their licences, which are packed with it. The image also has files of some
+# packages, and so an SBOM of its own.
 SBOM = CC='$(if $(CROSS),$(TARGET_CC),cc)' $(DOTNET) run --file .ci/sbom.cs -- $(OBJ) $(OUT)/ses $(ARCH) '$(DESCRIBED)'
 LICENSES := $(addprefix /usr/share/common-licenses/,Apache-2.0 GPL-3 LGPL-2.1 MPL-2.0)
 
@@ -93,27 +94,28 @@ $(OUT)/doc: $(OUT)/ses .ci/sbom.cs deploy/debian/copyright
 	install -D -m 644 -t $@.new/licenses $(LICENSES)
 	@mv $@.new $@
 
-# The image of the Dockerfile, made without an engine, and so for each architecture: docker load, podman load.
+# The image of the Dockerfile, made without a container engine, and so for any architecture. Load it with docker
+# load or podman load.
 NAME := ses-$(VERSION)-linux-$(ARCH)
 image: $(OUT)/ses $(OUT)/doc
 	@rm -f $(OUT)/ses-*.oci.tar
 	$(DOTNET) run --file .ci/oci.cs -- Dockerfile . $(ARCH) '$(DESCRIBED)' $(OUT)/$(NAME).oci.tar \
 		/src/out/ses=$(OUT)/ses /src/out/doc=$(OUT)/doc
 
-# All that a release has, of the commit of a tag: the same commit makes the same bytes.
+# All files of a release, from the commit of a tag: the same commit makes the same bytes.
 RELEASE := out/release
 release:
 	@changed=$$(git status --porcelain) && test -z "$$changed" \
-		|| { echo "A release is made of what is committed, and git status names changes." >&2; exit 1; }
+		|| { echo "A release is made from a clean checkout, and git status names changes: commit or stash them." >&2; exit 1; }
 	@git tag --points-at HEAD | grep -qxF 'v$(VERSION)' \
-		|| { echo "A release is made of the commit of its tag, such as v1.2.3, and this commit has none." >&2; exit 1; }
+		|| { echo "A release is made from the commit of its tag, such as v1.2.3, and this commit has none." >&2; exit 1; }
 	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
 	$(MAKE) --no-print-directory ARCH=amd64 release-files
 	$(MAKE) --no-print-directory ARCH=arm64 release-files
 	cd $(RELEASE) && sha256sum -- * > SHA256SUMS
 	@ls -l $(RELEASE)
 
-# Those of one architecture; the first SBOM is that of the archive and of the package.
+# The files of one architecture. The first SBOM is for the archive and the package, the second for the image.
 release-files: deb image
 	@test -n "$(STATIC)" || { echo "A release has a static binary: lld, cmake, static OpenSSL or its zstd is missing." >&2; exit 1; }
 	rm -rf $(OUT)/$(NAME) && mkdir -p $(OUT)/$(NAME)
@@ -148,19 +150,19 @@ run:
 test:
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category!=E2E&Category!=Bench' 2>&1 | $(SUMMARY)
 
-# Style and analyzers are errors of the build already.
+# Only whitespace: the build already checks style, and runs the analyzers.
 lint:
 	@for project in Ses.csproj Ses.Tests/Ses.Tests.csproj; do \
 		$(DOTNET) format whitespace $$project --verify-no-changes || status=1; done; exit $${status:-0}
 
 publish: $(OUT)/ses
 
-# Written when it tells something else: what depends on it is made anew for another commit, and only then.
+# Written only when the version changes, so that what depends on it is rebuilt for another commit, and only then.
 out/version: always
 	@mkdir -p $(@D); echo '$(DESCRIBED)' | cmp -s - $@ || echo '$(DESCRIBED)' > $@
 
 $(SQLITE_DIR)/sqlite3.c:
-	@command -v npm >/dev/null || { echo "npm is missing, which fetches SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "npm, which fetches SQLite, is missing: install it, $(SQLITE_OR)" >&2; exit 1; }
 	@mkdir -p $(@D)
 	@echo "Fetching SQLite: npm pack $(SQLITE_PACKAGE:better-sqlite3-%=better-sqlite3@%)"
 	@npm pack $(SQLITE_PACKAGE:better-sqlite3-%=better-sqlite3@%) --ignore-scripts --pack-destination $(@D) \
@@ -168,12 +170,12 @@ $(SQLITE_DIR)/sqlite3.c:
 	@tar -xzOf $(@D)/$(SQLITE_PACKAGE).tgz package/deps/sqlite3/sqlite3.c > $@.unchecked
 	@rm $(@D)/$(SQLITE_PACKAGE).tgz
 	@echo "$(SQLITE_SHA256)  $@.unchecked" | sha256sum --check --status \
-		|| { echo "$@.unchecked is not SQLite as the Makefile knows it: its SHA-256 differs." >&2; exit 1; }
+		|| { echo "$@.unchecked is not the SQLite that the Makefile expects: its SHA-256 differs." >&2; exit 1; }
 	@mv $@.unchecked $@
 
 $(SQLITE_DIR)/$(ARCH)/libe_sqlite3.a: $(SQLITE_DIR)/sqlite3.c
 	@command -v $(firstword $(TARGET_CC)) >/dev/null \
-		|| { echo "$(firstword $(TARGET_CC)) is missing, which compiles SQLite: install it, $(SQLITE_OR)" >&2; exit 1; }
+		|| { echo "$(firstword $(TARGET_CC)), which compiles SQLite, is missing: install it, $(SQLITE_OR)" >&2; exit 1; }
 	@mkdir -p $(@D)
 	$(TARGET_CC) $(SQLITE_CFLAGS) -c $< -o $(@D)/sqlite3.o
 	@rm -f $@ && $(TARGET_AR) rcsD $@ $(@D)/sqlite3.o
@@ -185,28 +187,28 @@ out/ses: $(SOURCES) $(SQLITE) out/version
 	$(PUBLISH) $(STATIC) -p:BaseIntermediateOutputPath=$(OBJ)/
 	@touch $@
 else
-# Each package by its name: apt-get install takes this list.
+# Debian packages, as apt-get install takes them.
 CROSS_TOOLS = clang lld llvm cmake $(addsuffix :$(ARCH),libc6-dev \
 	libgcc-$(lastword $(shell ls /usr/lib/gcc/$(TRIPLE_$(HOST_ARCH)) 2>/dev/null | sort -n))-dev \
 	libssl-dev zlib1g-dev libzstd-dev)
 
 $(OUT)/ses: $(SOURCES) $(SQLITE) out/version
-	@test -n "$(STATIC)" || { echo "Nothing here links for $(ARCH). What it takes, on Debian:" \
+	@test -n "$(STATIC)" || { echo "This machine cannot link for $(ARCH). On Debian, install what it needs:" \
 		"dpkg --add-architecture $(ARCH); apt-get update; apt-get install $(CROSS_TOOLS)" >&2; exit 1; }
 	$(CROSS) $(PUBLISH) $(STATIC) -p:BaseIntermediateOutputPath=$(OBJ)/
 	@touch $@
 
-# Manual and settings are the same for each architecture, and told by the binary that runs here.
+# The manual and the settings file are the same for each architecture; this machine's own binary prints them.
 out/ses: always
 	@$(MAKE) --no-print-directory ARCH=$(HOST_ARCH) $@
 endif
 
-# The one that is linked to libc, which the tests can put another clock under.
+# The binary that is linked to libc: tests can replace its clock.
 out/dynamic/ses: $(SOURCES) $(SQLITE) out/version
 	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
 	@touch $@
 
-# The manual and the settings' file say what --help says.
+# The manual and the settings file are made from --help.
 out/ses.8: out/ses out/version deploy/ses.8.awk
 	{ out/ses --help; out/ses --help | sed -n '/^Commands:/,/^$$/s/^  \([a-z]*\( [a-z]\+\)\?\)  .*/\1/p' \
 		| while read -r command; do echo "@$$command"; out/ses $$command --help; done; } \
@@ -227,7 +229,7 @@ install: $(OUT)/ses out/ses.8 out/ses.default
 
 uninstall:
 	rm -f "$(BIN)" "$(DESTDIR)$(UNITDIR)/ses.service" "$(DESTDIR)$(UNITDIR)/ses.socket" "$(MAN)" "$(COMPLETION)"
-	@echo "Left alone: $(DEFAULTS) and the data directory."
+	@echo "Not removed: $(DEFAULTS) and the data directory."
 
 DEB = $(OUT)/deb
 deb: $(OUT)/ses out/ses $(OUT)/doc
@@ -250,7 +252,7 @@ deb: $(OUT)/ses out/ses $(OUT)/doc
 	dpkg-deb --root-owner-group --build $(DEB) $(OUT)
 	rm -rf $(DEB)
 
-# "npm ci" would want its packages for other systems too, of which not all are published.
+# Not "npm ci": it would also want packages for other systems, and not all of those are published.
 Ses.Tests/engines/node_modules: Ses.Tests/engines/package-lock.json
 	cd $(@D) && npm install --no-save --silent --ignore-scripts --no-audit --no-fund && touch node_modules
 
@@ -261,18 +263,18 @@ e2e: out/ses out/doc out/dynamic/ses Ses.Tests/oidc/node_modules Ses.Tests/manif
 		Ses.Tests/engines/node_modules Ses.Tests/sbom/node_modules
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=E2E&Category!=Cross' -- xUnit.MaxParallelThreads=5 2>&1 | $(SUMMARY)
 
-# On the binary for the other architecture, which QEMU runs.
+# Runs the binary of the other architecture under QEMU.
 e2e-cross: out/ses out/doc Ses.Tests/sbom/node_modules
 	@$(MAKE) --no-print-directory publish sbom ARCH=$(OTHER_ARCH)
 	@command -v qemu-$(QEMU_$(OTHER_ARCH)) >/dev/null \
-		|| { echo "qemu-$(QEMU_$(OTHER_ARCH)) is missing, which runs the binary: apt-get install qemu-user" >&2; exit 1; }
+		|| { echo "qemu-$(QEMU_$(OTHER_ARCH)), which runs the binary, is missing: apt-get install qemu-user" >&2; exit 1; }
 	@set -o pipefail; $(DOTNET) test Ses.Tests --nologo --filter 'Category=Cross' 2>&1 | $(SUMMARY)
 
 # A page that has changed fails a test until its picture is taken anew: by Chromium, made smaller by pngquant.
 pictures:
 	@SES_PICTURES=1 $(DOTNET) test Ses.Tests --nologo --filter 'FullyQualifiedName~PicturesEndToEnd' 2>&1 | $(SUMMARY)
 
-# SOAK: its length in seconds.
+# SOAK: the length of make soak, in seconds.
 SOAK ?= 3600
 soak: out/ses
 	@SES_SOAK=$(SOAK) $(DOTNET) test Ses.Tests --nologo --filter 'FullyQualifiedName~SoakEndToEnd|FullyQualifiedName~Tests.PairEndToEnd|FullyQualifiedName~StoreFault|FullyQualifiedName~KilledAtAnyMoment|FullyQualifiedName~WorstOfAll|FullyQualifiedName~RandomHistories|FullyQualifiedName~AbsencesMake' \

@@ -1,13 +1,13 @@
 // SeS, Service Status: a daemon that keeps a trustworthy history of when services were up and down.
 //
-// It receives alerts, from Prometheus itself and from Alertmanager's webhooks, stores what each alert says as
-// facts in its own database, derives the history of each service's status from them, brings every change of
-// it to the Onix CMDB, and shows people and programs what happened when.
+// It receives alerts, from Prometheus itself and from Alertmanager's webhooks, stores them as facts in its
+// own database, derives the history of each service's status from them, writes every change of status to the
+// Onix CMDB, and shows people and programs what happened when.
 //
 // THE PROMISE. A 2xx answer means: every fact of the payload is on disk, flushed, and every unusable alert is
-// on disk too, in quarantine, with the reason (of a payload with thousands of them the first whole, of the
-// rest the number). What is on disk reaches Onix in order and once in effect, but for what came after Onix
-// held something later, whatever crashes, restarts or is down for however long.
+// on disk too, in quarantine, with the reason (of a payload with thousands of them, the first ones whole and
+// the number of the others). What is on disk reaches Onix in order and once in effect, whatever crashes,
+// restarts or is down for however long; except a change that arrives when Onix already holds a later one.
 //
 // THE FLOW
 //
@@ -24,45 +24,45 @@
 //
 //     POST /{path}/{partition}            Alertmanager's webhook; {path} is "alerts" unless --path differs
 //     POST /{path}/{partition}/api/v2/alerts   Prometheus, and whoever else speaks to an Alertmanager
-//     GET  the same, and .../api/v2/status     the open alerts, and what such clients ask first
+//     GET  the same, and .../api/v2/status     the open alerts; the status that such clients ask for first
 //     GET  /{path}/{partition}            the current status of each service; JSON or CSV
 //     GET  /{path}/{partition}/history    each change of status, in order of time
 //     GET  /{path}/{partition}/report     availability and outages
-//     GET  /{path}/{partition}/outages    each time down
-//     POST, GET /{path}/{partition}/notes what people say of the history, for the editor
+//     GET  /{path}/{partition}/outages    the outages
+//     POST, GET /{path}/{partition}/notes people's notes on the history, for the editor
 //     POST /import                        facts of another SeS, as lines of JSON
-//     GET  /, /platform, /service, /s/    the status pages: all, a platform's, a service's, and its short address
-//     GET  /outages, /day/{date}, /now    past outages, those of a day, the line that renews itself
+//     GET  /, /platform, /service, /s/    the status pages: all, a platform's, a service's, its short address
+//     GET  /outages, /day/{date}, /now    past outages, those of a day, the summary line that pages poll
 //     GET  /feed, /badge.svg              outages and maintenance as Atom; a status as a picture
-//     GET  /wall                          the same for a screen across the room
+//     GET  /wall                          platforms and outages, for a screen across the room
 //     GET  /login                         asks for credentials, and leads back to the page
-//     GET  /health                        how SeS is, whole; text or JSON
-//     GET  /live, /ready                  probes; /ready reports Onix's state, but depends on the disk alone
+//     GET  /health                        the health of SeS in detail; text or JSON
+//     GET  /live, /ready                  probes; /ready reports Onix's state, but depends only on the disk
 //     GET  /metrics                       Prometheus's text format
 //
-// COMMANDS, beside the daemon: ses status, history, report, outages, check, rebuild, backup, restore, export, import,
-// purge, note add, note list, note withdraw, probe, quarantine
+// COMMANDS, beside the daemon: ses status, history, report, outages, check, rebuild, backup, restore, export,
+// import, purge, note add, note list, note withdraw, probe, quarantine
 //
 // FILES in the data directory
 //
-//     ses.db, ses.db-wal, ses.db-shm   the database, its write-ahead log, and the memory its users share
+//     ses.db, ses.db-wal, ses.db-shm   the database, its write-ahead log and shared memory
 //     lock                             held while a daemon uses the directory
 //
 // GLOSSARY
 //
 //     partition      a part of Onix that services are in; the last segment of the webhook's path
-//     service        what has a status: a platform, service, facet (aspect) and location in a partition
+//     service        has a status; named by a platform, service, facet (aspect) and location in a partition
 //     dialect        alerts whose labels name a status: "status" and "facet"
 //     stock alert    any other alert: its severity says what its service is while it fires
 //     episode        one firing of an alert, from its start to its end
-//     observation    a copy of an episode that brought something new: the fact that is stored
+//     observation    a copy of an episode that added something new: the fact that is stored
 //     timeline       the status of a service at each moment, derived from all its observations
 //     heartbeat      an alert that always fires: while it is silent, nobody watches
-//     gap            a stretch in which nothing could have been received
-//     note           what a person says of a stretch: maintenance, excluded, correction, comment, retired
-//     outage         the time that a service is down, until it is up
+//     gap            a period in which nothing could have been received
+//     note           a person's remark on a period: maintenance, excluded, correction, comment, retired
+//     outage         the time from when a service goes down until it is up
 //     quarantine     the alerts that cannot be mapped to a service, until they are sent again
-//     outbox         what Onix is known to hold of each service, and which are marked: it lacks their changes
+//     outbox         what Onix is known to hold of each service, and a mark on those whose changes it lacks
 //     barred         a service whose change Onix refuses
 //     lock           Onix's refusal of a change to an item that somebody else has changed meanwhile
 //
@@ -128,35 +128,35 @@ namespace Ses;
 // the start with exit code 2 and one line that names the flag, the variable, the value and what is
 // allowed. Secrets can come from a file, and are never printed.
 
-/// <summary>Is thrown when a setting cannot be used; the message is the one line for the user.</summary>
+/// <summary>Thrown when a setting cannot be used; the message is one line for the user.</summary>
 internal sealed class OptionsException(string message) : Exception(message);
 
 internal enum LogLevel { Panic, Fatal, Error, Warn, Info, Debug, Trace }
 
 internal enum AuthMode { None, Basic, Oidc }
 
-/// <summary>What is sent where: the facts that this SeS took, all that it has, or the derived timeline.</summary>
+/// <summary>A peer gets facts that SeS received itself, a hub all facts, an engine the timeline.</summary>
 internal enum TargetKind { Peer, Hub, Engine }
 
-/// <summary>Where facts, or what is derived of them, are sent to.</summary>
-/// <param name="Url">Of a SeS below which its addresses are; of an engine as it is posted to.</param>
+/// <summary>A receiver of this SeS's facts or of its derived timeline.</summary>
+/// <param name="Url">Of a SeS: its base URL; of an engine: the URL to post to.</param>
 /// <param name="CaFile">Null: the system's CAs.</param>
-/// <param name="Prefix">Goes before the names of partitions.</param>
+/// <param name="Prefix">Put before the names of partitions.</param>
 internal sealed record Target(
     TargetKind Kind, Uri Url, string? Username, Secret? Password, Secret? Token, string? CaFile, string Prefix)
 {
-    /// <summary>In metrics, and in what is told of it.</summary>
+    /// <summary>The label in metrics, and the name in messages.</summary>
     public string Name => Kind.ToString().ToLowerInvariant();
 
-    /// <summary>Without what may be secret.</summary>
+    /// <summary>The URL without its query, which may be secret.</summary>
     public string Shown => Url.GetLeftPart(UriPartial.Path);
 
-    /// <summary>Its position is kept by it: what got a part, or under other names, gets all as another target.</summary>
+    /// <summary>Names its stored position: after a change of kind, prefix or URL all is sent again.</summary>
     public string Key => $"{Name} {Prefix} {Shown}";
 }
 
 /// <summary>One row of the table of settings.</summary>
-/// <param name="Variable">Empty: a flag of a command, which has none.</param>
+/// <param name="Variable">Empty for a flag of a command, which has no variable.</param>
 /// <param name="Value">How --help names the value, such as <c>PORT</c>.</param>
 /// <param name="Default">The default as the user would write it; null when there is none.</param>
 /// <param name="Secret">Never printed; has a <c>-file</c> and a <c>_FILE</c> form as well.</param>
@@ -164,14 +164,14 @@ internal sealed record Setting(
     string Group, string Flag, string Variable, string Value, string? Default, string Help,
     bool Secret = false)
 {
-    /// <summary>The form that names a file which holds the secret.</summary>
+    /// <summary>The form of the setting that names a file with the secret.</summary>
     public Setting File => new(Group, Flag + "-file", Variable + "_FILE", "FILE", null, "File with " + Flag);
 
     public override string ToString() => Variable == "" ? Flag : $"{Flag} ({Variable})";
 }
 
-/// <summary>A secret. What a file has is read again while SeS runs, so that nobody need restart it.</summary>
-/// <param name="path">Null: it was given itself.</param>
+/// <summary>A secret. SeS rereads a file that holds one while it runs: no restart is needed.</summary>
+/// <param name="path">The file; null: the secret was given directly.</param>
 internal sealed class Secret(string value, string? path = null)
 {
     private volatile string _value = value;
@@ -180,11 +180,11 @@ internal sealed class Secret(string value, string? path = null)
 
     public string? Path => path;
 
-    /// <summary>What a file holds, without line ends.</summary>
+    /// <summary>The content of a file, without line ends.</summary>
     public static string Read(string path) => File.ReadAllText(path).TrimEnd('\r', '\n');
 
-    /// <summary>What the file has now, if that is another; null while it is empty, as in the middle of a change.</summary>
-    /// <exception cref="IOException">It cannot be read.</exception>
+    /// <summary>The file's secret if it differs; null while the file is empty, as amid a change.</summary>
+    /// <exception cref="IOException">The file cannot be read.</exception>
     public string? Changed() => path != null && Read(path) is { Length: > 0 } now && now != _value ? now : null;
 
     public void Take(string value) => _value = value;
@@ -204,31 +204,31 @@ internal sealed record Options
     public required int InnerPort { get; init; }
     /// <summary>Null: all addresses.</summary>
     public required IPAddress? Address { get; init; }
-    /// <summary>Names and addresses that clients may ask for, as <see cref="HostOf"/> has them; null: any.</summary>
+    /// <summary>Hosts that requests may name, as <see cref="HostOf"/> returns them; null: any.</summary>
     public required IReadOnlySet<string>? Hosts { get; init; }
     public required string Username { get; init; }
     public required Secret Password { get; init; }
     public required string ReadUsername { get; init; }
-    /// <summary>Null: there is no such user, and with <see cref="AuthMode.None"/> whoever wants may ask.</summary>
+    /// <summary>Null: there is no such user, and with <see cref="AuthMode.None"/> anyone may read.</summary>
     public required Secret? ReadPassword { get; init; }
     public required string EditorUsername { get; init; }
     /// <summary>Null: nobody may read or write notes by HTTP.</summary>
     public required Secret? EditorPassword { get; init; }
     public required string ImportUsername { get; init; }
-    /// <summary>Null: no other SeS may bring its facts.</summary>
+    /// <summary>Null: no other SeS may send its facts.</summary>
     public required Secret? ImportPassword { get; init; }
-    /// <summary>Whom facts, or what is derived of them, are sent to.</summary>
+    /// <summary>The receivers of this SeS's facts or timeline.</summary>
     public required IReadOnlyList<Target> Targets { get; init; }
-    /// <summary>As the issuer names itself, to the letter.</summary>
+    /// <summary>The issuer exactly as its metadata spells it.</summary>
     public required string? OidcIssuer { get; init; }
     public required string? OidcAudience { get; init; }
     public required bool MetricsAuth { get; init; }
     /// <summary>Null: plain HTTP.</summary>
     public required string? TlsCert { get; init; }
     public required string? TlsKey { get; init; }
-    /// <summary>Null: no certificate is asked of clients.</summary>
+    /// <summary>Null: clients need no certificate.</summary>
     public required string? TlsClientCa { get; init; }
-    /// <summary>Null: no Onix, the store alone.</summary>
+    /// <summary>Null: SeS runs without Onix.</summary>
     public required Uri? OnixUrl { get; init; }
     public required AuthMode OnixAuthMode { get; init; }
     public required string OnixUsername { get; init; }
@@ -242,33 +242,33 @@ internal sealed record Options
     public required TimeSpan Retention { get; init; }
     public required int MaxBody { get; init; }
     public required MappingRules Mapping { get; init; }
-    /// <summary>Null: the one that is stored, at the first start that of the host.</summary>
+    /// <summary>Null: the stored name, or the host's at the first start.</summary>
     public required string? Name { get; init; }
     public required TimeSpan Pause { get; init; }
     public required TimeSpan StaleAfter { get; init; }
     public required TimeSpan Forget { get; init; }
-    /// <summary>Of the pages.</summary>
+    /// <summary>The title of the pages.</summary>
     public required string Title { get; init; }
-    /// <summary>How reports count where a question does not say so.</summary>
+    /// <summary>Time zone, service hours and objectives of reports, unless a query names others.</summary>
     public required Counting Counting { get; init; }
     /// <summary>Null: all.</summary>
     public required IReadOnlySet<string>? Partitions { get; init; }
-    /// <summary>Partitions whose pages are for those without credentials too; null: none.</summary>
+    /// <summary>Partitions whose pages need no credentials; null: none.</summary>
     public required IReadOnlySet<string>? Public { get; init; }
     public required int MaxServices { get; init; }
     public required int MaxAlerts { get; init; }
-    /// <summary>In bytes; null: none.</summary>
+    /// <summary>In bytes; null: no limit.</summary>
     public required long? MaxSize { get; init; }
-    /// <summary>What the user should know, though it stops nothing; logged once at the start.</summary>
+    /// <summary>Logged once at the start; none of them prevents it.</summary>
     public required IReadOnlyList<string> Warnings { get; init; }
 
-    private const string Listening = "Listening", Meaning = "Alerts", Onix = "Onix",
-        Forwarding = "Forwarding", Keeping = "Storage", Telling = "Pages and log";
+    private const string Listening = "Listening", AlertsGroup = "Alerts", Onix = "Onix",
+        Forwarding = "Forwarding", StorageGroup = "Storage", PagesAndLog = "Pages and log";
 
     /// <summary>
-    /// Each service has some label sets: as many as its severities, and as its labels change.
+    /// A service has several label sets: one for each severity, and new ones when its labels change.
     /// </summary>
-    private const int AlertsOfService = 10;
+    private const int AlertsPerService = 10;
 
     public static readonly Setting
         PathSetting = new(Listening, "--path", "OXSES_PATH", "PATH", "alerts",
@@ -313,19 +313,19 @@ internal sealed record Options
             "Largest request body accepted from senders, such as 512KiB or 16MiB; at most 256MiB"),
         PartitionsSetting = new(Listening, "--partitions", "OXSES_PARTITIONS", "NAMES", null,
             "Partitions that accept alerts, such as INS,DEV (default: all)"),
-        MapSetting = new(Meaning, "--map", "OXSES_MAP", "MAP", null,
+        MapSetting = new(AlertsGroup, "--map", "OXSES_MAP", "MAP", null,
             "Labels that make up the names of a service: \"platform=platform,cluster,'prod';location=instance\""),
-        StatusSetting = new(Meaning, "--status", "OXSES_STATUS", "STATUSES", MappingRules.DefaultStatuses,
+        StatusSetting = new(AlertsGroup, "--status", "OXSES_STATUS", "STATUSES", MappingRules.DefaultStatuses,
             "Status for each severity (for the label status in the dialect), or ignore; any other is down"),
-        IgnoreSetting = new(Meaning, "--ignore", "OXSES_IGNORE", "ALERTS", MappingRules.DefaultIgnored,
+        IgnoreSetting = new(AlertsGroup, "--ignore", "OXSES_IGNORE", "ALERTS", MappingRules.DefaultIgnored,
             "Alerts to ignore because they are about no service"),
-        HeartbeatSetting = new(Meaning, "--heartbeat", "OXSES_HEARTBEAT", "ALERTS",
+        HeartbeatSetting = new(AlertsGroup, "--heartbeat", "OXSES_HEARTBEAT", "ALERTS",
             MappingRules.DefaultHeartbeats, "Alerts that always fire; while one is silent, nobody watches and status is unknown"),
-        PauseSetting = new(Meaning, "--pause", "OXSES_PAUSE", "TIME", "15m",
+        PauseSetting = new(AlertsGroup, "--pause", "OXSES_PAUSE", "TIME", "15m",
             "Longest \"for\" of your rules: after this long without a firing alert a status is unknown"),
-        StaleAfterSetting = new(Meaning, "--stale-after", "OXSES_STALE_AFTER", "TIME", "25h",
+        StaleAfterSetting = new(AlertsGroup, "--stale-after", "OXSES_STALE_AFTER", "TIME", "25h",
             "An alert that Alertmanager has not repeated for this long has ended; use more than repeat_interval"),
-        ForgetSetting = new(Telling, "--forget", "OXSES_FORGET", "TIME", "30d",
+        ForgetSetting = new(PagesAndLog, "--forget", "OXSES_FORGET", "TIME", "30d",
             "A service without an alert for this long is left out of status and pages"),
         OnixUrlSetting = new(Onix, "--onix-url", "OXSES_ONIX_URL", "URL", "http://localhost:8080",
             "URL of Onix's web API; none: run without Onix"),
@@ -345,30 +345,30 @@ internal sealed record Options
             "BOOL", "true", "Accept any certificate from Onix"),
         OnixCaFileSetting = new(Onix, "--onix-ca-file", "OXSES_ONIX_CAFILE", "FILE", null,
             "PEM file with the CAs that Onix's certificate is verified against"),
-        DataDirSetting = new(Keeping, "--data-dir", "OXSES_DATADIR", "DIR", null,
+        DataDirSetting = new(StorageGroup, "--data-dir", "OXSES_DATADIR", "DIR", null,
             "Directory of the database (default: $STATE_DIRECTORY, else ses-data)"),
-        RetentionSetting = new(Keeping, "--retention", "OXSES_RETENTION", "TIME", "400d",
+        RetentionSetting = new(StorageGroup, "--retention", "OXSES_RETENTION", "TIME", "400d",
             "How long history is kept, such as 90d; at least 1d"),
-        MaxSizeSetting = new(Keeping, "--max-size", "OXSES_MAX_SIZE", "SIZE", null,
+        MaxSizeSetting = new(StorageGroup, "--max-size", "OXSES_MAX_SIZE", "SIZE", null,
             "Maximum size of the database, such as 10GiB; the oldest facts are deleted to stay below it"),
-        MaxServicesSetting = new(Keeping, "--max-services", "OXSES_MAX_SERVICES", "COUNT", "100000",
+        MaxServicesSetting = new(StorageGroup, "--max-services", "OXSES_MAX_SERVICES", "COUNT", "100000",
             "Maximum number of services; alerts of any further service are quarantined; 1 to 10000000"),
-        MaxAlertsSetting = new(Keeping, "--max-alerts", "OXSES_MAX_ALERTS", "COUNT", null,
-            $"Maximum number of label sets; alerts with any further one are quarantined (default: {AlertsOfService} a service)"),
-        NameSetting = new(Keeping, "--name", "OXSES_NAME", "NAME", null,
+        MaxAlertsSetting = new(StorageGroup, "--max-alerts", "OXSES_MAX_ALERTS", "COUNT", null,
+            $"Maximum number of label sets; alerts with any further one are quarantined (default: {AlertsPerService} a service)"),
+        NameSetting = new(StorageGroup, "--name", "OXSES_NAME", "NAME", null,
             "Name of this SeS, which its facts carry (default: the stored name; at first start the host name)"),
-        LogLevelSetting = new(Telling, "--log-level", "OXSES_LOGLEVEL", "LEVEL", "Trace",
+        LogLevelSetting = new(PagesAndLog, "--log-level", "OXSES_LOGLEVEL", "LEVEL", "Trace",
             "Lowest level to log: Panic, Fatal, Error, Warn, Info, Debug, Trace"),
-        LogFormatSetting = new(Telling, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
-        TitleSetting = new(Telling, "--title", "OXSES_TITLE", "TITLE", "Service status",
+        LogFormatSetting = new(PagesAndLog, "--log-format", "OXSES_LOGFORMAT", "FORMAT", "text", "text or json"),
+        TitleSetting = new(PagesAndLog, "--title", "OXSES_TITLE", "TITLE", "Service status",
             "Title of the pages, at most 80 characters"),
-        TzSetting = new(Telling, "--tz", "OXSES_TZ", "ZONE", "UTC",
+        TzSetting = new(PagesAndLog, "--tz", "OXSES_TZ", "ZONE", "UTC",
             "Time zone for periods and hours of reports, and for notes, such as Europe/Berlin"),
-        ServiceHoursSetting = new(Telling, "--service-hours", "OXSES_SERVICE_HOURS", "HOURS", null,
+        ServiceHoursSetting = new(PagesAndLog, "--service-hours", "OXSES_SERVICE_HOURS", "HOURS", null,
             "Report on these hours only: \"Mo-Fr 08:00-18:00; Sa 10:00-14:00\""),
-        SloSetting = new(Telling, "--slo", "OXSES_SLO", "PERCENT", null,
+        SloSetting = new(PagesAndLog, "--slo", "OXSES_SLO", "PERCENT", null,
             "Availability objective in percent, such as 99.9, or by platform: 99.9,k8s-1=99.95"),
-        MetricsSetting = new(Telling, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics"),
+        MetricsSetting = new(PagesAndLog, "--metrics", "OXSES_METRICS", "BOOL", "true", "Serve GET /metrics"),
         ImportUsernameSetting = new(Listening, "--import-username", "OXSES_IMPORT_USERNAME", "NAME", "import",
             "User for other SeS that send facts to POST /import"),
         ImportPasswordSetting = new(Listening, "--import-password", "OXSES_IMPORT_PASSWORD", "SECRET", null,
@@ -376,13 +376,13 @@ internal sealed record Options
         HubPrefixSetting = new(Forwarding, "--hub-prefix", "OXSES_HUB_PREFIX", "PREFIX", null,
             "Prefix for the names of partitions on the hub, such as zrh-");
 
-    /// <summary>What there is to set of each target.</summary>
+    /// <summary>The settings of each kind of target.</summary>
     private static readonly TargetSettings
         Peer = new(TargetKind.Peer, "URL of the other SeS of a pair; each sends the other the facts that it received itself"),
         Hub = new(TargetKind.Hub, "URL of a SeS that covers all sites; it receives all facts of this one"),
         Engine = new(TargetKind.Engine, "URL of an engine that accepts JSON Lines by POST; it receives the derived timeline");
 
-    /// <summary>The settings of a target, all of which begin alike.</summary>
+    /// <summary>The settings of a target, whose flags and variables all begin with its kind.</summary>
     private sealed record TargetSettings
     {
         public TargetSettings(TargetKind kind, string help)
@@ -408,7 +408,7 @@ internal sealed record Options
         public IEnumerable<Setting> All => [Url, Username, Password, Password.File, Token, Token.File, CaFile];
     }
 
-    /// <summary>Every setting, in the order of --help; docs/configuration.md is held against it.</summary>
+    /// <summary>All settings, in the order of --help; a test compares docs/configuration.md.</summary>
     public static IReadOnlyList<Setting> Settings { get; } =
     [
         PathSetting, PortSetting, AddressSetting, InnerPortSetting, HostsSetting, TlsCertSetting, TlsKeySetting,
@@ -427,12 +427,12 @@ internal sealed record Options
         MetricsSetting,
     ];
 
-    /// <summary>What holds where no daemon has run yet.</summary>
+    /// <summary>The values for a store that no daemon has opened yet.</summary>
     public static readonly TimeSpan DefaultPause = TimeSpan.FromMinutes(15),
         DefaultStaleAfter = TimeSpan.FromHours(25);
 
     /// <summary>Reads and checks all settings.</summary>
-    /// <param name="flags">What the command line gave, by flag.</param>
+    /// <param name="flags">The values on the command line, by flag.</param>
     /// <param name="variables">The environment.</param>
     /// <exception cref="OptionsException">A value that cannot be used.</exception>
     public static Options Read(
@@ -451,7 +451,7 @@ internal sealed record Options
             LogJson = source.OneOf(LogFormatSetting, "text", "json") == "json",
             Metrics = source.Bool(MetricsSetting),
             AuthMode = source.Enum<AuthMode>(AuthModeSetting),
-            Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, no ?, # or %, and no address of SeS's own such as import"),
+            Path = source.Parse(PathSetting, ParsePath, "a path such as alerts or hooks/ses, without ?, # or %, that does not begin with a path of SeS itself such as import"),
             Port = PortOf(source, PortSetting),
             InnerPort = PortOf(source, InnerPortSetting),
             Address = AddressOf(source),
@@ -501,17 +501,17 @@ internal sealed record Options
                     MapSetting, StatusSetting, IgnoreSetting, HeartbeatSetting,
                 }.Select(source.Text)),
             },
-            Name = source.Optional(NameSetting, ParseName, "1 to 200 characters, none of them a control"),
+            Name = source.Optional(NameSetting, ParseName, "1 to 200 characters, none of them a control character"),
             Pause = source.Parse(PauseSetting, v => ParseTime(v, TimeSpan.Zero, TimeSpan.FromDays(7)),
                 "0s to 7d, such as 15m"),
             StaleAfter = source.Parse(StaleAfterSetting,
                 v => ParseTime(v, TimeSpan.FromMinutes(1), TimeSpan.FromDays(365)), "1m to 365d, such as 25h"),
             Forget = source.Parse(ForgetSetting,
                 v => ParseTime(v, TimeSpan.FromHours(1), TimeSpan.FromDays(36500)), "1h to 36500d, such as 30d"),
-            Title = source.Parse(TitleSetting, ParseTitle, "1 to 80 characters, none of them a control"),
+            Title = source.Parse(TitleSetting, ParseTitle, "1 to 80 characters, none of them a control character"),
             Counting = CountingOf(source),
             MaxServices = maxServices,
-            MaxAlerts = source.Text(MaxAlertsSetting) is not { Length: > 0 } ? maxServices * AlertsOfService
+            MaxAlerts = source.Text(MaxAlertsSetting) is not { Length: > 0 } ? maxServices * AlertsPerService
                 : source.Parse(MaxAlertsSetting, v => ParseCount(v, 100_000_000), "1 to 100000000"),
             MaxSize = source.Text(MaxSizeSetting) is not { Length: > 0 } ? null
                 : source.Parse(MaxSizeSetting, ParseDatabaseSize, "a size from 16MiB to 100TiB"),
@@ -532,7 +532,7 @@ internal sealed record Options
             ? source.Optional(settings.Url, ParseQueryUrl, "an http or https URL without credentials before its host")
             : source.Optional(settings.Url, ParseUrl, "an http or https URL without credentials and query, such as https://ses-b:8888");
         var prefix = settings.Kind == TargetKind.Hub ? source.Optional(HubPrefixSetting,
-            v => v.Length <= 100 && !v.Any(char.IsControl) ? v : null, "at most 100 characters, none of them a control") : null;
+            v => v.Length <= 100 && !v.Any(char.IsControl) ? v : null, "at most 100 characters, none of them a control character") : null;
         if (url == null)
         {
             var needless = settings.All.Append(HubPrefixSetting)
@@ -558,9 +558,9 @@ internal sealed record Options
     private const string ConfigFile = "config.toml";
 
     /// <summary>
-    /// Refuses to start beside settings that the Go SeS would have read, and this one does not.
+    /// Refuses to start in a folder with settings that the Go SeS would have read, and this SeS does not.
     /// </summary>
-    /// <exception cref="OptionsException">The folder has them; the message names the variables to set.</exception>
+    /// <exception cref="OptionsException">It has some; the message names the variables to set.</exception>
     public static void CheckNoConfigFile(string folder)
     {
         var path = System.IO.Path.Combine(folder, ConfigFile);
@@ -573,7 +573,7 @@ internal sealed record Options
                 section = inner.Trim('[', ']', ' ');
             if (line.StartsWith('#') || line.Split('=', 2) is not [var key, _])
                 continue;
-            // [Onix] URL is OXSES_ONIX_URL, and so is Onix.URL; its own stand below another name, or none.
+            // [Onix] URL and Onix.URL are OXSES_ONIX_URL; SeS's own settings are in any section, or none.
             var variable = Named(section + key) ?? Named(key);
             if (variable != null)
                 variables.Add(variable);
@@ -582,7 +582,7 @@ internal sealed record Options
             throw new OptionsException($"{ConfigFile} in the working directory is not read any more: set "
                 + $"{string.Join(", ", variables.Distinct())} in the environment instead, and move the file away");
 
-        // A title is in many a file of others, and was none of its settings.
+        // The Go SeS had no title, and files of other programs often have one.
         static string? Named(string key) => Settings.Except([TitleSetting])
             .Select(s => s.Variable).FirstOrDefault(v => Joined(v) == Joined(Prefix + key));
 
@@ -601,10 +601,10 @@ internal sealed record Options
     public const string DefaultDataDir = "ses-data";
 
     /// <summary>
-    /// The data directory of a command: where none is named, and none is in the working directory, that of the
-    /// service on this host, as <c>deploy/ses.service</c> and <c>/etc/default/ses</c> have it.
+    /// The data directory of a command. If none is set, and the working directory has none, the one of the
+    /// service on this host, according to <c>/etc/default/ses</c> and <c>deploy/ses.service</c>.
     /// </summary>
-    /// <param name="root">Of the file system.</param>
+    /// <param name="root">The root of the file system.</param>
     public static string FindDataDir(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, string root = "/")
     {
@@ -623,31 +623,31 @@ internal sealed record Options
         {
             // There is no service, or its settings are not for this user.
         }
-        // Under DynamicUser= a link to where only root may look.
+        // Under DynamicUser= it is a link into a directory that only root can read.
         var service = System.IO.Path.Combine(root, "var/lib/ses");
         return Directory.Exists(service) || new FileInfo(service).LinkTarget != null ? service : dir;
     }
 
-    /// <summary>How reports count, as the environment says.</summary>
+    /// <summary>The environment's time zone, service hours and objectives for reports.</summary>
     /// <exception cref="OptionsException">A value that cannot be used.</exception>
     public static Counting CountingOf(IReadOnlyDictionary<string, string> variables) =>
         CountingOf(new SettingSource(new Dictionary<string, string>(), variables));
 
-    /// <summary>In which a command reads and tells times.</summary>
+    /// <summary>The time zone in which a command reads and prints times.</summary>
     /// <exception cref="OptionsException">A value that cannot be used.</exception>
     public static Zone ZoneOf(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables) =>
         new SettingSource(flags, variables).Parse(TzSetting, Zone.Parse);
 
-    /// <summary>How long a flag of a command says.</summary>
-    /// <exception cref="OptionsException">It says nothing of the kind.</exception>
+    /// <summary>The duration that a flag of a command has as its value.</summary>
+    /// <exception cref="OptionsException">The value is not a duration.</exception>
     public static TimeSpan TimeOf(Setting setting, string text) =>
-        ParseTime(text, TimeSpan.FromSeconds(1), NoteBook.MaxAhead) ?? throw Bad(setting, text, "such as 4h, 90m or 2d");
+        ParseTime(text, TimeSpan.FromSeconds(1), NoteBook.MaxAhead) ?? throw Bad(setting, text, "a duration such as 4h, 90m or 2d");
 
     private static Counting CountingOf(SettingSource source) => new(null, source.Parse(TzSetting, Zone.Parse),
         source.Optional(ServiceHoursSetting, ServiceHours.Parse), source.Optional(SloSetting, Objectives.Parse));
 
-    /// <summary>The user and the password that are given, by flags before variables; null: none are.</summary>
+    /// <summary>The user and password, from flags before variables; null: none are given.</summary>
     /// <exception cref="OptionsException">A value that cannot be used.</exception>
     public static (string Name, string Password)? CredentialsOf(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
@@ -657,28 +657,28 @@ internal sealed record Options
         return isGiven ? (source.Required(UsernameSetting), source.SecretOf(PasswordSetting)?.Value ?? "") : null;
     }
 
-    /// <summary>Where a SeS of these settings is asked on its own host.</summary>
-    /// <returns>Also whether it takes only clients that have a certificate.</returns>
+    /// <summary>The URL at which the SeS with these settings answers on its own host.</summary>
+    /// <returns>Also whether it accepts only clients with a certificate.</returns>
     /// <exception cref="OptionsException">A value that cannot be used.</exception>
     public static (Uri Url, bool NeedsCertificate) OwnUrl(
         IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
     {
         var source = new SettingSource(flags, variables);
-        var place = new IPEndPoint(AddressOf(source) ?? IPAddress.Any, PortOf(source, PortSetting));
-        return (OwnUrl(place, source.Text(TlsCertSetting) is { Length: > 0 }),
+        var listener = new IPEndPoint(AddressOf(source) ?? IPAddress.Any, PortOf(source, PortSetting));
+        return (OwnUrl(listener, source.Text(TlsCertSetting) is { Length: > 0 }),
             source.Text(TlsClientCaSetting) is { Length: > 0 });
     }
 
-    /// <summary>Where this host reaches what listens there.</summary>
-    public static Uri OwnUrl(IPEndPoint place, bool isTls)
+    /// <summary>The URL at which this host reaches its own listener.</summary>
+    public static Uri OwnUrl(IPEndPoint listener, bool isTls)
     {
-        var address = place.Address.Equals(IPAddress.Any) ? IPAddress.Loopback
-            : place.Address.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : place.Address;
-        return new Uri($"{(isTls ? "https" : "http")}://{new IPEndPoint(address, place.Port)}");
+        var address = listener.Address.Equals(IPAddress.Any) ? IPAddress.Loopback
+            : listener.Address.Equals(IPAddress.IPv6Any) ? IPAddress.IPv6Loopback : listener.Address;
+        return new Uri($"{(isTls ? "https" : "http")}://{new IPEndPoint(address, listener.Port)}");
     }
 
-    /// <summary>A BOOL of a command; false when it is not given.</summary>
-    /// <exception cref="OptionsException">It is neither true nor false.</exception>
+    /// <summary>The value of a command's BOOL flag; false when the flag is not given.</summary>
+    /// <exception cref="OptionsException">The value is neither true nor false.</exception>
     public static bool BoolOf(Setting setting, IReadOnlyDictionary<string, string> flags) =>
         flags.ContainsKey(setting.Flag)
         && new SettingSource(flags, new Dictionary<string, string>()).Bool(setting);
@@ -702,26 +702,27 @@ internal sealed record Options
         if (OidcIssuer?.StartsWith("http:", StringComparison.OrdinalIgnoreCase) == true)
             warnings.Add($"the keys that verify tokens are fetched unencrypted: {OidcIssuerSetting} is not an https URL");
         if (MetricsAuth && AuthMode == AuthMode.None && ReadPassword == null)
-            warnings.Add($"{MetricsAuthSetting} closes nothing, since {AuthModeSetting} is none");
-        // Prometheus and Alertmanager listen so, too: it is told, not changed.
+            warnings.Add($"{MetricsAuthSetting} has no effect, since {AuthModeSetting} is none and "
+                + $"{ReadPasswordSetting} is not set");
+        // Prometheus and Alertmanager are as open by default, so this is only a warning.
         if (AuthMode == AuthMode.None && TlsClientCa == null && IsReachable)
             warnings.Add("anyone who can reach this host may post alerts"
                 + (ReadPassword == null ? " and read the history: set " : ": set ") + $"{AuthModeSetting}, or {AddressSetting} to 127.0.0.1");
         CheckUsers();
         if (Targets.GroupBy(t => t.Shown).FirstOrDefault(g => g.Count() > 1) is { } twice)
             throw new OptionsException($"--{string.Join(" and --", twice.Select(t => t.Name))} have the same URL");
-        // Who names some partitions believes that the others are closed.
+        // Whoever lists public partitions believes that all others are closed.
         if (Public != null && AuthMode == AuthMode.None && ReadPassword == null)
-            throw new OptionsException($"{PublicSetting}: all partitions are open to all, since nobody needs credentials "
-                + $"to ask: set {ReadPasswordSetting.File} or {AuthModeSetting}, or leave it out");
+            throw new OptionsException($"{PublicSetting}: all partitions are open to all, since reading needs no "
+                + $"credentials: set {ReadPasswordSetting.File} or {AuthModeSetting}, or leave it out");
         if ((AuthMode == AuthMode.Basic || ReadPassword != null || EditorPassword != null || ImportPassword != null)
             && TlsCert == null && IsReachable)
             warnings.Add($"passwords are sent unencrypted: set {TlsCertSetting}, or {AddressSetting} to 127.0.0.1 "
                 + "behind a proxy with TLS");
         var flaw = FlawOf(Password.Value);
         if (IsRefused(Password.Value))
-            throw new OptionsException($"{PasswordSetting}: the password is {flaw}, which is refused where others "
-                + $"reach SeS: set another, or {AddressSetting} to 127.0.0.1");
+            throw new OptionsException($"{PasswordSetting}: the password is {flaw}, which is refused while other "
+                + $"hosts can reach SeS: set another, or {AddressSetting} to 127.0.0.1");
         if (flaw != null)
             warnings.Add($"the password is {flaw}: set {PasswordSetting}");
         if (OnixUrl?.Scheme == Uri.UriSchemeHttps && OnixInsecureSkipVerify)
@@ -729,7 +730,7 @@ internal sealed record Options
                 + $"or {OnixSkipVerifySetting} to false");
     }
 
-    /// <summary>Each has a name of its own, since none may do what all may.</summary>
+    /// <summary>Checks that no two users have one name, since each has rights that others lack.</summary>
     private void CheckUsers()
     {
         var users = new Dictionary<string, Setting>();
@@ -751,17 +752,17 @@ internal sealed record Options
         }
     }
 
-    /// <summary>From other hosts.</summary>
+    /// <summary>Other hosts can reach SeS.</summary>
     private bool IsReachable => Address == null || !IPAddress.IsLoopback(Address);
 
-    /// <summary>Others could sign in with it.</summary>
+    /// <summary>SeS does not start with this password: people on other hosts could guess it.</summary>
     private bool IsRefused(string password) => IsReachable && FlawOf(password) != null;
 
     private string? FlawOf(string password) => AuthMode != AuthMode.Basic ? null
         : string.IsNullOrWhiteSpace(password) ? "empty"
         : password == PasswordSetting.Default ? "the documented default" : null;
 
-    /// <summary>The secrets that files hold, and whether another one of each could be used.</summary>
+    /// <summary>The secrets that files hold, each with a check of whether a new value is usable.</summary>
     public IEnumerable<(Setting Setting, Secret Secret, Func<string, bool> IsUsable)> SecretFiles =>
         ((IEnumerable<(Setting Setting, Secret? Secret, Func<string, bool> IsUsable)>)
         [
@@ -791,7 +792,7 @@ internal sealed record Options
         return usable && !path.Contains("//", StringComparison.Ordinal) ? path : null;
     }
 
-    /// <summary>First parts of addresses that SeS has itself.</summary>
+    /// <summary>First parts of the paths that SeS uses itself.</summary>
     public static readonly IReadOnlySet<string> TakenPaths = new HashSet<string>
     {
         "platform", "service", "s", "outages", "day", "wall", "now", "feed", "badge.svg", "login", "live", "ready",
@@ -807,10 +808,10 @@ internal sealed record Options
             || address.ToString() == text) ? address : null;
 
     /// <summary>
-    /// A host as hosts are compared: without its port and a dot at its end, in lower case, an IPv6 address
-    /// in brackets and its short form (RFC 5952); null if it is none.
+    /// A host in the form in which hosts are compared: without port and final dot, in lower case, an IPv6
+    /// address in brackets and its short form (RFC 5952); null if the text is not a host.
     /// </summary>
-    /// <param name="authority">As a Host field has it (RFC 9110, 7.2).</param>
+    /// <param name="authority">In the form of a Host header field (RFC 9110, 7.2).</param>
     public static string? HostOf(string authority)
     {
         var colon = authority.IndexOf(':', Math.Max(0, authority.IndexOf(']', StringComparison.Ordinal)));
@@ -827,7 +828,7 @@ internal sealed record Options
 
     private static HashSet<string>? ParseHosts(string text)
     {
-        // With a port already, a second one makes it none.
+        // Adding a port makes a host that already has one invalid.
         var hosts = text.Split(',', StringSplitOptions.TrimEntries)
             .Select(h => HostOf(h + ":0") ?? "").ToHashSet();
         return hosts.Contains("") ? null : hosts;
@@ -903,7 +904,7 @@ internal sealed record Options
         return new OptionsException($"{setting}: '{shown}' is not valid; allowed: {allowed}");
     }
 
-    /// <summary>Where values come from: a flag before its variable before the default.</summary>
+    /// <summary>Looks up values: a flag wins over its variable, which wins over the default.</summary>
     private sealed class SettingSource
     {
         private readonly IReadOnlyDictionary<string, string> _flags, _variables;
@@ -913,7 +914,7 @@ internal sealed record Options
         public SettingSource(
             IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables)
         {
-            // Manifests and env files leave variables empty that they do not set.
+            // Manifests and env files often set a variable to the empty text to mean that it is not set.
             (_flags, _variables) = (flags, variables.Where(v => v.Value != "").ToDictionary());
             foreach (var name in variables.Keys.Where(v => v.StartsWith(Prefix, StringComparison.Ordinal)))
             {
@@ -941,7 +942,7 @@ internal sealed record Options
         public T Parse<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
             parse(Text(setting) ?? "") ?? throw Bad(setting, Text(setting) ?? "", allowed);
 
-        /// <param name="parse">Throws a <see cref="FormatException"/> that tells what is allowed.</param>
+        /// <param name="parse">Throws a <see cref="FormatException"/> that says what is allowed.</param>
         public T Parse<T>(Setting setting, Func<string, T> parse) where T : class
         {
             try
@@ -954,20 +955,20 @@ internal sealed record Options
             }
         }
 
-        /// <summary>Null when there is none, or an empty one.</summary>
+        /// <summary>Null when there is no value, or an empty one.</summary>
         public T? Optional<T>(Setting setting, Func<string, T?> parse, string allowed) where T : class =>
             Text(setting) is null or "" ? null : Parse(setting, parse, allowed);
 
-        /// <summary>Null when there is none, or an empty one.</summary>
-        /// <param name="parse">Throws a <see cref="FormatException"/> that tells what is allowed.</param>
+        /// <summary>Null when there is no value, or an empty one.</summary>
+        /// <param name="parse">Throws a <see cref="FormatException"/> that says what is allowed.</param>
         public T? Optional<T>(Setting setting, Func<string, T> parse) where T : class =>
             Text(setting) is null or "" ? null : Parse(setting, parse);
 
-        /// <summary>The path of a file that must be there; null when none is named.</summary>
+        /// <summary>The path of a file that must exist; null when none is given.</summary>
         public string? Path(Setting setting) => Text(setting) is not { Length: > 0 } path ? null
             : File.Exists(path) ? path : throw Bad(setting, path, "an existing PEM file");
 
-        /// <summary>As Go's ParseBool, too, from which people come.</summary>
+        /// <summary>Accepts what Go's ParseBool does, too, since users come from the Go SeS.</summary>
         public bool Bool(Setting setting) => Parse(setting, v => v.ToLowerInvariant() switch
         {
             "true" or "1" or "t" or "yes" or "on" => true,
@@ -984,8 +985,8 @@ internal sealed record Options
                 n => char.IsLower(setting.Default![0]) ? n.ToLowerInvariant() : n)]), ignoreCase: true);
 
         /// <summary>
-        /// The secret itself, or what the file holds that is named instead, without line ends; else what
-        /// systemd hands over by the flag's name (systemd.exec(5), LoadCredential).
+        /// The secret that is given directly, or the content of the file that is named instead, without line
+        /// ends; else systemd's credential with the flag's name (systemd.exec(5), LoadCredential).
         /// </summary>
         public Secret? SecretOf(Setting setting)
         {
@@ -1007,8 +1008,8 @@ internal sealed record Options
         }
 
         /// <summary>
-        /// Warns of a secret that every user of the host can read. What a container engine or systemd hands over
-        /// lies in memory, where nobody else sees it, often as a link to a file with the mode 0644.
+        /// Warns of a secret that every user of the host can read. Secrets from a container engine or systemd
+        /// are exempt: they are often files with mode 0644, but in memory, where nobody else sees them.
         /// </summary>
         public void WarnIfOpen(Setting setting, string path)
         {
@@ -1033,22 +1034,22 @@ internal sealed record Options
     }
 }
 
-/// <summary>What somebody who mistyped a name may have meant.</summary>
+/// <summary>Suggests the name that somebody who mistyped one may have meant.</summary>
 internal static class NearestName
 {
-    /// <returns>How a message goes on that says that there is no such name; empty: none is near.</returns>
-    /// <param name="prefix">What all names begin with.</param>
+    /// <returns>The end of a message about an unknown name; empty when no known name is near.</returns>
+    /// <param name="prefix">The beginning that all names share.</param>
     public static string Of(string name, IEnumerable<string> names, string prefix = "")
     {
         var rest = name.Length > prefix.Length ? name[prefix.Length..] : name;
         var nearest = names.MinBy(n => Distance(n[prefix.Length..], rest));
-        // Of one letter any is near.
+        // Any name of one letter would be near to a single letter.
         return nearest != null
             && Distance(nearest[prefix.Length..], rest) <= Math.Min(rest.Length - 1, Math.Max(2, rest.Length / 3))
             ? $"; the nearest is {nearest}" : "";
     }
 
-    /// <summary>Levenshtein's.</summary>
+    /// <summary>The Levenshtein distance.</summary>
     private static int Distance(string a, string b)
     {
         var row = Enumerable.Range(0, b.Length + 1).ToArray();
@@ -1069,18 +1070,18 @@ internal static class NearestName
 
 // ================================== 2. Log ===================================
 //
-// One line an event on standard error, as text or JSON, with fields after the message. Values come
-// from strangers, so control characters are always escaped; all others stay as they are. Nothing is logged per alert that a busy
-// site would drown in: what a stranger can cause goes through Often, which lets one line of a kind
-// pass every ten seconds, with the number of those held back.
+// One line for each event on standard error, as text or JSON, with fields after the message. Values come from
+// strangers, so control characters are always escaped; all other characters stay as they are. A busy site
+// would drown in lines for each alert, so there are none: whatever a stranger can cause goes through Often,
+// which lets one line of a kind pass every ten seconds, with the number of those held back.
 
-/// <param name="isJournal">systemd's journal reads it: it has the time, and takes the level from a prefix.</param>
+/// <param name="isJournal">For systemd's journal, which adds times and reads levels from a prefix.</param>
 internal sealed class Log(
     LogLevel least, bool json, TextWriter output, TimeProvider clock, bool isJournal = false)
 {
     private static readonly TimeSpan OftenEvery = TimeSpan.FromSeconds(10);
 
-    /// <summary>In characters; an exception with its places has fewer.</summary>
+    /// <summary>In characters; an exception with its stack trace has fewer.</summary>
     private const int LongestValue = 16 * 1024;
 
     private readonly Lock _gate = new();
@@ -1098,7 +1099,7 @@ internal sealed class Log(
     public void Debug(string message, params (string Key, object? Value)[] fields) =>
         Write(LogLevel.Debug, message, fields);
 
-    /// <summary>A warning that a stranger can cause: one of its message each ten seconds at most.</summary>
+    /// <summary>A warning that a stranger can cause: at most one of each message in ten seconds.</summary>
     public void Often(string message, params (string Key, object? Value)[] fields)
     {
         int held;
@@ -1122,7 +1123,7 @@ internal sealed class Log(
         if (level > least)
             return;
         if ((output as QueuedWriter)?.TakeDropped() is > 0 and var dropped)
-            Write(level, "lines of the log were dropped, since nobody read them", [("lines", dropped)]);
+            Write(level, "log lines were dropped because nobody read them", [("lines", dropped)]);
         var line = (isJournal ? JournalPrefix(level) : "")
             + (json ? Json(level, message, fields) : Text(level, message, fields));
         try
@@ -1162,7 +1163,7 @@ internal sealed class Log(
         return text.Length <= LongestValue ? text : text[..LongestValue] + "…";
     }
 
-    /// <summary>As JSON has it, and also what turns text around or hides in it.</summary>
+    /// <summary>Escaped as in JSON, and also characters that reverse text or are invisible.</summary>
     private static string Escaped(string text) => WithoutHidden(
         JsonEncodedText.Encode(Whole(text), ReadableJson.Options.Encoder).ToString());
 
@@ -1178,7 +1179,7 @@ internal sealed class Log(
         _ => "<7>",
     };
 
-    /// <summary>Half a character, which no encoding can write, becomes U+FFFD.</summary>
+    /// <summary>A lone surrogate, which no encoding can write, becomes U+FFFD.</summary>
     private static string Whole(string text) => Encoding.UTF8.GetString(Encoding.UTF8.GetBytes(text));
 
     private string Json(LogLevel level, string message, (string Key, object? Value)[] fields)
@@ -1198,27 +1199,27 @@ internal sealed class Log(
     }
 }
 
-/// <summary>JSON that people read too: only what JSON demands is escaped.</summary>
+/// <summary>JSON that people read too: only the characters that JSON demands are escaped.</summary>
 internal static class ReadableJson
 {
     public static readonly JsonWriterOptions Options =
         new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 }
 
-/// <summary>Text from strangers, as a terminal may get it.</summary>
+/// <summary>Text from strangers, made safe for a terminal.</summary>
 internal static class Terminal
 {
-    /// <summary>Control characters, C1 too, and those that turn text around or hide in it.</summary>
+    /// <summary>Control characters, C1 too, and those that reverse text or are invisible.</summary>
     public static bool Obeys(char c) =>
         char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format;
 
     /// <summary>One line, with U+FFFD for each character that a terminal obeys.</summary>
     public static string Plain(string text) => string.Concat(text.Select(c => Obeys(c) ? '\ufffd' : c));
 
-    /// <summary>How many columns of a terminal a text takes.</summary>
+    /// <summary>How many columns of a terminal a text occupies.</summary>
     public static int Columns(string text) => Ascii.IsValid(text) ? text.Length : text.EnumerateRunes().Sum(Columns);
 
-    /// <summary>As much of a text as fits, with an ellipsis at its end if that is not all.</summary>
+    /// <summary>As much of a text as fits, with an ellipsis at its end if it was cut.</summary>
     public static string Cut(string text, int columns)
     {
         if (Columns(text) <= columns)
@@ -1234,7 +1235,7 @@ internal static class Terminal
         return text[..length] + "…";
     }
 
-    /// <summary>Blocks of which all but a few take two columns: East Asian Width (Unicode, annex 11), W and F.</summary>
+    /// <summary>Blocks of mostly wide characters: East Asian Width W and F (Unicode, annex 11).</summary>
     private static readonly (int First, int Last)[] Wide =
     [
         (0x1100, 0x115F), (0x2E80, 0x303E), (0x3041, 0xA4CF), (0xA960, 0xA97F), (0xAC00, 0xD7A3), (0xF900, 0xFAFF),
@@ -1260,7 +1261,7 @@ internal static class Quantity
         return string.Create(CultureInfo.InvariantCulture, $"{bytes:0.#} {units[unit]}");
     }
 
-    /// <summary>A span of time as a setting has it, such as 15m.</summary>
+    /// <summary>A span of time as settings are written, such as 15m.</summary>
     public static string Setting(TimeSpan time)
     {
         var seconds = (long)time.TotalSeconds;
@@ -1281,7 +1282,7 @@ internal static class Quantity
     };
 }
 
-/// <summary>Words beside an answer, for whoever reads them, if anybody does.</summary>
+/// <summary>Messages of commands to people, beside the output; it does not matter if they get lost.</summary>
 internal static class StandardError
 {
     public static void WriteLine(string line)
@@ -1292,20 +1293,20 @@ internal static class StandardError
         }
         catch (Exception e) when (Disk.Refused(e))
         {
-            // It is closed, or its file takes no more; the exit code tells.
+            // Standard error is closed, or its file is full; the exit code remains.
         }
     }
 }
 
 /// <summary>
-/// Writes lines by a thread of its own: whoever reads them may stall, and that must not stop the service.
-/// Lines wait meanwhile, up to a limit. Those beyond it are dropped, and counted when there is room again.
+/// Writes lines on a thread of its own: if their reader stalls, the service must not stop.
+/// Lines wait meanwhile, up to a limit; those beyond it are dropped, and their number is logged later.
 /// </summary>
 internal sealed class QueuedWriter : TextWriter
 {
     private const int MaxLines = 10_000;
 
-    /// <summary>How long an end waits for whoever reads.</summary>
+    /// <summary>How long <see cref="DisposeAsync"/> waits for the reader.</summary>
     private static readonly TimeSpan EndTime = TimeSpan.FromSeconds(1);
 
     private readonly TextWriter _output;
@@ -1330,7 +1331,7 @@ internal sealed class QueuedWriter : TextWriter
         }
         catch (InvalidOperationException)
         {
-            // The process ends, and this line comes too late.
+            // The process ends, and this line is too late.
         }
     }
 
@@ -1347,13 +1348,13 @@ internal sealed class QueuedWriter : TextWriter
             }
             catch (Exception e) when (Disk.Refused(e))
             {
-                // Nobody reads the log any more, or its file takes no more.
+                // Nobody reads the log any more, or its file is full.
             }
         }
         _ended.SetResult();
     }
 
-    /// <summary>Returns when all is written, or when the time for it is over.</summary>
+    /// <summary>Returns when all lines are written, or after <see cref="EndTime"/>.</summary>
     public override async ValueTask DisposeAsync()
     {
         _lines.CompleteAdding();
@@ -1386,7 +1387,7 @@ internal static class Rfc3339
         return length + 1;
     }
 
-    /// <summary>Takes any offset and any fraction of a second, but never a time without a zone.</summary>
+    /// <summary>Accepts any offset and any fraction of a second, but never a time without a zone.</summary>
     public static bool TryParse(string? text, out DateTime utc)
     {
         utc = default;
@@ -1407,8 +1408,8 @@ internal static class Rfc3339
 
 // ================================ 3. Metrics =================================
 //
-// prometheus-net's registry and text export; none of its servers. The names below are the interface:
-// the table in docs/operations.md is held against them.
+// prometheus-net's registry and text export, without its servers. The names below are an interface:
+// a test compares the table in docs/operations.md with them.
 
 internal sealed class Meters
 {
@@ -1417,7 +1418,7 @@ internal sealed class Meters
     /// </summary>
     private static readonly double[] Seconds = Histogram.ExponentialBuckets(0.0001, 2, 20);
 
-    /// <summary>The gate's, in the order of a connection's life.</summary>
+    /// <summary>The reasons of the Gate, in the order of a connection's life.</summary>
     public static IReadOnlyList<string> RefusalReasons { get; } =
     [
         "accept", "connections", "handshakes", "handshake", "handshake_timeout", "idle", "head_timeout",
@@ -1426,7 +1427,7 @@ internal sealed class Meters
         "body_size", "content_encoding", "bytes_in_flight", "in_flight", "listener", "answer_timeout",
     ];
 
-    /// <summary>Why what was posted will never be taken as it is: the gate's reasons, then those of Web.</summary>
+    /// <summary>Why a POST fails however often it is repeated: reasons of the Gate, then of Web.</summary>
     public static IReadOnlyList<string> BadReasons { get; } =
     [
         "handshake", "head_timeout", "head_cut", "head_size", "malformed", "version", "transfer_encoding", "expectation",
@@ -1461,66 +1462,66 @@ internal sealed class Meters
         Histogram Time(string name, string help, params string[] labels) =>
             make.CreateHistogram(name, help, labels, new HistogramConfiguration { Buckets = Seconds });
 
-        Alerts = Count("ses_alerts_total", "Alerts received: new (it brought something), known (a copy), "
-            + "ignored, heartbeat (about no service), quarantined, not_taken (of other partitions).",
+        Alerts = Count("ses_alerts_total", "Alerts received: new (with a new fact), known (a copy), ignored, "
+            + "heartbeat (about no service), quarantined, not_taken (partition not accepted).",
             "outcome");
         Truncated = Count("ses_alerts_truncated_total", "Alerts that Alertmanager cut off before sending.");
         BadRequests = Count("ses_bad_requests_total",
-            "Posts that could not be taken, and never will as they are, by the reason.", "reason");
-        Requests = Count("ses_webhook_requests_total", "Answers of the webhook by status code.", "code");
-        WebhookDuration = Time("ses_webhook_duration_seconds", "From the request's head to the answer.");
+            "Posts that were refused and will always be if repeated unchanged, by reason.", "reason");
+        Requests = Count("ses_webhook_requests_total", "Responses of the webhook, by status code.", "code");
+        WebhookDuration = Time("ses_webhook_duration_seconds", "Time from the request's head to the response.");
         Questions = Count("ses_questions_total",
-            "Answers to questions about the past, by what was asked and status code.", "subject", "code");
+            "Responses to queries of the history, by subject and status code.", "subject", "code");
         QuestionDuration = Time("ses_question_duration_seconds",
-            "From a question's head to the end of its answer's first part.", "subject");
-        Connections = Level("ses_connections", "Connections of clients that are open.");
-        ConnectionsTotal = Count("ses_connections_total", "Connections of clients that were taken.");
+            "Time from a query's head to the end of the first part of its response.", "subject");
+        Connections = Level("ses_connections", "Open connections of clients.");
+        ConnectionsTotal = Count("ses_connections_total", "Connections of clients that were accepted.");
         HttpRefused = Count("ses_http_refused_total",
-            "Requests and connections that the gate ended, by the reason.", "reason");
+            "Requests and connections that the gate refused or ended, by reason.", "reason");
         AuthFailures = Count("ses_auth_failures_total",
-            "Requests answered 401: missing, scheme (of another kind), wrong; 503: unjudged.", "reason");
+            "Requests answered 401: missing, scheme (not the required one), wrong; 503: unjudged.", "reason");
         TlsExpiry = Level("ses_tls_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires, in Unix time; 0 without TLS.");
-        TlsReloads = Count("ses_tls_reloads_total", "Changed certificates: loaded, refused.", "outcome");
+        TlsReloads = Count("ses_tls_reloads_total", "Changed certificates that were loaded or refused.", "outcome");
         StoreSize = Level("ses_store_bytes", "Size of the database and its log.");
-        StoreFree = make.CreateGauge("ses_store_free_bytes", "Bytes that are free on the database's disk.",
+        StoreFree = make.CreateGauge("ses_store_free_bytes", "Free bytes on the database's disk.",
             new GaugeConfiguration { SuppressInitialValue = true });
         CommitDuration = Time("ses_store_commit_duration_seconds",
-            "Time to write and flush what waiting requests brought.");
+            "Time to write and flush the facts of all waiting requests.");
         Underived = Level("ses_store_underived_observations",
-            "Observations that are on disk, and not in the timeline yet.");
+            "Observations on disk that are not in the timeline yet.");
         Damage = Level("ses_store_damaged", "1 once a fault was found in the database: see ses check.");
         Services = Level("ses_services", "Services that SeS knows of.");
-        LabelSets = Level("ses_label_sets", "Alerts, by their labels, that SeS knows of.");
+        LabelSets = Level("ses_label_sets", "Label sets of alerts that SeS knows of.");
         Quarantined = Level("ses_quarantined_alerts", "Alerts in quarantine.");
-        Watched = Level("ses_watched", "1 while a heartbeat beats: somebody watches; 0 while it is silent.",
+        Watched = Level("ses_watched", "1 while a heartbeat arrives, 0 while it is silent and nobody watches.",
             "partition", "platform", "heartbeat");
         UnderMaintenance = Level("ses_under_maintenance",
             "Services under announced maintenance, of partitions that have any.", "partition");
         Backlog = Level("ses_onix_backlog_services",
-            "Services with changes that Onix has not confirmed, refused ones too.");
-        BacklogAge = Level("ses_onix_backlog_oldest_seconds", "Since the first of them waits.");
+            "Services with changes that Onix has not confirmed, including refused ones.");
+        BacklogAge = Level("ses_onix_backlog_oldest_seconds", "Age of the oldest entry in the backlog.");
         OnixRequests = Count("ses_onix_requests_total", "Requests to Onix.", "request", "outcome");
         OnixDuration = Time("ses_onix_request_duration_seconds", "Duration of requests to Onix.", "request");
         OnixChanges = Count("ses_onix_changes_total",
-            "Changes by what became of them: recorded, unchanged (Onix had it), "
+            "Changes, by outcome: recorded, unchanged (Onix had it), "
             + "late (Onix held something later), barred (Onix refuses), dropped (refused for 30 days).",
             "outcome");
         Barred = Level("ses_onix_barred_services", "Services whose change Onix refuses.");
-        ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Since Onix last confirmed anything.");
+        ConfirmationAge = Level("ses_onix_confirmation_age_seconds", "Time since Onix last confirmed a change.");
         ForwardLines = Count("ses_forward_lines_total",
-            "Lines that targets took (sent), or refused by themselves and never get (set_aside).", "target", "result");
-        ForwardFailures = Count("ses_forward_failures_total", "Posts to targets that are made again, by the reason.",
+            "Lines that targets accepted (sent), or refused and do not get again (set_aside).", "target", "result");
+        ForwardFailures = Count("ses_forward_failures_total", "Failed posts to targets, which are retried, by reason.",
             "target", "reason");
         ForwardBacklog = Level("ses_forward_backlog", "Facts, or services for an engine, that a target lacks; 100000: or more.", "target");
-        ForwardOldest = Level("ses_forward_oldest_seconds", "Since the first of them was recorded.", "target");
+        ForwardOldest = Level("ses_forward_oldest_seconds", "Age of the oldest entry in the backlog of a target.", "target");
         ForwardSuccess = Level("ses_forward_last_success_timestamp_seconds",
-            "When a target last took anything, in Unix time; 0: not since the start.", "target");
+            "When a target last accepted anything, in Unix time; 0: not since the start.", "target");
         ImportLines = Count("ses_import_lines_total",
-            "Lines that other SeS brought: new, known, refused (in quarantine).", "by", "result");
+            "Lines that other SeS sent: new, known, refused (in quarantine).", "by", "result");
         Ready = Level("ses_ready", "1 while alerts can be made durable.");
-        Defects = Count("ses_defects_total", "Exceptions that nothing expected; each is in the log.");
-        make.CreateGauge("ses_build_info", "What runs here.", "version", "commit", "openssl")
+        Defects = Count("ses_defects_total", "Unexpected exceptions; each is in the log.");
+        make.CreateGauge("ses_build_info", "1, with the version of SeS, its commit and OpenSSL's version.", "version", "commit", "openssl")
             .WithLabels(version, commit, openssl).Set(1);
         Preset(Alerts, "new", "known", "ignored", "heartbeat", "quarantined", "not_taken");
         Preset(HttpRefused, [.. RefusalReasons]);
@@ -1530,7 +1531,7 @@ internal sealed class Meters
         Preset(OnixChanges, "recorded", "unchanged", "late", "barred", "dropped");
     }
 
-    /// <summary>A series that is there from the start can be alerted on when it first moves.</summary>
+    /// <summary>A rule sees a counter's first increase only if its series exists from the start.</summary>
     private static void Preset(Counter counter, params string[] outcomes)
     {
         foreach (var outcome in outcomes)
@@ -1538,7 +1539,7 @@ internal sealed class Meters
     }
 
     /// <summary>
-    /// The text of /metrics. It is dear to write, so all who ask while one is written share the next.
+    /// The text of /metrics. It is expensive to write, so all who ask while one is written share the next.
     /// </summary>
     public Task<byte[]> ExportAsync()
     {
@@ -1549,7 +1550,7 @@ internal sealed class Meters
     private async Task<byte[]> ExportAfterAsync(Task before)
     {
         await Task.Yield();
-        // If that failed, its exception is for those who asked for it.
+        // If the export before failed, its exception is for those who asked for it.
         await Task.WhenAny(before);
         lock (_gate)
             (_last, _next) = (_next!, null);
@@ -1572,7 +1573,7 @@ internal enum AlertSource
 {
     Webhook = 0, Prometheus = 1,
 
-    /// <summary>In quarantine alone: a line of facts that another SeS sent.</summary>
+    /// <summary>Only in quarantine: a line of facts that another SeS sent.</summary>
     Line = 2,
 }
 
@@ -1582,40 +1583,40 @@ internal readonly record struct ServiceKey(
 {
     public override string ToString() => $"{Partition}/{Platform}/{Service}/{Facet}/{Location}";
 
-    /// <summary>Labels stand at the end of its location, as in <c>n1 {pod="a"}</c>: it is of a stock alert.</summary>
+    /// <summary>Its location ends with labels, as in <c>n1 {pod="a"}</c>: it is of a stock alert.</summary>
     public bool HasLabels => Location.EndsWith('}') && Location.Contains('{', StringComparison.Ordinal);
 }
 
-/// <summary>An alert as the store takes it; times UTC, whole milliseconds.</summary>
-/// <param name="Sender">Empty for Alertmanager, whose partition is one sender.</param>
+/// <summary>An alert as the store accepts it; times are UTC, in whole milliseconds.</summary>
+/// <param name="Sender">Empty for Alertmanager: all of a partition count as one sender.</param>
 /// <param name="Labels">
-/// As JSON, sorted by name: two alerts are one if this, source and sender are the same.
+/// As JSON, sorted by name. Alerts with the same labels, source and sender are one alert.
 /// </param>
 /// <param name="Status">In lower case.</param>
-/// <param name="Starts">Of Prometheus's <c>default</c>: none was sent.</param>
-/// <param name="Ends">Null: it fires, or it is Prometheus's: see <paramref name="ValidUntil"/>.</param>
-/// <param name="Description">As sent, that of an end too.</param>
+/// <param name="Starts"><c>default</c>: Prometheus sent none.</param>
+/// <param name="Ends">Null: it fires, or Prometheus sent it: see <paramref name="ValidUntil"/>.</param>
+/// <param name="Description">As sent; a resolved alert has one too.</param>
 /// <param name="ValidUntil">
-/// Of Prometheus's alone: the end as sent, until when a firing copy is valid and past which one is resolved,
-/// but at most a day ahead; null: none was sent.
+/// Only from Prometheus: the end as sent, at most a day ahead. A firing copy is valid until then; an alert
+/// whose end is past is resolved. Null: no end was sent.
 /// </param>
-/// <param name="Uncertain">Its end, if it has one, is no recovery (3.4).</param>
-/// <param name="Rule">Of Prometheus's alone: the name of the rule.</param>
+/// <param name="Uncertain">Its end, if it has one, does not mean recovery (3.4).</param>
+/// <param name="Rule">Only from Prometheus: the name of the rule.</param>
 internal sealed record IncomingAlert(
     ServiceKey Service, bool Dialect, AlertSource Source, string Sender, string Labels, string Status,
     DateTime Starts, DateTime? Ends, string Description, DateTime? ValidUntil = null, bool Uncertain = false,
     string Rule = "");
 
 /// <summary>An alert that cannot be mapped to a service, whole.</summary>
-/// <param name="Identity">Fingerprint, status, start, end and reason: copies of it are kept once.</param>
-/// <param name="Raw">The alert as it came, without line breaks.</param>
+/// <param name="Identity">Fingerprint, status, start, end and reason: one of each is kept.</param>
+/// <param name="Raw">The alert as received, without line breaks.</param>
 internal sealed record UnmappableAlert(
     string Identity, string Fingerprint, string Alertname, string Reason, byte[] Raw);
 
-/// <summary>Is thrown when a body as a whole is unusable; the message is the reason, a sentence.</summary>
+/// <summary>Thrown when a body as a whole is unusable; the message is the reason, as a sentence.</summary>
 internal sealed class PayloadException(string message, int code = 400) : Exception(message)
 {
-    /// <summary>Of the answer.</summary>
+    /// <summary>The HTTP status code of the answer.</summary>
     public int Code => code;
 }
 
@@ -1624,7 +1625,7 @@ internal enum FieldSourceKind { Label, AnnotationFirst, Literal, Partition, Aler
 
 internal readonly record struct FieldSource(FieldSourceKind Kind, string Name);
 
-/// <summary>The sources of each field, of which the first that is present and not empty counts.</summary>
+/// <summary>The sources of each field, in order: the first that is present and not empty counts.</summary>
 internal sealed class FieldMap
 {
     private static readonly string[] Fields = ["platform", "service", "facet", "location", "description"];
@@ -1661,8 +1662,8 @@ internal sealed class FieldMap
     public FieldSource[] Of(string field, bool stock) => (stock ? _stock : _dialect)[field];
 
     /// <summary>
-    /// Reads <c>platform=platform,cluster,'prod';location=instance</c>: the sources of the fields named
-    /// are replaced for both kinds of alert; a text in single quotes is a literal.
+    /// Reads <c>platform=platform,cluster,'prod';location=instance</c>: replaces the sources of the named
+    /// fields for both kinds of alert; a text in single quotes is a literal.
     /// </summary>
     /// <exception cref="FormatException">What is allowed instead.</exception>
     public static FieldMap Parse(string text)
@@ -1684,14 +1685,14 @@ internal sealed class FieldMap
     {
         var source = text.Trim();
         if (source.Length == 0 || source.Count(c => c == '\'') is not (0 or 2))
-            throw new FormatException("for each source the name of a label or annotation, or a 'text'");
+            throw new FormatException("as each source the name of a label or annotation, or a literal 'text' in quotes");
         if (source[0] != '\'')
             return new(FieldSourceKind.Label, source);
         return source[^1] == '\'' ? new(FieldSourceKind.Literal, source[1..^1])
-            : throw new FormatException("a literal as 'text', without a quote inside");
+            : throw new FormatException("a literal in single quotes, such as 'text', without a quote inside");
     }
 
-    /// <summary>Splits where no quote is open.</summary>
+    /// <summary>Splits at separators outside quotes.</summary>
     private static IEnumerable<string> Split(string text, char separator)
     {
         var (start, quoted) = (0, false);
@@ -1708,8 +1709,8 @@ internal sealed class FieldMap
 }
 
 /// <summary>The alerts of one body.</summary>
-/// <param name="UnmappableAlerts">Each once, the first of them whole.</param>
-/// <param name="MoreUnmappable">All others: copies, and what came after those.</param>
+/// <param name="UnmappableAlerts">Each once, up to a limit.</param>
+/// <param name="MoreUnmappable">The number of all others: copies, and alerts beyond the limit.</param>
 /// <param name="Ignored">Alerts that are about no service, by name, severity or status.</param>
 /// <param name="Heartbeats">Copies of alerts that always fire.</param>
 /// <param name="Truncated">Alerts that Alertmanager cut off before sending.</param>
@@ -1719,27 +1720,27 @@ internal sealed record ReceivedAlerts(
 {
     public AlertSource Source { get; init; }
 
-    /// <summary>What its heartbeats say, the last copy of each.</summary>
+    /// <summary>The last copy of each heartbeat in the body.</summary>
     public IReadOnlyCollection<Beat> Beats { get; init; } = [];
 
-    /// <summary>Each alert of the body has a service.</summary>
+    /// <summary>The body has alerts, and each belongs to a service.</summary>
     public bool IsAllMapped =>
         Alerts.Count > 0 && UnmappableAlerts.Count == 0 && Ignored == 0 && Heartbeats == 0;
 }
 
-/// <summary>A copy of an alert that always fires: whoever sent it is there.</summary>
-/// <param name="Platform">For which it speaks; empty: for its partition.</param>
-/// <param name="Name">As --heartbeat has it.</param>
-/// <param name="Alert">A hash of sender and labels: each alert of this name beats for itself.</param>
-/// <param name="Ends">Alertmanager says that nobody renewed it; null: it fires.</param>
+/// <summary>A copy of an alert that always fires: it proves that its sender works.</summary>
+/// <param name="Platform">The platform that it watches; empty: its partition.</param>
+/// <param name="Name">As --heartbeat spells it.</param>
+/// <param name="Alert">A hash of sender and labels, which tells apart alerts of the same name.</param>
+/// <param name="Ends">Set when Alertmanager resolved it, as nobody renewed it; null: it fires.</param>
 internal sealed record Beat(string Platform, string Name, long Alert, AlertSource Source, DateTime? Ends);
 
-/// <summary>What alerts mean, by the settings.</summary>
+/// <summary>The settings that map alerts to services and statuses.</summary>
 /// <param name="Statuses">
-/// By severity, of the dialect by status, in any case; <see cref="Ignore"/>: the alert is left out.
+/// By severity, or by the dialect's status, in any case; <see cref="Ignore"/>: the alert is left out.
 /// </param>
-/// <param name="Ignored">Alerts to ignore because they are about no service, in any case.</param>
-/// <param name="Heartbeats">Names of alerts that always fire, in any case; they are looked for first.</param>
+/// <param name="Ignored">Names of alerts about no service, in any case.</param>
+/// <param name="Heartbeats">Names of alerts that always fire, in any case; checked first.</param>
 internal sealed record MappingRules(
     FieldMap Fields, IReadOnlyDictionary<string, string> Statuses, IReadOnlySet<string> Ignored,
     HashSet<string> Heartbeats)
@@ -1751,14 +1752,14 @@ internal sealed record MappingRules(
     public static MappingRules Default { get; } =
         Parse(string.Join(Separator, "", DefaultStatuses, DefaultIgnored, DefaultHeartbeats));
 
-    /// <summary>Stands in no setting.</summary>
+    /// <summary>A character that no setting contains.</summary>
     public const char Separator = '\u001e';
 
-    /// <summary>The settings that made it: --map, --status, --ignore, --heartbeat.</summary>
+    /// <summary>The settings these rules are made from: --map, --status, --ignore, --heartbeat.</summary>
     public required string Text { get; init; }
 
-    /// <summary>Reads what <see cref="Text"/> gave.</summary>
-    /// <exception cref="FormatException">Another SeS wrote it.</exception>
+    /// <summary>Reads a <see cref="Text"/>.</summary>
+    /// <exception cref="FormatException">Another version of SeS wrote it.</exception>
     public static MappingRules Parse(string text) =>
         text.Split(Separator) is [var map, var statuses, var ignored, var heartbeats]
             ? new(map == "" ? FieldMap.Default : FieldMap.Parse(map), ParseStatuses(statuses),
@@ -1789,20 +1790,20 @@ internal sealed record MappingRules(
     {
         var names = Split(text);
         return !names.Contains("") ? names.ToHashSet(StringComparer.OrdinalIgnoreCase)
-            : throw new FormatException("names of alerts with commas between them");
+            : throw new FormatException("names of alerts, separated by commas");
     }
 
     private static string[] Split(string text) =>
         text.Trim() == "" ? [] : text.Split(',', StringSplitOptions.TrimEntries);
 }
 
-/// <summary>What an alert may hold; the limits are told in docs/security.md.</summary>
+/// <summary>The limits of an alert, which docs/security.md lists.</summary>
 internal static class AlertMapping
 {
     /// <summary>Deeper nesting makes the body as a whole unusable; real bodies have four levels.</summary>
     public const int MaxDepth = 10_000;
 
-    /// <summary>Real ones have some 300 bytes each: --max-body is reached before.</summary>
+    /// <summary>In one body; real alerts have some 300 bytes each, and reach --max-body before.</summary>
     public const int MaxAlerts = 25_000;
 
     /// <summary>Onix's item name, "{service} Service", holds 200 characters.</summary>
@@ -1810,10 +1811,10 @@ internal static class AlertMapping
 
     public const int MaxField = 1024, MaxDescription = 4096;
 
-    /// <summary>No monitoring is older; a time before it is an unset one.</summary>
+    /// <summary>No monitoring is older: an earlier time means that none was set.</summary>
     public static readonly DateTime Earliest = new(2000, 1, 1, 0, 0, 0, DateTimeKind.Utc);
 
-    /// <summary>An event further ahead would stay its service's latest for ever.</summary>
+    /// <summary>An event further in the future would stay its service's latest for ever.</summary>
     public static readonly TimeSpan MaxAhead = TimeSpan.FromHours(24);
 
     /// <summary>As Prometheus writes it: <c>device="sda"</c>.</summary>
@@ -1822,7 +1823,7 @@ internal static class AlertMapping
             .Replace("\"", "\\\"", StringComparison.Ordinal)
             .Replace("\n", "\\n", StringComparison.Ordinal)}\"";
 
-    /// <summary>Why no service can be made of it; null: one can.</summary>
+    /// <summary>The reason why this key or status cannot be stored; null: it can.</summary>
     public static string? Unusable(ServiceKey service, string? status)
     {
         foreach (var (name, value) in new[]
@@ -1842,7 +1843,7 @@ internal static class AlertMapping
         return null;
     }
 
-    /// <summary>False, with the reason, when the text is no time, or none that can be meant.</summary>
+    /// <summary>False, with the reason, when the text is not a time, or not a plausible one.</summary>
     public static bool ReadTime(
         string? text, string name, DateTime now, out DateTime time, out string reason)
     {
@@ -1850,7 +1851,7 @@ internal static class AlertMapping
         if (string.IsNullOrEmpty(text))
             reason = $"it has no {name}";
         if (!Rfc3339.TryParse(text, out time))
-            reason = reason != "" ? reason : $"{name} is no RFC 3339 time with a zone";
+            reason = reason != "" ? reason : $"{name} is not an RFC 3339 time with a zone";
         else if (time < Earliest)
             reason = $"{name} is before the year 2000";
         else if (time > now + MaxAhead)
@@ -1858,7 +1859,7 @@ internal static class AlertMapping
         return reason == "";
     }
 
-    /// <summary>Cut to so many bytes of UTF-8, at a whole character.</summary>
+    /// <summary>The text cut to at most so many bytes of UTF-8, between characters.</summary>
     public static string Clip(string text, int bytes)
     {
         if (text.Length <= bytes / 3 || Encoding.UTF8.GetByteCount(text) <= bytes)
@@ -1877,8 +1878,8 @@ internal static class AlertMapping
 
 // ================================ 5. Payloads ================================
 //
-// How a body is read: from its bytes, one alert after the other into the same fields. One that cannot be used
-// is kept as it came, with the reason, and spoils none of the others.
+// How a body is read: from its bytes, one alert after the other into the same fields. An unusable alert is
+// kept as received, with the reason, and does not affect the others.
 
 /// <summary>Texts in JSON, read without an exception and written in one form.</summary>
 internal static class JsonText
@@ -1887,10 +1888,10 @@ internal static class JsonText
         new(json, new JsonReaderOptions { MaxDepth = AlertMapping.MaxDepth });
 
     /// <summary>
-    /// A name, a text, a number, true or false as text, without NUL; null for all else, and for what is not
-    /// valid Unicode.
+    /// A name, a text, a number, true or false as text, each NUL replaced; null for anything else, and for
+    /// invalid Unicode.
     /// </summary>
-    /// <param name="most">Null for a text of more bytes, which is not read.</param>
+    /// <param name="most">A text of more bytes than this is not read: the result is null.</param>
     public static string? Read(ref Utf8JsonReader reader, int most = int.MaxValue) => reader.TokenType switch
     {
         _ when reader.ValueSpan.Length > most => null,
@@ -1924,7 +1925,7 @@ internal static class JsonText
         return !isAfterHigh;
     }
 
-    /// <summary>Within quotes; the text has no lone surrogates.</summary>
+    /// <summary>Writes a text, which must have no lone surrogates, in quotes.</summary>
     public static void Write(StringBuilder json, string text)
     {
         json.Append('"');
@@ -1941,13 +1942,13 @@ internal static class JsonText
     }
 }
 
-/// <summary>Labels as an alert is stored with them.</summary>
+/// <summary>Labels in the form in which they are stored.</summary>
 internal static class AlertLabels
 {
-    /// <summary>They tell which of several Prometheus sent it.</summary>
+    /// <summary>Labels that name the Prometheus, of several replicas, that sent an alert.</summary>
     public static readonly string[] OfReplica = ["prometheus", "prometheus_replica", "replica"];
 
-    /// <summary>The same for what each of a pair sends of one thing.</summary>
+    /// <summary>Labels without those of a replica: equal for the same alert of both replicas.</summary>
     public static string WithoutReplica(string labels)
     {
         if (!Array.Exists(OfReplica, n => labels.Contains($"\"{n}\":", StringComparison.OrdinalIgnoreCase)))
@@ -1969,11 +1970,11 @@ internal static class AlertLabels
 /// <summary>Labels or annotations of one alert, found by name without regard to case.</summary>
 internal sealed class AlertTexts
 {
-    /// <summary>Real alerts have some tens; a text that stands twice counts twice.</summary>
+    /// <summary>Real alerts have a few dozen; a name that occurs twice counts twice.</summary>
     public const int Max = 10_000;
 
-    /// <summary>They tell how bad it is and which Prometheus sent it; the name is the facet.</summary>
-    private static readonly string[] NoPlace = ["severity", "alertname", .. AlertLabels.OfReplica];
+    /// <summary>Labels that tell no location: severity, alert name (the facet) and replica.</summary>
+    private static readonly string[] NotLocation = ["severity", "alertname", .. AlertLabels.OfReplica];
 
     private readonly List<Entry> _entries = [];
 
@@ -1985,7 +1986,7 @@ internal sealed class AlertTexts
 
     public void Add(string name, string value) => _entries.Add(new(name, value, _entries.Count));
 
-    /// <summary>By name, of each the last; without empty ones, which for Prometheus are absent.</summary>
+    /// <summary>Sorts by name; keeps the last of each, and drops empty ones as Prometheus does.</summary>
     public void Sort()
     {
         _entries.Sort(static (a, b) =>
@@ -2003,7 +2004,7 @@ internal sealed class AlertTexts
     /// <summary>Null when it is absent or empty.</summary>
     public string? Get(string name) => Find(name) is >= 0 and var i ? _entries[i].Value : null;
 
-    /// <summary>The first of the sources that is there, which is then no longer among the unused.</summary>
+    /// <summary>The value of the first source that is present, which is marked as used.</summary>
     public string? Use(ReadOnlySpan<FieldSource> sources)
     {
         foreach (var source in sources)
@@ -2017,7 +2018,7 @@ internal sealed class AlertTexts
         return null;
     }
 
-    /// <summary>The exact name before others, of these the first by name.</summary>
+    /// <summary>The index of the exact name, else of the first in another case; -1: none.</summary>
     private int Find(string name)
     {
         var found = -1;
@@ -2035,16 +2036,16 @@ internal sealed class AlertTexts
     public override string ToString() =>
         $"{{{string.Join(", ", _entries.Select(e => AlertMapping.WriteLabel(e.Name, e.Value)))}}}";
 
-    /// <summary>What no field used and what tells of the place, as Prometheus writes it.</summary>
+    /// <summary>Labels that no field used and may tell the location, as Prometheus writes them.</summary>
     public List<string> Unused() =>
     [
-        .. _entries.Where(e => !e.IsUsed && !NoPlace.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
+        .. _entries.Where(e => !e.IsUsed && !NotLocation.Contains(e.Name, StringComparer.OrdinalIgnoreCase))
             .Select(e => AlertMapping.WriteLabel(e.Name, e.Value)),
     ];
 
     /// <summary>
-    /// As JSON, the same for the same texts: sorted by name, without spaces; only quotes, backslashes and
-    /// control characters, these as <c>\u0009</c>, are escaped.
+    /// As JSON in one canonical form, if sorted: without spaces; only quotes, backslashes and control
+    /// characters are escaped, the latter as <c>\u0009</c>.
     /// </summary>
     public string ToJson()
     {
@@ -2058,37 +2059,37 @@ internal sealed class AlertTexts
     }
 }
 
-/// <summary>The fields of one alert, as sent; used for all alerts of a body, one after the other.</summary>
+/// <summary>The fields of one alert, as sent; one instance serves all alerts of a body in turn.</summary>
 internal sealed class AlertFields(AlertSource source)
 {
     public AlertTexts Labels { get; } = new();
     public AlertTexts Annotations { get; } = new();
 
-    // Null: absent, or null. What the sender says of status does not count if it is Prometheus.
+    // Null: absent, or null. A status from Prometheus does not count.
     public string? Status { get; private set; }
     public string? StartsAt { get; private set; }
     public string? EndsAt { get; private set; }
     public string? Fingerprint { get; private set; }
     public string? GeneratorUrl { get; private set; }
 
-    /// <summary>Of status, times, fingerprint and names of fields, and of the URL, in bytes.</summary>
+    /// <summary>In bytes: of status, times, fingerprint and names of fields; of generatorURL.</summary>
     public const int MaxText = 1024, MaxUrl = 64 * 1024;
 
-    /// <summary>Of all labels, and of all annotations, with their names, in bytes. Real ones have some KiB.</summary>
+    /// <summary>In bytes: of all labels and all annotations with names. Real ones have some KiB.</summary>
     public const int MaxLabels = 256 * 1024, MaxAnnotations = 1024 * 1024;
 
     public bool IsDialect { get; private set; }
 
-    /// <summary>Why it cannot be mapped, the first reason that was found; null: none was.</summary>
+    /// <summary>The first reason found why the alert cannot be mapped; null: none was found.</summary>
     public string? Reason { get; private set; }
 
     public void Fail(string reason) => Reason ??= reason;
 
-    /// <summary>An end was sent that is not later.</summary>
+    /// <summary>The alert has an end, and it is not after <paramref name="now"/>.</summary>
     public bool HasEnded(DateTime now) =>
         Rfc3339.TryParse(EndsAt ?? "", out var ends) && ends != default && ends <= now;
 
-    /// <summary>Reads what stands at the reader, up to its end, and forgets the alert before.</summary>
+    /// <summary>Reads the value at the reader, up to its end, and forgets the alert before.</summary>
     public void Read(ref Utf8JsonReader reader)
     {
         Labels.Clear();
@@ -2148,7 +2149,7 @@ internal sealed class AlertFields(AlertSource source)
 
     private void ReadTexts(ref Utf8JsonReader reader, string field, AlertTexts texts, int most)
     {
-        // Of two fields of one name the last counts, and of two labels too.
+        // Of two fields of the same name the last counts; so does the last of two labels.
         texts.Clear();
         if (reader.TokenType is not (JsonTokenType.StartObject or JsonTokenType.Null))
             FailType(field);
@@ -2181,7 +2182,7 @@ internal sealed class AlertFields(AlertSource source)
 }
 
 /// <summary>
-/// The alerts of one body that cannot be mapped: the first 1,000 that differ whole, of the others the number.
+/// The alerts of one body that cannot be mapped: the first 1,000 different ones, and how many others.
 /// </summary>
 internal sealed class UnmappableAlerts(DateTime now)
 {
@@ -2190,14 +2191,14 @@ internal sealed class UnmappableAlerts(DateTime now)
     private readonly List<UnmappableAlert> _kept = [];
     private readonly HashSet<string> _identities = [];
 
-    /// <summary>Where those that are kept stand in the body, by a hash of their bytes.</summary>
+    /// <summary>The ranges of the kept alerts in the body, by a hash of their bytes.</summary>
     private readonly Dictionary<int, Range> _places = [];
 
     public IReadOnlyList<UnmappableAlert> Kept => _kept;
 
     public long More { get; private set; }
 
-    /// <summary>Copies cost little, as does what comes after the last that is kept.</summary>
+    /// <summary>Keeps an alert or counts it; copies and alerts beyond the limit cost little.</summary>
     public void Add(AlertFields alert, ReadOnlySpan<byte> body, Range place)
     {
         if (_kept.Count >= MaxKept || IsCopy(body, place, out var hash) || !Keep(alert, body[place]))
@@ -2216,7 +2217,7 @@ internal sealed class UnmappableAlerts(DateTime now)
 
     private bool Keep(AlertFields alert, ReadOnlySpan<byte> raw)
     {
-        // Prometheus sends no fingerprint: its alerts are their labels. Each copy that fires has another end.
+        // Prometheus sends no fingerprint, so labels identify its alerts; each firing copy has another end.
         var labels = alert.Labels.Count == 0 ? null : alert.Labels.ToJson();
         var fingerprint = alert.Fingerprint ?? Convert.ToHexStringLower(
             SHA256.HashData(labels == null ? raw : Encoding.UTF8.GetBytes(labels)).AsSpan(0, 8));
@@ -2235,26 +2236,26 @@ internal sealed class UnmappableAlerts(DateTime now)
     }
 }
 
-/// <summary>Reads bodies and maps their alerts; pure, so that two SeS map alike.</summary>
+/// <summary>Reads bodies and maps their alerts; pure, so that two SeS map them alike.</summary>
 internal static class AlertReader
 {
-    /// <summary>Reasons of Grafana for the end of an alert that is no recovery.</summary>
+    /// <summary>Grafana's reasons for ends of alerts that do not mean recovery.</summary>
     private static readonly string[] GivenUp = ["MissingSeries", "Paused", "Updated"];
 
-    /// <summary>No time is too far ahead of it.</summary>
+    /// <summary>A "now" for checks without an upper limit: no time is too far ahead of it.</summary>
     private static readonly DateTime Endless = DateTime.MaxValue - AlertMapping.MaxAhead;
 
-    /// <summary>What the alerts of a body are mapped by.</summary>
+    /// <summary>What all alerts of a body have in common for the mapping.</summary>
     private sealed record Context(string Partition, AlertSource Source, MappingRules Rules, DateTime Now);
 
     private enum Outcome { Mapped, Ignored, Heartbeat, Unmappable }
 
     /// <summary>Maps the alerts of a body, in the order in which they were sent.</summary>
     /// <param name="body">
-    /// Of a webhook an object with the list <c>alerts</c>, as Alertmanager and Grafana send it; of Prometheus
-    /// that list alone.
+    /// From a webhook an object with the list <c>alerts</c>, as Alertmanager and Grafana send it; from
+    /// Prometheus only that list.
     /// </param>
-    /// <exception cref="PayloadException">It is no JSON, or has no list of alerts.</exception>
+    /// <exception cref="PayloadException">It is not JSON, or has no list of alerts.</exception>
     public static ReceivedAlerts Read(
         ReadOnlySpan<byte> body, string partition, AlertSource source, MappingRules rules, DateTime now)
     {
@@ -2297,8 +2298,8 @@ internal static class AlertReader
         };
     }
 
-    /// <summary>To which service an alert belongs that is stored with its labels; null: to none.</summary>
-    /// <param name="service">To which it was mapped by the rules of before.</param>
+    /// <summary>Maps a stored alert to its service by new rules; null: to none.</summary>
+    /// <param name="service">The service to which the rules of before mapped it.</param>
     public static ServiceKey? MapAnew(
         ServiceKey service, string labels, bool isDialect, MappingRules before, MappingRules rules)
     {
@@ -2312,7 +2313,7 @@ internal static class AlertReader
                 is [var mapped] ? mapped.Service : null;
         }
 
-        // What the labels did not give came from annotations, which are not stored.
+        // Values that do not come from labels came from annotations, which are not stored.
         var (plain, annotations) = (Map(before, new AlertTexts()), new AlertTexts());
         (string Field, string Value, string? Plain)[] fields =
         [
@@ -2328,14 +2329,14 @@ internal static class AlertReader
             }
         }
         annotations.Sort();
-        // Where that does not tell how it was mapped, it stays where it is until it is heard again.
+        // If that does not reproduce the old mapping, the alert keeps its service until it is received again.
         return Map(before, annotations) == service ? Map(rules, annotations) : service;
     }
 
-    /// <summary>One request is not to spoil what the metric counts.</summary>
+    /// <summary>A bound, so that one request cannot make the metric useless.</summary>
     private const int MaxTruncated = 1_000_000;
 
-    /// <summary>Where the list of alerts is, all of the body being JSON, and how many were cut off.</summary>
+    /// <summary>The range of the list of alerts in a valid body, and how many alerts were cut off.</summary>
     private static (Range Alerts, long Truncated) FindAlerts(ReadOnlySpan<byte> body, AlertSource source)
     {
         if (body.IsEmpty)
@@ -2347,7 +2348,7 @@ internal static class AlertReader
             var found = source == AlertSource.Webhook ? FindInObject(ref reader)
                 : reader.TokenType == JsonTokenType.StartArray ? (SkipArray(ref reader), 0)
                 : throw new PayloadException("The body is not a JSON array.");
-            // What follows must be white space: else this throws.
+            // Throws if anything but white space follows.
             reader.Read();
             return found;
         }
@@ -2402,7 +2403,7 @@ internal static class AlertReader
     }
 
     /// <summary>
-    /// Null: it says nothing. An end that Prometheus states tells that it is there, and not that it watches.
+    /// Null: no beat. An end from Prometheus shows that Prometheus runs, but not that it watches.
     /// </summary>
     private static Beat? BeatOf(AlertFields alert, Context context)
     {
@@ -2421,7 +2422,7 @@ internal static class AlertReader
             Checksum.Hash(context.Source, SenderOf(alert, context), alert.Labels.ToJson()), context.Source, ends);
     }
 
-    /// <summary>Sets aside what can only be a dialect alert with a mistake, and what has no name.</summary>
+    /// <summary>Fails an alert that can only be a mistaken dialect alert, or has no name.</summary>
     private static void CheckKind(AlertFields alert, string? name)
     {
         if (alert.IsDialect)
@@ -2440,14 +2441,14 @@ internal static class AlertReader
             : alert.IsDialect ? text!.ToLowerInvariant() : "down";
     }
 
-    /// <summary>Null when the alert cannot be mapped; it then has the reason.</summary>
+    /// <summary>Null when the alert cannot be mapped; its Reason says why.</summary>
     private static IncomingAlert? Map(AlertFields alert, string? name, string status, Context context)
     {
         var service = ServiceOf(alert, name, context);
         var description = ValueOf(alert, "description", name, context) ?? name ?? "";
         if (AlertMapping.Unusable(service with { Location = "" }, status) is { } flaw)
             alert.Fail(flaw);
-        // Labels are left over once all fields have theirs.
+        // Only now that all fields have their values is it known which labels are unused.
         service = service with { Location = LocationOf(service.Location, alert) };
         var (starts, ends) = TimesOf(alert, context);
         var isPrometheus = context.Source == AlertSource.Prometheus;
@@ -2487,8 +2488,8 @@ internal static class AlertReader
     }
 
     /// <summary>
-    /// The place, and of a stock alert the labels that no field used: an alert is its labels. One that is too
-    /// long is cut after a whole label, and told apart from others by its hash.
+    /// The location, and for a stock alert the labels that no field used, since labels identify an alert. If
+    /// it is too long, it is cut after a whole label, and a hash tells it apart from others.
     /// </summary>
     private static string LocationOf(string place, AlertFields alert)
     {
@@ -2513,7 +2514,7 @@ internal static class AlertReader
 
     // ---- Start and end ----
 
-    /// <summary>The start, and the end, if there is one; of Prometheus's until when it is valid.</summary>
+    /// <summary>The start, and the end if there is one; from Prometheus the end of its validity.</summary>
     private static (DateTime Starts, DateTime? Ends) TimesOf(AlertFields alert, Context context)
     {
         if (context.Source == AlertSource.Prometheus)
@@ -2524,7 +2525,7 @@ internal static class AlertReader
             DateTime? ends = IsUnset(alert.EndsAt) ? null : TimeOf(alert, alert.EndsAt, "endsAt", Endless);
             return (starts, ends > latest ? latest : ends);
         }
-        // A dialect alert may lack what Alertmanager says of each.
+        // A dialect alert may lack the status that Alertmanager adds to each: then it fires.
         var isFiring = alert.Status == "firing" || (alert.Status == null && alert.IsDialect);
         if (!isFiring && alert.Status != "resolved")
             alert.Fail("status is neither firing nor resolved");
@@ -2532,12 +2533,12 @@ internal static class AlertReader
             isFiring ? null : TimeOf(alert, alert.EndsAt, "endsAt", context.Now));
     }
 
-    /// <summary>Zero is what Go writes for no time.</summary>
+    /// <summary>Go writes its zero time, in the year 1, when a time is not set.</summary>
     private static bool IsUnset(string? text) => string.IsNullOrEmpty(text)
         || (text.StartsWith("0001-", StringComparison.Ordinal)
             && Rfc3339.TryParse(text.ToUpperInvariant(), out var time) && time == default);
 
-    /// <summary>In whole milliseconds; RFC 3339 allows t and z. No time: the alert has the reason.</summary>
+    /// <summary>In whole milliseconds; RFC 3339 allows t and z. Fails the alert without a time.</summary>
     private static DateTime TimeOf(AlertFields alert, string? text, string name, DateTime now)
     {
         if (!AlertMapping.ReadTime(text?.ToUpperInvariant(), name, now, out var time, out var reason))
@@ -2545,7 +2546,7 @@ internal static class AlertReader
         return time.AddTicks(-(time.Ticks % TimeSpan.TicksPerMillisecond));
     }
 
-    /// <summary>Grafana gives one reason or several.</summary>
+    /// <summary>Grafana ended the alert without a recovery; it gives one reason or several.</summary>
     private static bool IsGivenUp(AlertFields alert) =>
         alert.Annotations.Get("grafana_state_reason")?.Split(", ").Any(GivenUp.Contains) == true;
 
@@ -2553,7 +2554,7 @@ internal static class AlertReader
     private static string SenderOf(AlertFields alert, Context context) =>
         context.Source == AlertSource.Prometheus ? SenderOf(alert.GeneratorUrl) : "";
 
-    /// <summary>Scheme and host of a URL, without credentials; empty when there are none.</summary>
+    /// <summary>Scheme and host of a URL, without credentials; empty when it has none.</summary>
     private static string SenderOf(string? url)
     {
         var colon = url?.IndexOf("://", StringComparison.Ordinal) ?? -1;
@@ -2570,33 +2571,34 @@ internal static class AlertReader
 
 // ================================ 6. Episodes ================================
 //
-// What happened, derived from what was received. A fact is an observation: a copy of an alert that brought
-// something new. Episodes tells what a copy brings, given the observations of its alert; Timeline turns all
-// observations of a service into runs of one status. Both take an alert's observations in the order in which
-// they were received and by the same rules, so that a copy which is not stored would have changed nothing,
-// and facts from elsewhere, doubled or late, may lie among them.
-// A rule's number is its place in the text on alerts and history: 3.2 are copies from Alertmanager.
+// Derives what happened from what was received. A fact is an observation: a copy of an alert with something
+// new. Episodes decides what a copy adds to the observations of its alert; Timeline turns all observations of
+// a service into runs of one status. Both apply the same rules in the order of receipt, so that copies which
+// are not stored would have changed nothing, and duplicate or late facts from other SeS do no harm.
+// Numbers in brackets name rules: 3.1 starts and ends of episodes, 3.2 copies from Alertmanager, 3.3 copies
+// from Prometheus, 3.4 uncertain ends (lapses), 3.5 unknown after them; 4 the timeline, 4.2 up and down in
+// the dialect exclude each other, 4.3 how long the dialect keeps a status; 5 gaps.
 
-/// <summary>What a service is at a moment. From 4 on: other words of the dialect, as stored.</summary>
+/// <summary>The status of a service. From 4 on: other statuses of the dialect, as stored.</summary>
 internal enum Status { Up = 0, Degraded = 1, Down = 2, Unknown = 3 }
 
 /// <summary>
-/// What an observation brought: an episode, an end, a copy that opens an ended episode again or changes an
-/// open one's status, or an end that no sender stated.
+/// What an observation added: an episode, an end, a copy that opens an ended episode again or changes an
+/// open one's status, or a lapse: an end that no sender stated.
 /// </summary>
 internal enum ObservationKind { Start = 0, End = 1, Again = 2, Lapse = 3 }
 
-/// <summary>A copy of an episode that brought something new: the fact that is stored.</summary>
-/// <param name="Starts">The episode's. All times are UTC, in whole milliseconds.</param>
-/// <param name="Ends">Null: it fires. A lapse's is the uncertain end.</param>
-/// <param name="Received">By whoever received it; a lapse's is when the episode was given up.</param>
+/// <summary>A copy of an episode that added something new: the fact that is stored.</summary>
+/// <param name="Starts">The start of the episode. All times are UTC, in whole milliseconds.</param>
+/// <param name="Ends">Null: it fires. For a lapse the uncertain end.</param>
+/// <param name="Received">When the first SeS received it, or for a lapse gave up the episode.</param>
 internal readonly record struct Observation(
     long Id, long Alert, ObservationKind Kind, DateTime Starts, DateTime? Ends, Status Status,
     DateTime Received);
 
 /// <summary>One copy of an alert as it arrived.</summary>
 /// <param name="Ends">Null: it fires.</param>
-/// <param name="Uncertain">The end is no recovery: Grafana lost the series, or paused the rule (3.4).</param>
+/// <param name="Uncertain">The end is no recovery: Grafana lost the series or paused the rule (3.4).</param>
 internal readonly record struct AlertCopy(
     DateTime Starts, DateTime? Ends, Status Status, DateTime Received, bool Uncertain = false);
 
@@ -2605,29 +2607,29 @@ internal readonly record struct AlertTraits(bool Dialect, AlertSource Source);
 
 /// <summary>The settings of the timeline.</summary>
 /// <param name="Pause">
-/// For so long after the end of a dialect alert its status goes on, and after the giving up of an episode the
-/// service stays unknown (3.5, 4.3).
+/// How long the status of a dialect alert is kept after its end (4.3), and how long a service is unknown
+/// after an episode was given up (3.5).
 /// </param>
 internal sealed record TimelineRules(TimeSpan Pause)
 {
     /// <summary>
-    /// A firing copy of an ended episode within this time is a late one, from another Alertmanager; later,
-    /// the alert fires again with its old start, as after Prometheus was away.
+    /// A firing copy of an episode that ended less than this ago is late, from another Alertmanager; after
+    /// it, the alert fires again with its old start, as after an absence of Prometheus.
     /// </summary>
     public static readonly TimeSpan LateCopy = TimeSpan.FromSeconds(20);
 }
 
-/// <summary>A stretch of time in which nothing could have been received (5).</summary>
-/// <param name="To">Exclusive; the greatest time: it goes on.</param>
-/// <param name="Id">Of the fact that tells of its begin.</param>
+/// <summary>A period in which nothing could have been received (5).</summary>
+/// <param name="To">Exclusive; <see cref="DateTime.MaxValue"/>: it goes on.</param>
+/// <param name="Id">The id of the fact that records its start.</param>
 internal sealed record Gap(DateTime From, DateTime To, long Id)
 {
     public bool Has(DateTime time) => time >= From && time < To;
 }
 
-/// <summary>The gaps that services of one platform have, in order; none touches another.</summary>
-/// <param name="All">SeS's own, and those of heartbeats, united.</param>
-/// <param name="OfHeartbeats">In these an end that Alertmanager states is uncertain (3.4).</param>
+/// <summary>The gaps of the services of one platform, in order; none touches another.</summary>
+/// <param name="All">The gaps of SeS itself and of heartbeats, united.</param>
+/// <param name="OfHeartbeats">An end that Alertmanager states within these is uncertain (3.4).</param>
 internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbeats)
 {
     public static readonly Gaps None = new([], []);
@@ -2640,7 +2642,7 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
     private static Gap? At(IReadOnlyList<Gap> gaps, DateTime time) =>
         FirstAfter(gaps, time) is > 0 and var next && gaps[next - 1].Has(time) ? gaps[next - 1] : null;
 
-    /// <summary>The next time at which a gap begins or ends; the greatest time: none does.</summary>
+    /// <summary>The next time at which a gap begins or ends; <see cref="DateTime.MaxValue"/>: none.</summary>
     public DateTime NextAfter(DateTime time)
     {
         var next = FirstAfter(All, time);
@@ -2648,7 +2650,7 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
             : next < All.Count ? All[next].From : DateTime.MaxValue;
     }
 
-    /// <summary>The place of the first gap that begins after a time.</summary>
+    /// <summary>The index of the first gap that begins after a time.</summary>
     private static int FirstAfter(IReadOnlyList<Gap> gaps, DateTime time)
     {
         var (low, high) = (0, gaps.Count);
@@ -2663,7 +2665,7 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
         return low;
     }
 
-    /// <summary>The end of the last gap that overlaps a stretch, or that stretch's own end (3.5).</summary>
+    /// <summary>The end of the last gap that overlaps a time span, or of the span if later (3.5).</summary>
     public DateTime LastEnd(DateTime from, DateTime to)
     {
         var last = FirstAfter(All, to) - 1;
@@ -2688,7 +2690,7 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
     public bool HasEdge(DateTime time) => FirstAfter(All, time) is > 0 and var next
         && (All[next - 1].From == time || All[next - 1].To == time || (next > 1 && All[next - 2].To == time));
 
-    /// <summary>What is in force at a moment of a run: in a gap only what rests on an open alert.</summary>
+    /// <summary>The run as of a moment in it: unknown within a gap, unless an alert is open.</summary>
     public Run Lay(in Run run, DateTime time) => !run.Open && run.Status != Status.Unknown && At(time) is { } gap
         ? run with { Status = Status.Unknown, Observation = -gap.Id } : run;
 
@@ -2705,7 +2707,7 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
         }
     }
 
-    /// <summary>Unites stretches that overlap or touch; each has the id of its first.</summary>
+    /// <summary>Unites gaps that overlap or touch; each gets the id of its first.</summary>
     public static List<Gap> Unite(IEnumerable<Gap> gaps)
     {
         var (united, sorted) = (new List<Gap>(), gaps.ToList());
@@ -2722,7 +2724,7 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
         return united;
     }
 
-    /// <summary>What is left of stretches without others; both united.</summary>
+    /// <summary>The gaps without the parts that others cover; both lists must be united.</summary>
     public static IEnumerable<Gap> Except(List<Gap> gaps, List<Gap> others)
     {
         foreach (var gap in gaps)
@@ -2739,7 +2741,7 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
         }
     }
 
-    /// <summary>The stretches that two lists have in common, with the ids of the first; both united.</summary>
+    /// <summary>The overlaps of two lists, with the ids of the first; both must be united.</summary>
     public static List<Gap> Intersect(IReadOnlyList<Gap> gaps, IReadOnlyList<Gap> others)
     {
         var common = new List<Gap>();
@@ -2758,28 +2760,28 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
     }
 }
 
-/// <summary>A stretch of one status.</summary>
+/// <summary>A period of one status.</summary>
 /// <param name="To">Null: it is the last.</param>
 /// <param name="Open">
-/// The status is that of an open alert, so that no gap touches it. Unknown after an uncertain end is not
-/// open, also while an alert of something better is.
+/// The status is that of an open alert, so that no gap changes it. False when the status is unknown after an
+/// uncertain end, even while a less severe alert is open.
 /// </param>
 /// <param name="Observation">
-/// Its id: of an open run that which gave the alert this status, else that which ended the last alert.
-/// 0: the service had no episode yet; in a gap minus the gap's.
+/// The id of the observation that gave the open alert its status; if not open, of the one that ended the last
+/// alert. 0: the service had no episode yet; negative: minus the id of a gap.
 /// </param>
 internal readonly record struct Run(DateTime From, DateTime? To, Status Status, bool Open, long Observation);
 
 /// <summary>A change of a service's status.</summary>
 internal readonly record struct StatusChange(DateTime Time, Status Status, long Observation);
 
-/// <summary>What copies of an alert bring, and which of its episodes is open.</summary>
+/// <summary>Decides what a copy of an alert adds, and which of its episodes is open.</summary>
 internal static class Episodes
 {
-    /// <summary>What a copy brings that is not known; null: nothing.</summary>
+    /// <summary>What a copy adds to the known observations; null: nothing.</summary>
     /// <param name="known">
-    /// Of the copy's alert, in order of start, receipt and kind: those of the copy's start and of the newest
-    /// start at least; others change nothing. None was received later than the copy.
+    /// Observations of the copy's alert, in order of start, receipt and kind: at least those with the copy's
+    /// start and the newest start; others change nothing. None was received later than the copy.
     /// </param>
     public static ObservationKind? Decide(
         ReadOnlySpan<Observation> known, in AlertCopy copy, AlertTraits traits)
@@ -2788,10 +2790,10 @@ internal static class Episodes
         episodes.Receive(known, traits, copy.Starts);
         var kind = copy.Ends == null ? ObservationKind.Start
             : copy.Uncertain ? ObservationKind.Lapse : ObservationKind.End;
-        return episodes.Take(new(0, 0, kind, copy.Starts, copy.Ends, copy.Status, copy.Received));
+        return episodes.Apply(new(0, 0, kind, copy.Starts, copy.Ends, copy.Status, copy.Received));
     }
 
-    /// <summary>The start of an alert's open episode, of which it has at most one; null: none is.</summary>
+    /// <summary>The start of an alert's open episode (there is at most one); null: none is open.</summary>
     /// <param name="known">As for <see cref="Decide"/>.</param>
     public static DateTime? Open(ReadOnlySpan<Observation> known, AlertTraits traits)
     {
@@ -2807,51 +2809,51 @@ internal static class Episodes
     }
 }
 
-/// <summary>One firing of an alert, as its observations have it.</summary>
+/// <summary>One firing of an alert, as its observations describe it.</summary>
 internal struct Episode
 {
     public long Alert;
     public DateTime Starts;
 
-    /// <summary>Of several stated ends the greatest; MaxValue: none is known.</summary>
+    /// <summary>The latest of the stated ends; MaxValue: none is known.</summary>
     public DateTime Ends;
 
-    /// <summary>Nobody stated the end.</summary>
+    /// <summary>No sender stated the end.</summary>
     public bool IsUncertain;
 
-    /// <summary>When the end in force was first stated, or the episode given up.</summary>
+    /// <summary>When the current end was first stated, or the episode given up.</summary>
     public DateTime Stated;
 
     /// <summary>The observation that ended it.</summary>
     public long EndedBy;
 
-    /// <summary>The status as of the observations taken so far, and the one that gave it.</summary>
+    /// <summary>The status after the observations so far, and the id of the one that set it.</summary>
     public Status Status;
     public long StatusBy;
 
-    /// <summary>The same at the start.</summary>
+    /// <summary>The status at the start, and the id of the observation that set it.</summary>
     public Status FirstStatus;
     public long FirstBy;
 
-    /// <summary>When it was first received, and when the last copy was that opened it.</summary>
-    public DateTime Heard, Opened;
+    /// <summary>When its first copy was received, and the last one that opened it.</summary>
+    public DateTime FirstReceived, Opened;
 
-    /// <summary>When it was last opened beside a newer one: only what is opened later ends it.</summary>
+    /// <summary>When it was last opened beside a newer one: only episodes opened later can end it.</summary>
     public DateTime OpenedAsOlder;
 
     /// <summary>The first and last of the copies that opened it again or changed its status, or -1.</summary>
     public int FirstAgain, LastAgain;
 
-    public bool IsDialect, IsHeard, IsOpen;
+    public bool IsDialect, IsReceived, IsOpen;
 
-    /// <summary>A sender said when it ended.</summary>
+    /// <summary>A sender stated its end.</summary>
     public bool IsStated;
 
     public AlertSource Source;
 
     public readonly bool HasEnd => Ends != DateTime.MaxValue;
 
-    /// <summary>Its end; one before its start leaves nothing of it but its start.</summary>
+    /// <summary>Its end, but never before its start.</summary>
     public readonly DateTime Until => Ends > Starts ? Ends : Starts;
 
     public readonly bool IsEmpty => Until == Starts;
@@ -2869,12 +2871,12 @@ internal ref struct EpisodeBuffer
     private readonly AgainCopy[] _agains;
     private int _count, _againCount;
 
-    // The alert whose observations are being taken: its first episode, and the newest that was received.
+    // The alert whose observations are being applied: its first episode, and the newest that was received.
     private int _first, _newest;
     private AlertTraits _traits;
     private long _alert;
 
-    /// <summary>Has room for the episodes of so many observations.</summary>
+    /// <param name="observations">How many there will be at most.</param>
     public EpisodeBuffer(int observations)
     {
         _episodes = ArrayPool<Episode>.Shared.Rent(observations);
@@ -2891,9 +2893,9 @@ internal ref struct EpisodeBuffer
         ArrayPool<AgainCopy>.Shared.Return(_agains);
     }
 
-    /// <summary>Takes an alert's observations in the order in which they were received.</summary>
+    /// <summary>Applies an alert's observations in the order in which they were received.</summary>
     /// <param name="alert">In order of start, receipt and kind.</param>
-    /// <param name="expected">Makes room for an episode that may yet be taken.</param>
+    /// <param name="expected">The start of a further episode, of which an observation may follow.</param>
     public void Receive(ReadOnlySpan<Observation> alert, AlertTraits traits, DateTime? expected = null)
     {
         (_first, _newest, _traits, _alert) = (_count, -1, traits, alert.IsEmpty ? 0 : alert[0].Alert);
@@ -2908,13 +2910,13 @@ internal ref struct EpisodeBuffer
         if (IsInOrderOfReceipt(alert))
         {
             foreach (ref readonly var observation in alert)
-                Take(observation);
+                Apply(observation);
         }
         else
-            TakeSorted(alert);
+            ApplySorted(alert);
     }
 
-    /// <summary>Adds an episode of which nothing was received yet, unless it is there.</summary>
+    /// <summary>Adds an episode that nothing was received of yet, unless it exists.</summary>
     private void AddEpisode(DateTime starts)
     {
         if (_count == _first || _episodes[_count - 1].Starts < starts)
@@ -2939,7 +2941,7 @@ internal ref struct EpisodeBuffer
         return true;
     }
 
-    private void TakeSorted(ReadOnlySpan<Observation> alert)
+    private void ApplySorted(ReadOnlySpan<Observation> alert)
     {
         var receipts = ArrayPool<Receipt>.Shared.Rent(alert.Length);
         for (var i = 0; i < alert.Length; i++)
@@ -2947,13 +2949,13 @@ internal ref struct EpisodeBuffer
         var sorted = receipts.AsSpan(0, alert.Length);
         sorted.Sort(static (a, b) => a.CompareTo(b));
         foreach (var receipt in sorted)
-            Take(alert[receipt.Index]);
+            Apply(alert[receipt.Index]);
         ArrayPool<Receipt>.Shared.Return(receipts);
     }
 
     /// <summary>
-    /// The place of an observation in the order of receipt. What was received in the same millisecond is
-    /// ordered so that it means the same in every store: a copy that fires is followed by an end.
+    /// An observation's place in the order of receipt. Within one millisecond the order is such that the
+    /// result is the same in every store: firing copies come before ends.
     /// </summary>
     private readonly struct Receipt(in Observation observation, int index)
     {
@@ -2972,16 +2974,16 @@ internal ref struct EpisodeBuffer
             : _kind != other._kind ? _kind - other._kind : index - other.Index;
     }
 
-    /// <summary>Takes what was received next of the alert, and tells what it brings; null: nothing.</summary>
-    public ObservationKind? Take(in Observation observation)
+    /// <summary>Applies the alert's next observation, and returns what it adds; null: nothing.</summary>
+    public ObservationKind? Apply(in Observation observation)
     {
         var index = Find(observation.Starts);
         ref var episode = ref _episodes[index];
-        var isNew = !episode.IsHeard;
+        var isNew = !episode.IsReceived;
         if (isNew)
         {
-            episode.IsHeard = true;
-            episode.Heard = episode.Opened = observation.Received;
+            episode.IsReceived = true;
+            episode.FirstReceived = episode.Opened = observation.Received;
             (episode.FirstStatus, episode.FirstBy) = (observation.Status, observation.Id);
             (episode.Status, episode.StatusBy) = (observation.Status, observation.Id);
             _newest = Math.Max(_newest, index);
@@ -3013,8 +3015,8 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>
-    /// A firing copy of an episode that is known (3.1, 3.2): one that has ended is opened again, whole,
-    /// unless the copy is late or there is a newer episode that has not lapsed.
+    /// Applies a firing copy of a known episode (3.1, 3.2). It opens an ended episode again, as if it had not
+    /// ended, unless the copy is late or there is a newer episode that has not lapsed.
     /// </summary>
     private ObservationKind? Fire(int index, in Observation copy)
     {
@@ -3037,7 +3039,7 @@ internal ref struct EpisodeBuffer
         return ObservationKind.Again;
     }
 
-    /// <summary>Only Alertmanagers send late copies; any is that was received with the end.</summary>
+    /// <summary>Received with the end or before; from Alertmanagers, also soon after a stated end.</summary>
     private readonly bool IsLate(in Episode episode, in Observation copy)
     {
         var isRelayed = _traits.Source == AlertSource.Webhook && !episode.IsUncertain;
@@ -3056,7 +3058,7 @@ internal ref struct EpisodeBuffer
         episode.LastAgain = _againCount++;
     }
 
-    /// <summary>A stated end replaces any other but a later stated one (3.1).</summary>
+    /// <summary>A stated end replaces any other except a later stated one (3.1).</summary>
     private static ObservationKind? End(ref Episode episode, in Observation copy)
     {
         if (episode.HasEnd && !episode.IsUncertain && copy.Ends <= episode.Ends)
@@ -3065,7 +3067,7 @@ internal ref struct EpisodeBuffer
         return ObservationKind.End;
     }
 
-    /// <summary>What has a stated end, or ended as a newer episode began, is not given up (3.4).</summary>
+    /// <summary>An episode that has a stated end, or ended at a newer one, is not given up (3.4).</summary>
     private readonly ObservationKind? GiveUp(int index, in Observation lapse, bool isNew)
     {
         ref var episode = ref _episodes[index];
@@ -3084,20 +3086,20 @@ internal ref struct EpisodeBuffer
         (episode.Stated, episode.EndedBy) = (observation.Received, observation.Id);
     }
 
-    /// <summary>The newer episode at whose start this one ends, if no end is known; or -1.</summary>
+    /// <summary>The newer episode at whose start this one ends if no end is known; -1: none.</summary>
     private readonly int Successor(int index)
     {
         for (var i = index + 1; i < _count; i++)
         {
-            if (_episodes[i].IsHeard && _episodes[i].Opened > _episodes[index].OpenedAsOlder)
+            if (_episodes[i].IsReceived && _episodes[i].Opened > _episodes[index].OpenedAsOlder)
                 return i;
         }
         return -1;
     }
 
     /// <summary>
-    /// Ends the open episodes of the alert but the newest where the next one begins (3.1). For one from
-    /// Prometheus, which lapses there, it is the same: that start says what the service is.
+    /// Ends the alert's open episodes, except the newest, where the next one begins (3.1). An episode from
+    /// Prometheus lapses there instead, with the same result: the next start decides the status.
     /// </summary>
     public readonly void EndSuperseded()
     {
@@ -3110,8 +3112,8 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>
-    /// An end that Alertmanager states while a heartbeat is silent is none: it gives up what nobody renews.
-    /// One that Prometheus stated, too, is exact.
+    /// Makes ends uncertain that Alertmanager states while a heartbeat is silent: it resolves alerts that
+    /// Prometheus does not renew. An end that Prometheus stated, too, is exact.
     /// </summary>
     public readonly void GiveUpIn(Gaps gaps)
     {
@@ -3138,8 +3140,8 @@ internal ref struct EpisodeBuffer
     }
 
     /// <summary>
-    /// In the dialect up and down cannot be used together: the start of one ends the other's earlier episodes of
-    /// the service, which are then not given up later (3.4, 4.2).
+    /// In the dialect, up and down exclude each other: the start of one ends the service's earlier episodes
+    /// of the other, which are then not given up later (3.4, 4.2).
     /// </summary>
     public readonly void EndOpposed()
     {
@@ -3149,7 +3151,7 @@ internal ref struct EpisodeBuffer
         {
             if (!episode.IsDialect || episode.FirstStatus is not (Status.Up or Status.Down))
                 continue;
-            rented[count++] = new(episode.FirstStatus, episode.Starts, episode.Heard, episode.FirstBy);
+            rented[count++] = new(episode.FirstStatus, episode.Starts, episode.FirstReceived, episode.FirstBy);
             ups += episode.FirstStatus == Status.Up ? 1 : 0;
         }
         rented.AsSpan(0, count).Sort(static (a, b) => a.CompareTo(b));
@@ -3161,14 +3163,14 @@ internal ref struct EpisodeBuffer
         ArrayPool<OpposedStart>.Shared.Return(rented);
     }
 
-    private readonly record struct OpposedStart(Status Status, DateTime Starts, DateTime Heard, long By)
+    private readonly record struct OpposedStart(Status Status, DateTime Starts, DateTime Received, long By)
     {
         public int CompareTo(in OpposedStart other) => Status != other.Status ? Status - other.Status
             : Starts != other.Starts ? Starts.CompareTo(other.Starts)
-            : Heard != other.Heard ? Heard.CompareTo(other.Heard) : By.CompareTo(other.By);
+            : Received != other.Received ? Received.CompareTo(other.Received) : By.CompareTo(other.By);
     }
 
-    /// <summary>Ends an episode at the first start that opposes the status which it has then.</summary>
+    /// <summary>Ends an episode at the first start that is opposed to its status at that time.</summary>
     private readonly void EndOpposed(
         ref Episode episode, ReadOnlySpan<OpposedStart> ups, ReadOnlySpan<OpposedStart> downs)
     {
@@ -3206,7 +3208,7 @@ internal ref struct EpisodeBuffer
 
     private static void EndAt(ref Episode episode, in OpposedStart opposed)
     {
-        var wasKnown = opposed.Starts <= episode.Stated && opposed.Heard <= episode.Stated;
+        var wasKnown = opposed.Starts <= episode.Stated && opposed.Received <= episode.Stated;
         if (opposed.Starts < episode.Ends || (episode.IsUncertain && wasKnown))
             (episode.Ends, episode.IsUncertain, episode.EndedBy) = (opposed.Starts, false, opposed.By);
     }
@@ -3214,26 +3216,26 @@ internal ref struct EpisodeBuffer
 
 // ================================ 7. Timeline ================================
 //
-// The statuses that all episodes of a service make together: one sweep over their edges in order of time. It is
-// a pure function of facts, so that it can be made again whenever one comes late.
+// The status of a service over time, from all its episodes: one sweep over their edges in order of time. It
+// is a pure function of the facts, so that it can be computed again whenever a fact arrives late.
 
 /// <summary>The history of a service.</summary>
 internal static class Timeline
 {
     /// <summary>
-    /// Makes the runs of one service as of a moment: in order, each up to the next. What is ahead of the
-    /// moment is not yet. Neighbours differ in status or in being open, but where the first episode begins.
+    /// Derives the runs of one service as of <paramref name="now"/>, without later events: in order, each up
+    /// to the next. Neighbours differ in Status or Open, except where the first episode begins.
     /// </summary>
     /// <param name="observations">All of the service, in order of alert, start, receipt and kind.</param>
-    /// <param name="knownFrom">The first receipt of anything of the partition; null: there was none.</param>
+    /// <param name="knownFrom">When the partition first received anything; null: never.</param>
     /// <param name="oldest">
-    /// The oldest time that retention has left: before it no stock service without an open alert is up, but
-    /// not known, or unknown if it follows an outage.
+    /// The oldest time within retention. Before it, a stock service without an open alert is not up: it has
+    /// no run, or is unknown if an outage came before.
     /// </param>
     /// <param name="runs">Is cleared first.</param>
-    /// <param name="open">Gets the open episodes, of an alert at most one: what may yet lapse.</param>
-    /// <param name="gaps">Those of its platform; null: what is stored and told Onix knows of none.</param>
-    /// <returns>When the result changes by time alone; null: never.</returns>
+    /// <param name="open">Gets the open episodes, at most one of each alert; they may still lapse.</param>
+    /// <param name="gaps">Those of its platform; null for the runs that are stored and sent to Onix.</param>
+    /// <returns>When the result changes without new facts; null: never.</returns>
     public static DateTime? Derive(
         ReadOnlySpan<Observation> observations, Func<long, AlertTraits> traitsOf, DateTime? knownFrom,
         DateTime? oldest, DateTime now, TimelineRules rules, List<Run> runs,
@@ -3269,8 +3271,8 @@ internal static class Timeline
     }
 
     /// <summary>
-    /// The changes of a service as Onix is told them: from its first episode on, and while it is unknown the
-    /// status before goes on (4).
+    /// The changes of a service's status that Onix gets: from its first episode on; while the status is
+    /// unknown, the one before it goes on (4).
     /// </summary>
     /// <param name="changes">Is cleared first.</param>
     public static void ForOnix(ReadOnlySpan<Run> runs, List<StatusChange> changes)
@@ -3284,7 +3286,7 @@ internal static class Timeline
         }
     }
 
-    /// <summary>2 down, 1 any other, 0 up: the worst of the open ones is the status.</summary>
+    /// <summary>2 down, 1 any other, 0 up: the most severe of the open episodes gives the status.</summary>
     public static int Severity(Status status) => status switch { Status.Down => 2, Status.Up => 0, _ => 1 };
 }
 
@@ -3293,7 +3295,7 @@ internal static class Timeline
 /// </summary>
 internal ref struct TimelineSweep
 {
-    /// <summary>In the order in which they are applied at one time.</summary>
+    /// <summary>In the order in which moments of the same time are applied.</summary>
     private enum Kind { End, Again, EmptyStart, Lapse, Start }
 
     private readonly record struct Moment(DateTime Time, Kind Kind, int Index)
@@ -3302,10 +3304,10 @@ internal ref struct TimelineSweep
             : Kind != other.Kind ? Kind - other.Kind : Index - other.Index;
     }
 
-    /// <summary>An episode that is open while it has this status.</summary>
+    /// <summary>An entry of a heap: an open episode, valid while the episode has this status.</summary>
     private readonly record struct OpenStatus(int Episode, Status Status);
 
-    /// <summary>Until when an uncertain end makes the service unknown.</summary>
+    /// <summary>Until when an uncertain end makes the status unknown.</summary>
     private record struct UncertainEnd(DateTime Until, long Observation);
 
     [InlineArray(3)]
@@ -3326,16 +3328,16 @@ internal ref struct TimelineSweep
     private readonly int _count;
     private DateTime _firstStart = DateTime.MaxValue, _upFrom;
 
-    // Where it is: the next moment, the next one that is a start, and up to when there are runs.
+    // How far the sweep is: the next moment, the next one that is a start, and the end of the runs so far.
     private int _next, _nextStart;
     private DateTime _time;
 
-    // Of each severity: the size of the heap of open episodes, the latest start first, in which ended ones
-    // stay until they come first; and the uncertain end that counts longest.
+    // For each severity: the size of the heap of open episodes, latest start first, from which ended ones are
+    // removed only when they come first; and the uncertain end that counts longest.
     private PerSeverity<int> _open;
     private PerSeverity<UncertainEnd> _uncertain;
 
-    // What ended last, the worst of several.
+    // The last end, and the episode that ended then; the worst of several.
     private DateTime _lastEnd = DateTime.MinValue;
     private int _last = -1;
 
@@ -3398,7 +3400,7 @@ internal ref struct TimelineSweep
         }
     }
 
-    /// <summary>Appends up to the moment as of which is derived, and tells when the next change is.</summary>
+    /// <summary>Appends runs up to now, and returns when the next change is due.</summary>
     private DateTime? AppendToNow()
     {
         var due = _next < _count ? _moments[_next].Time : DateTime.MaxValue;
@@ -3449,14 +3451,14 @@ internal ref struct TimelineSweep
         }
     }
 
-    /// <summary>Until a while after it was given up, or after a gap in which it could not be heard (3.5).</summary>
+    /// <summary>A pause after the episode was given up, or after a gap that hid its copies (3.5).</summary>
     private readonly DateTime UnknownUntil(in Episode episode)
     {
         var from = _gaps?.LastEnd(episode.Until, episode.Stated) ?? episode.Stated;
         return from < DateTime.MaxValue - _pause ? from + _pause : DateTime.MaxValue;
     }
 
-    /// <summary>A copy that opens an episode again ends the unknown (3.5); one may change a status.</summary>
+    /// <summary>A copy that opens an episode again ends unknown (3.5); it may change the status.</summary>
     private void ApplyAgain(in AgainCopy again)
     {
         if (again.Opens && !(_isDialect && WorstOpen() < 0))
@@ -3472,13 +3474,13 @@ internal ref struct TimelineSweep
     private void Close(int index, DateTime time)
     {
         _episodes[index].IsOpen = false;
-        if (time > _lastEnd || _last < 0 || IsSaidLater(_episodes[index], _episodes[_last]))
+        if (time > _lastEnd || _last < 0 || WinsTie(_episodes[index], _episodes[_last]))
             _last = index;
         _lastEnd = time;
     }
 
-    /// <summary>Of two that end at one time: in the dialect one that begins then too, else the worse.</summary>
-    private readonly bool IsSaidLater(in Episode one, in Episode other) =>
+    /// <summary>Of two with the same end: in the dialect the one without duration, else the worse.</summary>
+    private readonly bool WinsTie(in Episode one, in Episode other) =>
         _isDialect && one.IsEmpty != other.IsEmpty ? one.IsEmpty : IsWorse(one, other);
 
     private static bool IsWorse(in Episode one, in Episode other)
@@ -3505,7 +3507,7 @@ internal ref struct TimelineSweep
         heap[at] = added;
     }
 
-    /// <summary>Puts another in the place of a heap's first.</summary>
+    /// <summary>Replaces the first entry of a heap.</summary>
     private readonly void ReplaceFirst(Span<OpenStatus> heap, OpenStatus other)
     {
         var at = 0;
@@ -3553,7 +3555,7 @@ internal ref struct TimelineSweep
         return -1;
     }
 
-    /// <summary>The run that begins at a time (4), and when it ends if nothing happens.</summary>
+    /// <summary>The run that begins at a time (4); returns when it ends if nothing happens.</summary>
     private DateTime StatusFrom(DateTime time, out Run run)
     {
         var severity = WorstOpen();
@@ -3576,7 +3578,7 @@ internal ref struct TimelineSweep
         return DateTime.MaxValue;
     }
 
-    /// <summary>The longest of the uncertain ends of what is worse than all that is open (3.5).</summary>
+    /// <summary>The longest uncertain end of an episode worse than all open ones (3.5).</summary>
     private readonly UncertainEnd? UncertainAt(DateTime time, int openSeverity)
     {
         var longest = default(UncertainEnd);
@@ -3590,7 +3592,7 @@ internal ref struct TimelineSweep
         return longest.Until > time ? longest : null;
     }
 
-    /// <summary>A dialect service without an open alert keeps its last status, if not for too long.</summary>
+    /// <summary>Without an open alert a dialect service keeps its status, up to the pause (4.3).</summary>
     private DateTime KeptFrom(DateTime time, out Run run)
     {
         for (; _nextStart < _count; _nextStart++)
@@ -3605,7 +3607,7 @@ internal ref struct TimelineSweep
         return isKept ? over : DateTime.MaxValue;
     }
 
-    /// <summary>A stock service without an open alert is up, as far back as anything is known.</summary>
+    /// <summary>A stock service without an open alert is up, as far back as facts are known.</summary>
     private readonly DateTime UpFrom(DateTime time, out Run run)
     {
         var by = _last < 0 ? 0 : _episodes[_last].EndedBy;
@@ -3617,20 +3619,20 @@ internal ref struct TimelineSweep
 
 // ================================ 8. Database ================================
 //
-// SQLite, through its own C interface: connections, statements that are prepared once and bound by place,
+// SQLite, through its own C interface: connections, statements that are prepared once and bound by position,
 // and errors by their code. Only the store uses it. In the native binary SQLite is linked in; else it is a
 // package's library. Before 3.51.3 a database in WAL mode can be damaged when one connection moves the
 // log into the database while another commits (https://sqlite.org/wal.html, "WAL-reset bug").
 
-/// <summary>Is thrown when a flush failed: what is on disk cannot be trusted any more.</summary>
+/// <summary>Thrown when a flush failed: the content of the disk cannot be trusted any more.</summary>
 internal sealed class FlushException(string message) : IOException(message);
 
-/// <summary>What tells a file from another of its name, and its size in bytes.</summary>
+/// <summary>The identity of a file, whatever its name, and its size in bytes.</summary>
 internal readonly record struct FileStatus(ulong Device, ulong Inode, long Size);
 
 /// <summary>
-/// fsync(2), for files and folders. .NET's own flushes (Flush(true), FlushToDisk) say nothing when it
-/// fails with EIO, as of 10.0.12, and it has none for a folder.
+/// fsync(2), for files and folders. .NET's own flushes (Flush(true), FlushToDisk) ignore its failure
+/// with EIO, as of 10.0.12, and .NET has none for a folder.
 /// </summary>
 internal static partial class Disk
 {
@@ -3658,12 +3660,12 @@ internal static partial class Disk
             throw new FlushException($"cannot flush {path}: {error}");
     }
 
-    /// <summary>Whether it says that the disk takes no more; .NET tells EFBIG as an argument.</summary>
+    /// <summary>Whether a write was refused; .NET reports EFBIG as ArgumentOutOfRangeException.</summary>
     public static bool Refused(Exception e) =>
         e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException;
 
     /// <summary>A new file that only its owner can read and write; no link is followed (O_EXCL).</summary>
-    /// <exception cref="IOException">Something of that name is there.</exception>
+    /// <exception cref="IOException">The path exists already.</exception>
     public static FileStream Create(string path) => new(path, new FileStreamOptions
     {
         Mode = FileMode.CreateNew,
@@ -3680,8 +3682,8 @@ internal static partial class Disk
     /// <summary>EWOULDBLOCK of errno(3).</summary>
     private const int WouldBlock = 11;
 
-    /// <summary>Opens a file, or makes it, for this process alone (flock(2)). No link is followed.</summary>
-    /// <returns>Null: another process has it.</returns>
+    /// <summary>Opens or creates a file, and locks it (flock(2)). No link is followed.</summary>
+    /// <returns>Null: another process holds the lock.</returns>
     /// <exception cref="IOException">It cannot be opened, or is a link.</exception>
     public static SafeFileHandle? OpenAlone(string path)
     {
@@ -3699,7 +3701,7 @@ internal static partial class Disk
     [LibraryImport("libc", EntryPoint = "flock", SetLastError = true)]
     private static partial int Lock(int handle, int operation);
 
-    /// <summary>What a path leads to, symbolic links followed; null if nothing.</summary>
+    /// <summary>The file that a path leads to, symbolic links followed; null: there is none.</summary>
     public static unsafe FileStatus? StatusOf(string path)
     {
         // struct statx of statx(2): the inode at 32, the size at 40, the device at 136.
@@ -3708,11 +3710,11 @@ internal static partial class Disk
             ? new FileStatus(*(ulong*)(status + 136), *(ulong*)(status + 32), *(long*)(status + 40)) : null;
     }
 
-    /// <summary>Becomes another user for good, with that group alone.</summary>
+    /// <summary>Switches the process to another user for good, with only that group.</summary>
     public static bool Become(uint user, uint group) =>
         SetGroups(0, 0) == 0 && SetGroup(group) == 0 && SetUser(user) == 0;
 
-    /// <summary>Whether this user may write there, or to a file system that is not read-only.</summary>
+    /// <summary>Whether this user may write to a path, and its file system is not read-only.</summary>
     public static bool IsWritable(string path) => MayAccess(CurrentFolder, path, MayWrite, EffectiveUser) == 0;
 
     [LibraryImport("libc", EntryPoint = "faccessat", StringMarshalling = StringMarshalling.Utf8)]
@@ -3721,7 +3723,7 @@ internal static partial class Disk
     // W_OK and AT_EACCESS.
     private const int MayWrite = 2, EffectiveUser = 0x200;
 
-    /// <summary>Whose this process is.</summary>
+    /// <summary>The user that this process runs as.</summary>
     [LibraryImport("libc", EntryPoint = "geteuid")]
     public static partial uint UserId();
 
@@ -3734,7 +3736,7 @@ internal static partial class Disk
     [LibraryImport("libc", EntryPoint = "setuid")]
     private static partial int SetUser(uint user);
 
-    /// <summary>Whose a path is; null: nothing is there.</summary>
+    /// <summary>The owner and group of a path; null: it does not exist.</summary>
     public static unsafe (uint User, uint Group)? OwnerOf(string path)
     {
         // Of struct statx: the user at 20, the group at 24.
@@ -3746,7 +3748,7 @@ internal static partial class Disk
     /// <summary>STATX_UID and STATX_GID.</summary>
     private const int UserAndGroup = 0x8 | 0x10;
 
-    /// <summary>Bytes that are free for this user, and all, of the file system of a folder.</summary>
+    /// <summary>The bytes free for this user, and all bytes, of a folder's file system.</summary>
     public static (long Free, long Total) Space(string folder)
     {
         var drive = new DriveInfo(folder);
@@ -3754,7 +3756,7 @@ internal static partial class Disk
     }
 
     /// <summary>
-    /// The other process that has a byte of a file locked, as proc_locks(5) tells. The file is not opened:
+    /// The other process that has locked a byte of a file, from proc_locks(5). The file is not opened:
     /// closing it would end this process's own locks on it (fcntl(2)).
     /// </summary>
     public static int? LockHolder(string path, long place)
@@ -3789,24 +3791,24 @@ internal static partial class Disk
     private static partial int Close(int handle);
 }
 
-/// <summary>Is thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
+/// <summary>Thrown when a data directory cannot be used at all; the start ends with exit code 2.</summary>
 internal sealed class DataDirException(string message) : Exception(message);
 
-/// <summary>What a data directory must be.</summary>
+/// <summary>Checks and locks data directories.</summary>
 internal static class DataDir
 {
     /// <summary>
-    /// The working directory by a name that leads there at once: under <c>DynamicUser=</c> the folder above the
-    /// data directory is closed to all but root, and .NET would make any other name an absolute one.
+    /// A path to the working directory that no folder above it can block: under <c>DynamicUser=</c> only root
+    /// may enter the folder above the data directory, and .NET would make a relative path absolute.
     /// </summary>
     public const string Entered = "/proc/self/cwd";
 
     /// <summary>
-    /// Becomes the owner of the directory if this is root: what a command makes there, such as the shared
-    /// memory's file, must be the daemon's. It is entered before, since the owner may not be allowed to.
+    /// If this is root, switches to the directory's owner: files that a command creates there, such as the
+    /// shared memory's, must belong to the daemon. Enters it before, since the owner may lack the right to.
     /// </summary>
-    /// <returns>By which name the directory is reached from now on.</returns>
-    /// <exception cref="DataDirException">The owner could not be taken.</exception>
+    /// <returns>The path of the directory from now on.</returns>
+    /// <exception cref="DataDirException">The process could not switch to that user.</exception>
     public static string BecomeOwner(string dir)
     {
         if (!Environment.IsPrivilegedProcess || Disk.OwnerOf(dir) is not { User: > 0 } owner)
@@ -3836,7 +3838,7 @@ internal static class DataDir
 
     private const string LockName = "lock";
 
-    /// <summary>What SeS and SQLite open there to write to, whatever was there before.</summary>
+    /// <summary>The files in the directory that SeS and SQLite write to.</summary>
     private static readonly string[] Written =
     [
         LockName, .. from file in new[] { "ses.db", "ses.db.restored" }
@@ -3844,18 +3846,18 @@ internal static class DataDir
     ];
 
     /// <summary>
-    /// What SeS and SQLite write to must be in the directory itself, which may well be a link: a link in it
-    /// would have them write elsewhere, and SQLite look for its log there.
+    /// The directory may be a link, but the files in it must not be: SeS and SQLite would write elsewhere,
+    /// and SQLite would look for its log there.
     /// </summary>
     /// <exception cref="DataDirException">A file of SeS there is a symbolic link.</exception>
     public static void CheckLinks(string dir)
     {
         if (Written.FirstOrDefault(f => new FileInfo(Path.Combine(dir, f)).LinkTarget != null) is { } link)
-            throw new DataDirException($"'{dir}': {link} is a symbolic link, which is not followed: put the file "
-                + "itself there, or make the directory the link");
+            throw new DataDirException($"'{dir}': {link} is a symbolic link, which is not followed: move the file "
+                + "itself there, or make the whole directory a link");
     }
 
-    /// <exception cref="DataDirException">It, or the database in it, is closed to this user.</exception>
+    /// <exception cref="DataDirException">This user may not read it, or not write its database.</exception>
     public static void CheckOpen(string dir)
     {
         var isOpen = !File.Exists(Path.Combine(dir, "ses.db")) || Disk.IsWritable(Path.Combine(dir, "ses.db"));
@@ -3869,14 +3871,14 @@ internal static class DataDir
         }
         catch (IOException)
         {
-            // It is not there.
+            // It does not exist.
         }
         if (!isOpen)
-            throw new DataDirException(
-                $"'{dir}' is closed to user {Disk.UserId()}: run this as root or as the user that SeS runs as");
+            throw new DataDirException($"'{dir}' cannot be read, or its database not written, by user "
+                + $"{Disk.UserId()}: run this as root or as the user that SeS runs as");
     }
 
-    /// <summary>Root's files in a service's directory come of a copy that root put there.</summary>
+    /// <summary>Root's files in a service's directory come from a copy that root made.</summary>
     /// <exception cref="DataDirException">A file of SeS there cannot be written to by this user.</exception>
     private static void CheckOwner(string dir)
     {
@@ -3889,8 +3891,8 @@ internal static class DataDir
     }
 
     /// <summary>
-    /// Who else gets at the directory, and what to do about it; null: nobody. The volume of a container is root's
-    /// as a rule, who gets everywhere, and open to its group: then only what all may write is told.
+    /// A warning about others who can access the directory, and what to do; null: nobody can. A container's
+    /// volume mostly belongs to root and is open to its group: then it warns only if all users may write.
     /// </summary>
     public static string? Exposure(string dir)
     {
@@ -3909,7 +3911,7 @@ internal static class DataDir
     /// <exception cref="DataDirException">It cannot hold a database of SeS.</exception>
     public static void Check(string folder)
     {
-        // WAL needs memory that all processes share, which no network file system has.
+        // WAL needs memory that all processes share, which network file systems lack.
         var drive = new DriveInfo(folder);
         if (drive.DriveType == DriveType.Network)
             throw new DataDirException(
@@ -3920,14 +3922,14 @@ internal static class DataDir
     }
 }
 
-/// <summary>SQLite refused; the message names what was done, the code and SQLite's own words.</summary>
+/// <summary>An error of SQLite; the message has the operation, the code and SQLite's own message.</summary>
 /// <param name="code">SQLite's extended result code.</param>
-/// <param name="errno">Of the last call to the system that failed, 0 if none did.</param>
-/// <param name="sql">What was being done; for the log.</param>
+/// <param name="errno">The errno of the last system call that failed; 0 if none did.</param>
+/// <param name="sql">The statement or operation, for the log.</param>
 internal sealed class SqliteException(int code, int errno, string reason, string? sql = null)
     : Exception(sql == null ? reason : $"{reason}: {sql}")
 {
-    /// <summary>Without what was being done.</summary>
+    /// <summary>The message without the operation.</summary>
     public string Reason => reason;
 
     // From errno(3) and sqlite3.h.
@@ -3936,17 +3938,17 @@ internal sealed class SqliteException(int code, int errno, string reason, string
 
     public int Code => code;
 
-    /// <summary>There is no space, whichever way that was noticed; it may go on when there is.</summary>
+    /// <summary>There is no space, however SQLite noticed; writing may succeed once there is.</summary>
     public bool IsFull => code == Full || errno is TooLarge or NoSpace or QuotaExceeded;
 
     public const int Corrupt = 11;
 
     public const int Full = 13;
 
-    /// <summary>No code of SQLite's: its files are not those that it opened.</summary>
+    /// <summary>Not a code of SQLite's: its files were replaced after it opened them.</summary>
     public const int FilesChanged = -1;
 
-    /// <summary>What is on disk cannot be trusted: the process must end.</summary>
+    /// <summary>The content of the disk cannot be trusted: the process must end.</summary>
     public bool IsFlush => code is FlushFailed or FolderFlushFailed or FilesChanged;
 
     /// <summary>The file, its folder or the file system cannot be written to.</summary>
@@ -3965,7 +3967,7 @@ internal sealed class SqliteException(int code, int errno, string reason, string
 /// <summary>One connection; used by one thread at a time.</summary>
 internal sealed class SqliteConnection : IDisposable
 {
-    /// <summary>The first without the fault named above.</summary>
+    /// <summary>The first version without the WAL-reset bug.</summary>
     private const int OldestVersion = 3_051_003;
 
     private static readonly TimeSpan LockTime = TimeSpan.FromSeconds(5);
@@ -3976,7 +3978,7 @@ internal sealed class SqliteConnection : IDisposable
     static SqliteConnection() => raw.SetProvider(new SQLite3Provider_e_sqlite3());
 
     /// <param name="cache">In KiB.</param>
-    /// <exception cref="SqliteException">It cannot be opened, or SQLite is too old.</exception>
+    /// <exception cref="SqliteException">The database cannot be opened, or SQLite is too old.</exception>
     public SqliteConnection(string path, bool isReadOnly, int cache)
     {
         if (raw.sqlite3_libversion_number() < OldestVersion)
@@ -4010,7 +4012,7 @@ internal sealed class SqliteConnection : IDisposable
     }
 
     /// <summary>
-    /// Waits for the end of a transaction that another connection is in: what it records is earlier than now.
+    /// Waits until no other connection is in a writing transaction: what those recorded is earlier than now.
     /// </summary>
     public void AwaitOthers()
     {
@@ -4018,7 +4020,7 @@ internal sealed class SqliteConnection : IDisposable
         Rollback();
     }
 
-    /// <summary>Runs statements that give no rows.</summary>
+    /// <summary>Runs statements that return no rows.</summary>
     public void Execute(string sql) => Check(raw.sqlite3_exec(_connection, sql), sql);
 
     /// <summary>Prepares a statement that lives as long as the connection.</summary>
@@ -4029,7 +4031,7 @@ internal sealed class SqliteConnection : IDisposable
         return statement;
     }
 
-    /// <summary>A statement to be used once, and disposed.</summary>
+    /// <summary>A statement to be used once, which the caller disposes.</summary>
     public SqliteStatement Query(string sql) => new(this, sql);
 
     /// <summary>The first column of the first row, as a number; null where there is none.</summary>
@@ -4040,14 +4042,14 @@ internal sealed class SqliteConnection : IDisposable
     }
 
     /// <summary>
-    /// Moves committed pages from the log into the database, as far as no reader needs them there.
+    /// Moves committed pages from the log into the database, except those that a reader needs in the log.
     /// </summary>
-    /// <returns>Pages in the log, and how many of them were moved.</returns>
+    /// <returns>The number of pages in the log, and how many of them were moved.</returns>
     public (int Logged, int Moved) Checkpoint() => Checkpoint(raw.SQLITE_CHECKPOINT_PASSIVE);
 
     /// <summary>
-    /// The same with the lock for writing, so that nothing is added meanwhile and the log can start anew; as
-    /// before where that lock, or a reader, would have to be waited for.
+    /// The same with the write lock, so that nothing is added meanwhile and the log can start anew. Where it
+    /// would have to wait for that lock or a reader, it moves only what it can without them.
     /// </summary>
     public (int Logged, int Moved) CheckpointAlone()
     {
@@ -4089,7 +4091,7 @@ internal sealed class SqliteConnection : IDisposable
     }
 }
 
-/// <summary>A prepared statement. Binding its first parameter begins it anew.</summary>
+/// <summary>A prepared statement. Binding its first parameter resets it.</summary>
 internal sealed class SqliteStatement : IDisposable
 {
     private readonly SqliteConnection _database;
@@ -4144,7 +4146,7 @@ internal sealed class SqliteStatement : IDisposable
             Reset();
     }
 
-    /// <summary>Goes to the next row; false, and begun anew, when there is none.</summary>
+    /// <summary>Goes to the next row; false when there is none, and the statement is reset.</summary>
     public bool Step()
     {
         var code = Sqlite.Step(_handle);
@@ -4156,7 +4158,7 @@ internal sealed class SqliteStatement : IDisposable
         return false;
     }
 
-    /// <summary>Runs to its end; rows are passed over.</summary>
+    /// <summary>Runs to the end, and ignores rows.</summary>
     public void Run()
     {
         while (Step())
@@ -4192,15 +4194,15 @@ internal sealed class SqliteStatement : IDisposable
     /// <summary>Valid until the next step.</summary>
     public ReadOnlySpan<byte> Bytes(int column) => raw.sqlite3_column_blob(_statement, column);
 
-    /// <summary>Ends a query before its last row; no transaction may end with one open.</summary>
+    /// <summary>Ends a query before its last row; a transaction must not end with an open query.</summary>
     public void Reset() => _ = Sqlite.Reset(_handle);
 
     public void Dispose() => _statement.Dispose();
 }
 
 /// <summary>
-/// What is called for each row, column and parameter (a third of the time of the package's own way), and what
-/// the package lacks.
+/// Functions that are called for each row, column and parameter (in a third of the time that the package's
+/// own wrappers take), and functions that the package lacks.
 /// </summary>
 internal static unsafe partial class Sqlite
 {
@@ -4226,7 +4228,7 @@ internal static unsafe partial class Sqlite
     [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_reset")]
     public static partial int Reset(nint statement);
 
-    /// <summary>Replaces SQLite's own checkpoints; the hook is called after each commit.</summary>
+    /// <summary>Sets a hook that is called after each commit, instead of SQLite's own checkpoints.</summary>
     [LibraryImport("e_sqlite3", EntryPoint = "sqlite3_wal_hook")]
     public static partial nint WalHook(
         nint connection, delegate* unmanaged[Cdecl]<nint, nint, byte*, int, int> hook, nint context);
@@ -4242,14 +4244,14 @@ internal static unsafe partial class Sqlite
 }
 
 /// <summary>
-/// SQLite's own file system (sqlite3_vfs), but for names, which stay as they are given: SQLite would follow each
-/// link in them to an absolute name, which may be closed to this user.
+/// SQLite's own file system (sqlite3_vfs), except that paths stay as given: SQLite would resolve each link to
+/// an absolute path, whose folders may be closed to this user.
 /// </summary>
 internal static unsafe class PlainPaths
 {
     private const int Ok = 0, CannotOpen = 14;
 
-    /// <summary>The begin of a sqlite3_vfs of version 3, and the rest.</summary>
+    /// <summary>A sqlite3_vfs of version 3.</summary>
     [StructLayout(LayoutKind.Sequential)]
     public struct FileSystem
     {
@@ -4262,7 +4264,7 @@ internal static unsafe class PlainPaths
 
     public static string Name { get; } = Registered("ses-plain");
 
-    /// <summary>It lives as long as the process.</summary>
+    /// <summary>Registers a copy of the default file system, which lives as long as the process.</summary>
     private static string Registered(string name)
     {
         var system = (FileSystem*)NativeMemory.Alloc((nuint)sizeof(FileSystem));
@@ -4285,16 +4287,16 @@ internal static unsafe class PlainPaths
     }
 }
 
-/// <summary>Whole milliseconds since 1970 UTC, as the database has times.</summary>
+/// <summary>Times as the database stores them: whole milliseconds since 1970 UTC.</summary>
 internal static class UnixTime
 {
-    /// <summary>The end of a run that goes on; no time is as late.</summary>
+    /// <summary>The stored end of a run that goes on; later than any time.</summary>
     public const long Open = 9_000_000_000_000_000;
 
     public static long From(DateTime time) =>
         (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
 
-    /// <exception cref="SqliteException">No year has it: the row is damaged.</exception>
+    /// <exception cref="SqliteException">The time is out of range: the row is damaged.</exception>
     public static DateTime Read(long milliseconds) => Math.Abs(milliseconds) <= Limit
         ? DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond)
         : throw new SqliteException(
@@ -4306,14 +4308,14 @@ internal static class UnixTime
 
 // ================================= 9. Notes ==================================
 //
-// What people say of the history: announced maintenance, outages that do not count, what really was, comments,
-// and services that are no more. A note is changed by a further version, and ended by one that withdraws it; all
-// stay. Which is the last, and which was in force at a moment, goes by when they were received.
+// People's notes on the history: announced maintenance, outages that do not count, corrections, comments, and
+// services that are no more. A note is changed by a further version, and ended by one that withdraws it; all
+// versions are kept. The time of receipt decides which is the last, and which was in force at a moment.
 
-/// <summary>A stretch of time in whole milliseconds since 1970, from its begin up to its end.</summary>
+/// <summary>A span of time in whole milliseconds since 1970; the end is exclusive.</summary>
 internal readonly record struct Interval(long From, long To)
 {
-    /// <summary>Those that overlap or touch are one; in order.</summary>
+    /// <summary>The spans in order; those that overlap or touch are united.</summary>
     public static Interval[] United(IEnumerable<Interval> spans)
     {
         var united = new List<Interval>();
@@ -4327,7 +4329,7 @@ internal readonly record struct Interval(long From, long To)
         return [.. united];
     }
 
-    /// <summary>What of the first is not in the second; both are united.</summary>
+    /// <summary>The spans without the parts that others cover; both must be united.</summary>
     public static Interval[] Without(Interval[] spans, Interval[] others)
     {
         var left = new List<Interval>();
@@ -4344,10 +4346,10 @@ internal readonly record struct Interval(long From, long To)
         return United(left);
     }
 
-    /// <summary>The parts of united spans that lie in a stretch.</summary>
+    /// <summary>The parts of united spans that lie between two times.</summary>
     public static IEnumerable<Interval> Within(Interval[] spans, long from, long to)
     {
-        // The first that ends later than the stretch begins.
+        // Finds the first span that ends after the first time.
         var (low, high) = (0, spans.Length);
         while (low < high)
         {
@@ -4361,55 +4363,55 @@ internal readonly record struct Interval(long From, long To)
             yield return new Interval(Math.Max(from, spans[low].From), Math.Min(to, spans[low].To));
     }
 
-    /// <summary>The parts of a stretch that are within hours; null: all of it is.</summary>
+    /// <summary>The parts between two times that are within service hours; null: all of it.</summary>
     public static IEnumerable<Interval> Counted(Interval[]? hours, long from, long to) =>
         from >= to ? [] : hours == null ? [new Interval(from, to)] : Within(hours, from, to);
 
-    /// <summary>For how long united spans are in a stretch.</summary>
+    /// <summary>The total length of united spans between two times.</summary>
     public static long Length(Interval[] spans, long from, long to) =>
         spans.Length == 0 ? 0 : Within(spans, from, to).Sum(s => s.To - s.From);
 }
 
 internal enum NoteKind { Maintenance = 0, Excluded = 1, Correction = 2, Comment = 3, Retired = 4 }
 
-/// <summary>The services that a note is about, those too that come later.</summary>
-/// <param name="Platform">Exact, or what begins so if it ends in *; null: any. So are those after it.</param>
+/// <summary>The services that a note is about, including those that appear later.</summary>
+/// <param name="Platform">Exact, or a prefix if it ends in *; null: any. So are the names after it.</param>
 internal sealed record NoteFilter(
     string Partition, string? Platform, string? Service, string? Facet, string? Location)
 {
     public bool Takes(ServiceKey service) => Partition == service.Partition && Fits(Platform, service.Platform)
         && Fits(Service, service.Service) && Fits(Facet, service.Facet) && Fits(Location, service.Location);
 
-    /// <summary>Whether a name is what a pattern takes; null takes all.</summary>
+    /// <summary>Whether a name matches a pattern; null matches all.</summary>
     public static bool Fits(string? pattern, string name) => pattern == null
         || (pattern.EndsWith('*') ? name.AsSpan().StartsWith(pattern.AsSpan(0, pattern.Length - 1)) : name == pattern);
 }
 
 /// <summary>A version of a note.</summary>
-/// <param name="Id">Of the note; each partition has its own.</param>
+/// <param name="Id">The note's id, unique within its partition.</param>
 /// <param name="To">Exclusive; null: it has no end.</param>
-/// <param name="Status">What really was, of a correction; else null.</param>
-/// <param name="Author">Who signed in.</param>
-/// <param name="AuthorName">Who that says to be; null: nothing was said.</param>
-/// <param name="Received">When a SeS took it.</param>
+/// <param name="Status">The true status, for a correction; else null.</param>
+/// <param name="Author">The user who signed in.</param>
+/// <param name="AuthorName">The name that the author gave; null: none.</param>
+/// <param name="Received">When the first SeS received it.</param>
 internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, DateTime? To, NoteFilter Filter, string? Status,
     string Text, string Author, string? AuthorName, bool IsWithdrawn, DateTime Received)
 {
-    /// <summary>Its place among the facts of the store; 0: it is not stored.</summary>
+    /// <summary>Its id among the facts of the store; 0: it is not stored.</summary>
     public long Row { get; init; }
 
-    /// <summary>The SeS that took it.</summary>
+    /// <summary>The SeS that received it.</summary>
     public string By { get; init; } = "";
 
-    /// <summary>When this store took it.</summary>
+    /// <summary>When this store recorded it.</summary>
     public DateTime Recorded { get; init; }
 
     public Interval Span => new(UnixTime.From(From), To is { } to ? UnixTime.From(to) : UnixTime.Open);
 
-    /// <summary>In bytes; and in characters, of an author's name.</summary>
+    /// <summary>The text's limit in bytes, and an author's in characters.</summary>
     public const int MaxText = 4096, MaxAuthor = 200;
 
-    /// <summary>Whether another says the same: the same author need not have said it.</summary>
+    /// <summary>Whether another version has the same content, whoever wrote it, and whenever.</summary>
     public bool Says(NoteVersion other) => other with
     {
         Author = Author,
@@ -4422,20 +4424,20 @@ internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, Date
     public static bool IsId(string text) => text.Length is > 0 and <= 64
         && text.All(c => char.IsAsciiLetterOrDigit(c) || "._-".Contains(c));
 
-    /// <summary>What is wrong with it, named by its field; null: nothing.</summary>
+    /// <summary>An error that begins with the name of the wrong field; null: there is none.</summary>
     public string? Flaw()
     {
         if (!IsId(Id))
-            return "id: it is not 1 to 64 of A-Z a-z 0-9 . _ -";
+            return "id: must be 1 to 64 characters of A-Z a-z 0-9 . _ -";
         if (To <= From)
-            return "to: it is not after from";
+            return "to: must be after from";
         if ((Kind == NoteKind.Correction) != (Status != null))
-            return Status == null ? "status: a correction says what really was, such as down"
-                : "status: only a correction has one";
+            return Status == null ? "status: a correction needs the true status, such as down"
+                : "status: only a correction may have a status";
         if (Status is "" || Status?.Any(c => c != char.ToLowerInvariant(c) || char.IsControl(c)) == true)
-            return "status: it is empty, or not in lower case";
+            return "status: must not be empty, and must be in lower case";
         if (string.IsNullOrWhiteSpace(Text))
-            return "text: it is empty: what does the note say?";
+            return "text: must not be empty";
         if (Encoding.UTF8.GetByteCount(Text) is > MaxText and var size)
             return $"text: it has {size} bytes, more than {MaxText}";
         foreach (var (name, value) in new[] { ("partition", Filter.Partition), ("platform", Filter.Platform),
@@ -4443,29 +4445,29 @@ internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, Date
         {
             if (Encoding.UTF8.GetByteCount(value ?? "") is > AlertMapping.MaxField and var bytes)
                 return $"{name}: it has {bytes} bytes, more than {AlertMapping.MaxField}";
-            // SQLite takes it for a text's end.
+            // SQLite would end the text there.
             if (value?.Contains('\0') == true)
-                return $"{name}: it has the character U+0000";
+                return $"{name}: must not contain the character U+0000";
         }
         if (Author == "" || Author.Any(char.IsControl) || (AuthorName != null && string.IsNullOrWhiteSpace(AuthorName)))
-            return "author_name: it is empty: leave it out";
+            return "author_name: must not be empty; leave it out if there is none";
         return Author.Length > MaxAuthor || AuthorName?.Length > MaxAuthor
             ? $"author_name: it has more than {MaxAuthor} characters" : null;
     }
 }
 
-/// <summary>Is thrown for a version that cannot be taken.</summary>
-/// <param name="code">Of HTTP.</param>
-/// <param name="message">Begins with the field.</param>
+/// <summary>Thrown for a version of a note that is refused.</summary>
+/// <param name="code">The HTTP status code.</param>
+/// <param name="message">Begins with the name of the wrong field.</param>
 internal sealed class NoteException(int code, string message) : Exception(message)
 {
     public int Code => code;
 }
 
-/// <summary>What a new version says. What it does not give stays as it was.</summary>
-/// <param name="Id">Null: of a new note.</param>
-/// <param name="Version">The number that the last version is to have, 0: there is to be none; null: any.</param>
-/// <param name="Given">The names of the fields that were given, also of those that are null.</param>
+/// <summary>The fields of a new version. Those that are not given stay as they were.</summary>
+/// <param name="Id">Null: a new note.</param>
+/// <param name="Version">The number that the last version must have, 0: the note is new; null: any.</param>
+/// <param name="Given">The names of the fields that were given, including those that are null.</param>
 internal sealed record NoteDraft(string? Id, long? Version, IReadOnlySet<string> Given)
 {
     public NoteKind? Kind { get; init; }
@@ -4480,34 +4482,35 @@ internal sealed record NoteDraft(string? Id, long? Version, IReadOnlySet<string>
     public string? AuthorName { get; init; }
     public bool? IsWithdrawn { get; init; }
 
-    /// <summary>The version that it makes of a note; null: of none.</summary>
-    /// <param name="received">Later than any version of it.</param>
-    /// <exception cref="NoteException">It makes none.</exception>
+    /// <summary>The new version of a note.</summary>
+    /// <param name="note">Null: the note is new.</param>
+    /// <param name="received">Later than any version of the note.</param>
+    /// <exception cref="NoteException">The version is refused.</exception>
     public NoteVersion Of(Note? note, string id, string partition, string author, DateTime received)
     {
         var last = note?.Last;
         if (last == null && IsWithdrawn == true)
-            throw new NoteException(404, $"id: there is no note '{id}' of partition '{partition}'");
+            throw new NoteException(404, $"id: there is no note '{id}' in partition '{partition}'");
         if (Version is { } expected && expected != (note?.Versions.Count ?? 0))
-            throw new NoteException(409, $"version: the last one of '{id}' is {note?.Versions.Count ?? 0}, not {expected}");
+            throw new NoteException(409, $"version: note '{id}' is at version {note?.Versions.Count ?? 0}, not {expected}");
         if (Kind is { } kind && last?.Kind is { } before && kind != before)
-            throw new NoteException(400, $"kind: '{id}' is {NameOf(before)}, and a note stays what it is");
+            throw new NoteException(400, $"kind: note '{id}' is of kind {NameOf(before)}, which cannot be changed");
         T? Field<T>(string name, T? given, T? was) => Given.Contains(name) ? given : was;
         var made = new NoteVersion(id,
             Kind ?? last?.Kind ?? throw Missing("kind", string.Join(" or ", Kinds)),
-            From ?? last?.From ?? throw Missing("from", "when it begins"),
+            From ?? last?.From ?? throw Missing("from", "the time when the note begins"),
             Field("to", To, last?.To),
             new NoteFilter(partition, Field("platform", Platform, last?.Filter.Platform),
                 Field("service", Service, last?.Filter.Service), Field("facet", Facet, last?.Filter.Facet),
                 Field("location", Location, last?.Filter.Location)),
-            Field("status", Status, last?.Status), Text ?? last?.Text ?? throw Missing("text", "what it says"),
+            Field("status", Status, last?.Status), Text ?? last?.Text ?? throw Missing("text", "the text of the note"),
             author, Field("author_name", AuthorName, last?.AuthorName), IsWithdrawn ?? last?.IsWithdrawn ?? false, received);
         return made.Flaw() is { } flaw ? throw new NoteException(400, flaw) : made;
     }
 
-    private static NoteException Missing(string field, string what) => new(400, $"{field}: it is missing; needed: {what}");
+    private static NoteException Missing(string field, string what) => new(400, $"{field}: missing; give {what}");
 
-    /// <summary>As notes name them.</summary>
+    /// <summary>The names of <see cref="NoteKind"/>, in its order.</summary>
     public static readonly string[] Kinds = ["maintenance", "excluded", "correction", "comment", "retired"];
 
     public static string NameOf(NoteKind kind) => Kinds[(int)kind];
@@ -4516,17 +4519,17 @@ internal sealed record NoteDraft(string? Id, long? Version, IReadOnlySet<string>
         Array.IndexOf(Kinds, name) is >= 0 and var kind ? (NoteKind)kind : null;
 }
 
-/// <summary>A note with all its versions, in the order in which they were received; there is one at least.</summary>
+/// <summary>A note with all its versions in the order of receipt, of which there is at least one.</summary>
 internal sealed record Note(IReadOnlyList<NoteVersion> Versions)
 {
-    /// <summary>What holds.</summary>
+    /// <summary>The version in force.</summary>
     public NoteVersion Last => Versions[^1];
 
     /// <summary>
-    /// The time of it that was announced: that the last version covers, and that the one covered which was in
-    /// force then. Work is announced before, never after.
+    /// The time that was announced in advance: that the last version covers, and that was also covered by the
+    /// version in force at that time. Maintenance cannot be announced afterwards.
     /// </summary>
-    /// <param name="takes">Whether a version is about what is asked for.</param>
+    /// <param name="takes">Whether a version is about the services in question.</param>
     public Interval[] Announced(Func<NoteFilter, bool> takes)
     {
         if (Last.IsWithdrawn || !takes(Last.Filter))
@@ -4547,31 +4550,31 @@ internal sealed record Note(IReadOnlyList<NoteVersion> Versions)
 
 // ================================ 10. Schema =================================
 //
-// What the database holds, table by table, and how its rows are read: facts with their checksums, and what is
-// derived of them. A snapshot is a connection that sees one moment of it.
+// The tables of the database, and how rows are read: facts with their checksums, and data derived from them.
+// A snapshot is a connection that sees the database as it was at one moment.
 
-/// <summary>Is thrown when facts could not be stored; the sender is answered 503, and repeats.</summary>
+/// <summary>Thrown when facts could not be stored; the sender is answered 503, and repeats.</summary>
 internal sealed class StoreException(string message) : Exception(message);
 
-/// <summary>What the store is told by the settings.</summary>
+/// <summary>The settings of the store.</summary>
 /// <param name="Name">
-/// Of this SeS, as the facts that it takes have it; null: the stored one, or the host's.
+/// The name of this SeS, which its facts carry; null: the stored one, or the host's.
 /// </param>
 /// <param name="StaleAfter">An open episode of Alertmanager that is not repeated for so long lapses.</param>
-/// <param name="MaxServices">Alerts of further ones are quarantined; also of further partitions.</param>
+/// <param name="MaxServices">Alerts of further services are quarantined; also of further partitions.</param>
 /// <param name="MaxAlerts">Further label sets are quarantined.</param>
-/// <param name="Onix">Whom changes are marked for, by its URL; null: nobody.</param>
-/// <param name="Retention">Facts are kept for so long; null: for ever.</param>
-/// <param name="MaxSize">Of the database in bytes: the oldest facts go before it is reached.</param>
-/// <param name="Mapping">What alerts are mapped by; null: none come.</param>
+/// <param name="Onix">The URL of the Onix for which changes are marked; null: there is none.</param>
+/// <param name="Retention">How long facts are kept; null: for ever.</param>
+/// <param name="MaxSize">The database's limit in bytes; the oldest facts are deleted to keep it.</param>
+/// <param name="Mapping">The rules that map alerts; null: no alerts are received.</param>
 internal sealed record StoreRules(
     string? Name, TimelineRules Timeline, TimeSpan StaleAfter, long MaxServices, long MaxAlerts,
     string? Onix = null, TimeSpan? Retention = null, long? MaxSize = null, MappingRules? Mapping = null)
 {
-    /// <summary>A service of which nothing was heard for so long is not listed.</summary>
+    /// <summary>A service without an observation for this long is not listed.</summary>
     public TimeSpan Forget { get; init; } = TimeSpan.FromDays(30);
 
-    /// <summary>The URLs of those who get facts.</summary>
+    /// <summary>The keys of the targets that get facts; see <see cref="Target.Key"/>.</summary>
     public IReadOnlyList<string> Targets { get; init; } = [];
 
     public static StoreRules Of(Options options) => new(options.Name, new TimelineRules(options.Pause),
@@ -4583,7 +4586,7 @@ internal sealed record StoreRules(
     };
 }
 
-/// <summary>The names of the four statuses that have a number of their own.</summary>
+/// <summary>The names of the statuses in <see cref="Status"/>.</summary>
 internal static class StatusNames
 {
     public static readonly string[] Own = ["up", "degraded", "down", "unknown"];
@@ -4591,56 +4594,56 @@ internal static class StatusNames
 
 /// <summary>
 /// The tables. A time is whole milliseconds since 1970 UTC. A <c>sum</c> is CRC-32C over the row's other
-/// values in their order, since SQLite has no checksums of its own; names are in an index too, and compared
-/// with it. Facts, state and what is derived are told apart at each table.
+/// values in their order, since SQLite has no checksums of its own; names have none, but are also in an index
+/// that they are compared with. A comment at each table says whether it has facts, state or derived data.
 /// </summary>
 internal static class Schema
 {
-    /// <summary>"SeS1", so that file(1) and SQLite's tools can tell what it is.</summary>
+    /// <summary>"SeS1", by which file(1) and SQLite's tools can recognize the file.</summary>
     public const int ApplicationId = 0x53655331;
 
     public const int Version = 2;
 
     public const string Tables = """
-        -- State: the last id given, through which observation the timeline is derived, the store's id.
+        -- State: the last id that was assigned, the last observation in the timeline, the store's own id.
         CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
         CREATE INDEX meta_value ON meta(name, value);
-        -- Facts: the SeS that took facts; partitions, statuses, families of services by name.
-        -- State: own, it is a name that this SeS has or had; heard, the latest receipt or sign of life of another;
-        -- silent: since when an engine was told that nothing comes from it.
+        -- Facts: the SeS that received facts; partitions, statuses, families of services by name.
+        -- State: own: this SeS has or had that name; heard: the last receipt or sign of life of another SeS;
+        -- silent: since when the other SeS is silent, once an engine knows of it.
         CREATE TABLE peer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, own INTEGER NOT NULL DEFAULT 0,
             heard INTEGER NOT NULL DEFAULT 0, silent INTEGER) STRICT;
-        -- State of a partition: when a webhook first brought an alert that fires, and whether one that has ended.
+        -- State of a partition: when a webhook first sent a firing alert; whether one sent a resolved one.
         CREATE TABLE partition(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, firing INTEGER,
             resolved INTEGER NOT NULL DEFAULT 0) STRICT;
         CREATE TABLE status(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
         CREATE TABLE family(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT NOT NULL,
             service TEXT NOT NULL, facet TEXT NOT NULL, UNIQUE(partition, platform, service, facet)) STRICT;
-        -- Facts: the first receipt of anything of a partition; heartbeat: that one was armed, of a platform or,
-        -- where that is null, of the partition.
+        -- Facts: when a partition first received anything; with a heartbeat: when that was armed, for a
+        -- platform or, if that is null, for the partition.
         CREATE TABLE receipt(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, platform TEXT, heartbeat TEXT,
             by INTEGER NOT NULL, received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
         CREATE INDEX receipt_received ON receipt(partition, by, received);
-        -- Facts: in which nothing could have been received. Its begin is one, its end another, with the same
-        -- begin; received: since when it was known. partition null: SeS was away; else that heartbeat was silent.
+        -- Facts: times when nothing could be received: the start is a row, the end another with its begins;
+        -- received: when it became known. partition null: SeS was away; else that heartbeat was silent.
         CREATE TABLE gap(id INTEGER PRIMARY KEY, partition INTEGER, platform TEXT, heartbeat TEXT,
             by INTEGER NOT NULL, begins INTEGER NOT NULL, ends INTEGER, received INTEGER NOT NULL,
             recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
         CREATE INDEX gap_begins ON gap(begins);
-        -- Facts: the versions of notes, a row each; note: its id, of which each partition has its own. A name that
-        -- is null is any, one that ends in * is what begins so.
+        -- Facts: the versions of notes, a row each; note: the note's id, unique within its partition. A name
+        -- that is null matches any, one that ends in * any that begins like it.
         CREATE TABLE note(id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, note TEXT NOT NULL, by INTEGER NOT NULL,
             kind INTEGER NOT NULL, begins INTEGER NOT NULL, ends INTEGER, platform TEXT, service TEXT, facet TEXT,
             location TEXT, status TEXT, text TEXT NOT NULL, author TEXT NOT NULL, author_name TEXT,
             withdrawn INTEGER NOT NULL, received INTEGER NOT NULL, recorded INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
         CREATE INDEX note_version ON note(partition, note, received);
-        -- State, once a minute: each alert that beats. platform '': it speaks for the partition; last: its last
-        -- beat; away: for how long SeS was not there since.
+        -- State, written once a minute: each alert that is a heartbeat. platform '': it watches the whole
+        -- partition; last: its last beat; away: how long SeS was away since then.
         CREATE TABLE beat(partition INTEGER NOT NULL, platform TEXT NOT NULL, heartbeat TEXT NOT NULL,
             alert INTEGER NOT NULL, source INTEGER NOT NULL, last INTEGER NOT NULL, away INTEGER NOT NULL,
             PRIMARY KEY(partition, platform, heartbeat, alert)) STRICT, WITHOUT ROWID;
-        -- Facts: id, family, location. Derived: the present. open: it rests on an open alert; due: when it
-        -- changes by itself; seen: the last observation; status null: not derived yet.
+        -- Facts: id, family, location. Derived: the present. open: its status is that of an open alert; due:
+        -- when it changes without new facts; seen: the last observation; status null: not derived yet.
         CREATE TABLE service(id INTEGER PRIMARY KEY, family INTEGER NOT NULL, location TEXT NOT NULL,
             status INTEGER, since INTEGER, open INTEGER NOT NULL DEFAULT 0, due INTEGER,
             seen INTEGER NOT NULL DEFAULT 0, UNIQUE(family, location)) STRICT;
@@ -4651,21 +4654,21 @@ internal static class Schema
             source INTEGER NOT NULL, sender TEXT NOT NULL, labels TEXT NOT NULL, hash INTEGER NOT NULL,
             text TEXT NOT NULL, sum INTEGER NOT NULL) STRICT;
         CREATE INDEX alert_service ON alert(service, hash);
-        -- Fact: a copy of an alert that brought something new; text null: the alert's.
+        -- Fact: a copy of an alert that added something new; text null: the same as in table alert.
         CREATE TABLE observation(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, received INTEGER NOT NULL,
             by INTEGER NOT NULL, service INTEGER NOT NULL, alert INTEGER NOT NULL, kind INTEGER NOT NULL,
             starts INTEGER NOT NULL, ends INTEGER, status INTEGER NOT NULL, text TEXT,
             sum INTEGER NOT NULL) STRICT;
         CREATE INDEX observation_service
             ON observation(service, alert, starts, received, kind, ends, status, by);
-        -- Derived: alert, starts. State: seen, a copy, and the last one was not an hour later; away: for how
-        -- long SeS was not there since, which does not make it stale; own: it is this SeS's to give up.
+        -- Derived: alert, starts. State: seen: a copy, less than an hour before the last one; away: how long
+        -- SeS was away since, which does not make it stale; own: this SeS has to give it up.
         CREATE TABLE open(alert INTEGER PRIMARY KEY, service INTEGER NOT NULL, starts INTEGER NOT NULL,
             seen INTEGER NOT NULL, away INTEGER NOT NULL, own INTEGER NOT NULL) STRICT;
         CREATE INDEX open_seen ON open(seen + away) WHERE own;
         CREATE INDEX open_service ON open(service);
-        -- Derived: the runs of each service. until: 9e15 for the last; since: when its status began, since
-        -- runs of one status follow each other where one rests on an open alert and the other does not.
+        -- Derived: the runs of each service. until: 9e15 for the last; since: when its status began, maybe
+        -- before at: successive runs may have the same status, but differ in open.
         CREATE TABLE timeline(service INTEGER NOT NULL, at INTEGER NOT NULL, until INTEGER NOT NULL,
             since INTEGER NOT NULL, status INTEGER NOT NULL, open INTEGER NOT NULL,
             observation INTEGER NOT NULL, partition INTEGER NOT NULL,
@@ -4673,34 +4676,34 @@ internal static class Schema
         CREATE INDEX timeline_time ON timeline(partition, at, service, status, since, observation);
         CREATE INDEX timeline_ended ON timeline(until, at, status)
             WHERE status IN (1, 2, 3) AND until < 9000000000000000;
-        -- State: what Onix confirmed of each service's item, and what it is to get. version 0: there is none; own:
-        -- this SeS knows of the change that Onix holds, and what came of it, else another one wrote it;
-        -- next: no change that Onix lacks is earlier, null: it has all; marks: how often it was marked, marked:
-        -- since when; due: not before; tries, barred, error: how often, since when and why it was refused.
+        -- State: what Onix confirmed of each service's item, and what it lacks. version 0: there is no item;
+        -- own: this SeS knows the change that Onix holds, and its outcome, else another wrote it; next: no
+        -- change that Onix lacks is earlier, null: it lacks none; marks, marked: how often, since when it was
+        -- marked; due: not before; tries, barred, error: how often, since when and why it was refused.
         CREATE TABLE onix(service INTEGER PRIMARY KEY, key TEXT, version INTEGER NOT NULL DEFAULT 0,
             status TEXT, at INTEGER, own INTEGER NOT NULL DEFAULT 0, next INTEGER,
             marks INTEGER NOT NULL DEFAULT 0, marked INTEGER, due INTEGER,
             tries INTEGER NOT NULL DEFAULT 0, barred INTEGER, error TEXT) STRICT;
         CREATE INDEX onix_waiting ON onix(due, next, marked, barred) WHERE next IS NOT NULL;
-        -- State: changes that were sent to Onix, as long as nothing is known of what came of them.
+        -- State: changes that were sent to Onix, while their outcome is not known.
         CREATE TABLE sent(service INTEGER NOT NULL, at INTEGER NOT NULL, status TEXT NOT NULL,
             PRIMARY KEY(service, at, status)) STRICT, WITHOUT ROWID;
         -- Facts, bounded: alerts that could not be mapped, and who sent them.
         CREATE TABLE quarantine(id INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, partition TEXT NOT NULL,
             source INTEGER NOT NULL, identity BLOB NOT NULL UNIQUE, reason TEXT NOT NULL, alert BLOB NOT NULL) STRICT;
-        -- State: each run of ses purge: whose it was, and how much it took. service null: the whole partition;
-        -- ended null: it goes on, or was interrupted.
+        -- State: each run of ses purge: who ran it, and how much it deleted. service null: the whole
+        -- partition; ended null: it is still running, or was interrupted.
         CREATE TABLE purge(id INTEGER PRIMARY KEY, begun INTEGER NOT NULL, ended INTEGER, user TEXT NOT NULL,
             uid INTEGER NOT NULL, host TEXT NOT NULL, partition TEXT NOT NULL, service TEXT,
             services INTEGER NOT NULL DEFAULT 0, alerts INTEGER NOT NULL DEFAULT 0,
             observations INTEGER NOT NULL DEFAULT 0, quarantined INTEGER NOT NULL DEFAULT 0) STRICT;
-        -- State: how far a target has what it is sent, by its kind, prefix and URL. position: the last fact, of an
-        -- engine the last version; store: the id of its database; regained: through which fact it gets those of
-        -- others, too, since it lost its own.
+        -- State: how much each target has received, by its kind, prefix and URL. position: the last fact, for
+        -- an engine the last version; store: the id of the target's database; regained: a peer that lost its
+        -- database gets facts of all SeS, up to this one.
         CREATE TABLE forward(url TEXT PRIMARY KEY, position INTEGER NOT NULL, store TEXT,
             regained INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
-        -- State: what an engine lacks: the runs of a service from a time on; of all of a partition, whose number is
-        -- negative here, or with 0 of all. mark: never the same again; names: of a service that was purged.
+        -- State: what an engine lacks: runs from a time on, of a service; of a partition, by its id made
+        -- negative; or, with 0, of all. mark: never used twice; names: of a service that was purged.
         CREATE TABLE changed(service INTEGER PRIMARY KEY, since INTEGER NOT NULL, mark INTEGER NOT NULL,
             names TEXT) STRICT;
         CREATE INDEX changed_mark ON changed(mark);
@@ -4714,10 +4717,10 @@ internal static class Schema
             throw new DataDirException($"{Store.FileName} is not a database of SeS");
         if (database.Number("PRAGMA user_version") is var version && version != Version)
             throw new DataDirException(
-                $"{Store.FileName} has version {version}; this SeS knows {Version} alone");
+                $"{Store.FileName} has schema version {version}; this SeS reads only version {Version}");
     }
 
-    /// <summary>The tables, indexes and views that are missing, or are not as they were made.</summary>
+    /// <summary>The tables, indexes and views that are missing or were changed.</summary>
     public static IEnumerable<string> Changed(SqliteConnection database)
     {
         using var model = new SqliteConnection(":memory:", isReadOnly: false, 1000);
@@ -4749,7 +4752,7 @@ internal static class Schema
                 JOIN partition p ON p.id = f.partition JOIN status t ON t.id = r.status
                 LEFT JOIN observation o ON o.id = r.observation LEFT JOIN alert a ON a.id = o.alert
             WHERE r.at = r.since;
-        -- Unknown time of less than a day between two downs does not end an outage, and is no down time.
+        -- Unknown time of less than a day between two downs does not end an outage, nor count as down time.
         CREATE VIEW outages AS
             WITH downs AS (SELECT service, at, until,
                     lag(until) OVER (PARTITION BY service ORDER BY at) AS before
@@ -4770,23 +4773,23 @@ internal static class Schema
         """;
 }
 
-/// <summary>What became of the alerts of a request.</summary>
+/// <summary>How many alerts of a request were new, known or quarantined.</summary>
 internal readonly record struct Stored(long New, long Known, long Quarantined)
 {
     public const int MaxRefused = 100;
 
-    /// <summary>Of the quarantined ones those that are one too many, the first of them; null: none.</summary>
+    /// <summary>The first of the alerts that were quarantined because of a limit; null: none.</summary>
     public IReadOnlyList<UnmappableAlert>? Refused { get; init; }
 }
 
-/// <summary>Is thrown for what would be one too many of its kind; the message is the reason.</summary>
+/// <summary>Thrown for a new partition, service or the like beyond a limit, with the reason.</summary>
 internal sealed class TooManyException(string things, long most, string setting)
     : Exception($"there are {most} {things} already, as many as {setting} allows");
 
-/// <summary>How far a target has what it is sent.</summary>
-/// <param name="Position">The last fact; of an engine the last version.</param>
-/// <param name="StoreId">Of the database that took it; null: it is not known.</param>
-/// <param name="Regained">Through which fact it gets those of others, too, since it lost its own.</param>
+/// <summary>How much a target has received.</summary>
+/// <param name="Position">The last fact; for an engine the last version.</param>
+/// <param name="StoreId">The id of the target's database; null: it is not known.</param>
+/// <param name="Regained">A peer that lost its database gets facts of all SeS, up to this one.</param>
 internal readonly record struct ForwardPosition(long Position, string? StoreId, long Regained);
 
 /// <summary>CRC-32C of a row's values.</summary>
@@ -4830,7 +4833,7 @@ internal struct Checksum()
         return this;
     }
 
-    /// <summary>Its UTF-8, and its length: two texts side by side are not one.</summary>
+    /// <summary>Adds a text, and its length, so that a shift between two texts changes the sum.</summary>
     public Checksum Add(string text)
     {
         foreach (var c in text)
@@ -4839,13 +4842,13 @@ internal struct Checksum()
     }
 
     /// <summary>
-    /// What finds an alert among those of its service; texts are compared all the same. The upper half is
-    /// that of all alerts which differ in source, sender and labels of replicas alone.
+    /// Finds candidates for an alert among those of its service, whose texts are then compared. Alerts that
+    /// differ only in source, sender and labels of replicas have the same upper half.
     /// </summary>
     public static long Hash(AlertSource source, string sender, string labels) =>
         FirstOfGroup(AlertLabels.WithoutReplica(labels)) | (uint)Half($"{(int)source}\n{sender}\n{labels}");
 
-    /// <summary>The least that alerts with these labels, replicas aside, can have.</summary>
+    /// <summary>The smallest hash of alerts with these labels, which have no label of a replica.</summary>
     public static long FirstOfGroup(string labels) => (long)Half(labels) << 32;
 
     private static int Half(string text) =>
@@ -4856,11 +4859,11 @@ internal struct Checksum()
 internal static class ObservationLog
 {
     /// <summary>
-    /// The last one recorded until a moment, by halving: recorded never decreases; 0: none.
+    /// The last one recorded until a moment, by binary search, since recorded never decreases; 0: none.
     /// </summary>
     public static long LastUntil(SqliteConnection database, DateTime moment)
     {
-        // Asked for in one, they would be looked for in all rows.
+        // With min and max in one SELECT, SQLite would scan all rows.
         using var ends = database.Query("""
             SELECT coalesce((SELECT min(id) FROM observation), 0),
                 coalesce((SELECT max(id) FROM observation), 0),
@@ -4870,7 +4873,7 @@ internal static class ObservationLog
             database.Query("SELECT id, recorded FROM observation WHERE id <= ?1 ORDER BY id DESC LIMIT 1");
         ends.Step();
         var (low, high, until) = (ends.Number(0) - 1, ends.Number(1), UnixTime.From(moment));
-        // Most ask for now.
+        // Most callers pass the present.
         if (ends.NumberOrNull(2) <= until)
             return high;
         while (low < high)
@@ -4891,7 +4894,7 @@ internal static class ObservationLog
 /// <summary>Reads versions of notes from a database.</summary>
 internal static class StoredNotes
 {
-    /// <summary>What <see cref="VersionOf"/> takes.</summary>
+    /// <summary>The columns that <see cref="VersionOf"/> reads.</summary>
     public const string Columns = """
         n.id, p.name, n.note, b.name, n.kind, n.begins, n.ends, n.platform, n.service, n.facet, n.location, n.status,
         n.text, n.author, n.author_name, n.withdrawn, n.received, n.recorded
@@ -4913,7 +4916,7 @@ internal static class StoredNotes
     };
 }
 
-/// <summary>Counts the pages of the write-ahead log, as SQLite names them after each commit.</summary>
+/// <summary>The number of pages in the write-ahead log, which SQLite reports after each commit.</summary>
 internal sealed unsafe class WalPages : IDisposable
 {
     private readonly int* _count = (int*)NativeMemory.AllocZeroed(sizeof(int));
@@ -4934,7 +4937,7 @@ internal sealed unsafe class WalPages : IDisposable
 }
 
 /// <summary>
-/// The three files of the database, by name: SQLite goes on in silence when one is removed, replaced or cut.
+/// The three files of the database. SQLite does not notice when one is removed, replaced or cut; this does.
 /// </summary>
 internal sealed class DatabaseFiles(string path) : IDisposable
 {
@@ -4942,18 +4945,18 @@ internal sealed class DatabaseFiles(string path) : IDisposable
         [.. new[] { path, path + "-wal", path + "-shm" }.Select(p => (p, Disk.StatusOf(p)
             ?? throw new SqliteException(SqliteException.FilesChanged, 0, $"{p} is not there")))];
 
-    /// <summary>To what the log may be cut when it starts anew.</summary>
+    /// <summary>The size to which SQLite may cut the log when it starts anew.</summary>
     public long LeastLog { get; set; } = long.MaxValue;
 
     public long LogSize => _files[1].Status.Size;
 
     /// <summary>
-    /// What was cut from the log while a transaction was appended is zeros now, up to that, as the random salt of
-    /// the last page before it (sqlite.org/fileformat2.html, 4.1). Which salt it is says nothing: another process
-    /// may have begun the log anew since the commit.
+    /// Finds out whether the log was cut while a transaction was appended: then zeros precede that, also in
+    /// place of the salt of the last page before it (sqlite.org/fileformat2.html, 4.1). The value of the salt
+    /// does not matter: another process may have begun the log anew since the commit.
     /// </summary>
-    /// <param name="pages">In the log before the transaction.</param>
-    /// <exception cref="SqliteException">It was cut.</exception>
+    /// <param name="pages">The number of pages in the log before the transaction.</param>
+    /// <exception cref="SqliteException">The log was cut.</exception>
     public void CheckLog(int pages)
     {
         if (pages == 0)
@@ -4968,19 +4971,19 @@ internal sealed class DatabaseFiles(string path) : IDisposable
 
     private const int LogHead = 32, LogPageHead = 24;
 
-    // SQLite holds no lock on the log, which closing this would end.
+    // Closing a file ends all locks of the process on it, but SQLite holds none on the log.
     private readonly SafeFileHandle _log =
         File.OpenHandle(path + "-wal", share: FileShare.ReadWrite | FileShare.Delete);
 
     public void Dispose() => _log.Dispose();
 
-    /// <summary>Whether they are those that were opened. Safe from any thread.</summary>
+    /// <summary>Whether all three files are still those that were opened. Safe from any thread.</summary>
     public bool AreThere => Array.TrueForAll(_files, f => IsSame(Disk.StatusOf(f.Path), f.Status));
 
     private static bool IsSame(FileStatus? now, FileStatus before) =>
         now?.Device == before.Device && now?.Inode == before.Inode;
 
-    /// <summary>To be called before a transaction, and after it, before it is acknowledged.</summary>
+    /// <summary>To be called before a transaction, and again before it is acknowledged.</summary>
     /// <exception cref="SqliteException">A file is not the one that was opened, or shorter.</exception>
     public void Check()
     {
@@ -4999,7 +5002,7 @@ internal sealed class DatabaseFiles(string path) : IDisposable
     }
 }
 
-/// <summary>The facts of one service at a time, and the runs that are held of it.</summary>
+/// <summary>Reads the observations of one service at a time, and its stored runs.</summary>
 internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
 {
     private readonly SqliteStatement
@@ -5019,7 +5022,7 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
     private readonly Dictionary<long, AlertTraits> _traitsOf = [];
     private HashSet<long>? _own;
 
-    /// <summary>The text of a lapse that counts for all who heard the episode: the others are silent.</summary>
+    /// <summary>The text of a lapse that also counts for the other SeS, which are silent.</summary>
     public const string ForSilent = "given up also for others, of which nothing is heard any more";
 
     public void Dispose()
@@ -5030,13 +5033,13 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
         _runs.Dispose();
     }
 
-    /// <summary>In order of alert, start, receipt and kind; valid until others are read.</summary>
+    /// <summary>In order of alert, start, receipt, kind; valid until the next <see cref="Read"/>.</summary>
     public ReadOnlySpan<Observation> Observations => CollectionsMarshal.AsSpan(_facts);
 
-    /// <exception cref="SqliteException">Its row is damaged.</exception>
+    /// <exception cref="SqliteException">The alert's row is damaged.</exception>
     public AlertTraits TraitsOf(long alert) => _traitsOf.TryGetValue(alert, out var traits) ? traits
         : throw new SqliteException(SqliteException.Corrupt, 0,
-            $"alert {alert} has observations, but its row is not of their service: ses check");
+            $"alert {alert} has observations, but its row belongs to another service: run ses check");
 
     /// <param name="through">The last observation that counts.</param>
     public void Read(long service, long through = long.MaxValue)
@@ -5061,13 +5064,13 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
     }
 
     /// <summary>
-    /// An episode is given up once each SeS that heard it has given it up, or is silent: one that was cut off
-    /// does not speak for the others.
+    /// Drops lapses of episodes that not all SeS which received them have given up, except silent ones: a SeS
+    /// that was cut off does not decide for the others.
     /// </summary>
     private void DropEarlyLapses(long service, long through)
     {
         var (lapsed, kept) = (new HashSet<(long, DateTime, long)>(), 0);
-        // In the order of receipt: who hears it again takes it back.
+        // In the order of receipt: a SeS that receives the episode again withdraws its lapse.
         for (var i = 0; i < _facts.Count; i++)
         {
             var (alert, starts) = (_facts[i].Alert, _facts[i].Starts);
@@ -5096,7 +5099,7 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
         _facts.RemoveRange(kept, _facts.Count - kept);
     }
 
-    /// <summary>Who took a fact; this SeS is one under all its names.</summary>
+    /// <summary>The id of the SeS that received a fact; 0 for this SeS, under any of its names.</summary>
     private long PeerOf(int fact)
     {
         if (_own == null)
@@ -5109,12 +5112,12 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
         return _own.Contains(_by[fact]) ? 0 : _by[fact];
     }
 
-    /// <summary>Derives the timeline from what was read; see <see cref="Timeline.Derive"/>.</summary>
+    /// <summary>Derives the timeline from the observations; see <see cref="Timeline.Derive"/>.</summary>
     public DateTime? Derive(DateTime? knownFrom, DateTime now, TimelineRules rules, List<Run> runs,
         List<(long Alert, DateTime Starts)>? open = null, Gaps? gaps = null) =>
         Timeline.Derive(Observations, TraitsOf, knownFrom, null, now, rules, runs, open, gaps);
 
-    /// <summary>The runs that are held of a service, and of each when its status began.</summary>
+    /// <summary>The stored runs of a service, and for each when its status began.</summary>
     public void ReadRuns(long service, List<Run> runs, List<long> since)
     {
         runs.Clear();
@@ -5132,7 +5135,7 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
         row.Number(1) == UnixTime.Open ? null : UnixTime.Read(row.Number(1)), (Status)row.Number(2), row.Number(3) != 0,
         row.Number(4));
 
-    /// <summary>When the status of each run began: with the first run of those that have the same.</summary>
+    /// <summary>When the status of each run began: with the first of successive runs that have it.</summary>
     public static void AddSince(List<Run> runs, List<long> since)
     {
         since.Clear();
@@ -5151,8 +5154,8 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
 }
 
 /// <summary>
-/// Names of services and texts of alerts by their numbers, which never change: all questions that are
-/// answered at a time share them. Bounded.
+/// A bounded cache of names of services and texts of alerts by id. They never change, so that all queries
+/// that run at the same time share it, under a lock on it.
 /// </summary>
 internal sealed class SharedNames
 {
@@ -5163,7 +5166,7 @@ internal sealed class SharedNames
     private readonly HashSet<string> _texts = [];
     private int _characters, _questions;
 
-    /// <summary>How many questions share them.</summary>
+    /// <summary>How many queries use the cache.</summary>
     public int Questions => Volatile.Read(ref _questions);
 
     public void Enter() => Interlocked.Increment(ref _questions);
@@ -5187,7 +5190,7 @@ internal sealed class SharedNames
             _alerts.TryAdd(alert, new StoredTexts(Shared(texts.Text), Shared(texts.Recovery)));
     }
 
-    /// <summary>Many alerts have the same.</summary>
+    /// <summary>One instance of each text, since many alerts have the same.</summary>
     private string Shared(string text)
     {
         if (_texts.TryGetValue(text, out var known))
@@ -5205,7 +5208,7 @@ internal sealed class SharedNames
     }
 }
 
-/// <summary>A connection that questions take turns on.</summary>
+/// <summary>A read-only connection, used by one query after another.</summary>
 internal sealed class Reader(string path, int cache) : IDisposable
 {
     private readonly Dictionary<Status, string> _statuses = [];
@@ -5234,11 +5237,11 @@ internal sealed class Reader(string path, int cache) : IDisposable
     }
 }
 
-/// <summary>How much history a database has, and how much room a day of it takes.</summary>
-/// <param name="Since">When the first was heard of which retention has left anything; null: nothing was.</param>
-/// <param name="Bytes">Of the database and its log.</param>
-/// <param name="Free">Bytes on its file system.</param>
-/// <param name="BytesADay">About, by the facts of the last week; null: there is less than a day of them.</param>
+/// <summary>How much history a database has, and how much space a day of it takes.</summary>
+/// <param name="Since">The first receipt, or the start of retention if later; null: no receipt.</param>
+/// <param name="Bytes">The size of the database and its log.</param>
+/// <param name="Free">Free bytes on its file system.</param>
+/// <param name="BytesADay">Estimated from the facts of the last week; null: there is less than a day.</param>
 internal sealed record StoreSize(DateTime? Since, long Bytes, long Free, double? BytesADay)
 {
     private static readonly TimeSpan Week = TimeSpan.FromDays(7), Day = TimeSpan.FromDays(1);
@@ -5253,13 +5256,13 @@ internal sealed record StoreSize(DateTime? Since, long Bytes, long Free, double?
         return new StoreSize(since, bytes, free, BytesOfDay(snapshot, since));
     }
 
-    /// <summary>Bytes of the database with its log, and bytes that are free beside it.</summary>
+    /// <summary>The size of the database with its log, and the free bytes on its file system.</summary>
     public static (long Used, long Free) OnDisk(string path) => ((Disk.StatusOf(path)?.Size ?? 0)
         + (Disk.StatusOf(path + "-wal")?.Size ?? 0), Disk.Space(Path.GetDirectoryName(path)!).Free);
 
     /// <summary>
-    /// Services, label sets and observations are numbered together, so that a number stands for as many bytes as
-    /// another, about. What is free within the file does not count, nor does what an import brought of earlier days.
+    /// Services, label sets and observations share one sequence of ids, so that each id stands for about as
+    /// many bytes. Free pages of the file do not count, nor do imported facts of earlier days.
     /// </summary>
     private static double? BytesOfDay(Snapshot snapshot, DateTime? since)
     {
@@ -5292,21 +5295,21 @@ internal sealed record StoreSize(DateTime? Since, long Bytes, long Free, double?
     }
 }
 
-/// <summary>A connection on one state of the database; to be disposed soon.</summary>
+/// <summary>A view of the database as of one moment; to be disposed soon.</summary>
 internal sealed class Snapshot : IDisposable
 {
     private readonly Reader _reader;
     private readonly Action<Reader> _giveBack;
     private int _isDisposed;
 
-    /// <param name="names">Those of the questions that are answered meanwhile; null: there are none.</param>
+    /// <param name="names">The cache that concurrent queries share; null: a new one.</param>
     public Snapshot(Reader reader, Action<Reader> giveBack, DateTime moment, SharedNames? names = null)
     {
         (_reader, _giveBack, Moment, Names) = (reader, giveBack, moment, names ?? new SharedNames());
         try
         {
             reader.Database.Execute("BEGIN");
-            // The state is taken with the first read.
+            // SQLite fixes the snapshot at the first read.
             _ = reader.Database.Number("SELECT 1 FROM meta");
         }
         catch (SqliteException)
@@ -5320,8 +5323,8 @@ internal sealed class Snapshot : IDisposable
     public SharedNames Names { get; }
 
     /// <summary>
-    /// The last whole millisecond, once no process is in a transaction that began before it: what that records
-    /// is earlier, so that it is in an answer as of then.
+    /// The last whole millisecond, once no process is in a transaction that began before it. So a snapshot
+    /// has everything that was recorded up to that time.
     /// </summary>
     public static DateTime Settled(string folder, TimeProvider clock)
     {
@@ -5336,7 +5339,7 @@ internal sealed class Snapshot : IDisposable
         }
         catch (SqliteException e) when (e.IsBusy || e.IsReadOnly)
         {
-            // It is asked all the same; where nothing can be written, nothing is.
+            // The query runs all the same; if this user cannot write, perhaps nobody does.
         }
         return UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime) - 1);
     }
@@ -5348,7 +5351,7 @@ internal sealed class Snapshot : IDisposable
             throw new DataDirException($"'{folder}' has no {Store.FileName} in it");
     }
 
-    /// <summary>A snapshot beside the daemon, or without one.</summary>
+    /// <summary>Opens a snapshot for a command, whether a daemon runs or not.</summary>
     /// <param name="folder">The data directory.</param>
     /// <exception cref="DataDirException">There is not a database in it.</exception>
     public static Snapshot Open(string folder, DateTime now)
@@ -5360,7 +5363,7 @@ internal sealed class Snapshot : IDisposable
         return new Snapshot(reader, r => r.Dispose(), UnixTime.Read(UnixTime.From(now)));
     }
 
-    /// <summary>When it was taken: what is recorded later is not in it.</summary>
+    /// <summary>When the snapshot was taken: facts that are recorded later are not in it.</summary>
     public DateTime Moment { get; set; }
 
     /// <summary>The name of this SeS.</summary>
@@ -5373,7 +5376,7 @@ internal sealed class Snapshot : IDisposable
         }
     }
 
-    /// <summary>The other SeS of which there are facts, and when each last gave a sign of life.</summary>
+    /// <summary>The other SeS that facts came from, and when each last gave a sign of life.</summary>
     public List<(string Name, DateTime Heard)> Peers()
     {
         var peers = new List<(string, DateTime)>();
@@ -5383,7 +5386,7 @@ internal sealed class Snapshot : IDisposable
         return peers;
     }
 
-    /// <summary>How far a target has what it is sent; null: nothing was sent to it yet.</summary>
+    /// <summary>How much a target has received; null: nothing was sent to it yet.</summary>
     public ForwardPosition? ForwardOf(string url)
     {
         using var row = Query("SELECT position, store, regained FROM forward WHERE url = ?1");
@@ -5391,7 +5394,7 @@ internal sealed class Snapshot : IDisposable
         return row.Step() ? new(row.Number(0), row.TextOrNull(1), row.Number(2)) : null;
     }
 
-    /// <summary>The first name of this SeS, which it keeps.</summary>
+    /// <summary>The first name of this SeS, which never changes.</summary>
     public string FirstName
     {
         get
@@ -5401,7 +5404,7 @@ internal sealed class Snapshot : IDisposable
         }
     }
 
-    /// <summary>The services of a question's tables s, f and p, by their numbers.</summary>
+    /// <summary>The services in a FROM clause with service s, family f and partition p, by id.</summary>
     public List<(long Id, ServiceKey Service)> Services(string from, int most, int after = 0)
     {
         var services = new List<(long, ServiceKey)>();
@@ -5413,11 +5416,11 @@ internal sealed class Snapshot : IDisposable
         return services;
     }
 
-    /// <summary>The last number that was given, of a fact or anything else.</summary>
+    /// <summary>The last id that was assigned, to a fact or anything else.</summary>
     public long LastFact => Number("SELECT value FROM meta WHERE name = 'last_id'") ?? 0;
 
-    /// <summary>Facts after a number, counted up to as many.</summary>
-    /// <param name="areOwn">Only what this SeS took itself.</param>
+    /// <summary>The number of facts after an id, counted up to <paramref name="most"/>.</summary>
+    /// <param name="areOwn">Only facts that this SeS received itself.</param>
     public long CountFacts(long after, bool areOwn, int most)
     {
         var count = 0L;
@@ -5429,22 +5432,22 @@ internal sealed class Snapshot : IDisposable
         return Math.Min(count, most);
     }
 
-    /// <summary>The settings of the rules by which the timeline is derived.</summary>
+    /// <summary>The rules by which the timeline is derived, as stored.</summary>
     public TimelineRules Rules => new(TimeOf("pause"));
 
     public TimeSpan StaleAfter => TimeOf("stale_after");
 
-    /// <summary>A service of which nothing was heard for so long is not listed.</summary>
+    /// <summary>A service without an observation for this long is not listed.</summary>
     public TimeSpan Forget => TimeOf("forget");
 
     private TimeSpan TimeOf(string name) =>
         TimeSpan.FromMilliseconds(Number($"SELECT value FROM meta WHERE name = '{name}'") ?? 0);
 
-    /// <summary>The oldest time that retention has left; nothing before it is counted.</summary>
+    /// <summary>The oldest time within retention; nothing before it counts. Null: no limit.</summary>
     public DateTime? Oldest =>
         Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
 
-    /// <summary>Whether anything of a partition is stored, if only a heartbeat or what could not be mapped.</summary>
+    /// <summary>Whether anything of a partition is stored, even a heartbeat or quarantined alerts.</summary>
     public bool HasHeardOf(string partition)
     {
         using var rows = Query("""
@@ -5454,8 +5457,8 @@ internal sealed class Snapshot : IDisposable
     }
 
     /// <summary>
-    /// The services whose timeline lacks what was heard last, or what time brought, or has what was recorded
-    /// after the moment: while more comes than is derived, and where no daemon runs.
+    /// The services whose stored timeline is not that of the moment: it lacks observations or a change that
+    /// was due, while the daemon is behind or none runs, or has observations that were recorded later.
     /// </summary>
     public IReadOnlySet<long> Behind()
     {
@@ -5471,8 +5474,8 @@ internal sealed class Snapshot : IDisposable
     }
 
     /// <summary>
-    /// The last observation that was recorded until the moment; where the clock was set back since, the last
-    /// of all.
+    /// The last observation that was recorded until the moment; if the clock was set back since, the last of
+    /// all.
     /// </summary>
     public long Through => Number("SELECT recorded FROM observation ORDER BY id DESC LIMIT 1")
         > UnixTime.From(Moment + TimeSpan.FromSeconds(1)) ? long.MaxValue : LastObservation(Moment);
@@ -5507,11 +5510,11 @@ internal sealed class Snapshot : IDisposable
 
 // ============================== 11. Heartbeats ===============================
 //
-// What senders repeat: copies of alerts that are known, which renew them without a write, and alerts that always
-// fire, whose silence means that nobody watches.
+// What senders repeat: copies of known alerts, which renew them without a write, and heartbeats, alerts that
+// always fire and whose silence means that nobody watches.
 
 /// <summary>
-/// The newest episode of an alert, as it is on disk. Starts of no time: only its place is known.
+/// The newest episode of an alert, as it is on disk. Starts MinValue: only the ids are known.
 /// </summary>
 internal readonly record struct RecentAlert(
     long Service, long Alert, DateTime Starts, DateTime? Ends, string Status, DateTime Seen)
@@ -5521,15 +5524,15 @@ internal readonly record struct RecentAlert(
 }
 
 /// <summary>
-/// The alerts that came last, so that repeated copies cost no query; bounded. Keys are hashes with a random
-/// key of the process, since label sets are chosen by strangers: two of one key cannot be made.
+/// A bounded cache of the last alerts, so that repeated copies cost no query. Keys are hashes with a random
+/// secret of the process: strangers choose label sets, but cannot make two with the same hash.
 /// </summary>
 internal sealed class RecentAlerts
 {
-    /// <summary>In each of two generations; some 200 bytes each.</summary>
+    /// <summary>Entries in each of two generations, of some 200 bytes each.</summary>
     private const int Size = 50_000;
 
-    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
+    /// <summary>How often the time of an open episode's last copy is written, at most.</summary>
     public static readonly TimeSpan SeenStep = TimeSpan.FromHours(1);
 
     private readonly byte[] _key = RandomNumberGenerator.GetBytes(32);
@@ -5557,7 +5560,7 @@ internal sealed class RecentAlerts
         return keys;
     }
 
-    /// <summary>Whether copies tell nothing that is not on disk.</summary>
+    /// <summary>Whether copies add nothing to what is on disk.</summary>
     public bool Knows(UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
     {
         for (var i = 0; i < keys.Length; i++)
@@ -5586,7 +5589,7 @@ internal sealed class RecentAlerts
         }
     }
 
-    /// <summary>Takes what a commit has put on disk.</summary>
+    /// <summary>Adds the episodes that a commit has put on disk.</summary>
     public void Learn(List<(UInt128 Key, RecentAlert Alert)> learned)
     {
         lock (_gate)
@@ -5605,7 +5608,7 @@ internal sealed class RecentAlerts
             (_young, _old) = ([], []);
     }
 
-    /// <summary>Notes copies of Prometheus's that tell nothing but that their alerts still fire.</summary>
+    /// <summary>Renews the alerts of copies from Prometheus that only say that they still fire.</summary>
     public void Renew(Renewals renewals, UInt128[] keys, IReadOnlyList<IncomingAlert> alerts, DateTime now)
     {
         for (var i = 0; i < keys.Length; i++)
@@ -5616,28 +5619,28 @@ internal sealed class RecentAlerts
     }
 }
 
-/// <summary>An open episode of Prometheus's.</summary>
+/// <summary>An open episode from Prometheus.</summary>
 internal readonly record struct RenewedEpisode(long Service, long Alert, DateTime Starts);
 
 /// <summary>
-/// Until when the open episodes of Prometheus hold. Prometheus says of each firing alert, every minute or so,
-/// until when that is valid: one that is not renewed within its validity lapses. What only renews is not
-/// stored; after a crash the last copy of each is the last sign of life of SeS.
+/// Until when the open episodes from Prometheus are valid. Prometheus repeats each firing alert every minute
+/// or so, with the time until which it is valid: one not renewed by then lapses. Renewals are not stored;
+/// after a crash SeS's last sign of life counts as the last copy of each.
 /// </summary>
 internal sealed class Renewals
 {
-    /// <summary>Prometheus sends again after a minute, or what its evaluations make of that.</summary>
+    /// <summary>Prometheus repeats after a minute, rounded up to its evaluation interval.</summary>
     private static readonly TimeSpan
         LeastValidity = TimeSpan.FromSeconds(130), Unstated = TimeSpan.FromMinutes(5);
 
-    /// <summary>For clocks that differ: how far ahead of the receipt the end of a resolved copy may be.</summary>
+    /// <summary>Allowed for clocks that differ: how far after the receipt a resolved copy may end.</summary>
     private static readonly TimeSpan
         MostTolerance = TimeSpan.FromSeconds(30), UnknownTolerance = TimeSpan.FromSeconds(2);
 
-    /// <summary>Added to half the validity, within which Prometheus sends again after SeS was away.</summary>
+    /// <summary>Added to half the validity, within which Prometheus repeats after SeS was away.</summary>
     private static readonly TimeSpan ReturnTime = TimeSpan.FromSeconds(10);
 
-    /// <summary>More rules, of all senders, are not remembered.</summary>
+    /// <summary>Further rules, over all senders, are not remembered.</summary>
     private const int MaxRules = 100_000;
 
     private readonly record struct Renewal(RenewedEpisode Episode, DateTime Last, TimeSpan Validity);
@@ -5645,15 +5648,15 @@ internal sealed class Renewals
     private readonly object _gate = new();
     private readonly Dictionary<long, Renewal> _renewals = [];
 
-    /// <summary>By the hash of sender and rule: two of one hash share what clocks are allowed.</summary>
+    /// <summary>By the hash of sender and rule; if two have the same, they share the tolerance.</summary>
     private readonly Dictionary<int, TimeSpan> _validities = [];
 
-    // Since when SeS takes alerts without a break, and no later than when the next one lapses.
+    // Since when SeS receives alerts without a break, and a time not after the next lapse.
     private DateTime _since, _nextDue = DateTime.MaxValue;
 
     /// <summary>
-    /// Tells firing copies of Prometheus's from resolved ones: the former get until when they are valid, the
-    /// latter their end.
+    /// Decides which copies from Prometheus fire and which are resolved: sets the former's validity, the
+    /// latter's end.
     /// </summary>
     public ReceivedAlerts Judge(ReceivedAlerts alerts, DateTime received) =>
         alerts.Source != AlertSource.Prometheus ? alerts
@@ -5675,14 +5678,14 @@ internal sealed class Renewals
         }
     }
 
-    /// <summary>A firing copy of an open episode.</summary>
+    /// <summary>Records a firing copy of an open episode.</summary>
     public void Renew(RenewedEpisode episode, IncomingAlert copy, DateTime received)
     {
         lock (_gate)
             Set(new Renewal(episode, received, copy.ValidUntil - received ?? Unstated));
     }
 
-    /// <summary>An episode that was open before a start.</summary>
+    /// <summary>Adds an episode that was open before SeS started.</summary>
     public void Restore(RenewedEpisode episode, DateTime last, TimeSpan validity)
     {
         lock (_gate)
@@ -5699,21 +5702,21 @@ internal sealed class Renewals
             _nextDue = due;
     }
 
-    /// <summary>The longest validity of what is open; null: nothing is.</summary>
+    /// <summary>The longest validity of the open episodes; null: none is open.</summary>
     public TimeSpan? Longest()
     {
         lock (_gate)
             return _renewals.Count == 0 ? null : _renewals.Values.Max(r => r.Validity);
     }
 
-    /// <summary>SeS takes alerts again: nothing lapses before each could be sent again.</summary>
+    /// <summary>SeS receives alerts again: nothing lapses before each could have been sent again.</summary>
     public void Return(DateTime now)
     {
         lock (_gate)
             _since = now;
     }
 
-    /// <summary>When the last copy of an episode was; null: that is not known.</summary>
+    /// <summary>When the last copy of an episode was received; null: that is not known.</summary>
     public DateTime? LastCopy(long alert, DateTime starts)
     {
         lock (_gate)
@@ -5727,7 +5730,7 @@ internal sealed class Renewals
             return now >= _nextDue;
     }
 
-    /// <summary>Episodes whose last copy, at this time, holds no longer; they are forgotten.</summary>
+    /// <summary>Removes and returns episodes that lapsed, each with the time of its last copy.</summary>
     public List<(RenewedEpisode Episode, DateTime Last)> TakeLapsed(DateTime now, int most)
     {
         var lapsed = new List<(RenewedEpisode Episode, DateTime Last)>();
@@ -5757,12 +5760,12 @@ internal sealed class Renewals
     }
 }
 
-/// <param name="Platform">Empty: it speaks for its partition.</param>
+/// <param name="Platform">Empty: it watches its whole partition.</param>
 internal sealed record HeartbeatKey(long Partition, string Platform, string Name);
 
-/// <summary>What a heartbeat brought: it was armed, or a gap of it begins or ends.</summary>
-/// <param name="To">Null: it begins.</param>
-/// <param name="Known">When it was armed; since when the gap, or its end, is known.</param>
+/// <summary>A new fact about a heartbeat: it was armed, or a gap of it begins or ends.</summary>
+/// <param name="To">Null: the gap begins.</param>
+/// <param name="Known">When it was armed, or when the start or end of the gap became known.</param>
 internal sealed record HeartbeatFact(
     HeartbeatKey Heartbeat, bool IsArmed, DateTime From, DateTime? To, DateTime Known);
 
@@ -5770,7 +5773,7 @@ internal sealed record HeartbeatFact(
 /// <param name="Alert">See <see cref="Beat"/>.</param>
 internal sealed record LastBeat(long Alert, AlertSource Source, DateTime Last);
 
-/// <summary>A heartbeat: an alert that always fires, of all who send it for a partition or a platform.</summary>
+/// <summary>A heartbeat: an alert that always fires, from all senders of a partition or platform.</summary>
 internal sealed class Heartbeat(HeartbeatKey key)
 {
     public HeartbeatKey Key => key;
@@ -5778,27 +5781,27 @@ internal sealed class Heartbeat(HeartbeatKey key)
     /// <summary>Null: it has yet to beat three times in a row.</summary>
     public DateTime? Armed { get; set; }
 
-    /// <summary>Beats in a row.</summary>
+    /// <summary>The number of beats in a row.</summary>
     public int Row { get; set; }
 
-    /// <summary>The last beat, and the last one that is not one with that before.</summary>
+    /// <summary>The last copy, and the last that counted as a beat: not too close to one before.</summary>
     public DateTime Last { get; set; }
     public DateTime Counted { get; set; }
 
-    /// <summary>For so long SeS was away since the last beat.</summary>
+    /// <summary>How long SeS was away since the last beat.</summary>
     public TimeSpan Away { get; set; }
 
-    /// <summary>Until when its Prometheus was certainly there.</summary>
+    /// <summary>Until when its Prometheus certainly worked.</summary>
     public DateTime Watched { get; set; }
 
     /// <summary>Since when it is silent; null: it beats.</summary>
     public DateTime? Silent { get; set; }
 
-    /// <summary>The end of its last gap, and when Alertmanager said that nobody renews it.</summary>
+    /// <summary>The end of its last gap, and when Alertmanager last reported it as resolved.</summary>
     public DateTime GapEnd { get; set; }
     public DateTime Resolved { get; set; }
 
-    /// <summary>The last beat of each alert; they are few.</summary>
+    /// <summary>The last beat of each alert, at most <see cref="Heartbeats.MaxAlerts"/>.</summary>
     public List<LastBeat> Alerts { get; } = [];
 
     public void Add(LastBeat beat)
@@ -5810,8 +5813,8 @@ internal sealed class Heartbeat(HeartbeatKey key)
     public bool IsChanged { get; set; }
 }
 
-/// <summary>How a heartbeat is.</summary>
-/// <param name="Platform">Empty: it speaks for its partition.</param>
+/// <summary>The state of a heartbeat.</summary>
+/// <param name="Platform">Empty: it watches its whole partition.</param>
 /// <param name="Armed">Null: it has yet to beat three times in a row.</param>
 /// <param name="Silent">Since when it is silent; null: it beats.</param>
 /// <param name="IsForgotten">Nobody expects it any more.</param>
@@ -5821,35 +5824,35 @@ internal sealed record WatchRow(string Partition, string Platform, string Name, 
     /// <summary>The partition, or the platform in it.</summary>
     public string Whose => Platform == "" ? Partition : $"{Partition}/{Platform}";
 
-    /// <summary>Nobody watches, and is expected to.</summary>
+    /// <summary>It is silent, but still expected.</summary>
     public bool IsAlarming => Silent != null && !IsForgotten;
 
-    /// <summary>What people should know of it; null: all is well.</summary>
+    /// <summary>A message about its trouble; null: all is well.</summary>
     public string? Trouble => IsForgotten ? null
         : Silent is { } since ? $"No data from {Whose} since {Rfc3339.Format(since)}: {Name} is silent"
         : Armed != null ? null
         : $"{Name} of {Whose} is not armed: {Row} of {Heartbeats.ArmedBy} beats in a row, the last at {Rfc3339.Format(Last)}; "
-            + "they may be 10 minutes apart, which needs a repeat_interval of 1m for it";
+            + "they must be at most 10 minutes apart: give it a repeat_interval of 1m";
 }
 
-/// <summary>What is known of those who send.</summary>
+/// <summary>The state of the senders.</summary>
 /// <param name="Unresolved">
-/// Partitions of which webhooks brought alerts that fire for a day, and never one that has ended.
+/// Partitions for which webhooks have sent firing alerts for a day, and never a resolved one.
 /// </param>
-/// <param name="Clocks">What is to be said of those that are over a minute off.</param>
+/// <param name="Clocks">A message for each sender whose clock is over a minute off.</param>
 internal sealed record Watching(IReadOnlyList<WatchRow> Heartbeats, IReadOnlyList<string> Unresolved,
     IReadOnlyList<string> Clocks)
 {
-    /// <summary>An alert ends the gap of a heartbeat that nobody expects any more.</summary>
+    /// <summary>There is a gap that any alert ends: that of a heartbeat no longer expected.</summary>
     public bool AwaitsAlerts { get; } = Heartbeats.Any(h => h is { IsForgotten: true, Silent: not null });
 
-    /// <summary>What people should know, a sentence each.</summary>
+    /// <summary>Messages about all troubles, one sentence each.</summary>
     public IEnumerable<string> Troubles() => Heartbeats.Select(h => h.Trouble).OfType<string>()
         .Concat(Unresolved.Select(p => $"Alerts of {p} never end: its webhook needs send_resolved: true"))
         .Concat(Clocks);
 }
 
-/// <summary>By how much the clocks of senders differ: receipt minus start of new episodes, in seconds.</summary>
+/// <summary>The offsets of senders' clocks, in seconds: receipt minus start of new episodes.</summary>
 internal sealed class SenderClocks
 {
     private const int MaxSenders = 1000, Kept = 5, Enough = 3;
@@ -5859,10 +5862,10 @@ internal sealed class SenderClocks
 
     private readonly Dictionary<string, List<double>> _offsets = [];
 
-    /// <param name="sender">Empty: Alertmanager, which sends late; only a clock ahead is told there.</param>
+    /// <param name="sender">Empty: Alertmanager, which delays alerts: only a clock ahead is noticed.</param>
     public void Add(string partition, string sender, TimeSpan offset)
     {
-        var name = sender == "" ? $"what posts to {partition}" : sender;
+        var name = sender == "" ? $"the Alertmanager that posts to {partition}" : sender;
         if (!_offsets.TryGetValue(name, out var offsets))
         {
             if (_offsets.Count == MaxSenders)
@@ -5874,7 +5877,7 @@ internal sealed class SenderClocks
             offsets.RemoveAt(0);
     }
 
-    /// <summary>Alerts may come late, but all of them do only where the clock is wrong.</summary>
+    /// <summary>A message for each wrong clock. Some alerts may be late; if all are, it is wrong.</summary>
     public List<string> Off()
     {
         var off = new List<string>();
@@ -5890,34 +5893,34 @@ internal sealed class SenderClocks
 }
 
 /// <summary>
-/// Tells when nobody watches: alerts that always fire no longer come (5). What they say is a fact when a
-/// heartbeat is armed, falls silent or is back; single beats are noted once a minute.
+/// Detects when nobody watches: alerts that always fire no longer arrive (5). Facts are only that a heartbeat
+/// was armed, fell silent or is back; the last beats are stored once a minute.
 /// </summary>
 internal sealed class Heartbeats
 {
-    /// <summary>Of all partitions and platforms; further ones are not heard.</summary>
+    /// <summary>The number of heartbeats of all partitions and platforms; further ones are ignored.</summary>
     public const int Max = 1000;
 
-    /// <summary>Of one heartbeat; the one that was silent longest gives way.</summary>
+    /// <summary>The number of alerts of one heartbeat; further ones replace the longest silent one.</summary>
     public const int MaxAlerts = 100;
 
-    /// <summary>Beats in a row, none later than the other by more, which arm it.</summary>
+    /// <summary>How many beats in a row, at most <see cref="Longest"/> apart, arm a heartbeat.</summary>
     public const int ArmedBy = 3;
 
-    /// <summary>Beats that are further apart have a gap between them; copies that are closer are one.</summary>
+    /// <summary>Beats that are further apart have a gap between them; closer copies count once.</summary>
     private static readonly TimeSpan Longest = TimeSpan.FromMinutes(10), Shortest = TimeSpan.FromSeconds(10);
 
-    /// <summary>Alertmanager goes on repeating what nobody renews, for what Prometheus's default is.</summary>
+    /// <summary>How long Alertmanager repeats an alert without renewal, by Prometheus's defaults.</summary>
     private static readonly TimeSpan Repeated = TimeSpan.FromMinutes(4);
 
-    /// <summary>Nobody expects it any more.</summary>
+    /// <summary>After this silence, nobody expects a heartbeat any more.</summary>
     public static readonly TimeSpan Forgotten = TimeSpan.FromDays(7);
 
     private readonly Dictionary<HeartbeatKey, Heartbeat> _heartbeats = [];
 
     public IReadOnlyCollection<Heartbeat> All() => _heartbeats.Values;
 
-    // ---- As stored ----
+    // ---- Loading from the store ----
 
     public void LoadArmed(HeartbeatKey key, DateTime armed)
     {
@@ -5925,7 +5928,7 @@ internal sealed class Heartbeats
             heartbeat.Armed = armed;
     }
 
-    /// <summary>In order of time.</summary>
+    /// <summary>To be called in order of time.</summary>
     public void LoadGap(HeartbeatKey key, DateTime from, DateTime? to)
     {
         if (!_heartbeats.TryGetValue(key, out var heartbeat))
@@ -5946,16 +5949,16 @@ internal sealed class Heartbeats
             (heartbeat.Last, heartbeat.Counted, heartbeat.Away) = (last, last, away);
     }
 
-    /// <summary>Of what is armed, and no beat is stored of, it beat when SeS was last there.</summary>
-    public void EndLoading(DateTime taken)
+    /// <summary>Assumes that armed heartbeats without a stored beat were sent until SeS stopped.</summary>
+    public void EndLoading(DateTime lastRunning)
     {
         foreach (var heartbeat in _heartbeats.Values.Where(h => h is { Armed: not null, Alerts.Count: 0 }))
             heartbeat.Last = heartbeat.Counted = heartbeat.Watched =
-                Later(taken, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
+                Later(lastRunning, Later(heartbeat.Armed!.Value, heartbeat.GapEnd));
     }
 
-    /// <summary>Takes over the beats that have come since they were stored.</summary>
-    /// <param name="isThere">Not of what was rolled back, or purged.</param>
+    /// <summary>Copies the beats in memory that arrived since the last were stored.</summary>
+    /// <param name="isThere">False for heartbeats that were rolled back or purged.</param>
     public void KeepBeats(Heartbeats before, Func<HeartbeatKey, bool> isThere)
     {
         foreach (var (key, old) in before._heartbeats)
@@ -5969,7 +5972,7 @@ internal sealed class Heartbeats
         }
     }
 
-    /// <summary>What is to be stored of beats.</summary>
+    /// <summary>The heartbeats whose beats are to be stored; resets their marks.</summary>
     public List<Heartbeat> TakeChanged()
     {
         var changed = _heartbeats.Values.Where(h => h.IsChanged).ToList();
@@ -5977,9 +5980,9 @@ internal sealed class Heartbeats
         return changed;
     }
 
-    // ---- What comes ----
+    // ---- New beats, alerts and silence ----
 
-    /// <summary>Null: there are too many.</summary>
+    /// <summary>Finds or adds a heartbeat; null: there are too many.</summary>
     private Heartbeat? Of(HeartbeatKey key)
     {
         if (!_heartbeats.TryGetValue(key, out var heartbeat) && _heartbeats.Count < Max)
@@ -5987,7 +5990,7 @@ internal sealed class Heartbeats
         return heartbeat;
     }
 
-    /// <summary>A copy of a heartbeat.</summary>
+    /// <summary>Applies a copy of a heartbeat, and returns new facts.</summary>
     public IEnumerable<HeartbeatFact> Take(long partition, Beat beat, DateTime received)
     {
         if (Of(new(partition, beat.Platform, beat.Name)) is not { } heartbeat)
@@ -5999,11 +6002,11 @@ internal sealed class Heartbeats
             Resolve(heartbeat, beat.Alert, ends, received, facts);
         else if (!(beat.Source == AlertSource.Webhook && heartbeat.Silent != null && received >= heartbeat.Resolved
             && received - heartbeat.Resolved <= TimelineRules.LateCopy))
-            Hear(heartbeat, beat, received, facts);
+            AddBeat(heartbeat, beat, received, facts);
         return facts;
     }
 
-    private static void Hear(Heartbeat heartbeat, Beat beat, DateTime received, List<HeartbeatFact> facts)
+    private static void AddBeat(Heartbeat heartbeat, Beat beat, DateTime received, List<HeartbeatFact> facts)
     {
         if (heartbeat.Silent != null)
             facts.Add(End(heartbeat, received));
@@ -6021,7 +6024,7 @@ internal sealed class Heartbeats
         (heartbeat.Last, heartbeat.Away, heartbeat.IsChanged) = (received, TimeSpan.Zero, true);
         Watch(heartbeat, beat.Source, received);
         heartbeat.Add(new(beat.Alert, beat.Source, received));
-        // The last one is the latest.
+        // The list is in order of the last beat.
         if (heartbeat.Alerts.Count > MaxAlerts)
             heartbeat.Alerts.RemoveAt(0);
     }
@@ -6033,7 +6036,7 @@ internal sealed class Heartbeats
 
     private static DateTime Later(DateTime one, DateTime other) => one > other ? one : other;
 
-    /// <summary>Alertmanager says that nobody has renewed it since four minutes before.</summary>
+    /// <summary>Alertmanager resolved the alert: it was last renewed 4 minutes before its end.</summary>
     private static void Resolve(
         Heartbeat heartbeat, long alert, DateTime ends, DateTime received, List<HeartbeatFact> facts)
     {
@@ -6055,7 +6058,7 @@ internal sealed class Heartbeats
         return new(heartbeat.Key, false, from, null, known);
     }
 
-    /// <summary>Of one that was silent for so long that nobody expected it, it is to be armed again.</summary>
+    /// <summary>Ends a gap. A heartbeat that nobody expected any more must be armed again.</summary>
     private static HeartbeatFact End(Heartbeat heartbeat, DateTime at)
     {
         var from = heartbeat.Silent!.Value;
@@ -6065,7 +6068,7 @@ internal sealed class Heartbeats
         return new(heartbeat.Key, false, from, at, at);
     }
 
-    /// <summary>What fell silent.</summary>
+    /// <summary>Facts about heartbeats that fell silent.</summary>
     public IEnumerable<HeartbeatFact> TakeSilent(DateTime now)
     {
         foreach (var heartbeat in _heartbeats.Values)
@@ -6082,7 +6085,7 @@ internal sealed class Heartbeats
         return Begin(heartbeat, heartbeat.Watched, now);
     }
 
-    /// <summary>SeS could not hear anything for so long.</summary>
+    /// <summary>Allows for the time in which SeS was away and could not receive beats.</summary>
     public void Return(TimeSpan away)
     {
         foreach (var heartbeat in _heartbeats.Values)
@@ -6095,7 +6098,7 @@ internal sealed class Heartbeats
     public static bool IsForgotten(Heartbeat heartbeat, DateTime now) =>
         heartbeat.Silent is { } since && now - since > Forgotten;
 
-    /// <summary>Alerts that came, of a partition.</summary>
+    /// <summary>Alerts of a partition arrived: ends gaps of heartbeats that are no longer expected.</summary>
     public IEnumerable<HeartbeatFact> TakeAlerts(
         long partition, IReadOnlyList<IncomingAlert> alerts, DateTime received)
     {
@@ -6112,26 +6115,26 @@ internal sealed class Heartbeats
 
 // ================================ 12. Outbox =================================
 //
-// What Onix lacks: a service is marked in the transaction that derives a change of it, and the mark ends in the
-// one that notes Onix's answer.
+// The changes that Onix lacks: a service is marked in the transaction that derives a change of its status,
+// and the mark is removed in the transaction that records Onix's answer.
 
-/// <summary>What Onix holds of a service, and what of it waits.</summary>
-/// <param name="Key">Of its item; null: the plain one.</param>
-/// <param name="Version">0: Onix holds no item of it.</param>
-/// <param name="IsOwn">This SeS wrote what Onix holds, or had it in its timeline.</param>
+/// <summary>A service with changes that Onix lacks, and what Onix holds of it.</summary>
+/// <param name="Key">The key of its item; null: the plain one.</param>
+/// <param name="Version">The version of its item; 0: Onix has none.</param>
+/// <param name="IsOwn">This SeS wrote the change that Onix holds, or had it in its timeline.</param>
 /// <param name="Next">No change that Onix lacks is earlier.</param>
 /// <param name="Marks">
-/// How often it was marked: what was decided before it was marked again may be wrong.
+/// How often it was marked: a decision from before the last mark may be outdated.
 /// </param>
-/// <param name="Barred">Since when Onix refuses it.</param>
-/// <param name="IsUnanswered">A change was sent, and what Onix made of it is not known.</param>
+/// <param name="Barred">Since when Onix refuses its change; null: it does not.</param>
+/// <param name="IsUnanswered">A change was sent whose outcome is not known.</param>
 internal sealed record WaitingService(
     long Id, ServiceKey Service, string? Key, long Version, string? Status, DateTime? At, bool IsOwn,
     DateTime Next, long Marks, int Tries, DateTime? Barred, string? Error, bool IsUnanswered);
 
 /// <summary>
-/// The transactional outbox: what Onix holds of each service, and which have changes for it. A service is
-/// marked in the transaction that derives it. Used by the writer's thread alone.
+/// The transactional outbox: what Onix holds of each service, and which services have changes for it. Used
+/// only by the writer's thread.
 /// </summary>
 internal sealed class Outbox(SqliteConnection database)
 {
@@ -6189,7 +6192,7 @@ internal sealed class Outbox(SqliteConnection database)
                 WHERE p.name = ?2)
             """);
 
-    /// <summary>A change of the service's that Onix may lack is at that time, none earlier.</summary>
+    /// <summary>Marks a service: Onix may lack its changes from a time on, but none before.</summary>
     public void Mark(long service, DateTime first, DateTime now) =>
         _mark.Bind(1, service).Bind(2, UnixTime.From(first)).Bind(3, UnixTime.From(now)).Run();
 
@@ -6207,21 +6210,21 @@ internal sealed class Outbox(SqliteConnection database)
         return database.Changes > 0;
     }
 
-    /// <summary>A change goes to Onix now: where its answer is lost, it is known again by this.</summary>
+    /// <summary>Records that a change is sent, to recognize it later if Onix's answer is lost.</summary>
     public void Send(long service, DateTime at, string status) =>
         _send.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
 
-    /// <summary>What Onix made of the changes that were sent is known.</summary>
+    /// <summary>Records that the outcome of the changes that were sent is known.</summary>
     public void Answer(long service) => _answered.Bind(1, service).Run();
 
-    /// <summary>The service is gone.</summary>
+    /// <summary>Deletes all records of a service that no longer exists.</summary>
     public void Forget(long service)
     {
         _forget.Bind(1, service).Run();
         Answer(service);
     }
 
-    /// <summary>Onix holds this; <paramref name="at"/> null: an item that has no time.</summary>
+    /// <summary>Records what Onix holds; <paramref name="at"/> null: an item without a time.</summary>
     /// <param name="isOwn">This SeS wrote it.</param>
     public void Hold(
         long service, string? key, long version, string? status, DateTime? at, bool isOwn = false)
@@ -6232,13 +6235,15 @@ internal sealed class Outbox(SqliteConnection database)
     }
 
     /// <summary>
-    /// The timeline had this change, and has it no more: if it is what Onix holds, Onix is to be told so.
+    /// Records that the timeline had this change and no longer has it: if Onix holds it, it counts as this
+    /// SeS's own, to be corrected.
     /// </summary>
     public void Own(long service, DateTime at, string status) =>
         _own.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
 
     /// <summary>
-    /// Onix has all changes before a time, or all there are, unless it was marked meanwhile.
+    /// Records that Onix has all changes before <paramref name="next"/> (null: all), unless the service was
+    /// marked meanwhile.
     /// </summary>
     public void Settle(WaitingService service, DateTime? next)
     {
@@ -6247,11 +6252,11 @@ internal sealed class Outbox(SqliteConnection database)
         _accept.Bind(1, service.Id).Run();
     }
 
-    /// <summary>Onix refuses it: it is tried again after 1, 2, 4 s and so on, up to 10 minutes.</summary>
+    /// <summary>Onix refused a change: it is retried after 1, 2, 4 s and so on, up to 10 minutes.</summary>
     public void Bar(WaitingService service, string reason, DateTime now) =>
         PutOff(service, DelayOf(service), reason, now);
 
-    /// <summary>It was locked again and again: others go first.</summary>
+    /// <summary>The item was locked again and again: delays the service, so that others go first.</summary>
     public void StepBack(WaitingService service, DateTime now) =>
         _putOff.Bind(1, service.Id).Bind(2, UnixTime.From(now + DelayOf(service)))
             .Bind(3, null as long?).Bind(4, null as string).Run();
@@ -6269,7 +6274,7 @@ internal sealed class Outbox(SqliteConnection database)
     public void SetKey(long service, string key) => _key.Bind(1, service).Bind(2, key).Run();
 
     /// <summary>
-    /// All that are barred are due, or those of a partition: what cured one has cured others.
+    /// Makes all barred services due, or those of a partition: if Onix accepts one again, it may accept more.
     /// </summary>
     public void Retry(DateTime now, string? partition = null)
     {
@@ -6281,10 +6286,10 @@ internal sealed class Outbox(SqliteConnection database)
 
     // ---- Another Onix ----
 
-    /// <summary>Onix is to get the whole history, of all services: it is another, or went back.</summary>
+    /// <summary>Starts sending the whole history of all services: Onix was replaced or restored.</summary>
     public void BeginAnew() => SetAnew(0);
 
-    /// <summary>Marks the next services for that; false: there are no more.</summary>
+    /// <summary>Marks the next services to be sent anew; false: there are no more.</summary>
     public bool MarkNext(DateTime now)
     {
         if (database.Number("SELECT value FROM meta WHERE name = 'onix_anew'") is not { } from)
@@ -6309,42 +6314,42 @@ internal sealed class Outbox(SqliteConnection database)
 
 // ================================ 13. Writer =================================
 //
-// Takes facts into the database, on the one thread that writes. What all waiting requests brought is one
-// transaction: of it all is on disk, or nothing, and then each of their senders repeats.
+// Writes facts to the database, on the only thread that writes. All waiting requests share one transaction:
+// either everything in it is on disk, or nothing is, and then all their senders retry.
 
 /// <summary>The connection that writes, used by the store's thread alone.</summary>
 internal sealed partial class Writer : IDisposable
 {
-    /// <summary>Observations whose services are derived before the mark of progress moves.</summary>
+    /// <summary>Observations whose services are all derived before the stored progress moves on.</summary>
     private const int WindowSize = 20_000;
 
-    /// <summary>Services that time alone has changed, and lapses, taken at once.</summary>
+    /// <summary>Services that are due, and episodes that lapse, handled at most in one transaction.</summary>
     private const int DueAtOnce = 1000;
 
     private const int MaxQuarantined = 10_000;
 
-    /// <summary>More words for a status are a mistake in a rule, such as a value for one.</summary>
+    /// <summary>Distinct statuses. More come from a mistake in a rule, such as a value as status.</summary>
     public const int MaxStatuses = 1000;
 
-    /// <summary>A SeS of which nothing came for so long is away.</summary>
+    /// <summary>A peer (another SeS) that has sent nothing for so long counts as silent.</summary>
     public static readonly TimeSpan PeerSilent = TimeSpan.FromMinutes(5);
 
-    /// <summary>SeS of which facts are taken, with this one under all its names.</summary>
+    /// <summary>Peers whose facts are stored; each name of this SeS counts as one, too.</summary>
     public const int MaxPeers = 10_000;
 
-    /// <summary>Of quarantined alerts, in bytes, about.</summary>
+    /// <summary>Bytes of quarantined alerts that are kept, about.</summary>
     private const int QuarantineSize = 64 * 1024 * 1024;
 
-    /// <summary>A sign of life is written so often, so that a start can tell how long SeS was away.</summary>
+    /// <summary>How often a sign of life is written: the next start sees how long SeS was away.</summary>
     private static readonly TimeSpan AlivePeriod = TimeSpan.FromMinutes(1);
 
-    /// <summary>Rows of an alert's newest episodes that are looked at to judge a copy.</summary>
+    /// <summary>Rows of an alert's newest episodes that are read to judge a copy.</summary>
     private const int NewestRows = 64;
 
-    /// <summary>Senders of one alert whose ends are brought together.</summary>
+    /// <summary>Alerts alike except for sender and replica, where the end of one can end another.</summary>
     private const int MaxSame = 16;
 
-    /// <summary>How exactly an open episode's last copy is known: less often is less written.</summary>
+    /// <summary>How precisely an episode's last copy is timed: coarser means fewer writes.</summary>
     private static readonly TimeSpan SeenStep = RecentAlerts.SeenStep;
 
     private readonly SqliteConnection _database;
@@ -6370,42 +6375,43 @@ internal sealed partial class Writer : IDisposable
     private readonly Dictionary<string, long> _partitions = [];
     private readonly Dictionary<long, DateTime> _knownFrom = [];
 
-    // Partitions of which this SeS has heard itself.
+    // Partitions for which this SeS itself has received alerts.
     private readonly HashSet<long> _heardOf = [];
     private readonly Dictionary<string, Status> _statuses = [];
     private readonly Dictionary<Status, string> _statusNames = [];
     private readonly long _self;
-    // For a list in SQL.
+    // The ids of this SeS in the table of peers, as a list for SQL.
     private readonly string _own;
     private long _seenVersion;
     private bool _isMarked, _hasOthers, _hasPrometheus;
     private long _services, _alerts, _lastId, _derived, _lastObservation, _quarantined, _trimmed;
-    // What is recorded in this transaction, was last, and is to be later than.
+    // When this transaction is recorded, and the last fact was; the last question's moment, which later facts
+    // must exceed; and when the last sign of life was written.
     private DateTime _recorded, _lastRecorded, _closed, _alive;
 
-    /// <summary>The last sign of life of the process before.</summary>
+    /// <summary>The last sign of life of the previous process.</summary>
     private readonly DateTime _aliveBefore;
 
-    // Of a transaction of facts: whether it wrote, and what the cache learns from it.
+    // Of a transaction of facts: whether it wrote anything, and what the caches learn when it is committed.
     private bool _isDirty;
     private readonly List<(UInt128 Key, RecentAlert Alert)> _learned = [];
     private readonly List<(RenewedEpisode Episode, IncomingAlert Copy, DateTime Received)> _renewed = [];
 
-    // Services still to be derived before the mark moves to _windowEnd.
+    // Services still to be derived before the stored progress moves to _windowEnd.
     private readonly Queue<long> _window = new();
     private long _windowEnd;
     private DateTime _ticked;
 
-    // Used again for each service.
+    // Buffers that are reused for each service.
     private readonly List<Observation> _newestFacts = [];
     private readonly List<Run> _made = [], _held = [];
     private readonly List<long> _madeSince = [], _heldSince = [];
     private readonly List<(long Alert, DateTime Starts)> _open = [];
-    private readonly List<StatusChange> _toldBefore = [], _told = [];
+    private readonly List<StatusChange> _changesBefore = [], _changesNow = [];
     private readonly Dictionary<long, long> _heldOpen = [], _lastSeen = [];
 
-    /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
-    /// <exception cref="SqliteException">SQLite refused, or what is there could not be flushed.</exception>
+    /// <exception cref="DataDirException">A newer SeS or another program wrote the database.</exception>
+    /// <exception cref="SqliteException">SQLite failed, or what is there could not be flushed.</exception>
     public Writer(string path, int cache, StoreRules rules, RecentAlerts recent, TimeProvider clock,
         Renewals? renewals = null)
     {
@@ -6415,9 +6421,9 @@ internal sealed partial class Writer : IDisposable
         {
             var log = Store.FileName + "-wal";
             if (Disk.StatusOf(path + "-wal") is { Size: > 0 })
-                throw new DataDirException($"'{_folder}' has {log}, but not {Store.FileName}, of which that is a "
-                    + $"part: put it back, or a backup in its place (ses restore); to start over, remove {log}");
-            // SQLite would let others read it, and gives its other files the same rights.
+                throw new DataDirException($"'{_folder}' has {log}, but the {Store.FileName} it belongs to "
+                    + $"is missing: put it back, restore a backup (ses restore), or remove {log} to start over");
+            // SQLite would let others read the file; it gives its other files the same permissions.
             Disk.Create(path).Dispose();
         }
         _database = new SqliteConnection(path, isReadOnly: false, cache);
@@ -6425,7 +6431,7 @@ internal sealed partial class Writer : IDisposable
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
         _pages = new WalPages(_database);
         Migrate();
-        // What a process that died has left may not be flushed, and nothing may count before it is.
+        // A process that died may have left writes that are not flushed: nothing may count before that.
         _ = _database.Checkpoint();
         SqliteStatement Of(string sql) => _database.Prepare(sql);
         (_begin, _commit) = (Of("BEGIN IMMEDIATE"), Of("COMMIT"));
@@ -6461,7 +6467,7 @@ internal sealed partial class Writer : IDisposable
         var peers = OwnPeers();
         var own = _own = string.Join(',', peers.Select(p => p.Id));
         (OwnNames, StoreId) = (peers.Select(p => p.Name).ToHashSet(), StoredId());
-        // The last parameter: not only what this SeS has heard itself.
+        // The last parameter: whether to include the observations of peers.
         const string facts = "SELECT id, alert, kind, starts, ends, status, received FROM observation";
         _newest = Of($"""
             {facts} WHERE service = ?1 AND alert = ?2 AND (?4 OR by IN ({own}))
@@ -6533,7 +6539,7 @@ internal sealed partial class Writer : IDisposable
         _retention = new Retention(_database, this, rules);
         var alive = _database.Number("SELECT value FROM meta WHERE name = 'alive'");
         _back = clock.GetUtcNow().UtcDateTime;
-        // What it took itself is a sign of life, too: of a process that was killed the noted one may be older.
+        // What this SeS received is a sign of life, too: after a kill, the stored one may be older.
         var taken = _database.Number($"""
             SELECT max(received) FROM (SELECT received FROM receipt WHERE by IN ({_own})
                 UNION ALL SELECT received FROM observation WHERE by IN ({_own})
@@ -6542,13 +6548,13 @@ internal sealed partial class Writer : IDisposable
         _aliveBefore = _taken = alive is { } last ? UnixTime.Read(Math.Max(last, taken ?? last)) : _back;
         Load();
         Count();
-        _toldPurged = _purged;
+        _loggedPurge = _purged;
         ApplyRules();
         _seenVersion = _version.Number()!.Value;
         _files = new DatabaseFiles(path);
     }
 
-    /// <summary>What Onix holds and is to get.</summary>
+    /// <summary>What Onix holds of each service, and what it lacks.</summary>
     public Outbox Outbox { get; }
 
     /// <summary>Whether the database is the one that was opened. Safe from any thread.</summary>
@@ -6558,10 +6564,10 @@ internal sealed partial class Writer : IDisposable
 
     public long LabelSets => Volatile.Read(ref _alerts);
 
-    /// <summary>The last observation may be gone since it was derived.</summary>
+    /// <summary>Observations not derived yet. The last derived one may be deleted meanwhile.</summary>
     public long Underived => Math.Max(0, Volatile.Read(ref _lastObservation) - Volatile.Read(ref _derived));
 
-    /// <summary>The given name, else that of before, else the host's; it is stored.</summary>
+    /// <summary>The configured name of this SeS, else the stored one, else the host's; stores it.</summary>
     private string NameOf(StoreRules rules)
     {
         using var stored = _database.Query("SELECT value FROM meta WHERE name = 'name'");
@@ -6570,7 +6576,7 @@ internal sealed partial class Writer : IDisposable
         return name;
     }
 
-    /// <summary>Begins anew with what other settings made: the timeline, or what Onix was given.</summary>
+    /// <summary>Where a setting has changed since, begins the timeline or the outbox anew.</summary>
     private void ApplyRules()
     {
         var pause = (long)_rules.Timeline.Pause.TotalMilliseconds;
@@ -6591,18 +6597,18 @@ internal sealed partial class Writer : IDisposable
     /// <summary>Whether some service's latest observations are not derived yet.</summary>
     public bool IsBehind => _derived < _lastObservation;
 
-    /// <summary>Whether there is more to do without anything that comes.</summary>
+    /// <summary>Whether there is work to do even if nothing arrives.</summary>
     public bool IsWorking => IsBehind || IsMapping || _retention.IsWorking;
 
-    /// <summary>Through which observation all services are derived.</summary>
+    /// <summary>The id of the observation through which all services are derived.</summary>
     public long Derived => _derived;
 
     public long LastObservation => _lastObservation;
 
-    /// <summary>Of facts, services and alerts.</summary>
+    /// <summary>The last id that was given to a fact, service or alert.</summary>
     public long LastId => _lastId;
 
-    /// <summary>Of what an engine lacks.</summary>
+    /// <summary>The last version given to a mark of what an engine lacks.</summary>
     public long LastMark => _lastMark;
 
     public string StoreId { get; }
@@ -6610,10 +6616,10 @@ internal sealed partial class Writer : IDisposable
     /// <summary>The names that this SeS has or had.</summary>
     public IReadOnlySet<string> OwnNames { get; }
 
-    /// <exception cref="DataDirException">Another program's database, or a newer SeS's.</exception>
+    /// <exception cref="DataDirException">A newer SeS or another program wrote the database.</exception>
     private void Migrate()
     {
-        // Another process may make it at the same time.
+        // Another process may create the tables at the same time.
         _database.Execute("BEGIN IMMEDIATE");
         if (_database.Number("PRAGMA user_version") == 0
             && _database.Number("SELECT count(*) FROM sqlite_schema") == 0)
@@ -6626,7 +6632,7 @@ internal sealed partial class Writer : IDisposable
         Schema.Check(_database);
     }
 
-    /// <summary>The number of a SeS that takes facts; it is made if it is new.</summary>
+    /// <summary>The id of a peer, or of this SeS, by its name; it is added if it is new.</summary>
     private long PeerOf(string name)
     {
         if (_peers.TryGetValue(name, out var id))
@@ -6635,7 +6641,7 @@ internal sealed partial class Writer : IDisposable
         if (!find.Bind(1, name).Step())
         {
             if (_database.Number("SELECT count(*) FROM peer") >= MaxPeers)
-                throw new TooManyException("names of SeS", MaxPeers, "SeS");
+                throw new TooManyException("SeS instances", MaxPeers, "SeS");
             using (var insert = _database.Query("INSERT INTO peer(name) VALUES (?1)"))
                 insert.Bind(1, name).Run();
             find.Reset();
@@ -6645,10 +6651,10 @@ internal sealed partial class Writer : IDisposable
         return _peers[name] = find.Number(0);
     }
 
-    /// <summary>Notes a sign of life of another SeS.</summary>
+    /// <summary>Stores a sign of life of a peer.</summary>
     public void Hear(string by, DateTime at) => _hear.Bind(1, PeerOf(by)).Bind(2, UnixTime.From(at)).Run();
 
-    /// <summary>A fact is a sign of life; one of a clock that is ahead does not keep alive who falls silent.</summary>
+    /// <summary>A peer's fact is a sign of life, but not later than now: its clock may be ahead.</summary>
     private void HearFact(long peer, DateTime received) =>
         _hear.Bind(1, peer).Bind(2, UnixTime.From(received < _recorded ? received : _recorded)).Run();
 
@@ -6733,7 +6739,7 @@ internal sealed partial class Writer : IDisposable
         (_isCountDue, _counted, _countTime) = (false, _clock.GetTimestamp(), _clock.GetElapsedTime(began));
     }
 
-    // Whether another process has written since they were counted, when that was, and how long it took.
+    // Whether another process has written since the last count, when that was, and how long it took.
     private bool _isCountDue;
     private long _counted;
     private TimeSpan _countTime;
@@ -6741,7 +6747,7 @@ internal sealed partial class Writer : IDisposable
     // ---- Facts ----
 
     /// <summary>Runs requests in one transaction, flushed; without any change nothing is written.</summary>
-    /// <param name="isProbe">Writes something in any case, to see whether the disk takes it again.</param>
+    /// <param name="isProbe">Writes something in any case, to see whether the disk accepts it again.</param>
     /// <exception cref="SqliteException">Nothing of it was stored.</exception>
     public void Commit(IEnumerable<Action> requests, DateTime now, bool isProbe = false)
     {
@@ -6766,7 +6772,7 @@ internal sealed partial class Writer : IDisposable
             _renewals.Renew(episode, copy, received);
     }
 
-    /// <summary>Before the space that checkpoints and retention need is gone.</summary>
+    /// <summary>Fails before the space that checkpoints and retention need is used up.</summary>
     private void CheckSpace(DateTime now)
     {
         if (now - _spaceSeen < TimeSpan.FromSeconds(1) && now >= _spaceSeen && _hasSpace)
@@ -6775,19 +6781,19 @@ internal sealed partial class Writer : IDisposable
         (_spaceSeen, _hasSpace) = (now, free >= Math.Min(Reserve, total / 10));
         if (!_hasSpace)
             throw new SqliteException(SqliteException.Full, 0,
-                $"{free / 1024 / 1024} MiB are free, less than the reserve for checkpoints and retention");
+                $"only {free / 1024 / 1024} MiB are free, and checkpoints and retention need them");
     }
 
     private DateTime _spaceSeen;
     private bool _hasSpace;
 
-    /// <summary>Bytes that stay free; on a small file system a tenth of it.</summary>
+    /// <summary>Bytes that are kept free; on a small file system, a tenth of it.</summary>
     private const long Reserve = 64 * 1024 * 1024;
 
     /// <exception cref="SqliteException">Nothing of it was stored.</exception>
     internal void InTransaction(DateTime now, Action write)
     {
-        // Before, too: a log that was cut is as long as it was once it is written to.
+        // Checked before, too: a WAL that somebody truncated has its old length again once it is written to.
         _files.Check();
         _begin.Run();
         try
@@ -6799,7 +6805,7 @@ internal sealed partial class Writer : IDisposable
                 _recent.Clear();
                 (_seenVersion, _isCountDue) = (version, true);
             }
-            // Another process may have held the lock until now, and have asked meanwhile.
+            // Another process may have held the lock until now, and have read at a later moment than now.
             var begun = _clock.GetUtcNow().UtcDateTime;
             _recorded = new[] { now, begun, _lastRecorded, _closed.AddMilliseconds(1) }.Max();
             var pages = _pages.Count;
@@ -6810,12 +6816,12 @@ internal sealed partial class Writer : IDisposable
         }
         catch (Exception e)
         {
-            // The space that was there may be gone.
+            // If the disk is full, the free space is measured again.
             _hasSpace &= e is not SqliteException { IsFull: true };
             _database.Rollback();
             Load();
             Count();
-            // It is noted anew with what is tried next.
+            // The next transaction notes the absence again.
             _heartbeats.Return(-_returned);
             throw;
         }
@@ -6836,7 +6842,7 @@ internal sealed partial class Writer : IDisposable
         return result;
     }
 
-    /// <summary>With the next facts, or made again after a loss of power.</summary>
+    /// <summary>Flushed with the next facts; after a loss of power, what was written is made again.</summary>
     private void Unflushed(DateTime now, Action write)
     {
         _database.Execute("PRAGMA synchronous = NORMAL");
@@ -6850,40 +6856,41 @@ internal sealed partial class Writer : IDisposable
         }
     }
 
-    /// <summary>Takes what one request brought, within a transaction.</summary>
+    /// <summary>Stores the alerts of one request, within a transaction.</summary>
     /// <param name="keys">Of the alerts: <see cref="RecentAlerts.KeyOf"/>.</param>
+    /// <param name="cures">See <see cref="Store.AppendAsync"/>.</param>
     public Stored Take(string partition, ReceivedAlerts alerts, IReadOnlyList<UInt128> keys, UInt128? cures,
         DateTime received)
     {
         var brought = 0;
         _refused = [];
         _refusals = 0;
-        var isHeard = alerts.Alerts.Count > 0 || alerts.Ignored > 0 || alerts.Heartbeats > 0;
-        long? place = isHeard ? PartitionOf(partition, received) : null;
+        var isReceipt = alerts.Alerts.Count > 0 || alerts.Ignored > 0 || alerts.Heartbeats > 0;
+        var id = isReceipt ? PartitionOf(partition, received) : null;
         for (var i = 0; i < alerts.Alerts.Count; i++)
         {
             var alert = alerts.Alerts[i];
-            if (place is { } there)
-                brought += Take(there, alert, keys[i], received) ? 1 : 0;
+            if (id is { } owner)
+                brought += Take(owner, alert, keys[i], received) ? 1 : 0;
             else
                 RefuseOneTooMany(alert, TooManyPartitions.Message);
         }
-        if (place is { } heard)
+        if (id is { } receiver)
         {
-            // What is heard of first is judged by what was heard before.
+            // Beats come first: alerts then end the gaps of heartbeats that are silent and forgotten.
             foreach (var beat in alerts.Beats)
-                Note(_heartbeats.Take(heard, beat, received));
-            Note(_heartbeats.TakeAlerts(heard, alerts.Alerts, received));
-            NoteDelivery(heard, alerts, received);
+                Note(_heartbeats.Take(receiver, beat, received));
+            Note(_heartbeats.TakeAlerts(receiver, alerts.Alerts, received));
+            NoteDelivery(receiver, alerts, received);
         }
         foreach (var one in alerts.UnmappableAlerts)
             Quarantine(partition, alerts.Source, one.Identity, one.Reason, one.Raw);
         if (alerts.MoreUnmappable > 0)
             Quarantine(partition, alerts.Source, $"more\n{alerts.MoreUnmappable}\n{alerts.UnmappableAlerts[0].Identity}",
-                $"{alerts.MoreUnmappable} more of the same payload, copies or beyond the first "
+                $"{alerts.MoreUnmappable} more alerts of the same payload: copies, or beyond the first "
                 + $"{UnmappableAlerts.MaxKept}", "null"u8);
-        if (cures is { } id && alerts.IsAllMapped && _refusals == 0)
-            Cure(id);
+        if (cures is { } identity && alerts.IsAllMapped && _refusals == 0)
+            Cure(identity);
         return new Stored(brought, alerts.Alerts.Count - brought - _refusals,
             _refusals + alerts.UnmappableAlerts.Count + alerts.MoreUnmappable)
         {
@@ -6891,7 +6898,7 @@ internal sealed partial class Writer : IDisposable
         };
     }
 
-    // Of the request that is being taken.
+    // Of the request that is being stored.
     private List<UnmappableAlert> _refused = [];
     private long _refusals;
 
@@ -6931,7 +6938,7 @@ internal sealed partial class Writer : IDisposable
         return ++_lastId;
     }
 
-    /// <summary>Null: there are too many.</summary>
+    /// <summary>The id of a partition that receives something; null: there are too many.</summary>
     private long? PartitionOf(string name, DateTime received)
     {
         var isThere = _partitions.TryGetValue(name, out var id);
@@ -6939,7 +6946,7 @@ internal sealed partial class Writer : IDisposable
             return id;
         if (!isThere && _partitions.Count >= _rules.MaxServices)
             return null;
-        // A note may have named it before anything was received of it, or another SeS have heard of it.
+        // It may be there without a receipt of this SeS: a note named it, or a peer received alerts of it.
         id = PlaceOf(name);
         AddReceipt(id, null, null, received, _self);
         _heardOf.Add(id);
@@ -6948,18 +6955,18 @@ internal sealed partial class Writer : IDisposable
         return id;
     }
 
-    /// <summary>The first receipt of anything of a partition, or the arming of a heartbeat.</summary>
+    /// <summary>Stores the first receipt of anything of a partition, or the arming of a heartbeat.</summary>
     private void AddReceipt(long partition, string? platform, string? heartbeat, DateTime received, long by)
     {
         var (id, at, recorded) = (NextId(), UnixTime.From(received), UnixTime.From(_recorded));
         _insertReceipt.Bind(1, id).Bind(2, partition).Bind(3, platform).Bind(4, heartbeat).Bind(5, by).Bind(6, at)
             .Bind(7, recorded)
             .Bind(8, Checksum.OfReceipt(id, partition, platform, heartbeat, by, at, recorded)).Run();
-        // Gaps are those of all who take a partition, or expect a heartbeat.
+        // Which gaps count depends on who receives a partition, or expects a heartbeat.
         MarkForEngine(-partition, 0, _recorded);
     }
 
-    /// <summary>The begin of a gap, or its end.</summary>
+    /// <summary>Stores the start of a gap, or its end.</summary>
     private void AddGap(long? partition, string? platform, string? heartbeat, DateTime from, DateTime? to,
         DateTime known, long by)
     {
@@ -6972,8 +6979,8 @@ internal sealed partial class Writer : IDisposable
         MarkGap(partition, from);
     }
 
-    /// <summary>Stores a version of a note; a partition of which nothing was heard is made.</summary>
-    /// <param name="by">Null: this SeS took it.</param>
+    /// <summary>Stores a version of a note, and its partition if that is new.</summary>
+    /// <param name="by">The peer that sent it; null: a person gave it to this SeS.</param>
     public NoteVersion Add(NoteVersion note, string? by = null)
     {
         var (peer, partition) = (by == null ? _self : PeerOf(by), PlaceOf(note.Filter.Partition));
@@ -6988,7 +6995,7 @@ internal sealed partial class Writer : IDisposable
             .Bind(13, note.Text).Bind(14, note.Author).Bind(15, note.AuthorName).Bind(16, note.IsWithdrawn ? 1 : 0)
             .Bind(17, UnixTime.From(note.Received)).Bind(18, recorded)
             .Bind(19, Checksum.OfNote(id, partition, peer, note, recorded)).Run();
-        // Questions know a status by its number.
+        // Questions find a status by its id.
         if (note.Status is { } status)
             _ = StatusOf(status);
         MarkNote(partition, note);
@@ -6998,7 +7005,7 @@ internal sealed partial class Writer : IDisposable
     /// <summary>The connection, for what is read within a transaction.</summary>
     public SqliteConnection Database => _database;
 
-    /// <summary>As it can be sent again.</summary>
+    /// <summary>The alert as JSON that can be sent again.</summary>
     private static string JsonOf(IncomingAlert alert)
     {
         var isPrometheus = alert.Source == AlertSource.Prometheus;
@@ -7019,7 +7026,7 @@ internal sealed partial class Writer : IDisposable
     }
 
     /// <summary>
-    /// Whether it brings something new; it does not when it was quarantined, being one too many.
+    /// Stores a copy of an alert; true: it brings something new. If a limit is reached, it is quarantined.
     /// </summary>
     private bool Take(long partition, IncomingAlert alert, UInt128 key, DateTime received)
     {
@@ -7039,7 +7046,7 @@ internal sealed partial class Writer : IDisposable
         if (alert.Starts == default)
             alert = alert with { Starts = OpenSince(service, id, alert.Source) ?? Earlier(received, alert.Ends) };
         var copy = new AlertCopy(alert.Starts, alert.Ends, StatusOf(alert.Status), received, alert.Uncertain);
-        // By what this SeS has heard itself, else it would not count as one that did.
+        // Judged by this SeS's own observations, else it would not count as one that received the episode.
         var isNew = id > last;
         if (isNew)
             _newestFacts.Clear();
@@ -7048,7 +7055,7 @@ internal sealed partial class Writer : IDisposable
         var kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
         if (kind == null && alert.Ends == null && _hasOthers)
         {
-            // It fires again if another has heard its end.
+            // If a peer has received its end, this copy means that it fires again.
             ReadNewest(service, id, alert.Starts, alsoOfOthers: true);
             kind = Episodes.Decide(CollectionsMarshal.AsSpan(_newestFacts), copy, traits);
         }
@@ -7064,7 +7071,7 @@ internal sealed partial class Writer : IDisposable
         else if (alert.Ends == null)
             seen = _see.Bind(1, id).Bind(2, seen).Bind(3, (long)SeenStep.TotalMilliseconds).Number() ?? seen;
         Learn(key, service, id, alert, kind, UnixTime.Read(seen), received);
-        // What began before SeS was there comes late.
+        // An alert that began while SeS was away comes late without its clock being wrong.
         if (kind == ObservationKind.Start && alert.Ends == null && alert.Starts > _back)
             _clocks.Add(alert.Service.Partition, alert.Sender, received - alert.Starts);
         if (kind is ObservationKind.End or ObservationKind.Start)
@@ -7081,11 +7088,11 @@ internal sealed partial class Writer : IDisposable
         return OpenOfNewest(source);
     }
 
-    /// <summary>The same, of the facts that were read last.</summary>
+    /// <summary>The same, by the observations that were read last.</summary>
     private DateTime? OpenOfNewest(AlertSource source) =>
         Episodes.Open(CollectionsMarshal.AsSpan(_newestFacts), new(Dialect: false, source));
 
-    /// <summary>A newer episode of Prometheus's: the one before it lapses at its last copy (3.1).</summary>
+    /// <summary>If Prometheus begins a newer episode, the older one lapses at its last copy (3.1).</summary>
     private void LapseOlder(long service, long id, IncomingAlert alert, DateTime received)
     {
         if (alert.Source != AlertSource.Prometheus || _newestFacts.Count == 0)
@@ -7122,8 +7129,8 @@ internal sealed partial class Writer : IDisposable
     }
 
     /// <summary>
-    /// Alerts of a service that differ in source, sender and labels of replicas alone. There are as many as
-    /// senders; where there are too many to be that, they are not looked at.
+    /// The alerts of a service that differ only in source, sender and replica labels. None if there are more
+    /// than <see cref="MaxSame"/>: so many cannot be senders of one alert.
     /// </summary>
     private List<(long Id, AlertSource Source, string Labels)> SameAlerts(long service, string labels)
     {
@@ -7139,7 +7146,7 @@ internal sealed partial class Writer : IDisposable
     }
 
     /// <summary>
-    /// The greatest end that a Prometheus stated just now; null: none did, or one has the alert open.
+    /// The latest end that a Prometheus stated just now; null: none did, or one has the alert open.
     /// </summary>
     private DateTime? StatedEnd(
         long service, List<(long Id, AlertSource Source, string Labels)> same, DateTime received)
@@ -7158,12 +7165,12 @@ internal sealed partial class Writer : IDisposable
         return end;
     }
 
-    /// <summary>What the cache knows of an alert: its newest episode as it is after this copy.</summary>
+    /// <summary>What the cache will know of an alert: its newest episode as it is after this copy.</summary>
     private void Learn(UInt128 key, long service, long id, IncomingAlert alert, ObservationKind? kind,
         DateTime seen, DateTime received)
     {
         var newest = _newestFacts.Count == 0 ? DateTime.MinValue : _newestFacts[^1].Starts;
-        // An uncertain end is replaced by any that is stated.
+        // An end that brings nothing is not cached: a stated end must still replace an uncertain one.
         var isNewest = kind != null ? kind != ObservationKind.Lapse && alert.Starts >= newest
             : alert.Ends == null && alert.Starts == newest && newest == OpenOfNewest(alert.Source);
         if (isNewest && alert is { Source: AlertSource.Prometheus, Ends: null })
@@ -7173,8 +7180,8 @@ internal sealed partial class Writer : IDisposable
             : RecentAlert.Place(service, id)));
     }
 
-    /// <summary>The service and the alert, made if they are new.</summary>
-    /// <exception cref="TooManyException">Nothing was made.</exception>
+    /// <summary>The ids of the service and the alert, added if they are new.</summary>
+    /// <exception cref="TooManyException">Nothing was added.</exception>
     private (long Service, long Alert) Place(long partition, IncomingAlert alert)
     {
         var (_, platform, name, facet, location) = alert.Service;
@@ -7217,12 +7224,12 @@ internal sealed partial class Writer : IDisposable
         return id;
     }
 
-    /// <summary>Its number, made if it is new.</summary>
+    /// <summary>The id of a status, added if it is new.</summary>
     private Status StatusOf(string name)
     {
         if (_statuses.TryGetValue(name, out var status))
             return status;
-        // From its name, so that it orders statuses of one severity alike in all stores.
+        // Derived from the name, so that statuses of one severity sort alike in all stores.
         long id = BinaryPrimitives.ReadInt32LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(name)))
             & int.MaxValue;
         id |= 4;
@@ -7234,7 +7241,7 @@ internal sealed partial class Writer : IDisposable
         return _statuses[name] = (Status)id;
     }
 
-    /// <summary>The alert's newest observations, and those of an older start, in the index's order.</summary>
+    /// <summary>Reads the alert's newest observations, and those of an older start, oldest first.</summary>
     private void ReadNewest(long service, long alert, DateTime starts, bool alsoOfOthers)
     {
         var others = alsoOfOthers ? 1 : 0;
@@ -7280,7 +7287,7 @@ internal sealed partial class Writer : IDisposable
         _quarantined += alert.Length;
     }
 
-    /// <summary>The oldest give way to the latest.</summary>
+    /// <summary>Deletes the oldest quarantined alerts beyond the limits.</summary>
     private void TrimQuarantine()
     {
         if (_quarantined == _trimmed)
@@ -7299,14 +7306,15 @@ internal sealed partial class Writer : IDisposable
 
 // =============================== 14. Deriving ================================
 //
-// The writer makes timelines of facts, in short transactions between commits: of services that new facts are about,
-// and of those that time alone changes. In the same transactions it marks what Onix and an engine lack.
+// The writer derives timelines from facts, in short transactions between commits: for services with new
+// facts, and for those that time alone changes. The same transactions mark what Onix lacks, and what an
+// engine lacks, a program to which SeS posts the derived timeline.
 
 internal sealed partial class Writer
 {
     // ---- What is derived ----
 
-    /// <summary>Whether time alone has changed a service, or had an episode lapse.</summary>
+    /// <summary>Whether time alone has changed a service, or made an episode lapse.</summary>
     public bool IsDue(DateTime now) => _due.Bind(1, UnixTime.From(now)).Bind(2, 1).Number() != null
         || (IsTaking && (
             _stale.Bind(1, UnixTime.From(now - _rules.StaleAfter - SeenStep)).Bind(2, 1).Number() != null
@@ -7317,8 +7325,8 @@ internal sealed partial class Writer
     public void AwaitOthers() => _database.AwaitOthers();
 
     /// <summary>
-    /// The moment of a question: what is recorded from now on is later. After the clock was set back it is
-    /// earlier than the last facts were recorded.
+    /// The moment of a question: later facts are recorded after it. If the clock was set back, it is before
+    /// the last facts.
     /// </summary>
     public DateTime Close(DateTime now)
     {
@@ -7328,8 +7336,8 @@ internal sealed partial class Writer
     }
 
     /// <summary>Derives services that are behind, or that time alone has changed, in a transaction.</summary>
-    /// <param name="isOver">Asked after each service: it ends, to go on later.</param>
-    /// <param name="isAsked">A question waits: what time has brought is not put off.</param>
+    /// <param name="isOver">Called after each service; true: the transaction ends, to go on later.</param>
+    /// <param name="isAsked">A question waits: changes by time alone are not put off.</param>
     public void Derive(DateTime now, Func<bool> isOver, bool isAsked = false)
     {
         var isTime = now - _ticked >= TimeSpan.FromSeconds(1) || now < _ticked || IsMapping
@@ -7337,7 +7345,7 @@ internal sealed partial class Writer
         if (!IsBehind && !isTime)
             return;
         _isDirty = false;
-        // A lapse is a fact, but time makes it again.
+        // A lapse is a fact, but if it is lost, it is due again.
         Unflushed(now, () =>
         {
             if (isTime)
@@ -7373,7 +7381,7 @@ internal sealed partial class Writer
             _window.Enqueue(_behind.Number(0));
     }
 
-    /// <summary>A sign of life, and what heartbeats said last.</summary>
+    /// <summary>Stores a sign of life, and the last copies of heartbeats.</summary>
     private void NoteAlive(DateTime now)
     {
         _setMeta.Bind(1, "alive").Bind(2, UnixTime.From(_alive = now)).Run();
@@ -7388,27 +7396,27 @@ internal sealed partial class Writer
         }
     }
 
-    /// <summary>Nothing comes any more.</summary>
+    /// <summary>Stores a last sign of life, since the daemon stops.</summary>
     public void Leave(DateTime now)
     {
         if (IsTaking)
             Unflushed(now, () => NoteAlive(now));
     }
 
-    /// <summary>Whether senders send here; else it is a command's, for which time does not go by.</summary>
+    /// <summary>Whether alerts come in; false: a command's writer, which makes nothing lapse.</summary>
     public bool IsDaemon { get; init; }
 
-    /// <summary>Alerts are refused: senders are told to send them again.</summary>
+    /// <summary>Alerts are refused for now: senders retry them.</summary>
     public bool IsRefusing { get; set; }
 
     private bool IsTaking => IsDaemon && !IsRefusing;
 
-    // Until when alerts were taken, as far as that is known, and since when again.
+    // Until when alerts were accepted, as far as that is known, and since when they are again.
     private DateTime _taken, _back;
 
     /// <summary>
-    /// To be called before anything is taken: time in which SeS was away, stopped, or took no alerts. It
-    /// does not count towards staleness or silence, and is a gap if it is long (5).
+    /// Called before alerts are stored: notes the time in which SeS was away, stopped, or accepted no alerts.
+    /// That time does not count towards staleness or silence, and is a gap if it is long (5).
     /// </summary>
     private void NoteAbsence(DateTime now)
     {
@@ -7433,7 +7441,7 @@ internal sealed partial class Writer
 
     private Heartbeats _heartbeats = new();
 
-    /// <summary>As facts have them; of what is known already, beats are the latest.</summary>
+    /// <summary>Loads heartbeats from the database, but keeps later copies that are in memory.</summary>
     private void LoadHeartbeats()
     {
         var heartbeats = new Heartbeats();
@@ -7471,12 +7479,12 @@ internal sealed partial class Writer
         _heartbeats = heartbeats;
     }
 
-    /// <summary>Whether --heartbeat names it.</summary>
+    /// <summary>Whether --heartbeat names this heartbeat.</summary>
     private bool IsExpected(string heartbeat) => _rules.Mapping?.Heartbeats.Contains(heartbeat) != false;
 
     private bool _areUnexpectedEnded;
 
-    /// <summary>What --heartbeat named before, and is silent, watches no more.</summary>
+    /// <summary>Ends the gaps of silent heartbeats that --heartbeat does not name any more.</summary>
     private void EndUnexpected(DateTime now)
     {
         var ended = new List<HeartbeatFact>();
@@ -7497,7 +7505,7 @@ internal sealed partial class Writer
 
     private static HeartbeatKey HeartbeatOf(SqliteStatement row) => new(row.Number(0), row.Text(1), row.Text(2));
 
-    /// <summary>Stores what heartbeats brought.</summary>
+    /// <summary>Stores facts of heartbeats: that they were armed, and starts and ends of gaps.</summary>
     private void Note(IEnumerable<HeartbeatFact> facts)
     {
         foreach (var ((partition, platform, name), armed, from, to, known) in facts)
@@ -7510,7 +7518,7 @@ internal sealed partial class Writer
         }
     }
 
-    /// <summary>What is known of those who send; safe from any thread.</summary>
+    /// <summary>What is known of the senders; safe from any thread.</summary>
     public Watching Watching => Volatile.Read(ref _watching);
 
     private Watching _watching = new([], [], []);
@@ -7532,7 +7540,7 @@ internal sealed partial class Writer
         Volatile.Write(ref _watching, new(rows, unresolved, _clocks.Off()));
     }
 
-    // What webhooks brought of each partition, and by how much the clocks of senders differ.
+    // Which alerts webhooks delivered for each partition, and by how much the clocks of senders differ.
     private readonly Dictionary<long, Delivery> _deliveries = [];
     private readonly SenderClocks _clocks = new();
 
@@ -7553,16 +7561,16 @@ internal sealed partial class Writer
         _isDirty = true;
     }
 
-    /// <summary>Longer, and copies of Prometheus's may have been lost.</summary>
+    /// <summary>If no alerts were accepted for longer, copies from Prometheus may have been lost.</summary>
     private static readonly TimeSpan LongestTurn = TimeSpan.FromSeconds(10);
 
-    /// <summary>Of Prometheus's defaults.</summary>
+    /// <summary>For how long a copy is valid by Prometheus's defaults.</summary>
     private static readonly TimeSpan UsualValidity = TimeSpan.FromMinutes(4);
 
-    // Whether what was open before the start is known to _renewals.
+    // Whether _renewals knows the episodes that were open before the start.
     private bool _isRestored;
 
-    /// <summary>What Prometheus has not renewed (3.4).</summary>
+    /// <summary>The open episodes that Prometheus has not renewed in time (3.4).</summary>
     private List<OpenEpisode> Lapsed(DateTime now)
     {
         if (!_isRestored)
@@ -7573,7 +7581,7 @@ internal sealed partial class Writer
         {
             _openAlert.Bind(1, alert).Bind(2, UnixTime.From(starts));
             if (_openAlert.Step())
-                // It fired, if but once.
+                // It fired at least once, so it must not be empty.
                 lapsed.Add(EpisodeOf(_openAlert) with
                 {
                     Seen = Math.Max(UnixTime.From(last), UnixTime.From(starts) + 1),
@@ -7583,7 +7591,7 @@ internal sealed partial class Writer
         return lapsed;
     }
 
-    /// <summary>What was open before the start was heard until the last sign of life.</summary>
+    /// <summary>Counts what was open before the start as renewed until the last sign of life.</summary>
     private void Restore()
     {
         var validity = _database.Number("SELECT value FROM meta WHERE name = 'validity'") is { } milliseconds
@@ -7597,10 +7605,10 @@ internal sealed partial class Writer
                 UnixTime.Read(open.Number(3)), validity);
     }
 
-    /// <summary>Longer, and that SeS was away is a gap.</summary>
+    /// <summary>If SeS was away for longer, that is a gap.</summary>
     private static readonly TimeSpan LongestPause = TimeSpan.FromMinutes(5);
 
-    /// <summary>What time alone brings: lapses, as facts, and services whose status changes.</summary>
+    /// <summary>Does what is due by time alone: stores lapses, and derives services that change.</summary>
     private void Tick(DateTime now)
     {
         _ticked = now;
@@ -7635,7 +7643,7 @@ internal sealed partial class Writer
 
     private const string OfEpisode = "b.service = o.service AND b.alert = o.alert AND b.starts = o.starts";
 
-    /// <summary>Of an <see cref="OpenEpisode"/>, from the table open as o.</summary>
+    /// <summary>The columns of an <see cref="OpenEpisode"/>, from the table open as o.</summary>
     private const string OpenColumns = $"""
         o.alert, o.service, o.starts, o.seen, coalesce((SELECT status FROM observation b
             WHERE {OfEpisode} ORDER BY received DESC LIMIT 1), 2)
@@ -7646,7 +7654,7 @@ internal sealed partial class Writer
         long Alert, long Service, long Starts, long Seen, Status Status);
 
     /// <summary>
-    /// Those that this SeS heard, and not for too long: only who heard one gives it up, and once.
+    /// Episodes that this SeS received, but not for too long: each SeS gives up only those it received, once.
     /// </summary>
     private List<OpenEpisode> Stale(DateTime now)
     {
@@ -7660,7 +7668,7 @@ internal sealed partial class Writer
     private static OpenEpisode EpisodeOf(SqliteStatement row) => new(
         row.Number(0), row.Number(1), row.Number(2), row.Number(3), (Status)row.Number(4));
 
-    // When the open alerts of others are looked through again, and up to which they are.
+    // When open alerts of peers are checked next, and through which one they are.
     private DateTime _abandonedDue;
     private long _abandonedAt;
 
@@ -7668,8 +7676,8 @@ internal sealed partial class Writer
         _hasOthers && (now >= _abandonedDue || _abandonedDue - now > SeenStep);
 
     /// <summary>
-    /// Once an hour, some at a time: those that others heard who have all given them up or are silent, and
-    /// that this SeS gave up too if it heard them.
+    /// Open episodes that all peers that received them have given up, unless they are silent, and this SeS,
+    /// too, if it received them. Looked for once an hour, some at a time.
     /// </summary>
     private List<OpenEpisode> Abandoned(DateTime now)
     {
@@ -7707,20 +7715,20 @@ internal sealed partial class Writer
             _recent.Clear();
     }
 
-    /// <summary>The settings by which alerts were mapped so far; null: none came.</summary>
+    /// <summary>The settings by which alerts were mapped so far; null: none have come.</summary>
     private string? _mapping;
 
-    /// <summary>Through which alert the open ones are mapped by other settings; after a restart anew.</summary>
+    /// <summary>Through which open alert they are mapped by new settings; a restart begins again.</summary>
     private long _mappedAnew;
 
     private const int MappedAtOnce = 200;
 
-    // What is not derived yet may open more.
+    // Not while behind: deriving may open more episodes.
     private bool IsMapping => _rules.Mapping is { } mapping && _mapping != mapping.Text && !IsBehind;
 
     /// <summary>
-    /// What is open and belongs elsewhere by other settings lapses where it was, and goes on there: until its
-    /// next copy comes hours may go by, in which it would be nowhere.
+    /// Moves open episodes that new settings map to another service: each lapses at the old one and goes on
+    /// at the new one. Its next copy, which would open it there, may come hours later.
     /// </summary>
     private void MapAnew(MappingRules rules, DateTime now)
     {
@@ -7761,13 +7769,14 @@ internal sealed partial class Writer
         _mappedAnew = 0;
     }
 
-    /// <summary>Derives one service, and writes what differs from what is held.</summary>
-    /// <param name="mark">Whether Onix is to get what changed.</param>
+    /// <summary>Derives one service, and writes where that differs from what is stored.</summary>
+    /// <param name="mark">Whether Onix and an engine are to get what changed.</param>
     internal void Derive(long service, DateTime now, bool mark = true)
     {
         _service.Bind(1, service);
         if (!_service.Step())
-            throw new SqliteException(0, 0, $"service {service} has observations, but no row: ses check");
+            throw new SqliteException(0, 0,
+                $"service {service} has observations, but is not in the table service: run ses check");
         var partition = _service.Number(0);
         _service.Reset();
         _facts.Read(service);
@@ -7810,7 +7819,7 @@ internal sealed partial class Writer
         _insertRun.Bind(1, service).Bind(2, UnixTime.From(run.From)).Bind(3, UntilOf(run)).Bind(4, since)
             .Bind(5, (long)run.Status).Bind(6, run.Open ? 1 : 0).Bind(7, run.Observation).Bind(8, partition).Run();
 
-    /// <summary>Names only the columns that changed: indexes have others.</summary>
+    /// <summary>Sets only columns that changed, so that indexes on others are not touched.</summary>
     private void Update(long service, Run run, long since, Run held, long heldSince)
     {
         var at = UnixTime.From(run.From);
@@ -7824,28 +7833,28 @@ internal sealed partial class Writer
     private static long UntilOf(Run run) => run.To is { } to ? UnixTime.From(to) : UnixTime.Open;
 
     /// <summary>
-    /// Marks a service for Onix from the first change on that Onix was not told, or was told else.
+    /// Marks a service for Onix from the first change of status that differs from the timeline before.
     /// </summary>
     private void Mark(long service, DateTime now)
     {
-        Timeline.ForOnix(CollectionsMarshal.AsSpan(_held), _toldBefore);
-        Timeline.ForOnix(CollectionsMarshal.AsSpan(_made), _told);
-        var (same, changed) = FirstChange(_toldBefore, _told, static c => (c.Time, c.Status, false));
+        Timeline.ForOnix(CollectionsMarshal.AsSpan(_held), _changesBefore);
+        Timeline.ForOnix(CollectionsMarshal.AsSpan(_made), _changesNow);
+        var (same, changed) = FirstChange(_changesBefore, _changesNow, static c => (c.Time, c.Status, false));
         if (changed is not { } first)
         {
-            // Another SeS may have heard less.
+            // A peer that has received less may have brought Onix another status.
             if (same > 0)
-                _isMarked |= Outbox.MarkIfElse(service, NameOf(_told[^1].Status), now)
+                _isMarked |= Outbox.MarkIfElse(service, NameOf(_changesNow[^1].Status), now)
                     || Outbox.MarkIfGone(service, now);
             return;
         }
         Outbox.Mark(service, first, now);
-        if (same < _toldBefore.Count)
-            Outbox.Own(service, _toldBefore[^1].Time, NameOf(_toldBefore[^1].Status));
+        if (same < _changesBefore.Count)
+            Outbox.Own(service, _changesBefore[^1].Time, NameOf(_changesBefore[^1].Status));
         _isMarked = true;
     }
 
-    /// <summary>How many are the same from the first on, and when the first begins that is not; null: all are.</summary>
+    /// <summary>How many are the same from the start, and when the first difference begins, if any.</summary>
     private static (int Same, DateTime? First) FirstChange<T>(
         List<T> before, List<T> now, Func<T, (DateTime Begin, Status, bool)> keyOf)
     {
@@ -7861,10 +7870,10 @@ internal sealed partial class Writer
     private bool _hasEngine;
     private long _lastMark;
 
-    // Of notes, beyond which edges lie that the clock has not reached.
+    // Until when starts and ends of notes are marked: the clock had not reached later ones.
     private DateTime _edgesTaken;
 
-    /// <summary>From now on, or no longer, what changes is marked for an engine; at first it lacks all.</summary>
+    /// <summary>Marks changes for an engine from now on; a new one lacks all. Null: marks none.</summary>
     public void SetEngine(string? url, DateTime now)
     {
         _hasEngine = url != null;
@@ -7889,7 +7898,7 @@ internal sealed partial class Writer
     }
 
     /// <summary>Marks a service, a partition (negative), or all (0) from a time on.</summary>
-    /// <param name="names">Of a service that is no more.</param>
+    /// <param name="names">Of a service that is deleted.</param>
     private void MarkForEngine(long service, long since, DateTime now, string? names = null)
     {
         if (!_hasEngine)
@@ -7898,18 +7907,18 @@ internal sealed partial class Writer
         _markChanged.Bind(1, service).Bind(2, Math.Max(0, since)).Bind(3, _lastMark).Bind(4, names).Run();
     }
 
-    /// <summary>From the first run on that is not as it was.</summary>
+    /// <summary>Marks a service from the first run on that changed.</summary>
     private void MarkForEngine(long service, DateTime now)
     {
         if (_hasEngine && FirstChange(_held, _made, static r => (r.From, r.Status, r.Open)).First is { } since)
             MarkForEngine(service, UnixTime.From(since), now);
     }
 
-    /// <summary>A gap changes what lies in it, and what was given up before it.</summary>
+    /// <summary>A gap changes the timeline in it, and episodes that were given up just before it.</summary>
     private void MarkGap(long? partition, DateTime begins) =>
         MarkForEngine(-(partition ?? 0), UnixTime.From(begins) - (long)TimeSpan.FromDays(1).TotalMilliseconds, _recorded);
 
-    /// <summary>What notes change in the timeline: from the earliest begin of any version on.</summary>
+    /// <summary>Marks what a note changes: from the earliest start of any of its versions on.</summary>
     private void MarkNote(long partition, NoteVersion note)
     {
         if (!_hasEngine || note.Kind is not (NoteKind.Correction or NoteKind.Retired))
@@ -7920,7 +7929,7 @@ internal sealed partial class Writer
             MarkForEngine(-partition, since, _recorded);
     }
 
-    /// <summary>A note that begins or ends ahead of the clock changes something once the clock is there.</summary>
+    /// <summary>A note that begins or ends in the future changes something once that time comes.</summary>
     private void MarkEdges(DateTime now)
     {
         if (!_hasEngine || (now - _edgesTaken < Store.TickPeriod && now >= _edgesTaken))
@@ -7944,7 +7953,7 @@ internal sealed partial class Writer
     }
 
     /// <summary>
-    /// A SeS from which nothing comes any more, or from which something comes again, changes what it takes.
+    /// Marks the partitions of peers that have fallen silent, or are back: the gaps there change.
     /// </summary>
     private void MarkSilent(DateTime now)
     {
@@ -7973,7 +7982,7 @@ internal sealed partial class Writer
         }
     }
 
-    /// <summary>An engine is to take a service away, or what was before what is left of it.</summary>
+    /// <summary>An engine is to delete a purged service, or the part of its timeline that is gone.</summary>
     internal void MarkPurged(long service, DateTime now)
     {
         if (!_hasEngine)
@@ -7987,7 +7996,7 @@ internal sealed partial class Writer
                 new(row.Text(0), row.Text(1), row.Text(2), row.Text(3), row.Text(4))));
     }
 
-    /// <summary>An engine has what was marked until then, and not again since.</summary>
+    /// <summary>Deletes the marks of what an engine has, unless they were marked again since.</summary>
     public void Unmark(IEnumerable<(long Service, long Mark)> taken)
     {
         using var delete = _database.Query("DELETE FROM changed WHERE service = ?1 AND mark = ?2");
@@ -7997,7 +8006,7 @@ internal sealed partial class Writer
 
     private string NameOf(Status status) => _statusNames[status];
 
-    /// <summary>Whether something was marked for Onix since this was asked last.</summary>
+    /// <summary>Whether something was marked for Onix since this was last called.</summary>
     public bool TakeMarked()
     {
         var isMarked = _isMarked;
@@ -8005,7 +8014,7 @@ internal sealed partial class Writer
         return isMarked;
     }
 
-    /// <summary>Which episodes are open, and when their last copy came, as far as facts tell.</summary>
+    /// <summary>Stores which episodes are open, and when facts show that they were last seen.</summary>
     private void WriteOpen(long service, DateTime now)
     {
         _heldOpen.Clear();
@@ -8019,7 +8028,7 @@ internal sealed partial class Writer
             var isHeld = _heldOpen.Remove(alert, out var held);
             if (isHeld && held == starts)
                 continue;
-            // What came late, from elsewhere or before a restart, is given the whole time from now on.
+            // Facts that come late, from a peer or before a restart: the time to staleness begins now.
             var seen = LastSeen(alert);
             var away = Math.Max(0, UnixTime.From(now) - seen);
             if (isHeld)
@@ -8046,15 +8055,15 @@ internal sealed partial class Writer
 
 // ================================ 15. Upkeep =================================
 //
-// The writer's facts of other stores, copies and checkpoints; and what deletes facts: retention by their age, and
-// a purge of what should not be there.
+// More of the writer: it imports facts of other stores, writes backups and checkpoints the WAL. Two things
+// delete facts: retention by their age, and a purge of what should not have been stored.
 
 internal sealed partial class Writer
 {
     // ---- Facts of other stores ----
 
     /// <summary>
-    /// Takes the first receipt of a partition, or the arming of a heartbeat, from a line; false: it is here.
+    /// Imports the first receipt of a partition, or the arming of a heartbeat; false: it is stored already.
     /// </summary>
     public bool Import(string by, string partition, string? platform, string? heartbeat, DateTime received)
     {
@@ -8070,7 +8079,7 @@ internal sealed partial class Writer
         if (!_knownFrom.TryGetValue(place, out var first) || received < first)
         {
             _knownFrom[place] = received;
-            // All its services are known from then on.
+            // All its services are derived again: their status is known from then on.
             _database.Execute($"""
                 UPDATE service SET due = 0 WHERE family IN (SELECT id FROM family WHERE partition = {place})
                 """);
@@ -8078,7 +8087,7 @@ internal sealed partial class Writer
         return true;
     }
 
-    /// <summary>Takes the begin or end of a gap from a line; false: it is here.</summary>
+    /// <summary>Imports the start or end of a gap; false: it is stored already.</summary>
     public bool Import(string by, string? partition, string? platform, string? heartbeat, DateTime begins,
         DateTime? ends, DateTime received)
     {
@@ -8096,7 +8105,7 @@ internal sealed partial class Writer
         return true;
     }
 
-    /// <summary>Takes an observation from a line; false: it is here.</summary>
+    /// <summary>Imports an observation; false: it is stored already.</summary>
     public bool Import(string by, IncomingAlert alert, ObservationKind kind, DateTime received)
     {
         CheckStatus(alert.Status);
@@ -8117,14 +8126,14 @@ internal sealed partial class Writer
                 return false;
         }
         Observe(service, id, kind, copy, alert.Description == first ? null : alert.Description, peer);
-        // What the next copy brings may be another thing now.
+        // The next copy must be judged with this observation, not by what the cache knows.
         if (_recent.KeyOf(alert) is var key && _recent.Find(key) != null)
             _learned.Add((key, RecentAlert.Place(service, id)));
         HearFact(peer, received);
         return true;
     }
 
-    /// <summary>Its number, whether anything was received of it or not.</summary>
+    /// <summary>The id of a partition, added if it is new, even if nothing was received of it.</summary>
     private long PlaceOf(string partition)
     {
         if (_partitions.TryGetValue(partition, out var id))
@@ -8135,12 +8144,12 @@ internal sealed partial class Writer
         return _partitions[partition] = id;
     }
 
-    /// <summary>Keeps a line that another SeS sent and that is no fact, or one too many.</summary>
-    /// <param name="partition">That it names; empty: none.</param>
+    /// <summary>Quarantines a line from a peer that is not a fact, or exceeds a limit.</summary>
+    /// <param name="partition">The one that the line names; empty: none.</param>
     public void Quarantine(string partition, string line, string reason) =>
         Quarantine(partition, AlertSource.Line, line, reason, Encoding.UTF8.GetBytes(line));
 
-    /// <summary>What was noted of other targets than these goes: they get all anew if they come back.</summary>
+    /// <summary>Forgets how far other targets than these are: if one is back, it gets all anew.</summary>
     public void KeepForwards(IReadOnlyList<string> urls)
     {
         var kept = urls.ToHashSet();
@@ -8155,25 +8164,25 @@ internal sealed partial class Writer
         gone.ForEach(u => delete.Bind(1, u).Run());
     }
 
-    /// <summary>Notes how far a target has what it is sent.</summary>
+    /// <summary>Stores through which fact a target has what it is sent.</summary>
     public void SetForward(string url, ForwardPosition position)
     {
         using var set = _database.Query("INSERT OR REPLACE INTO forward VALUES (?1, ?2, ?3, ?4)");
         set.Bind(1, url).Bind(2, position.Position).Bind(3, position.StoreId).Bind(4, position.Regained).Run();
     }
 
-    // ---- Making it anew ----
+    // ---- Rebuilding ----
 
-    /// <summary>What a service is that is not derived yet.</summary>
+    /// <summary>Resets services to what they are before they are derived.</summary>
     public const string SetUnderived = "UPDATE service SET status = NULL, since = NULL, open = 0, due = NULL";
 
-    /// <summary>Makes the indexes anew, after damage.</summary>
+    /// <summary>Rebuilds the indexes and views, after damage.</summary>
     public void Reindex() => _database.Execute($"""
         REINDEX; DROP VIEW IF EXISTS services; DROP VIEW IF EXISTS history; DROP VIEW IF EXISTS outages;
         {Schema.Views}
         """);
 
-    /// <summary>Throws away what is derived, to be derived anew; last copies of open episodes stay.</summary>
+    /// <summary>Deletes what is derived, to derive it anew; last copies of open episodes stay.</summary>
     public void Rebuild(DateTime now) => InTransaction(now, () =>
     {
         _database.Execute("DELETE FROM timeline; " + SetUnderived);
@@ -8181,14 +8190,14 @@ internal sealed partial class Writer
         _window.Clear();
     });
 
-    /// <summary>Makes a store another one than that which it is a copy of.</summary>
+    /// <summary>SQL that gives the copy of a store an id of its own.</summary>
     public static string NewStoreId => "UPDATE meta SET value = "
         + $"'{RandomNumberGenerator.GetHexString(32, lowercase: true)}' WHERE name = 'store'";
 
     /// <summary>Writes a consistent, compact copy, flushed; the file may not be there yet.</summary>
     public static void Backup(SqliteConnection source, string path)
     {
-        // Made before, since SQLite lets others read what it makes; one that a crash left goes.
+        // Created here, since others could read a file that SQLite creates; one left by a crash is deleted.
         File.Delete(path);
         Disk.Create(path).Dispose();
         using (var copy = source.Query("VACUUM INTO ?1"))
@@ -8202,88 +8211,89 @@ internal sealed partial class Writer
 
     // ---- Upkeep ----
 
-    /// <summary>Pages in the log from which on they are moved into the database.</summary>
+    /// <summary>From this many pages on, the WAL is checkpointed: moved into the database.</summary>
     private const int CheckpointPages = 4000;
 
     /// <summary>
-    /// A log that grew beyond, since a reader kept it from starting anew, is cut in such steps.
+    /// Bytes of the WAL. It grows beyond while a reader keeps it from restarting; then it is truncated in
+    /// such steps.
     /// </summary>
     private const long LogSize = 64 * 1024 * 1024;
 
-    /// <summary>What another thread moves, so that commits go on; tried again after a second.</summary>
+    /// <summary>A checkpoint on another thread, so that commits go on; one a second at most.</summary>
     private Task<(int Logged, int Moved)>? _checkpoint;
     private SqliteConnection? _checkpointer;
     private long _checkpointed;
 
-    /// <summary>To be called after each turn: moves the log, and deletes what is too old.</summary>
+    /// <summary>Called after each turn: checkpoints the WAL, and deletes facts that are too old.</summary>
     /// <exception cref="SqliteException">A flush failed; SQLite's own checkpoint hides that.</exception>
     public void Upkeep(DateTime now, TimeProvider clock, Log log, Meters meters)
     {
         CheckpointFrom(CheckpointPages, clock);
         _retention.Step(now, clock, log, meters);
-        // Not in the transaction that found it, and not for over a twentieth of the time: another process may
-        // wait for that, and write often.
+        // Not in the transaction that found it due, since another process may wait for that to end; and for
+        // at most a twentieth of the time, since that process may write often.
         if (_isCountDue && clock.GetElapsedTime(_counted) >= 20 * _countTime)
             Count();
-        if (_purged > _toldPurged)
-            TellPurged(log);
-        TellSilent(log);
-        // Before the next alert comes, so that a balancer knows.
+        if (_purged > _loggedPurge)
+            LogPurges(log);
+        LogSilent(log);
+        // Checked before the next alert comes, so that /ready tells a load balancer in time.
         CheckSpace(now);
     }
 
-    // The heartbeats that were told to be silent.
-    private readonly HashSet<string> _toldSilent = [];
+    // The heartbeats whose silence is logged.
+    private readonly HashSet<string> _loggedSilent = [];
 
-    private void TellSilent(Log log)
+    private void LogSilent(Log log)
     {
         foreach (var row in Watching.Heartbeats)
         {
             var key = $"{row.Whose}\n{row.Name}";
-            if (row.IsAlarming && _toldSilent.Add(key))
+            if (row.IsAlarming && _loggedSilent.Add(key))
                 log.Warn("a heartbeat is silent: status is unknown", ("heartbeat", row.Name), ("of", row.Whose),
                     ("since", Rfc3339.Format(row.Silent!.Value)));
-            else if (row.Silent == null && _toldSilent.Remove(key))
+            else if (row.Silent == null && _loggedSilent.Remove(key))
                 log.Info("a heartbeat is back", ("heartbeat", row.Name), ("of", row.Whose));
         }
     }
 
-    // When the last purge ended, and the last that was told.
-    private long _purged, _toldPurged;
+    // When the last purge ended, and the last one that is logged.
+    private long _purged, _loggedPurge;
 
-    private void TellPurged(Log log)
+    private void LogPurges(Log log)
     {
-        foreach (var purge in PurgeRecord.Read(_database).Where(p => p.Ended > UnixTime.Read(_toldPurged)))
+        foreach (var purge in PurgeRecord.Read(_database).Where(p => p.Ended > UnixTime.Read(_loggedPurge)))
             log.Warn("ses purge deleted facts", ("partition", purge.Partition), ("service", purge.Service),
                 ("user", purge.User), ("uid", purge.Uid), ("host", purge.Host),
                 ("services", purge.Taken.Services), ("alerts", purge.Taken.Alerts),
                 ("observations", purge.Taken.Observations), ("quarantined", purge.Taken.Quarantined));
-        _toldPurged = _purged;
+        _loggedPurge = _purged;
     }
 
     /// <summary>
-    /// To be called by a command after each transaction: the log stays short. It is not cut, which a daemon
-    /// beside it would take for damage.
+    /// Called by a command after each transaction, to keep the WAL short. It is not truncated: a running
+    /// daemon would take that for damage.
     /// </summary>
     public void MoveLog()
     {
         if (_pages.Count < CheckpointPages)
             return;
-        // Most of it while others write.
+        // Most of the WAL is moved while others can write.
         _ = _database.Checkpoint();
         var (logged, moved) = _database.CheckpointAlone();
         _pages.Count = logged == moved ? 0 : _pages.Count;
     }
 
-    /// <summary>Begins to take out all that there is of a partition, or of its services of a name.</summary>
+    /// <summary>Begins to delete all of a partition, or of its services of one name.</summary>
     public Purge BeginPurge(PurgeRecord record)
     {
-        // A daemon beside it may cut the log to that.
+        // A running daemon may truncate the WAL to that.
         _files.LeastLog = LogSize;
         return new(_database, this, record);
     }
 
-    /// <summary>Moves the log into the database when it has so many pages.</summary>
+    /// <summary>Checkpoints the WAL if it has so many pages.</summary>
     private void CheckpointFrom(int pages, TimeProvider clock)
     {
         if (_pages.Count < pages || _checkpoint is { IsCompleted: false })
@@ -8303,16 +8313,16 @@ internal sealed partial class Writer
         }
         var (logged, moved) = _database.Checkpoint();
         _pages.Count = logged == moved ? 0 : _pages.Count;
-        // Another process would take a log that this one cuts for a broken one.
+        // A command does not truncate the WAL: a running daemon would take that for damage.
         if (logged != moved || _files.LogSize <= LogSize || !IsDaemon)
             return;
-        // Cutting gigabytes at once would hold a commit up.
+        // Truncating gigabytes at once would hold up a commit.
         _files.LeastLog = Math.Max(LogSize, _files.LogSize - LogSize);
         _database.Execute($"PRAGMA journal_size_limit = {_files.LeastLog}");
     }
 
     /// <summary>
-    /// Derives services again from which retention took facts; Onix is to get nothing for it.
+    /// Derives services again of which retention has deleted facts; nothing is marked for Onix.
     /// </summary>
     internal void Retained(IEnumerable<long> services, DateTime now)
     {
@@ -8321,7 +8331,8 @@ internal sealed partial class Writer
     }
 
     /// <summary>
-    /// Deletes a service of which no alert is left, and its family if that was its last; false: one is.
+    /// Deletes a service that has no alerts left, and its family if this was the last service of it; false:
+    /// alerts are left.
     /// </summary>
     internal bool DeleteIfEmpty(long service)
     {
@@ -8329,13 +8340,13 @@ internal sealed partial class Writer
             return false;
         _deleteFamily.Bind(1, family).Run();
         Outbox.Forget(service);
-        // Of what retention takes an engine is told nothing.
+        // An engine is not sent what retention deletes.
         if (_hasEngine)
             _database.Execute($"DELETE FROM changed WHERE service = {service} AND names IS NULL");
         return true;
     }
 
-    /// <summary>What retention does, in a transaction; caches forget what may be gone.</summary>
+    /// <summary>Runs a step of retention in a transaction, and clears caches of what may be gone.</summary>
     internal void Retain(DateTime now, Action delete)
     {
         Unflushed(now, delete);
@@ -8355,8 +8366,8 @@ internal sealed partial class Writer
 }
 
 /// <summary>
-/// Deletes facts that are older than they are to be kept, some at a time: whole episodes that have ended, but
-/// a dialect service's last one, and what Onix has yet to get.
+/// Deletes facts that are older than --retention, or the oldest if the database nears --max-size, some at a
+/// time: whole episodes that have ended, except a dialect service's last one, and what Onix has yet to get.
 /// </summary>
 internal sealed class Retention
 {
@@ -8369,15 +8380,15 @@ internal sealed class Retention
     private readonly StoreRules _rules;
     private readonly SqliteStatement _next, _isKept, _latest, _earliest, _deleteFact, _deleteAlert;
 
-    // The pass that is made: it goes through the observations up to _until.
+    // When passes are due, and the current one: it goes through the observations from _at up to _until.
     private DateTime _due, _sizeDue;
     private long _at, _until, _deleted, _oldest;
 
-    // Services of which changes went that Onix had not taken.
+    // Services of which changes were deleted that Onix had not accepted.
     private readonly HashSet<long> _dropped = [];
 
-    // How far passes by size have come, and what they deleted since they began anew: what is kept for good
-    // must not hold up what comes after it.
+    // How far passes by size have come, and how much they deleted since they last began at the oldest fact:
+    // facts that are kept for good must not hold up the deletion of those after them.
     private long _sized, _deletedBySize;
 
     public Retention(SqliteConnection database, Writer writer, StoreRules rules)
@@ -8409,7 +8420,7 @@ internal sealed class Retention
     /// <summary>Whether there is more to do at once.</summary>
     public bool IsWorking => _at < _until;
 
-    /// <summary>One short transaction, if it is time.</summary>
+    /// <summary>Runs one short transaction of a pass, if one is due or under way.</summary>
     public void Step(DateTime now, TimeProvider clock, Log log, Meters meters)
     {
         if (!IsWorking && IsDue(now))
@@ -8428,7 +8439,7 @@ internal sealed class Retention
                 ("before", Rfc3339.Format(UnixTime.Read(_oldest))));
     }
 
-    /// <summary>Each hour, and when the database has grown too large.</summary>
+    /// <summary>A pass is due each hour, and when the database has grown too large.</summary>
     private bool IsDue(DateTime now)
     {
         var isSizeDue = _rules.MaxSize != null && (now >= _sizeDue || _sizeDue - now > Period);
@@ -8437,7 +8448,7 @@ internal sealed class Retention
         return now >= _due || _due - now > Period || (isSizeDue && IsTooLarge);
     }
 
-    /// <summary>A twentieth is left for what comes while facts are deleted.</summary>
+    /// <summary>A twentieth of --max-size is left for facts that come while others are deleted.</summary>
     private bool IsTooLarge => _rules.MaxSize is { } most && Size > most - (most / 20);
 
     /// <summary>Bytes of pages in use: free ones are used again.</summary>
@@ -8455,14 +8466,15 @@ internal sealed class Retention
         _at = first - 1;
         if (IsTooLarge)
         {
-            log.Often("the database reaches --max-size: facts go before --retention has them go",
+            log.Often("the database nears --max-size: deleting facts that --retention would still keep",
                 ("bytes", Size), ("max", _rules.MaxSize));
             using var pass = _database.Query(
                 "SELECT max(id) FROM (SELECT id FROM observation WHERE id > ?1 ORDER BY id LIMIT ?2)");
             if (until <= _sized)
                 _at = Math.Max(_at, _sized);
             _sized = pass.Bind(1, Math.Max(_sized, until)).Bind(2, FactsOfPass).Number() ?? 0;
-            // The next one at once, unless all is looked through: then soon, if that was of use.
+            // The next pass follows at once; after the last one of a round soon, if the round deleted
+            // anything.
             _sizeDue = _sized > 0 ? default : now + (_deletedBySize > 0 ? Store.TickPeriod : Period);
             _deletedBySize = _sized > 0 ? _deletedBySize : 0;
             until = Math.Max(until, _sized);
@@ -8472,26 +8484,31 @@ internal sealed class Retention
             _writer.Retain(now, () => KeepFrom(UnixTime.From(from)));
     }
 
-    /// <summary>From when on all is kept; what a target lacks for a week longer. Null: all is.</summary>
+    /// <summary>
+    /// Facts recorded from this time on are kept; facts that a target lacks, for up to a week longer. Null:
+    /// all facts are kept.
+    /// </summary>
     private DateTime? KeptFrom(DateTime now)
     {
         if (_rules.Retention is not { } time)
             return null;
-        var (from, least) = (now - time, long.MaxValue);
+        var (from, sent) = (now - time, long.MaxValue);
         foreach (var url in _rules.Targets)
         {
             using var row = _database.Query("SELECT position FROM forward WHERE url = ?1");
-            least = Math.Min(least, row.Bind(1, url).Number() ?? 0);
+            sent = Math.Min(sent, row.Bind(1, url).Number() ?? 0);
         }
         using var unsent = _database.Query("SELECT recorded FROM observation WHERE id > ?1 ORDER BY id LIMIT 1");
-        return unsent.Bind(1, least).Number() is { } recorded && UnixTime.Read(recorded) is var waits && waits < from
+        return unsent.Bind(1, sent).Number() is { } recorded && UnixTime.Read(recorded) is var waits && waits < from
             ? waits > from - LongestWait ? waits : from - LongestWait : from;
     }
 
-    /// <summary>Retention waits no longer for a target.</summary>
+    /// <summary>Retention waits for a target that lacks facts no longer than this.</summary>
     private static readonly TimeSpan LongestWait = TimeSpan.FromDays(7);
 
-    /// <summary>Nothing before that time is counted any more: what was before is not all there.</summary>
+    /// <summary>
+    /// Notes that history is complete only from a time on, and deletes gaps and notes that lie before it.
+    /// </summary>
     private void KeepFrom(long time)
     {
         _oldest = time > _oldest ? time : _oldest;
@@ -8519,7 +8536,7 @@ internal sealed class Retention
         var oldest = 0L;
         var latest = new Dictionary<long, long?>();
         var earliest = new Dictionary<(long, long?), long?>();
-        // An older episode that was heard later ends where this one begins.
+        // An older episode that was received later ends where this one begins, so this one stays.
         long? EarliestOf(long service, long? alert) => earliest.TryGetValue((service, alert), out var starts)
             ? starts : earliest[(service, alert)] =
                 _earliest.Bind(1, service).Bind(2, alert).Bind(3, _until).Number();
@@ -8565,21 +8582,21 @@ internal sealed class Retention
     }
 }
 
-/// <summary>How much a purge takes; alerts are label sets.</summary>
+/// <summary>How much a purge deletes; alerts are label sets.</summary>
 internal readonly record struct PurgeSum(long Services, long Alerts, long Observations, long Quarantined)
 {
     public override string ToString() => $"{Services} services, {Alerts} alerts, {Observations} observations, "
         + $"{Quarantined} quarantined alerts";
 }
 
-/// <summary>What is kept of a run of ses purge.</summary>
+/// <summary>The record that a run of ses purge leaves in the database.</summary>
 /// <param name="Ended">Null: it goes on, or was interrupted.</param>
-/// <param name="User">Who ran it, on <paramref name="Host"/>, with the number <paramref name="Uid"/>.</param>
+/// <param name="User">Who ran it, on <paramref name="Host"/>, with user id <paramref name="Uid"/>.</param>
 /// <param name="Service">The services of this name; null: the whole partition.</param>
 internal sealed record PurgeRecord(DateTime Begun, string User, long Uid, string Host, string Partition,
     string? Service, DateTime? Ended = null, PurgeSum Taken = default)
 {
-    /// <summary>All there are, the earliest first.</summary>
+    /// <summary>All records, the earliest first.</summary>
     public static IEnumerable<PurgeRecord> Read(SqliteConnection database)
     {
         using var rows = database.Query("""
@@ -8594,8 +8611,9 @@ internal sealed record PurgeRecord(DateTime Begun, string User, long Uid, string
 }
 
 /// <summary>
-/// Deletes what there was of a partition, or of its services of a name, when it began, in short transactions,
-/// whether a daemon writes meanwhile or not: what that takes since then stays. Interrupted, it is begun again.
+/// Deletes all of a partition, or of its services of one name, that was stored when the purge began.
+/// Transactions are short, so that a daemon can write meanwhile: what that stores stays. If interrupted, it
+/// is run again.
 /// </summary>
 internal sealed class Purge
 {
@@ -8605,7 +8623,7 @@ internal sealed class Purge
     public static readonly TimeSpan
         StepTime = TimeSpan.FromMilliseconds(20), PauseTime = TimeSpan.FromMilliseconds(25);
 
-    /// <summary>Of the families meant: ?1 is the partition's name, ?2 the services' or null.</summary>
+    /// <summary>SQL for the families to purge: ?1 is the partition's name, ?2 the services', or null.</summary>
     private const string Families = """
         FROM partition p CROSS JOIN family f ON f.partition = p.id AND (?2 IS NULL OR f.service = ?2)
         """;
@@ -8617,14 +8635,14 @@ internal sealed class Purge
     private readonly SqliteStatement _deleteFacts, _deleteAlerts, _lastQuarantined, _deleteQuarantined,
         _isThere, _setUnderived, _note;
 
-    // Its number in the table of purges, the last id that is meant, the services, and which of them comes next.
+    // Its id in the table of purges, the last id that it deletes, its services, and which of them comes next.
     private readonly long _id, _until;
     private readonly List<long> _services = [];
     private int _next;
     private long _quarantinedAt;
     private PurgeSum _taken;
 
-    /// <summary>Begins it: what is stored from now on is not meant.</summary>
+    /// <summary>Begins the purge: what is stored from now on is not deleted.</summary>
     public Purge(SqliteConnection database, Writer writer, PurgeRecord record)
     {
         (_database, _writer, _record) = (database, writer, record);
@@ -8635,7 +8653,7 @@ internal sealed class Purge
             while (services.Step())
                 _services.Add(services.Number(0));
         }
-        // As they are stored: rows of services side by side are on the same pages.
+        // In the order in which they are stored: rows of adjacent services are on the same pages.
         _services.Sort();
         SqliteStatement Of(string sql) => database.Prepare(sql);
         _deleteFacts = Of($"""
@@ -8669,16 +8687,16 @@ internal sealed class Purge
             """);
     }
 
-    /// <summary>So far.</summary>
+    /// <summary>How much is deleted so far.</summary>
     public PurgeSum Taken => _taken;
 
-    /// <summary>Services that stay, since facts of them came after it began.</summary>
+    /// <summary>Services that stay, since facts of them came after the purge began.</summary>
     public long Kept { get; private set; }
 
-    /// <summary>Services that are done, and all that are meant.</summary>
+    /// <summary>How many services are done, and how many there are to purge.</summary>
     public (long Done, long All) Progress => (_next, _services.Count);
 
-    /// <summary>How much there is to take; null: no such partition, or no such service in it.</summary>
+    /// <summary>How much there is to delete; null: no such partition, or no such service in it.</summary>
     public static PurgeSum? Sum(SqliteConnection database, string partition, string? service)
     {
         const string Services = $"{Families} CROSS JOIN service s ON s.family = f.id";
@@ -8739,7 +8757,7 @@ internal sealed class Purge
     }
 
     /// <summary>One short transaction, which is not flushed by itself.</summary>
-    /// <param name="isOver">Asked after each service: the transaction ends.</param>
+    /// <param name="isOver">Called after each service; true: the transaction ends.</param>
     /// <returns>Whether there is more.</returns>
     public bool Step(DateTime now, Func<bool> isOver) => _writer.Change(_ =>
     {
@@ -8761,7 +8779,7 @@ internal sealed class Purge
     }
 
     /// <summary>
-    /// Whether all of a service that is meant is gone; if not, it counts as one that is not derived yet.
+    /// Deletes some rows of a service; true: all are gone. Until then the service counts as not derived yet.
     /// </summary>
     private bool Take(long service, DateTime now)
     {
@@ -8804,8 +8822,8 @@ internal sealed class Purge
         .Bind(6, ended is { } time ? UnixTime.From(time) : null).Run();
 
     /// <summary>
-    /// Has all of it flushed. A whole partition is forgotten, with when it was heard of first, unless anything
-    /// of it came since the purge began.
+    /// Flushes the purge. Of a whole partition it also deletes notes, receipts and the partition itself,
+    /// unless anything of it came since the purge began.
     /// </summary>
     public void End(DateTime now) => _writer.InTransaction(now, () =>
     {
@@ -8842,13 +8860,13 @@ internal sealed class Purge
 
 // ================================= 16. Store =================================
 //
-// The promise that SeS makes to its senders: a 2xx means the facts are on disk. One SQLite database in WAL
-// mode, fully synchronised. One thread writes. It commits what all waiting requests brought in one
-// transaction, and derives in others, short ones, what the facts of a service say: its timeline and its
-// present. Facts are appended and never changed; what is derived can be made again from them. Questions
-// have connections of their own, and each sees one snapshot.
+// The promise that SeS makes to its senders: a 2xx means the facts are on disk. There is one SQLite database
+// in WAL mode, fully synchronised, and one thread that writes. It commits all waiting requests in one
+// transaction, and derives each service's timeline and current status in other, short ones. Facts are
+// appended and never changed; what is derived can be made again from them. Questions, which only read, have
+// connections of their own, and each sees one snapshot.
 
-/// <summary>The database, its one writer, and what questions read from.</summary>
+/// <summary>The database, its only writer, and the snapshots that questions read from.</summary>
 internal sealed class Store : IDisposable
 {
     public const string FileName = "ses.db";
@@ -8859,27 +8877,26 @@ internal sealed class Store : IDisposable
     /// <summary>Longer than any commit, checkpoint and lock together.</summary>
     private static readonly TimeSpan StuckTime = TimeSpan.FromSeconds(60);
 
-    /// <summary>What may wait for the writer, about; more is answered 503.</summary>
+    /// <summary>Bytes of requests that may wait for the writer, about; more are answered 503.</summary>
     private const int MaxWaiting = 64 * 1024 * 1024;
 
     private const int WriterCache = 16 * 1024, ReaderCache = 2 * 1024;
 
-    /// <summary>Where more observations wait to be derived, requests wait for that.</summary>
+    /// <summary>If more observations wait to be derived, requests have to wait for that.</summary>
     private const int MaxUnderived = 20_000;
 
-    /// <summary>A transaction that derives holds requests up for no longer.</summary>
+    /// <summary>A transaction that derives holds up requests for no longer; if much waits, the second.</summary>
     private static readonly TimeSpan
         DeriveTime = TimeSpan.FromMilliseconds(20), MaxDeriveTime = TimeSpan.FromMilliseconds(100);
 
     /// <summary>
-    /// How soon what changes with time alone is looked for, and a disk that refused is tried again.
+    /// How often the writer looks for changes by time alone, and tries a disk again that failed.
     /// </summary>
     public static readonly TimeSpan TickPeriod = TimeSpan.FromSeconds(1);
 
     /// <summary>A commit takes some milliseconds, on a busy disk a second.</summary>
     private static readonly TimeSpan DiskTime = TimeSpan.FromSeconds(10);
 
-    // For life.
     private readonly string _path;
     private readonly TimeProvider _clock;
     private readonly Log _log;
@@ -8895,7 +8912,7 @@ internal sealed class Store : IDisposable
     private long _turned;
     private int _isClosed;
 
-    // The writer's thread's: questions that wait until all that was there when they came is derived.
+    // Used by the writer's thread alone: questions that wait until all facts that precede them are derived.
     private readonly Queue<(TaskCompletionSource<DateTime> Question, long Through)> _asked = [];
 
     // Guarded by _gate.
@@ -8912,9 +8929,9 @@ internal sealed class Store : IDisposable
 
     /// <summary>Completes when something was recorded or derived since the last that did.</summary>
     private volatile TaskCompletionSource _recorded = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private long _told;
+    private long _announced;
 
-    /// <summary>What one webhook brought, waiting for its transaction.</summary>
+    /// <summary>The alerts of one request, waiting for their transaction.</summary>
     private sealed class Request(string partition, ReceivedAlerts alerts, IReadOnlyList<UInt128> keys,
         UInt128? cures, DateTime received)
     {
@@ -8935,8 +8952,8 @@ internal sealed class Store : IDisposable
     private sealed record Change(Action Run, Action<StoreException> Fail);
 
     /// <summary>Opens the database, makes it if there is none, and starts the writer.</summary>
-    /// <exception cref="DataDirException">It was written by a newer SeS, or is none of SeS's.</exception>
-    /// <exception cref="SqliteException">SQLite refused.</exception>
+    /// <exception cref="DataDirException">A newer SeS or another program wrote the database.</exception>
+    /// <exception cref="SqliteException">SQLite failed.</exception>
     public Store(string directory, StoreRules rules, TimeProvider clock, Log log, Meters meters)
     {
         _path = Path.Combine(Path.GetFullPath(directory), FileName);
@@ -8963,16 +8980,16 @@ internal sealed class Store : IDisposable
         }
     }
 
-    public const string DamageText = "the database is damaged: ses check tells what, and how to mend it";
+    public const string DamageText = "the database is damaged: run ses check to see where and how to repair it";
 
     // ---- Requests ----
 
-    /// <summary>Completes when all that a request brought is on disk, flushed.</summary>
+    /// <summary>Completes when all alerts of a request are on disk, flushed.</summary>
     /// <param name="cures">
-    /// The quarantined alert that was sent again: it is struck off if it is mapped now.
+    /// The quarantined alert that was sent again: it leaves the quarantine if it is mapped now.
     /// </param>
     /// <param name="within">The disk is to have it within this time; null: ten seconds.</param>
-    /// <exception cref="StoreException">Not all of it is; it is to be sent again.</exception>
+    /// <exception cref="StoreException">Not all may be stored; the request is to be sent again.</exception>
     public Task<Stored> AppendAsync(
         string partition, ReceivedAlerts alerts, UInt128? cures = null, TimeSpan? within = null)
     {
@@ -9007,7 +9024,7 @@ internal sealed class Store : IDisposable
         }
         catch (TimeoutException)
         {
-            _log.Often("the disk does not answer; the sender is told to send its alerts again");
+            _log.Often("the disk does not respond; senders get 503 and must send their alerts again");
             throw new StoreException("The disk does not respond.");
         }
     }
@@ -9018,8 +9035,8 @@ internal sealed class Store : IDisposable
     // ---- Questions ----
 
     /// <summary>
-    /// A snapshot that has all that was answered 2xx before, and all that time has brought. While one is open
-    /// the log cannot start anew: it is to be short.
+    /// A snapshot that has everything that was answered 2xx before, and all changes by time alone. While one
+    /// is open, the WAL cannot restart, so it must be held only briefly.
     /// </summary>
     public async Task<Snapshot> ReadAsync()
     {
@@ -9037,11 +9054,11 @@ internal sealed class Store : IDisposable
         return snapshot;
     }
 
-    /// <summary>A snapshot in which what was heard last may not be derived yet.</summary>
+    /// <summary>A snapshot in which the latest facts may not be derived yet.</summary>
     public Snapshot Snapshot() =>
         new(_readers.TryTake(out var reader) ? reader : new Reader(_path, ReaderCache), GiveBack, Now(), Names());
 
-    /// <summary>They go when no question is answered any more.</summary>
+    /// <summary>Names that all snapshots share; they are freed when no snapshot is left.</summary>
     private SharedNames Names()
     {
         lock (_names)
@@ -9062,8 +9079,8 @@ internal sealed class Store : IDisposable
 
     // ---- Notes ----
 
-    /// <summary>Runs what a person brought in a transaction, which is flushed when it completes.</summary>
-    /// <exception cref="StoreException">It is not stored; it is to be sent again.</exception>
+    /// <summary>Stores a person's note in a transaction, which is flushed when this completes.</summary>
+    /// <exception cref="StoreException">It may not be stored; it is to be sent again.</exception>
     public async Task<T> AddAsync<T>(Func<Writer, DateTime, T> add)
     {
         var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -9094,7 +9111,7 @@ internal sealed class Store : IDisposable
 
     // ---- State ----
 
-    /// <summary>Changes what is no fact, in a transaction that is not flushed by itself.</summary>
+    /// <summary>Changes state, which is no fact, in a transaction that is not flushed by itself.</summary>
     /// <exception cref="StoreException">The store is closed, or the disk refuses.</exception>
     public async Task<T> ChangeAsync<T>(Func<Writer, T> change)
     {
@@ -9116,19 +9133,19 @@ internal sealed class Store : IDisposable
         return true;
     });
 
-    /// <summary>Completes once something is marked for Onix that was not when it was asked.</summary>
+    /// <summary>Completes once something more is marked for Onix than when this was read.</summary>
     public Task Marked => _marked.Task;
 
-    /// <summary>Completes once something is recorded or derived that was not when it was asked.</summary>
+    /// <summary>Completes once something more is recorded or derived than when this was read.</summary>
     public Task Recorded => _recorded.Task;
 
-    /// <summary>The random id of this database, another one in each copy.</summary>
+    /// <summary>The random id of this database; each copy of it has another.</summary>
     public string Id => _writer.StoreId;
 
     /// <summary>Whether this SeS has or had a name.</summary>
     public bool IsOwn(string name) => _writer.OwnNames.Contains(name);
 
-    /// <summary>What is known of those who send.</summary>
+    /// <summary>What is known of the senders.</summary>
     public Watching Watching => _writer.Watching;
 
     /// <summary>
@@ -9151,7 +9168,7 @@ internal sealed class Store : IDisposable
         }
     }
 
-    /// <summary>The writer has not come round for so long: the disk hangs.</summary>
+    /// <summary>The writer has made no turn for a minute: the disk hangs.</summary>
     public bool IsStuck => _clock.GetElapsedTime(Volatile.Read(ref _turned)) > StuckTime;
 
     // ---- The writer's thread ----
@@ -9171,7 +9188,7 @@ internal sealed class Store : IDisposable
         catch (Exception e)
         {
             _meters.Defects.Inc();
-            Fail("a bug in SeS: nothing can be stored", e, "a defect, which the log tells");
+            Fail("a bug in SeS: nothing can be stored", e, "a bug in SeS; the log has the details");
         }
         finally
         {
@@ -9179,7 +9196,7 @@ internal sealed class Store : IDisposable
         }
     }
 
-    /// <summary>One transaction of facts if any wait, and one that derives. False: to stop.</summary>
+    /// <summary>Runs one transaction of facts if any wait, and one that derives. False: the end.</summary>
     private bool Turn()
     {
         var work = Wait();
@@ -9197,7 +9214,8 @@ internal sealed class Store : IDisposable
         }
         try
         {
-            // Not at once: what was refused may be more than is tried, and senders are to be told meanwhile.
+            // Not in the turn that failed: this small write may succeed where that was too large for the
+            // disk, and senders must get 503 meanwhile.
             if (_refusal != null && work.Requests.Count == 0)
                 Commit([]);
             _writer.Derive(Now(), IsDerivedEnough(), isAsked: _asked.Count > 0);
@@ -9213,14 +9231,14 @@ internal sealed class Store : IDisposable
         if (_writer.TakeMarked())
             Interlocked.Exchange(ref _marked,
                 new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
-        if (_told != _writer.LastId + _writer.LastMark)
+        if (_announced != _writer.LastId + _writer.LastMark)
             Interlocked.Exchange(ref _recorded,
                 new(TaskCreationOptions.RunContinuationsAsynchronously)).TrySetResult();
-        _told = _writer.LastId + _writer.LastMark;
+        _announced = _writer.LastId + _writer.LastMark;
         return true;
     }
 
-    /// <summary>A last sign of life: what was open until now was heard.</summary>
+    /// <summary>Stores a last sign of life: until then, open episodes count as renewed.</summary>
     private void Leave()
     {
         try
@@ -9229,13 +9247,13 @@ internal sealed class Store : IDisposable
         }
         catch (SqliteException e) when (e.IsFull || e.IsBusy)
         {
-            // The one before has to do.
+            // The previous one has to do.
         }
     }
 
     /// <summary>
-    /// Requests that come meanwhile wait for as long as the commit took, so that more of them share the next
-    /// flush; for longer if a question waits, or too much.
+    /// Deriving goes on for as long as the commit took even if requests wait, so that more of them share the
+    /// next flush; for longer if a question waits, or if too many observations do.
     /// </summary>
     private Func<bool> IsDerivedEnough()
     {
@@ -9248,8 +9266,8 @@ internal sealed class Store : IDisposable
     }
 
     /// <summary>
-    /// Answers the questions for which all that was acknowledged before them is derived. What is recorded
-    /// from now on is later than their moment.
+    /// Lets questions read for which all that was acknowledged before them is derived. Facts are recorded
+    /// after their moment from now on.
     /// </summary>
     private void Answer(bool isRefused)
     {
@@ -9287,7 +9305,7 @@ internal sealed class Store : IDisposable
     {
         lock (_gate)
         {
-            // What is behind waits, too, while the disk reports an error: it is tried again at the next tick.
+            // While the disk fails, deriving waits, too: it is tried again at the next tick.
             var isIdle = (!_writer.IsWorking && _asked.Count == 0) || _refusal != null;
             if (_waiting.Count == 0 && _questions.Count == 0 && _changes.Count == 0 && !_stopping && isIdle)
                 Monitor.Wait(_gate, TickPeriod);
@@ -9324,18 +9342,18 @@ internal sealed class Store : IDisposable
 
     private void Refuse(SqliteException e)
     {
-        _log.Often("facts cannot be stored; senders are told to send them again", ("reason", e.Message));
+        _log.Often("facts cannot be stored; senders get 503 and must send them again", ("reason", e.Message));
         SetRefusal(e.IsFull ? "The disk is full."
             : e.IsBusy ? $"Another process holds the database{Holder()}."
-            : e.IsDamage ? "The database is damaged: ses check tells what." : "The disk refused.");
+            : e.IsDamage ? "The database is damaged: run ses check." : "The disk reported an error.");
     }
 
-    /// <summary>The process that holds SQLite's lock for writing, if the system tells.</summary>
+    /// <summary>The process that holds SQLite's lock for writing, if the system shows it.</summary>
     private string Holder() =>
         Disk.LockHolder(_path + "-shm", WriteLockByte) is { } id ? $" (process {id})" : "";
 
     /// <summary>
-    /// Of the lock for writing in the shared memory's file (sqlite.org/walformat.html, 2.3.1).
+    /// The offset of the lock for writing in the -shm file (sqlite.org/walformat.html, 2.3.1).
     /// </summary>
     private const int WriteLockByte = 120;
 
@@ -9370,7 +9388,7 @@ internal sealed class Store : IDisposable
         }
     }
 
-    /// <summary>Stores what waits, and closes.</summary>
+    /// <summary>Commits the requests that wait, and closes the database.</summary>
     public void Dispose()
     {
         lock (_gate)
@@ -9379,8 +9397,8 @@ internal sealed class Store : IDisposable
             Monitor.Pulse(_gate);
         }
         _thread.Join();
-        // What is closed last moves the log into the database and deletes it: if the files cannot be trusted
-        // the next start is to find them as they are.
+        // The last connection that closes checkpoints the WAL and deletes it: if the files cannot be trusted,
+        // the next start must find them as they are.
         if (Interlocked.Exchange(ref _isClosed, 1) != 0 || _failed.Task.IsCompleted)
             return;
         while (_readers.TryTake(out var reader))
@@ -9391,16 +9409,16 @@ internal sealed class Store : IDisposable
 
 // ================================ 17. Checks =================================
 //
-// What SQLite cannot find: a value that is another than was written, a fact that is gone, a timeline that its
-// facts do not make.
+// Finds damage that SQLite cannot: a value that is not what was written, a fact that is gone, a timeline that
+// does not follow from its facts.
 
 /// <summary>
-/// Looks for damage in a database: that of its structure, which SQLite finds, facts that do not fit their
-/// checksums or are not in their index, and derived rows that are not what the facts give.
+/// Looks for damage in a database: in its structure, which SQLite finds; facts that do not match their
+/// checksums or are missing from their index; and derived rows that do not follow from the facts.
 /// </summary>
 internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rules, DateTime now) : IDisposable
 {
-    /// <summary>So many are named.</summary>
+    /// <summary>Further faults are not listed.</summary>
     public const int MaxFaults = 20;
 
     private readonly List<string> _faults = [];
@@ -9428,37 +9446,37 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
             FROM service s LEFT JOIN family f ON f.id = s.family WHERE s.id > ?1 ORDER BY s.id LIMIT ?2
             """);
 
-    /// <summary>What was found, a line each.</summary>
+    /// <summary>The faults that were found, a line each.</summary>
     public IReadOnlyList<string> Faults => _faults;
 
     public long Observations { get; private set; }
 
     public long Services { get; private set; }
 
-    /// <summary>Checks all there is.</summary>
-    /// <param name="tell">Is told what is checked next.</param>
-    /// <exception cref="SqliteException">It cannot be read at all.</exception>
-    public void CheckAll(Action<string> tell)
+    /// <summary>Checks the whole database.</summary>
+    /// <param name="onStep">Is called with the name of what is checked next.</param>
+    /// <exception cref="SqliteException">The database cannot be read at all.</exception>
+    public void CheckAll(Action<string> onStep)
     {
-        tell("structure and indexes");
+        onStep("structure and indexes");
         CheckStructure();
-        tell("facts");
+        onStep("facts");
         for (var last = (long?)0; last != null;)
             last = CheckAlerts(last.Value, 10_000);
         for (var last = (long?)0; last != null;)
             last = CheckObservations(last.Value, 10_000);
         if (_faults.Count > 0)
             return;
-        tell("what is derived");
+        onStep("derived timelines");
         for (var last = (long?)0; last != null;)
             last = CheckServices(last.Value, 10_000);
     }
 
-    /// <summary>The pages, tables against their indexes, and what the tables and views are.</summary>
+    /// <summary>Checks pages, tables against their indexes, the schema, and facts in small tables.</summary>
     public void CheckStructure()
     {
         foreach (var name in Schema.Changed(database))
-            Add($"structure: {name} is not as it was made");
+            Add($"structure: {name} differs from the schema of SeS");
         CheckReceipts();
         CheckGaps();
         CheckNotes();
@@ -9507,7 +9525,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         }
     }
 
-    /// <summary>Checks some alerts after one; the last of them, or null if there are no more.</summary>
+    /// <summary>Checks some alerts after an id; returns the id of the last one, or null at the end.</summary>
     public long? CheckAlerts(long after, int count)
     {
         long? last = null;
@@ -9521,7 +9539,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         return last;
     }
 
-    /// <summary>The same of observations, each with its place in the index.</summary>
+    /// <summary>Checks observations likewise, and that each is in the index.</summary>
     public long? CheckObservations(long after, int count)
     {
         long? last = null;
@@ -9534,13 +9552,13 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
                 rows.Number(9), rows.TextOrNull(10)) != rows.Number(11))
                 AddFact("observation", last.Value);
             else if (rows.Number(12) == 0)
-                Add($"observation {last}: it is not in its index; ses rebuild makes that again");
+                Add($"observation {last}: missing from its index; run ses rebuild");
         }
         return last;
     }
 
     /// <summary>
-    /// The same of services that are not behind: their timeline is made again, and compared.
+    /// Checks services likewise, except those that are behind: derives their timeline again, and compares.
     /// </summary>
     public long? CheckServices(long after, int count)
     {
@@ -9550,7 +9568,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
             last = _services.Number(0);
             if (_services.NumberOrNull(2) is { } status
                 && !(_services.NumberOrNull(5) <= UnixTime.From(now)) && !IsDerived(last.Value, status))
-                Add($"service {last}: its timeline is not what its facts give; ses rebuild makes it again");
+                Add($"service {last}: its timeline does not follow from its facts; run ses rebuild");
         }
         return last;
     }
@@ -9566,7 +9584,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
         DateTime? knownFrom = _services.NumberOrNull(1) is { } from ? UnixTime.Read(from) : null;
         _ = _facts.Derive(knownFrom, now, rules, _made);
         _facts.ReadRuns(service, _held, _heldSince);
-        // The clock was set back since.
+        // The clock was set back since this was derived.
         if (_held.Count > 0 && _held[^1].From > now)
             return true;
         ServiceFacts.AddSince(_made, _madeSince);
@@ -9576,7 +9594,7 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
     }
 
     private void AddFact(string table, long id) =>
-        Add($"{table} {id}: a fact does not fit its checksum; a backup or another SeS may have it");
+        Add($"{table} {id}: a fact does not match its checksum; a backup or another SeS may have it intact");
 
     private void Add(string fault)
     {
@@ -9594,8 +9612,8 @@ internal sealed class DatabaseCheck(SqliteConnection database, TimelineRules rul
 }
 
 /// <summary>
-/// Goes over all facts and all that is derived, slowly, so that damage is found before somebody needs what is
-/// damaged: a part each second, all within a day.
+/// Checks all facts and everything derived, slowly, so that damage is found before somebody needs the data: a
+/// part each second, all within a day.
 /// </summary>
 internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters meters)
 {
@@ -9611,7 +9629,7 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
     private long _alert, _observation, _service;
     private DateTime _structure;
 
-    /// <summary>What was found first; null: nothing.</summary>
+    /// <summary>The first fault that was found; null: none.</summary>
     public string? Damage => _damage;
 
     /// <summary>To be called every <see cref="Period"/>.</summary>
@@ -9626,9 +9644,9 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
         catch (SqliteException e)
         {
             if (e.IsDamage)
-                Tell(e.Message);
+                Report(e.Message);
             else
-                log.Often("the database could not be looked through", ("reason", e.Message));
+                log.Often("the database could not be checked", ("reason", e.Message));
         }
         finally
         {
@@ -9647,18 +9665,18 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
         _service = check.CheckServices(_service, RowsOf(services)) ?? 0;
         if (clock.GetUtcNow().UtcDateTime - _structure > TimeSpan.FromDays(1))
         {
-            // Not at the start, which has enough to do.
+            // Not at the start, when there is enough to do.
             if (_structure != default)
                 check.CheckStructure();
             _structure = clock.GetUtcNow().UtcDateTime;
         }
         if (check.Faults is [var fault, ..])
-            Tell(fault);
+            Report(fault);
     }
 
     private static int RowsOf(long all) => (int)Math.Max(LeastRows, (all / StepsOfDay) + 1);
 
-    private void Tell(string fault)
+    private void Report(string fault)
     {
         if (_damage == null)
             log.Error(Store.DamageText, ("fault", fault));
@@ -9669,22 +9687,22 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
 
 // ================================= 18. Lines =================================
 //
-// A fact as it travels from store to store: one line of JSON, always the same for the same fact. Its id is a
-// hash of the line without the id and the time of recording, so that lines can be taken any number of times,
-// from several SeS, in any order, and the result is their union.
+// A fact as it is sent from store to store: one line of JSON, always the same for the same fact. Its id is a
+// hash of the line without the id and the time of recording, so that lines can be imported any number of
+// times, from several SeS, in any order, and the result is their union.
 
 /// <summary>A fact as a line, with its place in the order of facts.</summary>
 internal readonly record struct NumberedLine(long Id, string Line, DateTime Recorded);
 
-/// <summary>Which facts are meant, and how their partitions are called.</summary>
+/// <summary>Which facts to write as lines, and how to name their partitions.</summary>
 /// <param name="From">Only facts recorded from this time on.</param>
-/// <param name="Partition">Of SeS's own gaps there is none: they are meant with any.</param>
-/// <param name="IsOwn">Only what this SeS took itself.</param>
+/// <param name="Partition">Only facts of this one, and SeS's own gaps, which have no partition.</param>
+/// <param name="IsOwn">Only facts that this SeS received itself.</param>
 /// <param name="Prefix">Goes before the names of partitions.</param>
 internal sealed record FactFilter(
     DateTime? From = null, DateTime? To = null, string? Partition = null, bool IsOwn = false, string Prefix = "")
 {
-    /// <summary>Those of one table, in order.</summary>
+    /// <summary>The facts of one table that match, in the order of their ids.</summary>
     /// <param name="table">Its name in the query, which has the peer as b and the partition as p.</param>
     public SqliteStatement Query(Snapshot snapshot, string table, string select, long after, int most) =>
         snapshot.Query($"""
@@ -9699,7 +9717,7 @@ internal sealed record FactFilter(
 /// <summary>Writes facts as lines.</summary>
 internal static class FactLines
 {
-    /// <summary>As lines name the kinds of observations.</summary>
+    /// <summary>The names of the kinds of observations in lines.</summary>
     private static readonly string[] Kinds = ["start", "end", "again", "lapse"];
 
     private static readonly string[] Sources = ["webhook", "prometheus"];
@@ -9716,7 +9734,7 @@ internal static class FactLines
         ReadPage(snapshot, from, to, partition, 0, int.MaxValue).Lines;
 
     /// <summary>The same in parts, since a snapshot may not be held for as long as somebody reads.</summary>
-    /// <param name="after">The last of the part before.</param>
+    /// <param name="after">The id of the last fact of the part before.</param>
     /// <returns>The last one; null: there are no more.</returns>
     public static (List<string> Lines, long? Last) ReadPage(
         Snapshot snapshot, DateTime? from, DateTime? to, string? partition, long after, int most)
@@ -9725,7 +9743,7 @@ internal static class FactLines
         return (page.ConvertAll(l => l.Line), page.Count < most ? null : page[^1].Id);
     }
 
-    /// <summary>At most so many facts after a number.</summary>
+    /// <summary>At most so many facts after an id.</summary>
     public static List<NumberedLine> ReadPage(Snapshot snapshot, FactFilter filter, long after, int most) =>
         [.. Observations(snapshot, filter, after, most).Concat(Receipts(snapshot, filter, after, most))
             .Concat(Gaps(snapshot, filter, after, most)).Concat(Notes(snapshot, filter, after, most))
@@ -9791,7 +9809,7 @@ internal static class FactLines
         }
     }
 
-    /// <summary>The first receipt of anything of a partition, or that a heartbeat was armed.</summary>
+    /// <summary>The line of a partition's first receipt of anything, or of a heartbeat's arming.</summary>
     public static string Receipt(string by, string partition, string? platform, string? heartbeat,
         DateTime received, DateTime recorded, out string id)
     {
@@ -9802,19 +9820,19 @@ internal static class FactLines
         return line.Time("received", received).End(recorded, out id);
     }
 
-    /// <summary>A sign of life of a SeS: what is sent to another begins with one. It is no fact.</summary>
+    /// <summary>A sign of life, with which lines that are sent to another SeS begin. It is no fact.</summary>
     public static string Alive(string by, DateTime at) => new Line(AliveKind).Text("by", by).Time("at", at).End();
 
     public const string AliveKind = "alive";
 
-    /// <summary>The begin of a gap, or its end.</summary>
+    /// <summary>The line of the start of a gap, or of its end.</summary>
     public static string Gap(string by, string? partition, string? platform, string? heartbeat, DateTime begins,
         DateTime? ends, DateTime received, DateTime recorded, out string id) =>
         new Line("gap").Text("by", by).TextOrNull("partition", partition).TextOrNull("platform", platform)
             .TextOrNull("heartbeat", heartbeat).Time("begins", begins).Time("ends", ends).Time("received", received)
             .End(recorded, out id);
 
-    /// <summary>A version of a note.</summary>
+    /// <summary>The line of a version of a note.</summary>
     public static string Note(string by, NoteVersion note, DateTime recorded, out string id)
     {
         var (partition, platform, service, facet, location) = note.Filter;
@@ -9827,7 +9845,7 @@ internal static class FactLines
             .End(recorded, out id);
     }
 
-    /// <summary>A copy of an alert that brought something new.</summary>
+    /// <summary>The line of an observation: a copy of an alert that brought something new.</summary>
     public static string Observation(string by, IncomingAlert alert, ObservationKind kind, DateTime received,
         DateTime recorded, out string id)
     {
@@ -9842,7 +9860,7 @@ internal static class FactLines
             rest => rest.Json("labels", alert.Labels).Text("description", alert.Description));
     }
 
-    /// <summary>Tells alerts apart without their labels: 16 hexadecimal digits.</summary>
+    /// <summary>An id that distinguishes alerts without their labels: 16 hexadecimal digits.</summary>
     private static string AlertId(IncomingAlert alert)
     {
         var json = new StringBuilder("{\"source\":");
@@ -9889,7 +9907,7 @@ internal static class FactLines
                 + $"\"{Written(recorded)}\"{fields[length..]}}}";
         }
 
-        /// <summary>Of what is no fact, and so has no id.</summary>
+        /// <summary>Ends a line that is no fact, and so has no id.</summary>
         public string End() => $"{{\"kind\":\"{kind}\"{_fields}}}";
 
     }
@@ -9899,8 +9917,9 @@ internal static class FactLines
 }
 
 /// <summary>
-/// Writes what is derived as lines, for engines: one a run. One holds unless a later version of its service by the
-/// same SeS has a since that is not after its from; so they can come in any order, any number of times.
+/// Writes the derived timeline as lines for engines, one for each run. A run holds unless a later version for
+/// the same service, by the same SeS, has a since at or before the run's from. So lines can come in any
+/// order, any number of times.
 /// </summary>
 internal static class RunLines
 {
@@ -9919,7 +9938,7 @@ internal static class RunLines
     }
 
     /// <param name="from">Null: there is no run from <paramref name="since"/> on.</param>
-    /// <param name="status">Null: from then on it is not known, or no more.</param>
+    /// <param name="status">Null: from then on the status is not known, or the service is gone.</param>
     public static string Run(string by, string names, DateTime? from, string? status, long version, DateTime since)
     {
         var json = new StringBuilder("{\"kind\":\"run\",\"by\":");
@@ -9935,28 +9954,28 @@ internal static class RunLines
     }
 }
 
-/// <summary>Is thrown for a line that cannot be taken; the message is the reason.</summary>
+/// <summary>Is thrown for a line that cannot be imported; the message is the reason.</summary>
 internal sealed class LineException(string reason) : Exception(reason);
 
-/// <summary>A line that was read, to be taken into a store.</summary>
-/// <param name="Take">Within a transaction of the writer; false: the fact is there, or it is none.</param>
-/// <param name="AliveBy">Of a sign of life: whose.</param>
+/// <summary>A line that was read, to be imported into a store.</summary>
+/// <param name="Take">Imports it in a transaction of the writer; false: stored already, or no fact.</param>
+/// <param name="AliveBy">Whose sign of life it is; null: it is a fact.</param>
 internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
 {
-    /// <summary>Of a fact; labels are at most some KiB.</summary>
+    /// <summary>Characters of a line; labels are at most some KiB.</summary>
     public const int MaxLength = 1024 * 1024;
 
-    /// <exception cref="LineException">It is no line of a fact, or was changed.</exception>
-    /// <param name="now">No fact is from before the year 2000, nor more than a day ahead of that.</param>
+    /// <exception cref="LineException">The line is no fact, or was changed.</exception>
+    /// <param name="now">No time may be before the year 2000, or more than a day ahead of this.</param>
     public static FactLine Parse(string line, DateTime now)
     {
         try
         {
             if (line.Length > MaxLength)
-                throw new LineException($"it is longer than {MaxLength} characters");
+                throw new LineException($"the line is longer than {MaxLength} characters");
             using var json = JsonDocument.Parse(line);
             var root = json.RootElement;
-            return root.ValueKind != JsonValueKind.Object ? throw new LineException("it is not a JSON object")
+            return root.ValueKind != JsonValueKind.Object ? throw new LineException("the line is not a JSON object")
                 : Text(root, "kind") switch
                 {
                     "partition" or "heartbeat" => ParseReceipt(root, now),
@@ -9964,12 +9983,12 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
                     "note" => ParseNote(root, now),
                     "observation" => ParseObservation(root, now),
                     FactLines.AliveKind => ParseAlive(root, now),
-                    var kind => throw new LineException($"this SeS knows no facts of the kind '{kind}'"),
+                    var kind => throw new LineException($"kind: this SeS knows no facts of the kind '{kind}'"),
                 };
         }
         catch (JsonException)
         {
-            throw new LineException("it is not JSON");
+            throw new LineException("the line is not JSON");
         }
         catch (InvalidOperationException)
         {
@@ -10003,7 +10022,8 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
         var (partition, platform) = (NameOrNull(root, "partition"), NameOrNull(root, "platform"));
         var heartbeat = NameOrNull(root, "heartbeat");
         if (partition == null != (heartbeat == null) || (platform != null && heartbeat == null))
-            throw new LineException("heartbeat: a gap is of SeS, without a partition, or of a heartbeat, with one");
+            throw new LineException(
+                "heartbeat: a gap of SeS has neither partition nor heartbeat, a gap of a heartbeat has both");
         var (begins, ends) = (Time(root, "begins", now), TimeOrNull(root, "ends", now));
         FactLines.Gap(by, partition, platform, heartbeat, begins, ends, received, Time(root, "recorded", now), out var id);
         CheckId(root, id);
@@ -10015,7 +10035,7 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
         string? OrNull(string name) => IsNull(root, name) ? null : Text(root, name);
         var by = Name(root, "by");
         var note = new NoteVersion(Text(root, "note"), NoteDraft.KindOf(Text(root, "note_kind"))
-                ?? throw new LineException("note_kind: it is none"),
+                ?? throw new LineException("note_kind: it is not a kind of note"),
             Time(root, "from", now + NoteBook.MaxAhead), TimeOrNull(root, "to", now + NoteBook.MaxAhead),
             new NoteFilter(Name(root, "partition"), OrNull("platform"), OrNull("service"), OrNull("facet"), OrNull("location")),
             OrNull("status"), Text(root, "text"), Text(root, "author"), OrNull("author_name"),
@@ -10031,19 +10051,19 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
     private static FactLine ParseObservation(JsonElement root, DateTime now)
     {
         var (by, received) = (Name(root, "by"), Time(root, "received", now));
-        var kind = FactLines.KindOf(Text(root, "what")) ?? throw new LineException("what: it is no kind");
+        var kind = FactLines.KindOf(Text(root, "what")) ?? throw new LineException("what: it is not start, end, again or lapse");
         var labels = new AlertTexts();
         foreach (var label in Field(root, "labels", JsonValueKind.Object).EnumerateObject())
-            labels.Add(label.Name, label.Value.GetString() ?? throw new LineException("labels: not all texts"));
+            labels.Add(label.Name, label.Value.GetString() ?? throw new LineException("labels: a value is not a string"));
         labels.Sort();
         var ends = TimeOrNull(root, "ends", now);
         if (ends == null != kind is ObservationKind.Start or ObservationKind.Again)
-            throw new LineException("ends: an end and a lapse have one, a start and an again have none");
+            throw new LineException("ends: for end and lapse it is a time, for start and again null");
         var alert = new IncomingAlert(
             new(Name(root, "partition"), Text(root, "platform"), Text(root, "service"), Text(root, "facet"),
                 Text(root, "location")),
             root.TryGetProperty("dialect", out var dialect) && dialect.ValueKind == JsonValueKind.True,
-            FactLines.SourceOf(Text(root, "source")) ?? throw new LineException("source: it is none"),
+            FactLines.SourceOf(Text(root, "source")) ?? throw new LineException("source: it is neither webhook nor prometheus"),
             Text(root, "sender"), labels.ToJson(), Text(root, "status"), Time(root, "starts", now),
             ends, Text(root, "description"));
         if (AlertMapping.Unusable(alert.Service, alert.Status) is { } flaw)
@@ -10060,7 +10080,7 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
     private static void CheckId(JsonElement root, string id)
     {
         if (Text(root, "id") != id)
-            throw new LineException("its id does not match its content: it was changed");
+            throw new LineException("the id does not match the content: the line was changed");
     }
 
     private static JsonElement Field(JsonElement root, string name, JsonValueKind kind) =>
@@ -10087,14 +10107,14 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
             : throw new LineException(reason);
 }
 
-/// <summary>What became of lines; those that are no facts, or one too many, were refused.</summary>
+/// <summary>How many lines were new, stored already, or refused: no facts, or beyond a limit.</summary>
 internal readonly record struct ImportSum(long New, long Known, long Refused);
 
-/// <summary>A line that is no fact, or one too many.</summary>
+/// <summary>A line that is no fact, or beyond a limit.</summary>
 /// <param name="Number">Of the line, from 1 on.</param>
 internal readonly record struct RefusedLine(long Number, string Text, string Reason);
 
-/// <summary>Takes lines, some at a time, in short transactions, so that others may write between them.</summary>
+/// <summary>Imports lines in short transactions, so that others can write between them.</summary>
 internal sealed class LineImport
 {
     private readonly List<(long Number, string Text, FactLine Fact)> _lines = [];
@@ -10104,13 +10124,13 @@ internal sealed class LineImport
     /// <summary>Lines that were read.</summary>
     public long Number { get; private set; }
 
-    /// <summary>What became of those that are stored.</summary>
+    /// <summary>What the transactions that are committed did.</summary>
     public ImportSum Sum { get; private set; }
 
-    /// <summary>Lines that wait to be taken.</summary>
+    /// <summary>Lines that wait to be imported.</summary>
     public int Waiting => _lines.Count + _refused.Count;
 
-    /// <summary>Reads a line; an empty one says nothing.</summary>
+    /// <summary>Reads a line; an empty one is skipped.</summary>
     /// <returns>Null: it is empty, or refused.</returns>
     public FactLine? Add(string text, DateTime now)
     {
@@ -10130,7 +10150,7 @@ internal sealed class LineImport
         }
     }
 
-    /// <summary>Takes the lines that wait, within a transaction; those that it refuses are returned.</summary>
+    /// <summary>Imports the lines that wait, within a transaction; returns those that are refused.</summary>
     public IReadOnlyList<RefusedLine> Take(Writer writer)
     {
         var (added, known, refused) = (0L, 0L, new List<RefusedLine>(_refused));
@@ -10152,7 +10172,7 @@ internal sealed class LineImport
         return refused;
     }
 
-    /// <summary>What was taken is stored.</summary>
+    /// <summary>To be called once the transaction is committed.</summary>
     public void Commit()
     {
         Sum = _taken;
@@ -10161,14 +10181,14 @@ internal sealed class LineImport
     }
 }
 
-/// <summary>What became of a draft.</summary>
-/// <param name="Note">With the version that it made, or that said the same; null: it was refused.</param>
+/// <summary>The result of a draft.</summary>
+/// <param name="Note">With the version that it made, or the last one if equal; null: it was refused.</param>
 internal sealed record NoteAnswer(Note? Note, bool IsNew, NoteException? Refusal = null);
 
-/// <summary>The notes of a store: all versions, those that it took itself and those that were imported.</summary>
+/// <summary>The notes of a store: all versions, its own and those that were imported.</summary>
 internal static class NoteBook
 {
-    /// <summary>Versions in a store; a script that has gone mad can write no more.</summary>
+    /// <summary>Versions of notes in a store: a limit for scripts that run wild.</summary>
     public const int MaxVersions = 50_000;
 
     /// <summary>How far ahead of the clock a note may begin and end.</summary>
@@ -10203,7 +10223,7 @@ internal static class NoteBook
             yield return new Note(Ordered(database, versions));
     }
 
-    /// <summary>Of those that two SeS received in one millisecond the order is that of their lines' bytes.</summary>
+    /// <summary>Orders versions that two SeS received in one millisecond by their lines' bytes.</summary>
     private static List<NoteVersion> Ordered(SqliteConnection database, List<NoteVersion> versions)
     {
         for (var i = 1; i < versions.Count; i++)
@@ -10215,7 +10235,7 @@ internal static class NoteBook
         return versions;
     }
 
-    /// <summary>As it is exported.</summary>
+    /// <summary>The line as which a version is exported.</summary>
     public static string LineOf(SqliteConnection database, NoteVersion version) =>
         FactLines.Note(version.By, WithText(database, version), version.Recorded, out _);
 
@@ -10231,7 +10251,7 @@ internal static class NoteBook
     {
         var note = draft.Id == null ? null
             : Read(writer.Database, long.MaxValue, partition, id: draft.Id).FirstOrDefault();
-        // It is to be the last one, whatever the clocks of others said.
+        // It must be the last version, even if the clock of another SeS is ahead.
         var received = note?.Last.Received >= now ? note.Last.Received.AddMilliseconds(1) : now;
         try
         {
@@ -10239,7 +10259,7 @@ internal static class NoteBook
                 note, draft.Id ?? RandomNumberGenerator.GetHexString(10, lowercase: true), partition, author, received);
             return note != null && made.Says(note.Last) ? new(note, IsNew: false)
                 : writer.Database.Number("SELECT count(*) FROM note") >= MaxVersions
-                ? throw new NoteException(503, $"there are {MaxVersions} versions of notes already")
+                ? throw new NoteException(503, $"there are {MaxVersions} versions of notes already, as many as SeS allows")
                 : new(new Note([.. note?.Versions ?? [], writer.Add(made)]), IsNew: true);
         }
         catch (NoteException e)
@@ -10248,10 +10268,10 @@ internal static class NoteBook
         }
     }
 
-    /// <summary>Takes a version from a line; false: it is here.</summary>
+    /// <summary>Imports a version of a note; false: it is stored already.</summary>
     public static bool Import(Writer writer, string by, NoteVersion version)
     {
-        // Of one note there may be thousands of versions.
+        // Not all versions are read, since one note may have thousands.
         using var known = writer.Database.Query($"""
             SELECT {StoredNotes.Columns} {StoredNotes.From}
             WHERE p.name = ?1 AND n.note = ?2 AND n.received = ?3 AND b.name = ?4
@@ -10269,47 +10289,46 @@ internal static class NoteBook
 
 // ================================ 19. Figures ================================
 //
-// What is counted and by whose clock: days and service hours of a zone, periods, availability, outages,
-// objectives.
+// How time is counted: days and service hours of a time zone, periods, availability, outages, objectives.
 
-/// <summary>Which services are meant; null: whatever it is.</summary>
+/// <summary>Which services match; a field that is null matches every value.</summary>
 internal sealed record ServiceFilter(
     string? Partition, string? Platform, string? Service, string? Facet, string? Location)
 {
     public static readonly ServiceFilter All = new(null, null, null, null, null);
 
-    /// <summary>Takes that service alone.</summary>
+    /// <summary>A filter that only this service matches.</summary>
     public static ServiceFilter Of(ServiceKey service) =>
         new(service.Partition, service.Platform, service.Service, service.Facet, service.Location);
 
-    /// <summary>What it gives, as the parameters of an address.</summary>
+    /// <summary>The fields that are not null, as the parameters of a URL.</summary>
     public IEnumerable<(string Name, string Value)> Parameters => new[]
     {
         ("partition", Partition), ("platform", Platform), ("service", Service), ("facet", Facet), ("location", Location),
     }.Where(p => p.Item2 != null).Select(p => (p.Item1, p.Item2!));
 
-    /// <summary>These as the query of an address; empty: it gives nothing.</summary>
+    /// <summary>These as the query of a URL; empty: all fields are null.</summary>
     public string Query => string.Join('&', Parameters.Select(p => $"{p.Name}={Uri.EscapeDataString(p.Value)}"));
 }
 
-/// <summary>The present of a service.</summary>
+/// <summary>The current status of a service.</summary>
 /// <param name="Since">When its status began.</param>
-/// <param name="Time">When it was last said, by another alert.</param>
-/// <param name="LastSeen">The last copy of its alerts, or the last beat of a heartbeat that speaks for it.</param>
-/// <param name="IsWatched">False: nobody watches, and the status is the last known; null: no heartbeat tells.</param>
+/// <param name="Time">When an alert last gave that status; <paramref name="Since"/>, if only one has.</param>
+/// <param name="LastSeen">When its alerts, or the heartbeat that watches it, were last received.</param>
+/// <param name="IsWatched">False: nobody watches, the status is the last known; null: no heartbeat.</param>
 /// <param name="Maintenance">The id of the note by which it is under maintenance; null: it is not.</param>
 internal sealed record PresentRow(long Id, ServiceKey Service, string Status, DateTime Since, DateTime Time,
     string Description, DateTime? LastSeen, bool? IsWatched, string? Maintenance);
 
 /// <summary>A change of status.</summary>
-/// <param name="Place">What a cursor needs beside the time.</param>
+/// <param name="Place">The service's id, which a cursor needs beside the time.</param>
 internal sealed record ChangeRow(
     long Place, ServiceKey Service, string Status, DateTime Time, string Description, DateTime? Received);
 
 /// <summary>A time zone, of the system's database.</summary>
 internal sealed class Zone
 {
-    /// <summary>No clock differs more from UTC, and none is set twice within that.</summary>
+    /// <summary>No zone differs more from UTC, and none sets its clocks twice within that time.</summary>
     private static readonly TimeSpan Reach = TimeSpan.FromHours(15);
 
     private readonly TimeZoneInfo _zone;
@@ -10327,7 +10346,7 @@ internal sealed class Zone
             return Utc;
         var isName = name.Length is > 0 and < 100 && char.IsAsciiLetter(name[0])
             && name.All(c => char.IsAsciiLetterOrDigit(c) || "_+-/".Contains(c))
-            // Of this host alone, or with seconds that no clock shows.
+            // Names that mean something on this host only, or zones that count leap seconds.
             && name is not ("localtime" or "posixrules") && !name.StartsWith("right/", StringComparison.Ordinal)
             && !name.StartsWith("posix/", StringComparison.Ordinal);
         try
@@ -10338,22 +10357,22 @@ internal sealed class Zone
         catch (Exception e) when (e is TimeZoneNotFoundException or InvalidTimeZoneException or SecurityException)
         {
             if (!Directory.Exists("/usr/share/zoneinfo"))
-                throw new FormatException("UTC alone, since this host has no zone database: its package is tzdata");
+                throw new FormatException("UTC only, as this host has no time zone database (install tzdata)");
         }
-        throw new FormatException("a name of the zone database, such as Europe/Berlin, or UTC");
+        throw new FormatException("a name of the time zone database, such as Europe/Berlin, or UTC");
     }
 
     private TimeSpan Offset(DateTime utc) => _zone.GetUtcOffset(DateTime.SpecifyKind(utc, DateTimeKind.Utc));
 
     public DateTime Local(DateTime utc) => utc + Offset(utc);
 
-    /// <summary>When what begins at a local time does so: of a time that comes twice, the first.</summary>
+    /// <summary>The moment of a local time, for a start: of a time that comes twice, the first.</summary>
     public DateTime Begin(DateTime local) => Moments(local).First;
 
-    /// <summary>When what ends at a local time does so: of a time that comes twice, the second.</summary>
+    /// <summary>The moment of a local time, for an end: of a time that comes twice, the second.</summary>
     public DateTime End(DateTime local) => Moments(local).Last;
 
-    /// <summary>In UTC; of a time that is skipped, the moment of the jump.</summary>
+    /// <summary>The moments of a local time, in UTC; if clocks skip it, the moment of the jump.</summary>
     private (DateTime First, DateTime Last) Moments(DateTime local)
     {
         var moments = new[] { local - Reach, local, local + Reach }
@@ -10383,7 +10402,7 @@ internal sealed class ServiceHours
     /// <summary>In minutes from the begin of each day; what ends after midnight belongs to the day it began on.</summary>
     private readonly Interval[][] _hours = [[], [], [], [], [], [], []];
 
-    /// <summary>Of a day, once what overlaps is one.</summary>
+    /// <summary>Stretches of a day, counted after those that overlap are merged.</summary>
     private const int MaxStretches = 24;
 
     private ServiceHours(string text) => Text = text;
@@ -10406,7 +10425,7 @@ internal sealed class ServiceHours
                 hours._hours[day] = Interval.United(hours._hours[day].Concat(stretches));
         }
         return hours._hours.All(h => h.Length <= MaxStretches) ? hours
-            : throw new FormatException($"at most {MaxStretches} stretches a day");
+            : throw new FormatException($"at most {MaxStretches} stretches of hours a day");
     }
 
     private static IEnumerable<int> ParseDays(string text)
@@ -10493,9 +10512,9 @@ internal sealed record Period(string Name, DateTime From, DateTime To)
     }
 }
 
-/// <summary>What a service did in a range: each of its milliseconds is one of the first five.</summary>
+/// <summary>The milliseconds of a range by a service's status: the first five add up to it.</summary>
 /// <param name="NotCounted">Outside of service hours, not known yet, or ahead of the clock.</param>
-/// <param name="Ahead">Of what is not counted, what is to come within service hours and outside of maintenance.</param>
+/// <param name="Ahead">Of what is not counted, the future in service hours and without maintenance.</param>
 /// <param name="Maintenance">Known and counted, under maintenance; <paramref name="MaintenanceDown"/>: of that, down.</param>
 /// <param name="Excluded">Down, excluded, and not under maintenance.</param>
 /// <param name="Outages">Those with a millisecond down in the range.</param>
@@ -10509,10 +10528,10 @@ internal readonly record struct Figures(
     /// <summary>Up and degraded in percent of what is known; null: nothing is.</summary>
     public double? Availability => Share(Up + Degraded, Known);
 
-    /// <summary>What adjusted availability is a share of: without maintenance, and without what was down and excluded.</summary>
+    /// <summary>Adjusted availability is a share of this: without maintenance and excluded downtime.</summary>
     public long Base => Known - Maintenance - Excluded;
 
-    /// <summary>Of that, down.</summary>
+    /// <summary>The downtime within <see cref="Base"/>.</summary>
     public long BaseDown => Down - MaintenanceDown - Excluded;
 
     public double? AdjustedAvailability => Share(Base - BaseDown, Base);
@@ -10520,7 +10539,7 @@ internal readonly record struct Figures(
     /// <summary>The known share of the counted time, in percent; null: nothing is counted.</summary>
     public double? Coverage => Share(Known, Known + Unknown);
 
-    /// <summary>Null: there is no outage. In milliseconds.</summary>
+    /// <summary>Time down for each outage, in milliseconds; null: there is no outage.</summary>
     public double? Mean => Outages == 0 ? null : (double)Down / Outages;
 
     /// <summary>Time up and degraded for each outage, in milliseconds.</summary>
@@ -10532,7 +10551,7 @@ internal readonly record struct Figures(
 
     public decimal BudgetLeft(decimal objective) => Budget(objective) - BaseDown;
 
-    /// <summary>Null: that cannot be said, for lack of knowledge or while the range lasts.</summary>
+    /// <summary>Null: not known yet, since the range goes on, or since no time in it counts.</summary>
     public bool? IsMet(decimal objective, bool lasts) =>
         BudgetLeft(objective) < 0 ? false : lasts || Base == 0 ? null : true;
 
@@ -10542,7 +10561,7 @@ internal readonly record struct Figures(
 /// <summary>Adds up the runs of one service, in order, over a range.</summary>
 /// <param name="left">Nothing before it is known any more.</param>
 /// <param name="now">Nothing after it is known.</param>
-/// <param name="hours">Outside of these nothing is counted; null: all is.</param>
+/// <param name="hours">Outside of these nothing is counted; null: all time is.</param>
 internal sealed class FiguresSum(Interval range, long left, long now, Interval[]? hours, Interval[] maintenance, Interval[] excluded)
 {
     private readonly long[] _times = new long[4];
@@ -10577,13 +10596,13 @@ internal sealed class FiguresSum(Interval range, long left, long now, Interval[]
             _excludedDown += kind == Down ? Interval.Length(_excluded, part.From, part.To) : 0;
         }
         _times[kind] += counted;
-        // While it was retired it was nothing.
+        // Runs have a hole where the service was retired, which ends an outage.
         _isOpen &= at <= _until;
         _until = until;
         Follow(kind, Math.Min(until, End) - at, counted);
     }
 
-    /// <summary>Whether an outage goes on, and how long it has been down within the range.</summary>
+    /// <summary>Notes whether an outage goes on, and how long it has been down within the range.</summary>
     private void Follow(int kind, long length, long counted)
     {
         _unknownSince = kind == Unknown ? _unknownSince + length : 0;
@@ -10635,12 +10654,12 @@ internal sealed record Objectives(string Text, decimal? All, IReadOnlyDictionary
         return new Objectives(text, all, byPlatform);
     }
 
-    /// <summary>Null: there is none for it.</summary>
+    /// <summary>The objective for a platform; null: there is none.</summary>
     public decimal? Of(string platform) => ByPlatform.TryGetValue(platform, out var own) ? own : All;
 }
 
 /// <summary>How a report counts.</summary>
-/// <param name="Period">Null: the range is one.</param>
+/// <param name="Period">Null: the whole range is one period.</param>
 /// <param name="Hours">Null: all hours.</param>
 /// <param name="Objectives">Null: none.</param>
 internal sealed record Counting(PeriodLength? Period, Zone Zone, ServiceHours? Hours, Objectives? Objectives)
@@ -10648,9 +10667,9 @@ internal sealed record Counting(PeriodLength? Period, Zone Zone, ServiceHours? H
     public static Counting Plain { get; } = new(null, Zone.Utc, null, null);
 }
 
-/// <summary>A time down.</summary>
+/// <summary>An outage, with the time that counts in a range.</summary>
 /// <param name="To">Null: it goes on.</param>
-/// <param name="Down">So much of it is counted in the range that is asked for, in milliseconds.</param>
+/// <param name="Down">The milliseconds down that count in the range that is asked for.</param>
 /// <param name="Description">Of the alert that began it.</param>
 internal sealed record OutageRow(
     long Id, ServiceKey Service, DateTime From, DateTime? To, long Down, string Description, long Observation)
@@ -10661,22 +10680,22 @@ internal sealed record OutageRow(
     /// <summary>Of <see cref="Down"/>, excluded and not under maintenance.</summary>
     public long Excluded { get; init; }
 
-    /// <summary>Those that touch it and are not withdrawn, in the order of their begins.</summary>
+    /// <summary>The notes that touch it and are not withdrawn, in the order of their starts.</summary>
     public IReadOnlyList<Note> Notes { get; init; } = [];
 
     /// <summary>Until when it is known to be down.</summary>
     public DateTime Last { get; init; }
 
-    /// <summary>Of one that has ended, when that could be known: after a day of unknown, that day later.</summary>
+    /// <summary>If it has ended, when its end was certain: if unknown followed, a day later.</summary>
     public DateTime Closed { get; init; }
 }
 
 /// <summary>A row of a report.</summary>
-/// <param name="Period">Its name; null: the range is one.</param>
+/// <param name="Period">Its name; null: the whole range is one period.</param>
 internal sealed record ReportRow(ServiceKey Service, string? Period, DateTime From, DateTime To, Figures Figures);
 
-/// <summary>How many services are in each state; one is in one alone.</summary>
-/// <param name="Unknown">Or not watched: what they are is not known.</param>
+/// <summary>How many services are in each state; each is counted once.</summary>
+/// <param name="Unknown">Also those that are up, but not watched: what they are now is not known.</param>
 /// <param name="Maintained">Under maintenance, whatever they are.</param>
 internal readonly record struct StateCounts(long Down, long Degraded, long Unknown, long Maintained, long Up)
 {
@@ -10685,7 +10704,7 @@ internal readonly record struct StateCounts(long Down, long Degraded, long Unkno
     public static StateCounts operator +(StateCounts one, StateCounts other) => new(one.Down + other.Down,
         one.Degraded + other.Degraded, one.Unknown + other.Unknown, one.Maintained + other.Maintained, one.Up + other.Up);
 
-    /// <summary>So many of a status.</summary>
+    /// <summary>A number of services of one status.</summary>
     public static StateCounts Of(string? status, long count, bool isWatched = true) => status switch
     {
         null => default,
@@ -10696,23 +10715,23 @@ internal readonly record struct StateCounts(long Down, long Degraded, long Unkno
     };
 }
 
-/// <summary>How the services of a platform are.</summary>
+/// <summary>How many services of a platform are in each state.</summary>
 internal sealed record PlatformRow(string Partition, string Platform, StateCounts Counts);
 
 /// <summary>A service that is not up.</summary>
 /// <param name="Since">When its status began.</param>
 internal sealed record NotUpRow(long Id, ServiceKey Service, string Status, DateTime Since);
 
-/// <summary>The outages of a service as they were known at a moment, in order, and what was in force of notes.</summary>
+/// <summary>The outages of a service as known at a moment, in order, and the notes in force.</summary>
 internal sealed record KnownOutages(IReadOnlyList<OutageRow> Outages, ServiceNotes Notes);
 
 /// <summary>An outage that has ended.</summary>
 internal sealed record Outage(long Id, ServiceKey Service, DateTime From, DateTime To, string Description);
 
-/// <summary>How a service fared in an interval; of several the greatest, which is the worst.</summary>
+/// <summary>What a service was in an interval, best to worst: of several, the worst counts.</summary>
 internal enum Condition { Nothing, Up, Unknown, Other, Down }
 
-/// <summary>A service's range in equal intervals, for a picture of it.</summary>
+/// <summary>What a service was in each of the equal intervals of a range, for a chart.</summary>
 internal sealed class Strip(DateTime from, DateTime to, int intervals)
 {
     private readonly Condition[] _worst = new Condition[intervals];
@@ -10742,19 +10761,19 @@ internal sealed class Strip(DateTime from, DateTime to, int intervals)
 
 /// <summary>A change of a group.</summary>
 /// <param name="Up">How many are up after it.</param>
-/// <param name="Under">Where it makes them enough again: for how long they were too few.</param>
+/// <param name="Under">If enough are up again with it: for how long too few were.</param>
 internal readonly record struct ThresholdRow(
     ServiceKey Service, string Status, DateTime Time, int Up, TimeSpan Under);
 
-/// <param name="Recovery">A stock alert's has no text of its own: what was sent is the outage's; else "".</param>
+/// <param name="Recovery">For a resolved stock alert, as its own text is the outage's; else "".</param>
 internal readonly record struct StoredTexts(string Text, string Recovery);
 
 // ============================ 20. Names and gaps =============================
 //
-// What questions need beside the timeline: names of services for those who may see them, texts of alerts, and the
-// gaps and notes that are laid over a timeline when it is asked for.
+// What questions need beside the timeline: names of services, texts of alerts, and the gaps and notes that
+// are laid over a timeline when it is read.
 
-/// <summary>The names of services by their numbers.</summary>
+/// <summary>The names of services by their ids.</summary>
 internal sealed class ServiceNames(Snapshot snapshot) : IDisposable
 {
     private readonly SqliteStatement
@@ -10773,8 +10792,8 @@ internal sealed class ServiceNames(Snapshot snapshot) : IDisposable
         _family.Dispose();
     }
 
-    /// <summary>Of many at once: those not known yet are read in the order in which they are stored.</summary>
-    /// <returns>Valid until the next are read.</returns>
+    /// <summary>The names of many at once; those not cached are read in the order of storage.</summary>
+    /// <returns>Valid until the next call.</returns>
     public IReadOnlyList<ServiceKey> Of(IEnumerable<long> services)
     {
         _missing.Clear();
@@ -10815,7 +10834,7 @@ internal sealed class ServiceNames(Snapshot snapshot) : IDisposable
 }
 
 /// <summary>Which of some services are up.</summary>
-/// <param name="services">Their numbers, ascending: of all services no more can be held for each.</param>
+/// <param name="services">Their ids, ascending. They may be all services: more cannot be held for each.</param>
 internal sealed class UpServices(long[] services)
 {
     private readonly BitArray _up = new(services.Length);
@@ -10841,19 +10860,19 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
             FROM alert WHERE id = ?1
             """);
 
-    /// <summary>A row of a table, and for which of the changes it is read.</summary>
+    /// <summary>A row of a table, and the index of the change for which it is read.</summary>
     private readonly record struct Place(long Id, int Index, bool IsUp, bool HasText = false)
         : IComparable<Place>
     {
         public int CompareTo(Place other) => Id.CompareTo(other.Id);
 
-        public string TextOf(StoredTexts texts, ReadOnlySpan<(string Text, DateTime? Received)> told) =>
-            IsUp && texts.Recovery != "" ? texts.Recovery : HasText ? told[Index].Text : texts.Text;
+        public string TextOf(StoredTexts texts, ReadOnlySpan<(string Text, DateTime? Received)> found) =>
+            IsUp && texts.Recovery != "" ? texts.Recovery : HasText ? found[Index].Text : texts.Text;
     }
 
-    // Kept, since they are large.
+    // Reused, since they are large.
     private readonly List<Place> _places = [];
-    private readonly List<(string Text, DateTime? Received)> _told = [];
+    private readonly List<(string Text, DateTime? Received)> _found = [];
 
     public (string Text, DateTime? Received) Of(long observation, bool isUp)
     {
@@ -10862,8 +10881,8 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
         return Read()[0];
     }
 
-    /// <summary>Of many at once, in the order in which they are stored, which is many times faster.</summary>
-    /// <returns>Valid until the next are read.</returns>
+    /// <summary>Reads many at once, in the order of storage, which is many times faster.</summary>
+    /// <returns>Valid until the next call.</returns>
     public IReadOnlyList<(string Text, DateTime? Received)> Of(IEnumerable<StatusChange> changes)
     {
         _places.Clear();
@@ -10874,19 +10893,19 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
 
     private List<(string Text, DateTime? Received)> Read()
     {
-        CollectionsMarshal.SetCount(_told, _places.Count);
+        CollectionsMarshal.SetCount(_found, _places.Count);
         var places = CollectionsMarshal.AsSpan(_places);
-        var told = CollectionsMarshal.AsSpan(_told);
+        var found = CollectionsMarshal.AsSpan(_found);
         places.Sort();
         foreach (ref var place in places)
         {
             if (!_observation.Bind(1, place.Id).Step())
             {
-                (told[place.Index], place) = (("", null), place with { Id = 0 });
+                (found[place.Index], place) = (("", null), place with { Id = 0 });
                 continue;
             }
             var text = _observation.TextOrNull(1);
-            told[place.Index] = (text ?? "", UnixTime.Read(_observation.Number(2)));
+            found[place.Index] = (text ?? "", UnixTime.Read(_observation.Number(2)));
             place = place with { Id = _observation.Number(0), HasText = text != null };
             _observation.Reset();
         }
@@ -10896,7 +10915,7 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
             foreach (ref var place in places)
             {
                 if (snapshot.Names.Texts(place.Id) is { } texts)
-                    (told[place.Index].Text, place) = (place.TextOf(texts, told), place with { Id = 0 });
+                    (found[place.Index].Text, place) = (place.TextOf(texts, found), place with { Id = 0 });
             }
         }
         foreach (ref var place in places)
@@ -10905,11 +10924,11 @@ internal sealed class ObservedTexts(Snapshot snapshot) : IDisposable
                 continue;
             var texts = new StoredTexts(_alert.Text(0), _alert.Text(1));
             _alert.Reset();
-            told[place.Index].Text = place.TextOf(texts, told);
+            found[place.Index].Text = place.TextOf(texts, found);
             lock (snapshot.Names)
                 snapshot.Names.AddTexts(place.Id, texts);
         }
-        return _told;
+        return _found;
     }
 
     public void Dispose()
@@ -10933,17 +10952,17 @@ internal sealed class GapFacts
 
     private sealed record Silence(HeartbeatKey Heartbeat, long By, Gap Gap);
 
-    private sealed record Taker(long Partition, long By);
+    private sealed record Receiver(long Partition, long By);
 
     private sealed record GapText(string Text, DateTime Received);
 
-    /// <summary>The numbers of gaps that are no facts: they last while nothing comes from another SeS.</summary>
+    /// <summary>Where the ids of gaps begin that are no facts: a peer is silent now.</summary>
     private const long SilentPeers = 1L << 62;
 
     private readonly List<Armed> _armed = [];
     private readonly List<Silence> _silences = [];
     private readonly List<Absence> _absences = [];
-    private readonly HashSet<Taker> _takers = [];
+    private readonly HashSet<Receiver> _receivers = [];
     private readonly HashSet<long> _partitions = [];
     private readonly Dictionary<string, Gaps> _gaps = [];
     private readonly Dictionary<string, bool?> _watched = [];
@@ -10953,7 +10972,7 @@ internal sealed class GapFacts
     /// <summary>The names that --heartbeat has; null: no daemon has run.</summary>
     private readonly HashSet<string>? _expected;
 
-    /// <summary>What the begin of each gap says.</summary>
+    /// <summary>The text of each gap by its id, and when its start was known.</summary>
     private readonly Dictionary<long, GapText> _texts = [];
 
     private IEnumerable<Gap> AbsencesOf(long by) => _absences.Where(a => a.By == by).Select(a => a.Gap);
@@ -10966,7 +10985,7 @@ internal sealed class GapFacts
     {
         using (var mapping = snapshot.Query("SELECT value FROM meta WHERE name = 'mapping'"))
             _expected = mapping.FirstText() is { } text ? MappingRules.Parse(text).Heartbeats : null;
-        // This SeS is one, 0, under all its names. One of which nothing comes is away.
+        // This SeS is one, with the id 0, under all its names. A peer that is silent counts as away.
         var heardLately = Math.Min(until, UnixTime.From(snapshot.Moment)) - (long)Writer.PeerSilent.TotalMilliseconds;
         using (var rows = snapshot.Query("SELECT id, name, heard FROM peer WHERE own = 0"))
         {
@@ -10993,7 +11012,7 @@ internal sealed class GapFacts
                     _armed.Add(new(new(rows.Number(0), rows.Text(1), name), by, UnixTime.Read(rows.Number(4)),
                         UnixTime.Read(rows.Number(5))));
                 else
-                    _takers.Add(new(rows.Number(0), by));
+                    _receivers.Add(new(rows.Number(0), by));
                 _partitions.Add(rows.Number(0));
             }
         }
@@ -11022,12 +11041,12 @@ internal sealed class GapFacts
 
     public bool IsEmpty => _texts.Count == 0;
 
-    /// <summary>What a run in a gap says.</summary>
+    /// <summary>The text of a run in a gap.</summary>
     /// <param name="observation">Minus the gap's id.</param>
     public (string Text, DateTime? Received) TextOf(long observation) =>
         _texts.TryGetValue(-observation, out var text) ? (text.Text, text.Received) : ("", null);
 
-    /// <summary>Those of them that touch a range, and who was silent.</summary>
+    /// <summary>The gaps of a platform that touch a range, and who was silent.</summary>
     public IEnumerable<SilentTime> Within(long partition, string platform, DateTime from, DateTime to) =>
         Of(partition, platform).All.Where(g => g.From < to && g.To > from).Select(g => new SilentTime(
             g.From, g.To == DateTime.MaxValue ? null : g.To, TextOf(-g.Id).Text.Replace(NoData, "", StringComparison.Ordinal)));
@@ -11043,17 +11062,17 @@ internal sealed class GapFacts
         if (!_gaps.TryGetValue(place, out var gaps))
         {
             var silent = SilentOf(partition, platform);
-            // The first, if it took any, is this SeS: a gap has its id.
-            var takers = _takers.Where(t => t.Partition == partition).ToList();
-            takers.Sort(static (a, b) => a.By.CompareTo(b.By));
-            var absent = Common(takers.ConvertAll(t => Gaps.Unite(AbsencesOf(t.By)))).Where(g => _texts.ContainsKey(g.Id));
+            // This SeS comes first if it received any, so that its gaps give their ids to those in common.
+            var receivers = _receivers.Where(t => t.Partition == partition).ToList();
+            receivers.Sort(static (a, b) => a.By.CompareTo(b.By));
+            var absent = Common(receivers.ConvertAll(t => Gaps.Unite(AbsencesOf(t.By)))).Where(g => _texts.ContainsKey(g.Id));
             _gaps[place] = gaps = new(Gaps.Unite(absent.Concat(silent)), silent);
         }
         return gaps;
     }
 
     /// <summary>
-    /// A platform's heartbeat speaks for it in place of the partition's, from its arming on.
+    /// The gaps in which a platform's heartbeat was silent; where none was armed, the partition's heartbeat.
     /// </summary>
     private List<Gap> SilentOf(long partition, string platform)
     {
@@ -11072,7 +11091,7 @@ internal sealed class GapFacts
         }
         foreach (var heartbeat in heartbeats)
         {
-            // It is silent for those who are not away, if any is not.
+            // A gap is where each SeS that expects it was away or missed it, and at least one missed it.
             var armed = _armed.Where(a => a.Heartbeat == heartbeat).ToList();
             var common = Common(armed.ConvertAll(
                 a => Gaps.Unite(SilencesOf(heartbeat, a.By).Concat(AbsencesOf(a.By)))));
@@ -11083,7 +11102,7 @@ internal sealed class GapFacts
         return Gaps.Unite(silent);
     }
 
-    /// <summary>When a heartbeat that nobody expected any more was given up; null: it was not.</summary>
+    /// <summary>When a heartbeat that had been silent for too long was given up; null: never.</summary>
     private DateTime? ForgottenAt(Armed armed)
     {
         DateTime? at = null;
@@ -11098,7 +11117,7 @@ internal sealed class GapFacts
     private static bool IsOf(Armed armed, long partition, string platform) => armed.Heartbeat.Partition == partition
         && (armed.Heartbeat.Platform == "" || armed.Heartbeat.Platform == platform);
 
-    /// <summary>What the gaps of all have in common; none: nothing.</summary>
+    /// <summary>The time that is a gap in each of the lists; without a list, none.</summary>
     private static List<Gap> Common(List<List<Gap>> all)
     {
         var common = all.Count == 0 ? [] : all[0];
@@ -11108,8 +11127,8 @@ internal sealed class GapFacts
     }
 
     /// <summary>
-    /// The services of which the stored runs with gaps laid over are not what the facts give: an alert ended
-    /// while a heartbeat was silent, or was given up because of a gap (3.4, 3.5).
+    /// The services that must be derived anew with gaps, since it is not enough to lay gaps over the stored
+    /// runs: an alert ended while a heartbeat was silent, or was given up because of a gap (3.4, 3.5).
     /// </summary>
     /// <param name="from">Gaps that ended earlier do not matter.</param>
     public IReadOnlySet<long> Affected(Snapshot snapshot, DateTime from)
@@ -11136,8 +11155,8 @@ internal sealed class GapFacts
                 }
             }
         }
-        // What was given up is unknown; of all partitions, which are more than need be. The index alone tells which
-        // runs are: most others would be read in vain.
+        // Alerts that were given up leave unknown runs. Those of all partitions are taken, more than needed.
+        // The index alone finds them: most other runs would be read in vain.
         var gaps = new Gaps(Gaps.Unite(_silences.Select(s => s.Gap)
             .Concat(_absences.Where(a => a.Gap.Id != 0).Select(a => a.Gap)).Where(g => g.To > from)), []);
         using var unknown = snapshot.Query("""
@@ -11161,11 +11180,11 @@ internal sealed class GapFacts
     public bool Touch(DateTime from, DateTime to) => _silences.Select(s => s.Gap).Concat(_absences.Select(a => a.Gap))
         .Any(g => g.Id != 0 && g.From <= to && g.To >= from);
 
-    /// <summary>The same, if that was found before, perhaps with more of them; null: it was not.</summary>
+    /// <summary>What <see cref="Affected"/> gave before, perhaps with more; null: not called yet.</summary>
     public IReadOnlySet<long>? FoundAffected(DateTime from) =>
         _affected.Where(a => a.Key <= from).OrderByDescending(a => a.Key).Select(a => a.Value).FirstOrDefault();
 
-    /// <summary>Whether somebody watches a platform's services at a moment; null: no heartbeat says.</summary>
+    /// <summary>Whether somebody watches a platform's services at a moment; null: no heartbeat.</summary>
     public bool? IsWatched(long partition, string platform, DateTime now)
     {
         var place = $"{partition}\n{platform}";
@@ -11177,9 +11196,9 @@ internal sealed class GapFacts
 }
 
 /// <summary>What notes say of a service.</summary>
-/// <param name="All">Those that hold, in the order of their begins.</param>
-/// <param name="Corrections">What they say that was, in order; none overlaps another.</param>
-/// <param name="Retired">From when to when the service is no more, unless an alert comes that began later; each by itself.</param>
+/// <param name="All">Those that are not withdrawn, in the order of their starts.</param>
+/// <param name="Corrections">The spans that they correct, in order; none overlaps another.</param>
+/// <param name="Retired">When it is retired, or until an alert that began later; may overlap.</param>
 internal sealed record ServiceNotes(
     IReadOnlyList<Note> All, Interval[] Maintenance, Interval[] Excluded,
     IReadOnlyList<(Interval Span, NoteVersion Note)> Corrections, Interval[] Retired)
@@ -11194,7 +11213,7 @@ internal sealed record ServiceNotes(
             && Interval.Length(n.Announced(f => f.Takes(service)), at, at + 1) > 0).MaxBy(n => n.Last.Received);
     }
 
-    /// <summary>Those that touch a stretch.</summary>
+    /// <summary>The notes that touch a stretch.</summary>
     public IReadOnlyList<Note> Touching(long from, long to) =>
         All.Count == 0 ? [] : [.. All.Where(n => n.Last.Span.From < to && n.Last.Span.To > from)];
 }
@@ -11204,10 +11223,10 @@ internal sealed class NoteFacts
 {
     private readonly List<Note> _notes;
 
-    /// <summary>By the platform that they name alone; null: they name none, or several.</summary>
+    /// <summary>By the platform that they name; null: any platform, or those with a prefix.</summary>
     private readonly ILookup<(string Partition, string? Platform), Note> _ofPlatform;
 
-    // Services come in the order of families.
+    // The last family, since services come in the order of families.
     private ServiceKey _family;
     private List<Note> _ofFamily = [];
     private ServiceNotes? _ofAll;
@@ -11215,7 +11234,7 @@ internal sealed class NoteFacts
     /// <summary>Those whose last version was received first come first.</summary>
     private readonly Comparer<Note> _byReceipt;
 
-    /// <param name="notes">The only ones there are.</param>
+    /// <param name="notes">All that are to count.</param>
     public NoteFacts(Snapshot snapshot, IEnumerable<Note> notes)
     {
         var database = snapshot.Database;
@@ -11227,7 +11246,7 @@ internal sealed class NoteFacts
             n.Last.Filter.Platform is { } platform && !platform.EndsWith('*') ? platform : null));
     }
 
-    /// <summary>Those that hold, of a kind.</summary>
+    /// <summary>The notes of a kind that are not withdrawn.</summary>
     public IEnumerable<Note> Of(NoteKind kind) => _notes.Where(n => n.Last.Kind == kind);
 
     public ServiceNotes Of(ServiceKey service)
@@ -11251,7 +11270,7 @@ internal sealed class NoteFacts
         IEnumerable<Note> Of(NoteKind kind) => notes.Where(n => n.Last.Kind == kind);
         var corrections = new List<(Interval Span, NoteVersion Note)>();
         Interval[] taken = [];
-        // Of those that overlap holds what was received last.
+        // Where they overlap, the one that was received last holds.
         foreach (var note in Of(NoteKind.Correction).OrderDescending(_byReceipt))
         {
             corrections.AddRange(Interval.Without([note.Last.Span], taken).Select(s => (s, note.Last)));
@@ -11265,22 +11284,22 @@ internal sealed class NoteFacts
     }
 }
 
-/// <summary>Those who may see some partitions alone, and of them what is meant for everybody.</summary>
+/// <summary>People who may see only some partitions, and of them only what is public.</summary>
 internal sealed record Audience(IReadOnlySet<string> Partitions);
 
 // =============================== 21. Questions ===============================
 //
-// What people and programs ask, answered from one snapshot: the present of services, their changes in order
-// of time, availability by periods of a zone, within service hours and against an objective, outages, and for
-// how long too few of a group were up. Rows come one at a time, in the order of an index, so that memory does
-// not grow with the answer; only outages are held. A question as of a day in the past is
-// answered from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
+// Answers what people and programs ask, from one snapshot: the current status of services, their changes in
+// order of time, availability by periods of a zone, within service hours and against an objective, outages,
+// and for how long too few of a group were up. Rows come one at a time, in the order of an index, so that
+// memory does not grow with the answer; only outages are held. A question as of a day in the past is answered
+// from a timeline that is derived anew, from the facts recorded until then, into a temporary table.
 
 /// <summary>Answers questions from a snapshot.</summary>
 /// <param name="asOf">Answers from what was recorded until then; null: all.</param>
 /// <param name="audience">
-/// What it may not see is not in any answer, and cannot be asked for: other partitions, what alerts and people say,
-/// labels, and locations, for which there are numbers. Null: somebody who may see all.
+/// What it may not see is in no answer, and cannot be asked for: other partitions, texts of alerts and notes,
+/// labels, and locations, which numbers replace. Null: somebody who may see all.
 /// </param>
 internal sealed partial class Questions(
     Snapshot snapshot, TimelineRules rules, DateTime now, DateTime? asOf = null, Audience? audience = null)
@@ -11292,15 +11311,15 @@ internal sealed partial class Questions(
 
     public Snapshot Snapshot => snapshot;
 
-    /// <summary>Whether what is answered is for somebody who may see all.</summary>
+    /// <summary>Whether answers are for somebody who may see all.</summary>
     public bool IsForAll => audience == null;
 
     // ---- For whom ----
 
-    /// <summary>No partition and no location is named so.</summary>
+    /// <summary>A name that no partition and no location has.</summary>
     private const string Nowhere = "\0";
 
-    // The locations that were asked for by their numbers.
+    // Services by what was shown of them, and the real locations that filters name by number.
     private readonly Dictionary<ServiceKey, ServiceKey> _hidden = [];
     private readonly Dictionary<ServiceFilter, string> _locations = [];
     private byte[]? _key;
@@ -11308,8 +11327,9 @@ internal sealed partial class Questions(
     private bool Sees(string partition) => audience == null || audience.Partitions.Contains(partition);
 
     /// <summary>
-    /// With a number for its location, which is often an address within: always the same, and nothing can be learnt
-    /// from it without the store's secret id. That it is of a stock alert can be seen.
+    /// The service with a number for its location, which is often an internal address. The number is always
+    /// the same, and reveals nothing without the store's secret id. Those of stock alerts can still be
+    /// recognised.
     /// </summary>
     public ServiceKey Hidden(ServiceKey service)
     {
@@ -11325,7 +11345,7 @@ internal sealed partial class Questions(
         return service with { Location = $"#{number}{(service.HasLabels ? "{}" : "")}" };
     }
 
-    /// <summary>A service as the audience is told of it.</summary>
+    /// <summary>A service as the audience may see it.</summary>
     private ServiceKey Shown(ServiceKey service)
     {
         if (audience == null)
@@ -11342,7 +11362,7 @@ internal sealed partial class Questions(
             Location = LocationOf(ServiceFilter.Of(shown))!,
         };
 
-    /// <summary>What a filter means by its location.</summary>
+    /// <summary>The real location that a filter means.</summary>
     private string? LocationOf(ServiceFilter filter)
     {
         if (audience == null || filter.Location is null or "")
@@ -11357,7 +11377,7 @@ internal sealed partial class Questions(
         return _locations[filter] = Nowhere;
     }
 
-    /// <summary>Without what its author wrote, and of what locations it is.</summary>
+    /// <summary>A note as the audience may see it: without text, author and locations.</summary>
     private Note Shown(Note note) => audience == null ? note : new Note([.. note.Versions.Select(v => v with
     {
         Text = "",
@@ -11376,10 +11396,10 @@ internal sealed partial class Questions(
 
     // ---- Statuses, and what notes make of them ----
 
-    /// <summary>An unknown of so long ends an outage.</summary>
+    /// <summary>If the status is unknown for so long, an outage ends.</summary>
     public static readonly TimeSpan EndsOutage = TimeSpan.FromDays(1);
 
-    /// <summary>Up to so many, or one in so many, are few: their runs are sorted.</summary>
+    /// <summary>Up to so many services, or one in so many of all, are few: their runs are sorted.</summary>
     private const int FewServices = 20;
 
     private readonly DateTime? _oldest = snapshot.Oldest;
@@ -11409,13 +11429,13 @@ internal sealed partial class Questions(
         return status;
     }
 
-    /// <summary>What is laid over a service's runs: corrections, up to the clock, and where it is no more (null).</summary>
+    /// <summary>What notes lay over a service's runs until now: corrections, or null: retired.</summary>
     private List<(Interval Span, Status? Status, long Row)> OverlayOf(long id, ServiceKey service)
     {
         var notes = NoteFacts.Of(service);
         if (notes.Corrections.Count == 0 && notes.Retired.Length == 0)
             return [];
-        // As of a day on which nothing had come of it, it was none.
+        // As of a past day on which nothing had been received of it, there was no such service.
         using var heard = snapshot.Query("SELECT 1 FROM observation WHERE service = ?1 AND id <= ?2 LIMIT 1");
         if (heard.Bind(1, id).Bind(2, Through).Number() == null)
             return [];
@@ -11429,11 +11449,11 @@ internal sealed partial class Questions(
         return laid;
     }
 
-    /// <summary>When a service is no more, ahead of the clock too.</summary>
+    /// <summary>When a service is retired, in the future too.</summary>
     private Interval[] RetiredOf(long id, ServiceNotes notes) => notes.Retired.Length == 0 ? [] : Interval.United(
         notes.Retired.Select(r => r with { To = Math.Min(r.To, LaterAlert(id, r.From) ?? UnixTime.Open) }));
 
-    /// <summary>The first alert of a service that began later; null: none did.</summary>
+    /// <summary>When the first alert of a service after a time began; null: none did.</summary>
     private long? LaterAlert(long service, long from)
     {
         using var alert = snapshot.Query("""
@@ -11442,7 +11462,7 @@ internal sealed partial class Questions(
         return alert.Bind(1, service).Bind(2, from).Bind(3, UnixTime.From(Moment)).Bind(4, Through).Number();
     }
 
-    /// <summary>The last observation that counts.</summary>
+    /// <summary>The id of the last observation that counts.</summary>
     private long Through => _through ??= asOf is { } past ? snapshot.LastObservation(past) : snapshot.Through;
 
     private long? _through;
@@ -11450,8 +11470,8 @@ internal sealed partial class Questions(
     /// <summary>The runs of a service with notes laid over them.</summary>
     private IEnumerable<Run> Lay(List<(Interval Span, Status? Status, long Row)> overlay, IEnumerable<Run> runs)
     {
-        var (next, told, now) = (0, -1, UnixTime.From(Moment));
-        // No gap touches what a note says.
+        var (next, lastNoted, now) = (0, -1, UnixTime.From(Moment));
+        // Gaps are not laid over what a note says.
         Run Noted(int i) => new(UnixTime.Read(overlay[i].Span.From),
             overlay[i].Span.To > now ? null : UnixTime.Read(overlay[i].Span.To), overlay[i].Status!.Value, true, -overlay[i].Row);
         foreach (var run in runs)
@@ -11462,9 +11482,9 @@ internal sealed partial class Questions(
                 var span = overlay[next].Span;
                 if (span.From > from)
                     yield return run with { From = UnixTime.Read(from), To = UnixTime.Read(span.From) };
-                if (overlay[next].Status != null && told < next)
+                if (overlay[next].Status != null && lastNoted < next)
                     yield return Noted(next);
-                (told, from) = (next, Math.Max(from, span.To > now ? UnixTime.Open : span.To));
+                (lastNoted, from) = (next, Math.Max(from, span.To > now ? UnixTime.Open : span.To));
                 if (span.To > end)
                     break;
             }
@@ -11473,13 +11493,13 @@ internal sealed partial class Questions(
         }
         for (; next < overlay.Count; next++)
         {
-            if (overlay[next].Status != null && told < next)
+            if (overlay[next].Status != null && lastNoted < next)
                 yield return Noted(next);
         }
     }
 
-    /// <summary>The services that a note's filter takes, in no order.</summary>
-    /// <param name="isListed">Only those that status and page list.</param>
+    /// <summary>The services that match a note's filter, in no order.</summary>
+    /// <param name="isListed">Only those that ses status and the page list.</param>
     private IEnumerable<long> Matching(NoteFilter filter, bool isListed = false)
     {
         using var rows = BoundTo(filter, "s.id", isListed ? $"AND {Listed}" : "");
@@ -11489,7 +11509,7 @@ internal sealed partial class Questions(
             yield return rows.Number(0);
     }
 
-    /// <summary>How many services a note's filter takes, of those that were known.</summary>
+    /// <summary>How many services that were known by then match a note's filter.</summary>
     public long CountMatching(NoteFilter filter)
     {
         using var count = BoundTo(filter, "count(*)", asOf == null ? ""
@@ -11535,13 +11555,13 @@ internal sealed partial class Questions(
         {
             if (!services.TryGetValue(note.Last.Filter.Partition, out var those))
                 services[note.Last.Filter.Partition] = those = [];
-            // Both versions have to be about it.
+            // A service must match both the version in force at that moment and the last one.
             var inForce = note.Versions.LastOrDefault(v => v.Received <= Moment);
             if (inForce != null && Interval.Length(note.Announced(_ => true), now, now + 1) > 0)
                 those.UnionWith(inForce == note.Last ? Matching(note.Last.Filter, isListed: true)
                     : Matching(note.Last.Filter, isListed: true).Intersect(Matching(inForce.Filter)));
         }
-        // What is no more is not counted.
+        // Retired services are not counted.
         foreach (var note in NoteFacts.Of(NoteKind.Retired).Select(n => n.Last).Where(n => n.From <= Moment && !(n.To <= Moment)))
         {
             if (services.TryGetValue(note.Filter.Partition, out var those))
@@ -11561,7 +11581,7 @@ internal sealed partial class Questions(
         return whole;
     }
 
-    /// <summary>What the observation, the gap or the note says on which a run rests.</summary>
+    /// <summary>The text of the observation, gap or note that a run is based on.</summary>
     private (string Text, DateTime? Received) TextOf(ObservedTexts texts, long observation, bool isUp)
     {
         if (observation >= 0)
@@ -11578,7 +11598,7 @@ internal sealed partial class Questions(
     private long Recorded =>
         asOf == null && snapshot.Through == long.MaxValue ? long.MaxValue : UnixTime.From(Moment);
 
-    /// <summary>The gaps of a service, or of another one of its platform.</summary>
+    /// <summary>The gaps of a service, the same for all of its platform.</summary>
     private Gaps GapsOf(ServiceKey service) =>
         GapFacts.IsEmpty ? Gaps.None : GapFacts.Of(PartitionId(service.Partition), service.Platform);
 
@@ -11592,10 +11612,10 @@ internal sealed partial class Questions(
         return id;
     }
 
-    /// <summary>The moment that the answers are of; what is later is not yet.</summary>
+    /// <summary>The moment that the answers describe; what is later does not count.</summary>
     public DateTime Moment => asOf ?? now;
 
-    /// <summary>The present of each service that a filter takes, in the order of names.</summary>
+    /// <summary>The current status of each service that matches a filter, in the order of names.</summary>
     /// <param name="services">Only of these, in this order; null: of all.</param>
     public IEnumerable<PresentRow> Present(
         ServiceFilter filter, IEnumerable<(long Id, ServiceKey Service)>? services = null) =>
@@ -11633,7 +11653,7 @@ internal sealed partial class Questions(
         foreach (var (id, service) in services ?? ServicesOf(filter))
         {
             var isWatched = IsWatched(service.Partition, service.Platform);
-            // While nobody watches it is what it was before, as far as that is known.
+            // While nobody watches, the last known status is given, if there is one.
             if (!runs.Bind(1, id).Bind(2, isWatched == false ? 0 : 1).Step()
                 && !(isWatched == false && runs.Bind(1, id).Bind(2, 1).Step()))
                 continue;
@@ -11644,7 +11664,7 @@ internal sealed partial class Questions(
             var last = seen.Bind(1, id).Number() ?? 0;
             if (services == null && !isOpen && last < forgotten && !HasOpen(id))
                 continue;
-            // Since a gap it is so again.
+            // A gap ends a status, so it counts from the end of the last gap on.
             if (!isOpen && status != Status.Unknown && GapsOf(service).EndBefore(Moment) is { } again)
                 (since, time) = (again > since ? again : since, again > time ? again : time);
             if (OverlayOf(id, service) is { Count: > 0 } overlay)
@@ -11654,16 +11674,16 @@ internal sealed partial class Questions(
                 var laid = Lay(overlay, before.Append(new Run(since, null, status, isOpen, observation))).ToList();
                 if (laid is not [.., { To: null } now])
                     continue;
-                // What a note says began then; what was before and after it, goes on after it.
+                // The status began with the first of the adjacent runs of that status, of notes or of alerts.
                 var first = laid.Count - 1;
                 while (first > 0 && laid[first - 1].Status == now.Status && laid[first - 1].To == laid[first].From)
                     first--;
                 (since, time) = (laid[first].From, time > now.From ? time : now.From);
                 (status, observation) = (now.Status, now.Observation);
             }
-            var beat = asOf == null && Beat(service) is { } told && told > last ? told : last;
+            var lastSeen = asOf == null && Beat(service) is { } beat && beat > last ? beat : last;
             yield return new PresentRow(id, service, snapshot.NameOf(status), since, time,
-                TextOf(texts, observation, status == Status.Up).Text, beat == 0 ? null : UnixTime.Read(beat), isWatched,
+                TextOf(texts, observation, status == Status.Up).Text, lastSeen == 0 ? null : UnixTime.Read(lastSeen), isWatched,
                 NoteFacts.Of(service).MaintenanceAt(Moment, service)?.Last.Id);
         }
     }
@@ -11672,11 +11692,11 @@ internal sealed partial class Questions(
     public IEnumerable<SilentTime> Silent(string partition, string platform, DateTime from, DateTime to) =>
         GapFacts.Within(PartitionId(partition), platform, from, to);
 
-    /// <summary>Whether somebody watches a platform's services; null: no heartbeat tells.</summary>
+    /// <summary>Whether somebody watches a platform's services; null: there is no heartbeat.</summary>
     public bool? IsWatched(string partition, string platform) =>
         GapFacts.IsWatched(PartitionId(partition), platform, Moment);
 
-    /// <summary>An uncertain end in an earlier gap is over by now.</summary>
+    /// <summary>How far back gaps matter now: an uncertain end in an earlier one is settled.</summary>
     private TimeSpan Recent => rules.Pause + EndsOutage;
 
     private bool HasOpen(long service)
@@ -11687,7 +11707,7 @@ internal sealed partial class Questions(
 
     private Dictionary<(long Partition, string Platform), long>? _beats;
 
-    /// <summary>The last beat that speaks for a service; null: none does.</summary>
+    /// <summary>When the heartbeat that watches a service last came; null: there is none.</summary>
     private long? Beat(ServiceKey service)
     {
         if (_beats == null)
@@ -11702,11 +11722,11 @@ internal sealed partial class Questions(
             : _beats.TryGetValue((partition, ""), out var all) ? all : null;
     }
 
-    /// <summary>The changes of the services that a filter takes, in order of time.</summary>
+    /// <summary>The changes of the services that match a filter, in order of time.</summary>
     /// <param name="from">Inclusive; null: from the first on.</param>
     /// <param name="to">Exclusive; null: up to the last.</param>
     /// <param name="after">Goes on after this change: its time and <see cref="ChangeRow.Place"/>.</param>
-    /// <param name="isNewestFirst">The other way round.</param>
+    /// <param name="isNewestFirst">In reverse order.</param>
     public IEnumerable<ChangeRow> History(ServiceFilter filter, DateTime? from, DateTime? to,
         (DateTime Time, long Place)? after = null, bool isNewestFirst = false)
     {
@@ -11726,22 +11746,22 @@ internal sealed partial class Questions(
         }
         finally
         {
-            // What it reads from is disposed next. Whether it failed nobody asks any more.
+            // What the task reads from is disposed next. If it fails, that does not matter any more.
             if (ahead != null)
                 Task.WaitAny(ahead);
         }
     }
 
     /// <summary>
-    /// So many changes are held to be told: their texts are read in the order in which they are stored, in a
-    /// long answer while those before are told. The first are few, since often no more is wanted.
+    /// Changes are read in batches, so that their texts are read in the order in which they are stored; in a
+    /// long answer, while the batch before is sent. The first is small, since often no more is wanted.
     /// </summary>
     private const int FirstBatch = 256, LargestBatch = 16 * 1024, TextsAtOnce = 4096;
 
-    /// <summary>In characters, of a batch; those that are read at once may be more.</summary>
+    /// <summary>Characters of a batch; changes that are read at once may exceed it.</summary>
     private const int LargestText = 2 * 1024 * 1024;
 
-    /// <summary>Questions that are answered at a time share what may be held.</summary>
+    /// <summary>Questions that are answered at the same time share what may be held.</summary>
     private int ShareOf(int size) => Math.Max(FirstBatch, size / Math.Max(1, snapshot.Names.Questions));
 
     private List<ChangeRow> Next(
@@ -11756,11 +11776,11 @@ internal sealed partial class Questions(
             batch.Clear();
             while (batch.Count < Math.Min(most - rows.Count, atOnce) && (isMore = changes.MoveNext()))
                 batch.Add(changes.Current);
-            var told = texts.Of(batch.Select(c => c.Change));
+            var read = texts.Of(batch.Select(c => c.Change));
             for (var i = 0; i < batch.Count; i++)
             {
                 var (service, id, change) = batch[i];
-                var (text, received) = change.Observation < 0 ? TextOf(texts, change.Observation, isUp: false) : told[i];
+                var (text, received) = change.Observation < 0 ? TextOf(texts, change.Observation, isUp: false) : read[i];
                 rows.Add(new ChangeRow(id, service, snapshot.NameOf(change.Status), change.Time, text, received));
                 length += text.Length + service.Platform.Length + service.Service.Length
                     + service.Facet.Length + service.Location.Length;
@@ -11770,9 +11790,9 @@ internal sealed partial class Questions(
     }
 
     /// <summary>
-    /// A row for each service that was known before the end of the range, or for each of its periods before whose
-    /// end it was; without a begin the range begins with its first known moment, and without both it is the last
-    /// whole period.
+    /// A row for each service that was known before the end of the range; with periods, one for each period
+    /// before whose end it was known. Without a start, the range begins when the service was first known;
+    /// with periods and without start and end, it is the last whole period.
     /// </summary>
     public IEnumerable<ReportRow> Report(
         ServiceFilter filter, DateTime? from, DateTime? to, Counting? how = null)
@@ -11784,7 +11804,7 @@ internal sealed partial class Questions(
             (from, to) = (whole.From, whole.To);
         }
         var (left, end, now) = (_oldest ?? AlertMapping.Earliest, to ?? Moment, UnixTime.From(Moment));
-        // Nothing is known of earlier.
+        // Nothing earlier is known.
         var begin = from > AlertMapping.Earliest ? from.Value : AlertMapping.Earliest;
         if (end <= begin)
             yield break;
@@ -11817,13 +11837,13 @@ internal sealed partial class Questions(
                 var until = run.To == null ? UnixTime.Open : UnixTime.From(run.To.Value);
                 while (begun < sums.Count && ranges![begun].To <= run.From)
                     begun++;
-                // What is before a period tells whether an outage goes on in it.
+                // A run before a period shows whether an outage goes on in it.
                 for (var i = begun; i < sums.Count && (run.To == null || ranges![i].From < run.To + EndsOutage); i++)
                     sums[i].Add(UnixTime.From(run.From), until, run.Status);
             }
             for (var i = 0; i < sums.Count; i++)
             {
-                // It may have been retired all the while.
+                // No row for a period in which the service was retired throughout.
                 var (begins, ends) = (UnixTime.From(ranges![i].From), UnixTime.From(ranges[i].To));
                 if (known < ranges[i].To && Interval.Length(retired, begins, ends) < ends - begins)
                     yield return new ReportRow(Shown(service), counting.Period == null ? null : ranges[i].Name, ranges[i].From,
@@ -11833,10 +11853,10 @@ internal sealed partial class Questions(
     }
 
     /// <summary>
-    /// The outages with counted time down in a range, in the order of their begins, of one begin in that of
-    /// services. Their begins and ends are not cut; they are held until all are known.
+    /// The outages with counted time down in a range, in the order of their starts, then of services. Starts
+    /// and ends may lie outside of the range. All are held until the last is found.
     /// </summary>
-    /// <param name="after">With which the last answer ended.</param>
+    /// <param name="after">The last outage of the answer before.</param>
     public IEnumerable<OutageRow> Outages(ServiceFilter filter, DateTime? from, DateTime? to, Counting counting,
         (DateTime Time, long Place)? after = null, bool isNewestFirst = false)
     {
@@ -11850,14 +11870,14 @@ internal sealed partial class Questions(
         foreach (var (id, service, some) in RunsOf(filter, UnixTime.Read(begin)))
         {
             var runs = some.ToList();
-            // What notes say is there from the first on: what went on a day before is meant.
+            // Only runs that end less than a day before the range count; those of notes may be earlier.
             if (runs.Find(r => r.To == null || UnixTime.From(r.To.Value) > begin - (long)EndsOutage.TotalMilliseconds)
                 is { Status: Status.Down or Status.Unknown })
                 earlier.Add((id, service));
             else
                 Find(id, service, runs);
         }
-        // What went on there may have begun earlier.
+        // For those, all runs are read: an outage that went on then may have begun earlier.
         foreach (var (id, service, runs) in RunsOf(filter, DateTime.MinValue, earlier))
             Find(id, service, [.. runs]);
         var direction = isNewestFirst ? -1 : 1;
@@ -11927,8 +11947,8 @@ internal sealed partial class Questions(
     }
 
     /// <summary>
-    /// The runs of each service that a filter takes, from the last on that began a day or more before a time:
-    /// an outage that goes on there may have begun earlier. They are to be read before the next service is.
+    /// The runs of each service that matches a filter, except those that ended a day or more before a time:
+    /// an outage that goes on then may have begun earlier. They must be read before the next service is.
     /// </summary>
     /// <param name="services">Only of these, in this order; null: of all.</param>
     public IEnumerable<(long Id, ServiceKey Service, IEnumerable<Run> Runs)> Runs(
@@ -11958,8 +11978,8 @@ internal sealed partial class Questions(
     }
 
     /// <summary>
-    /// The notes about services that a filter may take, withdrawn ones too, of which a version touches a range,
-    /// in the order of their begins.
+    /// The notes about services that may match a filter, withdrawn ones too, of which a version touches a
+    /// range, in the order of their starts.
     /// </summary>
     public IReadOnlyList<Note> Notes(ServiceFilter filter, DateTime? from, DateTime? to)
     {
@@ -11972,12 +11992,12 @@ internal sealed partial class Questions(
             .OrderBy(n => n.Last.From).Select(Shown)];
     }
 
-    /// <summary>A beginning, but not before what retention has left.</summary>
+    /// <summary>The start of a range, but not before what retention has left.</summary>
     private DateTime? Left(DateTime? from) => _oldest > (from ?? DateTime.MinValue) ? _oldest : from;
 
     /// <summary>
-    /// The changes of a group, how many are up after each, and for how long too few were, as Onix's report
-    /// ox_ses_events_threshold has them where it is right. It begins with the first change of all.
+    /// The changes of a group, how many are up after each, and for how long too few were: as in Onix's report
+    /// ox_ses_events_threshold, where that is right. It counts from the first change ever on.
     /// </summary>
     public IEnumerable<ThresholdRow> Threshold(
         ServiceFilter filter, int threshold, DateTime? from, DateTime? to)
@@ -12012,7 +12032,7 @@ internal sealed partial class Questions(
         }
     }
 
-    /// <summary>What each service was just before a time, and told Onix; those not known are left out.</summary>
+    /// <summary>The status of each service just before a time, as for Onix; unknown ones are left out.</summary>
     private IEnumerable<(long Id, Status Status)> StatusesAt(ServiceFilter filter, DateTime time)
     {
         using var rows = snapshot.Query($"""
@@ -12029,17 +12049,17 @@ internal sealed partial class Questions(
 
 // ========================== 22. Questions of pages ===========================
 //
-// The same for services and changes in the order of time, and for what pages, badges and feeds show.
+// More of the questions: services, changes in order of time, and what pages, badges and feeds show.
 
 internal sealed partial class Questions
 {
     // ---- Services, changes and texts ----
 
-    /// <summary>The services that a filter takes, in the order of names.</summary>
+    /// <summary>The services that match a filter, in the order of names.</summary>
     public IEnumerable<(long Id, ServiceKey Service)> Services(ServiceFilter filter) =>
         ServicesOf(filter).Select(s => (s.Id, Shown(s.Service)));
 
-    /// <param name="condition">A further one, on what is listed.</param>
+    /// <param name="condition">A further condition, which uses <see cref="Listed"/>.</param>
     private IEnumerable<(long Id, ServiceKey Service)> ServicesOf(ServiceFilter filter, string condition = "")
     {
         using var rows = Bound(filter, $"""
@@ -12051,7 +12071,7 @@ internal sealed partial class Questions
         var (family, names) = (0L, default(ServiceKey));
         while (rows.Step())
         {
-            // The services of a family stand together, and share its names.
+            // The services of a family follow one another, and share its names.
             if (rows.Number(1) != family)
                 (family, names) = (rows.Number(1),
                     new ServiceKey(rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5), ""));
@@ -12059,14 +12079,14 @@ internal sealed partial class Questions
         }
     }
 
-    /// <summary>Whether a filter takes any service, a forgotten one too.</summary>
+    /// <summary>Whether any service matches a filter, a forgotten one too.</summary>
     public bool HasService(ServiceFilter filter)
     {
         using var one = Bound(filter, $"SELECT 1 {From(filter)} LIMIT 1");
         return one.Number() != null;
     }
 
-    /// <summary>The numbers of the services that a filter takes, ascending.</summary>
+    /// <summary>The ids of the services that match a filter, ascending.</summary>
     private long[] Ids(ServiceFilter filter)
     {
         using var count = Bound(filter, $"SELECT count(*) {From(filter)}");
@@ -12078,7 +12098,7 @@ internal sealed partial class Questions
         return ids;
     }
 
-    /// <summary>What a filter gives, in the order of columns.</summary>
+    /// <summary>The fields of a filter that are not null, by the columns they are compared with.</summary>
     private (string Column, string? Value)[] Given(ServiceFilter filter)
     {
         var partition = filter.Partition == null || Sees(filter.Partition) ? filter.Partition : Nowhere;
@@ -12089,8 +12109,8 @@ internal sealed partial class Questions
     }
 
     /// <summary>
-    /// The part of a query that a filter makes: its services. Its parameters are from the eleventh on, so that
-    /// the query can have others. A further condition begins with AND.
+    /// FROM and WHERE of a query for the services that match a filter. Parameters begin with ?11, so that the
+    /// query can have others. A further condition begins with AND.
     /// </summary>
     private string From(ServiceFilter filter) => """
         FROM partition p CROSS JOIN family f ON f.partition = p.id CROSS JOIN service s ON s.family = f.id WHERE true
@@ -12107,7 +12127,7 @@ internal sealed partial class Questions
         return statement;
     }
 
-    /// <summary>Which changes are asked for, and in which order of time; of one time in that of services.</summary>
+    /// <summary>Which changes are asked for, and in which order of time, then of services.</summary>
     private readonly record struct ChangeRange(
         DateTime? From, DateTime? To, (DateTime Time, long Place)? After = null, bool IsNewestFirst = false)
     {
@@ -12119,8 +12139,8 @@ internal sealed partial class Questions
             IsNewestFirst ? one.CompareTo(other) > 0 : one.CompareTo(other) < 0;
     }
 
-    /// <summary>In order of time: by the index of a partition, or sorted, where services are few in it.</summary>
-    /// <param name="withGaps">False: as Onix is told, which knows of no gaps.</param>
+    /// <summary>Changes in order of time: by a partition's index, or sorted if few services match.</summary>
+    /// <param name="withGaps">False: as Onix gets them, without gaps.</param>
     private IEnumerable<(ServiceKey Service, long Id, StatusChange Change)> Changes(
         ServiceFilter filter, ChangeRange range, bool withGaps)
     {
@@ -12136,14 +12156,14 @@ internal sealed partial class Questions
             batch.Clear();
             while (batch.Count < FirstBatch && (isMore = changes.MoveNext()))
                 batch.Add(changes.Current);
-            var told = names.Of(batch.Select(c => c.Service));
+            var named = names.Of(batch.Select(c => c.Service));
             for (var i = 0; i < batch.Count; i++)
-                yield return (told[i], batch[i].Service, batch[i].Change);
+                yield return (named[i], batch[i].Service, batch[i].Change);
         }
     }
 
     /// <summary>
-    /// With gaps laid over: what is stored, and at the edges of each gap the services that it touches.
+    /// Changes with gaps laid over: merges those that are stored with those at the edges of each gap.
     /// </summary>
     private IEnumerable<(long Service, StatusChange Change)> LaidChanges(
         ServiceFilter filter, string table, ChangeRange range)
@@ -12155,14 +12175,14 @@ internal sealed partial class Questions
             """);
         Run? RunAt(long service, DateTime before)
         {
-            // A service that is retired is nothing.
+            // A retired service has no run.
             var found = run.Bind(1, service).Bind(2, UnixTime.From(before)).Step()
                 && run.Number(1) >= UnixTime.From(before) ? ServiceFacts.RunOf(run) : (Run?)null;
             run.Reset();
             return found;
         }
 
-        // What a service changes to at a time; null: it does not.
+        // The change of a service at a time; null: it does not change.
         StatusChange? ChangeAt(long service, Gaps gaps, DateTime time)
         {
             if (RunAt(service, time.AddMilliseconds(1)) is not { } at)
@@ -12226,7 +12246,7 @@ internal sealed partial class Questions
         }
     }
 
-    /// <summary>The services that a filter takes with their gaps, in the order of their numbers.</summary>
+    /// <summary>The services that match a filter with their gaps, in the order of their ids.</summary>
     private List<(long Id, Gaps Gaps)> ServicesWithGaps(ServiceFilter filter)
     {
         var services = new List<(long Id, Gaps Gaps)>();
@@ -12264,7 +12284,7 @@ internal sealed partial class Questions
                 rows.Number(3)), rows.Number(4) != 0);
     }
 
-    /// <summary>Whether a filter takes so few services of its partition that their runs can be sorted.</summary>
+    /// <summary>Whether so few services of a partition match that their runs can be sorted.</summary>
     private bool AreFew(ServiceFilter filter)
     {
         if (Given(filter).Length == 1)
@@ -12276,8 +12296,8 @@ internal sealed partial class Questions
     }
 
     /// <summary>
-    /// The table of the timeline, which as of the past is derived first; as of now, of those services of
-    /// which it is behind.
+    /// The table of the timeline, or a query in its place. As of the past, it is derived first; as of now,
+    /// only for the services whose stored runs cannot be used.
     /// </summary>
     /// <param name="from">Gaps that ended before do not matter; null: none do.</param>
     /// <param name="withNotes">With corrections, and without what is retired.</param>
@@ -12293,7 +12313,7 @@ internal sealed partial class Questions
         }
         if (asOf == null && _anew!.Count == 0)
         {
-            // The table is another filter's.
+            // The temporary table is that of another filter.
             _derived = null;
             return "main.timeline";
         }
@@ -12309,7 +12329,7 @@ internal sealed partial class Questions
             """;
     }
 
-    /// <summary>The services whose stored runs are not what the facts give: gaps make others of them, or they are behind.</summary>
+    /// <summary>The services whose stored runs are not right: gaps change them, or they are behind.</summary>
     /// <param name="from">Gaps that ended before do not matter; null: none do.</param>
     private HashSet<long> AnewOf(ServiceFilter filter, DateTime? from)
     {
@@ -12334,7 +12354,7 @@ internal sealed partial class Questions
         return runs;
     }
 
-    /// <summary>Where a filter takes few, those: to find them among all takes longer.</summary>
+    /// <summary>Services that gaps may affect: if few match, all, as finding which takes longer.</summary>
     private IEnumerable<long> AffectedOf(ServiceFilter filter, DateTime from)
     {
         if (GapFacts.IsEmpty || filter == ServiceFilter.All)
@@ -12348,7 +12368,7 @@ internal sealed partial class Questions
         return ids.Count <= FewServices ? ids : GapFacts.Affected(snapshot, from);
     }
 
-    // The services that are behind, and those of which the table of the timeline is derived anew.
+    // The services that are behind, and those whose runs are derived into the temporary table.
     private IReadOnlySet<long>? _behind;
     private HashSet<long>? _anew;
 
@@ -12397,7 +12417,7 @@ internal sealed partial class Questions
 
     // ---- For the page ----
 
-    /// <summary>Not a service of which nothing has been heard for too long.</summary>
+    /// <summary>Leaves out services of which nothing was received for too long.</summary>
     private const string Listed = """
         (s.open <> 0 OR s.seen >= ?20 OR s.status IS NULL OR EXISTS (SELECT 1 FROM open o WHERE o.service = s.id))
         """;
@@ -12405,8 +12425,8 @@ internal sealed partial class Questions
     private long Forgotten => UnixTime.From(Moment - snapshot.Forget);
 
     /// <summary>
-    /// What services are that gaps make another than what is stored: an alert ended while a heartbeat is silent.
-    /// So do notes.
+    /// The services whose status now is not the stored one: because of gaps, as an alert ended while a
+    /// heartbeat was silent, or because of notes.
     /// </summary>
     private Dictionary<long, Correction> Corrected()
     {
@@ -12431,7 +12451,7 @@ internal sealed partial class Questions
         return _corrected;
     }
 
-    /// <summary>Those of some services that may be seen, with their names, in the order of their numbers.</summary>
+    /// <summary>Those of some services that the audience may see, with names, in the order of ids.</summary>
     private List<(long Id, ServiceKey Service)> Named(IEnumerable<long> services)
     {
         using var names = new ServiceNames(snapshot);
@@ -12450,7 +12470,7 @@ internal sealed partial class Questions
             .Where(s => !Corrected().TryGetValue(s.Id, out var corrected) || corrected.Now != null)
             .Select(s => (s.Id, Shown(s.Service)));
 
-    /// <summary>To be called before the runs of many platforms are asked for, one after the other.</summary>
+    /// <summary>Called before the runs of many platforms are read one by one, to be faster.</summary>
     public void FindAffected(DateTime from) => GapFacts.Affected(snapshot, from);
 
     /// <summary>The platforms that have listed services, in the order of names.</summary>
@@ -12520,7 +12540,7 @@ internal sealed partial class Questions
                     new ServiceKey(rows.Text(1), rows.Text(2), rows.Text(3), rows.Text(4), rows.Text(5)),
                     snapshot.NameOf((Status)rows.Number(6)), UnixTime.Read(rows.Number(7))));
         }
-        // It may have been something else in a gap, or a correction, that is over.
+        // A gap or a correction that is over may have interrupted the status.
         var laid = found.Where(r => GapsOf(r.Service).EndBefore(Moment) > r.Since
             || NoteFacts.Of(r.Service).Corrections.Any(c => c.Span.To > UnixTime.From(r.Since))).Select(r => (r.Id, r.Service)).ToList();
         var since = laid.Count == 0 ? [] : PresentOf(ServiceFilter.All, laid).ToDictionary(p => p.Id, p => p.Since);
@@ -12568,11 +12588,13 @@ internal sealed partial class Questions
         var members = MembersOf(filter);
         if (members != null)
             affected.IntersectWith(members);
-        // In stretches, since most who ask want the latest few, and the timelines of many take long to derive.
+        // In stretches, since mostly the latest few are wanted, and the timelines of many take long to
+        // derive.
         for (DateTime begin; before > from.AddMilliseconds(1); before = begin.AddMilliseconds(1))
         {
             begin = affected.Count == 0 ? from : StretchBefore(from, before);
-            // What gaps and notes make of an outage ends where a stored run does, or in a gap, or where a note says.
+            // An outage that gaps or notes change ends where a stored run ends, in a gap, or at a note's
+            // edge.
             HashSet<long> here = affected.Count == 0 ? [] : [.. StoredEnds(begin, before),
                 .. GapFacts.Touch(begin, before) ? GapFacts.Affected(snapshot, begin) : new HashSet<long>(),
                 .. HasNoteEdge(begin, before) ? noted : []];
@@ -12591,14 +12613,14 @@ internal sealed partial class Questions
         }
     }
 
-    /// <summary>Whether a note that makes another timeline begins or ends in a range.</summary>
+    /// <summary>Whether a note that changes the timeline begins or ends in a range.</summary>
     private bool HasNoteEdge(DateTime from, DateTime to) => NoteFacts.Of(NoteKind.Correction).Concat(NoteFacts.Of(NoteKind.Retired))
         .Any(n => (n.Last.From >= from && n.Last.From <= to) || (n.Last.To >= from && n.Last.To <= to));
 
-    /// <summary>So many runs that were not up end in a stretch.</summary>
+    /// <summary>How many runs that were not up end in a stretch.</summary>
     private const int StretchSize = 200;
 
-    /// <summary>After when the last of a range ended.</summary>
+    /// <summary>The start of the last stretch of a range.</summary>
     private DateTime StretchBefore(DateTime from, DateTime before)
     {
         using var last = snapshot.Query($"""
@@ -12623,11 +12645,11 @@ internal sealed partial class Questions
         return services;
     }
 
-    /// <summary>The services that a filter takes, of which the audience may know; null: all there are.</summary>
+    /// <summary>The services that match a filter and that the audience may see; null: all services.</summary>
     private HashSet<long>? MembersOf(ServiceFilter filter) =>
         filter == ServiceFilter.All && audience == null ? null : Ids(filter).ToHashSet();
 
-    /// <summary>No outage ended before; null: none did at all.</summary>
+    /// <summary>A time before which no outage ended; null: none has ended.</summary>
     public DateTime? FirstEnd()
     {
         using var first = snapshot.Query("""
@@ -12638,8 +12660,8 @@ internal sealed partial class Questions
         return corrected < stored || stored == null ? corrected : stored;
     }
 
-    /// <summary>Those of services of which gaps or notes make another timeline.</summary>
-    /// <param name="from">No gap matters that ended before.</param>
+    /// <summary>The ended outages of services whose timeline gaps or notes change.</summary>
+    /// <param name="from">Gaps that ended before do not matter.</param>
     private IEnumerable<Outage> LaidEnded(DateTime from, DateTime begin, DateTime before, HashSet<long> services)
     {
         if (services.Count == 0)
@@ -12658,7 +12680,7 @@ internal sealed partial class Questions
     private IEnumerable<Outage> StoredEnded(
         DateTime from, DateTime before, HashSet<long> others, HashSet<long>? members)
     {
-        // Of several bounds SQLite begins at the one that stands first.
+        // Of several bounds of one column, SQLite begins the scan at the one that is written first.
         using var rows = snapshot.Query("""
             SELECT r.since, r.until, r.observation, p.name, f.platform, f.service, f.facet, s.location, r.service
             FROM main.timeline r CROSS JOIN service s ON s.id = r.service CROSS JOIN family f ON f.id = s.family
@@ -12694,7 +12716,7 @@ internal sealed partial class Questions
 
     // ---- For the badge ----
 
-    /// <summary>How many of the listed services that a filter takes are in each state.</summary>
+    /// <summary>How many of the listed services that match a filter are in each state.</summary>
     public StateCounts States(ServiceFilter filter)
     {
         var counts = new StateCounts();
@@ -12704,7 +12726,7 @@ internal sealed partial class Questions
             var stored = statuses.Bind(1, id).Number() is { } number ? snapshot.NameOf((Status)number) : null;
             statuses.Reset();
             var status = Corrected().TryGetValue(id, out var correction) ? correction.Now : stored;
-            // It is retired, or not known yet.
+            // The service is retired, or not derived yet.
             if (status == null)
                 continue;
             counts += MaintainedServices.Contains(id) ? new(0, 0, 0, 1, 0)
@@ -12716,10 +12738,10 @@ internal sealed partial class Questions
     // ---- For the feed ----
 
     /// <summary>
-    /// The services of whose outages something may have changed since a time, and a moment after which nothing
-    /// did, the latest first: what was recorded last, or what time alone has changed since.
+    /// The services whose outages may have changed since a time, each with a moment after which they did not,
+    /// the latest first: when its last observation was recorded, or when time alone last changed them.
     /// </summary>
-    /// <param name="least">What an outage has to last before it counts.</param>
+    /// <param name="least">How long an outage must last before it counts.</param>
     public IEnumerable<(long Id, DateTime Latest)> LatelyChanged(ServiceFilter filter, DateTime from, TimeSpan least)
     {
         var members = MembersOf(filter);
@@ -12732,7 +12754,7 @@ internal sealed partial class Questions
 
         foreach (var id in snapshot.Behind())
             Add(id, Moment);
-        // What a gap makes of an outage shows a while after it, at the latest.
+        // What a gap changes about an outage is settled a while after the gap.
         var lately = GapFacts.Affected(snapshot, Moment - (2 * Recent));
         foreach (var id in GapFacts.Affected(snapshot, from - Recent))
             Add(id, lately.Contains(id) ? Moment : Moment - Recent);
@@ -12754,7 +12776,7 @@ internal sealed partial class Questions
         }
         foreach (var (id, recorded) in LastObserved(members, from))
         {
-            // Those that follow were observed earlier.
+            // The services that follow were observed earlier.
             while (queue.TryPeek(out var next, out var place) && UnixTime.Read(-place.Item1) >= recorded)
             {
                 queue.Dequeue();
@@ -12771,7 +12793,7 @@ internal sealed partial class Questions
         }
     }
 
-    /// <summary>Of so many services the last observation is sought for each.</summary>
+    /// <summary>For up to so many services, the last observation is looked up one by one.</summary>
     private const int MostSought = 500;
 
     /// <summary>The services that were observed since a time, by their last observation, the latest first.</summary>
@@ -12807,7 +12829,7 @@ internal sealed partial class Questions
         }
     }
 
-    /// <summary>The services of whose outages a note in one of its versions says something, and until when it may.</summary>
+    /// <summary>The services whose outages a version of a note may change, and when it last may.</summary>
     private IEnumerable<(long Id, DateTime Latest)> ChangedBy(Note note, TimeSpan least)
     {
         DateTime[] moments = [.. note.Versions.SelectMany(v => new[] { v.Recorded, v.From + least, (v.To ?? v.From) + least })
@@ -12817,7 +12839,7 @@ internal sealed partial class Questions
         var latest = moments.Max();
         foreach (var version in note.Versions.DistinctBy(v => (v.Filter, v.Span, v.Status)))
         {
-            // One that says "down" makes outages, any other takes some away, or says something of them.
+            // A correction to down adds outages; any other version concerns outages that are there.
             using var rows = BoundTo(version.Filter, "s.id", version.Status == "down" ? "" : """
                 AND EXISTS (SELECT 1 FROM main.timeline r
                     WHERE r.service = s.id AND r.status = 2 AND r.at < ?11 AND r.until > ?10)
@@ -12829,24 +12851,24 @@ internal sealed partial class Questions
         }
     }
 
-    /// <summary>All of them, withdrawn ones too, without their texts.</summary>
+    /// <summary>All notes that the audience may see, withdrawn ones too, without their texts.</summary>
     private List<Note> AllNotes => field ??= [.. Seen(NoteBook.Read(snapshot.Database, Recorded, withText: false))];
 
-    /// <summary>Some services as the audience is told of them.</summary>
+    /// <summary>The names of services as the audience may see them.</summary>
     public IReadOnlyList<ServiceKey> NamesOf(IEnumerable<long> services)
     {
         using var names = new ServiceNames(snapshot);
         return [.. names.Of(services).Select(Shown)];
     }
 
-    /// <summary>The notes of which a version is about a service, but for comments.</summary>
+    /// <summary>The notes of which a version is about a service, except comments.</summary>
     public IReadOnlyList<Note> NotesOn(ServiceKey service)
     {
         var real = Real(service);
         return AllNotes.FindAll(n => n.Last.Kind != NoteKind.Comment && n.Versions.Any(v => v.Filter.Takes(real)));
     }
 
-    /// <summary>When gaps were known, and heartbeats armed.</summary>
+    /// <summary>When gaps, first receipts and armings of heartbeats were recorded, in order.</summary>
     private List<(long Recorded, long? Partition)> GapMoments
     {
         get
@@ -12864,7 +12886,7 @@ internal sealed partial class Questions
     }
 
     /// <summary>The moments since a time at which something was recorded that may change a service's outages.</summary>
-    /// <param name="notes">As <see cref="NotesOn"/> has them.</param>
+    /// <param name="notes">Those of <see cref="NotesOn"/>.</param>
     public List<DateTime> Moments(long id, ServiceKey service, IReadOnlyList<Note> notes, DateTime from)
     {
         var (moments, partition) = (new SortedSet<long>(), PartitionId(service.Partition));
@@ -12878,7 +12900,7 @@ internal sealed partial class Questions
 
     private readonly Dictionary<int, GapFacts> _earlierGaps = [];
 
-    /// <summary>So many of them are held; what happened between two of them is the same.</summary>
+    /// <summary>The gaps as known at a moment. Some are cached: they change only at GapMoments.</summary>
     private GapFacts GapsUntil(DateTime moment)
     {
         const int Most = 64;
@@ -12891,7 +12913,7 @@ internal sealed partial class Questions
     }
 
     /// <summary>The outages of a service as they were known at a moment, by what was recorded until then.</summary>
-    /// <param name="notes">As <see cref="NotesOn"/> has them.</param>
+    /// <param name="notes">Those of <see cref="NotesOn"/>.</param>
     /// <param name="moment">Null: now.</param>
     public KnownOutages Known(long id, ServiceKey service, IReadOnlyList<Note> notes, DateTime? moment)
     {
@@ -12916,9 +12938,9 @@ internal sealed partial class Questions
 
 // ================================ 23. Asking =================================
 //
-// Questions about the past and their answers, to programs by HTTP and on the command line alike. A question
-// is parsed from parameters, each of which may stand once; an answer is rows, told as JSON, CSV (RFC 4180)
-// or, on a terminal, a table. It is written a part at a time: memory does not grow with the answer.
+// Questions about the history and their answers, the same over HTTP and on the command line. A question is
+// parsed from parameters, each of which may be given once. An answer is rows, written as JSON, CSV (RFC 4180)
+// or, on a terminal, a table. It is written part by part, so that memory does not grow with it.
 
 /// <summary>Is thrown when a question cannot be understood; the message names the parameter.</summary>
 internal sealed class QuestionException(string message) : Exception(message);
@@ -12927,14 +12949,14 @@ internal enum Subject { Status, History, Report, Outages }
 
 internal enum OutputFormat { Json, Csv, Table, Html }
 
-/// <summary>A question, understood.</summary>
-/// <param name="From">Null: from the first word on.</param>
-/// <param name="To">Null: up to the last word; a report, up to now.</param>
-/// <param name="Threshold">Only of a report.</param>
-/// <param name="Limit">Of a history's events; null: all.</param>
-/// <param name="After">Where in a history the last answer ended.</param>
-/// <param name="IsNewestFirst">Of a history.</param>
-/// <param name="AsOf">From what was recorded until then; null: all.</param>
+/// <summary>A parsed question.</summary>
+/// <param name="From">Null: from the first change on.</param>
+/// <param name="To">Null: up to the last change; for a report, up to now.</param>
+/// <param name="Threshold">Of a report: count the time in which fewer services than this are up.</param>
+/// <param name="Limit">The most rows of a history or of outages; null: all.</param>
+/// <param name="After">The row of a history or of outages after which to go on: the cursor.</param>
+/// <param name="IsNewestFirst">The order of a history or of outages.</param>
+/// <param name="AsOf">Answer from what was recorded until then; null: from everything.</param>
 internal sealed record Question(
     Subject Subject, ServiceFilter Filter, DateTime? From, DateTime? To, int? Threshold, int? Limit,
     (DateTime Time, long Place)? After, bool IsNewestFirst, DateTime? AsOf, OutputFormat? Format, Counting Counting)
@@ -12949,10 +12971,10 @@ internal sealed record Question(
         OfReport = [.. Common, "from", "to", "threshold", .. OfCounting],
         OfOutages = [.. OfHistory, "tz", "service_hours"];
 
-    /// <summary>As many rows a service.</summary>
+    /// <summary>The most periods of a report, which has a row for each service and period.</summary>
     public const int MaxPeriods = 4000;
 
-    /// <summary>What lies further ahead is no period of a contract.</summary>
+    /// <summary>How far ahead of the clock a report may end: no contract has a period beyond.</summary>
     private static readonly TimeSpan MaxPeriodsAhead = TimeSpan.FromDays(3660);
 
     public static string[] ParametersOf(Subject subject) => subject switch
@@ -12963,8 +12985,8 @@ internal sealed record Question(
         _ => OfReport,
     };
 
-    /// <summary>Understands parameters; an empty one, but for a location, is as if absent.</summary>
-    /// <exception cref="QuestionException">One is unknown, stands twice, or cannot be used.</exception>
+    /// <summary>Parses parameters. An empty one counts as absent, except a location.</summary>
+    /// <exception cref="QuestionException">One is unknown, given twice, or not valid.</exception>
     public static Question Parse(Subject subject, string? partition,
         IEnumerable<KeyValuePair<string, string>> parameters, DateTime now, Counting? standard = null)
     {
@@ -12981,7 +13003,7 @@ internal sealed record Question(
             "desc" => true,
             _ => (bool?)null,
         }, "asc, desc") == true;
-        // What is so long ago is so long before the moment that is asked about.
+        // A relative time such as -24h counts back from as_of if that is given, otherwise from now.
         var asOf = Parse(given, "as_of", v => ParseTime(v, now), TimeAllowed);
         var counting = given.ContainsKey("threshold") ? Counting.Plain : ParseCounting(given, standard ?? Counting.Plain);
         var question = new Question(subject,
@@ -12990,7 +13012,7 @@ internal sealed record Question(
             Parse(given, "to", v => ParseTime(v, asOf ?? now, counting.Zone), TimeAllowed),
             Parse(given, "threshold", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
             Parse(given, "limit", ParseCount, $"a whole number from 1 to {int.MaxValue}"),
-            Parse(given, "cursor", v => ParseCursor(v, isNewestFirst), "what an answer in this order gave as next"),
+            Parse(given, "cursor", v => ParseCursor(v, isNewestFirst), "the 'next' of an answer in the same order"),
             isNewestFirst,
             asOf,
             Parse(given, "format", v => v switch
@@ -13004,17 +13026,18 @@ internal sealed record Question(
         if (isCounted)
             question = question with { From = Whole(question.From), To = Whole(question.To) };
         if (question.From >= question.To)
-            throw new QuestionException("from: it is not before to");
+            throw new QuestionException("from: it must be before 'to'");
         if (isCounted && question.To == null && question.From >= (asOf ?? now))
-            throw new QuestionException($"from: it is not before {(asOf == null ? "now" : "as_of")}");
+            throw new QuestionException($"from: it must be before {(asOf == null ? "now" : "'as_of'")}");
         if (question.Threshold != null && Array.Find(OfCounting, given.ContainsKey) is { } other)
-            throw new QuestionException($"threshold: it goes without {other}");
+            throw new QuestionException($"threshold: it cannot be combined with {other}");
         if (question.Counting != Counting.Plain && question.To > now + MaxPeriodsAhead)
-            throw new QuestionException($"to: it is over {MaxPeriodsAhead.TotalDays} days ahead of the clock");
+            throw new QuestionException($"to: it is more than {MaxPeriodsAhead.TotalDays} days ahead of the clock");
         if (question is { Counting.Period: { } period, From: { } first }
             && Period.All(period, question.Counting.Zone, first > AlertMapping.Earliest ? first : AlertMapping.Earliest,
                 question.To ?? now).Skip(MaxPeriods).Any())
-            throw new QuestionException($"period: there are more than {MaxPeriods} from 'from' to 'to'");
+            throw new QuestionException($"period: there are more than {MaxPeriods} periods from 'from' to 'to'; "
+                + "ask for longer ones, or a shorter range");
         CheckAsOf(question.AsOf, now);
         return question;
     }
@@ -13031,7 +13054,7 @@ internal sealed record Question(
             throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}");
     }
 
-    /// <summary>Of its milliseconds, by which is counted.</summary>
+    /// <summary>Cut to whole milliseconds, in which times are counted.</summary>
     public static DateTime? Whole(DateTime? time) => time?.AddTicks(-(time.Value.Ticks % TimeSpan.TicksPerMillisecond));
 
     private static Counting ParseCounting(Dictionary<string, string> given, Counting standard) => new(
@@ -13048,8 +13071,8 @@ internal sealed record Question(
         Parse(given, "service_hours", ServiceHours.Parse) ?? standard.Hours,
         Parse(given, "slo", Objectives.Parse) ?? standard.Objectives);
 
-    /// <param name="parse">Throws a <see cref="FormatException"/> that tells what is allowed.</param>
-    /// <exception cref="QuestionException">It is given, and is not what is allowed.</exception>
+    /// <param name="parse">Throws a <see cref="FormatException"/> whose message says what is allowed.</param>
+    /// <exception cref="QuestionException">The parameter is given, but is not valid.</exception>
     private static T? Parse<T>(Dictionary<string, string> given, string name, Func<string, T> parse) where T : class
     {
         try
@@ -13062,7 +13085,7 @@ internal sealed record Question(
         }
     }
 
-    /// <summary>Whether an answer may have a limit, and go on.</summary>
+    /// <summary>Whether an answer may have a limit, and a cursor for its next page.</summary>
     public static bool IsPaged(Subject subject) => subject is Subject.History or Subject.Outages;
 
     /// <summary>The lists that the answer has in JSON.</summary>
@@ -13074,13 +13097,13 @@ internal sealed record Question(
         _ => Threshold == null ? [Answers.Services] : [Answers.Services, Answers.Events],
     };
 
-    /// <summary>Whether an answer has this list: in CSV there is place for one.</summary>
+    /// <summary>Whether an answer has this list: CSV has room for one only.</summary>
     public bool HasList(string name, OutputFormat format) =>
         Threshold == null || format != OutputFormat.Csv || name == Answers.Events;
 
     /// <summary>The parameters that are given, by name.</summary>
-    /// <param name="of">What is asked, with its article.</param>
-    /// <exception cref="QuestionException">One is unknown, or stands twice.</exception>
+    /// <param name="of">What they are parameters of, with its article, for the message.</param>
+    /// <exception cref="QuestionException">One is unknown, or given twice.</exception>
     public static Dictionary<string, string> Once(
         IEnumerable<KeyValuePair<string, string>> parameters, IReadOnlyCollection<string> known, string of)
     {
@@ -13089,8 +13112,8 @@ internal sealed record Question(
         {
             if (!known.Contains(name))
                 throw new QuestionException(
-                    $"{Shown(name)}: it is not a parameter of {of}; there are {string.Join(", ", known)}");
-            // Nothing for a location means that there is none.
+                    $"{Shown(name)}: it is not a parameter of {of}; allowed: {string.Join(", ", known)}");
+            // An empty location selects services without a location.
             if ((value != "" || name == "location") && !given.TryAdd(name, value))
                 throw new QuestionException($"{name}: it is given twice");
         }
@@ -13098,22 +13121,22 @@ internal sealed record Question(
     }
 
     public const string TimeAllowed =
-        "RFC 3339 such as 2026-11-22T11:34:00Z, a day such as 2026-11-22, or so long ago, such as -24h, -7d or -90m";
+        "RFC 3339 such as 2026-11-22T11:34:00Z, a day such as 2026-11-22, or a time ago such as -24h, -7d or -90m";
 
-    /// <exception cref="QuestionException">It is given, and is not what is allowed.</exception>
+    /// <exception cref="QuestionException">The parameter is given, but is not valid.</exception>
     public static T? Parse<T>(
         Dictionary<string, string> given, string name, Func<string, T?> parse, string allowed)
         where T : struct => !given.TryGetValue(name, out var value) ? null
             : parse(value) ?? throw new QuestionException(
                 $"{name}: '{Shown(value)}' is not valid; allowed: {allowed}");
 
-    /// <summary>One line of it, and not all.</summary>
+    /// <summary>A value as messages show it: on one line, cut to 100 characters.</summary>
     public static string Shown(string value) =>
         string.Concat((value.Length > 100 ? value[..100] + "..." : value)
             .Select(c => char.IsControl(c) || char.IsSurrogate(c) ? '\ufffd' : c));
 
-    /// <summary>In UTC; a plus that a query lost to a space is taken for one.</summary>
-    /// <param name="zone">In which a day begins; null: UTC.</param>
+    /// <summary>In UTC. A space is read as a plus, since decoding a query makes spaces of pluses.</summary>
+    /// <param name="zone">Of the midnight that a day without a time means; null: UTC.</param>
     public static DateTime? ParseTime(string text, DateTime now, Zone? zone = null)
     {
         const int Day = 10, Minutes = 16;
@@ -13123,7 +13146,7 @@ internal sealed record Question(
             && DateTime.TryParseExact(text, "yyyy-MM-dd", CultureInfo.InvariantCulture, DateTimeStyles.None, out var date)
             && date.Year is > 1 and < 9999)
             return zone.Begin(date);
-        // Seconds may be left out, and the time of a day that begins.
+        // The seconds may be left out; so may the whole time, which then is midnight.
         var whole = text.Length == Day ? text + "T00:00:00Z"
             : text.Length > Minutes && text[Minutes - 3] == ':' && text[Minutes] != ':'
             ? text.Insert(Minutes, ":00") : text;
@@ -13176,14 +13199,14 @@ internal sealed record Question(
 /// <summary>Writes the body of an answer, which is taken part by part as it grows.</summary>
 internal abstract class BodyWriter
 {
-    /// <summary>As much of an answer is held.</summary>
+    /// <summary>Once it holds so many bytes, they are to be taken.</summary>
     public const int Size = 64 * 1024;
 
     protected ArrayBufferWriter<byte> Buffer { get; } = new(Size + (8 * 1024));
 
     public bool IsFull => Buffer.WrittenCount >= Size;
 
-    /// <summary>What was written so far; valid until the next is written.</summary>
+    /// <summary>What was written since the last call; valid until more is written.</summary>
     public ReadOnlyMemory<byte> Take()
     {
         var part = Buffer.WrittenMemory;
@@ -13194,10 +13217,10 @@ internal abstract class BodyWriter
     protected void Put(string text) => Encoding.UTF8.GetBytes(text, Buffer);
 }
 
-/// <summary>Writes the open alerts of a partition as Alertmanager's interface has them (v2).</summary>
+/// <summary>Writes the open alerts of a partition in the format of Alertmanager's API (v2).</summary>
 internal sealed class OpenAlerts : BodyWriter
 {
-    /// <summary>Go's for none: who sends it says when it ends.</summary>
+    /// <summary>Go's zero time: an open alert has no end until its sender reports one.</summary>
     private const string NoTime = "0001-01-01T00:00:00.000Z";
 
     private readonly Utf8JsonWriter _json;
@@ -13266,7 +13289,8 @@ internal sealed class RowWriter : BodyWriter
     private int _lists;
 
     /// <param name="width">
-    /// Of the terminal: for one each format is free of what it obeys, as a table always is; null: it is none.
+    /// Of the terminal that the output is; null: it is none. In a table, and for a terminal in every format,
+    /// control characters are replaced.
     /// </param>
     public RowWriter(OutputFormat format, int? width = null)
     {
@@ -13291,7 +13315,7 @@ internal sealed class RowWriter : BodyWriter
             Row(columns, columns);
     }
 
-    /// <summary>Texts, numbers (double or int), yes or no (bool), times (DateTime), or nothing.</summary>
+    /// <summary>Cells are texts, numbers (double or int), bools, times (DateTime), or null.</summary>
     public void Row(IReadOnlyList<string> columns, IReadOnlyList<object?> cells)
     {
         if (_table != null)
@@ -13409,29 +13433,31 @@ internal sealed class RowWriter : BodyWriter
 }
 
 /// <summary>
-/// A table for people: spans of time as one says them, figures at the right of their columns, and no line longer
-/// than the terminal is wide. What is of least use there is left out first, then texts are cut, the longest first.
+/// A table for people: durations such as "2 h 5 min", figures aligned right, and no line longer than the
+/// terminal is wide. If it is too wide, the least useful columns are left out, then texts cut, longest first.
 /// </summary>
 /// <param name="width">Of the terminal, in its columns.</param>
 /// <param name="leastText">No text is cut shorter.</param>
 internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
 {
-    /// <summary>Rows that are looked at before columns have their width.</summary>
+    /// <summary>How many rows decide the widths of the columns.</summary>
     private const int MaxRows = 1000;
 
-    /// <summary>No text is cut shorter, and none that says what is wrong.</summary>
+    /// <summary>No text is cut shorter than the first, no reason or labels shorter than the second.</summary>
     private const int ShortText = 8, ShortReason = 24;
 
     private const string Gap = "  ", Seconds = "_seconds";
 
-    /// <summary>Columns of times, which are of use only whole.</summary>
+    /// <summary>Columns of times, which are never cut.</summary>
     public static readonly string[] Times = ["since", "time", "last_seen", "received", "recorded", "from", "to"];
 
     private static readonly string[]
         Percentages = ["availability", "available", "adjusted_availability", "coverage"],
         Counts = ["outages", "up"];
 
-    /// <summary>What is left out where not all fits, in this order, then what has the same in each row.</summary>
+    /// <summary>
+    /// Columns that are left out where not all fit, in this order; Places only if all rows have the same.
+    /// </summary>
     private static readonly string[]
         LeastUse =
         [
@@ -13460,7 +13486,7 @@ internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
 
     public void Add(IReadOnlyList<object?> cells) => _rows.Add([.. cells.Select((c, i) => Shown(_columns[i], c))]);
 
-    /// <summary>The rows that came since it was called before.</summary>
+    /// <summary>The rows added since the last call, as lines.</summary>
     public string Take()
     {
         if (_shown == null)
@@ -13475,16 +13501,16 @@ internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
         return text.ToString();
     }
 
-    /// <summary>The rest, and what was left out.</summary>
+    /// <summary>The remaining rows, and a line that names the columns left out.</summary>
     public string End()
     {
         var text = Take();
         var hidden = _columns.Where((_, i) => !_shown!.Contains(i)).Select(Head).ToList();
         return hidden.Count == 0 ? text
-            : text + Terminal.Cut($"(--format csv has also: {string.Join(", ", hidden)})", width) + "\n";
+            : text + Terminal.Cut($"(--format csv also has: {string.Join(", ", hidden)})", width) + "\n";
     }
 
-    /// <summary>Chooses columns and their widths by the first rows.</summary>
+    /// <summary>Chooses the columns and their widths from the first rows.</summary>
     private void Fit()
     {
         _widths = [.. _columns.Select((_, i) => _rows.Max(r => Terminal.Columns(r[i])))];
@@ -13492,9 +13518,9 @@ internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
         var empty = _shown.Where(i => _rows.Skip(1).All(r => r[i] is "" or "-")).Select(i => _columns[i]);
         var alike = _shown.Where(i => Places.Contains(_columns[i]) && _rows.Skip(1).All(r => r[i] == _rows[1][i]))
             .Select(i => _columns[i]);
-        // When a status was last said is of use only where it is not when it began; a period has a name.
+        // "time" adds little to "since"; "from" and "to" add little to the name of a period.
         string[] again = _columns.Contains("since") ? ["time"] : _columns.Contains("outages") ? ["from", "to"] : [];
-        // Of notes it is what one needs.
+        // A table of notes keeps the id: a new version of a note is sent with it.
         var least = _columns.Contains("kind") ? [.. LeastUse.Skip(1), "warnings", "matches", "author_name"] : LeastUse;
         foreach (var column in empty.Concat(least).Concat(again).Concat(alike).Concat(LastUse).ToList())
         {
@@ -13510,7 +13536,7 @@ internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
         }
     }
 
-    /// <summary>By how much a line is too long.</summary>
+    /// <summary>By how much lines are too long.</summary>
     private long Over(Func<int, long> widthOf) => _shown!.Sum(widthOf) + (Gap.Length * (_shown!.Count - 1)) - width;
 
     private string Padded(string cell, int column)
@@ -13529,7 +13555,7 @@ internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
         _ => column.Replace(Seconds, "", StringComparison.Ordinal).Replace('_', ' ').ToUpperInvariant(),
     };
 
-    /// <summary>What a column is cut to; figures, times and ids are of use only whole.</summary>
+    /// <summary>The width below which a column is not cut; figures, times and ids are never cut.</summary>
     private int LeastWidth(string column) => column is "reason" or "labels" ? ShortReason
         : column is "id" or "objective" or "budget_left" || Times.Contains(column) || IsFigure(column) ? int.MaxValue
         : leastText;
@@ -13552,8 +13578,8 @@ internal sealed class TextTable(int width, int leastText = TextTable.ShortText)
 }
 
 /// <summary>Writes the answers to questions.</summary>
-/// <param name="version">Of SeS: the bytes of an answer hold for one.</param>
-/// <param name="width">Of the terminal; null: it is none.</param>
+/// <param name="version">Of SeS: another one may give the same answer in other bytes.</param>
+/// <param name="width">Of the terminal; null: the output is not one.</param>
 internal sealed class Answers(Questions questions, string version, int? width = null)
 {
     private static readonly string[]
@@ -13569,16 +13595,18 @@ internal sealed class Answers(Questions questions, string version, int? width = 
         ObjectiveColumns = ["slo_met", "error_budget_seconds", "error_budget_left_seconds"],
         ThresholdColumns = [.. Question.Names, "status", "time", "up", "under_threshold_seconds"];
 
-    /// <summary>The lists of answers.</summary>
+    /// <summary>The names of the lists in answers.</summary>
     public const string Services = "services", Events = "events", Outages = "outages";
 
-    /// <summary>Where a history goes on that was told up to its limit; null: there is no more.</summary>
+    /// <summary>The cursor of the next page, if the answer ended at its limit; null: no more.</summary>
     public string? Next { get; private set; }
 
-    /// <summary>Rows that were told so far, and how many services of them are down now.</summary>
+    /// <summary>How many rows were written so far, and how many of their services are down now.</summary>
     public (long Rows, long Down) Told { get; private set; }
 
-    /// <summary>What made a report, in CSV on each row: a file that is sent on must say so.</summary>
+    /// <summary>
+    /// The settings behind a report, in CSV on each row: a file that is passed on must carry them.
+    /// </summary>
     public static readonly string[] MadeColumns = ["tz", "service_hours", "slo", "as_of", "version"];
 
     /// <summary>The columns of a list, as it is named in JSON.</summary>
@@ -13594,7 +13622,7 @@ internal sealed class Answers(Questions questions, string version, int? width = 
                 .. question.Counting.Objectives == null ? [] : ObjectiveColumns,
                 .. format == OutputFormat.Csv ? MadeColumns : []],
         };
-        // The partition is told where the question does not name it.
+        // The partition is a column unless the question names one.
         return question.Filter.Partition == null ? ["partition", .. columns] : columns;
     }
 
@@ -13623,7 +13651,7 @@ internal sealed class Answers(Questions questions, string version, int? width = 
         yield return writer.End();
     }
 
-    /// <summary>What made the answer: with these it can be made again.</summary>
+    /// <summary>The settings behind the answer: with these it can be reproduced.</summary>
     private void WriteHead(RowWriter writer, Question question)
     {
         var (pause, staleAfter) = (questions.Snapshot.Rules.Pause, questions.Snapshot.StaleAfter);
@@ -13699,7 +13727,7 @@ internal sealed class Answers(Questions questions, string version, int? width = 
             r.To == null, r.Description, r.Notes.Select(n => n.Last.Id).ToArray()),
         r => (r.From, r.Id));
 
-    /// <summary>The rows up to the limit, and where they go on.</summary>
+    /// <summary>The rows up to the limit, and the cursor of the next page.</summary>
     private IEnumerable<ReadOnlyMemory<byte>> Page<T>(RowWriter writer, string name, Question question, IEnumerable<T> rows,
         Func<T, List<object?>> cellsOf, Func<T, (DateTime Time, long Place)> placeOf)
     {
@@ -13749,9 +13777,9 @@ internal sealed class Answers(Questions questions, string version, int? width = 
 
     private static double Seconds(decimal milliseconds) => (double)Math.Round(milliseconds / 1000, 3);
 
-    /// <summary>100 only if nothing is left out.</summary>
-    private static double? Rounded(double? share, long left) => share is not { } known ? null
-        : Math.Min(Math.Round(known, 6), left > 0 ? 99.999999 : 100);
+    /// <summary>Rounded to 6 digits, but to 100 only if nothing is missing from it.</summary>
+    private static double? Rounded(double? share, long missing) => share is not { } known ? null
+        : Math.Min(Math.Round(known, 6), missing > 0 ? 99.999999 : 100);
 
     private IEnumerable<List<object?>> Under(Question question, int threshold) =>
         questions.Threshold(question.Filter, threshold, question.From, question.To).Select(r =>
@@ -13760,17 +13788,17 @@ internal sealed class Answers(Questions questions, string version, int? width = 
 
 // ============================== 24. Note forms ===============================
 //
-// Notes as people write them and ask for them, from a form of parameters.
+// How people and programs write notes and query them: parsing what they send, and writing the answers.
 
 /// <summary>Which notes are asked for.</summary>
-/// <param name="Filter">Those that may be about such services.</param>
-/// <param name="HasAllVersions">False: the last one of each.</param>
+/// <param name="Filter">Notes that may apply to such services.</param>
+/// <param name="HasAllVersions">False: only the last version of each.</param>
 internal sealed record NoteQuestion(
     ServiceFilter Filter, DateTime? From, DateTime? To, NoteKind? Kind, string? Id, DateTime? AsOf, bool HasAllVersions)
 {
     public static readonly string[] Parameters = [.. Question.Names, "from", "to", "kind", "id", "as_of", "versions"];
 
-    /// <exception cref="QuestionException">A parameter is unknown, stands twice, or cannot be used.</exception>
+    /// <exception cref="QuestionException">A parameter is unknown, given twice, or not valid.</exception>
     public static NoteQuestion Parse(
         string? partition, IEnumerable<KeyValuePair<string, string>> parameters, DateTime now, Zone zone)
     {
@@ -13781,7 +13809,7 @@ internal sealed record NoteQuestion(
             given.GetValueOrDefault("id"), Time("as_of"),
             Question.Parse(given, "versions", v => bool.TryParse(v, out var flag) ? flag : (bool?)null, "true, false") == true);
         if (question.From >= question.To)
-            throw new QuestionException("from: it is not before to");
+            throw new QuestionException("from: it must be before 'to'");
         Question.CheckAsOf(question.AsOf, now);
         return question;
     }
@@ -13790,7 +13818,7 @@ internal sealed record NoteQuestion(
 /// <summary>Notes as people and programs write and read them.</summary>
 internal sealed class NoteForm(Questions questions)
 {
-    /// <summary>In bytes: a text of the longest, with each character escaped, and the names.</summary>
+    /// <summary>In bytes: room for the longest text with each character escaped, and for the names.</summary>
     public const int MaxBody = 64 * 1024;
 
     public static readonly string[]
@@ -13804,9 +13832,9 @@ internal sealed class NoteForm(Questions questions)
             "author_name", "withdrawn", "received", "recorded", "matches", "warnings",
         ];
 
-    /// <summary>What JSON says: <c>{"kind": "maintenance", "from": "2026-12-01T22:00+01:00", ...}</c>.</summary>
-    /// <param name="zone">In which a day begins.</param>
-    /// <exception cref="NoteException">It is no such object.</exception>
+    /// <summary>Parses <c>{"kind": "maintenance", "from": "2026-12-01T22:00+01:00", ...}</c>.</summary>
+    /// <param name="zone">Of the midnight that a day without a time means.</param>
+    /// <exception cref="NoteException">The body is not such an object.</exception>
     public static NoteDraft Read(ReadOnlyMemory<byte> body, DateTime now, Zone zone)
     {
         var given = new Dictionary<string, string?>();
@@ -13833,18 +13861,19 @@ internal sealed class NoteForm(Questions questions)
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException)
         {
-            throw new NoteException(400, e is JsonException ? "The body is not JSON" : "A text in it is not valid Unicode");
+            throw new NoteException(400, e is JsonException ? "The body is not JSON"
+                : "A string in the body is not valid Unicode");
         }
         return Parse(given, now, zone);
     }
 
-    /// <param name="given">What fields say, by name.</param>
-    /// <exception cref="NoteException">A field is unknown, or cannot be used.</exception>
+    /// <param name="given">The values of the fields, by name.</param>
+    /// <exception cref="NoteException">A field is unknown, or its value is not valid.</exception>
     public static NoteDraft Parse(IReadOnlyDictionary<string, string?> given, DateTime now, Zone zone)
     {
         if (given.Keys.FirstOrDefault(k => !Fields.Contains(k)) is { } unknown)
             throw new NoteException(400,
-                $"{AlertMapping.Clip(unknown, 100)}: it is not a field of a note; there are {string.Join(", ", Fields)}");
+                $"{AlertMapping.Clip(unknown, 100)}: it is not a field of a note; allowed: {string.Join(", ", Fields)}");
         T? Usable<T>(string name, Func<string, T?> parse, string allowed) where T : struct =>
             given.GetValueOrDefault(name) is not { } text ? null
             : parse(text) ?? throw new NoteException(400, $"{name}: '{Question.Shown(text)}' is not valid; allowed: {allowed}");
@@ -13872,7 +13901,7 @@ internal sealed class NoteForm(Questions questions)
         };
     }
 
-    /// <summary>As of a question, or without an offset, in the zone.</summary>
+    /// <summary>As a question's time, or without an offset, in the zone.</summary>
     public static DateTime? ParseTime(string text, DateTime now, Zone zone)
     {
         string[] local = ["yyyy-MM-dd'T'HH:mm", "yyyy-MM-dd'T'HH:mm:ss"];
@@ -13880,31 +13909,32 @@ internal sealed class NoteForm(Questions questions)
             && time.Year is > 1 and < 9999 ? zone.Begin(time) : Question.ParseTime(text, now, zone);
     }
 
-    /// <summary>What whoever wrote the last version should know.</summary>
-    /// <param name="matches">So many services it is about.</param>
+    /// <summary>What the author of the last version should know.</summary>
+    /// <param name="matches">How many services the note applies to.</param>
     public static IEnumerable<string> Warnings(Note note, long matches)
     {
         var last = note.Last;
         if (last.IsWithdrawn && note.Versions is [.., { IsWithdrawn: true }, _])
-            yield return "it was withdrawn before, and still is: \"withdrawn\": false takes that back";
+            yield return "the note was withdrawn before and still is; to reinstate it, send \"withdrawn\": false";
         if (last.IsWithdrawn)
             yield break;
         if (matches == 0)
-            yield return "it matches no service that is known";
+            yield return "the note matches no known service";
         if (last.Kind == NoteKind.Maintenance)
         {
             var held = note.Announced(_ => true);
             if (held.Length == 0)
-                yield return "it was over when it was received, so that it holds nowhere: excluded is for what was not announced";
+                yield return "the maintenance was over before SeS received the note, so it has no effect; "
+                    + "for work that was not announced use the kind excluded";
             else if (held is not [var span] || span != last.Span)
-                yield return $"not all of it was announced: it holds from {string.Join(" and from ", held.Select(Told))}; "
-                    + "excluded is for what was not";
+                yield return "the maintenance was announced only in part: it counts from "
+                    + $"{string.Join(" and from ", held.Select(TextOf))}; for the rest use the kind excluded";
         }
         if (last is { Kind: NoteKind.Excluded or NoteKind.Correction, To: null })
-            yield return "it has no end: it holds until a version gives it one";
+            yield return "the note has no end: it holds until a later version gives it one";
     }
 
-    private static string Told(Interval span) => Rfc3339.Format(UnixTime.Read(span.From))
+    private static string TextOf(Interval span) => Rfc3339.Format(UnixTime.Read(span.From))
         + (span.To == UnixTime.Open ? " on" : $" to {Rfc3339.Format(UnixTime.Read(span.To))}");
 
     /// <summary>The last version as JSON.</summary>
@@ -13928,7 +13958,7 @@ internal sealed class NoteForm(Questions questions)
     }
 
     /// <summary>The notes that are asked for, in parts, each valid until the next is asked for.</summary>
-    /// <param name="width">Of the terminal; null: it is none.</param>
+    /// <param name="width">Of the terminal; null: the output is not one.</param>
     public IEnumerable<ReadOnlyMemory<byte>> Write(NoteQuestion question, OutputFormat format, int? width)
     {
         var writer = new RowWriter(format, width);
@@ -13947,7 +13977,7 @@ internal sealed class NoteForm(Questions questions)
         yield return writer.End();
     }
 
-    /// <summary>The last version in a line, for who wrote it.</summary>
+    /// <summary>The last version on one line, for its author.</summary>
     public string Line(Note note, Zone zone)
     {
         var (v, matches) = (note.Last, questions.CountMatching(note.Last.Filter));
@@ -13965,20 +13995,20 @@ internal sealed class NoteForm(Questions questions)
 
 // ================================ 25. Reports ================================
 //
-// What people read of a period: the verdicts on a platform's services, their figures and their outages, with what
-// was said of these. The same tables are made for a terminal and for paper. A figure of several services is the
-// share that their times added up have, never the mean of percentages, and percentages are cut, never rounded up.
+// Reports for people, on a period: the verdicts on a platform's services, their figures, and their outages
+// with the notes on them. Terminal and paper have the same tables. A percentage for several services is that
+// of their times added up, never the mean of percentages; and percentages are truncated, never rounded up.
 
-/// <summary>A service of a report, with a row for each period before whose end it was known.</summary>
-/// <param name="Name">As much of its names as tells it apart from the others of its platform.</param>
+/// <summary>A service in a report, with a row for each period by whose end it was known.</summary>
+/// <param name="Name">The shortest name that tells it apart from the others of its platform.</param>
 internal sealed record ReportedService(ServiceKey Key, string Name, IReadOnlyList<ReportRow> Rows);
 
-/// <summary>The cells of a table; its columns are named as <see cref="TextTable"/> knows them.</summary>
+/// <summary>The cells of a table; its columns have the names that <see cref="TextTable"/> expects.</summary>
 internal sealed record ReportTable(IReadOnlyList<string> Columns, IReadOnlyList<string[]> Rows);
 
 /// <summary>A report on the services of one platform.</summary>
-/// <param name="rows">One at least; in the order of periods.</param>
-/// <param name="outages">In the order of their begins.</param>
+/// <param name="rows">At least one; in the order of periods.</param>
+/// <param name="outages">In the order of their starts.</param>
 /// <param name="asOf">What is later is not known yet.</param>
 internal sealed class PlatformReport(
     Counting counting, DateTime asOf, IReadOnlyList<ReportRow> rows, IReadOnlyList<OutageRow> outages)
@@ -14007,7 +14037,7 @@ internal sealed class PlatformReport(
 
     public DateTime To { get; } = rows.Max(r => r.To);
 
-    /// <summary>The periods, in order; one of them is null if the range is none.</summary>
+    /// <summary>The names of the periods, in order; a single null if the range has no periods.</summary>
     public IReadOnlyList<string?> Periods { get; } =
         [.. rows.OrderBy(r => r.From).Select(r => r.Period).Distinct()];
 
@@ -14019,7 +14049,7 @@ internal sealed class PlatformReport(
 
     // ---- In words ----
 
-    /// <summary>What is reported on: the periods, their zone, the hours that count, the objective.</summary>
+    /// <summary>What the report is on: periods, their zone, the hours that count, the objective.</summary>
     public string Subject => $"{Range}, {counting.Zone.Name}, {counting.Hours?.Text ?? "all hours"}"
         + (_objective is { } objective ? $", objective {Percent(objective)} %" : "");
 
@@ -14039,8 +14069,8 @@ internal sealed class PlatformReport(
     public string Time(DateTime time) =>
         counting.Zone.Local(time).ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture);
 
-    /// <summary>That of its document: partition, platform and period, as far as that is no odd name.</summary>
-    /// <param name="isPlain">False: with a hash, where another one's is the same.</param>
+    /// <summary>Partition, platform and period, with an underscore for each unusual character.</summary>
+    /// <param name="isPlain">False: with a hash, since another report would have the same name.</param>
     public string FileName(bool isPlain)
     {
         const int Longest = 80;
@@ -14053,7 +14083,7 @@ internal sealed class PlatformReport(
         return $"{Safe(Partition)}-{Safe(Platform)}{(isPlain ? "" : "-" + Convert.ToHexStringLower(hash))}-{range}.html";
     }
 
-    /// <summary>The whole in a sentence.</summary>
+    /// <summary>The result of the report in a sentence.</summary>
     public string Verdict => _objective == null ? Summary : string.Join(", ", Verdicts());
 
     private string Summary
@@ -14061,9 +14091,9 @@ internal sealed class PlatformReport(
         get
         {
             var failed = Services.Count(s => s.Rows.Any(r => r.Figures.Outages > 0));
-            return AdjustedOf(rows) == null ? $"nothing is known of {Counted(Services.Count, "service")}"
+            return AdjustedOf(rows) == null ? $"nothing is known about {Counted(Services.Count, "service")}"
                 : $"adjusted availability of {Counted(Services.Count, "service")}: {Adjusted(rows)} %, "
-                    + (failed == 0 ? "no outage" : $"outages of {failed}");
+                    + (failed == 0 ? "no outages" : $"{failed} with outages");
         }
     }
 
@@ -14078,13 +14108,13 @@ internal sealed class PlatformReport(
         if (missed > 0)
             yield return $"{missed} missed";
         if (sparse is [{ Figures.Coverage: { } coverage }])
-            yield return $"1 met on {Percent(Math.Floor((decimal)coverage * 10) / 10)} % of its time";
+            yield return $"1 met with only {Percent(Math.Floor((decimal)coverage * 10) / 10)} % of its time known";
         if (sparse.Count > 1)
-            yield return $"{sparse.Count} met on less than {LeastCoverage} % of their time";
+            yield return $"{sparse.Count} met with less than {LeastCoverage} % of their time known";
         if (lasting > 0 && !isSoFar)
             yield return $"{lasting} within the budget so far";
         if (rows.Count - met.Count - missed - lasting is > 0 and var unknown)
-            yield return $"{unknown} not known";
+            yield return $"{unknown} unknown";
     }
 
     public static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
@@ -14098,17 +14128,17 @@ internal sealed class PlatformReport(
 
     public bool IsMissed(ReportRow row) => IsMetOf(row) == false;
 
-    /// <summary>So little is known that a verdict says little.</summary>
+    /// <summary>So little of its time is known that a verdict means little.</summary>
     private static bool IsSparse(ReportRow row) => row.Figures.Coverage < LeastCoverage;
 
-    /// <summary>Whether a verdict has the mark that says so.</summary>
+    /// <summary>Whether a verdict has the question mark that stands for little coverage.</summary>
     public bool HasMarks => _objective != null && rows.Any(r => IsSparse(r) && IsMetOf(r) != null);
 
     // ---- Figures ----
 
     private static long Sum(IReadOnlyList<ReportRow> of, Func<Figures, long> part) => of.Sum(r => part(r.Figures));
 
-    /// <summary>In percent, in thousandths; null: without a base.</summary>
+    /// <summary>In percent, truncated to thousandths; null if the whole is 0.</summary>
     private static decimal? Share(long part, long whole) =>
         whole == 0 ? null : Math.Floor(100_000m * part / whole) / 1000;
 
@@ -14122,8 +14152,8 @@ internal sealed class PlatformReport(
 
     private static string Adjusted(IReadOnlyList<ReportRow> of) => Shown(AdjustedOf(of));
 
-    /// <summary>In hours, minutes and seconds.</summary>
-    /// <param name="isBrief">Without the seconds of a minute or more.</param>
+    /// <summary>A duration in hours, minutes and seconds.</summary>
+    /// <param name="isBrief">Without seconds if it is a minute or longer.</param>
     public static string Lasted(long milliseconds, bool isBrief = false)
     {
         var (hours, minutes, seconds) = (milliseconds / 3_600_000, milliseconds / 60_000 % 60, milliseconds / 1000 % 60);
@@ -14149,7 +14179,7 @@ internal sealed class PlatformReport(
 
     // ---- Tables ----
 
-    /// <summary>The services of one period, and their sum.</summary>
+    /// <summary>The services of one period, and all of them together.</summary>
     public ReportTable Figures()
     {
         string[] verdicts = _objective == null ? [] : ["objective", "budget_left"];
@@ -14168,8 +14198,8 @@ internal sealed class PlatformReport(
         Lasted(Sum(of, f => f.Unknown)),
     ];
 
-    /// <summary>The adjusted availability of each service in each period and in all, and their sums.</summary>
-    /// <param name="most">Columns beside the services' that a table may have; what is left has one of its own.</param>
+    /// <summary>The adjusted availability of each service, and of all, in each period and in total.</summary>
+    /// <param name="most">Of the columns of periods in a table; the others go to further tables.</param>
     public IEnumerable<ReportTable> ByPeriod(int most)
     {
         List<(string Name, IReadOnlyList<ReportRow> Rows)> lines = [.. Services.Select(s => (s.Name, s.Rows))];
@@ -14180,12 +14210,12 @@ internal sealed class PlatformReport(
                 [l.Name, .. some.Select(p => p == "total" ? CellOf(l.Rows) : CellOf([.. l.Rows.Where(r => r.Period == p)]))])]);
     }
 
-    /// <summary>Only of one service and one period there is a verdict.</summary>
+    /// <summary>With the marks of a verdict, which only one service in one period has.</summary>
     private string CellOf(IReadOnlyList<ReportRow> of) => Adjusted(of).PadLeft(7)
         + (of is not [var row] || IsMetOf(row) == null ? ""
             : (IsMissed(row) ? " ✖" : "") + (IsSparse(row) ? " ?" : ""));
 
-    /// <param name="isShort">Days of the report's own year are told without it.</param>
+    /// <param name="isShort">Days are written without a year that all of the report is in.</param>
     public ReportTable Outages(bool isShort)
     {
         var last = isShort ? counting.Zone.Local(To.AddMilliseconds(-1)).Year : 0;
@@ -14193,7 +14223,7 @@ internal sealed class PlatformReport(
         string Day(DateTime time) => Time(time)[(isOneYear && counting.Zone.Local(time).Year == last ? 5 : 0)..];
         return new(OutageColumns, [.. outages.Select(o => (string[])
         [
-            _names.GetValueOrDefault(o.Service) ?? o.Service.Service, Day(o.From), o.To is { } to ? Day(to) : "goes on",
+            _names.GetValueOrDefault(o.Service) ?? o.Service.Service, Day(o.From), o.To is { } to ? Day(to) : "ongoing",
             Lasted(o.Down), string.Join("; ", o.Notes.Select(n => NoteOn(n, o, Day))),
         ])]);
     }
@@ -14203,24 +14233,25 @@ internal sealed class PlatformReport(
         var (last, kind) = (note.Last, NoteDraft.NameOf(note.Last.Kind));
         if (last.Kind == NoteKind.Maintenance)
         {
-            // Of a night of work the times are enough beside those of the outage.
+            // If it lasts less than a day, the outage's own dates are enough.
             string Of(DateTime time) => last.To - last.From < TimeSpan.FromDays(1) ? Time(time)[^5..] : day(time);
             var since = note.Versions[0].Received;
             var (from, until) = (Math.Max(last.Span.From, UnixTime.From(outage.From)),
                 Math.Min(last.Span.To, UnixTime.From(outage.To ?? asOf)));
             var announced = Interval.Length(note.Announced(f => f.Takes(outage.Service)), from, until);
-            return $"{kind} {Of(last.From)} to {(last.To is { } to ? Of(to) : "no end")} "
-                + $"({(announced == 0 ? "added" : announced == until - from ? "announced" : "in part announced")} {day(since)[..^6]})";
+            return $"{kind} {Of(last.From)}{(last.To is { } to ? $" to {Of(to)}" : ", no end")} "
+                + $"({(announced == 0 ? "added" : announced == until - from ? "announced" : "announced in part")} "
+                + $"{day(since)[..^6]})";
         }
-        var when = last.Received >= outage.To ? "after the outage" : last.Received >= outage.From ? "during it" : "before it";
+        var when = last.Received >= outage.To ? "after" : last.Received >= outage.From ? "during" : "before";
         return $"{kind}{(last.Status == null ? "" : $", {last.Status}")}: {last.Text} "
-            + $"({AuthorOf(last)}, {day(last.Received)}, {when})";
+            + $"({AuthorOf(last)}, {day(last.Received)}, {when} the outage)";
     }
 
     public static string AuthorOf(NoteVersion version) =>
         version.Author + (version.AuthorName == null ? "" : $", {version.AuthorName}");
 
-    /// <summary>What tells services of a platform apart: a location does where it must, its labels likewise.</summary>
+    /// <summary>Names have a location only if that tells services apart, and its labels likewise.</summary>
     private static Dictionary<ServiceKey, string> NamesOf(List<ServiceKey> services)
     {
         var names = new Dictionary<ServiceKey, string>();
@@ -14245,10 +14276,10 @@ internal sealed class PlatformReport(
 }
 
 /// <summary>Writes reports for a terminal.</summary>
-/// <param name="width">In its columns.</param>
+/// <param name="width">Of the terminal, in columns.</param>
 internal sealed class ReportText(int width)
 {
-    /// <param name="withPartition">Whether there are others than the first one's.</param>
+    /// <param name="withPartition">Names the partition, since there are reports of others.</param>
     public string Of(PlatformReport report, string asOf, bool withPartition)
     {
         var tables = report.Periods.Count == 1 ? [report.Figures()] : report.ByPeriod(Fitting(report)).ToList();
@@ -14271,7 +14302,7 @@ internal sealed class ReportText(int width)
         return text.ToString();
     }
 
-    /// <summary>One line, as wide as what stands below, or two where that is too narrow.</summary>
+    /// <summary>One line, as wide as the table below if it can; two if the terminal is too narrow.</summary>
     private IEnumerable<string> Head(string subject, string asOf, string below)
     {
         var (plain, widest) = (Terminal.Plain(subject), Math.Min(width, below.Split('\n').Max(Terminal.Columns)));
@@ -14280,7 +14311,7 @@ internal sealed class ReportText(int width)
             : Terminal.Columns(plain) + 2 + asOf.Length <= width ? [$"{plain}  {asOf}"] : [plain, asOf];
     }
 
-    /// <summary>So many columns of percentages fit beside the names, which may be cut for them.</summary>
+    /// <summary>How many columns of percentages fit beside the names, of which long ones are cut.</summary>
     private int Fitting(PlatformReport report)
     {
         const int LongestName = 32, Percentage = 9, Mark = 2, Gap = 2;
@@ -14291,7 +14322,7 @@ internal sealed class ReportText(int width)
 
     private string Written(ReportTable table)
     {
-        // Names and notes are read.
+        // Names and notes must stay readable.
         const int LeastText = 18;
         var text = new TextTable(width, LeastText);
         text.Begin(table.Columns);
@@ -14303,18 +14334,18 @@ internal sealed class ReportText(int width)
 
 // ================================= 26. Onix ==================================
 //
-// Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 when
-// it refuses every item, 404 when its database is away, and guards items by a version: equal writes,
-// anything else is "L", -1 inserts only, and an absent item is inserted whatever the version is.
-// This section exchanges requests and answers; the Recorder decides what an answer means for the history.
+// Onix is the CMDB that keeps each change of an item. It serves one request at a time, answers 200 even if
+// it refuses every item, and 404 if its database is down. Items have versions: a change that names the
+// current one is written, one that names another is answered "L", -1 only inserts, and an absent item is
+// inserted whatever the version. This section exchanges requests; the Recorder decides what answers mean.
 
 /// <summary>
-/// Is thrown when Onix is away, slow or denies access: the result is unknown, try again later.
+/// Is thrown when Onix is unreachable, slow or denies access: the result is unknown, to be retried later.
 /// </summary>
 internal sealed class OnixException(string message) : Exception(message);
 
 /// <summary>
-/// Is thrown when Onix refuses a request as a whole, with 400 or 413: a smaller one may do.
+/// Is thrown when Onix refuses a request as a whole, with 400 or 413: a smaller one may succeed.
 /// </summary>
 internal sealed class OnixRequestRefusedException(string message) : Exception(message);
 
@@ -14415,7 +14446,7 @@ internal static class OnixNames
         return key.Length <= MaxKey ? key : AlternateKey(service);
     }
 
-    /// <summary>For a service whose key is another's, or too long: cut, with a hash of the five.</summary>
+    /// <summary>If the key is another service's, or too long: cut, with a hash of all five names.</summary>
     public static string AlternateKey(ServiceKey service)
     {
         var key = Plain(service);
@@ -14505,7 +14536,7 @@ internal sealed class ItemListReader
     private JsonReaderState _state;
     private bool _isInValues, _hasValues;
 
-    /// <exception cref="JsonException">It is no JSON, or no list.</exception>
+    /// <exception cref="JsonException">The body is not JSON, or not a list of items.</exception>
     public async Task ReadAsync(
         Stream body, Func<IReadOnlyList<OnixItem>, Task> take, CancellationToken stop)
     {
@@ -14526,10 +14557,10 @@ internal sealed class ItemListReader
         }
         while (read > 0);
         if (!_hasValues)
-            throw new JsonException("the list has no values");
+            throw new JsonException("the list has no member \"values\"");
     }
 
-    /// <summary>Takes the items that are there as a whole; how many bytes it has used.</summary>
+    /// <summary>Takes the items that are complete in the buffer; returns how many bytes it used.</summary>
     private int Scan(ReadOnlySpan<byte> json, bool isLast)
     {
         var reader = new Utf8JsonReader(json, isLast, _state);
@@ -14566,8 +14597,8 @@ internal sealed class OnixClient
     /// <summary>More items than any site has; Onix takes the number as a limit.</summary>
     private const int ListLimit = 1_000_000;
 
-    private const string LeastRights = "the user needs read on partition REF, and read and create on the "
-        + "partitions written to, once an administrator's SeS has made the model";
+    private const string LeastRights = "let a SeS with an administrator's credentials create the model once; "
+        + "after that the user needs read on partition REF, and read and create on the partitions written to";
 
     private readonly Options _options;
     private volatile HttpClient _http;
@@ -14592,14 +14623,14 @@ internal sealed class OnixClient
     private static HttpClient NewClient(HttpMessageHandler handler) =>
         new(handler) { Timeout = Timeout.InfiniteTimeSpan };
 
-    /// <summary>Trusts what the CA file has now. False: it has the same.</summary>
+    /// <summary>Reads the CA file again, and trusts its certificates. False: it is unchanged.</summary>
     /// <exception cref="CryptographicException">It holds no certificate.</exception>
     /// <exception cref="IOException">It cannot be read.</exception>
     public bool RereadCa()
     {
         if (File.ReadAllText(_options.OnixCaFile!) is var now && now == _ca)
             return false;
-        // A request that is under way ends as it began.
+        // A request that is under way keeps the old client.
         _http = NewClient(CreateHandler(_options));
         _ca = now;
         return true;
@@ -14644,7 +14675,7 @@ internal sealed class OnixClient
         };
         tls.CertificateChainPolicy.CustomTrustStore.ImportFromPemFile(caFile);
         return tls.CertificateChainPolicy.CustomTrustStore.Count > 0 ? tls
-            : throw new CryptographicException("there is none in it");
+            : throw new CryptographicException("the file has no certificate");
     }
 
     /// <summary>Makes sure that model, item type and attributes are there.</summary>
@@ -14689,7 +14720,7 @@ internal sealed class OnixClient
                 }
             }, stop);
 
-    /// <summary>Null for 404, which proves nothing: the database may be away.</summary>
+    /// <summary>Null for 404, which proves nothing: the database may be down.</summary>
     public Task<OnixItem?> GetAsync(string key, CancellationToken stop) =>
         AskAsync<OnixItem?>("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null,
             async (answer, limit) => answer.StatusCode == HttpStatusCode.NotFound ? null
@@ -14724,7 +14755,7 @@ internal sealed class OnixClient
         _ => throw new OnixException($"Onix answered with operation '{value.Operation}'"),
     }, FirstLine(value.Message));
 
-    /// <summary>Reads an answer, whose reading is part of the time that it may take.</summary>
+    /// <summary>Reads an answer, within the time limit of the whole exchange.</summary>
     private delegate Task<T> Reader<T>(HttpResponseMessage answer, CancellationToken limit);
 
     private async Task<T> AskAsync<T>(string kind, HttpMethod method, string path, DataBody? data,
@@ -14792,7 +14823,7 @@ internal sealed class OnixClient
         }
     }
 
-    /// <summary>Reads as it comes, so that a large answer is never held as a whole; only of a 200.</summary>
+    /// <summary>Parses the body of a 200 as it arrives: a large one is never held as a whole.</summary>
     private async Task<T> ReadAsync<T>(HttpResponseMessage answer,
         JsonTypeInfo<T> type, CancellationToken limit) where T : class
     {
@@ -14815,8 +14846,8 @@ internal sealed class OnixClient
     private OnixException Unexpected(HttpResponseMessage answer) => new(answer.StatusCode switch
     {
         HttpStatusCode.Unauthorized =>
-            "Onix answered 401: the credentials are wrong, or its database is away",
-        HttpStatusCode.Redirect => "Onix answered 302: it wants OIDC, see --onix-auth-mode",
+            "Onix answered 401: the credentials are wrong, or its database is down",
+        HttpStatusCode.Redirect => "Onix answered 302: it requires OIDC, see --onix-auth-mode",
         HttpStatusCode.NotFound => $"Onix answered 404: {_base} may not be its web API",
         _ => $"Onix answered {(int)answer.StatusCode}",
     });
@@ -14850,7 +14881,7 @@ internal sealed class OnixClient
         var token = await ExchangeAsync("token", request, (answer, limit) =>
             answer.StatusCode == HttpStatusCode.OK ? ReadAsync(answer, OnixJson.Default.TokenResponse, limit)
             : throw new OnixException($"the token endpoint answered {(int)answer.StatusCode}"), stop);
-        // A fifth of its life is left for clocks and the way; without expires_in, a minute is safe.
+        // A fifth of its life is a margin for clocks and latency; without expires_in, a minute is safe.
         (_tokenTaken, _tokenLife) = (asked, TimeSpan.FromSeconds((token.ExpiresIn ?? 60) * 0.8));
         return _token = token.AccessToken
             ?? throw new OnixException("the token endpoint gave no access_token");
@@ -14859,25 +14890,25 @@ internal sealed class OnixClient
 
 // =============================== 27. Recorder ================================
 //
-// Brings the history to Onix, in order and once in effect. It takes the services that are marked in the
-// store, decides for each, from what Onix holds and from the service's timeline, which changes Onix lacks,
-// and sends these in order of time over all services, guarded by Onix's versions, so that two SeS never write
-// a change twice nor overwrite a later one. Deciding again changes nothing. What Onix confirmed and the
-// mark's end are one transaction; a service whose change Onix refuses keeps its mark, and is tried again
-// later.
+// Writes the history to Onix, in order, each change once in effect. The Recorder takes the services that are
+// marked in the store, decides for each, from what Onix holds and from the service's timeline, which changes
+// Onix lacks, and sends these in order of time across all services. Onix's versions guard them, so that two
+// SeS never write a change twice nor overwrite a later one. Deciding again has the same result. What Onix
+// confirmed is stored, and the mark removed, in one transaction; a service whose change Onix refuses keeps
+// its mark, and is retried later.
 //
-// One change of an item goes in one request, never a chain of them: were Onix to move on by one version
-// between, the second of a chain would find its version and overwrite what another SeS wrote.
+// A request has at most one change of each item. With two, another SeS might write a version in between, and
+// the second would then find the version that it expects, and overwrite what the other wrote.
 
 /// <summary>How the Recorder is doing, for probes and metrics.</summary>
 /// <param name="Trouble">Why Onix confirms nothing; null while it does.</param>
 /// <param name="Confirmed">When Onix last confirmed anything; null: not since the start.</param>
 /// <param name="Backlog">
-/// Services with changes that Onix has not confirmed, those that it refuses too.
+/// Services with changes that Onix has not confirmed, including those that it refuses.
 /// </param>
-/// <param name="Oldest">Since when the first of them waits.</param>
-/// <param name="BarredReason">Onix's words on one of those that it refuses.</param>
-/// <param name="IsAnew">Onix is another, or lost what it had: services are still being marked for all of it.</param>
+/// <param name="Oldest">Since when the first of them has waited.</param>
+/// <param name="BarredReason">Onix's message about one of those that it refuses.</param>
+/// <param name="IsAnew">Onix lost items or was replaced; services are still being marked for it.</param>
 internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
     long Barred, string? BarredReason, bool IsAnew)
 {
@@ -14885,46 +14916,48 @@ internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long 
     public string Word => Trouble != null ? "away" : Confirmed == null ? "starting"
         : Backlog > 0 || IsAnew ? "behind" : "recorded";
 
-    public const string NotAsked = "Onix was not asked yet",
-        LostAll = "Onix came back without what it had, and gets the whole history again", HasAll = "Onix has all changes";
+    public const string NotAsked = "Onix has not been contacted yet",
+        LostAll = "Onix lost items that it had, and gets the whole history again", HasAll = "Onix has all changes";
 
     public bool IsNotAsked => Trouble == null && Confirmed == null;
 
-    /// <summary>In one sentence without its point, for people.</summary>
+    /// <summary>In one sentence without its full stop, for people.</summary>
     public string Sentence => (Trouble == null ? "" : $"Onix confirms nothing: {Trouble}; ")
         + (IsNotAsked ? NotAsked : IsAnew ? LostAll : Backlog == 0 ? HasAll
-            : $"Onix lacks changes of {Backlog} services"
-                + (Barred == 0 ? "" : $", of which it refuses {Barred}: {BarredReason}"));
+            : $"Onix lacks changes of {PlatformReport.Counted(Backlog, "service")}"
+                + (Barred == 0 ? "" : $" and refuses those of {Barred}: {BarredReason}"));
 }
 
 /// <summary>A service whose change Onix refuses.</summary>
 internal sealed record BarredService(ServiceKey Service, DateTime Since, string Reason);
 
-/// <summary>A change of status as Onix is told it.</summary>
+/// <summary>A change of status to be written to Onix.</summary>
 internal readonly record struct ToldChange(DateTime Time, string Status, long Observation);
 
 /// <summary>Decides, purely, which changes Onix lacks.</summary>
 internal static class OnixChanges
 {
     /// <summary>
-    /// The changes later than what Onix holds, in order. A run that began earlier, lasts beyond it and has
-    /// another status comes 1 ms after it, so that what Onix has last is always what is; but not if another
-    /// SeS wrote what Onix holds, of something that this one has not heard.
+    /// The changes later than the one that Onix holds, in order. A run that began before that, lasts longer
+    /// and has another status is sent as 1 ms after it, so that Onix's latest status is the current one; but
+    /// not if another SeS wrote what Onix holds, from something that this one has not received.
     /// </summary>
-    /// <param name="told">
-    /// The timeline without unknown, from the last run on that began before what Onix holds.
+    /// <param name="timeline">
+    /// Without unknown, from the last run on that did not begin after the change that Onix holds.
     /// </param>
-    /// <param name="status">What Onix holds; null: it has no item.</param>
+    /// <param name="status">Of the change that Onix holds; null: it has no item.</param>
+    /// <param name="at">Its time.</param>
+    /// <param name="isOwn">Whether this SeS wrote it.</param>
     public static List<ToldChange> Lacking(
-        IReadOnlyList<ToldChange> told, string? status, DateTime? at, bool isOwn)
+        IReadOnlyList<ToldChange> timeline, string? status, DateTime? at, bool isOwn)
     {
         var (lacking, last) = (new List<ToldChange>(), status);
-        foreach (var change in told)
+        foreach (var change in timeline)
         {
             if (!isOwn && change.Time <= at)
                 continue;
             var time = at is { } held && change.Time <= held ? held.AddMilliseconds(1) : change.Time;
-            // It lasts no longer than that millisecond.
+            // The change before lasted no longer than that millisecond.
             if (lacking.Count > 0 && lacking[^1].Time == time)
             {
                 lacking.RemoveAt(lacking.Count - 1);
@@ -14939,34 +14972,34 @@ internal static class OnixChanges
     }
 }
 
-/// <summary>One service's share of a turn.</summary>
+/// <summary>What one service has to send in a turn.</summary>
 internal sealed class Job(WaitingService waiting, List<ToldChange> changes, DateTime? rest)
 {
     public WaitingService Waiting => waiting;
 
-    /// <summary>In order; those later than the turn's horizon are for another turn.</summary>
+    /// <summary>In order; those later than the turn's horizon are left for another turn.</summary>
     public List<ToldChange> Changes => changes;
 
     public string Key { get; } = waiting.Key ?? OnixNames.Key(waiting.Service);
 
-    /// <summary>What Onix is known to hold; 0: nothing.</summary>
+    /// <summary>The version that Onix is known to hold; 0: no item.</summary>
     public long Version { get; set; } = waiting.Version;
 
     /// <summary>How many of the changes Onix has confirmed.</summary>
     public int Done { get; set; }
 
-    /// <summary>Of the first change that is left for another turn; null: there is none.</summary>
+    /// <summary>The time of the first change that is left for another turn; null: none is.</summary>
     public DateTime? Rest { get; private set; } = rest;
 
-    /// <summary>It was refused or locked, and waits for another turn.</summary>
+    /// <summary>A change was refused or locked: the others wait for another turn.</summary>
     public bool IsStopped { get; set; }
 
     /// <summary>
-    /// Of the first change that Onix lacks after those that it confirmed; null: there is none.
+    /// The time of the first change that Onix has not confirmed; null: it confirmed all.
     /// </summary>
     public DateTime? Next => Done < changes.Count ? changes[Done].Time : Rest;
 
-    /// <summary>Leaves what is later than a horizon for another turn.</summary>
+    /// <summary>Leaves changes later than a horizon for another turn.</summary>
     public void Cut(DateTime horizon)
     {
         var count = changes.FindIndex(c => c.Time > horizon);
@@ -14982,7 +15015,7 @@ internal sealed class Job(WaitingService waiting, List<ToldChange> changes, Date
 /// <summary>Reads from a snapshot what waits for Onix, and what Onix holds.</summary>
 internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
 {
-    /// <summary>Changes of a service that are looked at in one turn.</summary>
+    /// <summary>The most changes of a service that are sent in one turn.</summary>
     private const int ChangesAtOnce = 16;
 
     private const string Columns = """
@@ -15021,12 +15054,12 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
     private static DateTime? TimeOf(SqliteStatement rows, int column) =>
         rows.NumberOrNull(column) is { } time ? UnixTime.Read(time) : null;
 
-    /// <summary>When the next of those that were put off is due; null: none was.</summary>
+    /// <summary>When the next service that was put off is due; null: none was.</summary>
     public DateTime? NextDue() =>
         snapshot.Number("SELECT min(due) FROM onix WHERE next IS NOT NULL AND due IS NOT NULL") is { } due
             ? UnixTime.Read(due) : null;
 
-    /// <summary>What Onix lacks of a service, the first changes.</summary>
+    /// <summary>The first of the changes of a service that Onix lacks.</summary>
     public Job JobOf(WaitingService service)
     {
         using var rows = snapshot.Query("""
@@ -15036,15 +15069,15 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
             ORDER BY at
             """);
         rows.Bind(1, service.Id).Bind(2, service.At is { } at ? UnixTime.From(at) : 0);
-        var told = new List<ToldChange>();
-        while (told.Count < ChangesAtOnce + 2 && rows.Step())
+        var timeline = new List<ToldChange>();
+        while (timeline.Count < ChangesAtOnce + 2 && rows.Step())
         {
             var status = snapshot.NameOf((Status)rows.Number(1));
-            if (told.Count == 0 || told[^1].Status != status)
-                told.Add(new ToldChange(UnixTime.Read(rows.Number(0)), status, rows.Number(2)));
+            if (timeline.Count == 0 || timeline[^1].Status != status)
+                timeline.Add(new ToldChange(UnixTime.Read(rows.Number(0)), status, rows.Number(2)));
         }
-        AddAffirmation(service, told);
-        var lacking = OnixChanges.Lacking(told, service.Status, service.At, service.IsOwn);
+        AddAffirmation(service, timeline);
+        var lacking = OnixChanges.Lacking(timeline, service.Status, service.At, service.IsOwn);
         DateTime? rest = lacking.Count > ChangesAtOnce ? lacking[ChangesAtOnce].Time : null;
         if (rest != null)
             lacking.RemoveRange(ChangesAtOnce, lacking.Count - ChangesAtOnce);
@@ -15052,13 +15085,13 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
     }
 
     /// <summary>
-    /// If another SeS wrote what Onix holds, and this one has heard later that the run which began before
-    /// goes on, as when each hears half, that is a change.
+    /// Two SeS may each receive half of the alerts. If the other wrote what Onix holds, and this one received
+    /// an observation after that, by which its own earlier run of another status continues, that is a change.
     /// </summary>
-    private void AddAffirmation(WaitingService service, List<ToldChange> told)
+    private void AddAffirmation(WaitingService service, List<ToldChange> timeline)
     {
-        if (service.IsOwn || service.At is not { } at || told.Count == 0 || told[0].Time > at
-            || told[0].Status == service.Status)
+        if (service.IsOwn || service.At is not { } at || timeline.Count == 0 || timeline[0].Time > at
+            || timeline[0].Status == service.Status)
             return;
         using var rows = snapshot.Query("""
             SELECT starts, id FROM observation WHERE service = ?1 AND starts > ?2 AND starts < ?3
@@ -15066,12 +15099,12 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
             ORDER BY starts LIMIT 1
             """);
         rows.Bind(1, service.Id).Bind(2, UnixTime.From(at))
-            .Bind(3, told.Count > 1 ? UnixTime.From(told[1].Time) : UnixTime.Open).Bind(4, told[0].Status);
+            .Bind(3, timeline.Count > 1 ? UnixTime.From(timeline[1].Time) : UnixTime.Open).Bind(4, timeline[0].Status);
         if (rows.Step())
-            told[0] = told[0] with { Time = UnixTime.Read(rows.Number(0)), Observation = rows.Number(1) };
+            timeline[0] = timeline[0] with { Time = UnixTime.Read(rows.Number(0)), Observation = rows.Number(1) };
     }
 
-    /// <summary>The services that Onix refuses, the longest first.</summary>
+    /// <summary>The services that Onix refuses, those that it has refused longest first.</summary>
     public IReadOnlyList<BarredService> Barred(int most)
     {
         return [.. Read($"{Columns} o.barred IS NOT NULL ORDER BY o.barred LIMIT ?1", most)
@@ -15089,7 +15122,7 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
         return (rows.Number(0), rows.Number(1));
     }
 
-    /// <summary>How much waits.</summary>
+    /// <summary>How many services wait, since when, and how many Onix refuses.</summary>
     public (long Backlog, DateTime? Oldest, long Barred, string? Reason) Sum()
     {
         using var rows = snapshot.Query(
@@ -15097,7 +15130,7 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
         rows.Step();
         using var reason = snapshot.Query(
             "SELECT error FROM onix WHERE next IS NOT NULL AND barred IS NOT NULL LIMIT 1");
-        // Those that are to be marked, when Onix gets the whole history again.
+        // Services that are still to be marked, while Onix gets the whole history again.
         var more = snapshot.Number("""
             SELECT count(*) FROM service s LEFT JOIN onix o ON o.service = s.id
             WHERE o.next IS NULL AND s.id > (SELECT value FROM meta WHERE name = 'onix_anew')
@@ -15106,7 +15139,7 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
             rows.Number(2) > 0 ? reason.FirstText() : null);
     }
 
-    /// <summary>Which service an item is, and what is known of it; null: no service of this store.</summary>
+    /// <summary>The service of an item, and what Onix is known to hold; null: not of this store.</summary>
     public (long Service, string? Key, long Version, string? Status, DateTime? At)? Find(ServiceKey service)
     {
         _find ??= snapshot.Query("""
@@ -15129,7 +15162,7 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
 
     public void Dispose() => _find?.Dispose();
 
-    /// <summary>Services of which Onix held an item, by their number, after a number.</summary>
+    /// <summary>The next services, in order of id, of which Onix held an item.</summary>
     public List<long> Held(long after, int most)
     {
         var services = new List<long>();
@@ -15142,14 +15175,14 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
     }
 }
 
-/// <summary>Runs as one task; nothing else touches its fields but <see cref="State"/>.</summary>
+/// <summary>Sends changes to Onix, as one task; other threads may call only <see cref="State"/>.</summary>
 internal sealed class Recorder(
     Store store, OnixClient onix, string url, TimeProvider clock, Log log, Meters meters)
 {
     /// <summary>Services decided on at a time: memory must not grow with the backlog.</summary>
     private const int ServicesAtOnce = 1000;
 
-    /// <summary>Onix takes no more items a second in larger requests.</summary>
+    /// <summary>With larger requests Onix takes no more items a second.</summary>
     private const int BatchItems = 500, BatchBytes = 1024 * 1024;
 
     /// <summary>When more items are locked than this, one list costs Onix less than reading each.</summary>
@@ -15178,7 +15211,7 @@ internal sealed class Recorder(
             var marked = store.Marked;
             try
             {
-                // What Onix refused before the start it may take now.
+                // Onix may now accept what it refused before this start.
                 if (!isBegun)
                     await store.ChangeAsync(w => w.Outbox.Retry(Now));
                 isBegun = true;
@@ -15208,7 +15241,7 @@ internal sealed class Recorder(
     private void Complain(Exception e)
     {
         var expected = e is OnixException or IOException or StoreException or SqliteException;
-        var trouble = expected ? e.Message : "a bug in SeS, which its log tells";
+        var trouble = expected ? e.Message : "a bug in SeS, described in its log";
         if (!expected)
             meters.Defects.Inc();
         if (trouble != _trouble)
@@ -15232,14 +15265,14 @@ internal sealed class Recorder(
         }
     }
 
-    /// <summary>One round of all that there is to do; false when there was nothing.</summary>
+    /// <summary>One turn: marks, reads, sends. False: there was nothing to send.</summary>
     private async Task<bool> WorkAsync(CancellationToken stop)
     {
         while (await store.ChangeAsync(w => w.Outbox.MarkNext(Now)))
             _isListed = false;
         if (!_isListed || clock.GetTimestamp() >= _nextList)
             await ListAsync(null, stop);
-        // It is another Onix, or went back: that comes first.
+        // Onix was replaced or restored: services are marked anew first.
         if (!_isListed)
             return true;
         var jobs = await Task.Run(ReadJobs, stop);
@@ -15279,16 +15312,18 @@ internal sealed class Recorder(
 
     // ---- What Onix holds ----
 
+    private const string WentBack = "Onix went back to an older state, as after a restored backup";
+
     /// <summary>Learns what Onix holds of all services.</summary>
-    /// <param name="keys">Those of items that are asked for.</param>
-    /// <returns>These items, if they are listed.</returns>
+    /// <param name="keys">Of the items to return.</param>
+    /// <returns>Those that the list has.</returns>
     private async Task<Dictionary<string, OnixItem>> ListAsync(
         IReadOnlyCollection<string>? keys, CancellationToken stop)
     {
         var wasMissing = (!_isListed || _isModelMissing) && await onix.EnsureModelAsync(_isModelMissing, stop);
         _isModelMissing = false;
         var started = clock.GetTimestamp();
-        var (seen, found, went) = (new HashSet<long>(), new Dictionary<string, OnixItem>(), false);
+        var (seen, found, wentBack) = (new HashSet<long>(), new Dictionary<string, OnixItem>(), false);
         await onix.ListAsync(async items =>
         {
             foreach (var item in items)
@@ -15296,21 +15331,21 @@ internal sealed class Recorder(
                 if (keys?.Contains(item.Key) == true)
                     found[item.Key] = item;
             }
-            went |= await LearnAsync(items, seen);
+            wentBack |= await LearnAsync(items, seen);
         }, stop);
         var cost = clock.GetElapsedTime(started);
         var period = cost * 100 > ListPeriod ? cost * 100 : ListPeriod;
         _nextList = clock.GetTimestamp() + (long)(period.TotalSeconds * clock.TimestampFrequency);
         NoteConfirmed();
         _isListed = true;
-        if (went)
-            await BeginAnewAsync("Onix went back, as after a restored backup");
+        if (wentBack)
+            await BeginAnewAsync(WentBack);
         else
             await ForgetGoneAsync(seen, wasMissing);
         return found;
     }
 
-    /// <summary>Stores what differs from what is known, and marks it; true: Onix went back.</summary>
+    /// <summary>Stores what differs from what was known, and marks services; true: Onix went back.</summary>
     private async Task<bool> LearnAsync(IReadOnlyList<OnixItem> items, HashSet<long> seen)
     {
         var differing = new List<(long Service, OnixItem Item, bool IsMarked)>();
@@ -15319,7 +15354,7 @@ internal sealed class Recorder(
             using var reader = new OutboxReader(snapshot);
             foreach (var item in items)
             {
-                // Two items may say that they are one service: the one holds that it was found with.
+                // Two items may name the same service: the one with the key that is known counts.
                 if (reader.Find(item.Service) is not { } known
                     || (!seen.Add(known.Service) && item.Key != (known.Key ?? OnixNames.Key(item.Service))))
                     continue;
@@ -15347,8 +15382,8 @@ internal sealed class Recorder(
         item.Key == OnixNames.Key(item.Service) ? null : item.Key, item.Version, item.Status, item.Time);
 
     /// <summary>
-    /// An item that is gone was deleted: it waits for its service's next observation, and then gets its whole
-    /// history. If all are gone it is another Onix.
+    /// An item that is gone was deleted: the service's next observation creates it again, with its whole
+    /// history. If all are gone, Onix was replaced.
     /// </summary>
     private async Task ForgetGoneAsync(HashSet<long> seen, bool wasModelMissing)
     {
@@ -15370,8 +15405,8 @@ internal sealed class Recorder(
             if (gone.Count == 0)
                 continue;
             await store.ChangeAsync(w => gone.ForEach(s => w.Outbox.Hold(s, null, 0, null, null)));
-            log.Info("items are gone from Onix; the next observation of their services makes them again, "
-                + "with their whole history", ("items", gone.Count));
+            log.Info("items are gone from Onix; the next observation of each service creates its item again, "
+                + "with the whole history", ("items", gone.Count));
         }
     }
 
@@ -15384,14 +15419,14 @@ internal sealed class Recorder(
 
     private void NoteAnew(string reason)
     {
-        log.Warn($"{reason}; giving it the whole history again", ("onix", url));
+        log.Warn($"{reason}; sending it the whole history again", ("onix", url));
         _isListed = false;
         _locks.Clear();
     }
 
     // ---- A turn: read, decide, send, confirm ----
 
-    /// <summary>What waits, up to a horizon: no service that was left out has an earlier change.</summary>
+    /// <summary>What waits, up to a horizon: services that are left out have no earlier change.</summary>
     private List<Job> ReadJobs()
     {
         using var snapshot = store.Snapshot();
@@ -15432,8 +15467,8 @@ internal sealed class Recorder(
     }
 
     /// <summary>
-    /// Onix may hold a change that was sent, whose answer was lost, and that the timeline has no more: a
-    /// service is not done before that is known. It stays marked, and is decided on again.
+    /// Onix may hold a change that was sent, whose answer was lost, and which the timeline no longer has.
+    /// So Onix is asked before such a service is done; until then it stays marked, and is decided on again.
     /// </summary>
     private async Task LearnAnswersAsync(List<Job> unanswered, CancellationToken stop)
     {
@@ -15450,7 +15485,7 @@ internal sealed class Recorder(
         await store.ChangeAsync(w => unanswered.ForEach(j => w.Outbox.Answer(j.Waiting.Id)));
     }
 
-    /// <summary>The next changes in order, of each item at most one.</summary>
+    /// <summary>The next changes in order, at most one of each item.</summary>
     private List<(Job Job, ItemChange Change)> NextBatch(Queue<(Job Job, ToldChange Change)> changes)
     {
         var (batch, keys, bytes) = (new List<(Job Job, ItemChange Change)>(), new HashSet<string>(), 0);
@@ -15465,7 +15500,7 @@ internal sealed class Recorder(
             if (job.IsStopped)
                 continue;
             var (text, _) = texts.Of(change.Observation, change.Status == StatusNames.Own[(int)Status.Up]);
-            // The description goes twice; a character is at most three bytes, escaped ones are few.
+            // The description is sent twice; a character is at most three bytes, escaped ones are few.
             bytes += 1024 + (3 * ((2 * text.Length) + (2 * job.Waiting.Service.Location.Length)));
             batch.Add((job, new ItemChange(job.Key, job.Waiting.Service, change.Status, change.Time, text,
                 job.Version > 0 ? job.Version : ItemChange.Insert)));
@@ -15473,7 +15508,7 @@ internal sealed class Recorder(
         return batch;
     }
 
-    /// <summary>Sends one request, and stores what Onix made of it; false: the turn is over.</summary>
+    /// <summary>Sends one request, and stores its results; false: the turn is over.</summary>
     private async Task<bool> SendBatchAsync(List<(Job Job, ItemChange Change)> batch, CancellationToken stop)
     {
         await store.ChangeAsync(w => batch.ForEach(b =>
@@ -15517,7 +15552,7 @@ internal sealed class Recorder(
         return !wentBack && await RefreshAsync(locked, stop);
     }
 
-    /// <summary>Puts changes, halving what Onix refuses whole.</summary>
+    /// <summary>Puts changes, in halves if Onix refuses the request as a whole.</summary>
     private async Task<IReadOnlyList<ChangeResult>> PutAsync(List<ItemChange> changes, CancellationToken stop)
     {
         try
@@ -15539,7 +15574,7 @@ internal sealed class Recorder(
     private static bool IsModelMissing(string message) =>
         message.StartsWith($"Item Type {OnixNames.ItemType} does not exist", StringComparison.Ordinal);
 
-    /// <summary>What Onix confirmed and the marks' ends, what it refused: one transaction.</summary>
+    /// <summary>Stores what Onix confirmed, the ends of marks, and what it refused, at once.</summary>
     private async Task StoreAsync(
         List<(Job Job, ItemChange Change)> accepted, List<(Job Job, string Reason)> refused, bool wentBack)
     {
@@ -15575,14 +15610,14 @@ internal sealed class Recorder(
         if (accepted.Count > 0)
             NoteConfirmed();
         if (cured.Count > 0)
-            log.Info("Onix accepts services again that it had refused",
+            log.Info("Onix accepts changes of services that it had refused",
                 ("services", accepted.Count(a => a.Job.Waiting.Barred != null)));
-        Tell(barred);
+        ReportBarred(barred);
     }
 
     /// <summary>
-    /// As soon as Onix accepts something after having refused everything, all barred are due. That these are
-    /// refused again says something of Onix only if it has taken nothing else meanwhile.
+    /// Once Onix accepts something after it refused everything, all barred services are retried. If it then
+    /// refuses only barred ones, that is "everything" only if it has accepted nothing else meanwhile.
     /// </summary>
     private void NoteOutcome()
     {
@@ -15594,7 +15629,7 @@ internal sealed class Recorder(
             _hasRefusedAll |= _refused.Count > 0;
     }
 
-    // Of the turn: whether Onix accepted anything, and the services whose changes it refused.
+    // In this turn: whether Onix accepted anything, and the services whose changes it refused.
     private bool _accepts;
     private List<WaitingService> _refused = [];
 
@@ -15602,7 +15637,7 @@ internal sealed class Recorder(
     private static bool IsClash(string message) =>
         message.Contains("exist within Partition", StringComparison.Ordinal);
 
-    private void Tell(List<(Job Job, string Reason)> barred)
+    private void ReportBarred(List<(Job Job, string Reason)> barred)
     {
         var first = barred.Where(b => b.Job.Waiting.Barred == null).ToList();
         if (first.Count == 0)
@@ -15610,7 +15645,7 @@ internal sealed class Recorder(
         meters.OnixChanges.WithLabels("barred").Inc(first.Count);
         using var snapshot = store.Snapshot();
         var (services, partitions) = new OutboxReader(snapshot).CountBarred();
-        log.Often("Onix refuses changes; those of other services go on",
+        log.Often("Onix refuses changes of some services; others are not affected",
             ("service", first[0].Job.Waiting.Service), ("key", first[0].Job.Key), ("reason", first[0].Reason),
             ("services", services), ("partitions", partitions));
     }
@@ -15645,7 +15680,7 @@ internal sealed class Recorder(
         return _isListed;
     }
 
-    /// <summary>Learns from a locked item; false: Onix went back.</summary>
+    /// <summary>Learns what Onix holds of a service; false: Onix went back.</summary>
     private async Task<bool> TakeAsync(Job job, OnixItem item)
     {
         var service = job.Waiting;
@@ -15656,7 +15691,7 @@ internal sealed class Recorder(
         }
         if (item.Service == service.Service && item.Version < job.Version)
         {
-            await BeginAnewAsync("Onix went back, as after a restored backup");
+            await BeginAnewAsync(WentBack);
             return false;
         }
         var locks = _locks[service.Id] = _locks.GetValueOrDefault(service.Id) + 1;
@@ -15675,85 +15710,85 @@ internal sealed class Recorder(
     private async Task BarAsync(Job job, string reason)
     {
         await store.ChangeAsync(w => w.Outbox.Bar(job.Waiting, reason, Now));
-        Tell([(job, reason)]);
+        ReportBarred([(job, reason)]);
     }
 }
 
 // ============================== 28. Forwarding ===============================
 //
-// Facts travel: to the other SeS of a pair, which gets what this one took; to a hub, which gets all. They go as
-// lines, in the order in which they were recorded, at least once, and a receiver takes a line that it has for
-// known: so a position is all that is kept, stored after the answer, and nothing is lost that could be sent
-// again. A receiver names its database; when that is another, it lost what it had, and gets everything, also
-// what it once took itself. Whatever goes wrong is tried again for ever, but what a receiver refuses while it
-// takes its neighbours, which is set aside and told.
+// Sends facts to other SeS: to the peer of a pair those that this SeS received itself, to a hub all. They go
+// as lines, in the order in which they were recorded, at least once; a receiver ignores a line that it has.
+// So all that is kept of a target is a position, stored after its answer. The answer names the receiver's
+// database: if that is another than before, the receiver lost its facts, and gets everything, even what it
+// received itself. Failures are retried for ever, except that a line which is refused, while its neighbours
+// are accepted, is set aside and logged. An engine gets derived timelines instead of facts.
 
 /// <summary>How a target is doing, for probes and metrics.</summary>
-/// <param name="Trouble">Why it takes nothing; null while it does.</param>
-/// <param name="Backlog">What it lacks, counted up to <see cref="Forwarder.MostCounted"/>.</param>
-/// <param name="Oldest">When the first of it was recorded; null: it lacks nothing.</param>
-/// <param name="Last">When it last took anything, or answered a sign of life; null: not since the start.</param>
-/// <param name="Begun">That start.</param>
+/// <param name="Trouble">Why it accepts nothing; null while it does.</param>
+/// <param name="Backlog">How much it lacks, counted up to <see cref="Forwarder.MostCounted"/>.</param>
+/// <param name="Oldest">When the oldest of that was recorded; null: it lacks nothing.</param>
+/// <param name="Last">When it last accepted facts or a sign of life; null: not since the start.</param>
+/// <param name="Begun">When SeS started to send to it.</param>
 internal sealed record ForwardState(
     Target Target, string? Trouble, long Backlog, DateTime? Oldest, DateTime? Last, DateTime Begun)
 {
     /// <summary>In a word, for programs.</summary>
     public string Word => Trouble != null ? "away" : Last == null ? "starting" : Backlog > 0 ? "behind" : "sent";
 
-    /// <summary>What people should know; null: the target takes what it is sent, or did so lately.</summary>
+    /// <summary>A warning for people; null: the target accepts what it is sent, or did so lately.</summary>
     public string? Warning(DateTime now) => Trouble == null || now - Since < Forwarder.LongBehind ? null
-        : $"The {Target.Name} at {Target.Shown} takes nothing since {Rfc3339.Format(Since)}: {Trouble}";
+        : $"The {Target.Name} at {Target.Shown} has accepted nothing since {Rfc3339.Format(Since)}: {Trouble}";
 
     private DateTime Since => Oldest ?? Last ?? Begun;
 }
 
-/// <summary>Is thrown when a target does not take what is sent: it is sent again.</summary>
+/// <summary>Is thrown when a target does not accept what is sent, which is sent again later.</summary>
 /// <param name="Reason">In a word, for metrics.</param>
-/// <param name="Again">After what time, as the target says; null: it does not.</param>
+/// <param name="Again">After what time, by the target's Retry-After; null: it gave none.</param>
 internal sealed class ForwardException(string message, string reason, TimeSpan? again = null) : Exception(message)
 {
     public string Reason => reason;
     public TimeSpan? Again => again;
 }
 
-/// <summary>What is sent at once.</summary>
-/// <param name="Count">Of what can be sent by itself.</param>
+/// <summary>The content of a post.</summary>
+/// <param name="Count">Of parts that could be sent alone: facts, or the services of an engine.</param>
 /// <param name="Lines">In the body.</param>
-/// <param name="Through">How far the target is once it has taken it.</param>
-/// <param name="Oldest">When the first of it was recorded; null: there is nothing.</param>
-/// <param name="IsAll">There is no more.</param>
+/// <param name="Through">The position of the target once it has accepted the batch.</param>
+/// <param name="Oldest">When the oldest part was recorded; null: the batch is empty.</param>
+/// <param name="IsAll">Nothing waits beyond it.</param>
 internal record Batch(ReadOnlyMemory<byte> Body, int Count, int Lines, long Through, DateTime? Oldest, bool IsAll)
 {
-    /// <summary>Something is to be noted once it was taken, or when there is nothing in it.</summary>
+    /// <summary>Whether there is something to store once it was accepted; if it is empty, now.</summary>
     public virtual bool ChangesState => Count > 0;
 }
 
-/// <summary>Sends to one target; runs as one task, and nothing else touches its fields but <see cref="State"/>.</summary>
+/// <summary>Sends to one target, as one task; other threads may read only <see cref="State"/>.</summary>
 internal abstract class Forwarder(Target target, Store store, TimeProvider clock, Log log, Meters meters)
 {
-    /// <summary>In a post.</summary>
+    /// <summary>Of a post.</summary>
     public const int MaxLines = 5000, MaxBytes = 4 * 1024 * 1024;
 
-    /// <summary>Of a post's room, what is kept while little is sent.</summary>
+    /// <summary>A larger buffer for posts is given back while little is sent.</summary>
     protected const int MostKept = 256 * 1024;
 
-    /// <summary>Waiting facts are counted no further.</summary>
+    /// <summary>The backlog is counted no further.</summary>
     public const int MostCounted = 100_000;
 
-    /// <summary>Those after the first that is refused: if none of them is taken either, it is not the line.</summary>
+    /// <summary>After a refused line: if none of these is accepted either, the target is at fault.</summary>
     private const int MaxNeighbours = 10;
 
-    /// <summary>Of an answer; and bytes of what is told of it, or of what it refuses.</summary>
-    private const int MaxAnswer = 64 * 1024, MostTold = 1000;
+    /// <summary>Bytes of an answer that are read; and bytes of it, or of what is refused, in logs.</summary>
+    private const int MaxAnswer = 64 * 1024, MaxQuoted = 1000;
 
     private static readonly TimeSpan
         Patience = TimeSpan.FromSeconds(60), FirstPause = TimeSpan.FromSeconds(1), LongestPause = TimeSpan.FromSeconds(30),
         MostObeyed = TimeSpan.FromHours(1), CountPeriod = TimeSpan.FromSeconds(10);
 
-    /// <summary>A sign of life is sent so often.</summary>
+    /// <summary>How often a sign of life is sent while nothing else is.</summary>
     private static readonly TimeSpan AlivePeriod = TimeSpan.FromSeconds(30);
 
-    /// <summary>Before people are told.</summary>
+    /// <summary>How long a target must have accepted nothing before people are warned.</summary>
     public static readonly TimeSpan LongBehind = TimeSpan.FromMinutes(15);
 
     private volatile ForwardState _state = new(target, null, 0, null, null, clock.GetUtcNow().UtcDateTime);
@@ -15762,11 +15797,11 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     private int _most = MaxLines;
     private long _counted;
 
-    // When the target last took a post; null: it did not take the last one.
+    // When the target last accepted a post; null: it did not accept the last one.
     private long? _posted;
 
-    // Whether something was refused that is not set aside yet, and whether anything was taken since.
-    private bool _isRefused, _hasTaken;
+    // Whether something was refused that is not set aside yet, and whether anything was accepted since.
+    private bool _isRefused, _hasAccepted;
 
     protected Target Target => target;
 
@@ -15774,13 +15809,13 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
 
     protected Log Log => log;
 
-    /// <summary>How far the target is; null: that was not read yet.</summary>
+    /// <summary>How far the target is; null: not read from the store yet.</summary>
     protected ForwardPosition? Position { get; private set; }
 
-    /// <summary>May be asked by any thread.</summary>
+    /// <summary>May be read by any thread.</summary>
     public ForwardState State => _state;
 
-    /// <summary>Those of the targets that are named; what was noted of others goes.</summary>
+    /// <summary>One for each target; what the store has of other targets is deleted.</summary>
     public static async Task<List<Forwarder>> OpenAsync(
         IReadOnlyList<Target> targets, Store store, TimeProvider clock, Log log, Meters meters)
     {
@@ -15831,12 +15866,12 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     {
         var failure = e as ForwardException;
         meters.ForwardFailures.WithLabels(target.Name, failure?.Reason ?? "store").Inc();
-        // The way may be too slow for as much, or cut what is larger than a proxy takes.
+        // The connection may be too slow for so much, or a proxy may allow less.
         if (failure?.Reason is "timeout" or "408" or "unreachable")
             _most = Math.Max(1, _most / 2);
-        log.Often($"the {target.Name} takes nothing; it is tried again", ("url", target.Shown), ("reason", e.Message));
+        log.Often($"the {target.Name} accepts nothing; SeS retries", ("url", target.Shown), ("reason", e.Message));
         _state = _state with { Trouble = e.Message, Backlog = Math.Max(1, CountAgain(_state.Backlog)) };
-        // Of a whole site that lost its hub, not all come back in the same moment.
+        // Many SeS that lost the same hub should not all come back at the same moment.
         var jittered = pause * (0.5 + (RandomNumberGenerator.GetInt32(1000) / 1000.0));
         var wait = failure?.Again is { } again && again > jittered ? again < MostObeyed ? again : MostObeyed : jittered;
         try
@@ -15865,28 +15900,29 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         }
     }
 
-    /// <summary>What waits, up to <see cref="MostCounted"/>.</summary>
+    /// <summary>How much waits, up to <see cref="MostCounted"/>.</summary>
     protected abstract long Count(Snapshot snapshot, ForwardPosition position);
 
-    /// <summary>What is sent is read from this.</summary>
+    /// <summary>The snapshot from which the next batch is read.</summary>
     protected virtual Task<Snapshot> ReadAsync() => Task.FromResult(store.Snapshot());
 
-    /// <summary>What is to be sent next: at most so many, but one where there is any.</summary>
-    /// <param name="after">Without so many of the first.</param>
+    /// <summary>The next batch.</summary>
+    /// <param name="most">Of its parts; at least one is read if any waits.</param>
+    /// <param name="after">How many of the first parts to skip.</param>
     protected abstract Batch Read(Snapshot snapshot, ForwardPosition position, int most, int after = 0);
 
-    /// <summary>The answer was 2xx, and may not be what such a target says.</summary>
+    /// <summary>Reads a 2xx answer, which may come from something else than such a target.</summary>
     /// <returns>How far the target is now.</returns>
-    /// <exception cref="ForwardException">It is none.</exception>
-    protected abstract ForwardPosition Taken(Batch batch, ForwardPosition position, byte[] answer);
+    /// <exception cref="ForwardException">It does.</exception>
+    protected abstract ForwardPosition ReadAnswer(Batch batch, ForwardPosition position, byte[] answer);
 
-    /// <summary>Stores how far the target is, with what goes with it.</summary>
+    /// <summary>Stores how far the target is, and in the same transaction what depends on it.</summary>
     protected abstract Task KeepAsync(Batch batch, ForwardPosition position);
 
-    /// <summary>Whether something is sent where nothing waits.</summary>
+    /// <summary>Whether a sign of life is sent while nothing waits.</summary>
     protected abstract bool SendsAlive { get; }
 
-    /// <summary>Whether there may be more at once.</summary>
+    /// <summary>Sends the next batch, if anything is to be sent. True: more may wait.</summary>
     private async Task<bool> SendNextAsync(CancellationToken stop)
     {
         Batch batch;
@@ -15913,9 +15949,9 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         _posted = null;
         if (await PostAsync(batch, stop) is not { } answer)
             return await ShrinkAsync(batch, position, stop);
-        await AdvanceAsync(batch, Taken(batch, position, answer));
+        await AdvanceAsync(batch, ReadAnswer(batch, position, answer));
         _posted = clock.GetTimestamp();
-        (_hasTaken, _isRefused) = (_isRefused, _isRefused && !batch.IsAll);
+        (_hasAccepted, _isRefused) = (_isRefused, _isRefused && !batch.IsAll);
         _most = Math.Min(MaxLines, 2 * _most);
         return !batch.IsAll || Position!.Value.Position < batch.Through;
     }
@@ -15939,25 +15975,25 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     }
 
     /// <summary>
-    /// What was refused is halved. One that is refused by itself is set aside if those beside it are taken, else
-    /// the target would take nothing at all.
+    /// A batch that is refused is halved. A single part that is refused is set aside if those next to it are
+    /// accepted; otherwise the target is at fault, and all of it is retried.
     /// </summary>
     private async Task<bool> ShrinkAsync(Batch batch, ForwardPosition position, CancellationToken stop)
     {
-        (_hasTaken, _isRefused) = (_hasTaken && _isRefused, true);
+        (_hasAccepted, _isRefused) = (_hasAccepted && _isRefused, true);
         if (batch.Count > 1)
         {
             _most = batch.Count / 2;
             return true;
         }
-        // The next one is written to the same place.
+        // The next batch overwrites this one's buffer.
         var text = Encoding.UTF8.GetString(batch.Body.Span);
-        if (!_hasTaken && !await IsNeighbourTakenAsync(position, stop))
-            throw new ForwardException($"it answered {_refusal}, and to those after it, too: its schema is another, or it is "
-                + "no such target", $"{(int)_refusal}");
+        if (!_hasAccepted && !await IsNeighbourAcceptedAsync(position, stop))
+            throw new ForwardException($"it answered {(int)_refusal} to each line that was tried: its schema differs, "
+                + $"or its URL is not that of a {target.Name}", $"{(int)_refusal}");
         meters.ForwardLines.WithLabels(target.Name, "set_aside").Inc(batch.Lines);
-        log.Error($"the {target.Name} refuses what it is sent, and never gets it", ("url", target.Shown),
-            ("code", (int)_refusal), ("sent", AlertMapping.Clip(text, MostTold)));
+        log.Error($"the {target.Name} refuses this; SeS does not send it again", ("url", target.Shown),
+            ("code", (int)_refusal), ("sent", AlertMapping.Clip(text, MaxQuoted)));
         var next = position with { Position = batch.Through };
         await KeepAsync(batch, next);
         (Position, _isRefused) = (next, false);
@@ -15966,7 +16002,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
 
     private HttpStatusCode _refusal;
 
-    private async Task<bool> IsNeighbourTakenAsync(ForwardPosition position, CancellationToken stop)
+    private async Task<bool> IsNeighbourAcceptedAsync(ForwardPosition position, CancellationToken stop)
     {
         for (var after = 1; after <= MaxNeighbours; after++)
         {
@@ -15981,8 +16017,8 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         return false;
     }
 
-    /// <summary>The answer; null: it is refused as it is, and less of it may not be.</summary>
-    /// <exception cref="ForwardException">It is to be sent again.</exception>
+    /// <summary>The body of a 2xx answer; null: the batch is refused, but less may be accepted.</summary>
+    /// <exception cref="ForwardException">The batch is to be sent again.</exception>
     private async Task<byte[]?> PostAsync(Batch batch, CancellationToken stop)
     {
         using var patience = new CancellationTokenSource(Patience, clock);
@@ -15999,7 +16035,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
                 return body;
             _refusal = answer.StatusCode;
             return answer.StatusCode is HttpStatusCode.BadRequest or HttpStatusCode.RequestEntityTooLarge
-                or HttpStatusCode.UnprocessableContent ? null : throw NotTaken(answer, body);
+                or HttpStatusCode.UnprocessableContent ? null : throw Rejected(answer, body);
         }
         catch (Exception e) when (e is HttpRequestException or IOException)
         {
@@ -16013,14 +16049,14 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
 
     protected virtual Uri PostTo => target.Url;
 
-    private ForwardException NotTaken(HttpResponseMessage answer, byte[] body)
+    private ForwardException Rejected(HttpResponseMessage answer, byte[] body)
     {
         var again = answer.Headers.RetryAfter is { } after
             ? after.Delta ?? after.Date - clock.GetUtcNow() : null;
         return new($"it answered {(int)answer.StatusCode}{DetailOf(body)}", $"{(int)answer.StatusCode}", again);
     }
 
-    /// <summary>What the target says, in a line: of a SeS the detail of its problem.</summary>
+    /// <summary>The target's message on one line; of a problem (RFC 9457) its detail.</summary>
     private static string DetailOf(byte[] body)
     {
         var text = Encoding.UTF8.GetString(body);
@@ -16033,9 +16069,9 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException)
         {
-            // It is no problem of a SeS's.
+            // The body is shown as it is.
         }
-        text = Terminal.Plain(AlertMapping.Clip(text.Trim().Split('\n', 2)[0], MostTold)).Trim();
+        text = Terminal.Plain(AlertMapping.Clip(text.Trim().Split('\n', 2)[0], MaxQuoted)).Trim();
         return text == "" ? "" : ": " + text;
     }
 
@@ -16046,8 +16082,8 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         return buffer[..await body.ReadAtLeastAsync(buffer, buffer.Length, throwOnEndOfStream: false, stop)];
     }
 
-    /// <summary>Trusts what the CA file has now.</summary>
-    /// <exception cref="ForwardException">It has no certificate.</exception>
+    /// <summary>The client, made anew if the CA file has changed.</summary>
+    /// <exception cref="ForwardException">The file cannot be read, or has no certificate.</exception>
     private HttpClient Http()
     {
         string? ca = null;
@@ -16079,20 +16115,23 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
 internal sealed class FactForwarder(Target target, Store store, TimeProvider clock, Log log, Meters meters)
     : Forwarder(target, store, clock, log, meters)
 {
-    /// <summary>A snapshot is held for no more.</summary>
+    /// <summary>Lines of a page that is read from the store.</summary>
     private const int LinesAtOnce = 500;
 
-    /// <summary>What balances between several SeS would get all facts with each post.</summary>
+    /// <summary>
+    /// So often in a row a former database must answer to get all facts again: a load balancer in front of
+    /// several SeS would get them with each post.
+    /// </summary>
     private const int FormerAnswers = 3, MostFormer = 100;
 
-    /// <summary>Of those that fell silent long ago a hub need not hear each time.</summary>
+    /// <summary>Signs of life of other SeS in a post; those silent for longest are left out.</summary>
     private const int MostAlive = 1000;
 
     // The databases that the target had before, and how often in a row it has answered as one of them.
     private readonly HashSet<string> _former = [];
     private int _formerAnswers;
 
-    // Of the snapshot that was read last.
+    // The last fact in the snapshot that was read last.
     private long _last;
 
     // Kept from post to post while there is much to send.
@@ -16130,13 +16169,13 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
                 break;
         }
         var isAll = lines.Count < most && bytes < MaxBytes;
-        // What is not for the target is passed over.
+        // Facts that are not for the target are skipped.
         var through = isAll ? Math.Max(_last, position.Position) : lines[^1].Id;
         Write(snapshot, lines, isAll ? snapshot.Moment : lines[^1].Recorded);
         return new(_body.WrittenMemory, lines.Count, lines.Count, through, lines.Count > 0 ? lines[0].Recorded : null, isAll);
     }
 
-    /// <summary>A hub also hears how the others are of which this SeS has facts.</summary>
+    /// <summary>A hub also gets the signs of life of other SeS whose facts this one has.</summary>
     private void Write(Snapshot snapshot, List<NumberedLine> lines, DateTime at)
     {
         if (lines.Count < LinesAtOnce && _body.Capacity > MostKept)
@@ -16158,21 +16197,22 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
             Add(line.Line);
     }
 
-    protected override ForwardPosition Taken(Batch batch, ForwardPosition position, byte[] answer)
+    protected override ForwardPosition ReadAnswer(Batch batch, ForwardPosition position, byte[] answer)
     {
-        ImportAnswer? said;
+        ImportAnswer? result;
         try
         {
-            said = JsonSerializer.Deserialize(answer, ForwardJson.Default.ImportAnswer);
+            result = JsonSerializer.Deserialize(answer, ForwardJson.Default.ImportAnswer);
         }
         catch (JsonException)
         {
-            said = null;
+            result = null;
         }
-        if (said is not { Store: { Length: > 0 } id })
-            throw new ForwardException("it answered as no SeS does: is the URL right?", "answer");
-        if (said.Refused > 0)
-            Log.Often($"the {Target.Name} put lines into quarantine, where it says why", ("url", Target.Shown), ("lines", said.Refused));
+        if (result is not { Store: { Length: > 0 } id })
+            throw new ForwardException("its answer is not one of SeS: is the URL right?", "answer");
+        if (result.Refused > 0)
+            Log.Often($"the {Target.Name} put lines into its quarantine, which has the reasons",
+                ("url", Target.Shown), ("lines", result.Refused));
         var next = position with { Position = batch.Through, StoreId = id };
         if (position.StoreId == null || position.StoreId == id)
         {
@@ -16180,12 +16220,14 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
             return next;
         }
         if (_former.Contains(id) && ++_formerAnswers < FormerAnswers)
-            throw new ForwardException("it answers as one SeS and then as another: does the URL lead to several?", "several");
+            throw new ForwardException(
+                "it answers as one SeS and then as another: does the URL lead to several SeS?", "several");
         if (_former.Count == MostFormer)
             _former.Clear();
         _former.Add(position.StoreId);
         _formerAnswers = 0;
-        Log.Warn($"the {Target.Name} has another database than before: it gets all facts again", ("url", Target.Shown));
+        Log.Warn($"the {Target.Name} has another database than before, and gets all facts again",
+            ("url", Target.Shown));
         return new(0, id, _last);
     }
 
@@ -16193,16 +16235,19 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
         Store.ChangeAsync(w => w.SetForward(Target.Key, position));
 }
 
-/// <summary>Sends to an engine what is derived: the runs of each service whose timeline has changed.</summary>
+/// <summary>Sends derived timelines to an engine: the runs of services whose timeline has changed.</summary>
 internal sealed class RunForwarder(Target target, Store store, TimeProvider clock, Log log, Meters meters)
     : Forwarder(target, store, clock, log, meters)
 {
-    /// <summary>What lacks of a service; where that is not positive, of all of a partition or of all.</summary>
-    /// <param name="Names">Of a service that is no more.</param>
+    /// <summary>What the engine lacks.</summary>
+    /// <param name="Service">Its id; 0: all services; negative: those of the partition with that id.</param>
+    /// <param name="Since">From when on.</param>
+    /// <param name="Names">Of a service that no longer exists.</param>
     private readonly record struct Change(long Service, long Since, long Mark, string? Names);
 
-    /// <param name="Done">Changes that the engine has once it has taken it.</param>
-    /// <param name="Walked">The last service then of the change of many that is gone through.</param>
+    /// <summary>A batch of runs.</summary>
+    /// <param name="Done">Changes that the engine has once it has accepted the batch.</param>
+    /// <param name="Walked">The last service of the walk that it then has.</param>
     private sealed record Runs(ReadOnlyMemory<byte> Body, int Count, int Lines, long Through, DateTime? Oldest, bool IsAll,
         List<(long Service, long Mark)> Done, long Walked) : Batch(Body, Count, Lines, Through, Oldest, IsAll)
     {
@@ -16211,13 +16256,13 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
 
     private ArrayBufferWriter<byte> _body = new();
 
-    // The change of many that is gone through, and the last service of which the engine has what it lacked.
+    // The walk: a change of many services, sent in order of their ids; and the last one that the engine has.
     private Change? _walk;
     private long _walked;
 
     protected override bool SendsAlive => false;
 
-    /// <summary>All of it is derived, and nothing was recorded after its moment, wherever the clock was set to.</summary>
+    /// <summary>All is derived in it, and nothing recorded after it, even if the clock was set.</summary>
     protected override Task<Snapshot> ReadAsync() => Store.ReadAsync();
 
     protected override long Count(Snapshot snapshot, ForwardPosition position)
@@ -16234,12 +16279,12 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
         """;
 
     /// <summary>
-    /// First what has changed by itself. A change of many is gone through in the order of services, and anew when
-    /// it was marked again meanwhile.
+    /// First the services that have changed alone, then those of the walk, which begins again if its change
+    /// was marked again meanwhile.
     /// </summary>
     protected override Batch Read(Snapshot snapshot, ForwardPosition position, int most, int after = 0)
     {
-        // Of one service it grows with each batch.
+        // The version of a service grows with each batch.
         var version = Math.Max(position.Position + 1, UnixTime.From(snapshot.Moment));
         var (changes, walk) = (Changes(snapshot, most, after), NextWalk(snapshot));
         var alone = changes.Where(c => c.Names == null).ToDictionary(c => c.Service);
@@ -16298,7 +16343,7 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
         return _walk;
     }
 
-    /// <summary>The runs of a service from a time on; neighbours of one status are one.</summary>
+    /// <summary>Adds the runs of a service from a time on; adjacent ones of one status are merged.</summary>
     private int AddRuns(
         Snapshot snapshot, string by, string names, IEnumerable<Run> runs, long version, DateTime since)
     {
@@ -16335,7 +16380,7 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
         _body.Write("\n"u8);
     }
 
-    protected override ForwardPosition Taken(Batch batch, ForwardPosition position, byte[] answer) =>
+    protected override ForwardPosition ReadAnswer(Batch batch, ForwardPosition position, byte[] answer) =>
         position with { Position = batch.Through };
 
     protected override async Task KeepAsync(Batch batch, ForwardPosition position)
@@ -16353,7 +16398,7 @@ internal sealed class RunForwarder(Target target, Store store, TimeProvider cloc
     }
 }
 
-/// <summary>What a SeS answers to lines.</summary>
+/// <summary>The answer of a SeS to a post of lines.</summary>
 internal sealed class ImportAnswer
 {
     public string? Store { get; init; }
@@ -16366,31 +16411,30 @@ internal sealed partial class ForwardJson : JsonSerializerContext;
 
 // ================================= 29. HTTP ==================================
 //
-// The forms of requests and answers: HTTP/1.1 and 1.0 (RFC 9110, RFC 9112), parsed strictly, from bytes
-// alone. What two parsers could understand differently is refused, never mended, so that no request can be
-// smuggled past this one. Of a head only the fields that SeS uses are kept; the others are checked and
-// dropped.
+// Requests and answers of HTTP/1.1 and 1.0 (RFC 9110, RFC 9112). Requests are parsed strictly, from bytes
+// alone: what two parsers could understand differently is refused, never corrected, so that no request can
+// be smuggled past this one. Only the header fields that SeS uses are kept; others are checked and dropped.
 
-/// <summary>What a request is answered with.</summary>
+/// <summary>The answer to a request.</summary>
 internal sealed record Reply(int Code, string ContentType, byte[] Body)
 {
     public IReadOnlyList<(string Name, string Value)> Headers { get; init; } = [];
 
-    /// <summary>How long the answer waits: it slows those down who guess.</summary>
+    /// <summary>How long the answer is delayed, to slow down those who guess.</summary>
     public TimeSpan HeldBack { get; init; }
 
     /// <summary>
-    /// Why alerts that are posted will never be taken as they are: the label of <c>ses_bad_requests_total</c>.
+    /// Why posted alerts can never be accepted as they are: the label of <c>ses_bad_requests_total</c>.
     /// </summary>
     public string? BadReason { get; init; }
 
-    /// <summary>Of <see cref="Problem"/>: what it says.</summary>
+    /// <summary>Of <see cref="Problem"/>: its detail.</summary>
     public string? Detail { get; init; }
 
-    /// <summary>The body that is too long for the listener, or to be held; then <see cref="Body"/> is empty.</summary>
+    /// <summary>A body too long for the listener or for memory; then <see cref="Body"/> is empty.</summary>
     public StreamedBody? Stream { get; init; }
 
-    /// <summary>It is another one by this field of its request, too (RFC 9110, 12.5.5).</summary>
+    /// <summary>Names one more request field that the answer depends on (RFC 9110, 12.5.5).</summary>
     public Reply Varying(string field)
     {
         var others = Headers.Where(h => h.Name == "Vary").Select(h => h.Value);
@@ -16454,11 +16498,11 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     };
 }
 
-/// <summary>The body of an answer that is too long for the listener, or to be held.</summary>
+/// <summary>The body of an answer that is too long for the listener or for memory.</summary>
 /// <param name="next">
 /// Makes the next part, <see cref="Packed"/>, valid until the one after it; null at the body's end.
 /// </param>
-/// <param name="end">Is called when the body is needed no more, whether it was sent whole or not.</param>
+/// <param name="end">Is called once the body is no longer needed, whether it was sent whole or not.</param>
 internal sealed class StreamedBody(
     Func<StreamedBody, Task<ReadOnlyMemory<byte>?>> next, Action<StreamedBody> end, TimeProvider clock) : IDisposable
 {
@@ -16474,7 +16518,7 @@ internal sealed class StreamedBody(
     /// <summary>Ends the connection that the body is sent over.</summary>
     public Action Abort { get; set; } = () => { };
 
-    /// <summary>From its first part on, which was not taken yet, it is gzip.</summary>
+    /// <summary>Compresses the body; to be called before its first part is taken.</summary>
     public void Pack() => _gzip = new Gzip();
 
     /// <summary>A part as it is sent; null stands for the body's end.</summary>
@@ -16502,7 +16546,7 @@ internal sealed class StreamedBody(
     }
 }
 
-/// <summary>Packs a body with gzip (RFC 1952), a part at a time.</summary>
+/// <summary>Compresses a body with gzip (RFC 1952), a part at a time.</summary>
 internal sealed class Gzip : IDisposable
 {
     /// <summary>In bytes; what is not larger is sent as it is.</summary>
@@ -16526,7 +16570,7 @@ internal sealed class Gzip : IDisposable
         return gzip._packed.ToArray();
     }
 
-    /// <summary>All of the part, so that its reader need not wait for the next; valid until that.</summary>
+    /// <summary>All of the part, so that its reader need not wait for the next; valid until then.</summary>
     /// <param name="part">Null: there is no more.</param>
     public ReadOnlyMemory<byte> Pack(ReadOnlyMemory<byte>? part)
     {
@@ -16547,11 +16591,11 @@ internal sealed class Gzip : IDisposable
     public void Dispose() => _gzip.Dispose();
 }
 
-/// <summary>What clients take, and what they would rather have, by weights (RFC 9110, 12.4.2).</summary>
+/// <summary>What clients accept and prefer, by weights (RFC 9110, 12.4.2).</summary>
 internal static class Preference
 {
     /// <summary>
-    /// Of an Accept-Encoding field (RFC 9110, 12.5.3). Who sends none takes anything, but may not know gzip.
+    /// Of an Accept-Encoding field (RFC 9110, 12.5.3). A client without it may not know gzip.
     /// </summary>
     public static bool IsForGzip(string? acceptEncoding)
     {
@@ -16561,7 +16605,7 @@ internal static class Preference
     }
 
     /// <summary>
-    /// Of an Accept field (RFC 9110, 12.5.1): it names HTML, as browsers do, and what programs read less or not.
+    /// Of an Accept field (RFC 9110, 12.5.1): it names HTML, as browsers do, and prefers it to JSON.
     /// </summary>
     public static bool IsForHtml(string? accept)
     {
@@ -16589,22 +16633,22 @@ internal static class Preference
         return weights;
     }
 
-    /// <summary>From 0 to 1 with up to three digits behind the point; what is none is not acceptable.</summary>
+    /// <summary>From 0 to 1 with up to three decimals; anything else counts as 0, not acceptable.</summary>
     private static double ParseWeight(string text) => text.Length is > 0 and <= 5 && text[0] is '0' or '1'
         && double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var weight)
         && weight <= 1 ? weight : 0;
 }
 
 /// <summary>
-/// Memory that is given back at once: what large bodies leave in the managed heap lies there until it is
-/// collected, and a container has no room for several.
+/// Native memory, freed at once: large bodies in the managed heap would stay until it is collected, and a
+/// container has no room for several.
 /// </summary>
 internal sealed unsafe class LargeBuffer(int size) : MemoryManager<byte>
 {
     private byte* _bytes = (byte*)NativeMemory.Alloc((nuint)size);
     private int _size = size;
 
-    /// <summary>What is in it stays; spans of it from before do not.</summary>
+    /// <summary>Keeps the content; spans from before are no longer valid.</summary>
     public void Resize(int size)
     {
         _bytes = (byte*)NativeMemory.Realloc(_bytes, (nuint)size);
@@ -16629,7 +16673,7 @@ internal sealed unsafe class LargeBuffer(int size) : MemoryManager<byte>
     }
 }
 
-/// <summary>Is thrown when a request is served no further; the connection ends with the answer.</summary>
+/// <summary>Is thrown when a request is refused; the connection is closed after the answer.</summary>
 /// <param name="reason">The label of <c>ses_http_refused_total</c>.</param>
 internal sealed class RefusedException(string reason, Reply reply) : Exception(reason)
 {
@@ -16678,21 +16722,22 @@ internal sealed record RequestHead(
 
     public bool IsRead => Method is "GET" or "HEAD";
 
-    /// <summary>It brings something: with PUT, by mistake.</summary>
+    /// <summary>It brings content; PUT is sent by mistake, and treated as POST.</summary>
     public bool IsPost => Method is "POST" or "PUT";
 
     /// <summary>RFC 9110, 8.4.1.3.</summary>
     public bool IsGzip => ContentEncoding is "gzip" or "x-gzip";
 
-    /// <summary>A body follows, or may follow in the eyes of another reader.</summary>
+    /// <summary>A body follows, or another parser might expect one.</summary>
     public bool MayHaveBody => IsChunked || (IsRead || Method == "OPTIONS" ? Length > 0 : Length != 0);
 
-    /// <summary>The length of the head that these bytes begin with; 0 while it is not all there.</summary>
-    /// <exception cref="RefusedException">It will never be one; or it is too large.</exception>
+    /// <summary>The length of the head that these bytes begin with; 0 while it is incomplete.</summary>
+    /// <exception cref="RefusedException">They cannot become a head, or it is too large.</exception>
     public static int Find(ReadOnlySpan<byte> bytes)
     {
         if (bytes.Length > 0 && !Token.Contains(bytes[0]))
-            throw Malformed(bytes[0] == 0x16 ? "This port does not speak TLS." : "The method is no token.");
+            throw Malformed(
+                bytes[0] == 0x16 ? "This port does not speak TLS." : "The method has an invalid character.");
         for (var at = 0; ;)
         {
             var line = bytes[at..].IndexOf((byte)'\n');
@@ -16709,7 +16754,7 @@ internal sealed record RequestHead(
     }
 
     /// <param name="head">From the method to the empty line, as <see cref="Find"/> found it.</param>
-    /// <exception cref="RefusedException">It is not HTTP/1, or not of the kind that SeS takes.</exception>
+    /// <exception cref="RefusedException">It is not HTTP/1, or not in a form that SeS accepts.</exception>
     public static RequestHead Parse(ReadOnlySpan<byte> head)
     {
         var end = head.IndexOf("\r\n"u8);
@@ -16718,7 +16763,7 @@ internal sealed record RequestHead(
         for (var lines = head[(end + 2)..]; (end = lines.IndexOf("\r\n"u8)) > 0; lines = lines[(end + 2)..])
             fields.Add(lines[..end]);
         if (fields.Host == null && !isOld)
-            throw Malformed("There is no Host.");
+            throw Malformed("The Host header field is missing.");
         if (fields.TransferEncoding != null)
             CheckChunked(fields, isOld);
         var request = new RequestHead(method, target, authority ?? fields.Host, fields.Authorization, fields.Accept,
@@ -16728,22 +16773,22 @@ internal sealed record RequestHead(
             IfNoneMatch = fields.IfNoneMatch,
         };
         if (request.IsRead && request.MayHaveBody)
-            throw Malformed($"A {method} takes no body.");
+            throw Malformed($"A {method} request must not have a body.");
         return request;
     }
 
-    /// <summary>Two readers of such a head might see two ends of its body (RFC 9112, 6.1).</summary>
+    /// <summary>Two parsers might disagree on where the body of such a head ends (RFC 9112, 6.1).</summary>
     private static void CheckChunked(HeaderFields fields, bool isOld)
     {
         if (isOld)
-            throw Malformed("HTTP/1.0 has no Transfer-Encoding.");
+            throw Malformed("An HTTP/1.0 request must not have a Transfer-Encoding.");
         if (fields.Length != null)
             throw Malformed("A body has a Content-Length or a Transfer-Encoding, not both.");
         if (!fields.TransferEncoding!.Equals("chunked", StringComparison.OrdinalIgnoreCase))
             throw new RefusedException("transfer_encoding", 501, "The only Transfer-Encoding that SeS supports is chunked.");
     }
 
-    /// <returns>The authority is that of an absolute target (RFC 9112, 3.2.2), which stands for the Host.</returns>
+    /// <returns>The authority of an absolute target replaces the Host (RFC 9112, 3.2.2).</returns>
     private static (string Method, string Target, string? Authority, bool IsOld) ParseRequestLine(
         ReadOnlySpan<byte> line)
     {
@@ -16756,7 +16801,7 @@ internal sealed record RequestHead(
                 : Malformed("The request line does not end with HTTP/1.1.");
         var (authority, target) = parts[1] == "*" && parts[0] == "OPTIONS" ? (null, "*") : SplitTarget(parts[1]);
         if (target.AsSpan().ContainsAnyExcept(TargetCharacters) || !IsEncodedRightly(target))
-            throw Malformed("A character of the target must be percent-encoded, or is so wrongly.");
+            throw Malformed("The target has a character that must be percent-encoded, or an invalid percent-encoding.");
         return (parts[0], target, authority, parts[2] == "HTTP/1.0");
     }
 
@@ -16786,7 +16831,7 @@ internal sealed record RequestHead(
 
     private static RefusedException Malformed(string detail) => new("malformed", 400, detail);
 
-    /// <summary>The header fields that matter; each of these may stand once.</summary>
+    /// <summary>The header fields that SeS uses; those that are no lists may be given only once.</summary>
     private struct HeaderFields
     {
         private static readonly string[] Names =
@@ -16804,7 +16849,7 @@ internal sealed record RequestHead(
         public void Add(ReadOnlySpan<byte> line)
         {
             if (++_count > MaxFields)
-                throw new RefusedException("head_size", 431, $"There are more than {MaxFields} header fields.");
+                throw new RefusedException("head_size", 431, $"The request has more than {MaxFields} header fields.");
             var colon = CheckField(line);
             var value = line[(colon + 1)..].Trim(" \t"u8);
             foreach (var name in Names)
@@ -16820,7 +16865,7 @@ internal sealed record RequestHead(
             {
                 case "Host":
                     if (value == "" || value.AsSpan().ContainsAnyExcept(HostCharacters))
-                        throw Malformed("The Host is not usable.");
+                        throw Malformed("The Host header field is not valid.");
                     Once(ref Host, name, value);
                     break;
                 case "Authorization":
@@ -16838,7 +16883,7 @@ internal sealed record RequestHead(
                 case "Content-Length":
                     if (Length != null || value.Length > 18 || !long.TryParse(
                         value, NumberStyles.None, CultureInfo.InvariantCulture, out var length))
-                        throw Malformed("The Content-Length is no number, or stands twice.");
+                        throw Malformed("The Content-Length is not a number, or is given twice.");
                     Length = length;
                     break;
                 case "Transfer-Encoding":
@@ -16856,62 +16901,62 @@ internal sealed record RequestHead(
                     break;
                 case "Expect":
                     Expects = value.Equals("100-continue", StringComparison.OrdinalIgnoreCase) ? true
-                        : throw new RefusedException("expectation", 417, "SeS supports 100-continue only.");
+                        : throw new RefusedException("expectation", 417, "SeS supports only 100-continue in Expect.");
                     break;
             }
         }
 
         private static void Once(ref string? field, string name, string value) =>
-            field = field == null ? value : throw Malformed($"{name} stands twice.");
+            field = field == null ? value : throw Malformed($"The header field {name} is given twice.");
 
         private static void Join(ref string? field, string value) => field = field == null ? value : $"{field}, {value}";
     }
 
     // ---- Chunks ----
 
-    /// <summary>In bytes: of the line before a chunk, with its extensions, and of a trailer field.</summary>
+    /// <summary>In bytes, of the line before a chunk, with its extensions, and of a trailer field.</summary>
     public const int MaxChunkLine = 1024;
 
-    /// <summary>The size of the chunk that follows; its extensions are of no use here, and are passed over.</summary>
+    /// <summary>The size of the chunk that follows; its extensions are ignored.</summary>
     /// <param name="line">Without its end.</param>
-    /// <exception cref="RefusedException">It does not begin with a size, in hexadecimal digits.</exception>
+    /// <exception cref="RefusedException">It does not begin with a size in hexadecimal digits.</exception>
     public static int ParseChunkSize(ReadOnlySpan<byte> line)
     {
         var end = line.IndexOfAnyExcept(HexDigits) is >= 0 and var other ? other : line.Length;
         if (end is 0 or > 16 || line.ContainsAny(Controls)
             || (end < line.Length && line[end..].TrimStart(" \t"u8) is not [(byte)';', ..]))
-            throw Malformed("A chunk does not begin with its size.");
+            throw Malformed("A chunk does not begin with its size in hexadecimal digits.");
         return (int)Math.Min(int.MaxValue, ulong.Parse(line[..end], NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture));
     }
 
     /// <summary>Where the colon of a header or trailer field is.</summary>
-    /// <exception cref="RefusedException">It is none.</exception>
+    /// <exception cref="RefusedException">The line is not a field.</exception>
     public static int CheckField(ReadOnlySpan<byte> line)
     {
         var colon = line.IndexOf((byte)':');
         if (colon < 1 || line[..colon].ContainsAnyExcept(Token))
-            throw Malformed("A header field's name is no token, or its line is folded.");
+            throw Malformed("A header field has no name, an invalid character in it, or a folded line.");
         return line[colon..].ContainsAny(Controls) ? throw Malformed("A header field has a control character.") : colon;
     }
 }
 
 // ================================= 30. Auth ==================================
 //
-// Who may send alerts, ask, and write notes: anyone, those who know a name and a password (basic, RFC 7617), or
-// those with a token of an OIDC issuer (bearer, RFC 6750). Beside senders there may be a reader, who only asks,
-// and an editor, who also writes notes: one way judges them all, and each request says from whom it is taken.
-// Secrets are compared in constant time. Passwords can be guessed: the more wrong ones came from an address,
-// the later the next ones are judged, and few wait at a time; who signed in from there lately is not slowed by
-// the others behind it. Tokens cannot; wrong ones are answered late.
+// Who may send alerts, read, and write notes: anyone, those who know a name and a password (basic, RFC 7617),
+// or those with a token of an OIDC issuer (bearer, RFC 6750). Beside senders there may be a reader, who only
+// reads, and an editor, who also writes notes. All are judged in the same way; each endpoint names the users
+// that it accepts. Secrets are compared in constant time. Passwords can be guessed: the more wrong ones came
+// from an address, the later the next are judged, and only few may wait. An address from which somebody
+// signed in lately is not slowed by others behind it. Tokens cannot be guessed; wrong ones are answered late.
 
-/// <summary>What became of credentials.</summary>
-/// <param name="IsRight">Null: they were not judged, since too many of the address wait.</param>
-/// <param name="Wait">For how long the answer is held back, or after what time to come again.</param>
+/// <summary>The result of judging credentials.</summary>
+/// <param name="IsRight">Null: they were not judged, since too many from the address wait.</param>
+/// <param name="Wait">For how long the answer is held back, or after what time to try again.</param>
 internal readonly record struct Verdict(bool? IsRight, TimeSpan Wait);
 
 /// <summary>
-/// How addresses signed in lately, and so when their next credentials are judged. An answer that does not come
-/// at once tells that a guess was wrong: what counts is how many are judged, not when they are answered.
+/// When each address signed in, or failed to: this decides when its next credentials are judged. An answer
+/// that does not come at once reveals a wrong guess, so what is limited is how many guesses are judged.
 /// </summary>
 internal sealed class SignIns(TimeProvider clock)
 {
@@ -16948,7 +16993,7 @@ internal sealed class SignIns(TimeProvider clock)
     private long _tidied;
 
     /// <summary>
-    /// Judges at once while nothing wrong came from the address, or something right lately; else after the
+    /// Judges at once if no wrong credentials came from the address, or right ones did lately; else after the
     /// delay, not before.
     /// </summary>
     public async Task<Verdict> JudgeAsync(IPAddress client, Func<bool> isRight)
@@ -17037,7 +17082,7 @@ internal sealed class SignIns(TimeProvider clock)
         old.ForEach(a => _addresses.Remove(a.Key));
     }
 
-    /// <summary>One host is given 2^64 addresses of IPv6 and can use them all.</summary>
+    /// <summary>The /64 of an IPv6 address: one host is given 2^64 of them, and can use them all.</summary>
     public static IPAddress Network(IPAddress client)
     {
         if (client.AddressFamily != AddressFamily.InterNetworkV6)
@@ -17048,7 +17093,7 @@ internal sealed class SignIns(TimeProvider clock)
     }
 }
 
-/// <summary>Is thrown when the issuer's keys cannot be had, so that no token can be judged.</summary>
+/// <summary>Is thrown when the issuer's keys are not available, so that no token can be judged.</summary>
 internal sealed class IssuerException(string message) : Exception(message);
 
 internal sealed class IssuerMetadata
@@ -17089,7 +17134,7 @@ internal sealed class JwtHeader
 internal sealed class JwtClaims
 {
     public string? Iss { get; init; }
-    /// <summary>A text or a list of texts (RFC 7519, 4.1.3).</summary>
+    /// <summary>A string or a list of strings (RFC 7519, 4.1.3).</summary>
     public JsonElement Aud { get; init; }
     public double? Exp { get; init; }
     public double? Nbf { get; init; }
@@ -17104,7 +17149,7 @@ internal sealed class JwtClaims
 [JsonSerializable(typeof(JwtClaims))]
 internal sealed partial class OidcJson : JsonSerializerContext;
 
-/// <summary>A public key of the issuer; of RSA from 2,048 bits on, or of the curve P-256.</summary>
+/// <summary>A public key of the issuer: RSA with at least 2,048 bits, or the curve P-256.</summary>
 internal sealed class IssuerKey
 {
     private readonly Lock _gate = new();
@@ -17131,7 +17176,7 @@ internal sealed class IssuerKey
             });
     }
 
-    /// <summary>Null when SeS has no use for it: another kind, too short, for encryption, broken.</summary>
+    /// <summary>Null if SeS cannot use the key: another kind, too short, for encryption, or broken.</summary>
     public static IssuerKey? From(JsonElement json)
     {
         try
@@ -17173,13 +17218,13 @@ internal sealed class IssuerKey
 /// </summary>
 internal sealed class Issuer
 {
-    /// <summary>Clocks differ; by more than this, and the token is refused.</summary>
+    /// <summary>How far the clocks may differ before a token is refused.</summary>
     public static readonly TimeSpan Skew = TimeSpan.FromSeconds(60);
 
-    /// <summary>Keys are asked for again after so long, so that one that was withdrawn goes.</summary>
+    /// <summary>After this the keys are fetched again, so that withdrawn ones are dropped.</summary>
     public static readonly TimeSpan KeysAge = TimeSpan.FromHours(1);
 
-    /// <summary>Between two questions to the issuer, whoever causes them.</summary>
+    /// <summary>Between two fetches of the issuer's keys, whoever causes them.</summary>
     public static readonly TimeSpan Pause = TimeSpan.FromSeconds(1);
 
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(10);
@@ -17197,8 +17242,8 @@ internal sealed class Issuer
     // Changed by whoever holds the turn.
     private volatile IReadOnlyList<IssuerKey>? _keys;
     private bool _everAsked;
-    // When the last question began, when it ended, and when the keys were had.
-    private long _began, _ended, _got;
+    // When the last fetch of the keys began, when one last failed, and when one last succeeded.
+    private long _began, _failed, _fetched;
     private IssuerException? _failure;
 
     public Issuer(string issuer, string audience, HttpMessageHandler handler, TimeProvider clock)
@@ -17208,7 +17253,7 @@ internal sealed class Issuer
     }
 
     /// <summary>Why the token is refused, for <c>error_description</c>; null: it is valid.</summary>
-    /// <exception cref="IssuerException">The keys that it needs cannot be had now.</exception>
+    /// <exception cref="IssuerException">The keys that it needs are not available now.</exception>
     public async ValueTask<string?> RefusalAsync(string token)
     {
         var arrived = _clock.GetTimestamp();
@@ -17216,12 +17261,12 @@ internal sealed class Issuer
         if (parts.Length != 3 || !Read(parts[0], OidcJson.Default.JwtHeader, out var head)
             || !Read(parts[1], OidcJson.Default.JwtClaims, out var claims)
             || !IsEncoded(parts[2]))
-            return "the token is no signed JWT";
+            return "the token is not a signed JWT";
         if (head.Alg is not ("RS256" or "PS256" or "ES256"))
             return "the algorithm of the token is not RS256, PS256 or ES256";
         if (head.Crit != null || head.Typ?.ToLowerInvariant() is not (null or "jwt" or "at+jwt"
             or "application/at+jwt" or "application/jwt"))
-            return "the token is of a kind that SeS does not know";
+            return "the type of the token is not one that SeS supports";
         var signed = Encoding.ASCII.GetBytes($"{parts[0]}.{parts[1]}");
         var signature = Base64Url.DecodeFromChars(parts[2]);
         bool IsSigned(IReadOnlyList<IssuerKey> keys) =>
@@ -17229,18 +17274,19 @@ internal sealed class Issuer
         var keys = await KeysAsync(head.Kid, arrived, anew: false);
         // Not every issuer names its keys, or gives a new one a new name.
         if (!IsSigned(keys) && !IsSigned(keys = await KeysAsync(head.Kid, arrived, anew: true)))
-            return keys.Count == 0 ? "the key of the token is not the issuer's" : "the signature is wrong";
+            return keys.Count == 0 ? "the key of the token is not one of the issuer"
+                : "the signature of the token is wrong";
         return Refusal(claims);
     }
 
-    /// <summary>Asks for the keys if that was not done for long; then no token has to wait.</summary>
-    /// <exception cref="IssuerException">They cannot be had.</exception>
-    public Task RefreshAsync() => AskAsync(() => _keys == null || _clock.GetElapsedTime(_got) > KeysAge);
+    /// <summary>Fetches the keys if they are old, so that no token has to wait for them.</summary>
+    /// <exception cref="IssuerException">They are not available.</exception>
+    public Task RefreshAsync() => AskAsync(() => _keys == null || _clock.GetElapsedTime(_fetched) > KeysAge);
 
     private string? Refusal(JwtClaims claims)
     {
         var now = (_clock.GetUtcNow() - DateTimeOffset.UnixEpoch).TotalSeconds;
-        return claims.Iss != _issuer ? "the token is another issuer's"
+        return claims.Iss != _issuer ? "the token is from another issuer"
             : !IsFor(claims.Aud) ? "the token is for another audience"
             : claims.Exp is not { } end ? "the token never expires"
             : now >= end + Skew.TotalSeconds ? "the token has expired"
@@ -17262,7 +17308,7 @@ internal sealed class Issuer
         }
         catch (InvalidOperationException)
         {
-            // Half a character, escaped, is no text.
+            // An escaped half of a surrogate pair is not text.
             return false;
         }
     }
@@ -17283,7 +17329,7 @@ internal sealed class Issuer
         }
         catch (JsonException)
         {
-            // Whatever it is, it is no token.
+            // The part is not of a token.
         }
         return value != null;
     }
@@ -17291,14 +17337,14 @@ internal sealed class Issuer
     // ---- Keys ----
 
     /// <summary>
-    /// The keys that the token may be signed with. One that is not known is asked for after the token
+    /// The keys that the token may be signed with. If none is known, they are fetched after the token
     /// arrived, so that a token signed with a new key is never refused.
     /// </summary>
-    /// <param name="anew">Those that are known do not fit.</param>
+    /// <param name="anew">The keys that are known do not verify it.</param>
     private async ValueTask<IReadOnlyList<IssuerKey>> KeysAsync(string? id, long arrived, bool anew)
     {
         IReadOnlyList<IssuerKey> Fitting() => [.. (_keys ?? []).Where(k => id == null || k.Id == id)];
-        // While somebody asks, known keys serve the others: an issuer that hangs holds up one token.
+        // While one token waits for a fetch, others use the known keys: an issuer that hangs delays only one.
         if (!anew && Fitting() is { Count: > 0 } known && (!AreOld() || _turn.CurrentCount == 0))
             return known;
         try
@@ -17307,14 +17353,14 @@ internal sealed class Issuer
         }
         catch (IssuerException) when (Fitting().Count > 0)
         {
-            // The issuer is away: the keys that it gave before are still used.
+            // The issuer is unavailable: the keys from before are still used.
         }
         var keys = Fitting();
         return keys.Count > 0 || _failure == null ? keys : throw _failure;
     }
 
     private bool AreOld() =>
-        _clock.GetElapsedTime(_got) > KeysAge && _clock.GetElapsedTime(_ended) > Patience;
+        _clock.GetElapsedTime(_fetched) > KeysAge && _clock.GetElapsedTime(_failed) > Patience;
 
     private async Task AskAsync(Func<bool> isNeeded)
     {
@@ -17327,11 +17373,11 @@ internal sealed class Issuer
                 await Task.Delay(early, _clock);
             (_everAsked, _began) = (true, _clock.GetTimestamp());
             _keys = await FetchAsync();
-            (_failure, _got) = (null, _clock.GetTimestamp());
+            (_failure, _fetched) = (null, _clock.GetTimestamp());
         }
         catch (IssuerException e)
         {
-            (_failure, _ended) = (e, _clock.GetTimestamp());
+            (_failure, _failed) = (e, _clock.GetTimestamp());
             throw;
         }
         finally
@@ -17345,10 +17391,10 @@ internal sealed class Issuer
         var discovery = await GetAsync(
             _issuer.TrimEnd('/') + "/.well-known/openid-configuration", OidcJson.Default.IssuerMetadata);
         if (discovery.Issuer != _issuer)
-            throw new IssuerException($"the issuer names itself '{discovery.Issuer}', not '{_issuer}'");
+            throw new IssuerException($"the discovery document has the issuer '{discovery.Issuer}', not '{_issuer}'");
         if (!Uri.TryCreate(discovery.JwksUri, UriKind.Absolute, out var place)
             || (place.Scheme != Uri.UriSchemeHttps && place.Scheme != new Uri(_issuer).Scheme))
-            throw new IssuerException($"the issuer's jwks_uri is not usable: '{discovery.JwksUri}'");
+            throw new IssuerException($"the issuer's jwks_uri is not an https URL: '{discovery.JwksUri}'");
         var keys = await GetAsync(discovery.JwksUri, OidcJson.Default.JsonWebKeySet);
         return [.. (keys.Keys ?? []).Select(IssuerKey.From).OfType<IssuerKey>()];
     }
@@ -17361,7 +17407,7 @@ internal sealed class Issuer
             if (!answer.IsSuccessStatusCode)
                 throw new IssuerException($"{url} answered {(int)answer.StatusCode}");
             return JsonSerializer.Deserialize(await answer.Content.ReadAsByteArrayAsync(), type)
-                ?? throw new IssuerException($"{url} answered null");
+                ?? throw new IssuerException($"{url} answered with JSON null");
         }
         catch (Exception e) when (e is HttpRequestException or TaskCanceledException or JsonException
             or InvalidOperationException or UriFormatException or NotSupportedException)
@@ -17371,40 +17417,40 @@ internal sealed class Issuer
     }
 }
 
-/// <summary>Who asks or sends; some requests are taken from several of them.</summary>
+/// <summary>The kinds of users; a request may be accepted from several of them.</summary>
 [Flags]
 internal enum Users
 {
     None = 0,
 
-    /// <summary>Sends alerts, and may ask.</summary>
+    /// <summary>Sends alerts, and may read.</summary>
     Sender = 1,
 
-    /// <summary>May ask.</summary>
+    /// <summary>May read: ask questions and see pages.</summary>
     Reader = 2,
 
-    /// <summary>Reads and writes notes, and may ask.</summary>
+    /// <summary>Reads and writes notes, and may read everything else.</summary>
     Editor = 4,
 
-    /// <summary>Brings the facts of another SeS.</summary>
+    /// <summary>Sends the facts of another SeS.</summary>
     Importer = 8,
 
-    /// <summary>Who may ask.</summary>
+    /// <summary>All who may read.</summary>
     All = Sender | Reader | Editor,
 }
 
 /// <summary>The name and the password of a user, as Basic has them (RFC 7617).</summary>
 internal sealed class Credentials(Users user, string name, Secret password)
 {
-    // Of the password that it was made of: the file may have another by now.
+    // The password and its hash: the file may have another password by now.
     private volatile Tuple<string, byte[]> _expected = Expected(name, password.Value);
 
     public Users User => user;
 
-    /// <param name="given">As <see cref="HashOf"/> has it.</param>
+    /// <param name="given">As <see cref="HashOf"/> returns it.</param>
     public bool Are(byte[] given) => CryptographicOperations.FixedTimeEquals(given, ExpectedNow());
 
-    /// <summary>Null: it is no base64.</summary>
+    /// <summary>Null: it is not base64.</summary>
     public static byte[]? HashOf(string base64)
     {
         var given = new byte[base64.Length];
@@ -17425,12 +17471,12 @@ internal sealed class Credentials(Users user, string name, Secret password)
 }
 
 /// <summary>
-/// Whose the last password on a connection was: the next one, if it is the same, is judged at once. A wrong one
-/// ends that, since a proxy's connection has the requests of many.
+/// The user that last signed in on a connection: the same password is then accepted at once. A wrong one ends
+/// that, since a proxy's connection has the requests of many.
 /// </summary>
 internal sealed class SignedIn
 {
-    /// <summary>Null: it was nobody's.</summary>
+    /// <summary>Null: nobody has signed in.</summary>
     public Credentials? As { get; set; }
 }
 
@@ -17462,8 +17508,8 @@ internal sealed class Auth
     }
 
     /// <summary>
-    /// Whoever wants may do what these may. With <see cref="AuthMode.None"/> anybody sends, and asks, unless
-    /// there are readers.
+    /// Whether no credentials are needed. With <see cref="AuthMode.None"/> anybody may send alerts, and read
+    /// unless there is a reader.
     /// </summary>
     public bool IsOpen(Users users) => users == Users.None || (_options.AuthMode == AuthMode.None
         && users.HasFlag(Users.Sender) && (users == Users.Sender || _options.ReadPassword == null));
@@ -17488,19 +17534,19 @@ internal sealed class Auth
     /// Null when the request is admitted, else the answer: 401, 403 for the credentials of another user, or 503
     /// without the issuer.
     /// </summary>
-    /// <param name="users">From whom it is taken.</param>
+    /// <param name="users">From whom the request is accepted.</param>
     /// <param name="authorization">The value of the request's Authorization field; null when absent.</param>
-    /// <param name="connection">On which it came; it learns of what was right.</param>
+    /// <param name="connection">On which it came; it remembers credentials that were right.</param>
     public async ValueTask<Reply?> RefusalAsync(
         Users users, string? authorization, IPAddress client, SignedIn connection)
     {
         if (IsOpen(users))
             return null;
         if (users == Users.Editor && _options.EditorPassword == null)
-            return Reply.Problem(403, $"Notes are closed: {Options.EditorPasswordSetting.File} is not set. On the host they "
-                + "are written with ses note.");
+            return Reply.Problem(403, $"Notes are closed: {Options.EditorPasswordSetting.File} is not set. "
+                + "On SeS's host, use ses note.");
         if (users == Users.Importer && _options.ImportPassword == null)
-            return Reply.Problem(403, $"Nobody may bring facts: {Options.ImportPasswordSetting.File} is not set.");
+            return Reply.Problem(403, $"Imports are closed: {Options.ImportPasswordSetting.File} is not set.");
         if (authorization == null)
             return Unauthorized(users, "missing", null, TimeSpan.Zero);
         return authorization.Split(' ', 2, StringSplitOptions.TrimEntries) switch
@@ -17527,7 +17573,7 @@ internal sealed class Auth
         catch (IssuerException e)
         {
             LogFailure(e);
-            return Reply.Problem(503, "The OIDC issuer's keys cannot be had; SeS's log says why.");
+            return Reply.Problem(503, "The keys of the OIDC issuer are not available; SeS's log says why.");
         }
     }
 
@@ -17553,9 +17599,9 @@ internal sealed class Auth
     {
         var known = user switch
         {
-            Users.Sender => "alerts and questions",
-            Users.Reader => "questions",
-            Users.Editor => "notes and questions",
+            Users.Sender => "sending alerts and reading",
+            Users.Reader => "reading",
+            Users.Editor => "notes and reading",
             _ => "the facts of other SeS",
         };
         return Reply.Problem(403, $"These credentials are for {known}; " + users switch
@@ -17563,18 +17609,18 @@ internal sealed class Auth
             Users.Editor => "notes need the editor's.",
             Users.Importer => "facts need the importer's.",
             Users.Sender => "alerts need the sender's.",
-            _ => "questions need those of somebody who may ask.",
+            _ => "reading needs those of the sender, the reader or the editor.",
         });
     }
 
     /// <param name="isRight">Null: they were not judged.</param>
     private Reply Refused(Users users, IPAddress client, bool? isRight, TimeSpan wait)
     {
-        LogRefused(client, isRight == null ? "too many from there wait" : "wrong");
+        LogRefused(client, isRight == null ? "too many from this client are waiting" : "wrong");
         if (isRight == false)
             return Unauthorized(users, "wrong", null, wait);
         _meters.AuthFailures.WithLabels("unjudged").Inc();
-        return Reply.Problem(503, "Wrong credentials came from this address, and these were not looked at: "
+        return Reply.Problem(503, "Wrong credentials came from this address, so these have not been checked: "
             + "send the request again later.") with
         {
             Headers = [("Retry-After", $"{Math.Max(1, Math.Ceiling(wait.TotalSeconds))}")],
@@ -17600,19 +17646,20 @@ internal sealed class Auth
     }
 
     private void LogFailure(IssuerException e) =>
-        _log.Often("no bearer token can be judged: the OIDC issuer cannot be used",
+        _log.Often("bearer tokens cannot be checked: the keys of the OIDC issuer are not available",
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
 // ============================== 31. Status page ==============================
 //
-// What people see: HTML and CSS without a script. On top how all is, then what needs attention, then platforms, the
-// worst first, each with a page of its services, and each service with one of its outages and months. A frame of one
-// line renews itself and tells what has changed since; the page stays as its reader left it. Labels come from
-// strangers, so all text is escaped. Links are relative: the pages work under any path.
+// The status pages: HTML and CSS without a script. The overview has the overall state on top, then what needs
+// attention, then platforms, the worst first; each has a page of its services, and each service one of its
+// outages and months. In a frame, the live line reloads itself and says how much has changed since; the page
+// around it stays as its reader left it. Labels come from strangers, so all text is escaped. Links are
+// relative: the pages work under any path.
 
-/// <summary>An alert that could not be mapped, as it is kept.</summary>
-/// <param name="Id">For a retry.</param>
+/// <summary>An alert that could not be mapped, as it is stored.</summary>
+/// <param name="Id">By which it is retried.</param>
 /// <param name="Alert">As it came: JSON.</param>
 internal sealed record QuarantinedAlert(
     string Id, DateTime Recorded, string Partition, AlertSource Source, string Alertname, string Reason, byte[] Alert)
@@ -17633,7 +17680,7 @@ internal sealed record QuarantinedAlert(
         }
     }
 
-    /// <summary>What <see cref="Id"/> says; null: it is none.</summary>
+    /// <summary>Parses an <see cref="Id"/>; null: it is not one.</summary>
     public static UInt128? IdOf(string? text) => text?.Length == 32
         && UInt128.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var id)
         ? id : null;
@@ -17655,16 +17702,16 @@ internal sealed record QuarantinedAlert(
     }
 
     /// <summary>
-    /// A copy of Prometheus's that was valid beyond its receipt: taken later, it would be the end of an alert
-    /// that fired. Prometheus sends what fires again by itself.
+    /// A copy from Prometheus that was still valid when it was received: stored now, it would end an alert
+    /// that may still fire. Prometheus sends what fires again by itself.
     /// </summary>
     public bool IsOutdated => Source == AlertSource.Prometheus && FieldsOf(Alert) is { } alert
         && !alert.HasEnded(Recorded);
 }
 
 /// <summary>What the pages need besides the history.</summary>
-/// <param name="Path">Below which alerts are posted to, and questions asked.</param>
-/// <param name="Refusal">Why no alerts are taken at the moment; null: they are.</param>
+/// <param name="Path">The path under which alerts are posted, and questions asked.</param>
+/// <param name="Refusal">Why SeS accepts no alerts now; null: it does.</param>
 internal sealed record PageSettings(string Title, string Path, Counting Counting, string? Refusal = null);
 
 /// <summary>Writes HTML, a part at a time.</summary>
@@ -17681,7 +17728,7 @@ internal sealed class HtmlWriter : BodyWriter
     /// <summary>Bytes of all parts.</summary>
     public int Written { get; private set; }
 
-    /// <summary>Text for an element or a quoted attribute; control characters are not for HTML.</summary>
+    /// <summary>Text for an element or a quoted attribute, without control characters.</summary>
     public static string Escape(string text)
     {
         if (!text.AsSpan().ContainsAny(Special) && !text.Any(char.IsSurrogate))
@@ -17736,11 +17783,11 @@ internal readonly ref struct HtmlInterpolation(int literalLength, int formattedC
 
 internal enum PageKind { Overview, Platform, Service, Short, Outages, Day, Wall, Live }
 
-/// <summary>What a visitor wants to see; it stands in the page's address.</summary>
-/// <param name="Names">Of a platform or a service, as far as the page is about one.</param>
+/// <summary>The page that a visitor asks for, as its address says.</summary>
+/// <param name="Names">Of the platform or the service that the page is about, if it is about one.</param>
 /// <param name="Show">down: only services that are not up; all: every one; null: as the page sees fit.</param>
 /// <param name="Search">Only services with this text in one of their names; null: all.</param>
-/// <param name="Offset">So many services, platforms or outages are left out, as those before have been on another page.</param>
+/// <param name="Offset">How many services, platforms or outages to skip: pages before have them.</param>
 /// <param name="Before">Only outages that ended earlier; null: up to now.</param>
 /// <param name="At">A moment to be marked; of the live line, when the page around it was made.</param>
 /// <param name="Day">Of the page of a day: its date.</param>
@@ -17749,7 +17796,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
 {
     public const string UsualRange = "30d";
 
-    /// <summary>Of the short address of a service: <see cref="ShortOf"/>.</summary>
+    /// <summary>Of a page with the short address of a service: <see cref="ShortOf"/>.</summary>
     public string Short { get; init; } = "";
 
     /// <summary>64 bits of the hash of a service's names, in hexadecimal: the same in each store.</summary>
@@ -17759,7 +17806,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
         return Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(names)).AsSpan(0, 8));
     }
 
-    /// <summary>The ranges to choose from: the hours or days that their strips have, the present one too.</summary>
+    /// <summary>The ranges to choose from, in hours or days, the current one included.</summary>
     public static readonly IReadOnlyDictionary<string, (PeriodLength? Length, int Count)> Ranges =
         new Dictionary<string, (PeriodLength?, int)>
         {
@@ -17773,8 +17820,8 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
     public const int MaxSearch = 200;
 
     /// <summary>Links from elsewhere carry parameters of their own: those that are unknown are ignored.</summary>
-    /// <exception cref="QuestionException">One stands twice, or cannot be used.</exception>
-    /// <param name="last">Of the path, where that is the date of a day, or a short name.</param>
+    /// <exception cref="QuestionException">One is given twice, or not valid.</exception>
+    /// <param name="last">The last segment of the path, if that is a date or a short name.</param>
     public static PageQuery Parse(PageKind kind, IEnumerable<KeyValuePair<string, string>> parameters, string last = "")
     {
         string[] names = kind switch
@@ -17791,15 +17838,17 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
         var given = Question.Once(parameters.Where(p => names.Contains(p.Key)), names, "this page");
         string? Chosen(string name, params IEnumerable<string> allowed) => given.GetValueOrDefault(name) is not { } value ? null
             : allowed.Contains(value) ? value
-            : throw new QuestionException($"{name}: it is none of {string.Join(", ", allowed)}");
+            : throw new QuestionException(
+                $"{name}: '{Question.Shown(value)}' is not valid; allowed: {string.Join(", ", allowed)}");
         DateTime? Time(string name) => Question.Parse(given, name, v => Rfc3339.TryParse(v, out var time) ? time : (DateTime?)null,
             "a time such as 2026-11-14T05:11:00Z");
         var offset = Question.Parse(given, "offset", Question.ParseCount, $"a whole number from 1 to {int.MaxValue}");
         if (given.GetValueOrDefault("search")?.Length > MaxSearch)
-            throw new QuestionException($"search: it has more than {MaxSearch} characters");
+            throw new QuestionException($"search: it is longer than {MaxSearch} characters");
         DateTime? date = kind != PageKind.Day ? null : DateTime.TryParseExact(last, "yyyy-MM-dd", CultureInfo.InvariantCulture,
             DateTimeStyles.None, out var parsed) && parsed.Year is > 1969 and < 9999 ? parsed
-            : throw new QuestionException("day: it is no date such as 2026-11-14");
+            : throw new QuestionException(
+                $"day: '{Question.Shown(last)}' is not valid; allowed: a date such as 2026-11-14");
         return new PageQuery(kind, Question.FilterOf(given.GetValueOrDefault("partition"), given),
             Chosen("range", Ranges.Keys) ?? UsualRange, Chosen("show", "down", "all"),
             given.GetValueOrDefault("search") is { Length: > 0 } search ? search : null, offset ?? 0, Time("before"), Time("at"), date)
@@ -17834,7 +17883,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
 
     /// <summary>
     /// Whether the address of a service fits into the head of an answer that redirects to it: the HTTP listener
-    /// gives up on larger ones.
+    /// fails on larger ones.
     /// </summary>
     public static bool IsForRedirect(string address) => address.Length <= LongestRedirect;
 
@@ -17845,8 +17894,8 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
         || service.ToString().Contains(Search, StringComparison.OrdinalIgnoreCase);
 }
 
-/// <summary>A service in few words: what leads, and where it is.</summary>
-/// <param name="IsStock">It is an alert with its labels, whose service is often only the exporter.</param>
+/// <summary>A short name of a service: what it is, and where.</summary>
+/// <param name="IsStock">Lead is the name of a stock alert, whose service is often only the exporter.</param>
 internal readonly record struct ShortName(string Lead, string About, bool IsStock)
 {
     public static ShortName Of(ServiceKey service)
@@ -17874,12 +17923,12 @@ internal readonly record struct ShortName(string Lead, string About, bool IsStoc
     }
 }
 
-/// <summary>Services of a platform that stopped to be up at about the same time: one line.</summary>
+/// <summary>Services of a platform that stopped being up at about the same time, shown as one line.</summary>
 /// <param name="Since">When the first of them did.</param>
 /// <param name="Rows">The latest first.</param>
 internal sealed record Incident(string Partition, string Platform, string Status, DateTime Since, IReadOnlyList<NotUpRow> Rows)
 {
-    /// <summary>What began within that of the first is one.</summary>
+    /// <summary>How long after the first of them others belong to it.</summary>
     public static readonly TimeSpan Reach = TimeSpan.FromMinutes(5);
 
     public DateTime Latest => Rows[0].Since;
@@ -17888,7 +17937,7 @@ internal sealed record Incident(string Partition, string Platform, string Status
     public string? Alike => Rows.Select(r => ShortName.Of(r.Service)).ToList() is var names && names.Count > 1
         && names.TrueForAll(n => n.Lead == names[0].Lead) ? names[0].Lead : null;
 
-    /// <summary>Down first, then what is neither down nor unknown; of those the latest first.</summary>
+    /// <summary>First down, then neither down nor unknown, then unknown; in each the latest first.</summary>
     public static List<Incident> Of(IEnumerable<NotUpRow> rows)
     {
         var found = new List<Incident>();
@@ -17930,8 +17979,8 @@ internal sealed record Incident(string Partition, string Platform, string Status
     private static int Rank(string status) => status switch { "down" => 0, "unknown" => 2, _ => 1 };
 }
 
-/// <summary>What services did in each hour or day of a range, in milliseconds.</summary>
-/// <param name="edges">Where each begins, and the end of the last.</param>
+/// <summary>How long services were in each status, in each hour or day of a range, in milliseconds.</summary>
+/// <param name="edges">The begin of each, and the end of the last.</param>
 internal sealed class Bars(IReadOnlyList<DateTime> edges)
 {
     private readonly long[] _edges = [.. edges.Select(UnixTime.From)], _known = new long[edges.Count - 1],
@@ -17975,14 +18024,14 @@ internal sealed class Bars(IReadOnlyList<DateTime> edges)
     }
 }
 
-/// <summary>What services did in a range, added up.</summary>
+/// <summary>The figures of services in a range, added up.</summary>
 internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
 {
     private long _known, _counted, _good, _down;
 
     public Bars Bars => bars;
 
-    /// <summary>How many were down at all, and how often together.</summary>
+    /// <summary>How many services were down at all.</summary>
     public int Fallen { get; private set; }
 
     public int Outages { get; private set; }
@@ -17992,7 +18041,7 @@ internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
     /// <summary>In milliseconds, of all together.</summary>
     public long Down => _down;
 
-    /// <summary>In percent of what is known; null: nothing is, or most is not.</summary>
+    /// <summary>In percent of the time that is known; null: none is, or less than half.</summary>
     public double? Availability => _known == 0 || _known * 2 < _counted ? null : 100.0 * _good / _known;
 
     public void Add(IEnumerable<Run> runs, ServiceNotes notes)
@@ -18035,27 +18084,27 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
     /// <summary>Bytes of an outage in a list, besides its names and its text.</summary>
     private const int OutageMarkup = 450;
 
-    /// <summary>The overview lists services only where there are no more; with many it comes in parts.</summary>
+    /// <summary>The overview lists services up to the first; beyond the second it is sent in parts.</summary>
     private const int FewServices = 50, ManyServices = 1000;
 
     /// <summary>
-    /// Lines of what needs attention, of that what does so for over a day, of the latest outages, and of outages on
-    /// a page of them.
+    /// The most lines of what needs attention, of those the ones of over a day, of the latest outages, and of
+    /// outages on a page of them.
     /// </summary>
     private const int MostIncidents = 50, MostOld = 12, MostLatest = 10, MostOutages = 100;
 
-    /// <summary>Of services in one line, of notes, partitions and months: no more of each.</summary>
+    /// <summary>The most services in one line, notes, partitions, other SeS, and months.</summary>
     private const int MostFolded = 100, MostNotes = 20, MostPartitions = 20, MostPeers = 20, MostMonths = 12;
 
     /// <summary>Bytes of a name, and of what an alert or a note says, in a list.</summary>
     private const int MostText = 160;
 
-    /// <summary>How often the live line renews itself; it says so once it has missed two times, after 75 s.</summary>
+    /// <summary>How often the live line reloads itself; if that fails twice, for 75 s, it says so.</summary>
     private const int RefreshSeconds = 30;
 
     /// <summary>Outages on a page ended within that time.</summary>
     private static readonly TimeSpan AtOnce = TimeSpan.FromDays(31);
-    /// <summary>The live line counts a change that was heard of so long after it was.</summary>
+    /// <summary>The live line counts a change that was received up to so long after it happened.</summary>
     private static readonly TimeSpan Late = TimeSpan.FromHours(1);
 
     /// <summary>Maintenance that begins later is not shown yet.</summary>
@@ -18143,11 +18192,11 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
     public static string Policy { get; } = $"default-src 'none'; {StyleSource}; img-src data:; "
         + "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-    /// <summary>Of the live line, which stands in those pages alone.</summary>
+    /// <summary>Of the live line, which only those pages may frame.</summary>
     public static string LivePolicy { get; } = $"default-src 'none'; {StyleSource}; "
         + "form-action 'none'; base-uri 'none'; frame-ancestors 'self'";
 
-    /// <summary>The live line's, by which it renews itself.</summary>
+    /// <summary>The Refresh field of the live line, by which it reloads itself.</summary>
     public static readonly string Refresh = RefreshSeconds.ToString(CultureInfo.InvariantCulture);
 
     private readonly HtmlWriter _html = new();
@@ -18161,7 +18210,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
     /// <summary>What leads back to the overview's address.</summary>
     private string Root => query.Kind == PageKind.Day ? "../" : "";
 
-    /// <summary>Whole hours or days of a zone, up to now.</summary>
+    /// <summary>The edges of whole hours or days of a zone, up to now.</summary>
     public static IReadOnlyList<DateTime> EdgesOf(string range, Zone zone, DateTime now)
     {
         var (length, count) = PageQuery.Ranges[range];
@@ -18215,12 +18264,12 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
         }
         var rows = !IsOfPlatforms ? Services(ServiceFilter.All) : all.All > FewServices ? OfPlatforms(platforms)
             : OfPlatforms(platforms).Concat(Services(ServiceFilter.All));
-        foreach (var part in Rest(platforms, ServiceFilter.All, IsOfPlatforms ? "Platforms" : "Services", rows))
+        foreach (var part in BelowLive(platforms, ServiceFilter.All, IsOfPlatforms ? "Platforms" : "Services", rows))
             yield return part;
     }
 
     /// <summary>What stands below the live line of the overview, and of a platform's page.</summary>
-    private IEnumerable<ReadOnlyMemory<byte>> Rest(List<PlatformRow> platforms, ServiceFilter names, string heading,
+    private IEnumerable<ReadOnlyMemory<byte>> BelowLive(List<PlatformRow> platforms, ServiceFilter names, string heading,
         IEnumerable<ReadOnlyMemory<byte>> rows)
     {
         if (!IsSelection)
@@ -18241,7 +18290,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
         yield return End();
     }
 
-    /// <summary>Whoever looks for services sees them first, and nothing that needs attention before them.</summary>
+    /// <summary>Whether services are selected: nothing that needs attention is shown above those.</summary>
     private bool IsSelection => query is not { Search: null, Show: null, Offset: 0 };
 
     /// <summary>The overview lists platforms, unless services are asked for.</summary>
@@ -18250,7 +18299,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
     /// <summary>The worst first.</summary>
     private IEnumerable<ReadOnlyMemory<byte>> OfPlatforms(List<PlatformRow> platforms)
     {
-        // Of many the strips take long: what is above them is there before. The first two parts go out together.
+        // The strips of many take long: what is above is sent before. The first two parts go out together.
         var isLong = platforms.Sum(p => p.Counts.All) > ManyServices;
         if (isLong)
             yield return _html.Take();
@@ -18282,15 +18331,15 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
     }
 
     private void AddFirstStep() => _html.Add($$"""
-        <p>SeS knows of no service yet. Send it an alert, and this page will show the service:</p>
+        <p>SeS has no services yet. Send it an alert, and this page will show the service:</p>
         <pre>curl -i http://HOST:PORT/{{settings.Path}}/INS -d '{"version":"4","alerts":[{"status":"firing",
         "labels":{"alertname":"Down","job":"etcd","instance":"n1:2379"},
         "startsAt":"{{Rfc3339.Format(Now)}}"}]}'</pre>
-        <p>Then have Alertmanager send all alerts, by a receiver with</p>
+        <p>Then let Alertmanager send all alerts, with a receiver such as:</p>
         <pre>webhook_configs:
         - url: http://HOST:PORT/{{settings.Path}}/INS
           send_resolved: true</pre>
-        <p>“INS” is the partition of Onix that the services are to be in; without an Onix, any name.</p>
+        <p>“INS” is the partition of Onix for these services; without Onix, choose any name.</p>
         """);
 
     // ---- What needs attention ----
@@ -18365,7 +18414,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
         var isAll = rows.Count == incident.Rows.Count;
         var names = ServiceFilter.All with { Partition = incident.Partition, Platform = incident.Platform };
         var others = isAll ? default : Markup.Of($"""
-            <a href="{new PageQuery(PageKind.Platform, names, query.Range, "down").Address()}">Show all of the platform that are not up</a>
+            <a href="{new PageQuery(PageKind.Platform, names, query.Range, "down").Address()}">Show all services of the platform that are not up</a>
             """);
         if (rows.Count > 0)
             _html.Add($" <details><summary>Show {(isAll ? $"all {rows.Count}" : $"the latest {rows.Count}")}</summary> <ul>{new Markup(string.Concat(rows.Select(r => r.Text)))}</ul>{others}</details>");
@@ -18375,7 +18424,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
 
     private int _folded;
 
-    /// <summary>The names of the first two, and how many there are besides.</summary>
+    /// <summary>The two most frequent names, and how many others there are.</summary>
     private static Markup NamesOf(Incident incident)
     {
         var names = incident.Rows.Select(r => ShortName.Of(r.Service)).Select(n => n.IsStock ? n.Lead : n.Lead.Split(' ')[0])
@@ -18418,7 +18467,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
             """);
     }
 
-    /// <summary>Of which platforms nothing can be said, and since when.</summary>
+    /// <summary>The platforms that are not watched, and since when.</summary>
     private void AddUnwatched(IEnumerable<PlatformRow> platforms)
     {
         var silent = platforms.Where(p => questions.IsWatched(p.Partition, p.Platform) == false)
@@ -18435,7 +18484,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
                 <li class="is-unknown"><span class="word unknown">? not watched</span> <small>since {Time(group.Key.From)},
                 {Lasted(Now - group.Key.From)}</small><br><b><bdi>{names[0]}</bdi></b>
                 {(names.Count == 1 ? "" : $"and {Counted(names.Count - 1, "more platform")}")}
-                <small class="text"><bdi>{group.Key.What}</bdi>. What is shown of it is what was last known.</small></li>
+                <small class="text"><bdi>{group.Key.What}</bdi>. Services are shown with their last known status.</small></li>
                 """);
         }
         _html.Add($"</ul>{AndMore(silent.Count - MostNotes)}</section>");
@@ -18461,7 +18510,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
         _html.Add($"</ul>{AndMore(notes.Count - MostNotes)}</section>");
     }
 
-    /// <summary>What a note is about.</summary>
+    /// <summary>The services that a note is about.</summary>
     private static Markup AboutOf(NoteFilter filter)
     {
         var names = new[] { filter.Platform, filter.Service, filter.Facet, filter.Location }.OfType<string>().ToList();
@@ -18481,7 +18530,7 @@ internal sealed partial class StatusPage
     private IEnumerable<ReadOnlyMemory<byte>> Services(ServiceFilter names)
     {
         var notUp = query.Show == "down" ? questions.NotUp().ConvertAll(r => r.Id).ToHashSet() : null;
-        // Below platforms all are listed, from the first on.
+        // Below the platforms all services are listed, from the first on.
         var next = IsOfPlatforms ? 0 : query.Offset;
         var rows = questions.ListedServices(names).Where(s => query.Takes(s.Service) && notUp?.Contains(s.Id) != false)
             .Skip(next).Take(MostRows + 1).ToList();
@@ -18491,7 +18540,7 @@ internal sealed partial class StatusPage
             _html.Add($"<h2>Services</h2>");
         _html.Add($"<ul class=\"rows\">");
         var (shown, isMore) = (rows.Take(MostRows).ToList(), false);
-        // Both may derive a timeline of their own, so one after the other.
+        // Present and Runs may each derive timelines, so the first is read to its end before.
         var present = questions.Present(names, shown).ToDictionary(p => p.Id);
         foreach (var (id, service, runs) in questions.Runs(names, From, shown))
         {
@@ -18520,7 +18569,7 @@ internal sealed partial class StatusPage
             """);
     }
 
-    /// <summary>Nothing where it is up, as most are.</summary>
+    /// <summary>Empty if the service is up, as most are.</summary>
     private static Markup StateText(PresentRow? present) => present switch
     {
         null => default,
@@ -18594,13 +18643,13 @@ internal sealed partial class StatusPage
             Markup.Of($"<bdi>{platform.Platform}</bdi> <span class=\"soft\">{InPartition(platform.Partition)}</span>"));
         AddBanner(platform.Counts, 0);
         AddLive();
-        foreach (var part in Rest([platform], names, "Services", Services(names)))
+        foreach (var part in BelowLive([platform], names, "Services", Services(names)))
             yield return part;
     }
 
     // ---- Outages ----
 
-    /// <summary>The latest that have ended.</summary>
+    /// <summary>The latest outages that have ended.</summary>
     private IEnumerable<ReadOnlyMemory<byte>> Latest(ServiceFilter names)
     {
         _html.Add($"<section><h2>Latest outages</h2>");
@@ -18611,7 +18660,7 @@ internal sealed partial class StatusPage
         _html.Add($"<p class=\"links\"><a href=\"{AddressOf(PageKind.Outages, names)}\">All outages</a></p></section>");
     }
 
-    /// <summary>All of a platform, or of one service, or of a day.</summary>
+    /// <summary>The outages of a platform, of one service, of a day, or all.</summary>
     private IEnumerable<ReadOnlyMemory<byte>> Outages()
     {
         var names = query.Names;
@@ -18624,8 +18673,8 @@ internal sealed partial class StatusPage
             AddOpen(names);
         var before = query.Before ?? Now.AddMilliseconds(1);
         PageQuery? next = null;
-        var none = query.Offset > 0 ? Markup.Of($"There were no earlier ones.") : day != null ? Markup.Of($"There was none.")
-            : Markup.Of($"There was none in the {AtOnce.Days} days before {Time(before)}.");
+        var none = query.Offset > 0 ? Markup.Of($"There were no earlier outages.") : day != null ? Markup.Of($"There were no outages.")
+            : Markup.Of($"No outage ended in the {AtOnce.Days} days before {Time(before)}.");
         var outages = day is { } span ? questions.Outages(names, span.Item1, span.Item2, Counting.Plain, isNewestFirst: true)
                 .Select(o => new Outage(o.Id, o.Service, o.From, o.To ?? DateTime.MaxValue, o.Description))
             : questions.Ended(names, before - AtOnce, before);
@@ -18654,7 +18703,7 @@ internal sealed partial class StatusPage
         yield return End();
     }
 
-    /// <summary>The list is of what has ended: where the others are.</summary>
+    /// <summary>Links to the outages that have not ended, which are not in the list.</summary>
     private void AddOpen(ServiceFilter names)
     {
         var count = questions.NotUp().Count(r => r.Status == "down" && (names.Partition ?? r.Service.Partition) == r.Service.Partition
@@ -18665,12 +18714,12 @@ internal sealed partial class StatusPage
             _html.Add($"<p><span class=\"word down\">✖ {count} down now</span>: <a href=\"{down}\">{(count == 1 ? "show it" : "show them")}</a>. Outages that have ended:</p>");
     }
 
-    /// <summary>Those behind the offset, as many as one may show at once, and at least one.</summary>
+    /// <summary>The outages after the offset, as many as fit on a page, and at least one.</summary>
     /// <param name="size">Bytes of their markup.</param>
     /// <param name="more">Is given the page of the next ones, if there are any.</param>
     private IEnumerable<Outage> Fitting(IEnumerable<Outage> outages, int size, Action<PageQuery>? more = null)
     {
-        // Of a list by ends only those of the last end are counted on.
+        // In a list by ends, the next page skips only those that ended together with the last one.
         var (bytes, same, last, offset) = (0, 0, DateTime.MinValue, more == null ? 0 : query.Offset);
         foreach (var (i, outage) in outages.Index())
         {
@@ -18688,7 +18737,7 @@ internal sealed partial class StatusPage
         }
     }
 
-    /// <summary>About as many bytes as its markup has.</summary>
+    /// <summary>About how many bytes its markup has.</summary>
     private static int SizeOf(Outage outage)
     {
         var name = ShortName.Of(outage.Service);
@@ -18696,13 +18745,13 @@ internal sealed partial class StatusPage
             Brief(name.Lead) + Brief(name.About) + Brief(outage.Service.Platform) + Clip(outage.Description)));
     }
 
-    /// <summary>Those of a platform that began within <see cref="Incident.Reach"/>, and stand together, are one line.</summary>
+    /// <summary>Neighbours of a platform that began within <see cref="Incident.Reach"/> are a line.</summary>
     private static IEnumerable<List<Outage>> Folded(IEnumerable<Outage> outages)
     {
         var open = new List<List<Outage>>();
         foreach (var outage in outages)
         {
-            // What ended long before the first of a line is none of it.
+            // An outage that ended long before the first of a line does not belong to it.
             foreach (var done in open.FindAll(l => l[0].To - outage.To > TimeSpan.FromMinutes(30)))
             {
                 open.Remove(done);
@@ -18720,7 +18769,7 @@ internal sealed partial class StatusPage
     }
 
     /// <summary>Lines under the day on which each ended.</summary>
-    /// <param name="none">What is said where there is none.</param>
+    /// <param name="none">The text if there are none.</param>
     private IEnumerable<ReadOnlyMemory<byte>> ByDay(IEnumerable<List<Outage>> lines, Markup none)
     {
         DateTime? day = null;
@@ -18789,7 +18838,7 @@ internal sealed partial class StatusPage
             """);
         AddLive();
         if (present is { IsWatched: false, LastSeen: { } seen })
-            _html.Add($"<p class=\"unknown word\">? Not watched: so it was when it was last seen, {Time(seen)}.</p>");
+            _html.Add($"<p class=\"unknown word\">? Not watched: this is the last known status, of {Time(seen)}.</p>");
         _html.Add($"""
             <p><bdi>{present.Description}</bdi></p><nav aria-label="Range">
             """);
@@ -18814,7 +18863,7 @@ internal sealed partial class StatusPage
         yield return End();
     }
 
-    /// <summary>What the bars lead to, for those who do not point at them.</summary>
+    /// <summary>The links of the bars, for those who cannot point at them.</summary>
     private void AddDays(Bars bars)
     {
         var days = Enumerable.Range(0, bars.Count).Where(b => bars.Down(b) > 0).Select(b => _zone.Local(bars.Begin(b)).Date)
@@ -18835,7 +18884,7 @@ internal sealed partial class StatusPage
         var from = query.At is { } at && at < From ? at : From;
         var outages = questions.Outages(names, from, null, Counting.Plain, isNewestFirst: true).Take(MostOutages + 1).ToList();
         if (outages.Count == 0)
-            _html.Add($"<p>There was none in this time.</p>");
+            _html.Add($"<p>There were no outages in this range.</p>");
         _html.Add($"<ul class=\"outages pairs\">");
         foreach (var outage in outages.Take(MostOutages).TakeWhile(_ => _html.Written < RowsSize))
         {
@@ -18881,7 +18930,7 @@ internal sealed partial class StatusPage
                 <td class="n">{f.Outages}</td><td class="n">{Share(f.Coverage)}</td>{met}</tr>
                 """);
         }
-        _html.Add($"</tbody></table></div><p><small>Adjusted: without announced maintenance and what was excluded.</small></p></section>");
+        _html.Add($"</tbody></table></div><p><small>Adjusted: without announced maintenance and excluded time.</small></p></section>");
     }
 
     private void AddLabels(long id, ServiceKey service)
@@ -18921,7 +18970,7 @@ internal sealed partial class StatusPage
     {
         var since = query.At is { } at && at < Now ? at : Now;
         var kind = query.Names.Service != null ? PageKind.Service : query.Names.Platform != null ? PageKind.Platform : PageKind.Overview;
-        // An alert comes later than what it tells began.
+        // An alert is received some time after it began.
         var count = questions.History(query.Names, since - Late, null).Where(c => c.Time > since || c.Received > since)
             .Take(MostRows + 1).Count();
         var page = (query with { Kind = kind, At = null }).Address();
@@ -18933,7 +18982,7 @@ internal sealed partial class StatusPage
             <meta name="viewport" content="width=device-width, initial-scale=1">
             <style>{new Markup(Style)}</style></head><body class="live">{text}
             <span class="soft">Checked at {Clock(Now)}</span>
-            <span class="stale word down">✖ Not renewed since {Clock(Now)}</span></body></html>
+            <span class="stale word down">✖ Not updated since {Clock(Now)}</span></body></html>
 
             """);
         yield return _html.Take();
@@ -18947,13 +18996,13 @@ internal sealed partial class StatusPage
 
     // ---- The wall ----
 
-    /// <summary>Platforms on the wall; of others the counts are added up. And outages beside them.</summary>
+    /// <summary>Platforms on the wall, others added up in the last tile; and outages beside them.</summary>
     public const int MostTiles = 40, MostNewest = 5;
 
-    /// <summary>Bytes of a name on the wall, and of that of a platform where there are more than 24.</summary>
+    /// <summary>Bytes of a name on the wall; and of a platform's if there are more than 24.</summary>
     public const int MostWallText = 60, MostTileText = 24;
 
-    /// <summary>All lengths are shares of the screen, of whichever side is the shorter one, so that nothing has to be scrolled.</summary>
+    /// <summary>All lengths are shares of the screen's shorter side: nothing has to be scrolled.</summary>
     private const string WallStyle = """
         :root{color-scheme:dark;--u:min(1vh,.5625vw)}*{box-sizing:border-box}
         html,body{height:100%;margin:0}
@@ -19014,7 +19063,7 @@ internal sealed partial class StatusPage
         return AlertMapping.Clip(text, bytes / 2) + "…" + text[end..];
     }
 
-    /// <summary>One screen, which is loaded anew as a whole.</summary>
+    /// <summary>One screen, which reloads as a whole.</summary>
     private IEnumerable<ReadOnlyMemory<byte>> Wall()
     {
         var platforms = Ordered(questions.Platforms()).ToList();
@@ -19032,7 +19081,7 @@ internal sealed partial class StatusPage
                 """);
         if (all.All == 0)
             _html.Add($"<li class=\"is-unknown\"><b class=\"many\">No service yet</b></li>");
-        // Of several the last tile is for all that have none.
+        // If there are more, the last tile is for all that have no other.
         var shown = platforms.Count > MostTiles ? platforms.Take(MostTiles - 1).ToList() : platforms;
         var columns = shown.Count switch { <= 2 => 1, <= 6 => 2, <= 15 => 3, <= 24 => 4, _ => 5 };
         _html.Add($"</ul><main><ul class=\"tiles c{columns}\">");
@@ -19044,7 +19093,7 @@ internal sealed partial class StatusPage
         AddNewest();
         _html.Add($"""
             </main><footer><h1>{settings.Title}</h1><p>as of {Clock(Now)} {_zone.Name}</p>
-            {Refusal()}<p class="stale">✖ Not renewed since {Clock(Now)}</p><p class="end"><a href="./">Overview</a></p></footer></body></html>
+            {Refusal()}<p class="stale">✖ Not updated since {Clock(Now)}</p><p class="end"><a href="./">Overview</a></p></footer></body></html>
 
             """);
         yield return _html.Take();
@@ -19070,7 +19119,7 @@ internal sealed partial class StatusPage
             """);
     }
 
-    /// <summary>What is not up, the newest first; if that is little, what ended last.</summary>
+    /// <summary>What is not up, the newest first; then, if there is room, outages that ended.</summary>
     private void AddNewest()
     {
         var open = Incident.Of(questions.NotUp().Where(r => !questions.MaintainedServices.Contains(r.Id)))
@@ -19112,7 +19161,7 @@ internal sealed partial class StatusPage
             <meta name="viewport" content="width=device-width, initial-scale=1">
             <link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E%3Ccircle cx='4' cy='4' r='4' fill='%23{colour}'/%3E%3C/svg%3E">
             <link rel="alternate" type="application/atom+xml" href="{Root}{FeedOf(feed)}">
-            <style>{new Markup(Style)}</style></head><body><a class="skip" href="#main">To the content</a><header>
+            <style>{new Markup(Style)}</style></head><body><a class="skip" href="#main">Skip to content</a><header>
             <h1>{heading}</h1><p class="soft">{up}as of {Time(Now)} {_zone.Name} · <a href="{Root}{FeedOf(feed)}">feed</a> ·
             <a href="{Root}{(questions.IsForAll ? "health" : "login")}">{(questions.IsForAll ? "health" : "sign in")}</a></p></header><main id="main">
             <svg class="hidden" aria-hidden="true"><pattern id="work" width=".5" height="25" patternUnits="userSpaceOnUse"
@@ -19121,9 +19170,9 @@ internal sealed partial class StatusPage
             """);
     }
 
-    /// <summary>While no alerts are taken what is shown may be no more; why is for those who may see all.</summary>
+    /// <summary>A notice while SeS accepts no alerts; the reason is for those who may see all.</summary>
     private Markup Refusal() => settings.Refusal is not { } reason ? default : Markup.Of($"""
-        <p><b>? No alerts are taken at the moment.</b> {(questions.IsForAll ? reason : "")} What is shown may have changed since.</p>
+        <p><b>? SeS is not accepting alerts now.</b> {(questions.IsForAll ? reason : "")} This page may be out of date.</p>
         """);
 
     /// <summary>The address of a feed relative to the overview's.</summary>
@@ -19148,15 +19197,15 @@ internal sealed partial class StatusPage
         return _html.Take();
     }
 
-    /// <summary>Whose facts there are besides this SeS's own, and up to when.</summary>
+    /// <summary>The other SeS whose facts this one has, and when each last gave a sign of life.</summary>
     private void AddPeers()
     {
         var peers = query.Kind == PageKind.Overview && questions.IsForAll ? questions.Snapshot.Peers() : [];
         if (peers.Count == 0)
             return;
-        var told = peers.OrderByDescending(p => p.Heard).Take(MostPeers)
+        var shown = peers.OrderByDescending(p => p.Heard).Take(MostPeers)
             .Select(p => Markup.Of($"<bdi>{Short(p.Name)}</bdi> until {Time(p.Heard)}"));
-        _html.Add($"<p>Facts of {new Markup(string.Join(", ", told.Select(t => t.Text)))}</p>{AndMore(peers.Count - MostPeers)}");
+        _html.Add($"<p>Facts from {new Markup(string.Join(", ", shown.Select(p => p.Text)))}</p>{AndMore(peers.Count - MostPeers)}");
     }
 
     private static Markup AndMore(int more) => more <= 0 ? default : Markup.Of($"<p class=\"soft\">There are more.</p>");
@@ -19177,7 +19226,7 @@ internal sealed partial class StatusPage
         _html.Add($"{(platforms > 1 ? Markup.Of($" <span>{platforms} platforms</span>") : default)}</div>");
     }
 
-    /// <summary>Those that there are, the worst first.</summary>
+    /// <summary>The counts above 0, the worst first.</summary>
     private static List<(string Kind, string Mark, string Word, long Count)> PartsOf(StateCounts counts) =>
         new[] { ("down", "✖", "down", counts.Down), ("degraded", "◆", "degraded", counts.Degraded),
             ("unknown", "?", "unknown", counts.Unknown), ("maintained", "⚒", "under maintenance", counts.Maintained),
@@ -19191,7 +19240,7 @@ internal sealed partial class StatusPage
             return "No service yet";
         var (_, mark, word, count) = PartsOf(counts)[0];
         return isShort ? word == "up" ? $"{mark} all up" : $"{mark} {count} {word}"
-            : counts.All == 1 ? $"The one service is {word}" : $"All {counts.All} services are {word}";
+            : counts.All == 1 ? $"The only service is {word}" : $"All {counts.All} services are {word}";
     }
 
     private static Markup States(StateCounts counts) => PartsOf(counts) is [{ Kind: "up" }]
@@ -19216,14 +19265,14 @@ internal sealed partial class StatusPage
 
     private static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
 
-    /// <summary>Only where there are several.</summary>
+    /// <summary>Empty if there is only one partition.</summary>
     private Markup InPartition(string partition, string then = "", string before = "") => questions.HasSeveralPartitions
         ? Markup.Of($"{before}<bdi>{Brief(partition)}</bdi>{then}") : default;
 
-    /// <summary>A name in a list; its own page has all of it.</summary>
+    /// <summary>A name in a list; the page of what it names has all of it.</summary>
     public static string Brief(string name) => Short(name, MostText);
 
-    /// <summary>Where there can be no markup; U+2068 and U+2069 set a part apart from the others.</summary>
+    /// <summary>For places without markup: U+2068 and U+2069 isolate parts with other directions.</summary>
     private static string Name(ServiceKey service) => string.Join(' ',
         new[] { service.Service, service.Facet, PlaceOf(service) }.Where(p => p != "")
             .Select(p => Ascii.IsValid(p) ? p : $"\u2068{p}\u2069"));
@@ -19235,7 +19284,7 @@ internal sealed partial class StatusPage
     private Markup Link(ServiceKey service, DateTime? at = null) =>
         Markup.Of($"<a href=\"{AddressOf(service, at)}\"><b><bdi>{Brief(ShortName.Of(service).Lead)}</bdi></b></a>");
 
-    /// <summary>The short one, which leads to that with the names: in a list of many they would be most of the page.</summary>
+    /// <summary>The short address, which redirects to the long one: long ones would fill a list.</summary>
     private string AddressOf(ServiceKey service, DateTime? at = null)
     {
         var named = new PageQuery(PageKind.Service, ServiceFilter.Of(service), query.Range, At: at).Address();
@@ -19259,7 +19308,7 @@ internal sealed partial class StatusPage
         _ => Quantity.Lasted(time),
     };
 
-    /// <summary>In the pages' zone, without the date where it is today, or the day that is given.</summary>
+    /// <summary>In the pages' zone; without the date if that is today, or the day that is given.</summary>
     private Markup Time(DateTime time, DateTime? day = null)
     {
         var local = _zone.Local(time);
@@ -19278,8 +19327,8 @@ internal sealed partial class StatusPage
     // ---- Strips ----
 
     /// <summary>
-    /// A bar an hour or day. What is up stands pale behind; the share that was down is dark and rises from below, what
-    /// was degraded is narrow and on top of it, so that shape says what colour says; what is unknown is left out.
+    /// A bar for each hour or day. Up is pale and in the back; the share that was down is dark and rises from
+    /// the bottom, degraded is narrow and on top of it, so that shape says what colour does; unknown is empty.
     /// </summary>
     private Markup StripOf(RangeSum sum, bool isTall = false)
     {
@@ -19316,13 +19365,13 @@ internal sealed partial class StatusPage
             """);
     }
 
-    /// <summary>At least visible where there is any.</summary>
+    /// <summary>0, or high enough to be seen.</summary>
     private static int Height(double share) => share <= 0 ? 0 : Math.Max(Least, (int)Math.Round(share * 100));
 
-    /// <summary>Most bars of a platform are that high, so they are drawn together, as whole ones are: <see cref="Rows"/>.</summary>
+    /// <summary>Most bars of a platform are that high; <see cref="Rows"/> draws them together.</summary>
     private const int Least = 14;
 
-    /// <summary>A dashed line from bar to bar, as far as it holds.</summary>
+    /// <summary>Dashed lines through the bars for which it holds.</summary>
     private static StringBuilder Rows(int middle, int count, Func<int, bool> holds)
     {
         var path = new StringBuilder();
@@ -19336,7 +19385,7 @@ internal sealed partial class StatusPage
         return path;
     }
 
-    /// <summary>A line whose width is a bar's, which the style moves into its middle.</summary>
+    /// <summary>A line as wide as a bar, which the style moves into the middle of the bar.</summary>
     private static void Column(StringBuilder path, int bar, int bottom, int height)
     {
         if (height > 0)
@@ -19349,15 +19398,15 @@ internal sealed partial class StatusPage
 
 // ============================ 33. Printed reports ============================
 //
-// A report as a document that is handed to a customer: HTML without a script, complete in itself, for A4 paper
-// and in black and white. The same question as of the same moment gives the same bytes, and the digest of the
-// facts that were recorded since the period began shows later that none of them was changed.
+// A report as a document for a customer: HTML without a script, complete in itself, for A4 paper and in black
+// and white. The same question as of the same moment gives the same bytes, and the digest of the facts that
+// were recorded since the period began can show later that none of them was changed.
 
-/// <summary>With what a report can be made again, and its facts be proved.</summary>
-/// <param name="Command">That makes it again.</param>
+/// <summary>What is needed to reproduce a report, and to verify its facts.</summary>
+/// <param name="Command">That reproduces it.</param>
 /// <param name="Settings">Those of the rules.</param>
 /// <param name="Export">The command that writes its facts.</param>
-/// <param name="Digest">The SHA-256 of what that writes.</param>
+/// <param name="Digest">The SHA-256 of the output of that.</param>
 internal sealed record ReportOrigin(
     DateTime AsOf, string Command, string Version, string Settings, string Export, string Digest)
 {
@@ -19376,8 +19425,8 @@ internal sealed record ReportOrigin(
     }
 }
 
-/// <summary>What a printed report has of a platform beside its tables.</summary>
-/// <param name="Strips">How each service fared, in equal intervals.</param>
+/// <summary>A platform in a printed report.</summary>
+/// <param name="Strips">The worst status of each service in equal intervals.</param>
 internal sealed record ReportChapter(PlatformReport Report, ReportOrigin Origin, IReadOnlyList<Note> Notes,
     IReadOnlyList<SilentTime> Silent, IReadOnlyDictionary<ServiceKey, Strip> Strips);
 
@@ -19440,7 +19489,7 @@ internal sealed class ReportPage
             <section><h1>Availability of <bdi>{report.Platform}</bdi></h1>
             <p>Partition <bdi>{report.Partition}</bdi>. {report.Subject}.<br>
             From {report.Time(report.From)} to {report.Time(report.To)}.</p>
-            <p>As of {report.Time(origin.AsOf)} ({Rfc3339.Format(origin.AsOf)}). This makes it again:
+            <p>As of {report.Time(origin.AsOf)} ({Rfc3339.Format(origin.AsOf)}). To reproduce this report:
             <code>{origin.Command}</code></p>
             <p class="verdict">{Sentence(report.Verdict)}</p>
 
@@ -19476,8 +19525,9 @@ internal sealed class ReportPage
             _html.Add($"</tbody></table>\n");
         }
         _html.Add($"""
-            <p class="small">Strips: black and full is down, striped is degraded, grey is up, low is unknown, empty is not
-            known yet or not reached. {(report.HasMarks ? "? marks a verdict on less than 95 % of the time." : "")}</p>
+            <p class="small">Strips: black and full means down, striped degraded, grey up, low unknown; where they are
+            empty, the service was not known yet, or the time has not come.
+            {(report.HasMarks ? "? marks a verdict for which less than 95 % of the time is known." : "")}</p>
 
             """);
     }
@@ -19490,7 +19540,7 @@ internal sealed class ReportPage
         _html.Add($"</tr></thead><tbody>\n");
     }
 
-    /// <param name="below">Below the text of the first cell.</param>
+    /// <param name="below">Is put below the text of the first cell.</param>
     private void AddRow(IReadOnlyList<string> columns, string[] cells, string kind = "", Markup below = default)
     {
         _html.Add($"<tr class=\"{kind}\">");
@@ -19499,7 +19549,7 @@ internal sealed class ReportPage
         _html.Add($"</tr>\n");
     }
 
-    /// <summary>Figures stand at the right, and only texts are broken.</summary>
+    /// <summary>Figures are aligned right, and only texts are wrapped.</summary>
     private static string ClassOf(string column) => column switch
     {
         "service" or "outage" => "name",
@@ -19508,7 +19558,7 @@ internal sealed class ReportPage
         _ => "n",
     };
 
-    /// <summary>Height and pattern tell the same as the shade does.</summary>
+    /// <summary>Height and pattern say the same as the shade does.</summary>
     private static Markup StripOf(Strip strip, string name)
     {
         var (bars, worst) = (new StringBuilder(), strip.Worst);
@@ -19540,7 +19590,7 @@ internal sealed class ReportPage
         _html.Add($"<h2>Outages</h2>\n");
         if (table.Rows.Count == 0)
         {
-            _html.Add($"<p>There was none.</p>\n");
+            _html.Add($"<p>There were no outages.</p>\n");
             return;
         }
         BeginTable(table.Columns);
@@ -19549,18 +19599,18 @@ internal sealed class ReportPage
         _html.Add($"</tbody></table>\n");
     }
 
-    // ---- What was said, what was not heard ----
+    // ---- Notes and gaps ----
 
     private void AddNotes(PlatformReport report, IReadOnlyList<Note> notes)
     {
         _html.Add($"<h2>Notes</h2>\n");
-        _html.Add($"{new Markup(notes.Count == 0 ? "<p>There are none.</p>\n" : "<ul>")}");
+        _html.Add($"{new Markup(notes.Count == 0 ? "<p>There are no notes.</p>\n" : "<ul>")}");
         foreach (var note in notes)
         {
             var last = note.Last;
             var title = Markup.Of($"""
                 <strong>{NoteDraft.NameOf(last.Kind)}</strong>{(last.Status == null ? "" : $" ({last.Status})")}
-                {report.Time(last.From)} to {(last.To is { } to ? report.Time(to) : "no end")}, <bdi>{Meant(last.Filter)}</bdi>
+                {report.Time(last.From)}{(last.To is { } to ? $" to {report.Time(to)}" : ", no end")}, <bdi>{Covered(last.Filter)}</bdi>
                 """);
             _html.Add($"<li>{(last.IsWithdrawn ? Markup.Of($"<s>{title}</s> withdrawn") : title)}, {last.Id}");
             foreach (var (i, version) in note.Versions.Index())
@@ -19575,18 +19625,19 @@ internal sealed class ReportPage
         var text = Markup.Of($"<bdi>{version.Text}</bdi>");
         var isStruck = note.Last.IsWithdrawn && !version.IsWithdrawn;
         var when = version.IsWithdrawn ? "withdrawn" : version.Received <= version.From ? "announced"
-            : version.To == null || version.Received < version.To ? "added meanwhile" : "added afterwards";
-        // What the heading does not say.
+            : version.To == null || version.Received < version.To ? "added while it lasted" : "added afterwards";
+        // What is not as in the heading.
         var was = (version.Status == note.Last.Status ? "" : $"{version.Status}, ")
-            + (version.Filter == note.Last.Filter ? "" : $"{Meant(version.Filter)}, ");
+            + (version.Filter == note.Last.Filter ? "" : $"{Covered(version.Filter)}, ");
+        var span = report.Time(version.From) + (version.To is { } to ? $" to {report.Time(to)}" : ", no end");
         _html.Add($"""
-            <br>{number}. {(isStruck ? Markup.Of($"<s>{text}</s>") : text)} <span class="small"><bdi>{was}</bdi>{report.Time(version.From)} to
-            {(version.To is { } to ? report.Time(to) : "no end")}; <bdi>{PlatformReport.AuthorOf(version)}</bdi>, received
+            <br>{number}. {(isStruck ? Markup.Of($"<s>{text}</s>") : text)} <span class="small"><bdi>{was}</bdi>{span};
+            <bdi>{PlatformReport.AuthorOf(version)}</bdi>, received
             {report.Time(version.Received)}, {when}</span>
             """);
     }
 
-    private static string Meant(NoteFilter filter)
+    private static string Covered(NoteFilter filter)
     {
         string?[] names = [filter.Platform, filter.Service, filter.Facet, filter.Location];
         var given = Question.Names.Zip(names).Where(n => n.Second != null).Select(n => $"{n.First} {n.Second}").ToList();
@@ -19598,48 +19649,50 @@ internal sealed class ReportPage
         _html.Add($"<h2>Gaps</h2>\n");
         if (silent.Count == 0)
         {
-            _html.Add($"<p>None is known.</p>\n");
+            _html.Add($"<p>No gaps are known.</p>\n");
             return;
         }
         string[] columns = ["from", "to", "notes"];
         _html.Add($"<table><thead><tr><th>FROM</th><th>TO</th><th>SILENT</th></tr></thead><tbody>\n");
         foreach (var (from, to, what) in silent)
-            AddRow(columns, [report.Time(from), to is { } end ? report.Time(end) : "goes on", what]);
+            AddRow(columns, [report.Time(from), to is { } end ? report.Time(end) : "ongoing", what]);
         _html.Add($"</tbody></table>\n");
     }
 
     // ---- The end ----
 
     private void AddEnd(PlatformReport report, ReportOrigin origin) => _html.Add($"""
-        <h2>How the figures are made</h2>
-        <p class="small">Availability is the time up and degraded, in percent of the time up, degraded and down; time unknown
-        or outside of the hours is none of it.<br>
-        Adjusted availability is that without announced maintenance, and without what was down of excluded time: (up + degraded -
+        <h2>How the figures are calculated</h2>
+        <p class="small">Availability is the time up and degraded, in percent of the time up, degraded and down. Time that
+        is unknown, or outside of the service hours, does not count.<br>
+        Adjusted availability leaves out announced maintenance, and the time down that is excluded: (up + degraded -
         maintenance + maintenance down) / (up + degraded + down - maintenance - excluded).<br>
-        The budget is what of the time that adjusted availability is a share of may be down by the objective; it is met while some,
-        or nothing, is left.<br>
-        An outage begins and ends with down, and less than a day unknown does not end it. Figures of several services are of their
-        times added up; percentages are cut, never rounded up.</p>
+        The budget is the time down that the objective allows, of the time in that denominator. The objective is met if
+        the budget is not exceeded.<br>
+        An outage ends when the service is no longer down; if it is unknown for less than a day, and then down again, the
+        outage continues. Figures for several services are calculated from their times added up. Percentages are
+        truncated, never rounded up.</p>
         <p class="sign"><span>Place, date</span><span>Name</span><span>Signature</span></p>
-        <footer>SeS {origin.Version}; {origin.Settings}. The facts recorded from {report.Time(report.From)} on, up to the moment that
-        this report is of, have the SHA-256 <code>{origin.Digest}</code>, by <code>{origin.Export} | sha256sum</code></footer></section>
+        <footer>SeS {origin.Version}; {origin.Settings}. The facts that were recorded from {report.Time(report.From)} up to
+        the moment of this report have the SHA-256 <code>{origin.Digest}</code>. To verify it:
+        <code>{origin.Export} | sha256sum</code></footer></section>
 
         """);
 }
 
 // ============================ 34. Feed and badge =============================
 //
-// What others take from SeS to show it elsewhere: a feed (Atom, RFC 4287) of outages and maintenance, and a
-// badge (SVG) of a status. The feed is derived like all else, and keeps nothing: for each service it goes
-// through what was known, from one recording to the next. What an entry said once it says still, or it says
-// what became of it; so a correction changes entries, and takes none away.
+// What other programs and pages show of SeS: a feed (Atom, RFC 4287) of outages and maintenance, and a badge
+// (SVG) of a status. The feed is computed for each request and stores nothing: for each service it replays
+// what was known after each recording. An entry never disappears: when a correction or a later alert
+// contradicts an entry, the entry changes its text to say so.
 
 /// <summary>An entry of the feed.</summary>
 /// <param name="Id">An IRI, always the same for the same outage or note.</param>
-/// <param name="Updated">When what it says became known.</param>
+/// <param name="Updated">When the facts that it states became known.</param>
 internal sealed record FeedEntry(string Id, DateTime Published, DateTime Updated, EntryText Text)
 {
-    /// <summary>A name for what strings name: a UUID of version 8 (RFC 9562), made of their hash.</summary>
+    /// <summary>An id for a list of strings: a UUID of version 8 (RFC 9562), made of their hash.</summary>
     public static string IdOf(params ReadOnlySpan<string> parts)
     {
         var named = new StringBuilder();
@@ -19652,20 +19705,20 @@ internal sealed record FeedEntry(string Id, DateTime Published, DateTime Updated
     }
 }
 
-/// <summary>What an entry says.</summary>
+/// <summary>The text of an entry.</summary>
 internal sealed record EntryText(string Title, string Content);
 
 /// <summary>
-/// All that the feed and the badge say of services and notes, in words. Labels, descriptions of alerts, and what
-/// people wrote, but for announcements of maintenance, are not in it: a feed is passed on.
+/// The words in which the feed and the badge speak of services and notes. They never contain labels, alerts'
+/// descriptions or the text of notes (except announcements of maintenance), because feeds are passed on.
 /// </summary>
-/// <param name="hasPartitions">Whether there are several, so that each is named.</param>
+/// <param name="hasPartitions">Whether there are several partitions, so that each is named.</param>
 internal sealed class FeedText(Zone zone, bool hasPartitions)
 {
-    /// <summary>In columns, of a name of a service.</summary>
+    /// <summary>The longest name of a service, in columns.</summary>
     private const int LongestName = 120;
 
-    /// <summary>One line, of characters that XML may have and that do not turn text around.</summary>
+    /// <summary>One line, without characters that XML forbids or that reverse its direction.</summary>
     public static string Plain(string text, int columns) => Terminal.Cut(Terminal.Plain(text.ReplaceLineEndings(" "))
         .Replace('\ufffe', '\ufffd').Replace('\uffff', '\ufffd'), columns);
 
@@ -19689,26 +19742,28 @@ internal sealed class FeedText(Zone zone, bool hasPartitions)
         var excluded = Interval.Length(notes.Excluded, from, to);
         return new($"✖ Down: {NameOf(service)}", $"{PlaceOf(service)} went down at {At(outage.From)}."
             + (Interval.Length(notes.Maintenance, from, from + 1) > 0 ? " That was under announced maintenance." : "")
-            + (excluded == 0 ? "" : excluded == to - from ? " It is excluded: it does not count." : " A part of it is excluded: that does not count."));
+            + (excluded == 0 ? "" : excluded == to - from ? " It is excluded: it does not count."
+                : " Part of it is excluded: that part does not count."));
     }
 
     public EntryText Ended(ServiceKey service, OutageRow outage) => new($"✔ No longer down: {NameOf(service)}",
-        $"{PlaceOf(service)} is no longer down since {At(outage.To!.Value)}. It was down from {At(outage.From)}, for "
+        $"{PlaceOf(service)} has not been down since {At(outage.To!.Value)}. It was down from {At(outage.From)}, for "
         + PlatformReport.Lasted((long)(outage.To.Value - outage.From).TotalMilliseconds, isBrief: true) + ".");
 
-    /// <param name="begun">Of an outage that is none any more.</param>
+    /// <param name="begun">An outage that was reported, and by what is known now was none.</param>
     public EntryText BeginTakenBack(ServiceKey service, OutageRow begun, string reason) => new(
         $"↩ Taken back: {NameOf(service)} down",
-        $"It was said that {PlaceOf(service)} went down at {At(begun.From)}. That is taken back: {reason}.");
+        $"This entry said that {PlaceOf(service)} went down at {At(begun.From)}. That is taken back: {reason}.");
 
     public EntryText EndTakenBack(ServiceKey service, OutageRow ended, string reason) => new(
         $"↩ Taken back: {NameOf(service)} no longer down",
-        $"It was said that {PlaceOf(service)} was no longer down since {At(ended.To!.Value)}. That is taken back: {reason}.");
+        $"This entry said that {PlaceOf(service)} had not been down since {At(ended.To!.Value)}. "
+            + $"That is taken back: {reason}.");
 
-    public static string GoesOn => "it was still down, or is again in the same outage";
+    public static string GoesOn => "it was still down, or went down again within the same outage";
 
-    /// <summary>Why an outage is none any more.</summary>
-    /// <param name="was">As it was known last.</param>
+    /// <summary>Why what was reported as an outage was none.</summary>
+    /// <param name="was">The outage as it was last known.</param>
     public string ReasonOf(OutageRow was, KnownOutages known)
     {
         var (from, to) = (UnixTime.From(was.From), UnixTime.From(was.To ?? was.Last));
@@ -19716,12 +19771,13 @@ internal sealed class FeedText(Zone zone, bool hasPartitions)
             return $"it is a part of the outage that began at {At(earlier.From)}";
         var correction = known.Notes.Corrections.FirstOrDefault(c => c.Span.From <= from && c.Span.To > from);
         if (correction.Note is { } note)
-            return $"by a correction it was “{Plain(note.Status!, LongestName)}” then";
+            return $"a correction says that it was “{Plain(note.Status!, LongestName)}” then";
         if (Interval.Length(Interval.United(known.Notes.Retired), from, from + 1) > 0)
-            return "the service is retired, and was so then";
+            return "the service is retired, and was already retired then";
         if (known.Outages.FirstOrDefault(o => o.From > was.From && UnixTime.From(o.From) < to) is { } later)
             return $"the outage began at {At(later.From)}";
-        return was.Observation < 0 ? "the correction that said so was changed or withdrawn" : "what came later says otherwise";
+        return was.Observation < 0 ? "the correction that said so was changed or withdrawn"
+            : "what was received later says otherwise";
     }
 
     public EntryText Maintenance(Note note)
@@ -19732,12 +19788,14 @@ internal sealed class FeedText(Zone zone, bool hasPartitions)
             return new($"↩ Taken back: maintenance of {what}", $"The maintenance of {what}, {when}, is withdrawn.");
         var before = note.Versions.LastOrDefault(v => v.Span != last.Span && !v.IsWithdrawn);
         return new($"⚒ Maintenance of {what}: {when}", $"Maintenance of {what}, {when}."
-            + (note.Announced(_ => true).Length == 0 ? " It was over when it was announced, so that it does not hold." : "")
+            + (note.Announced(_ => true).Length > 0 ? ""
+                : " It was already over when it was announced, so it has no effect.")
             + (before == null ? "" : $" It was announced for {StretchOf(before)} before.")
             + " " + Plain(last.Text, NoteVersion.MaxText));
     }
 
-    private string StretchOf(NoteVersion note) => $"{At(note.From)} to {(note.To is { } to ? At(to) : "no end yet")}";
+    private string StretchOf(NoteVersion note) =>
+        At(note.From) + (note.To is { } to ? $" to {At(to)}" : ", with no end yet");
 
     private static string Pattern(NoteFilter filter)
     {
@@ -19747,29 +19805,29 @@ internal sealed class FeedText(Zone zone, bool hasPartitions)
     }
 }
 
-/// <summary>What the feed says of the outages of one service.</summary>
+/// <summary>The feed's entries on the outages of one service.</summary>
 internal sealed class OutageEntries(Questions questions, FeedText text, long id, ServiceKey service)
 {
-    /// <summary>An outage that ended sooner is in no feed, if that was known in time.</summary>
+    /// <summary>Shorter outages are left out, unless their end became known too late for that.</summary>
     public static readonly TimeSpan LeastLength = TimeSpan.FromMinutes(5);
 
-    /// <summary>So many recordings of a service are gone through, the last ones; what changed before is left out.</summary>
+    /// <summary>The most recordings of a service that are replayed: the last ones.</summary>
     public const int MostMoments = 200;
 
     /// <summary>An entry as it was last known.</summary>
-    /// <param name="Outage">As it was when the entry last said something of it.</param>
-    private sealed record Said(OutageRow Outage, DateTime Updated, EntryText Text, bool IsTakenBack);
+    /// <param name="Outage">The outage as it was when the entry's text was last made.</param>
+    private sealed record KnownEntry(OutageRow Outage, DateTime Updated, EntryText Text, bool IsTakenBack);
 
-    private readonly SortedDictionary<DateTime, Said> _begins = [], _ends = [];
+    private readonly SortedDictionary<DateTime, KnownEntry> _begins = [], _ends = [];
 
-    /// <summary>Outages of which all is said, by their begins: to say it again would change nothing.</summary>
+    /// <summary>Finished outages whose entries are up to date, by their begins; they are skipped.</summary>
     private readonly Dictionary<DateTime, OutageRow> _settled = [];
 
-    /// <summary>What is said of an outage may change with the notes alone.</summary>
+    /// <summary>Whether the service has notes, which can change entries while outages stay the same.</summary>
     private bool _hasNotes;
 
     /// <summary>The entries that changed since a time.</summary>
-    /// <param name="earliest">Where there is more to be known of, it is gone through from then on.</param>
+    /// <param name="earliest">Where the replay starts if one from the floor on would not suffice.</param>
     public IEnumerable<FeedEntry> Since(DateTime floor, DateTime earliest)
     {
         var notes = questions.NotesOn(service);
@@ -19790,7 +19848,7 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
             var known = questions.Known(id, service, notes, i + 1 < moments.Count ? moments[i + 1].AddMilliseconds(-1) : null);
             var isShort = known.Outages.Where(o => o.From >= earliest && o.From < floor && !IsLong(o) && !_begins.ContainsKey(o.From)).ToList();
             shortBefore ??= notes.Count == 0 ? isShort.FindAll(o => o.Closed < floor) : [];
-            // Whether a short one of which more became known was ever in the feed is to be found out, unless all is new.
+            // A short outage that changed may have been in the feed: only a replay of all tells.
             if (floor > earliest && moments.Count < MostMoments && !isShort.SequenceEqual(shortBefore)
                 && (hasPast ??= questions.Moments(id, service, notes, earliest).Exists(m => m < floor)))
             {
@@ -19799,20 +19857,21 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
                 _settled.Clear();
                 return Since(earliest, earliest).Where(e => e.Updated >= floor);
             }
-            Take(known, moments[i]);
+            Apply(known, moments[i]);
         }
         return Entries("outage", _begins, o => o.From).Concat(Entries("end", _ends, o => o.To!.Value)).Where(e => e.Updated >= floor);
     }
 
-    private IEnumerable<FeedEntry> Entries(string kind, SortedDictionary<DateTime, Said> said, Func<OutageRow, DateTime> published) =>
-        said.Select(s => new FeedEntry(FeedEntry.IdOf(kind, service.Partition, service.Platform, service.Service, service.Facet,
+    private IEnumerable<FeedEntry> Entries(string kind, SortedDictionary<DateTime, KnownEntry> entries,
+        Func<OutageRow, DateTime> published) =>
+        entries.Select(s => new FeedEntry(FeedEntry.IdOf(kind, service.Partition, service.Platform, service.Service, service.Facet,
             service.Location, UnixTime.From(s.Key).ToString(CultureInfo.InvariantCulture)),
             published(s.Value.Outage), s.Value.Updated, s.Value.Text));
 
     private static bool IsLong(OutageRow outage) => outage.Last - outage.From >= LeastLength;
 
-    /// <summary>Takes what was known from a moment on until the next one.</summary>
-    private void Take(KnownOutages known, DateTime since)
+    /// <summary>Updates the entries with what was known from a moment until the next one.</summary>
+    private void Apply(KnownOutages known, DateTime since)
     {
         foreach (var outage in known.Outages.Where(o => IsLong(o) || _begins.ContainsKey(o.From)))
         {
@@ -19820,51 +19879,53 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
                 continue;
             _settled.Remove(outage.From);
             var shown = outage.From + LeastLength > since ? outage.From + LeastLength : since;
-            // What ended by time alone went on before.
+            // An outage that ended later than this moment, by the passing of time alone, still went on at it.
             if (outage.To == null || outage.Closed > since)
             {
-                Say(_begins, outage, text.Begun(service, outage with { To = null }, known.Notes), shown);
+                Put(_begins, outage, text.Begun(service, outage with { To = null }, known.Notes), shown);
                 if (_ends.TryGetValue(outage.From, out var ended) && !ended.IsTakenBack)
-                    Say(_ends, ended.Outage, text.EndTakenBack(service, ended.Outage, FeedText.GoesOn), since, isTakenBack: true);
+                    Put(_ends, ended.Outage, text.EndTakenBack(service, ended.Outage, FeedText.GoesOn), since, isTakenBack: true);
             }
             if (outage.To == null)
                 continue;
             var closed = outage.Closed > shown ? outage.Closed : shown;
-            Say(_begins, outage, text.Begun(service, outage, known.Notes), outage.Closed > since ? closed : shown);
-            Say(_ends, outage, text.Ended(service, outage), outage.Closed > since ? outage.Closed : since);
+            Put(_begins, outage, text.Begun(service, outage, known.Notes), outage.Closed > since ? closed : shown);
+            Put(_ends, outage, text.Ended(service, outage), outage.Closed > since ? outage.Closed : since);
             if (outage.Closed <= since && !_hasNotes)
                 _settled[outage.From] = outage;
         }
         var begins = known.Outages.Select(o => o.From).ToHashSet();
-        foreach (var (from, said) in _begins.Where(b => !b.Value.IsTakenBack && !begins.Contains(b.Key)).ToList())
+        foreach (var (from, entry) in _begins.Where(b => !b.Value.IsTakenBack && !begins.Contains(b.Key)).ToList())
         {
             _settled.Remove(from);
-            var reason = text.ReasonOf(said.Outage, known);
-            Say(_begins, said.Outage, text.BeginTakenBack(service, said.Outage, reason), since, isTakenBack: true);
+            var reason = text.ReasonOf(entry.Outage, known);
+            Put(_begins, entry.Outage, text.BeginTakenBack(service, entry.Outage, reason), since, isTakenBack: true);
             if (_ends.TryGetValue(from, out var ended) && !ended.IsTakenBack)
-                Say(_ends, ended.Outage, text.EndTakenBack(service, ended.Outage, reason), since, isTakenBack: true);
+                Put(_ends, ended.Outage, text.EndTakenBack(service, ended.Outage, reason), since, isTakenBack: true);
         }
     }
 
-    private static void Say(SortedDictionary<DateTime, Said> entries, OutageRow outage, EntryText text, DateTime at, bool isTakenBack = false)
+    private static void Put(SortedDictionary<DateTime, KnownEntry> entries, OutageRow outage, EntryText text,
+        DateTime at, bool isTakenBack = false)
     {
-        var updated = !entries.TryGetValue(outage.From, out var said) ? at
-            : said.Text == text || said.Updated > at ? said.Updated : at;
-        entries[outage.From] = new Said(outage, updated, text, isTakenBack);
+        var updated = !entries.TryGetValue(outage.From, out var entry) ? at
+            : entry.Text == text || entry.Updated > at ? entry.Updated : at;
+        entries[outage.From] = new KnownEntry(outage, updated, text, isTakenBack);
     }
 }
 
-/// <summary>Writes the feed of the services that a filter takes.</summary>
+/// <summary>Writes the feed of the services that a filter selects.</summary>
 internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
 {
     public static readonly string[] Parameters = ["partition", .. Question.Names];
 
-    /// <summary>The latest; and none that was last updated earlier.</summary>
+    /// <summary>At most so many entries, the last updated ones.</summary>
     public const int MostEntries = 50;
 
+    /// <summary>Entries that were last updated before that are left out.</summary>
     public static readonly TimeSpan Window = TimeSpan.FromDays(30);
 
-    /// <summary>As many entries are often found in so short a time.</summary>
+    /// <summary>Tried first: so short a time often has enough entries already.</summary>
     private static readonly TimeSpan Lately = TimeSpan.FromDays(1);
 
     private readonly FeedText _text = new(zone, questions.HasSeveralPartitions);
@@ -19880,7 +19941,7 @@ internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
         return entries.Count == MostEntries ? entries : EntriesSince(earliest, earliest);
     }
 
-    /// <summary>The latest that were updated since a time.</summary>
+    /// <summary>The latest entries that were updated since a time, the latest first.</summary>
     public IReadOnlyList<FeedEntry> EntriesSince(DateTime floor, DateTime earliest)
     {
         var latest = new PriorityQueue<FeedEntry, (DateTime, DateTime, string)>(Comparer<(DateTime, DateTime, string)>.Create(
@@ -19897,7 +19958,7 @@ internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
             Add(entry);
         foreach (var (id, changed) in questions.LatelyChanged(filter, floor, OutageEntries.LeastLength))
         {
-            // No service that follows has a later one.
+            // The services that follow changed earlier still.
             if (latest.Count == MostEntries && latest.Peek().Updated >= changed)
                 break;
             foreach (var entry in new OutageEntries(questions, _text, id, questions.NamesOf([id])[0]).Since(floor, earliest))
@@ -19922,7 +19983,7 @@ internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
         var id = FeedEntry.IdOf(
             ["feed", store.FirstText() ?? "", .. filter.Parameters.SelectMany(p => new[] { p.Name, p.Value })]);
         var name = Badge.NameOf(filter);
-        // Without an entry it is that of the day.
+        // Without an entry, the begin of the day.
         var updated = entries.Count > 0 ? entries[0].Updated : questions.Moment.Date;
         var xml = new HtmlWriter();
         xml.Add($"""
@@ -19953,13 +20014,13 @@ internal sealed class Feed(Questions questions, ServiceFilter filter, Zone zone)
 }
 
 /// <summary>A small picture of a status, or of an availability, for a page elsewhere.</summary>
-/// <param name="Mark">Its shape says the same as the colour; empty: there is none.</param>
+/// <param name="Mark">A character whose shape says the same as the colour; or empty.</param>
 /// <param name="Colour">White text on it has a contrast of at least 7.</param>
 internal sealed record Badge(string Label, string Mark, string Value, string Colour)
 {
     public static readonly string[] Parameters = [.. Feed.Parameters, "range"];
 
-    /// <summary>By their names.</summary>
+    /// <summary>What the parameter "range" may be.</summary>
     public static readonly IReadOnlyDictionary<string, (TimeSpan Length, string Words)> Ranges =
         new Dictionary<string, (TimeSpan, string)>
         {
@@ -19972,13 +20033,13 @@ internal sealed record Badge(string Label, string Mark, string Value, string Col
     public const string Down = "#8f1219", Degraded = "#6e4300", Unknown = "#4b535b", Maintained = "#1c4b87", Up = "#0f5a26",
         Back = "#24292f";
 
-    /// <summary>In columns, of a name.</summary>
+    /// <summary>The longest name, in columns.</summary>
     private const int LongestLabel = 40;
 
-    /// <summary>No picture and no page is loaded from it, and none may have it in a frame.</summary>
+    /// <summary>The badge may load nothing, and no page may show it in a frame.</summary>
     public const string Policy = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-    /// <summary>What a filter names, by its smallest part; null: it names nothing.</summary>
+    /// <summary>The narrowest names of a filter, such as its service; null: it has none.</summary>
     public static string? NameOf(ServiceFilter filter)
     {
         var name = FeedText.NameOf(filter.Service, filter.Facet, filter.Location);
@@ -19988,25 +20049,28 @@ internal sealed record Badge(string Label, string Mark, string Value, string Col
 
     private static string LabelOf(ServiceFilter filter) => NameOf(filter) ?? "services";
 
-    /// <summary>Of what is not known, or not to be known.</summary>
+    /// <summary>For a service that does not exist, or that the client may not see.</summary>
     public static Badge NotKnown(ServiceFilter filter) => new(LabelOf(filter), "?", "not known", Unknown);
 
     public static Badge OfStatus(ServiceFilter filter, StateCounts states)
     {
-        string Told(long count, string state) => states.All == 1 ? state : $"{count} of {states.All} {state}";
+        string Counted(long count, string state) => states.All == 1 ? state : $"{count} of {states.All} {state}";
         var (mark, value, colour) = states switch
         {
             { All: 0 } => ("?", "not known", Unknown),
-            { Down: > 0 } => ("✖", Told(states.Down, "down"), Down),
-            { Degraded: > 0 } => ("◆", Told(states.Degraded, "degraded"), Degraded),
-            { Unknown: > 0 } => ("?", Told(states.Unknown, "not known"), Unknown),
-            { Maintained: > 0 } => ("⚒", Told(states.Maintained, "under maintenance"), Maintained),
+            { Down: > 0 } => ("✖", Counted(states.Down, "down"), Down),
+            { Degraded: > 0 } => ("◆", Counted(states.Degraded, "degraded"), Degraded),
+            { Unknown: > 0 } => ("?", Counted(states.Unknown, "not known"), Unknown),
+            { Maintained: > 0 } => ("⚒", Counted(states.Maintained, "under maintenance"), Maintained),
             _ => ("✔", states.All == 1 ? "up" : $"all {states.All} up", Up),
         };
         return new(LabelOf(filter), mark, value, colour);
     }
 
-    /// <summary>The share that the times of all services add up to, cut to thousandths; unknown where most of the time is.</summary>
+    /// <summary>
+    /// The availability over the times of all services together, cut to thousandths of a percent; "not known"
+    /// if most of the time is unknown.
+    /// </summary>
     public static Badge OfRange(ServiceFilter filter, string range, IEnumerable<Figures> figures)
     {
         var (up, known, unknown) = (0L, 0L, 0L);
@@ -20017,7 +20081,7 @@ internal sealed record Badge(string Label, string Mark, string Value, string Col
             : new(label, "", $"{Math.Floor(100_000m * up / known) / 1000:0.000} %", Maintained);
     }
 
-    /// <summary>The picture. Each text has a length of its own, so that any font fits.</summary>
+    /// <summary>The picture. The lengths of its texts are fixed, so that they fit in any font.</summary>
     public byte[] Write()
     {
         const int Column = 7, Margin = 6;
@@ -20043,23 +20107,23 @@ internal sealed record Badge(string Label, string Mark, string Value, string Col
 
 // ================================== 35. Web ==================================
 //
-// What is answered to whom, on a bare HttpListener that only the gate can reach: it binds to loopback, and
-// answers those requests alone that carry this process's secret. Its traps shape this section: it answers
-// 200 to whatever is left unanswered when it is stopped, so it is never stopped, closed or disposed; a
-// handler sets 503 first, and the 2xx is set in one place, after the flush. Each request is queued, none
-// awaited by the accept loop.
+// Routes, authorises and answers requests, on a bare HttpListener that only the gate can reach: it binds to
+// loopback, and SeS answers only requests that carry this process's secret. A trap of HttpListener shapes
+// this section: when stopped, it answers 200 to every request that is still unanswered. So it is never
+// stopped, closed or disposed; each request's code is 503 at first, and alerts are answered 2xx in one place,
+// after the flush. The accept loop awaits no request.
 
-/// <summary>A refusal as a browser shows it; programs get its problem details.</summary>
+/// <summary>The page on which browsers show a refusal; programs get problem details.</summary>
 internal static class RefusalPage
 {
-    /// <summary>Between two tries of a page that cannot be had for now.</summary>
+    /// <summary>After how long a page of a 503 reloads itself, unless Retry-After says otherwise.</summary>
     private static readonly TimeSpan RetryTime = TimeSpan.FromSeconds(10);
 
     private const string Style = "body{max-width:40rem;margin:0 auto;padding:1rem;font:16px/1.5 system-ui,sans-serif;"
         + "overflow-wrap:anywhere;background:#fff;color:#1b1f24}a{color:#0a53be}"
         + "@media (prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}a{color:#79b8ff}}";
 
-    /// <summary>In a frame of a page of SeS's own it is shown, and heals, too.</summary>
+    /// <summary>SeS's own pages may show it in a frame, where it reloads itself too.</summary>
     private static readonly (string, string)[] Headers =
     [
         ("Content-Security-Policy", $"default-src 'none'; {HtmlWriter.StyleSource(Style)}; "
@@ -20067,9 +20131,9 @@ internal static class RefusalPage
         ("Referrer-Policy", "no-referrer"), .. Web.Guards,
     ];
 
-    /// <summary>A reply as its asker would rather have it; what is no refusal, as it is.</summary>
+    /// <summary>A refusal as a page, if the client prefers HTML; any other reply as it is.</summary>
     /// <param name="accept">The value of the request's Accept field; null when absent.</param>
-    /// <param name="title">Of the pages.</param>
+    /// <param name="title">The title of SeS's pages.</param>
     public static Reply For(Reply reply, string method, string target, string? accept, string title)
     {
         if (reply.Detail is not { } detail)
@@ -20093,14 +20157,14 @@ internal static class RefusalPage
         <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
         <style>{new Markup(Style)}</style></head><body><main><h1>{what}</h1>
         <p><bdi>{detail}</bdi></p>
-        <p>{(again == null ? "" : $"This page asks again after {again} s. ")}<a href="{root}" target="_top">{title}: overview</a></p>
+        <p>{(again == null ? "" : $"This page tries again in {again} s. ")}<a href="{root}" target="_top">{title}: overview</a></p>
         </main></body></html>
 
         """);
 
     /// <summary>
-    /// The overview as a page at this target reaches it. A proxy may have SeS below a path of its own, which SeS
-    /// does not know: so many levels up are right with and without one.
+    /// The relative address of the overview from this target. A proxy may serve SeS below a path of its own,
+    /// which SeS does not know; going up one level per segment works with and without one.
     /// </summary>
     private static string RootOf(string target)
     {
@@ -20109,14 +20173,14 @@ internal static class RefusalPage
     }
 }
 
-/// <summary>Reads a body's lines as they come.</summary>
+/// <summary>Reads a body line by line while it arrives.</summary>
 internal sealed class LineReader(Stream body)
 {
     private readonly byte[] _buffer = new byte[32 * 1024];
     private readonly ArrayBufferWriter<byte> _begun = new();
     private int _at, _end;
 
-    /// <summary>The next line without its end, as far as one may be long and a byte more; null: there is none.</summary>
+    /// <summary>The next line without its end, cut to a byte over the limit; null: there is none.</summary>
     public async ValueTask<string?> NextAsync()
     {
         _begun.ResetWrittenCount();
@@ -20130,7 +20194,7 @@ internal sealed class LineReader(Stream body)
             }
             var length = _buffer.AsSpan(_at, _end - _at).IndexOf((byte)'\n');
             var part = _buffer.AsSpan(_at, length < 0 ? _end - _at : length);
-            // Bytes are at least as many as characters.
+            // A character has at most 4 bytes.
             _begun.Write(part[..Math.Min(part.Length, Math.Max(0, (4 * FactLine.MaxLength) + 1 - _begun.WrittenCount))]);
             _at += part.Length + (length < 0 ? 0 : 1);
             if (length >= 0)
@@ -20147,62 +20211,57 @@ internal sealed class LineReader(Stream body)
     }
 }
 
-/// <summary>Answers requests; the store and the Recorder are given once they are there.</summary>
+/// <summary>Answers requests; it gets the store and the Recorder from <see cref="Serve"/>, later.</summary>
 internal sealed partial class Web
 {
-    /// <summary>Fields that the gate sets: the process's secret, and the address of the client.</summary>
+    /// <summary>Header fields that the gate sets: the process's secret, and the client's address.</summary>
     public const string SecretField = "Ses-Secret", ClientField = "Ses-Client";
 
-    /// <summary>A field that the gate sets for who brought credentials, which it found to be right.</summary>
+    /// <summary>A header field that the gate sets if the request has valid credentials.</summary>
     public const string TrustedField = "Ses-Trusted";
 
-    /// <summary>Of the webhook: the id of the quarantined alert that is sent again.</summary>
+    /// <summary>A parameter of the webhook: the id of the quarantined alert that is sent again.</summary>
     public const string CuresParameter = "cures";
 
-    /// <summary>How the 404 for a partition begins that is not known.</summary>
-    public const string NeverHeard = "Nothing was ever heard";
+    /// <summary>How the 404 for an unknown partition begins; the commands recognise it.</summary>
+    public const string NeverReceived = "SeS never received anything";
 
-    /// <summary>Below a partition: where Prometheus posts to.</summary>
+    /// <summary>The path below a partition to which Prometheus posts.</summary>
     public const string AlertsPath = "/api/v2/alerts";
 
-    /// <summary>A header field for the gate: the id of the body to <see cref="TakeStreamedBody"/>.</summary>
+    /// <summary>A field of a response, for the gate: the id for <see cref="TakeStreamedBody"/>.</summary>
     public const string StreamField = "Ses-Stream";
 
     /// <summary>
-    /// The listener writes as much at once, with the head. A second write would wait for an acknowledgement,
-    /// which is delayed by 40 ms, so a longer answer goes past the listener.
+    /// The longest body that the listener writes at once with the head. A second write would wait for a TCP
+    /// acknowledgement, which is delayed by 40 ms, so the gate sends longer bodies itself.
     /// </summary>
     private const int OneWrite = 15 * 1024;
 
-    /// <summary>Answers too long to be held that are being read at once.</summary>
+    /// <summary>The most long answers that clients may be reading at once.</summary>
     public const int MaxUnfinished = 12;
 
-    /// <summary>Of quarantined alerts in an answer; and bytes of a text of theirs. All are on disk.</summary>
+    /// <summary>The most quarantined alerts in an answer, and bytes of a text. All are on disk.</summary>
     private const int MaxListedAlerts = 100, MaxShown = 200;
 
-    /// <summary>
-    /// Questions that are computed at once, of the short ones and of the long ones: other requests need a
-    /// core.
-    /// </summary>
+    /// <summary>The most short and the most long queries at once: other requests need CPU too.</summary>
     public const int MaxActiveQuestions = 2;
 
-    /// <summary>Of more than so many bytes one is read at a time, and waits its turn for so long.</summary>
+    /// <summary>Larger payloads, in bytes, are read one at a time, and wait so long for it.</summary>
     private const int LargePayload = 1024 * 1024;
 
     private static readonly TimeSpan LargePayloadTime = TimeSpan.FromSeconds(10);
 
-    /// <summary>A history of so many changes is short.</summary>
+    /// <summary>A history of at most so many changes is a short query.</summary>
     private const int ShortLimit = 1000;
 
-    /// <summary>
-    /// So long an answer may take with its reader: the database's log cannot start anew meanwhile.
-    /// </summary>
+    /// <summary>How long a client may read an answer: meanwhile the database's log only grows.</summary>
     private static readonly TimeSpan AnswerTime = TimeSpan.FromMinutes(2);
 
-    /// <summary>How long a question waits for its turn.</summary>
+    /// <summary>How long a query waits for its turn.</summary>
     private static readonly TimeSpan TurnTime = TimeSpan.FromSeconds(10);
 
-    /// <summary>A long answer that waits so long for its reader gives way to another at the cap.</summary>
+    /// <summary>At the cap, a long answer that nobody has read for so long makes room for another.</summary>
     private static readonly TimeSpan StalledTime = TimeSpan.FromSeconds(1);
 
     private readonly Options _options;
@@ -20213,12 +20272,12 @@ internal sealed partial class Web
     private readonly DateTime _built, _started;
     private readonly string[] _hook;
     private readonly byte[] _secret;
-    // Never stopped, closed or disposed: each answers 200 to requests that nobody has answered.
+    // Never stopped, closed or disposed: each of these answers 200 to requests that are still unanswered.
     private readonly HttpListener _listener = new() { IgnoreWriteExceptions = true };
     private readonly SemaphoreSlim
         _shortTurns = new(MaxActiveQuestions), _longTurns = new(MaxActiveQuestions), _largePayloads = new(1);
     private readonly ConcurrentDictionary<string, StreamedBody> _streamedBodies = [];
-    // Guarded by itself: the long answers that are being read.
+    // The long answers that are being read. Guarded by itself.
     private readonly HashSet<StreamedBody> _unfinished = [];
     private volatile Store? _store;
     private volatile Scrub? _scrub;
@@ -20226,7 +20285,7 @@ internal sealed partial class Web
     private volatile IReadOnlyList<Forwarder> _forwarders = [];
     private volatile bool _draining;
 
-    /// <param name="built">When the program's commit was made: an earlier clock is wrong.</param>
+    /// <param name="built">When the program's commit was made: a clock that shows less is wrong.</param>
     public Web(Options options, Auth auth, DateTime built, TimeProvider clock, Log log, Meters meters)
     {
         (_options, _auth, _built, _clock, _log, _meters) = (options, auth, built, clock, log, meters);
@@ -20235,14 +20294,14 @@ internal sealed partial class Web
         meters.Registry.AddBeforeCollectCallback(SetGauges);
     }
 
-    /// <summary>Never ends, but by a defect.</summary>
+    /// <summary>The accept loop; it ends only by a defect.</summary>
     public Task Accepting { get; private set; } = Task.CompletedTask;
 
-    /// <summary>What a request must carry to be answered.</summary>
+    /// <summary>The secret that a request must carry to be answered.</summary>
     public string Secret { get; } = RandomNumberGenerator.GetHexString(32);
 
     /// <summary>
-    /// Listens on 127.0.0.1; only probes and metrics get more than 503 until <see cref="Serve"/>.
+    /// Listens on 127.0.0.1. Until <see cref="Serve"/>, only probes and metrics work; all else gets 503.
     /// </summary>
     /// <exception cref="HttpListenerException">The port is in use, or there is no free one.</exception>
     public IPEndPoint Start()
@@ -20251,13 +20310,13 @@ internal sealed partial class Web
         {
             try
             {
-                var place = _options.InnerPort != 0
-                    ? new IPEndPoint(IPAddress.Loopback, _options.InnerPort) : FreePlace();
+                var endpoint = _options.InnerPort != 0
+                    ? new IPEndPoint(IPAddress.Loopback, _options.InnerPort) : FreeEndpoint();
                 _listener.Prefixes.Clear();
-                _listener.Prefixes.Add($"http://{place}/");
+                _listener.Prefixes.Add($"http://{endpoint}/");
                 _listener.Start();
                 Accepting = AcceptAsync();
-                return place;
+                return endpoint;
             }
             catch (HttpListenerException) when (attempt < 10 && _options.InnerPort == 0)
             {
@@ -20266,20 +20325,20 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>HttpListener cannot choose a port itself.</summary>
-    private static IPEndPoint FreePlace()
+    /// <summary>A free port of loopback: HttpListener cannot choose one itself.</summary>
+    private static IPEndPoint FreeEndpoint()
     {
         using var probe = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp);
         probe.Bind(new IPEndPoint(IPAddress.Loopback, 0));
         return (IPEndPoint)probe.LocalEndPoint!;
     }
 
-    /// <summary>From now on webhooks are taken.</summary>
+    /// <summary>From now on all requests are served.</summary>
     public void Serve(
         Store store, Recorder? recorder, Scrub? scrub = null, IReadOnlyList<Forwarder>? forwarders = null) =>
         (_scrub, _recorder, _forwarders, _store) = (scrub, recorder, forwarders ?? [], store);
 
-    /// <summary>From now on webhooks are answered 503, and /ready too.</summary>
+    /// <summary>From now on posts and /ready are answered 503.</summary>
     public void Drain() => _draining = true;
 
     // ---- Judging by the head alone ----
@@ -20288,30 +20347,30 @@ internal sealed partial class Web
     {
         None, Live, Ready, Metrics, Health, Webhook, History, Report, Outages, Notes, Import,
 
-        /// <summary>Pages, what they show of themselves elsewhere, and the line that renews itself.</summary>
+        /// <summary>Pages, the line in them that renews itself, the feed and the badge.</summary>
         Page, Platform, Service, Short, OutagesPage, Day, Wall, Now, Feed, Badge,
 
-        /// <summary>Where a page that is open to all sends those who have credentials.</summary>
+        /// <summary>Asks for credentials: a link on pages that are public.</summary>
         Login,
 
-        /// <summary>Below a partition, as Alertmanager has them: for Prometheus and its like.</summary>
+        /// <summary>Alertmanager's API below a partition, for Prometheus and similar clients.</summary>
         Alerts, FirstAlerts, PeerStatus, PeerReady,
     }
 
-    /// <summary>What alerts are posted to.</summary>
+    /// <summary>Whether alerts are posted to this resource.</summary>
     private static bool TakesAlerts(Resource resource) =>
         resource is Resource.Webhook or Resource.Alerts or Resource.FirstAlerts;
 
     /// <summary>
-    /// Prometheus keeps its connections, and sends nothing again: one that is closed between two posts loses
-    /// the second.
+    /// Prometheus keeps its connections open and repeats no post: if SeS closed one between two posts, the
+    /// second would be lost.
     /// </summary>
     public bool IsFromPrometheus(RequestHead head) =>
         head.Method == "POST" && Route(head.Target).Resource is Resource.Alerts or Resource.FirstAlerts;
 
     /// <summary>
-    /// Judges a request before its body is read, so that a stranger cannot make SeS hold one. Null: it may
-    /// come; else its answer.
+    /// Judges a request before its body is read, so that a stranger cannot make SeS hold one in memory. Null:
+    /// the body may be read; otherwise the refusal.
     /// </summary>
     public async ValueTask<Reply?> RefusalAsync(RequestHead head, IPAddress client, SignedIn connection)
     {
@@ -20322,7 +20381,7 @@ internal sealed partial class Web
         var takesAlerts = TakesAlerts(resource) && !head.IsRead;
         if (takesAlerts || (resource is Resource.Notes or Resource.Import && !head.IsRead))
             refusal ??= BodyRefusal(head) ?? Unavailable();
-        // It is no alert that was lost.
+        // No alert is lost, so the meters below do not count it.
         if (resource is Resource.Notes or Resource.Import)
             return refusal;
         if (IsForUsers(resource))
@@ -20338,17 +20397,18 @@ internal sealed partial class Web
     }
 
     /// <summary>
-    /// Counts what was meant as alerts, and is lost unless somebody mends what sends it; whatever its path.
+    /// Counts a refused POST request, whatever its path: probably alerts, which are lost until somebody mends
+    /// their sender.
     /// </summary>
     /// <param name="target">Null: the head could not be read.</param>
     public void CountBad(string reason, int code, string? target, string? client)
     {
         _meters.BadRequests.WithLabels(reason).Inc();
-        _log.Often("a post could not be taken: " + reason, ("code", code),
+        _log.Often("a POST request was refused: " + reason, ("code", code),
             ("path", target is null ? null : AlertMapping.Clip(target.Split('?', 2)[0], MaxShown)), ("client", client));
     }
 
-    /// <summary>From whom a request is taken; none: from anybody.</summary>
+    /// <summary>Which users may make a request; none: anybody.</summary>
     private Users UsersOf(Resource resource, RequestHead head) => resource switch
     {
         Resource.None or Resource.Live or Resource.PeerReady => Users.None,
@@ -20356,30 +20416,30 @@ internal sealed partial class Web
         Resource.Metrics => _options.MetricsAuth ? Users.All : Users.None,
         Resource.Notes => Users.Editor,
         Resource.Import => Users.Importer,
-        // Who brings none sees what is public; wrong ones are refused as elsewhere.
+        // Without credentials a client sees what is public; wrong credentials are refused as elsewhere.
         >= Resource.Page and <= Resource.Badge when _options.Public != null && head.Authorization == null => Users.None,
         _ => TakesAlerts(resource) && !head.IsRead ? Users.Sender : Users.All,
     };
 
-    /// <summary>What may differ by who asks.</summary>
+    /// <summary>Whether the answer may depend on who asks.</summary>
     private static bool IsForUsers(Resource resource) => resource is >= Resource.Page and <= Resource.Login;
 
-    /// <summary>For whom a request is answered; null: for somebody who may see all.</summary>
+    /// <summary>What the client may see; null: everything.</summary>
     private Audience? AudienceOf(HttpListenerRequest request) =>
         _options.Public is not { } partitions || IsTrusted(request) ? null : new Audience(partitions);
 
     private Questions QuestionsOf(HttpListenerRequest request, Snapshot snapshot) =>
         Questions.Of(snapshot, audience: AudienceOf(request));
 
-    /// <summary>Questions have places of their own, so that webhooks and probes keep theirs.</summary>
+    /// <summary>Queries have their own limit, so that webhooks and probes keep theirs.</summary>
     public bool IsQuestion(RequestHead head) => head.IsRead && Route(head.Target).Resource
         is Resource.Webhook or Resource.History or Resource.Report or Resource.Outages or Resource.Notes
             or >= Resource.Page and <= Resource.Badge
         or Resource.Health or Resource.Alerts or Resource.PeerStatus;
 
     /// <summary>
-    /// What needs no encoding (RFC 3986, 2.3) is not to be encoded: a proxy that judges paths would not know
-    /// /%61lerts. What is encoded is to be UTF-8.
+    /// Refuses a path that encodes what needs no encoding (RFC 3986, 2.3), since a proxy with rules for paths
+    /// would not recognise /%61lerts; and a path that does not decode to UTF-8.
     /// </summary>
     private static Reply? PathRefusal(string target)
     {
@@ -20398,8 +20458,8 @@ internal sealed partial class Web
                 CultureInfo.InvariantCulture, out var encoded))
                 return Bad("path", Reply.Problem(400, "The path has a '%' without two hexadecimal digits."));
             if (char.IsAsciiLetterOrDigit((char)encoded) || "-._~".Contains((char)encoded))
-                return Bad("path", Reply.Problem(
-                    400, $"The path encodes '{(char)encoded}', which needs none: write it as it is."));
+                return Bad("path", Reply.Problem(400,
+                    $"The path percent-encodes '{(char)encoded}', which needs no encoding: write it as it is."));
             bytes.Add(encoded);
             i += 2;
         }
@@ -20417,7 +20477,7 @@ internal sealed partial class Web
             Resource.Webhook or Resource.Alerts or Resource.Notes => "GET, HEAD, OPTIONS, POST",
             _ => "GET, HEAD, OPTIONS",
         };
-        // HAProxy's check, unless it is told otherwise, and a question about all (RFC 9110, 9.3.7).
+        // HAProxy's default health check; "*" asks about the server as a whole (RFC 9110, 9.3.7).
         if (head.Method == "OPTIONS" && (resource != Resource.None || head.Target == "*"))
             return new Reply(204, "", []) { Headers = [("Allow", allowed)] };
         if (resource == Resource.None)
@@ -20428,7 +20488,8 @@ internal sealed partial class Web
                 404, $"The partition is missing or not usable: post alerts to /{_options.Path}/PARTITION."));
         var isPost = head.Method == "POST" && (TakesAlerts(resource) || resource is Resource.Notes or Resource.Import);
         if (isPost && head.IsOfPage)
-            return Bad("origin", Reply.Problem(403, "A web page may not post here, since it may be of any site."));
+            return Bad("origin", Reply.Problem(
+                403, "SeS takes no posts from web pages, since the page could be of any site."));
         return isPost || (head.IsRead && resource is not (Resource.FirstAlerts or Resource.Import)) ? null : NotAllowed(allowed);
     }
 
@@ -20436,15 +20497,15 @@ internal sealed partial class Web
         or Resource.Report or Resource.Outages or Resource.Notes or Resource.Alerts or Resource.FirstAlerts or Resource.PeerStatus
         or Resource.PeerReady;
 
-    /// <summary>Of a mistaken or made-up name: what it would make in the store stays for good.</summary>
+    /// <summary>Refuses a partition that may be mistyped: the store would keep it for good.</summary>
     private Reply NotTaken(string partition, ReceivedAlerts alerts)
     {
         _meters.Alerts.WithLabels("not_taken").Inc(alerts.Alerts.Count + alerts.UnmappableAlerts.Count
             + alerts.MoreUnmappable + alerts.Ignored + alerts.Heartbeats);
-        _log.Often("alerts were refused, of a partition that --partitions does not name",
+        _log.Often("alerts were refused: --partitions does not name their partition",
             ("partition", partition));
-        return Bad("partition", Reply.Problem(
-            404, $"Alerts of partition '{partition}' are not taken: {Options.PartitionsSetting} does not name it."));
+        return Bad("partition", Reply.Problem(404,
+            $"SeS accepts no alerts for partition '{partition}': {Options.PartitionsSetting} does not name it."));
     }
 
     private static Reply NotAllowed(string allowed) =>
@@ -20453,27 +20514,27 @@ internal sealed partial class Web
     private Reply? BodyRefusal(RequestHead head)
     {
         if (head.Length == null && !head.IsChunked)
-            return Bad("length", Reply.Problem(411, "Send the body with a Content-Length, or in chunks."));
+            return Bad("length", Reply.Problem(411, "Send the body with a Content-Length, or chunked."));
         if (head.Length > _options.MaxBody)
             return Bad("body_size", BodyTooLarge);
         if (head.IsGzip || head.ContentEncoding is null or "" or "identity")
             return null;
-        var reply = Reply.Problem(415, "The only Content-Encoding that SeS takes is gzip.");
+        var reply = Reply.Problem(415, "The Content-Encoding is not supported: use gzip, or none.");
         return Bad("content_encoding", reply with { Headers = [("Accept-Encoding", "gzip")] });
     }
 
-    /// <summary>Also once it is there, where its head does not tell.</summary>
+    /// <summary>Also used by the gate while a body arrives whose length its head does not tell.</summary>
     public Reply BodyTooLarge => Reply.Problem(413, $"The body is larger than --max-body, {_options.MaxBody} bytes.");
 
-    /// <summary>Why no alert can be taken now, whatever it contains.</summary>
+    /// <summary>Why no alert can be accepted now, whatever it contains; null: one can.</summary>
     private Reply? Unavailable() =>
         _draining ? Reply.Problem(503, "SeS is shutting down.")
         : _store == null ? Reply.Problem(503, "SeS is starting: its database is being opened.")
         : _clock.GetUtcNow().UtcDateTime < _built ? Reply.Problem(
-            503, "The clock of SeS's host is wrong: it is earlier than the program's making.")
+            503, "The clock of SeS's host is wrong: it shows a time before this program was built.")
         : null;
 
-    /// <summary>What a target names; the path is cut at its slashes, then decoded.</summary>
+    /// <summary>The resource of a target; the path is split at its slashes first, then decoded.</summary>
     private (Resource Resource, string Partition) Route(string target)
     {
         var segments = target.Split('?', 2)[0].Split('/').Skip(1).Select(Uri.UnescapeDataString).ToArray();
@@ -20498,13 +20559,13 @@ internal sealed partial class Web
             _ when !segments.Take(_hook.Length).SequenceEqual(_hook) => (Resource.None, ""),
             _ when segments.Length <= _hook.Length + 1 =>
                 (Resource.Webhook, segments.ElementAtOrDefault(_hook.Length) ?? ""),
-            // A slash at the end of an url is easily written.
+            // A slash at the end of a URL is easily written.
             [.., ""] => (OfPartition(segments.AsSpan(_hook.Length + 1)[..^1]), segments[_hook.Length]),
             _ => (OfPartition(segments.AsSpan(_hook.Length + 1)), segments[_hook.Length]),
         };
     }
 
-    /// <summary>What the segments after a partition name.</summary>
+    /// <summary>The resource that the segments after a partition name.</summary>
     private static Resource OfPartition(ReadOnlySpan<string> segments) => segments switch
     {
         [] => Resource.Webhook,
@@ -20519,7 +20580,7 @@ internal sealed partial class Web
         _ => Resource.None,
     };
 
-    /// <summary>The parameters of a target's query, as a form writes them.</summary>
+    /// <summary>The parameters of a target's query, encoded as HTML forms do.</summary>
     private static IEnumerable<KeyValuePair<string, string>> Parameters(string target)
     {
         var query = target.Split('?', 2).ElementAtOrDefault(1) ?? "";
@@ -20549,7 +20610,7 @@ internal sealed partial class Web
         {
             try
             {
-                // Owned by the gate, which waits for each answer.
+                // The gate waits for each answer, and so owns this task.
                 _ = HandleAsync(await _listener.GetContextAsync());
             }
             catch (HttpListenerException e)
@@ -20578,7 +20639,8 @@ internal sealed partial class Web
         {
             _meters.Defects.Inc();
             _log.Error("a bug in SeS: a request could not be answered", ("exception", e));
-            reply = Shown(context.Request, Reply.Problem(503, "SeS could not process this; its log says why."));
+            reply = Shown(context.Request,
+                Reply.Problem(503, "SeS could not process this request; its log says why."));
         }
         Send(context.Response, reply.Body.Length <= OneWrite ? reply
             : reply with { Body = [], Stream = StreamedBodyOf(reply.Body) });
@@ -20588,7 +20650,7 @@ internal sealed partial class Web
         IsForUsers(Route(request.RawUrl ?? "").Resource) ? reply.Varying("Authorization") : reply, request.HttpMethod, request.RawUrl ?? "", request.Headers["Accept"], _options.Title);
 
     /// <summary>
-    /// As gzip where that is worth it, and taken. Answers of a kind that may be packed say that they differ by it.
+    /// The reply in gzip, if that is worth it and the client accepts it. All that may be packed gets Vary.
     /// </summary>
     private Reply Packed(HttpListenerRequest request, Reply reply)
     {
@@ -20596,7 +20658,7 @@ internal sealed partial class Web
             || Route(request.RawUrl ?? "").Resource is Resource.Live or Resource.Ready or Resource.PeerReady)
             return reply;
         reply = reply.Varying("Accept-Encoding");
-        // The gate sets it for gzip alone.
+        // The gate passes this field on only if it accepts gzip.
         if (request.Headers["Accept-Encoding"] == null)
             return reply;
         if (reply.Stream is { } stream)
@@ -20611,7 +20673,7 @@ internal sealed partial class Web
 
     private void Send(HttpListenerResponse response, Reply reply)
     {
-        // The gate fetches it by its id, past the listener.
+        // The gate fetches a stream by this id, and sends it itself.
         var id = reply.Stream == null ? null : RandomNumberGenerator.GetHexString(32);
         try
         {
@@ -20631,7 +20693,7 @@ internal sealed partial class Web
             or InvalidOperationException)
         {
             _log.Debug("a response could not be sent", ("code", reply.Code), ("reason", e.Message));
-            // Unless the gate has it already.
+            // Null if the gate has fetched it already.
             if (id != null)
                 TakeStreamedBody(id)?.Dispose();
         }
@@ -20691,21 +20753,22 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>Where alerts are posted to, and so by whom.</summary>
-    /// <param name="IsFirst">In the first version of Alertmanager's interface.</param>
+    /// <summary>What the path of a post of alerts tells: the partition and the kind of sender.</summary>
+    /// <param name="IsFirst">Whether it is of the first version of Alertmanager's API.</param>
     private readonly record struct Post(string Partition, bool IsPrometheus, bool IsFirst);
 
     private bool IsFromGate(HttpListenerRequest request) => CryptographicOperations.FixedTimeEquals(
         Encoding.UTF8.GetBytes(request.Headers[SecretField] ?? ""), _secret);
 
-    /// <summary>A payload takes several times its size while it is read: large ones are read one by one.</summary>
+    /// <summary>Reading a payload takes several times its size in memory: one large one at a time.</summary>
     private async Task<Reply> TakeInTurnAsync(Store store, HttpListenerRequest request, Post post)
     {
         if (request.ContentLength64 <= LargePayload)
             return await TakeAsync(store, request, post);
         if (!await _largePayloads.WaitAsync(LargePayloadTime))
         {
-            return await DrainedAsync(request, Reply.Problem(503, "Other large payloads are being read."));
+            return await DrainedAsync(
+                request, Reply.Problem(503, "Other large payloads are being read: send the request again."));
         }
         try
         {
@@ -20713,7 +20776,7 @@ internal sealed partial class Web
         }
         finally
         {
-            // With much memory free, many times its size would be taken before what it left is collected.
+            // With much memory free, the garbage of many such payloads would pile up before it is collected.
             MemoryTrimmer.Trim();
             _largePayloads.Release();
         }
@@ -20733,13 +20796,13 @@ internal sealed partial class Web
         if (_options.Partitions?.Contains(post.Partition) == false)
             return NotTaken(post.Partition, alerts);
         var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
-        // Whoever retries is to be told.
+        // Someone who sends a quarantined alert again wants to know what became of it, so is not Prometheus.
         return await KeepAsync(store, alerts, post with { IsPrometheus = post.IsPrometheus && cures == null },
             QuarantinedAlert.IdOf(cures));
     }
 
-    /// <summary>The body is not held any longer.</summary>
-    /// <exception cref="PayloadException">It cannot be processed as a whole.</exception>
+    /// <summary>Reads the alerts of a body, which is not held any longer.</summary>
+    /// <exception cref="PayloadException">The payload cannot be processed as a whole.</exception>
     private async Task<ReceivedAlerts> ReadAsync(HttpListenerRequest request, Post post)
     {
         var length = (int)request.ContentLength64;
@@ -20755,14 +20818,14 @@ internal sealed partial class Web
                 await request.InputStream.ReadExactlyAsync(part, 0, length);
                 return Read(part.AsSpan(0, length));
             }
-            // The listener's stream fills arrays alone.
-            for (var there = 0; there < length;)
+            // The listener's stream reads into arrays only.
+            for (var read = 0; read < length;)
             {
-                var count = await request.InputStream.ReadAsync(part.AsMemory(0, Math.Min(part.Length, length - there)));
+                var count = await request.InputStream.ReadAsync(part.AsMemory(0, Math.Min(part.Length, length - read)));
                 if (count == 0)
                     throw new EndOfStreamException();
-                part.AsSpan(0, count).CopyTo(large.GetSpan()[there..]);
-                there += count;
+                part.AsSpan(0, count).CopyTo(large.GetSpan()[read..]);
+                read += count;
             }
             return Read(large.GetSpan());
         }
@@ -20773,7 +20836,7 @@ internal sealed partial class Web
     }
 
     /// <summary>
-    /// Prometheus sends to one Alertmanager after the other: while one does not answer, people wait.
+    /// Prometheus posts to its Alertmanagers one after the other: while one is slow, the next must wait.
     /// </summary>
     private static readonly TimeSpan PrometheusTime = TimeSpan.FromSeconds(1);
 
@@ -20784,7 +20847,7 @@ internal sealed partial class Web
         if (alerts.Truncated > 0)
         {
             _meters.Truncated.Inc(alerts.Truncated);
-            _log.Often("Alertmanager cut alerts off before sending: raise max_alerts of its receiver",
+            _log.Often("Alertmanager left alerts out of its notification: raise max_alerts of its receiver",
                 ("partition", partition), ("alerts", alerts.Truncated));
         }
         Stored stored;
@@ -20807,12 +20870,12 @@ internal sealed partial class Web
             : Reply.Json(200, json => WriteQuarantined(json, stored, alerts, quarantined));
     }
 
-    /// <summary>As Alertmanager answers each of its kinds of clients.</summary>
+    /// <summary>Success, as each kind of sender expects it from an Alertmanager or a webhook.</summary>
     private static Reply TakenReply(Post post) => post.IsFirst
         ? Reply.Json(200, json => json.WriteString("status", "success"))
         : post.IsPrometheus ? new Reply(200, "", []) : new Reply(204, "", []);
 
-    /// <summary>What amtool and Grafana ask an Alertmanager before anything else.</summary>
+    /// <summary>The answer to what amtool and Grafana ask an Alertmanager first.</summary>
     private Reply PeerStatusReply() => Reply.Json(200, json =>
     {
         json.WriteStartObject("cluster");
@@ -20859,14 +20922,14 @@ internal sealed partial class Web
 
 // =============================== 36. Responses ===============================
 //
-// The rest of Web: questions, notes, facts of others and pages, each answered from a snapshot and sent a part at a
-// time; probes and gauges.
+// The second half of Web: queries, notes, imports and pages, answered from a snapshot of the database and
+// sent a part at a time; then probes and gauges.
 
 internal sealed partial class Web
 {
     // ---- Questions ----
 
-    /// <param name="name">Of what is asked, in metrics.</param>
+    /// <param name="name">The name of the query in metrics.</param>
     private async Task<Reply> AskAsync(string name, Func<Task<Reply>> answer)
     {
         var started = _clock.GetTimestamp();
@@ -20907,10 +20970,10 @@ internal sealed partial class Web
                 ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
             var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
             if (!snapshot.HasHeardOf(partition))
-                return Reply.Problem(404, $"{NeverHeard} of partition '{partition}'.");
+                return Reply.Problem(404, $"{NeverReceived} for partition '{partition}'.");
             if (question.AsOf < snapshot.Oldest)
                 throw new QuestionException(
-                    $"as_of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
+                    $"as_of: SeS keeps nothing from before {Rfc3339.Format(snapshot.Oldest.Value)}");
             var answers = new Answers(Questions.Of(snapshot, question.AsOf), Program.Version);
             var isShort = question.Filter.Service != null || (subject == Subject.History
                 && question.Limit <= ShortLimit && question.AsOf == null);
@@ -20925,12 +20988,13 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>Takes a version of a note.</summary>
+    /// <summary>Stores a version of a note.</summary>
     private async Task<Reply> TakeNoteAsync(HttpListenerRequest request, string partition)
     {
         if (request.ContentLength64 > NoteForm.MaxBody)
         {
-            return await DrainedAsync(request, Reply.Problem(413, $"A note has at most {NoteForm.MaxBody} bytes."));
+            return await DrainedAsync(request, Reply.Problem(
+                413, $"The note is too large: its body may have at most {NoteForm.MaxBody} bytes."));
         }
         var body = new byte[request.ContentLength64];
         await request.InputStream.ReadExactlyAsync(body);
@@ -20939,7 +21003,7 @@ internal sealed partial class Web
         using (var before = _store!.Snapshot())
         {
             if (!before.HasHeardOf(partition))
-                return Reply.Problem(404, $"{NeverHeard} of partition '{partition}'.");
+                return Reply.Problem(404, $"{NeverReceived} for partition '{partition}'.");
         }
         try
         {
@@ -20959,17 +21023,17 @@ internal sealed partial class Web
         }
     }
 
-    // ---- Facts of others ----
+    // ---- Imports from other instances of SeS ----
 
-    /// <summary>Lines of an import that are stored in one transaction: webhooks wait no longer than for that.</summary>
+    /// <summary>Lines of an import that one transaction stores: webhooks wait for one at most.</summary>
     private const int LinesAtOnce = 500;
 
-    /// <summary>Names of SeS in metrics; all others count together.</summary>
+    /// <summary>So many senders of imports have metrics of their own; all others share one.</summary>
     private const int MaxImporters = 1000;
 
     private readonly ConcurrentDictionary<string, bool> _importers = [];
 
-    /// <summary>Takes lines of facts; a bad one goes into quarantine, and holds up no other.</summary>
+    /// <summary>Stores lines of facts; a bad one goes into quarantine, and holds up no other.</summary>
     private async Task<Reply> ImportAsync(Store store, HttpListenerRequest request)
     {
         var (import, lines, by) = (new LineImport(), new LineReader(request.InputStream), (string?)null);
@@ -20980,9 +21044,10 @@ internal sealed partial class Web
                 var fact = import.Add(text, _clock.GetUtcNow().UtcDateTime);
                 if (import.Number == 1 && (by = fact?.AliveBy) is { } name && store.IsOwn(name))
                     return await DrainedAsync(request, Reply.Problem(409, IsNameOf(store, name)
-                        ? $"'{name}' is the name of this SeS: it is the one that sends, or both have the same {Options.NameSetting.Flag}."
-                        : $"'{name}' was the name of this SeS, or of the one that its database is a copy of: begin it "
-                            + "without a database, and it gets everything."));
+                        ? $"'{name}' is the name of this SeS: it sends to itself, or both have the same "
+                            + $"{Options.NameSetting.Flag}."
+                        : $"'{name}' was the name of this SeS, or of the SeS that its database was copied from: "
+                            + "start this one without a database, and it gets everything."));
                 if (import.Waiting == LinesAtOnce)
                     await StoreAsync(store, import, by);
             }
@@ -21019,7 +21084,7 @@ internal sealed partial class Web
         });
         import.Commit();
         var (added, known) = (import.Sum.New - before.New, import.Sum.Known - before.Known);
-        // Series stay, and whoever has the password can take any name.
+        // A series stays forever, and a sender can give itself any name: so the names in labels are limited.
         var label = by != null && (_importers.ContainsKey(by) || (_importers.Count < MaxImporters && _importers.TryAdd(by, true)))
             ? by : "";
         _meters.ImportLines.WithLabels(label, "new").Inc(added);
@@ -21027,10 +21092,11 @@ internal sealed partial class Web
         if (refused.Count == 0)
             return;
         _meters.ImportLines.WithLabels(label, "refused").Inc(refused.Count);
-        _log.Often("lines of facts were quarantined", ("by", by), ("lines", refused.Count), ("reason", refused[0].Reason));
+        _log.Often("lines of an import were quarantined",
+            ("by", by), ("lines", refused.Count), ("reason", refused[0].Reason));
     }
 
-    /// <summary>As far as a line that is refused names one.</summary>
+    /// <summary>The partition that a refused line names; empty: none.</summary>
     private static string PartitionOf(string line)
     {
         try
@@ -21045,7 +21111,7 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>The listener would close the connection while the gate sends.</summary>
+    /// <summary>Reads the body to its end: else the listener closes while the gate still sends.</summary>
     private static async Task<Reply> DrainedAsync(HttpListenerRequest request, Reply reply)
     {
         await request.InputStream.CopyToAsync(Stream.Null);
@@ -21061,7 +21127,7 @@ internal sealed partial class Web
             var question = NoteQuestion.Parse(
                 partition, Parameters(request.RawUrl ?? ""), snapshot.Moment, _options.Counting.Zone);
             if (!snapshot.HasHeardOf(partition))
-                return Reply.Problem(404, $"{NeverHeard} of partition '{partition}'.");
+                return Reply.Problem(404, $"{NeverReceived} for partition '{partition}'.");
             isTaken = true;
             return await StreamAsync(snapshot, new NoteForm(Questions.Of(snapshot, question.AsOf))
                 .Write(question, OutputFormat.Json, null), isShort: false, "application/json", []);
@@ -21073,19 +21139,20 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>The alerts that are open, as Alertmanager lists them; none is silenced or inhibited here.</summary>
+    /// <summary>The open alerts, as Alertmanager's API has them; none is silenced or inhibited.</summary>
     private async Task<Reply> ListAlertsAsync(HttpListenerRequest request, string partition)
     {
         if (Parameters(request.RawUrl ?? "").Any(p => p.Key == "filter"))
-            throw new QuestionException("filter: SeS lists all open alerts of a partition; leave it out");
+            throw new QuestionException(
+                "filter: it is not supported, since SeS lists all open alerts of a partition; leave it out");
         var snapshot = await _store!.ReadAsync();
         return await StreamAsync(
             snapshot, OpenAlerts.Write(snapshot, partition), isShort: false, "application/json", []);
     }
 
     /// <summary>
-    /// To the address with the names. What was found without credentials has a number for its location, and is
-    /// found by it with credentials too.
+    /// Redirects a short address to the long one with the names. A client without credentials sees a number
+    /// in place of a location; addresses made from that number work with credentials too.
     /// </summary>
     private static Reply ShortReply(Questions questions, PageQuery query)
     {
@@ -21098,6 +21165,7 @@ internal sealed partial class Web
         return UnknownService;
     }
 
+    /// <summary>Redirects an address with such a number to the one with the location; or null.</summary>
     private static Reply? ToNamed(Questions questions, PageQuery query)
     {
         if (!questions.IsForAll || query.Names.Location?.StartsWith('#') != true)
@@ -21110,7 +21178,7 @@ internal sealed partial class Web
         return null;
     }
 
-    /// <param name="root">What leads to the overview.</param>
+    /// <param name="root">The relative address of the overview.</param>
     private static Reply ToService(ServiceKey service, PageQuery query, string root)
     {
         var address = (query with
@@ -21125,7 +21193,7 @@ internal sealed partial class Web
 
     private static Reply UnknownService => Reply.Problem(404, "SeS knows of no such service.");
 
-    /// <param name="last">Of the path: the date of a day, or the short name of a service.</param>
+    /// <param name="last">The end of the path: the date of a day, or the short name of a service.</param>
     private async Task<Reply> ShowAsync(Resource resource, HttpListenerRequest request, string last)
     {
         var kind = resource switch
@@ -21169,7 +21237,7 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>The feed; 304 where the client has it.</summary>
+    /// <summary>The feed; 304 if the client has this one already.</summary>
     private async Task<Reply> FeedAsync(HttpListenerRequest request)
     {
         var given = Question.Once(Parameters(request.RawUrl ?? ""), Feed.Parameters, "the feed");
@@ -21194,14 +21262,15 @@ internal sealed partial class Web
         return isKnown ? new Reply(304, "", []) { Headers = headers } : reply with { Headers = [.. reply.Headers, .. headers] };
     }
 
-    /// <summary>The badge; of what is not known a picture too, since it stands in a page elsewhere.</summary>
+    /// <summary>The badge; a 404 has a picture too, since another page shows it.</summary>
     private async Task<Reply> BadgeAsync(HttpListenerRequest request)
     {
         var given = Question.Once(Parameters(request.RawUrl ?? ""), Badge.Parameters, "the badge");
         var filter = Question.FilterOf(given.GetValueOrDefault("partition"), given);
         var range = given.GetValueOrDefault("range");
         if (range != null && !Badge.Ranges.ContainsKey(range))
-            throw new QuestionException($"range: it is none of {string.Join(", ", Badge.Ranges.Keys)}");
+            throw new QuestionException(
+                $"range: '{Question.Shown(range)}' is not valid; allowed: {string.Join(", ", Badge.Ranges.Keys)}");
         var snapshot = await _store!.ReadAsync();
         var isThere = true;
         IEnumerable<ReadOnlyMemory<byte>> Parts()
@@ -21219,10 +21288,10 @@ internal sealed partial class Web
             : reply with { Code = isThere ? 200 : 404, Headers = [.. reply.Headers, ("Cache-Control", $"max-age={BadgeSeconds}")] };
     }
 
-    /// <summary>So long a badge may be shown before it is asked for again.</summary>
+    /// <summary>How long a badge may be cached.</summary>
     private const int BadgeSeconds = 30;
 
-    /// <summary>Whether CSV is named, and JSON not before it (RFC 9110, 12.5.1, without weights).</summary>
+    /// <summary>Whether Accept names CSV before any JSON (RFC 9110, 12.5.1, without weights).</summary>
     private static bool IsForCsv(string? accept)
     {
         var csv = accept?.IndexOf("text/csv", StringComparison.OrdinalIgnoreCase) ?? -1;
@@ -21237,12 +21306,12 @@ internal sealed partial class Web
         if (e.IsDamage)
             _meters.Damage.Set(1);
         return Reply.Problem(503, e.IsDamage
-            ? "The database is damaged: ses check tells what, and how to mend it."
-            : e.IsFull ? "The disk is full: there is no space for what is asked."
-            : "The database could not be read; the log of SeS says why.");
+            ? "The database is damaged: run ses check, which shows the damage and how to repair it."
+            : e.IsFull ? "The disk is full: there is no space to compute the answer."
+            : "The database could not be read; SeS's log says why.");
     }
 
-    /// <summary>An answer that is made a part at a time: whole when it is short.</summary>
+    /// <summary>An answer that is made a part at a time; one of a single part is sent as a whole.</summary>
     private async Task<Reply> StreamAsync(Snapshot snapshot, IEnumerable<ReadOnlyMemory<byte>> answer,
         bool isShort, string type, (string, string)[] headers)
     {
@@ -21255,14 +21324,14 @@ internal sealed partial class Web
             if (second == null)
                 return reply;
             var streamed = StreamedBodyOf(parts, first, second);
-            if (!TakePlace(streamed))
-                return Reply.Problem(503, "Too many long answers are being read; ask again.");
+            if (!Register(streamed))
+                return Reply.Problem(503, "Too many long answers are being read: send the request again.");
             parts = null;
             return reply with { Body = [], Stream = streamed };
         }
         catch (TimeoutException)
         {
-            return Reply.Problem(503, "Too much is being asked at once; ask again.");
+            return Reply.Problem(503, "Too many queries are running: send the request again.");
         }
         finally
         {
@@ -21270,7 +21339,7 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>The parts of an answer that are still to be made, and what they are made from.</summary>
+    /// <summary>The parts of an answer that are still to be made, with their snapshot.</summary>
     private sealed record AnswerParts(
         Snapshot Snapshot, IEnumerator<ReadOnlyMemory<byte>> Parts, SemaphoreSlim Turns) : IDisposable
     {
@@ -21281,30 +21350,30 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>At the cap, the body that waits longest for its reader gives way. False: none does.</summary>
-    private bool TakePlace(StreamedBody body)
+    /// <summary>Registers a body. At the cap, the most stalled one makes room; false: none does.</summary>
+    private bool Register(StreamedBody body)
     {
-        StreamedBody? longest = null;
+        StreamedBody? stalled = null;
         lock (_unfinished)
         {
             if (_unfinished.Count >= MaxUnfinished)
             {
-                longest = _unfinished.Where(b => b.PartMade != StreamedBody.Busy).MinBy(b => b.PartMade);
-                if (longest == null || _clock.GetElapsedTime(longest.PartMade) < StalledTime)
+                stalled = _unfinished.Where(b => b.PartMade != StreamedBody.Busy).MinBy(b => b.PartMade);
+                if (stalled == null || _clock.GetElapsedTime(stalled.PartMade) < StalledTime)
                     return false;
-                _unfinished.Remove(longest);
+                _unfinished.Remove(stalled);
             }
             _unfinished.Add(body);
         }
-        longest?.Abort();
+        stalled?.Abort();
         return true;
     }
 
-    /// <summary>What keeps a browser from making more of an answer than it is.</summary>
+    /// <summary>Header fields that forbid browsers to guess an answer's type, and to store it.</summary>
     public static readonly (string, string)[] Guards =
         [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")];
 
-    /// <summary>A body that is there as a whole.</summary>
+    /// <summary>Streams a body that is whole in memory.</summary>
     private StreamedBody StreamedBodyOf(ReadOnlyMemory<byte> body)
     {
         return new StreamedBody(_ =>
@@ -21345,7 +21414,7 @@ internal sealed partial class Web
         var streamed = new StreamedBody(NextPartAsync, End, _clock);
         deadline = _clock.CreateTimer(_ =>
         {
-            _log.Often("a long answer was not read to its end in time; ask in pages, with a limit",
+            _log.Often("a client did not read a long answer in time: it should query in pages, with limit",
                 ("seconds", AnswerTime.TotalSeconds));
             streamed.Abort();
         }, null, AnswerTime, Timeout.InfiniteTimeSpan);
@@ -21353,15 +21422,15 @@ internal sealed partial class Web
     }
 
     /// <summary>
-    /// Makes the next part when it is its turn, on a thread of its own: webhooks shall not wait.
+    /// Makes the next part when it is its turn, on a thread of its own, so that webhooks need not wait.
     /// </summary>
-    /// <param name="pack">What else is done with it in its turn; null: nothing.</param>
+    /// <param name="pack">Applied to the part within the same turn; null: nothing is.</param>
     /// <exception cref="TimeoutException">Its turn did not come.</exception>
     private static async Task<ReadOnlyMemory<byte>?> NextAsync(
         AnswerParts parts, Func<ReadOnlyMemory<byte>?, ReadOnlyMemory<byte>?>? pack = null)
     {
         if (!await parts.Turns.WaitAsync(TurnTime))
-            throw new TimeoutException("too much is being asked at once");
+            throw new TimeoutException("too many queries are running");
         try
         {
             return await Task.Factory.StartNew(() =>
@@ -21376,7 +21445,7 @@ internal sealed partial class Web
         }
     }
 
-    /// <summary>The body with this id, which whoever takes it disposes of; null when there is none.</summary>
+    /// <summary>Hands over the body with this id, for the caller to dispose; null: there is none.</summary>
     public StreamedBody? TakeStreamedBody(string id) =>
         _streamedBodies.TryRemove(id, out var body) ? body : null;
 
@@ -21385,10 +21454,10 @@ internal sealed partial class Web
     /// <summary>Why alerts cannot be made durable now; null when they can.</summary>
     private string? Unready() =>
         _draining ? "shutting down" : _store is not { } store ? "starting: the database is being opened"
-        : _clock.GetUtcNow().UtcDateTime < _built ? "the clock is earlier than the program's making"
+        : _clock.GetUtcNow().UtcDateTime < _built ? "the clock shows a time before this program was built"
         : store.Refusal;
 
-    /// <summary>Of a probe: who brings credentials is answered only if they are right.</summary>
+    /// <summary>Whether the client may see everything: it needs no password, or sent a right one.</summary>
     private bool IsTrusted(HttpListenerRequest request) =>
         _auth.IsOpen(Users.All) || request.Headers[TrustedField] != null;
 
@@ -21410,7 +21479,7 @@ internal sealed partial class Web
         });
     }
 
-    /// <summary>What people should know, a sentence each.</summary>
+    /// <summary>Warnings for people, a sentence each.</summary>
     private IEnumerable<string> Troubles() => (_store?.Watching.Troubles() ?? [])
         .Concat(_forwarders.Select(f => f.State.Warning(_clock.GetUtcNow().UtcDateTime)).OfType<string>());
 
@@ -21422,7 +21491,7 @@ internal sealed partial class Web
         json.WriteEndArray();
     }
 
-    /// <summary>How SeS is, whole, for people who may see it; plain text unless JSON is asked for.</summary>
+    /// <summary>The whole state of SeS, for users; plain text unless JSON is asked for.</summary>
     private Reply HealthReply(HttpListenerRequest request)
     {
         if (Starting() is { } starting)
@@ -21435,7 +21504,7 @@ internal sealed partial class Web
                 "json" => true,
                 "text" => false,
                 null => request.Headers["Accept"]?.Contains("application/json", StringComparison.Ordinal) == true,
-                _ => throw new QuestionException("format: it is neither text nor json"),
+                _ => throw new QuestionException("format: it must be text or json"),
             };
             var reply = Reply.Json(200, WriteHealth);
             return isJson ? reply : new Reply(200, "text/plain; charset=utf-8", TextOf(reply.Body));
@@ -21534,7 +21603,7 @@ internal sealed partial class Web
         json.WriteEndObject();
     }
 
-    /// <summary>A line a value: <c>store.services: 12</c>.</summary>
+    /// <summary>One line per value, such as <c>store.services: 12</c>.</summary>
     private static byte[] TextOf(byte[] json)
     {
         using var document = JsonDocument.Parse(json);
@@ -21581,7 +21650,7 @@ internal sealed partial class Web
             json.WriteString("barred_reason", state.BarredReason);
     }
 
-    /// <summary>False: the disk hangs, and a supervisor may try what a restart does.</summary>
+    /// <summary>False: the disk hangs, and a supervisor may restart SeS.</summary>
     public bool IsAlive => _store?.IsStuck != true;
 
     /// <summary>One line for <c>systemctl status</c>.</summary>
@@ -21591,21 +21660,21 @@ internal sealed partial class Web
         var trouble = Troubles().FirstOrDefault() is { } first ? $"; {first}" : "";
         // A line end would begin another field of sd_notify(3).
         return Terminal.Plain(
-            Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Taking alerts; {onix}{trouble}");
+            Unready() is { } reason ? $"Not ready: {reason}; {onix}" : $"Accepting alerts; {onix}{trouble}");
     }
 
     private double Age(DateTime? since) =>
         since is { } time
             ? Math.Max(0, Math.Round((_clock.GetUtcNow().UtcDateTime - time).TotalSeconds, 3)) : 0;
 
-    /// <summary>Of armed heartbeats; one that nobody expects any more is told no longer.</summary>
+    /// <summary>Sets the gauges of armed heartbeats, and removes those of forgotten ones.</summary>
     private void SetWatched(IReadOnlyList<WatchRow> heartbeats)
     {
-        var told = heartbeats.Where(h => h is { Armed: not null, IsForgotten: false })
+        var armed = heartbeats.Where(h => h is { Armed: not null, IsForgotten: false })
             .ToDictionary(h => (string[])[h.Partition, h.Platform, h.Name], h => h.Silent == null ? 1 : 0);
-        foreach (var labels in _meters.Watched.GetAllLabelValues().Where(l => !told.Keys.Any(t => t.SequenceEqual(l))))
+        foreach (var labels in _meters.Watched.GetAllLabelValues().Where(l => !armed.Keys.Any(a => a.SequenceEqual(l))))
             _meters.Watched.RemoveLabelled(labels);
-        foreach (var (labels, watched) in told)
+        foreach (var (labels, watched) in armed)
             _meters.Watched.WithLabels(labels).Set(watched);
     }
 
@@ -21649,17 +21718,17 @@ internal sealed partial class Web
 // ================================== 37. TLS ==================================
 //
 // The server's side of TLS 1.2 and 1.3: certificate and key in PEM, and the CAs of clients' certificates.
-// The files are read again every few seconds. Changed files that are usable serve new connections; others
-// are logged once, and the old certificate stays in use. Open connections keep the one they began with.
+// The files are read again every few seconds. If they changed and are usable, new connections use them;
+// otherwise SeS logs why, once, and keeps the old certificate. Open connections keep the one they began with.
 
-/// <summary>Is thrown when certificate, key or CA cannot be used; names the setting and why.</summary>
+/// <summary>Thrown when certificate, key or CA cannot be used; names the setting and the reason.</summary>
 internal sealed class CertificateException(string message) : Exception(message);
 
 internal sealed class Tls : IDisposable
 {
     public static readonly TimeSpan RereadPeriod = TimeSpan.FromSeconds(10);
 
-    /// <summary>A certificate that ends sooner is warned of.</summary>
+    /// <summary>SeS warns of a certificate that expires sooner than this.</summary>
     public static readonly TimeSpan EndsSoon = TimeSpan.FromDays(14);
 
     /// <summary>P-256, P-384 and P-521: those that TLS 1.3 signs with (RFC 8446, 4.2.3).</summary>
@@ -21675,13 +21744,13 @@ internal sealed class Tls : IDisposable
     private readonly Meters _meters;
     private readonly System.Threading.ITimer _timer;
     private CertificateFiles _seen;
-    // The last failure, so that one that lasts is logged once and not at each check.
+    // The last failure, so that a lasting one is logged once and not at each check.
     private string? _unreadable;
     private DateTime _ends;
     private bool _expiryIsLogged;
     private volatile SslServerAuthenticationOptions _current;
 
-    /// <summary>What the files held, to see whether they have changed.</summary>
+    /// <summary>The content of the files, to detect changes.</summary>
     private sealed record CertificateFiles(string Certificate, string Key, string? ClientCa);
 
     /// <exception cref="CertificateException">The files cannot be used.</exception>
@@ -21697,7 +21766,7 @@ internal sealed class Tls : IDisposable
     /// <summary>How each error about the certificate begins.</summary>
     private string Certificate => $"{Options.TlsCertSetting}: the certificate in '{_certificatePath}'";
 
-    /// <summary>What a new connection is to be served with.</summary>
+    /// <summary>The options for new connections.</summary>
     public SslServerAuthenticationOptions Current => _current;
 
     public void Dispose() => _timer.Dispose();
@@ -21718,7 +21787,7 @@ internal sealed class Tls : IDisposable
         }
         catch (CertificateException e) when (e.Message == _unreadable)
         {
-            // It was logged and counted.
+            // It was logged and counted at an earlier check.
         }
         catch (CertificateException e)
         {
@@ -21843,7 +21912,7 @@ internal sealed class Tls : IDisposable
             throw new CertificateException($"{Certificate} is not valid before {Rfc3339.Format(begins)}");
         if (certificate.Extensions.OfType<X509EnhancedKeyUsageExtension>().FirstOrDefault() is { } usage
             && !usage.EnhancedKeyUsages.Cast<Oid>().Any(o => o.Value == ServerAuthentication))
-            throw new CertificateException($"{Certificate} is not for servers");
+            throw new CertificateException($"{Certificate} is not for servers (no serverAuth)");
         using var rsa = certificate.GetRSAPublicKey();
         using var curve = certificate.GetECDsaPublicKey();
         var isTaken = rsa?.KeySize >= 2048 || Curves.Contains(curve?.ExportParameters(false).Curve.Oid?.Value);
@@ -21874,25 +21943,25 @@ internal sealed class Tls : IDisposable
 
 // ================================= 38. Gate ==================================
 //
-// The public port, and all that strangers ever touch. The gate reads whole requests strictly, within limits
-// of size and time, has Web judge each by its head, and only then hands it to the HttpListener, over a few
-// kept connections on loopback. A client that is slow, silent or hostile costs its own connection and
-// little memory, never a handler. Connections are capped: at the cap, the one that has waited longest
-// for a whole request, or for its turn, gives way to the new one.
+// The public port, the only part that strangers can reach. The gate parses requests strictly, within limits
+// of size and time, and lets Web judge each by its head. Only whole requests reach the HttpListener, over a
+// few connections on loopback that are kept open. A client that is slow, silent or hostile costs its own
+// connection and little memory, never a handler. Connections are capped: at the cap, the one that has waited
+// longest for a whole request, or for its turn, is closed for the new one.
 
 /// <summary>What a connection is doing; all but Handled have a deadline.</summary>
 internal enum ConnectionState { Handshake, Idle, Head, Body, Handled, Answer, Linger }
 
 /// <summary>
-/// How many handshakes of an address may be under way, or have failed lately. A hello can be sent again and
-/// again for nothing, and costs the server up to 5 ms (P-384), so that some hundred a second would take the
-/// port down. One that succeeds does not count.
+/// Limits the handshakes of an address that are under way or have failed lately: a token bucket per address.
+/// A ClientHello costs its sender nothing and the server up to 5 ms (P-384), so a few hundred per second
+/// would take the port down. Handshakes that succeed do not count.
 /// </summary>
 internal sealed class HandshakeLimits(TimeProvider clock)
 {
     public const int AtOnce = Gate.MaxHandshakes, PerSecond = 50;
 
-    /// <summary>Further addresses are treated as one.</summary>
+    /// <summary>Further addresses share one bucket.</summary>
     public const int MaxAddresses = 10_000;
 
     private sealed class Address
@@ -21929,7 +21998,7 @@ internal sealed class HandshakeLimits(TimeProvider clock)
         return isAdded && _addresses.Count < MaxAddresses ? _addresses[key] = new Address() : _others;
     }
 
-    /// <summary>Those that have all again, once there are so many addresses.</summary>
+    /// <summary>At the cap, removes addresses whose bucket is full again.</summary>
     private void Forget()
     {
         if (clock.GetElapsedTime(_forgot).TotalSeconds * PerSecond < AtOnce)
@@ -21958,7 +22027,7 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
 
     public SignedIn SignedIn { get; } = new();
 
-    /// <summary>The plain connection, until TLS is put over it.</summary>
+    /// <summary>The TCP stream, and from the handshake on TLS over it.</summary>
     public Stream Stream { get; set; } = new NetworkStream(socket, ownsSocket: true);
 
     public ConnectionState State { get; set; }
@@ -21966,27 +22035,27 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
     /// <summary>A timestamp of the clock.</summary>
     public long Deadline { get; set; }
 
-    /// <summary>Its deadline has passed: what it waits for ends as if the client had closed.</summary>
+    /// <summary>Its deadline has passed: the read under way ends as if the client had closed.</summary>
     public volatile bool IsOverdue;
 
-    /// <summary>Its place among those that wait, and may be ended for a new one.</summary>
+    /// <summary>Its node among the waiting connections, which may be closed for a new one.</summary>
     public LinkedListNode<ClientConnection>? Waiting { get; set; }
 
-    /// <summary>What is served now brings something, or will, as far as can be seen.</summary>
+    /// <summary>Whether the current request is a POST or PUT, as far as it has arrived.</summary>
     public bool IsPost { get; set; }
 
-    /// <summary>It was ended for a new one: what it lacks is not its client's fault.</summary>
+    /// <summary>It was closed for a new one: an incomplete request is not the client's fault.</summary>
     public volatile bool HasGivenWay;
 
-    /// <summary>Of what is served now; null until it is there.</summary>
+    /// <summary>The head of the current request; null until it has arrived.</summary>
     public RequestHead? Head { get; set; }
 
-    /// <summary>What was received beyond the last head, and not taken.</summary>
+    /// <summary>The bytes that were received and not yet taken.</summary>
     public ReadOnlySpan<byte> Received => _buffer.AsSpan(_start, _end - _start);
 
     public void Take(int length) => _start += length;
 
-    /// <summary>Waits for bytes; holds no memory meanwhile, unless some were received before.</summary>
+    /// <summary>Waits for bytes, without a buffer unless some were received before.</summary>
     public async ValueTask WaitAsync()
     {
         if (_start < _end)
@@ -22016,8 +22085,8 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
         (_buffer, _start, _end) = (roomier, 0, length);
     }
 
-    /// <summary>Ends what it waits for, so that the task that serves it can still answer.</summary>
-    /// <param name="again">When it is closed, if that ended nothing.</param>
+    /// <summary>Ends the read under way, so that the connection's task can still answer.</summary>
+    /// <param name="again">The next deadline: if that passes too, the connection is closed.</param>
     public void Expire(long again)
     {
         if (IsOverdue || State is ConnectionState.Answer or ConnectionState.Linger)
@@ -22041,7 +22110,7 @@ internal sealed class ClientConnection(Socket socket, IPAddress client) : IDispo
         }
     }
 
-    /// <summary>Closes it under whoever serves it.</summary>
+    /// <summary>Closes the connection; the task that serves it fails.</summary>
     public void Abort() => socket.Dispose();
 
     public void Dispose()
@@ -22067,18 +22136,18 @@ internal sealed class Upstream(Socket socket, ConcurrentDictionary<int, Upstream
 
     public long LastUsed { get; set; }
 
-    /// <param name="all">By their ports: it is added before the listener knows of it, until its end.</param>
+    /// <param name="all">All, by local port: each is added before it connects, until it is disposed.</param>
     public static async Task<Upstream> ConnectAsync(
-        IPEndPoint place, ConcurrentDictionary<int, Upstream> all)
+        IPEndPoint endpoint, ConcurrentDictionary<int, Upstream> all)
     {
-        var socket = new Socket(place.AddressFamily, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        var socket = new Socket(endpoint.AddressFamily, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         Upstream? upstream = null;
         try
         {
-            socket.Bind(new IPEndPoint(place.Address, 0));
+            socket.Bind(new IPEndPoint(endpoint.Address, 0));
             upstream = new Upstream(socket, all);
             all[upstream._port] = upstream;
-            await socket.ConnectAsync(place);
+            await socket.ConnectAsync(endpoint);
             return upstream;
         }
         catch
@@ -22101,7 +22170,7 @@ internal sealed class Upstream(Socket socket, ConcurrentDictionary<int, Upstream
             request = request[await socket.SendAsync(request, SocketFlags.None)..];
     }
 
-    /// <summary>The head of the answer, and how many of the bytes after it are there already.</summary>
+    /// <summary>The head of the answer, and the bytes after it that have arrived with it.</summary>
     public async ValueTask<(ReadOnlyMemory<byte> Head, ReadOnlyMemory<byte> Part)> ReceiveHeadAsync()
     {
         _end = 0;
@@ -22122,76 +22191,76 @@ internal sealed class Upstream(Socket socket, ConcurrentDictionary<int, Upstream
     {
         var count = await socket.ReceiveAsync(_buffer, SocketFlags.None);
         return count > 0 ? _buffer.AsMemory(0, count)
-            : throw new IOException("the HTTP listener cut an answer off");
+            : throw new IOException("the HTTP listener closed within an answer");
     }
 }
 
 /// <summary>The acceptor of the public port.</summary>
 internal sealed partial class Gate
 {
-    /// <summary>Half the process's descriptors, if those are fewer.</summary>
+    /// <summary>Or half the process's descriptors, if those are fewer.</summary>
     public const int MaxConnections = 4096;
 
-    /// <summary>Connections to the inner port that are not the gate's own.</summary>
+    /// <summary>How many connections of other processes to the inner port are tolerated.</summary>
     private const int MaxStrangers = 64;
 
     private static readonly TimeSpan StrangerTime = TimeSpan.FromSeconds(1);
 
-    /// <summary>Begun by a first byte; one takes some milliseconds.</summary>
+    /// <summary>Handshakes at once that have sent a first byte; one takes a few milliseconds.</summary>
     public const int MaxHandshakes = 256;
 
     /// <summary>Alertmanager sends one request for each group and waits for its answer.</summary>
     public const int MaxInFlight = 1024;
 
-    /// <summary>Of questions: most of them wait, since two are computed at once.</summary>
+    /// <summary>Queries in flight: most of them wait, since few run at once.</summary>
     public const int MaxQuestions = 128;
 
-    /// <summary>Of bodies held at once, beyond the first part of each; twice --max-body, if that is more.</summary>
+    /// <summary>Bytes of all bodies in memory, except the first part of each; or twice --max-body.</summary>
     public const long MaxBytesInFlight = 32L * 1024 * 1024;
 
-    /// <summary>How much larger than in gzip a body of over 1 MiB may be: alerts that are alike shrink to a 120th.</summary>
+    /// <summary>Highest ratio of a body over 1 MiB to its gzip: similar alerts shrink to a 120th.</summary>
     public const int MaxRatio = 400;
 
-    /// <summary>Head and end of a member (RFC 1952, 2.3), in bytes.</summary>
+    /// <summary>The header and trailer of a gzip member (RFC 1952, 2.3), in bytes.</summary>
     private const int SmallestGzip = 18;
 
-    /// <summary>Of the head that the HttpListener gets, but for what the client's has in it.</summary>
+    /// <summary>Room for the head that the HttpListener gets, except what the client's head adds.</summary>
     private const int HeadRoom = 512;
 
-    /// <summary>As much of a body is taken room for before any of it is there.</summary>
+    /// <summary>The room for a body before any of it has arrived.</summary>
     private const int FirstPart = 8 * 1024;
 
-    /// <summary>Larger parts are no array of the pool.</summary>
+    /// <summary>Larger buffers are not from the array pool.</summary>
     private const int LargePart = 1024 * 1024;
 
-    /// <summary>Of a connection in the kernel, where answers wait for a client that does not read.</summary>
+    /// <summary>A connection's buffer in the kernel, where answers wait for a client to read.</summary>
     private const int SendBuffer = 128 * 1024;
 
-    /// <summary>Holds most answers with their heads; a larger one takes more.</summary>
+    /// <summary>Enough for most answers with their heads; the buffer grows for others.</summary>
     private const int SmallAnswer = 1024;
 
-    /// <summary>The longest wait for whatever a client has to do next.</summary>
+    /// <summary>How long the gate waits for the next step of a client.</summary>
     private static readonly TimeSpan
         HandshakeTime = TimeSpan.FromSeconds(5), HeadTime = TimeSpan.FromSeconds(10),
         BodyTime = TimeSpan.FromSeconds(30), AnswerTime = TimeSpan.FromSeconds(30), QueueTime = TimeSpan.FromSeconds(5);
 
-    /// <summary>Longer than Prometheus's usual scrape interval of a minute, so that its connection stands.</summary>
+    /// <summary>Longer than Prometheus's usual scrape interval of a minute, to keep its connection.</summary>
     private static readonly TimeSpan IdleTime = TimeSpan.FromSeconds(75);
 
-    /// <summary>A close with bytes unread would take the answer away from a client that still sends.</summary>
+    /// <summary>A close with unread bytes is a reset: a client that still sends loses the answer.</summary>
     private static readonly TimeSpan LingerTime = TimeSpan.FromSeconds(2), LingerPause = TimeSpan.FromMilliseconds(10);
 
     /// <summary>Less than the 15 s after which the HttpListener closes by itself.</summary>
     private static readonly TimeSpan UpstreamIdleTime = TimeSpan.FromSeconds(5);
 
-    /// <summary>A handled request has the time that it takes: the client is not waited for.</summary>
+    /// <summary>No deadline: while a request is handled, the gate does not wait for the client.</summary>
     private static readonly TimeSpan Timeless = TimeSpan.FromDays(365);
 
     private static readonly TimeSpan SweepPeriod = TimeSpan.FromMilliseconds(250);
 
     private static readonly byte[] StreamFieldStart = Encoding.ASCII.GetBytes(Web.StreamField + ": ");
 
-    /// <summary>Receives what clients send beyond the end, which is discarded.</summary>
+    /// <summary>Receives what clients send after the end, which is discarded.</summary>
     private static readonly byte[] Waste = new byte[64 * 1024];
 
     private readonly Options _options;
@@ -22210,7 +22279,7 @@ internal sealed partial class Gate
     private long _strangersEnded;
     // Guarded by _gate.
     private readonly HashSet<ClientConnection> _connections = [];
-    // Guarded by _gate: all but those being answered, the one that waits longest first.
+    // Guarded by _gate: those that are not being answered, and the handshakes; the longest wait is first.
     private readonly LinkedList<ClientConnection> _waiting = [], _handshakes = [];
     private readonly HandshakeLimits _handshakeLimits;
 
@@ -22222,7 +22291,7 @@ internal sealed partial class Gate
     private long _work;
     private long _bytesInFlight;
 
-    /// <summary>Of bodies, as held for them.</summary>
+    /// <summary>Memory held for bodies, in bytes.</summary>
     public long BytesInFlight => Interlocked.Read(ref _bytesInFlight);
 
     /// <param name="tls">Null: plain HTTP.</param>
@@ -22238,9 +22307,10 @@ internal sealed partial class Gate
         _questionSlots = new SemaphoreSlim((int)Math.Clamp(descriptors / 64, 1, MaxQuestions));
     }
 
+    /// <summary>Where the gate listens.</summary>
     public IPEndPoint Place => (IPEndPoint)_listener!.LocalEndPoint!;
 
-    /// <summary>Listens, and returns where: with port 0 the system has chosen one.</summary>
+    /// <summary>Starts to listen, and returns where: for port 0 the system chooses one.</summary>
     /// <param name="inherited">A socket that listens already, instead of address and port; else null.</param>
     /// <exception cref="SocketException">The port is in use, or the address is not this host's.</exception>
     public IPEndPoint Start(Socket? inherited = null)
@@ -22252,13 +22322,13 @@ internal sealed partial class Gate
         return Place;
     }
 
-    /// <summary>Ends when connections are taken no more: when it drains, or by a defect.</summary>
+    /// <summary>Ends when no more connections are accepted: when draining, or by a defect.</summary>
     public Task Accepting { get; private set; } = Task.CompletedTask;
 
-    /// <summary>How many connections and requests there were so far.</summary>
+    /// <summary>The number of connections and requests so far.</summary>
     public long Work => Volatile.Read(ref _work);
 
-    /// <summary>Takes no more connections, answers 503 to what comes, waits for what is in flight.</summary>
+    /// <summary>Accepts no more connections, answers 503 to new requests, awaits those in flight.</summary>
     public async Task DrainAsync(TimeSpan atMost)
     {
         _draining = true;
@@ -22268,7 +22338,7 @@ internal sealed partial class Gate
             await Task.WhenAny(_drained.Task, Task.Delay(atMost, _clock));
     }
 
-    /// <param name="address">Null or ::, all of both families, where the host has both.</param>
+    /// <param name="address">Null or ::, all addresses of both families, as far as the host has both.</param>
     private static Socket Listen(IPAddress? address, int port)
     {
         var all = address == null || address.Equals(IPAddress.IPv6Any);
@@ -22333,7 +22403,7 @@ internal sealed partial class Gate
         {
             if (_connections.Count >= _maxConnections && !GiveWay())
             {
-                // All are being answered: the new one has to come again.
+                // All are being answered: the client has to connect again.
                 Refused("connections");
                 connection.Dispose();
                 return;
@@ -22344,11 +22414,11 @@ internal sealed partial class Gate
         }
         _meters.ConnectionsTotal.Inc();
         Interlocked.Increment(ref _work);
-        // Owned by _connections, until it leaves.
+        // Its connection is in _connections until the task ends.
         _ = ServeAsync(connection);
     }
 
-    /// <summary>Ends the connection that has waited longest. False: none waits.</summary>
+    /// <summary>Closes the connection that has waited longest. False: none waits.</summary>
     private bool GiveWay()
     {
         if (_waiting.First is not { Value: var longest })
@@ -22368,14 +22438,14 @@ internal sealed partial class Gate
         _meters.Connections.Set(_connections.Count);
     }
 
-    /// <summary>From now on the connection does this, and has so long for it.</summary>
+    /// <summary>Sets the state of a connection, and its deadline.</summary>
     private void Enter(ClientConnection connection, ConnectionState state, TimeSpan time)
     {
         connection.Deadline = _clock.GetTimestamp() + (long)(time.TotalSeconds * _clock.TimestampFrequency);
         connection.State = state;
     }
 
-    /// <summary>Puts it at the end of those that wait, or takes it from them.</summary>
+    /// <summary>Adds a connection at the end of those that wait, or removes it from them.</summary>
     private void Await(ClientConnection connection, bool waits)
     {
         lock (_gate)
@@ -22409,8 +22479,8 @@ internal sealed partial class Gate
     }
 
     /// <summary>
-    /// Other users of the host can connect to the HttpListener, where a connection lives for 90 s without a
-    /// request: they are not to take the descriptors.
+    /// Other users of the host can connect to the HttpListener, where a connection without a request lives
+    /// for 90 s: too many are closed, before they use up the descriptors.
     /// </summary>
     private void EndStrangers()
     {
@@ -22419,7 +22489,7 @@ internal sealed partial class Gate
         if (strangers.Count <= MaxStrangers)
             return;
         strangers.ForEach(c => Linux.EndConnection(c.Descriptor));
-        _log.Often("connections to the inner port were closed: nobody else is to use it",
+        _log.Often("connections of others to the inner port were closed: only SeS may use it",
             ("connections", strangers.Count), ("port", _inner.Port));
     }
 
@@ -22436,7 +22506,7 @@ internal sealed partial class Gate
         }
         catch (Exception e) when (e is IOException or SocketException or ObjectDisposedException)
         {
-            // The client has gone, or was ended by its deadline or by the cap, which were counted.
+            // The client has gone, or its deadline or the cap closed the connection, which was counted.
         }
         catch (Exception e)
         {
@@ -22514,8 +22584,8 @@ internal sealed partial class Gate
         Enter(connection, ConnectionState.Idle, HeadTime);
     }
 
-    /// <summary>At the cap the one that has taken longest gives way: a client in good faith takes little.</summary>
-    /// <exception cref="IOException">Too many of the address's have not succeeded.</exception>
+    /// <summary>At the cap, the longest handshake is ended: an honest client takes little time.</summary>
+    /// <exception cref="IOException">Too many handshakes of the address have not succeeded.</exception>
     private void BeginHandshake(ClientConnection connection)
     {
         lock (_gate)
@@ -22535,7 +22605,7 @@ internal sealed partial class Gate
         }
     }
 
-    /// <summary>False: it had ended before, having given way.</summary>
+    /// <summary>False: the cap has ended it already.</summary>
     private bool EndHandshake(ClientConnection connection)
     {
         lock (_gate)
@@ -22551,12 +22621,13 @@ internal sealed partial class Gate
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
         if (!IsHostMeant(head, connection.Client))
-            throw new RefusedException("host", 421, $"The Host is none of {Options.HostsSetting} of this SeS.");
+            throw new RefusedException(
+                "host", 421, $"The Host of the request is not one of {Options.HostsSetting}.");
         Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client, connection.SignedIn) is { } refusal)
         {
             var goesOn = await AnswerAsync(connection, refusal, head.Closes || head.MayHaveBody);
-            // All of it may have gone without a wait: others have their turn before the next request.
+            // Sending may have needed no wait: other tasks have their turn before the next request.
             await Task.Yield();
             return goesOn;
         }
@@ -22571,12 +22642,13 @@ internal sealed partial class Gate
     }
 
     /// <summary>
-    /// Whether the request is for a host of --hosts. A page whose name was made to lead here (DNS rebinding)
-    /// names its own. Probes on this host name the address by which they reach it, which no page can.
+    /// Whether the request is for a host of --hosts. A web page whose name was made to resolve to this
+    /// address (DNS rebinding) sends that name. Probes on this host send the address that they connect to; no
+    /// page can.
     /// </summary>
     private bool IsHostMeant(RequestHead head, IPAddress client)
     {
-        // No browser leaves the Host out, as HTTP/1.0 may.
+        // HTTP/1.0 may leave the Host out; no browser does.
         if (_options.Hosts == null || head.Host == null)
             return true;
         var host = Options.HostOf(head.Host);
@@ -22593,7 +22665,7 @@ internal sealed partial class Gate
         (connection.Head, var length, var mayBeEmptyLine) = (null, 0, true);
         while (true)
         {
-            // One that a client sends after the body before is no request line (RFC 9112, 2.2).
+            // An empty line that a client sends after its last body is skipped (RFC 9112, 2.2).
             if (mayBeEmptyLine && connection.Received is [(byte)'\r', (byte)'\n', ..])
             {
                 connection.Take(2);
@@ -22611,7 +22683,7 @@ internal sealed partial class Gate
             catch (Exception e) when (!connection.HasGivenWay && connection.Received.Length > 0
                 && e is (IOException or SocketException))
             {
-                // As if the client had closed: a reset, or what TLS makes of an end within a record.
+                // A reset, or the end of TCP within a TLS record: treated as if the client had closed.
             }
             if (isMore)
                 continue;
@@ -22630,7 +22702,7 @@ internal sealed partial class Gate
         return head;
     }
 
-    /// <summary>The head that the HttpListener gets: nothing in it but what was checked.</summary>
+    /// <summary>The head that the HttpListener gets: it contains only what was checked.</summary>
     private byte[] HeadFor(RequestHead head, IPAddress client, int length) => Encoding.Latin1.GetBytes(
         $"{(head.IsRead ? "GET" : head.Method)} {head.Target} HTTP/1.1\r\nHost: {_inner}\r\n"
         + $"{Web.SecretField}: {_web.Secret}\r\n{Web.ClientField}: {client}\r\n"
@@ -22643,8 +22715,8 @@ internal sealed partial class Gate
 
 // =============================== 39. Exchanges ===============================
 //
-// The rest of the gate: bodies are read whole, whatever their form, and handed to the HttpListener, whose answers
-// go back to the client.
+// The second half of the gate: it reads bodies whole, chunked and gzipped ones too, hands them to the
+// HttpListener, and sends its answers to the client.
 
 internal sealed partial class Gate
 {
@@ -22675,10 +22747,10 @@ internal sealed partial class Gate
 
     private static async Task ReadPartAsync(ClientConnection connection, MessageBuffer request, int left)
     {
-        var there = Math.Min(left, connection.Received.Length);
-        request.Add(connection.Received[..there]);
-        connection.Take(there);
-        for (left -= there; left > 0;)
+        var received = Math.Min(left, connection.Received.Length);
+        request.Add(connection.Received[..received]);
+        connection.Take(received);
+        for (left -= received; left > 0;)
         {
             var count = await connection.Stream.ReadAsync(request.Room(left));
             if (count == 0)
@@ -22688,7 +22760,7 @@ internal sealed partial class Gate
         }
     }
 
-    /// <summary>RFC 9112, 7.1; what follows the last chunk is read, and of no use here.</summary>
+    /// <summary>RFC 9112, 7.1. Trailer fields are checked and ignored.</summary>
     private async Task ReadChunksAsync(ClientConnection connection, MessageBuffer request)
     {
         var left = (long)_options.MaxBody;
@@ -22717,23 +22789,23 @@ internal sealed partial class Gate
     }
 
     /// <summary>
-    /// Takes the chunks that are there as a whole, up to the last, and up to what is odd: of a body in chunks of
-    /// a byte, most. Returns how many bytes they hold, at most so many.
+    /// Takes the chunks that have arrived whole, up to the last chunk or one that is malformed: a fast path,
+    /// also for a body in chunks of a byte. Returns how many bytes they hold, at most so many.
     /// </summary>
     private static long TakeWholeChunks(ClientConnection connection, MessageBuffer request, long most)
     {
         for (var taken = 0L; ;)
         {
-            var there = connection.Received;
-            var line = there.IndexOf((byte)'\n');
-            if (line is < 1 or > RequestHead.MaxChunkLine || there[line - 1] != '\r')
+            var received = connection.Received;
+            var line = received.IndexOf((byte)'\n');
+            if (line is < 1 or > RequestHead.MaxChunkLine || received[line - 1] != '\r')
                 return taken;
-            var size = RequestHead.ParseChunkSize(there[..(line - 1)]);
+            var size = RequestHead.ParseChunkSize(received[..(line - 1)]);
             var end = line + 1L + size;
-            if (size == 0 || taken + size > most || end + 2 > there.Length || there[(int)end] != '\r'
-                || there[(int)end + 1] != '\n')
+            if (size == 0 || taken + size > most || end + 2 > received.Length || received[(int)end] != '\r'
+                || received[(int)end + 1] != '\n')
                 return taken;
-            request.Add(there.Slice(line + 1, size));
+            request.Add(received.Slice(line + 1, size));
             connection.Take((int)end + 2);
             taken += size;
         }
@@ -22758,7 +22830,7 @@ internal sealed partial class Gate
             connection.Received[..Math.Min(connection.Received.Length, RequestHead.MaxChunkLine + 2)];
     }
 
-    /// <summary>Valid until more is received.</summary>
+    /// <summary>Takes a line. The span is valid until more is received.</summary>
     private static ReadOnlySpan<byte> TakeLine(ClientConnection connection, int length)
     {
         var line = connection.Received[..length];
@@ -22766,8 +22838,8 @@ internal sealed partial class Gate
         return line;
     }
 
-    /// <summary>Unpacks a body of gzip (RFC 1952) that is one member, as HTTP's clients make it.</summary>
-    /// <exception cref="RefusedException">It is none, or it unpacks to too much.</exception>
+    /// <summary>Unpacks a gzip body (RFC 1952) of one member, as HTTP clients send it.</summary>
+    /// <exception cref="RefusedException">It is not valid gzip, or unpacks to too much.</exception>
     private MessageBuffer Unpack(MessageBuffer packed, int room)
     {
         var most = (int)Math.Min(_options.MaxBody, Math.Max(LargePart, (long)MaxRatio * (packed.Length - room)));
@@ -22784,7 +22856,7 @@ internal sealed partial class Gate
                     throw new RefusedException("body_size", 413, $"The body unpacks to more than --max-body, "
                         + $"{_options.MaxBody} bytes, or to over {MaxRatio} times its size.");
             }
-            // A body that is cut off within its last eight bytes, or goes on after them, is not found otherwise.
+            // GZipStream does not notice a body that is cut within its last 8 bytes, or goes on after them.
             if (BinaryPrimitives.ReadUInt32LittleEndian(packed.Bytes.Span[^4..]) != body.Length - room)
                 throw new InvalidDataException();
             packed.Dispose();
@@ -22795,33 +22867,34 @@ internal sealed partial class Gate
             body.Dispose();
             if (e is not InvalidDataException)
                 throw;
-            throw new RefusedException("content_encoding", 400, "The body is not valid gzip, though its Content-Encoding says so.");
+            throw new RefusedException(
+                "content_encoding", 400, "The body is not valid gzip, though its Content-Encoding says so.");
         }
     }
 
-
     /// <summary>
-    /// The bytes of one HTTP message: a whole request on its way to the HttpListener, or an answer. What a
-    /// request's body takes beyond its first part is counted, and refused when all together hold too much.
+    /// The bytes of one HTTP message: a whole request on its way to the HttpListener, or an answer. The
+    /// memory of a request's body beyond its first part is counted; a body is refused when all together hold
+    /// too much.
     /// </summary>
-    /// <param name="room">For a head that is added when the length of the body is known.</param>
-    /// <param name="expected">How many bytes it will hold beyond that, at most, as far as that is known.</param>
+    /// <param name="room">Room for the head, which is added once the body's length is known.</param>
+    /// <param name="expected">The most bytes that it will hold after that room, as far as known.</param>
     private sealed class MessageBuffer(Gate gate, int room, long expected, bool isCounted) : IDisposable
     {
         private readonly int _room = room;
         private int _start = room;
-        // Of the pool, or large; none before the first byte.
+        // The buffer is from the pool, or a large one; there is none before the first byte.
         private byte[] _pooled = [];
         private LargeBuffer? _large;
         private Memory<byte> _buffer;
         private long _counted;
 
-        /// <summary>With the room for the head.</summary>
+        /// <summary>Including the room for the head.</summary>
         public int Length { get; set; } = room;
 
         public ReadOnlyMemory<byte> Bytes => _buffer[_start..Length];
 
-        /// <summary>What was added after the room.</summary>
+        /// <summary>The bytes after the room for the head.</summary>
         public Stream ReadBody() => _large != null ? _large.Read(_room, Length - _room)
             : new MemoryStream(_pooled, _room, Length - _room, writable: false);
 
@@ -22844,7 +22917,7 @@ internal sealed partial class Gate
             }
         }
 
-        /// <summary>Where the next bytes go, as far as there is room; memory is taken as they come.</summary>
+        /// <summary>Where the next bytes go, at least one; the buffer grows as needed.</summary>
         /// <exception cref="RefusedException">All bodies together hold too much.</exception>
         public Memory<byte> Room(int atMost)
         {
@@ -22865,7 +22938,7 @@ internal sealed partial class Gate
         private void Grow(int size)
         {
             var isLarge = isCounted && size > LargePart;
-            // The last step of a large body is as large as it needs to be, so that the largest has room.
+            // A large body grows to no more than its known length, so that the largest body has room.
             size = isLarge ? (int)Math.Min(size, _room + expected) : size;
             Count(isCounted ? Math.Max(0, size - _room - FirstPart) : 0);
             if (_large != null)
@@ -22887,19 +22960,20 @@ internal sealed partial class Gate
 
         private void Count(long bytes)
         {
-            // As it came and unpacked, one body of the largest has room.
+            // One body of the largest size has room both as it came and unpacked.
             var most = Math.Max(MaxBytesInFlight, 2L * gate._options.MaxBody);
             var all = Interlocked.Add(ref gate._bytesInFlight, bytes - _counted);
             var isMore = bytes > _counted;
             _counted = bytes;
             if (isMore && all > most)
-                throw new RefusedException("bytes_in_flight", 503, "Too many bytes are in flight.");
+                throw new RefusedException(
+                    "bytes_in_flight", 503, "Too many bytes are in flight: send the request again.");
         }
     }
 
     // ---- Handing over, and answering ----
 
-    /// <summary>Has the HttpListener answer, and sends that on. False: the connection ends.</summary>
+    /// <summary>Lets the HttpListener answer, and sends its answer on. False: the connection ends.</summary>
     private async Task<bool> HandOverAsync(
         ClientConnection connection, RequestHead head, MessageBuffer request)
     {
@@ -22924,11 +22998,11 @@ internal sealed partial class Gate
             {
                 slots.Release();
             }
-            // From here on a slow reader holds nothing but its connection.
+            // From here on a slow client holds only its own connection.
             Await(connection, waits: true);
             using (body)
             {
-                // Without chunks the connection's end is the body's: a reset tells that it is not whole.
+                // Without chunks the body ends where the connection does: a reset shows that it is not whole.
                 var untilClose = body != null && head.IsOld && head.Method != "HEAD";
                 if (untilClose)
                     connection.Socket.LingerState = new LingerOption(true, 0);
@@ -22953,14 +23027,14 @@ internal sealed partial class Gate
         connection.Abort();
     }
 
-    /// <summary>Sends a long answer, each part as a chunk, or, to HTTP/1.0, as it is.</summary>
+    /// <summary>Sends a long answer: each part is a chunk, or plain for HTTP/1.0.</summary>
     private async Task RelayAsync(ClientConnection connection, StreamedBody body, bool inChunks, MessageBuffer answer)
     {
         while (true)
         {
             Enter(connection, ConnectionState.Handled, Timeless);
             var part = await body.NextAsync();
-            // As a chunk it would end the body.
+            // An empty chunk would end the body.
             if (part is { IsEmpty: true })
                 continue;
             answer.Length = 0;
@@ -22972,7 +23046,7 @@ internal sealed partial class Gate
         }
     }
 
-    /// <summary>RFC 9112, 7.1; an empty one ends the body.</summary>
+    /// <summary>RFC 9112, 7.1. An empty chunk ends the body.</summary>
     private static void AddChunk(MessageBuffer answer, ReadOnlySpan<byte> part)
     {
         answer.Add(Encoding.ASCII.GetBytes($"{part.Length:x}\r\n"));
@@ -22980,7 +23054,7 @@ internal sealed partial class Gate
         answer.Add("\r\n"u8);
     }
 
-    /// <summary>Adds the listener's answer; of a long one only the head, and returns its body.</summary>
+    /// <summary>Reads the listener's answer; of a long one only the head, and returns its body.</summary>
     private async Task<StreamedBody?> ExchangeAsync(
         ClientConnection connection, RequestHead head, bool closes, MessageBuffer request,
         MessageBuffer answer)
@@ -23002,7 +23076,8 @@ internal sealed partial class Gate
             {
                 _meters.Defects.Inc();
                 _log.Error("a bug in SeS: its HTTP listener did not answer", ("exception", e));
-                throw new RefusedException("listener", 503, "SeS could not process this; its log says why.");
+                throw new RefusedException(
+                    "listener", 503, "SeS could not process this request; its log says why.");
             }
             var (length, keepsAlive, id) = Rewrite(answerHead.Span, closes, !head.IsOld, answer);
             body = id == null ? null : _web.TakeStreamedBody(id);
@@ -23032,17 +23107,18 @@ internal sealed partial class Gate
         }
     }
 
-    /// <summary>Takes one of the places of requests in flight. True: it had to wait for its turn.</summary>
-    /// <exception cref="RefusedException">Its turn did not come.</exception>
+    /// <summary>Takes a slot for a request in flight. True: it had to wait for one.</summary>
+    /// <exception cref="RefusedException">No slot became free in time.</exception>
     private static async ValueTask<bool> TakeSlotAsync(SemaphoreSlim slots)
     {
         if (slots.Wait(0))
             return false;
         return await slots.WaitAsync(QueueTime)
-            ? true : throw new RefusedException("in_flight", 503, "Too many requests are in flight.");
+            ? true : throw new RefusedException(
+                "in_flight", 503, "Too many requests are in flight: send the request again.");
     }
 
-    /// <summary>Takes one that is young enough, closing those that are not; null: there is none.</summary>
+    /// <summary>A kept connection that is young enough, or null; older ones are closed.</summary>
     private Upstream? KeptUpstream()
     {
         while (_upstreams.TryPop(out var kept))
@@ -23060,7 +23136,7 @@ internal sealed partial class Gate
         _upstreams.Push(upstream);
     }
 
-    /// <summary>Adds the head of the listener's answer as the client gets it.</summary>
+    /// <summary>Adds the listener's head, changed to what the client gets.</summary>
     private static (long Length, bool KeepsAlive, string? StreamId) Rewrite(
         ReadOnlySpan<byte> head, bool closes, bool takesChunks, MessageBuffer answer)
     {
@@ -23082,21 +23158,21 @@ internal sealed partial class Gate
         }
         if (streamId != null)
             answer.Add(takesChunks ? "Transfer-Encoding: chunked\r\n"u8 : []);
-        // A 204 has no Content-Length (RFC 9110, 8.6), and a 304 not that of nothing.
+        // A 204 has no Content-Length (RFC 9110, 8.6); that of a 304 would be of the page, not 0.
         else if (!head.StartsWith("HTTP/1.1 204"u8) && !head.StartsWith("HTTP/1.1 304"u8))
             answer.Add(Encoding.ASCII.GetBytes($"Content-Length: {length}\r\n"));
         answer.Add(closes ? "Connection: close\r\n\r\n"u8 : "\r\n"u8);
         return (length, keepsAlive, streamId);
     }
 
-    /// <summary>A slow reader has its time for each part.</summary>
+    /// <summary>Sends bytes. The time limit is for each part, so slow clients get long answers.</summary>
     private ValueTask WriteAsync(ClientConnection connection, ReadOnlyMemory<byte> bytes)
     {
         Enter(connection, ConnectionState.Answer, AnswerTime);
         return connection.Stream.WriteAsync(bytes);
     }
 
-    /// <summary>Answers for the gate itself. False: the connection ends.</summary>
+    /// <summary>Sends an answer of the gate itself. False: the connection ends.</summary>
     private async Task<bool> AnswerAsync(ClientConnection connection, Reply reply, bool closes)
     {
         if (connection.Head is { } asked)
@@ -23116,14 +23192,14 @@ internal sealed partial class Gate
         return !closes || await LingerAsync(connection);
     }
 
-    /// <summary>Closes without taking the answer away from a client that still sends.</summary>
+    /// <summary>Closes so that a client that still sends does not lose the answer.</summary>
     private async Task<bool> LingerAsync(ClientConnection connection)
     {
         Enter(connection, ConnectionState.Linger, LingerTime);
         if (connection.Stream is SslStream tls)
             await tls.ShutdownAsync();
         connection.Shutdown(SocketShutdown.Send);
-        // Until the client closes, or its time is up; beyond a whole body slowly, so that a flood costs nothing.
+        // Until the client closes or its time is up; after a whole body slowly: a flood costs little.
         var left = (long)_options.MaxBody;
         while (await connection.Socket.ReceiveAsync(Waste, SocketFlags.None) is > 0 and var count)
         {
@@ -23136,17 +23212,19 @@ internal sealed partial class Gate
 
 // ================================= 40. Linux =================================
 //
-// What the host provides: as many descriptors as the process may have, protection of its secrets, and
-// systemd's notification socket (sd_notify(3): one datagram for each change of state).
+// What SeS needs from the host: OpenSSL's settings, file descriptors, memory, protection of its secrets,
+// watches on files and clock, and systemd's notification socket (sd_notify(3): a datagram for each change of
+// state).
 
 internal static partial class Linux
 {
     /// <summary>
-    /// OpenSSL also offers groups of finite fields, whose handshakes cost 200 times as much, before anybody has
-    /// shown a credential; .NET cannot choose them. To be called before anything uses OpenSSL. Who names a
-    /// configuration of his own has that.
+    /// Restricts TLS to groups of elliptic curves. OpenSSL also offers finite-field groups, with which a
+    /// handshake costs 200 times as much before any credential is shown, and .NET cannot choose. So SeS
+    /// passes OpenSSL a configuration, unless the environment names one. Must be called before anything uses
+    /// OpenSSL.
     /// </summary>
-    /// <returns>False: the system allows no file in memory.</returns>
+    /// <returns>False: the system does not allow a file in memory.</returns>
     public static bool ChooseTlsGroups()
     {
         if (Environment.GetEnvironmentVariable("OPENSSL_CONF") != null)
@@ -23157,7 +23235,7 @@ internal static partial class Linux
             && File.Exists(path) && SetEnvironment("OPENSSL_CONF", path, 1) == 0;
     }
 
-    // As config(5) and SSL_CONF_cmd(3) of OpenSSL have it.
+    // In the format of config(5) and SSL_CONF_cmd(3) of OpenSSL.
     private static readonly byte[] TlsGroups = """
         openssl_conf = init
         [init]
@@ -23174,10 +23252,10 @@ internal static partial class Linux
         StringMarshalling = StringMarshalling.Utf8)]
     private static partial int CreateMemoryFile(string name, uint flags);
 
-    /// <summary>The descriptors of this process's ends of connections to a port, and the ports of the others.</summary>
+    /// <summary>This process's connections on a local port: their descriptors and remote ports.</summary>
     public static IEnumerable<(int Descriptor, int Port)> ConnectionsTo(int port)
     {
-        // Descriptors are given from the lowest on. Nothing is opened: there may be none left.
+        // The kernel assigns the lowest free descriptor. Nothing is opened here: none may be left.
         for (int descriptor = 0, unused = 0; unused < MostUnused; descriptor++)
         {
             var (local, errno) = PortOf(descriptor, isRemote: false);
@@ -23189,13 +23267,13 @@ internal static partial class Linux
 
     public static void EndConnection(int descriptor) => _ = Shutdown(descriptor, Both);
 
-    /// <summary>Further ones are not looked for behind so many that are not in use.</summary>
+    /// <summary>The search ends after so many unused descriptors in a row.</summary>
     private const int MostUnused = 1024;
 
     // From errno(3), socket(2) and shutdown(2).
     private const int BadDescriptor = 9, Inet = 2, Both = 2;
 
-    /// <summary>Of an IPv4 socket; 0: it is none, or has none.</summary>
+    /// <summary>The port of an IPv4 socket; 0: it is not one, or has no port.</summary>
     private static unsafe (int Port, int Errno) PortOf(int descriptor, bool isRemote)
     {
         var address = stackalloc byte[128];
@@ -23215,7 +23293,7 @@ internal static partial class Linux
     [LibraryImport("libc", EntryPoint = "shutdown")]
     private static partial int Shutdown(int descriptor, int how);
 
-    /// <summary>Whether standard error is what systemd made it, the journal's (systemd.exec(5), JOURNAL_STREAM).</summary>
+    /// <summary>Whether standard error goes to the journal (systemd.exec(5), JOURNAL_STREAM).</summary>
     public static bool IsJournal
     {
         get
@@ -23223,7 +23301,7 @@ internal static partial class Linux
             if (Environment.GetEnvironmentVariable("JOURNAL_STREAM")?.Split(':') is not [var device, var inode]
                 || Disk.StatusOf("/proc/self/fd/2") is not { } status)
                 return false;
-            // As makedev(3) joins the two parts of a device's number.
+            // A device's number is made of its two parts as in makedev(3).
             var (major, minor) = (status.Device & uint.MaxValue, status.Device >> 32);
             var number = (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & ~0xffUL) << 12) | ((major & ~0xfffUL) << 32);
             return device == number.ToString(CultureInfo.InvariantCulture)
@@ -23232,13 +23310,13 @@ internal static partial class Linux
     }
 
     /// <summary>
-    /// The C library keeps an area of memory for each of the threads that use SQLite, and gives little of it
-    /// back: one for all of them takes a third less under many questions.
+    /// The C library keeps an arena of memory for each thread that uses SQLite, and gives little of it back:
+    /// one arena for all takes a third less memory under many queries.
     /// </summary>
     public static void ShareMemory()
     {
         _ = SetMemoryOption(ArenaMax, 1);
-        // What is larger is given back to the system at once. The library would raise this as it learns.
+        // Larger blocks go back to the system when freed. Setting the threshold keeps glibc from raising it.
         _ = SetMemoryOption(MapThreshold, 256 * 1024);
     }
 
@@ -23249,8 +23327,8 @@ internal static partial class Linux
     private static partial int SetMemoryOption(int option, int value);
 
     /// <summary>
-    /// A process that has no memory left may go on in parts, and hang: it ends at once, with exit code 1, and
-    /// its supervisor starts it again. What was acknowledged is on disk.
+    /// A process without memory may go on in parts, and hang. So SeS exits at once, with code 1, and its
+    /// supervisor starts it again; what was acknowledged is on disk.
     /// </summary>
     public static void EndWithoutMemory() => AppDomain.CurrentDomain.FirstChanceException += (_, e) =>
     {
@@ -23262,8 +23340,8 @@ internal static partial class Linux
     };
 
     /// <summary>
-    /// Where a stream was closed by whoever started SeS, the next file that is opened would be taken for it: the
-    /// database would get the log.
+    /// Opens standard streams that were closed when SeS was started. Otherwise the next file that it opens
+    /// would get the descriptor of one: the log would be written into the database.
     /// </summary>
     public static void FillStandardStreams()
     {
@@ -23285,7 +23363,7 @@ internal static partial class Linux
     [LibraryImport("libc", EntryPoint = "close")]
     private static partial int Close(int descriptor);
 
-    /// <summary>Of the terminal that standard output is, in columns; where that is not known, no limit.</summary>
+    /// <summary>The width of standard output's terminal, in columns; no limit if unknown.</summary>
     public static int TerminalWidth() =>
         ReadWindowSize(1, GetWindowSize, out var size) == 0 && size.Columns > 0 ? size.Columns : int.MaxValue;
 
@@ -23296,7 +23374,7 @@ internal static partial class Linux
     [LibraryImport("libc", EntryPoint = "ioctl")]
     private static partial int ReadWindowSize(int descriptor, nuint request, out WindowSize size);
 
-    private static readonly byte[] NoMemory = "ses: there is no memory left; SeS ends\n"u8.ToArray();
+    private static readonly byte[] NoMemory = "ses: out of memory: SeS exits\n"u8.ToArray();
 
     [LibraryImport("libc", EntryPoint = "write")]
     private static partial nint Write(int descriptor, byte[] text, nuint length);
@@ -23309,7 +23387,7 @@ internal static partial class Linux
     /// <summary>
     /// Raises the soft limit of open files to the hard one, which .NET does not do for native programs.
     /// </summary>
-    /// <returns>The limit from now on.</returns>
+    /// <returns>The limit that is now in force.</returns>
     public static long RaiseDescriptors()
     {
         if (GetLimit(DescriptorLimit, out var limit) != 0)
@@ -23320,33 +23398,33 @@ internal static partial class Linux
     }
 
     /// <summary>
-    /// Overwrites secrets where the kernel shows a process's arguments and environment, and keeps other
-    /// processes of the same user from its memory: no core dump, no debugger.
+    /// Overwrites secrets in the memory from which the kernel shows a process's arguments and environment,
+    /// and denies other processes of the same user access to its memory: no core dump, no debugger.
     /// </summary>
     /// <param name="names">Flags and variables whose values are secret.</param>
     public static unsafe void Hide(IReadOnlySet<string> names)
     {
         _ = Control(SetDumpable, 0, 0, 0, 0);
-        // A root without /proc, as of a bare chroot, shows nothing to those inside.
+        // Without /proc, as in a bare chroot, nothing is shown.
         if (!File.Exists("/proc/self/stat"))
             return;
         // proc_pid_stat(5): fields 48 to 51 are where both lie; field 3 follows the name in parentheses.
         var fields = File.ReadAllText("/proc/self/stat").Split(')')[^1].Trim().Split(' ');
-        // QEMU's ends before them.
+        // QEMU's user mode has fewer fields.
         if (fields.Length < 49)
             return;
-        var places = fields[45..49].Select(f => long.Parse(f, CultureInfo.InvariantCulture)).ToArray();
-        Overwrite(new Span<byte>((void*)places[0], (int)(places[1] - places[0])), names);
-        Overwrite(new Span<byte>((void*)places[2], (int)(places[3] - places[2])), names);
+        var bounds = fields[45..49].Select(f => long.Parse(f, CultureInfo.InvariantCulture)).ToArray();
+        Overwrite(new Span<byte>((void*)bounds[0], (int)(bounds[1] - bounds[0])), names);
+        Overwrite(new Span<byte>((void*)bounds[2], (int)(bounds[3] - bounds[2])), names);
     }
 
-    /// <param name="texts">Each ended by a NUL: <c>NAME=value</c>, or a flag and then its value.</param>
+    /// <param name="texts">Ended by a NUL each: <c>NAME=value</c>, or a flag and then its value.</param>
     private static void Overwrite(Span<byte> texts, IReadOnlySet<string> names)
     {
         var isValue = false;
         for (int length; (length = texts.IndexOf((byte)0)) >= 0; texts = texts[(length + 1)..])
         {
-            // The command line takes a colon for the equals sign, too.
+            // The command line also accepts a colon as the equals sign.
             var equals = texts[..length].IndexOfAny((byte)'=', (byte)':');
             var isNamed = names.Contains(Encoding.UTF8.GetString(texts[..(equals < 0 ? length : equals)]));
             if (isValue)
@@ -23357,7 +23435,7 @@ internal static partial class Linux
         }
     }
 
-    /// <summary>For libraries in C, which do not see what .NET sets.</summary>
+    /// <summary>Sets a variable for libraries in C, which do not see those that .NET sets.</summary>
     [LibraryImport("libc", EntryPoint = "setenv", StringMarshalling = StringMarshalling.Utf8)]
     public static partial int SetEnvironment(string name, string value, int overwrite);
 
@@ -23373,10 +23451,10 @@ internal static partial class Linux
     private static partial int Control(int option, nuint a, nuint b, nuint c, nuint d);
 }
 
-/// <summary>Gives memory back to the system when it is quiet again after work.</summary>
+/// <summary>Gives memory back to the system when SeS is idle again after work.</summary>
 internal sealed class MemoryTrimmer(Func<long> work)
 {
-    /// <summary>Less work than this between two checks is quiet: probes and scrapes.</summary>
+    /// <summary>With less work than this between two checks, SeS is idle: probes and scrapes.</summary>
     public const int Quiet = 100;
 
     public static readonly TimeSpan Period = TimeSpan.FromSeconds(10);
@@ -23399,7 +23477,7 @@ internal sealed class MemoryTrimmer(Func<long> work)
         GC.Collect(2, GCCollectionMode.Aggressive, blocking: true, compacting: true);
 }
 
-/// <summary>Reads secrets and CAs in files again, as they are rotated; Tls does so with the certificates of the port.</summary>
+/// <summary>Rereads files with secrets and Onix's CA when they change; Tls rereads certificates.</summary>
 internal sealed class SecretWatch(Options options, OnixClient? onix, Log log)
 {
     public static readonly TimeSpan Period = TimeSpan.FromSeconds(10);
@@ -23413,7 +23491,7 @@ internal sealed class SecretWatch(Options options, OnixClient? onix, Log log)
                 if (secret.Changed() is not { } changed)
                     return false;
                 if (!isUsable(changed))
-                    throw new IOException("it would be refused at a start");
+                    throw new IOException("SeS would refuse it at its start");
                 secret.Take(changed);
                 return true;
             });
@@ -23430,25 +23508,25 @@ internal sealed class SecretWatch(Options options, OnixClient? onix, Log log)
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException)
         {
-            log.Often($"{setting.Flag}: what the file has now is not used, what it had before still is",
+            log.Often($"{setting.Flag}: the file cannot be used; its previous content stays in use",
                 ("file", path), ("reason", e.Message));
         }
     }
 }
 
 /// <summary>
-/// Logs when the clock is set: by it SeS judges which events are too far ahead, or too old to keep.
+/// Logs when the clock is set, since SeS judges by it which events are too far ahead, or too old to keep.
 /// </summary>
 internal sealed class ClockWatch(TimeProvider clock, Log log)
 {
-    /// <summary>Less than this between two checks is the clock's own correction.</summary>
+    /// <summary>A smaller jump between two checks is an ordinary correction of the clock.</summary>
     public static readonly TimeSpan Jump = TimeSpan.FromSeconds(10);
 
     private readonly DateTimeOffset _began = clock.GetUtcNow();
     private readonly long _start = clock.GetTimestamp();
     private TimeSpan _lead;
 
-    /// <summary>To be called now and then.</summary>
+    /// <summary>To be called every <see cref="Jump"/>.</summary>
     public void Check()
     {
         var lead = clock.GetUtcNow() - _began - clock.GetElapsedTime(_start);
@@ -23465,10 +23543,11 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
     private readonly Socket? _socket = string.IsNullOrEmpty(socketPath) ? null
         : new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified) { Blocking = false };
 
+    /// <summary>Whether systemd wants notifications.</summary>
     public bool IsThere => _socket != null;
 
     /// <summary>The socket that systemd listens on for SeS (sd_listen_fds(3)); null: there is none.</summary>
-    /// <exception cref="SocketException">What was handed over is no socket.</exception>
+    /// <exception cref="SocketException">The descriptor that systemd passed is not a socket.</exception>
     /// <exception cref="OptionsException">It is another kind of socket, or there are several.</exception>
     public static Socket? Listening()
     {
@@ -23477,15 +23556,16 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
             || Environment.GetEnvironmentVariable("LISTEN_FDS") is not { } count || count == "0")
             return null;
         if (count != "1")
-            throw new OptionsException($"LISTEN_FDS: '{count}' sockets; SeS listens on one");
+            throw new OptionsException($"LISTEN_FDS: systemd passed {count} sockets, but SeS listens on one");
         var socket = new Socket(new SafeSocketHandle(First, ownsHandle: true));
         return socket.AddressFamily is AddressFamily.InterNetwork or AddressFamily.InterNetworkV6
             && socket.SocketType == SocketType.Stream
             && (int)socket.GetSocketOption(SocketOptionLevel.Socket, SocketOptionName.AcceptConnection)! != 0
-            ? socket : throw new OptionsException("LISTEN_FDS: the socket does not listen for TCP");
+            ? socket
+            : throw new OptionsException("LISTEN_FDS: the socket that systemd passed does not listen for TCP");
     }
 
-    /// <summary>Sends such as <c>READY=1</c>; several are joined by line breaks.</summary>
+    /// <summary>Sends fields such as <c>READY=1</c>, separated by line breaks.</summary>
     public void Notify(string state)
     {
         try
@@ -23505,13 +23585,13 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
 
 // =============================== 41. Commands ================================
 //
-// What the program does besides serving: it answers questions from a data directory, lists the quarantine,
-// checks a database, makes it anew, copies it, and brings facts from one store to another; beside a daemon
-// where that is possible. It also probes a SeS on the same host.
+// What the program does besides serving: commands answer queries from a data directory or a running SeS, list
+// the quarantine and send it again, and probe the SeS on this host. They may run beside a daemon. Section 42
+// has the commands that maintain a database.
 
-/// <summary>One thing to do, other than to serve.</summary>
-/// <param name="Argument">How --help names the argument that is no flag; null: there is none.</param>
-/// <param name="IsArgumentNeeded">Without it there is nothing to do.</param>
+/// <summary>A command of the command line.</summary>
+/// <param name="Argument">The name in --help of the argument that is not a flag; null: there is none.</param>
+/// <param name="IsArgumentNeeded">Whether the argument is mandatory.</param>
 internal sealed record Command(string Name, string Help, string Example, IReadOnlyList<Setting> Settings,
     string? Argument = null, bool IsArgumentNeeded = false)
 {
@@ -23519,10 +23599,10 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
         Partition = Flag("--partition", "NAME", "Only services of this partition"),
         From = Flag("--from", "TIME", "Start of the time range, such as 2026-11-22T11:34:00Z, 2026-11-22 or -24h"),
         To = Flag("--to", "TIME", "End of the time range (default: now)"),
-        AsOf = Flag("--as-of", "TIME", "Answer as of this time: only from what was recorded by then"),
+        AsOf = Flag("--as-of", "TIME", "Answer only from what was recorded by this time"),
         Order = Flag("--order", "ORDER", "asc, or desc: the newest first (default: asc)"),
         Limit = Flag("--limit", "COUNT", "Maximum number of rows"),
-        Cursor = Flag("--cursor", "CURSOR", "Continue after this cursor, the next of the answer before"),
+        Cursor = Flag("--cursor", "CURSOR", "Continue after this cursor, the end of the previous answer"),
         Format = Flag("--format", "FORMAT", "table, json or csv (default: table on a terminal, else json)"),
         ReportFormat = Flag("--format", "FORMAT", "table, json, csv or html (default: table on a terminal, else json)");
 
@@ -23621,30 +23701,30 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 
     public string[] Words { get; } = Name.Split(' ');
 
-    /// <summary>The command with which arguments begin; null: there is none.</summary>
+    /// <summary>The command that the arguments begin with; null: none.</summary>
     public static Command? Of(string[] args) => All.FirstOrDefault(c => args.Take(c.Words.Length).SequenceEqual(c.Words));
 
     private static Setting Flag(string flag, string value, string help) =>
         new("Flags", flag, "", value, null, help);
 }
 
-/// <summary>Asks a SeS on this host through its port, as any client does.</summary>
+/// <summary>Asks the SeS on this host through its port, as any client does.</summary>
 internal static class Probe
 {
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(3);
+    private static readonly TimeSpan Timeout = TimeSpan.FromSeconds(3);
 
-    /// <param name="needsCertificate">Of a client: a probe has none, and is content with a handshake.</param>
-    /// <returns>Whether it answered 2xx, and what it said.</returns>
+    /// <param name="needsCertificate">The probe has no certificate: then a handshake is enough.</param>
+    /// <returns>Whether it answered 2xx, and the answer or the reason.</returns>
     public static async Task<(bool IsThere, string Says)> AskAsync(Uri target, bool needsCertificate)
     {
-        // It is the same host: who answers is not the question, and the certificate may name another.
+        // On the same host the identity need not be proved; the certificate may name another host.
         var isThere = false;
         using var handler = new HttpClientHandler
         {
             UseProxy = false,
             ServerCertificateCustomValidationCallback = (_, _, _, _) => isThere = true,
         };
-        using var client = new HttpClient(handler) { Timeout = Patience };
+        using var client = new HttpClient(handler) { Timeout = Timeout };
         try
         {
             using var answer = await client.GetAsync(target);
@@ -23652,7 +23732,7 @@ internal static class Probe
         }
         catch (HttpRequestException) when (isThere && needsCertificate)
         {
-            return (true, $"{target} is there; it takes only clients with a certificate, and a probe has none");
+            return (true, $"{target} is up; it accepts only clients with a certificate, which a probe lacks");
         }
         catch (Exception e) when (e is HttpRequestException or TaskCanceledException)
         {
@@ -23664,16 +23744,16 @@ internal static class Probe
         e is HttpRequestException { InnerException: { } inner } ? inner.Message : e.Message;
 }
 
-/// <summary>Carries commands out.</summary>
-/// <param name="width">Of the terminal, where people read; null: it is none.</param>
+/// <summary>Runs commands.</summary>
+/// <param name="width">The terminal's width; null: the output is not a terminal.</param>
 internal sealed partial class CommandRunner(
     IReadOnlyDictionary<string, string> flags, IReadOnlyDictionary<string, string> variables, Stream output,
     int? width, TimeProvider clock)
 {
-    // As it is reached: once its owner was taken by another name than was given.
+    // The data directory. The name by which it is reached changes in DataDir.BecomeOwner.
     private string _dir = Options.FindDataDir(flags, variables);
 
-    // By where it was called: the working directory becomes the data directory.
+    // Absolute, from the working directory of the call: later that becomes the data directory.
     private readonly string? _folder = flags.GetValueOrDefault(Command.OutputSetting.Flag) switch
     {
         null => null,
@@ -23681,13 +23761,13 @@ internal sealed partial class CommandRunner(
         var folder => Path.GetFullPath(folder),
     };
 
-    // Who runs it, and may read what the owner may not.
+    // The user who called the command, and the credentials that this user could read.
     private (string Name, long Id) _user;
     private AuthenticationHeaderValue? _credentials;
 
     private DateTime Now => UnixTime.Read(UnixTime.From(clock.GetUtcNow().UtcDateTime));
 
-    /// <summary>What is no flag.</summary>
+    /// <summary>The argument that is not a flag.</summary>
     private string? Argument => flags.GetValueOrDefault("");
 
     /// <returns>The exit code.</returns>
@@ -23704,11 +23784,11 @@ internal sealed partial class CommandRunner(
             return await AskAsync(subject, url);
         DataDir.CheckLinks(_dir);
         DataDir.CheckOpen(_dir);
-        // Before the directory's owner is taken.
+        // The caller's name: BecomeOwner below changes the user.
         _user = name is "purge" or "note add" or "note withdraw" ? (Environment.UserName, Disk.UserId()) : default;
         if (name is "backup" or "rebuild" or "note add" or "note withdraw")
             Snapshot.CheckThere(_dir);
-        // Opened before: the directory's owner may not be able to.
+        // Opened before BecomeOwner: the directory's owner may not have access to the file.
         using var file = name is "restore" or "import" or "backup" && Argument != null
             ? OpenArgument(isNew: name == "backup") : null;
         var given = _dir;
@@ -23721,7 +23801,7 @@ internal sealed partial class CommandRunner(
         }
         catch (DataDirException e)
         {
-            // It may have been entered by another name.
+            // The user knows the directory by the name that was given.
             throw new DataDirException(e.Message.Replace(_dir, given, StringComparison.Ordinal)
                 + (given == Options.DefaultDataDir ? ", and no service of this host has a data directory" : ""));
         }
@@ -23743,7 +23823,7 @@ internal sealed partial class CommandRunner(
             _ => Ask(subject),
         };
 
-    /// <param name="needed">The flag without which nobody is asked; null: it is given.</param>
+    /// <param name="needed">The flag that credentials need, if it is missing; otherwise null.</param>
     private void CheckCredentials(string? needed)
     {
         string[] credentials = [Command.TokenFileSetting.Flag, Options.UsernameSetting.Flag, Options.PasswordSetting.Flag,
@@ -23775,11 +23855,12 @@ internal sealed partial class CommandRunner(
             var reason = e switch
             {
                 FileNotFoundException or DirectoryNotFoundException =>
-                    isNew ? "its folder is missing" : "it is missing",
-                UnauthorizedAccessException => "access is denied, or it is a folder",
+                    isNew ? "its directory does not exist" : "it does not exist",
+                UnauthorizedAccessException => "access is denied, or it is a directory",
                 _ => e.Message,
             };
-            throw new OptionsException($"FILE: '{Argument}' cannot be {(isNew ? "made" : "read")}: {reason}");
+            throw new OptionsException(
+                $"FILE: '{Argument}' cannot be {(isNew ? "created" : "read")}: {reason}");
         }
     }
 
@@ -23820,12 +23901,12 @@ internal sealed partial class CommandRunner(
         }
     }
 
-    /// <summary>What is wrong with a parameter, as it is wrong with the flag for it.</summary>
+    /// <summary>The error of a parameter as an error of its flag.</summary>
     private static OptionsException Flagged(QuestionException e) => new("--"
         + e.Message.Replace("as_of", "as-of", StringComparison.Ordinal)
             .Replace("service_hours", "service-hours", StringComparison.Ordinal));
 
-    /// <summary>What is asked, as over HTTP.</summary>
+    /// <summary>The flags as parameters of a query over HTTP.</summary>
     private IEnumerable<KeyValuePair<string, string>> Parameters(string[] names) =>
         from flag in flags
         let name = flag.Key[2..].Replace('-', '_')
@@ -23838,7 +23919,7 @@ internal sealed partial class CommandRunner(
             StandardError.WriteLine($"There is more: --cursor {next}");
     }
 
-    /// <summary>What the exit code says of an answer.</summary>
+    /// <summary>The exit code for an answer.</summary>
     private static int CodeOf(long down, bool failsIfDown) => down > 0 && failsIfDown ? Program.IsDown : 0;
 
     private int NothingMatches()
@@ -23851,9 +23932,9 @@ internal sealed partial class CommandRunner(
         return Program.NoMatch;
     }
 
-    // ---- A SeS that runs ----
+    // ---- A running SeS ----
 
-    /// <summary>Writes the answers of a SeS that runs as if it were the store's own.</summary>
+    /// <summary>Writes the answers of a running SeS in the form of those from the data directory.</summary>
     private async Task<int> AskAsync(Subject subject, string url)
     {
         const int EventsAtOnce = 10_000;
@@ -23865,7 +23946,8 @@ internal sealed partial class CommandRunner(
             throw new OptionsException($"--partition: '{partition}' is not valid; that is not a partition");
         var (question, format) = (Understand(subject, Now), Format(subject == Subject.Report));
         if (format == OutputFormat.Html)
-            throw new OptionsException($"--format: html goes without {Command.UrlSetting.Flag}: it needs the database");
+            throw new OptionsException(
+                $"--format: html cannot be used with {Command.UrlSetting.Flag}: it needs the database");
         var failsIfDown = Options.BoolOf(Command.FailIfDownSetting, flags);
         using var ses = new RunningSes(url, Credentials());
         if (IsForPeople(question, format))
@@ -23922,7 +24004,7 @@ internal sealed partial class CommandRunner(
 
     // ---- Reports for people ----
 
-    /// <summary>A table of periods, and each document.</summary>
+    /// <summary>Whether the output is a report for people: HTML, or a table with periods.</summary>
     /// <exception cref="OptionsException">Flags cannot be used together.</exception>
     private bool IsForPeople(Question question, OutputFormat format)
     {
@@ -23930,7 +24012,7 @@ internal sealed partial class CommandRunner(
         if (flags.ContainsKey(Command.OutputSetting.Flag) && !isHtml)
             throw new OptionsException($"{Command.OutputSetting.Flag} needs --format html");
         if (isHtml && question.Threshold != null)
-            throw new OptionsException("--threshold goes without --format html");
+            throw new OptionsException("--threshold and --format html cannot be used together");
         return isHtml || (format == OutputFormat.Table && question is { Subject: Subject.Report, Counting.Period: not null });
     }
 
@@ -23963,7 +24045,7 @@ internal sealed partial class CommandRunner(
     {
         if (!isKnown)
             return NothingMatches();
-        StandardError.WriteLine("ses: no service was known in that time");
+        StandardError.WriteLine("ses: no service was known in that time range");
         return Program.NoMatch;
     }
 
@@ -23975,7 +24057,7 @@ internal sealed partial class CommandRunner(
         output.Write(Encoding.UTF8.GetBytes(string.Join('\n', reports.Select(r => text.Of(r, moment, hasPartitions)))));
     }
 
-    /// <summary>What is there already of that name is replaced, a link too: none is followed.</summary>
+    /// <summary>Replaces files of the same name; replaces links too, instead of following them.</summary>
     /// <exception cref="OptionsException">The directory cannot be used.</exception>
     private void WriteFiles(string folder, List<PlatformReport> reports, Func<PlatformReport, ReadOnlyMemory<byte>> pageOf)
     {
@@ -24007,7 +24089,7 @@ internal sealed partial class CommandRunner(
     {
         const int Intervals = 100;
         var filter = question.Filter with { Partition = report.Partition, Platform = report.Platform };
-        // Each day has as many.
+        // Each day gets the same number of intervals.
         var days = Math.Max(1, (int)Math.Round((report.To - report.From).TotalDays));
         var strips = new Dictionary<ServiceKey, Strip>();
         foreach (var (_, service, runs) in questions.Runs(filter, report.From))
@@ -24020,7 +24102,7 @@ internal sealed partial class CommandRunner(
             [.. questions.Silent(report.Partition, report.Platform, report.From, report.To)], strips);
     }
 
-    // Most chapters are of the same time.
+    // The last digest: most chapters are of the same time range.
     private (DateTime From, string Digest)? _digest;
 
     private string DigestOf(Snapshot snapshot, DateTime from, DateTime asOf)
@@ -24039,7 +24121,7 @@ internal sealed partial class CommandRunner(
             given["service_hours"] = hours.Text;
         if (counting.Objectives is { } objectives)
             given["slo"] = objectives.Text;
-        // In an order of its own: the command writes itself.
+        // The report quotes the command that makes it; its flags are in a fixed order.
         var command = string.Concat(Question.ParametersOf(Subject.Report).Where(given.ContainsKey)
             .Select(p => $" --{p.Replace('_', '-')} {Quoted(given[p])}"));
         var settings = $"pause {Quantity.Setting(snapshot.Rules.Pause)}, stale after {Quantity.Setting(snapshot.StaleAfter)}, "
@@ -24049,13 +24131,13 @@ internal sealed partial class CommandRunner(
             DigestOf(snapshot, report.From, questions.Moment));
     }
 
-    /// <summary>As one argument for a shell.</summary>
+    /// <summary>A text quoted as one argument for a shell.</summary>
     private static string Quoted(string text) =>
         text != "" && text.All(c => char.IsAsciiLetterOrDigit(c) || "-_./:,+=@%".Contains(c)) ? text
             : !text.Any(char.IsControl) ? $"'{text.Replace("'", "'\\''", StringComparison.Ordinal)}'"
             : $"$'{string.Concat(text.Select(c => char.IsControl(c) ? $"\\u{(int)c:x4}" : c is '\'' or '\\' ? $"\\{c}" : $"{c}"))}'";
 
-    /// <summary>The same table from the answers of a SeS that runs; notes are not in them.</summary>
+    /// <summary>The same table from the answers of a running SeS, which contain no notes.</summary>
     private async Task<int> ReportAsync(RunningSes ses, Question question, string partition)
     {
         var given = Parameters(Question.ParametersOf(Subject.Report)).ToDictionary();
@@ -24092,7 +24174,7 @@ internal sealed partial class CommandRunner(
     {
         if (asOf < snapshot.Oldest)
             throw new OptionsException(
-                $"--as-of: nothing before {Rfc3339.Format(snapshot.Oldest.Value)} is kept");
+                $"--as-of: SeS keeps nothing from before {Rfc3339.Format(snapshot.Oldest.Value)}");
     }
 
     private OutputFormat Format(bool isReport = false) => flags.GetValueOrDefault("--format") switch
@@ -24107,10 +24189,10 @@ internal sealed partial class CommandRunner(
     };
 }
 
-/// <summary>Is thrown when a command fails through no fault of its flags; the message is for the user.</summary>
+/// <summary>Thrown when a command fails, but not due to its flags; the message is for the user.</summary>
 internal sealed class CommandException(string message) : Exception(message);
 
-/// <summary>What cannot be written there is told as such: the disk that it may be on is not SeS's.</summary>
+/// <summary>Standard output. Its write errors must not look like errors of the data directory.</summary>
 internal sealed class StandardOutput : Stream
 {
     private readonly Stream _stream = Console.OpenStandardOutput();
@@ -24160,18 +24242,18 @@ internal sealed class StandardOutput : Stream
     public override void SetLength(long value) => throw new NotSupportedException();
 }
 
-/// <summary>What a SeS that runs answered to a question.</summary>
-/// <param name="Question">With what that one's own settings added.</param>
-/// <param name="Head">What made it.</param>
+/// <summary>The answer of a running SeS to a query.</summary>
+/// <param name="Question">The query, with what the settings of the running SeS add to it.</param>
+/// <param name="Head">The properties beside the lists: version, settings and the like.</param>
 /// <param name="Lists">The rows of each list, by its name, with the columns of this program.</param>
-/// <param name="Made">What made a report, as it stands on each row of CSV.</param>
-/// <param name="Next">Where a history goes on.</param>
+/// <param name="Made">How a report was made: the cells that CSV adds to each row.</param>
+/// <param name="Next">The cursor for the next page of a history.</param>
 internal sealed record RunningAnswer(
     Question Question, IReadOnlyList<(string Name, object? Value)> Head, IReadOnlyDictionary<string, List<object?[]>> Lists,
     IReadOnlyList<object?> Made, string? Next)
 {
-    /// <exception cref="InvalidOperationException">It is another's.</exception>
-    /// <exception cref="KeyNotFoundException">It is another's.</exception>
+    /// <exception cref="InvalidOperationException">The answer is not from SeS.</exception>
+    /// <exception cref="KeyNotFoundException">The answer is not from SeS.</exception>
     public static RunningAnswer Read(Question question, JsonElement json)
     {
         _ = json.GetProperty("version").GetString();
@@ -24189,7 +24271,7 @@ internal sealed record RunningAnswer(
             : new RunningAnswer(question, head, lists, made, next);
     }
 
-    /// <summary>How a report was counted, and the moment that it is of.</summary>
+    /// <summary>How a report was counted, and as of which moment.</summary>
     public (Counting Counting, DateTime AsOf) Origin => (Question.Counting with
     {
         Zone = Zone.Parse(Made[0] as string ?? ""),
@@ -24197,7 +24279,7 @@ internal sealed record RunningAnswer(
     }, Rfc3339.TryParse(Made[3] as string ?? "", out var moment) ? moment : throw new FormatException("there is no as_of"));
 
     /// <summary>The rows of a report.</summary>
-    /// <exception cref="FormatException">They are another's.</exception>
+    /// <exception cref="FormatException">They are not from SeS.</exception>
     public IEnumerable<ReportRow> Reports(string partition, DateTime asOf) => RowsOf(Answers.Services).Select(row =>
     {
         long Of(string column) => row.Milliseconds(column);
@@ -24205,14 +24287,14 @@ internal sealed record RunningAnswer(
         var figures = new Figures(Of("not_counted"), Of("unknown"), Of("down"), Of("degraded"), Of("up"), 0,
             Of("maintenance"), Of("maintenance_down"), Of("excluded"), (int)row.Of<double>("outages"), Of("longest"),
             row.Of<bool>("open"));
-        // What lies ahead only the budget tells.
+        // The answer lacks the time that lies ahead: it follows from the error budget.
         if (to > asOf && Question.Counting.Objectives?.Of(service.Platform) is < 100 and var objective)
             figures = figures with { Ahead = (long)((Of("error_budget") * 100 / (100 - objective)) - figures.Budget(0)) };
         return new ReportRow(service, row["period"] as string, row.Of<DateTime>("from"), to, figures);
     });
 
-    /// <summary>Outages; their notes are told by ids alone, and left out.</summary>
-    /// <exception cref="FormatException">They are another's.</exception>
+    /// <summary>The outages, without their notes: the answer has only the ids of those.</summary>
+    /// <exception cref="FormatException">They are not from SeS.</exception>
     public IEnumerable<OutageRow> OutagesOf(string partition) => RowsOf(Answers.Outages).Select(row => new OutageRow(0,
         row.Service(partition), row.Of<DateTime>("from"), row["to"] as DateTime?, row.Milliseconds("down"),
         row.Of<string>("description"), 0));
@@ -24255,30 +24337,30 @@ internal sealed record RunningAnswer(
     };
 }
 
-/// <summary>A SeS that runs, asked and told by HTTP as by any client.</summary>
+/// <summary>A client of a running SeS, over HTTP.</summary>
 internal sealed class RunningSes : IDisposable
 {
-    /// <summary>A history comes by pages of less than a hundredth of that.</summary>
+    /// <summary>The largest answer. A page of history has less than a hundredth of that.</summary>
     private const int MaxAnswer = 512 << 20;
 
-    /// <summary>For the head of an answer, and for all of a long one.</summary>
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30), LongPatience = TimeSpan.FromMinutes(10);
+    /// <summary>The longest wait for the head of an answer, and for all of a long one.</summary>
+    private static readonly TimeSpan HeadTime = TimeSpan.FromSeconds(30), BodyTime = TimeSpan.FromMinutes(10);
 
     private readonly Uri _url;
     private readonly HttpClient _client;
 
     /// <param name="url">URL of its webhook, without the partition.</param>
-    /// <exception cref="OptionsException">It is no URL.</exception>
+    /// <exception cref="OptionsException">It is not a URL.</exception>
     public RunningSes(string url, AuthenticationHeaderValue? credentials)
     {
         _url = Options.ParseUrl(url.TrimEnd('/') + "/")
             ?? throw Options.Bad(Command.UrlSetting, url, "an http or https URL without credentials");
-        _client = new HttpClient { Timeout = Patience, DefaultRequestHeaders = { Authorization = credentials } };
+        _client = new HttpClient { Timeout = HeadTime, DefaultRequestHeaders = { Authorization = credentials } };
     }
 
-    /// <summary>The answer to a question; null: SeS has never received an alert for the partition.</summary>
-    /// <exception cref="OptionsException">It refuses the question.</exception>
-    /// <exception cref="CommandException">It cannot be reached, or does not answer as SeS does.</exception>
+    /// <summary>The answer to a query; null: SeS never received anything for the partition.</summary>
+    /// <exception cref="OptionsException">SeS refuses the query.</exception>
+    /// <exception cref="CommandException">SeS cannot be reached, or the answer is not from SeS.</exception>
     public async Task<RunningAnswer?> AskAsync(
         Question question, string partition, IEnumerable<KeyValuePair<string, string>> parameters)
     {
@@ -24292,14 +24374,14 @@ internal sealed class RunningSes : IDisposable
         if (!answer.IsSuccessStatusCode)
         {
             var detail = await DetailAsync(answer);
-            return answer.StatusCode == HttpStatusCode.NotFound && detail.StartsWith(Web.NeverHeard, StringComparison.Ordinal)
+            return answer.StatusCode == HttpStatusCode.NotFound && detail.StartsWith(Web.NeverReceived, StringComparison.Ordinal)
                 ? null : throw Refused(answer, detail);
         }
-        using var patience = new CancellationTokenSource(LongPatience);
+        using var timeout = new CancellationTokenSource(BodyTime);
         try
         {
-            await answer.Content.LoadIntoBufferAsync(MaxAnswer, patience.Token);
-            using var json = JsonDocument.Parse(await answer.Content.ReadAsStreamAsync(patience.Token));
+            await answer.Content.LoadIntoBufferAsync(MaxAnswer, timeout.Token);
+            using var json = JsonDocument.Parse(await answer.Content.ReadAsStreamAsync(timeout.Token));
             return RunningAnswer.Read(question, json.RootElement);
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException or KeyNotFoundException or FormatException)
@@ -24312,10 +24394,10 @@ internal sealed class RunningSes : IDisposable
         }
     }
 
-    /// <summary>Sends an alert of the quarantine.</summary>
+    /// <summary>Sends a quarantined alert again.</summary>
     /// <returns>Whether it could be mapped.</returns>
-    /// <exception cref="OptionsException">It refuses the alert.</exception>
-    /// <exception cref="CommandException">It cannot be reached, or takes nothing now.</exception>
+    /// <exception cref="OptionsException">SeS refuses the request.</exception>
+    /// <exception cref="CommandException">SeS cannot be reached, or accepts no alerts now.</exception>
     public async Task<bool> IsTakenAsync(QuarantinedAlert alert)
     {
         var isPrometheus = alert.Source == AlertSource.Prometheus;
@@ -24326,7 +24408,7 @@ internal sealed class RunningSes : IDisposable
         using var request = new HttpRequestMessage(HttpMethod.Post, new Uri(_url, $"{path}?{Web.CuresParameter}={alert.Id}"));
         request.Content = body;
         using var answer = await SendAsync(request);
-        // Too large for a --max-body that is smaller now: the others may do.
+        // 413: --max-body is smaller now than when it came; the other alerts may still be accepted.
         if (!answer.IsSuccessStatusCode && answer.StatusCode != HttpStatusCode.RequestEntityTooLarge)
             throw Refused(answer, await DetailAsync(answer));
         return answer.StatusCode == HttpStatusCode.NoContent;
@@ -24340,7 +24422,7 @@ internal sealed class RunningSes : IDisposable
         }
         catch (TaskCanceledException)
         {
-            throw Failed(request, $"did not answer within {Patience.TotalSeconds} s");
+            throw Failed(request, $"did not answer within {HeadTime.TotalSeconds} s");
         }
         catch (HttpRequestException e)
         {
@@ -24358,7 +24440,7 @@ internal sealed class RunningSes : IDisposable
         return (int)answer.StatusCode < 500 ? new OptionsException(says) : new CommandException(says);
     }
 
-    /// <summary>What a problem's detail says (RFC 9457); of another body its begin.</summary>
+    /// <summary>The detail of a problem (RFC 9457), or the begin of any other body.</summary>
     private static async Task<string> DetailAsync(HttpResponseMessage answer)
     {
         const int Enough = 1024;
@@ -24371,7 +24453,7 @@ internal sealed class RunningSes : IDisposable
         }
         catch (Exception e) when (e is JsonException or KeyNotFoundException or InvalidOperationException)
         {
-            // Another server may stand there.
+            // Another server may have answered.
         }
         return body.Length > Enough ? body[..Enough] + "..." : body;
     }
@@ -24381,7 +24463,7 @@ internal sealed class RunningSes : IDisposable
 
 // ========================= 42. Maintenance commands ==========================
 //
-// The commands that check, make anew, copy, move, annotate and purge a store.
+// The commands that check, rebuild, copy, export, import, annotate and purge a database.
 
 internal sealed partial class CommandRunner
 {
@@ -24398,7 +24480,7 @@ internal sealed partial class CommandRunner
         catch (SqliteException e) when (e.IsDamage)
         {
             Print($"structure: {e.Reason}");
-            Print("It cannot be read to its end: put a backup in its place (ses restore).");
+            Print("The rest of the database cannot be read: replace it with a backup (ses restore).");
             return 1;
         }
         foreach (var fault in check.Faults)
@@ -24406,12 +24488,12 @@ internal sealed partial class CommandRunner
         Print(check.Faults.Count == 0
             ? $"Nothing is wrong: {check.Observations} observations, {check.Services} services."
             : $"{check.Faults.Count} faults{(check.Faults.Count == DatabaseCheck.MaxFaults ? " or more" : "")}. "
-                + "ses rebuild mends indexes and what is derived; facts come from a backup (ses restore), or from "
-                + "another SeS (ses export there, ses import here).");
+                + "ses rebuild repairs indexes and all that is derived; lost facts come from a backup "
+                + "(ses restore), or from another SeS (ses export there, ses import here).");
         return check.Faults.Count == 0 ? 0 : 1;
     }
 
-    /// <summary>Progress, for people.</summary>
+    /// <summary>Shows progress on standard error.</summary>
     private static void Tell(string what) => StandardError.WriteLine($"ses: {what} ...");
 
     private int Rebuild()
@@ -24421,20 +24503,20 @@ internal sealed partial class CommandRunner
         Tell("indexes");
         writer.Reindex();
         writer.Rebuild(Now);
-        for (long told = -1; writer.IsBehind;)
+        for (long shown = -1; writer.IsBehind;)
         {
             var began = clock.GetTimestamp();
             writer.Derive(Now, () => clock.GetElapsedTime(began) > TimeSpan.FromSeconds(1));
             var percent = 100 * writer.Derived / Math.Max(1, writer.LastObservation);
-            if (percent / 10 != told)
+            if (percent / 10 != shown)
                 Tell($"timeline, {percent} %");
-            told = percent / 10;
+            shown = percent / 10;
         }
-        Print("The indexes and the timeline are made anew.");
+        Print("The indexes and the timeline were rebuilt.");
         return 0;
     }
 
-    /// <summary>The database, with the settings that are stored in it.</summary>
+    /// <summary>Opens the database to write, with the settings that are stored in it.</summary>
     private Writer OpenWriter()
     {
         var path = Path.Combine(_dir, Store.FileName);
@@ -24459,7 +24541,7 @@ internal sealed partial class CommandRunner
 
     private int Backup(FileStream target)
     {
-        // SQLite makes it beside the database: the owner may not be able to write elsewhere.
+        // SQLite writes the copy beside the database: its owner may have no access elsewhere.
         var copy = Path.Combine(_dir, $"{Store.FileName}.backup-{Environment.ProcessId}");
         try
         {
@@ -24475,7 +24557,7 @@ internal sealed partial class CommandRunner
         }
         catch (Exception e) when (e is SqliteException or IOException or UnauthorizedAccessException)
         {
-            // What is half a copy must not look like one; the file may be another user's.
+            // Half a copy must not look like a whole one. The file may be another user's.
             target.SetLength(0);
             try
             {
@@ -24483,7 +24565,7 @@ internal sealed partial class CommandRunner
             }
             catch (UnauthorizedAccessException)
             {
-                // It is empty.
+                // At least it is empty now.
             }
             throw;
         }
@@ -24491,7 +24573,7 @@ internal sealed partial class CommandRunner
         {
             File.Delete(copy);
         }
-        Print($"{Argument} is a copy of {Store.FileName}.");
+        Print($"{Store.FileName} was copied to {Argument}.");
         return 0;
     }
 
@@ -24502,7 +24584,7 @@ internal sealed partial class CommandRunner
         var copy = path + ".restored";
         try
         {
-            // One that a crash left.
+            // A crash may have left one.
             File.Delete(copy);
             using (var target = Disk.Create(copy))
             {
@@ -24510,7 +24592,7 @@ internal sealed partial class CommandRunner
                 Disk.Flush(target);
             }
             MakeUsable(copy);
-            // Before: SQLite would take the other database's log for this one's.
+            // Before the move: else SQLite would apply the old database's log to the new one.
             foreach (var rest in new[] { path + "-wal", path + "-shm" })
                 File.Delete(rest);
             File.Move(copy, path, overwrite: true);
@@ -24520,11 +24602,12 @@ internal sealed partial class CommandRunner
         {
             File.Delete(copy);
         }
-        Print($"{Store.FileName} is what {Argument} was.");
+        Print($"{Store.FileName} was restored from {Argument}.");
         return 0;
     }
 
-    /// <exception cref="OptionsException">It is no sound database of this version.</exception>
+    /// <summary>Checks a restored copy, and gives it an id of its own.</summary>
+    /// <exception cref="OptionsException">It is damaged, or not a database of this version.</exception>
     private void MakeUsable(string copy)
     {
         try
@@ -24549,7 +24632,7 @@ internal sealed partial class CommandRunner
         }
     }
 
-    // ---- Facts as lines ----
+    // ---- Export and import ----
 
     private int Export()
     {
@@ -24578,23 +24661,23 @@ internal sealed partial class CommandRunner
         return 0;
     }
 
-    /// <summary>Takes lines in short transactions, so that a daemon beside it goes on.</summary>
+    /// <summary>Stores lines in short transactions, so that a running daemon can write in between.</summary>
     private int Import(Stream input)
     {
-        const int LinesAtOnce = 200, MaxTold = 10;
+        const int LinesAtOnce = 200, MaxShown = 10;
         Directory.CreateDirectory(
             _dir, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
         using var reader = new StreamReader(input, new UTF8Encoding(false, throwOnInvalidBytes: false));
         using var writer = OpenWriter();
-        var (import, told) = (new LineImport(), 0);
+        var (import, shown) = (new LineImport(), 0);
         void Commit()
         {
             IReadOnlyList<RefusedLine> refused = [];
             writer.Commit([() => refused = import.Take(writer)], Now);
             import.Commit();
-            foreach (var line in refused.Take(MaxTold - told))
+            foreach (var line in refused.Take(MaxShown - shown))
                 StandardError.WriteLine($"ses: line {line.Number}: {line.Reason}");
-            told = Math.Min(MaxTold, told + refused.Count);
+            shown = Math.Min(MaxShown, shown + refused.Count);
         }
 
         while (ReadLine(reader) is { } text)
@@ -24611,7 +24694,7 @@ internal sealed partial class CommandRunner
         return refused == 0 ? 0 : 1;
     }
 
-    /// <summary>A line as far as one may be long, and a character more of one that is longer.</summary>
+    /// <summary>The next line, cut to a character over the limit; null: there is none.</summary>
     private static string? ReadLine(StreamReader reader)
     {
         var line = new StringBuilder();
@@ -24632,7 +24715,7 @@ internal sealed partial class CommandRunner
     {
         var (zone, format) = (Options.ZoneOf(flags, variables), Format());
         if (isWithdrawn && !flags.ContainsKey("--id"))
-            throw new OptionsException("--id is missing: of the note");
+            throw new OptionsException("--id is missing: it names the note to withdraw");
         var partition = PartitionOf(flags.GetValueOrDefault("--id"));
         var draft = DraftOf(isWithdrawn, partition, zone);
         var (answer, now) = ((NoteAnswer)null!, Now);
@@ -24658,7 +24741,7 @@ internal sealed partial class CommandRunner
         var given = fields.Where(n => flags.ContainsKey("--" + n)).ToDictionary(n => n, n => (string?)flags["--" + n]);
         if (flags.TryGetValue("--author", out var author))
             given["author_name"] = author;
-        // What is added holds, also if it was withdrawn before.
+        // A new version of a withdrawn note is in force again.
         given["withdrawn"] = isWithdrawn ? "true" : "false";
         if (given.GetValueOrDefault("to") == "none")
             given["to"] = null;
@@ -24682,19 +24765,19 @@ internal sealed partial class CommandRunner
         }
     }
 
-    /// <summary>When a note that is there begins.</summary>
+    /// <summary>The begin of an existing note; null: there is no such note.</summary>
     private DateTime? BeginOf(string id, string partition)
     {
         using var snapshot = Snapshot.Open(_dir, Now);
         return NoteBook.Read(snapshot.Database, long.MaxValue, partition, id, withText: false).FirstOrDefault()?.Last.From;
     }
 
-    /// <summary>A message that begins with a field, with the flag for it.</summary>
+    /// <summary>An error of a note's field as an error of its flag.</summary>
     private static string Flagged(string message) => "--" + message.Replace("author_name:", "author:", StringComparison.Ordinal);
 
-    /// <summary>The partition that is named, or meant where none is.</summary>
-    /// <param name="id">Of a note of it, if one is there.</param>
-    /// <exception cref="OptionsException">There is none, or there are several.</exception>
+    /// <summary>The partition that --partition names, or else the only possible one.</summary>
+    /// <param name="id">The id of a note: the partition is one that has such a note.</param>
+    /// <exception cref="OptionsException">No partition is possible, or several are.</exception>
     private string PartitionOf(string? id)
     {
         using var snapshot = Snapshot.Open(_dir, Now);
@@ -24736,30 +24819,30 @@ internal sealed partial class CommandRunner
         var (partition, service) = (flags.GetValueOrDefault("--partition"), flags.GetValueOrDefault("--service"));
         var isDryRun = Options.BoolOf(Command.DryRunSetting, flags);
         if (partition == null && (service != null || !isDryRun))
-            throw new OptionsException("--partition is missing: it names the partition that is meant");
+            throw new OptionsException("--partition is missing: it names the partition to purge");
         if (isDryRun)
             return TellPurge(partition, service);
         _ = SumOf(partition!, service);
         using var writer = OpenWriter();
         var purge = writer.BeginPurge(
             new PurgeRecord(Now, _user.Name, _user.Id, Environment.MachineName, partition!, service));
-        for (var told = 0L; ;)
+        for (var shown = 0L; ;)
         {
             var began = clock.GetTimestamp();
             if (!purge.Step(Now, () => clock.GetElapsedTime(began) > Purge.StepTime))
                 break;
             writer.MoveLog();
             var (done, all) = purge.Progress;
-            if (10 * done / Math.Max(1, all) is var tenth && tenth != told)
+            if (10 * done / Math.Max(1, all) is var tenth && tenth != shown)
                 Tell($"{done} of {all} services");
-            told = tenth;
-            // A daemon beside it that waits to write looks for that only now and then.
+            shown = tenth;
+            // A daemon that waits to write tries again only now and then.
             Thread.Sleep(Purge.PauseTime);
         }
         purge.End(Now);
         Print($"Purged: {purge.Taken}.");
         if (purge.Kept > 0)
-            Print($"{purge.Kept} services stay, with what came of them meanwhile.");
+            Print($"{purge.Kept} services were kept, since facts of them were received meanwhile.");
         return 0;
     }
 
@@ -24769,7 +24852,7 @@ internal sealed partial class CommandRunner
         foreach (var purge in PurgeRecord.Read(snapshot.Database))
             Print(Terminal.Plain($"{Rfc3339.Format(purge.Begun)} {purge.User} (uid {purge.Uid}) on {purge.Host} purged "
                 + $"{(purge.Service is { } name ? $"service '{name}' of " : "")}partition '{purge.Partition}': "
-                + $"{purge.Taken}{(purge.Ended == null ? "; it did not end, or goes on" : "")}."));
+                + $"{purge.Taken}{(purge.Ended == null ? "; it was interrupted, or still runs" : "")}."));
         if (partition != null)
             Print($"It would purge: {SumOf(partition, service)}.");
         return 0;
@@ -24790,7 +24873,7 @@ internal sealed partial class CommandRunner
             : $"--partition: there is no '{partition}'{named}"));
     }
 
-    /// <summary>At once: a large log takes its time.</summary>
+    /// <summary>Prints a line and flushes it: the next step may take long.</summary>
     private void Print(string line)
     {
         output.Write(Encoding.UTF8.GetBytes(Shown(line) + "\n"));
@@ -24829,7 +24912,7 @@ internal sealed partial class CommandRunner
         return 0;
     }
 
-    /// <summary>Sends each alert to a running SeS, which strikes those off that it can map now.</summary>
+    /// <summary>Sends each alert to a running SeS, which removes from quarantine those it can map.</summary>
     private async Task<bool> RetryAsync()
     {
         using var ses = new RunningSes(
@@ -24846,7 +24929,7 @@ internal sealed partial class CommandRunner
         }
         Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
         if (sent < alerts.Count)
-            Print($"{alerts.Count - sent} are of Prometheus, and fired: it sends such alerts again by itself.");
+            Print($"{alerts.Count - sent} were not sent: Prometheus repeats alerts that still fire by itself.");
         return cured == alerts.Count;
     }
 
@@ -24855,7 +24938,7 @@ internal sealed partial class CommandRunner
         if (flags.GetValueOrDefault(Command.TokenFileSetting.Flag) is { } path)
         {
             var token = File.Exists(path) ? File.ReadAllText(path).Trim()
-                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' is not there");
+                : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' does not exist");
             return token != "" && token.All(c => c is > ' ' and < '\x7f') ? new AuthenticationHeaderValue("Bearer", token)
                 : throw new OptionsException($"{Command.TokenFileSetting}: '{path}' holds no token");
         }
@@ -24872,10 +24955,10 @@ internal static class Program
 {
     private const int Usage = 2, Failure = 1, Success = 0;
 
-    /// <summary>Exit codes of questions.</summary>
+    /// <summary>Exit codes of queries.</summary>
     public const int IsDown = 3, NoMatch = 4;
 
-    /// <summary>Less than the 10 s that container engines wait before they kill.</summary>
+    /// <summary>Limits of stopping: together less than the 10 s after which containers are killed.</summary>
     private static readonly TimeSpan
         DrainTime = TimeSpan.FromSeconds(5), RecorderTime = TimeSpan.FromSeconds(1),
         StoreTime = TimeSpan.FromSeconds(2);
@@ -24885,14 +24968,14 @@ internal static class Program
 
     private static readonly string Commit = Metadata("Commit") is { Length: > 0 } hash ? hash : "unknown";
 
-    /// <summary>When the program's commit was made; the year 1 when that is not known.</summary>
+    /// <summary>When the program's commit was made; the year 1 if unknown.</summary>
     private static readonly DateTime Built = long.TryParse(
         Metadata("CommitTime"), NumberStyles.None, CultureInfo.InvariantCulture, out var seconds)
         ? DateTime.UnixEpoch.AddSeconds(seconds) : DateTime.MinValue;
 
     /// <summary>
-    /// Such as 3.0.22: of the library that is linked in, or was loaded. Hashes need it as well as TLS, so that
-    /// a daemon has it anyway.
+    /// The version of the OpenSSL that is linked in or loaded, such as 3.0.22. Asking loads it, which a
+    /// daemon does anyway: hashes need it as well as TLS.
     /// </summary>
     private static string OpenSsl
     {
@@ -24906,7 +24989,7 @@ internal static class Program
         }
     }
 
-    /// <summary>What the build said of the program under this name.</summary>
+    /// <summary>Metadata that the build wrote into the program.</summary>
     private static string? Metadata(string name) => typeof(Program).Assembly
         .GetCustomAttributes<AssemblyMetadataAttribute>().FirstOrDefault(a => a.Key == name)?.Value;
 
@@ -24915,7 +24998,7 @@ internal static class Program
         try
         {
             Linux.FillStandardStreams();
-            // The runtime would set the mode of a terminal's keypad; SeS writes plain text alone.
+            // Keeps .NET from sending control sequences to the terminal: SeS writes plain text.
             Environment.SetEnvironmentVariable("TERM", null);
             if (args is ["help", ..])
                 args = [.. args.Skip(args is [_, "help"] ? 2 : 1), "--help"];
@@ -24946,7 +25029,7 @@ internal static class Program
         catch (SqliteException e) when (e.IsNoDatabase)
         {
             return Fail(Usage, $"{Options.DataDirSetting}: {Store.FileName} is not a database, or its header is "
-                + "damaged: put a backup in its place (ses restore)");
+                + "damaged: replace it with a backup (ses restore)");
         }
         catch (SqliteException e) when (e.IsReadOnly)
         {
@@ -24955,8 +25038,8 @@ internal static class Program
         catch (SqliteException e)
         {
             return Fail(Failure, e.IsDamage
-                ? $"{Store.FileName} is damaged, or its log is another database's: ses check tells what; ses "
-                    + $"rebuild mends indexes, ses restore puts a backup in its place: {e.Reason}"
+                ? $"{Store.FileName} is damaged, or its log belongs to another database. ses check shows the "
+                    + $"damage, ses rebuild repairs indexes, ses restore restores a backup: {e.Reason}"
                 : $"the disk reports an error: {e.Reason}");
         }
         catch (Exception e) when (Disk.Refused(e))
@@ -24969,7 +25052,7 @@ internal static class Program
         }
     }
 
-    /// <summary>Says on standard error why there is no more to do. Returns the exit code.</summary>
+    /// <summary>Writes to standard error why the program ends. Returns the exit code.</summary>
     private static int Fail(int code, string reason)
     {
         var level = Linux.IsJournal ? Log.JournalPrefix(LogLevel.Error) : "";
@@ -24981,10 +25064,10 @@ internal static class Program
     // ---- Command line ----
 
     /// <summary>
-    /// What the command line gave, by flag; or the code to exit with, after help or the version.
+    /// The values of the command line, by flag; or the exit code, after --help or --version.
     /// </summary>
-    /// <param name="command">Null: to serve.</param>
-    /// <param name="help">Where help and version go; null: to standard output.</param>
+    /// <param name="command">Null: the daemon.</param>
+    /// <param name="help">Where to write help and version; null: standard output.</param>
     internal static (IReadOnlyDictionary<string, string> Flags, int? Exit) ParseFlags(
         string[] args, Command? command = null, TextWriter? help = null)
     {
@@ -25003,23 +25086,23 @@ internal static class Program
             root.Add(argument);
         root.Options.OfType<HelpOption>().Single().Action = new HelpText(command);
         root.Options.OfType<VersionOption>().Single().Action = new VersionText();
-        // --flag= is the empty value, which the parser would look for in the next argument.
+        // --flag= gives an empty value; the parser would take the next argument instead.
         args = [.. args.SelectMany(a => a.EndsWith('=') && options.Exists(o => o.Name == a[..^1])
             ? new[] { a[..^1], "" } : [a])];
         CheckValues(args, options, command);
-        // A secret may begin with an @; it names no file of arguments.
+        // No @file with arguments: a secret may begin with an @.
         var parsed = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
         var given = new Dictionary<string, string>();
         bool IsGiven(Setting setting) =>
             parsed.GetResult(options.First(o => o.Name == setting.Flag)) is { Implicit: false };
-        // What is wrong beside it does not keep from help, unless that is asked of a command that there is not.
+        // Other errors do not keep from help, except a command that does not exist.
         if (parsed.Action is HelpText or VersionText && !(command == null && args is [[not '-', ..], ..]))
         {
             using var output = help ?? new StreamWriter(new StandardOutput());
             return (given, parsed.Invoke(
                 new InvocationConfiguration { Output = output, EnableDefaultExceptionHandler = false }));
         }
-        // What follows a mistyped flag may be a secret, and is not repeated.
+        // The value of a mistyped flag may be a secret, so errors do not repeat it.
         if (parsed.UnmatchedTokens is [var unknown, ..])
         {
             var shown = settings.Any(s => s.Secret && IsGiven(s)) ? "An argument"
@@ -25043,7 +25126,7 @@ internal static class Program
         return (given, null);
     }
 
-    /// <summary>The parser would take the next flag for the value of one that has none, as of an empty variable.</summary>
+    /// <summary>Refuses a flag without a value: the parser would take the next flag as its value.</summary>
     private static void CheckValues(string[] args, List<Option<string?>> options, Command? command)
     {
         for (var i = 0; i < args.Length && args[i] != "--"; i++)
@@ -25066,20 +25149,20 @@ internal static class Program
     {
         var owners = Command.All.Prepend(null)
             .Where(c => c != command && (c?.Settings ?? Options.Settings).Any(s => s.Flag == flag)).Select(NameOf).ToList();
-        return $"{flag} is no flag of {NameOf(command)}" + (owners.Count > 0 ? $", but of {string.Join(", ", owners)}"
+        return $"{flag} is not a flag of {NameOf(command)}" + (owners.Count > 0 ? $", but of {string.Join(", ", owners)}"
             : NearestName.Of(flag, (command?.Settings ?? Options.Settings).Select(s => s.Flag).Append("--help"), "--"))
             + $". {Advice(command)}";
     }
 
-    /// <param name="shown">The name, as far as it may be told.</param>
-    private static string NoCommand(string shown, string name) => $"{shown} is no command of SeS"
+    /// <param name="shown">The name, or what may be shown of it.</param>
+    private static string NoCommand(string shown, string name) => $"{shown} is not a command of SeS"
         + (Command.All.Where(c => c.Words.Length > 1 && c.Words[0] == name).Select(c => c.Name).ToList() is { Count: > 0 } longer
             ? $", but {string.Join(", ", longer)} are" : NearestName.Of(name.ToLowerInvariant(), Command.All.Select(c => c.Name).Append("help"))) + $". {Advice(null)}";
 
-    /// <param name="shown">The argument, as far as it may be told.</param>
+    /// <param name="shown">The argument, or what may be shown of it.</param>
     private static string NoArgument(string shown, string argument, Command? command) =>
         command == null && Command.All.Any(c => c.Name == argument)
-            ? $"'{argument}' is a command, and comes first: ses {argument} --help tells its flags."
+            ? $"'{argument}' is a command and must come first: ses {argument} --help lists its flags."
             : $"{shown} belongs to no flag; quote a value that has spaces. {Advice(command)}";
 
     private sealed class HelpText(Command? command) : SynchronousCommandLineAction
@@ -25177,7 +25260,7 @@ internal static class Program
         return code;
     }
 
-    // ---- A run ----
+    // ---- The daemon ----
 
     private static async Task<int> RunAsync(Options options)
     {
@@ -25201,15 +25284,15 @@ internal static class Program
         if (DataDir.Exposure(options.DataDir) is { } exposure)
             log.Warn(exposure, ("data", Path.GetFullPath(options.DataDir)));
         if (options.TlsCert != null && !areGroupsChosen)
-            log.Warn("TLS offers groups of finite fields too, whose handshakes are dear: there is no /proc, or "
-                + "memfd_create(2) is refused");
+            log.Warn("TLS also offers finite-field groups, whose handshakes are expensive: there is no "
+                + "/proc, or memfd_create(2) is refused");
 
         using var stop = new CancellationTokenSource();
         using var systemd = new Systemd(Environment.GetEnvironmentVariable("NOTIFY_SOCKET"), log);
         using var signals = new Signals(stop);
-        // Nobody waits for it: it logs its failure, and the first token asks again.
+        // Not awaited: it logs its failure, and the first token makes it try again.
         _ = auth.PrepareAsync();
-        // A root that is read only has no other place where SQLite could sort.
+        // With a read-only root file system SQLite has no other place for its temporary files.
         _ = Linux.SetEnvironment("SQLITE_TMPDIR", Path.GetFullPath(options.DataDir), 1);
         var store = new Store(options.DataDir, StoreRules.Of(options), TimeProvider.System, log, meters);
         var (onix, recorder) = OpenRecorder(options, store, log, meters);
@@ -25228,23 +25311,23 @@ internal static class Program
         using (new Timer(_ => clockWatch.Check(), null, ClockWatch.Jump, ClockWatch.Jump))
         using (new Timer(_ => secretWatch.Check(), null, SecretWatch.Period, SecretWatch.Period))
         using (new Timer(_ => scrub.Step(), null, Scrub.Period, Scrub.Period))
-        using (new Timer(_ => _ = FeedAsync(systemd, web, gate, options), null,
+        using (new Timer(_ => _ = NotifyAsync(systemd, web, gate, options), null,
             systemd.IsThere ? WatchdogPeriod() : Timeout.InfiniteTimeSpan, WatchdogPeriod()))
             await Task.WhenAny(store.Failed, gate.Accepting, Task.Delay(Timeout.Infinite, stop.Token));
         if (gate.Accepting.IsCompleted)
         {
             meters.Defects.Inc();
-            log.Error("a bug in SeS: connections are taken no more",
+            log.Error("a bug in SeS: it accepts no more connections",
                 ("exception", gate.Accepting.Exception));
         }
         return await EndAsync(gate, store, Task.WhenAll(recording, forwarding), stop, systemd, log);
     }
 
     /// <summary>
-    /// Tells systemd the state, and that SeS lives if a client of its port can see so: what hangs is started
-    /// again.
+    /// Sends systemd the state; and feeds its watchdog if SeS answers on its port, so that systemd restarts a
+    /// SeS that hangs.
     /// </summary>
-    private static async Task FeedAsync(Systemd systemd, Web web, Gate gate, Options options)
+    private static async Task NotifyAsync(Systemd systemd, Web web, Gate gate, Options options)
     {
         var own = Options.OwnUrl(gate.Place, options.TlsCert != null);
         var (isThere, _) = await Probe.AskAsync(new Uri(own, "live"), options.TlsClientCa != null);
@@ -25271,7 +25354,7 @@ internal static class Program
         await Task.WhenAny(recording, Task.Delay(RecorderTime));
         var stopped = Task.Run(store.Dispose);
         await Task.WhenAny(stopped, Task.Delay(StoreTime));
-        var reason = !stopped.IsCompleted ? "it does not answer"
+        var reason = !stopped.IsCompleted ? "it did not close in time"
             : store.Failed.IsCompleted ? await store.Failed : null;
         if (reason == null)
             log.Info("SeS has stopped: everything that was acknowledged is on disk");
@@ -25280,14 +25363,14 @@ internal static class Program
         return reason == null && isAsked ? Success : Failure;
     }
 
-    /// <summary>Where alerts are to be posted.</summary>
+    /// <summary>Opens the port. Returns the URL to which alerts are posted.</summary>
     private static string Listen(Gate gate, Options options)
     {
         try
         {
-            var place = gate.Start(Systemd.Listening());
-            var host = place.Address.Equals(IPAddress.Any) || place.Address.Equals(IPAddress.IPv6Any)
-                ? $"localhost:{place.Port}" : place.ToString();
+            var endpoint = gate.Start(Systemd.Listening());
+            var host = endpoint.Address.Equals(IPAddress.Any) || endpoint.Address.Equals(IPAddress.IPv6Any)
+                ? $"localhost:{endpoint.Port}" : endpoint.ToString();
             return $"{(options.TlsCert == null ? "http" : "https")}://{host}/{options.Path}/PARTITION";
         }
         catch (SocketException e)
@@ -25338,7 +25421,8 @@ internal static class Program
     }
 
     /// <summary>
-    /// Half of what systemd allows, as sd_watchdog_enabled(3) advises; else for the status line.
+    /// Half of what systemd allows, as sd_watchdog_enabled(3) advises; without a watchdog, for the status
+    /// line.
     /// </summary>
     private static TimeSpan WatchdogPeriod() =>
         long.TryParse(Environment.GetEnvironmentVariable("WATCHDOG_USEC"), NumberStyles.None,
@@ -25346,7 +25430,7 @@ internal static class Program
             ? TimeSpan.FromMicroseconds(microseconds / 2.0) : TimeSpan.FromSeconds(10);
 
     /// <summary>
-    /// SIGTERM and SIGINT ask to stop; a file size limit is an error of a write, not the end.
+    /// SIGTERM and SIGINT stop SeS. SIGXFSZ does not: the write beyond the file size limit fails instead.
     /// </summary>
     private sealed class Signals : IDisposable
     {

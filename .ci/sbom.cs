@@ -77,7 +77,7 @@ var body = new JsonObject
             ["bom-ref"] = root,
             ["name"] = "ses",
             ["version"] = version[0],
-            ["description"] = "Keeps the history of service status that Alertmanager tells",
+            ["description"] = "Keeps the history of service status from the alerts of Prometheus and Alertmanager",
             ["hashes"] = new JsonArray(new JsonObject
             {
                 ["alg"] = "SHA-256",

@@ -83,21 +83,21 @@ public sealed class AskingTests
 
     [Theory]
     [InlineData("period=decade", "period: 'decade' is not valid; allowed: day, week, month, quarter, year")]
-    [InlineData("tz=Europe/Atlantis", "tz: 'Europe/Atlantis' is not valid; allowed: a name of the zone database, such as Europe/Berlin, or UTC")]
+    [InlineData("tz=Europe/Atlantis", "tz: 'Europe/Atlantis' is not valid; allowed: a name of the time zone database, such as Europe/Berlin, or UTC")]
     [InlineData("service_hours=always", "service_hours: 'always' is not valid; allowed: days and hours, such as")]
     [InlineData("slo=101", "slo: '101' is not valid; allowed: a percentage above 0 and at most 100")]
-    [InlineData("threshold=2&period=day", "threshold: it goes without period")]
-    [InlineData("threshold=2&slo=99", "threshold: it goes without slo")]
-    [InlineData("period=day&from=2000-01-01", "period: there are more than 4000 from 'from' to 'to'")]
-    [InlineData("period=month&to=2999-01-01", "to: it is over 3660 days ahead of the clock")]
-    [InlineData("from=2027-01-01", "from: it is not before now")]
-    [InlineData("period=month&from=2027-01-01", "from: it is not before now")]
-    [InlineData("period=year&from=9999-12-31", "from: it is not before now")]
-    [InlineData("from=-1m&as_of=2026-11-22T10:00Z&to=2026-11-22T09:00Z", "from: it is not before to")]
-    [InlineData("from=2026-11-22T11:00Z&as_of=2026-11-22T10:00Z", "from: it is not before as_of")]
-    [InlineData("from=2026-11-01T00:00:00.0001Z&to=2026-11-01T00:00:00.0009Z", "from: it is not before to")]
+    [InlineData("threshold=2&period=day", "threshold: it cannot be combined with period")]
+    [InlineData("threshold=2&slo=99", "threshold: it cannot be combined with slo")]
+    [InlineData("period=day&from=2000-01-01", "period: there are more than 4000 periods from 'from' to 'to'; ask for longer ones, or a shorter range")]
+    [InlineData("period=month&to=2999-01-01", "to: it is more than 3660 days ahead of the clock")]
+    [InlineData("from=2027-01-01", "from: it must be before now")]
+    [InlineData("period=month&from=2027-01-01", "from: it must be before now")]
+    [InlineData("period=year&from=9999-12-31", "from: it must be before now")]
+    [InlineData("from=-1m&as_of=2026-11-22T10:00Z&to=2026-11-22T09:00Z", "from: it must be before 'to'")]
+    [InlineData("from=2026-11-22T11:00Z&as_of=2026-11-22T10:00Z", "from: it must be before 'as_of'")]
+    [InlineData("from=2026-11-01T00:00:00.0001Z&to=2026-11-01T00:00:00.0009Z", "from: it must be before 'to'")]
     [InlineData("slo==99.9", "slo: '=99.9' is not valid")]
-    [InlineData("slo=99&to=2999-01-01", "to: it is over 3660 days ahead of the clock")]
+    [InlineData("slo=99&to=2999-01-01", "to: it is more than 3660 days ahead of the clock")]
     public async Task WhatIsNoReportIsRefused(string query, string says)
     {
         await using var host = await WithAPastAsync();
@@ -418,7 +418,7 @@ public sealed class AskingTests
     // ---- Refusals ----
 
     [Theory]
-    [InlineData("/history?limt=3", "limt: it is not a parameter of a history; there are platform,")]
+    [InlineData("/history?limt=3", "limt: it is not a parameter of a history; allowed: platform,")]
     [InlineData("?from=-1h", "from: it is not a parameter of a status")]
     [InlineData("/report?limit=3", "limit: it is not a parameter of a report")]
     [InlineData("/history?threshold=3", "threshold: it is not a parameter of a history")]
@@ -427,7 +427,7 @@ public sealed class AskingTests
     [InlineData("/history?from=2026-11-2", "from: '2026-11-2' is not valid")]
     [InlineData("/history?from=2026-02-29", "from: '2026-02-29' is not valid")]
     [InlineData("/history?from=2026-11-22T08:00", "from: '2026-11-22T08:00' is not valid")]
-    [InlineData("/history?from=2026-11-22&to=2026-11-22", "from: it is not before to")]
+    [InlineData("/history?from=2026-11-22&to=2026-11-22", "from: it must be before 'to'")]
     [InlineData("/history?order=newest", "order: 'newest' is not valid; allowed: asc, desc")]
     [InlineData("/report?order=desc", "order: it is not a parameter of a report")]
     [InlineData("/history?to=-99999999999d", "to: '-99999999999d' is not valid")]
@@ -437,10 +437,10 @@ public sealed class AskingTests
     [InlineData("/history?limit=99999999999", "limit: '99999999999' is not valid")]
     [InlineData("/report?threshold=two", "threshold: 'two' is not valid")]
     [InlineData("/history?cursor=x%00y", "cursor: ")]
-    [InlineData("/history?cursor=AAAA", "cursor: 'AAAA' is not valid; allowed: what an answer in this order gave as next")]
+    [InlineData("/history?cursor=AAAA", "cursor: 'AAAA' is not valid; allowed: the 'next' of an answer in the same order")]
     [InlineData("/history?format=xml", "format: 'xml' is not valid; allowed: json, csv")]
     [InlineData("/history?format=table", "format: 'table' is not valid; allowed: json, csv")]
-    [InlineData("/history?from=-1h&to=-1h", "from: it is not before to")]
+    [InlineData("/history?from=-1h&to=-1h", "from: it must be before 'to'")]
     [InlineData("/history?%3Cscript%3E%0A=1", "<script>\ufffd: it is not a parameter")]
     public async Task BadParametersAreNamed(string query, string detail)
     {
@@ -489,7 +489,7 @@ public sealed class AskingTests
         foreach (var (partition, body, code) in new[] { ("MISFITS", Misfit, 200), ("BEATS", Beat, 204), ("INS", "", 400) })
         {
             var answer = await host.GetAsync($"/alerts/{partition}/history");
-            Assert.Contains($"Nothing was ever heard of partition '{partition}'.", answer.Problem(404), Ordinal);
+            Assert.Contains($"SeS never received anything for partition '{partition}'.", answer.Problem(404), Ordinal);
             Assert.Equal(code, (await host.PostAsync(body, $"/alerts/{partition}")).Code);
             Assert.Equal(code == 400 ? 404 : 200, (await host.GetAsync($"/alerts/{partition}/history")).Code);
             // An Alertmanager's peers ask before they send anything.
@@ -512,9 +512,9 @@ public sealed class AskingTests
         var (forward, back) = (await Next("asc"), await Next("desc"));
         Assert.Equal(newest[1].GetRawText(), (await host.GetAsync($"/alerts/INS/history?order=desc&limit=1&cursor={back}"))
             .Json.GetProperty("events")[0].GetRawText());
-        Assert.Contains("what an answer in this order gave as next",
+        Assert.Contains("the 'next' of an answer in the same order",
             (await host.GetAsync($"/alerts/INS/history?order=desc&cursor={forward}")).Problem(400), Ordinal);
-        Assert.Contains("what an answer in this order gave as next",
+        Assert.Contains("the 'next' of an answer in the same order",
             (await host.GetAsync($"/alerts/INS/history?cursor={back}")).Problem(400), Ordinal);
 
         async Task<string> Next(string order) => (await host.GetAsync($"/alerts/INS/history?order={order}&limit=1"))

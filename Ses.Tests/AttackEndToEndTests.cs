@@ -419,7 +419,7 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
             await Assert.ThrowsAnyAsync<HttpRequestException>(
                 () => client.PostAsync(new Uri($"http://127.0.0.1:{port}/alerts/INS"), body));
             Assert.Equal(1, await ses.ExitAsync(Soon));
-            Assert.Contains("ses: there is no memory left; SeS ends", ses.Output, StringComparison.Ordinal);
+            Assert.Contains("ses: out of memory: SeS exits", ses.Output, StringComparison.Ordinal);
         }
         finally
         {

@@ -16,12 +16,12 @@ public sealed class AuthTests
 {
     private const string IssuerName = "https://id.example.org/realm", Audience = "ses";
 
-    private const string NoToken = "the token is no signed JWT",
+    private const string NoToken = "the token is not a signed JWT",
         Algorithm = "the algorithm of the token is not RS256, PS256 or ES256",
-        Kind = "the token is of a kind that SeS does not know",
-        UnknownKey = "the key of the token is not the issuer's",
-        Signature = "the signature is wrong",
-        OtherIssuer = "the token is another issuer's",
+        Kind = "the type of the token is not one that SeS supports",
+        UnknownKey = "the key of the token is not one of the issuer",
+        Signature = "the signature of the token is wrong",
+        OtherIssuer = "the token is from another issuer",
         OtherAudience = "the token is for another audience",
         Endless = "the token never expires", Expired = "the token has expired",
         Early = "the token is not valid yet";
@@ -560,7 +560,7 @@ public sealed class AuthTests
         Assert.Equal(0, door.Failed("wrong"));
         // What cannot be good with any keys is refused all the same.
         Assert.Equal(Algorithm, await door.ReasonAsync(Tokens["alg none"].Token));
-        Assert.Contains("the OIDC issuer cannot be used", door.Lines.ToString(), Ordinal);
+        Assert.Contains("the keys of the OIDC issuer are not available", door.Lines.ToString(), Ordinal);
         Assert.All(door.Lines.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries),
             line => Assert.All(line, c => Assert.InRange(c, ' ', '~')));
 

@@ -443,8 +443,8 @@ public sealed partial class CommandEndToEndTests : IDisposable
         File.WriteAllLines(file, [.. lines, "hello"]);
         var (exit, output) = await RunAsync("import", "--data-dir", Path.Combine(_dir, "b"), file);
         Assert.Equal(1, exit);
-        Assert.Contains("line 3: its id does not match its content", output, Ordinal);
-        Assert.Contains("line 7: it is not JSON", output, Ordinal);
+        Assert.Contains("line 3: the id does not match the content", output, Ordinal);
+        Assert.Contains("line 7: the line is not JSON", output, Ordinal);
         Assert.Contains("7 lines: 5 new facts, 0 known, 2 refused.", output, Ordinal);
     }
 
@@ -604,8 +604,8 @@ public sealed partial class CommandEndToEndTests : IDisposable
     [InlineData("--from", "--from yesterday")]
     [InlineData("'0' is not valid", "--limit 0")]
     [InlineData("--format: 'xml' is not valid", "--format xml")]
-    [InlineData("from: it is not before to", "--from -1h --to -2h")]
-    [InlineData("--threshold is no flag", "--threshold 2")]
+    [InlineData("from: it must be before 'to'", "--from -1h --to -2h")]
+    [InlineData("--threshold is not a flag", "--threshold 2")]
     public async Task BadFlagsAreNamed(string says, string flags)
     {
         await using (await SesProcess.StartAsync("none", _dir))
@@ -636,7 +636,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
         await using (await SesProcess.StartAsync("none", _dir))
         {
         }
-        foreach (var (damage, says) in new[] { ("PRAGMA user_version = 99", "has version 99; this SeS knows"),
+        foreach (var (damage, says) in new[] { ("PRAGMA user_version = 99", "has schema version 99; this SeS reads only"),
             ("PRAGMA application_id = 7", "is not a database of SeS") })
         {
             using (var database = new SqliteConnection(StoreFiles.PathOf(_dir), isReadOnly: false, 100))

@@ -163,7 +163,7 @@ public sealed partial class DocsTests
         Limit("alerts of a payload that an answer lists as too many", typeof(Stored), "MaxRefused"),
         Limit("quarantined alerts", typeof(Writer), "MaxQuarantined"),
         Limit("quarantined alerts, their size", typeof(Writer), "QuarantineSize", Mib),
-        Limit("label sets, for each of `--max-services`", typeof(Options), "AlertsOfService"),
+        Limit("label sets, for each of `--max-services`", typeof(Options), "AlertsPerService"),
         Limit("different statuses", typeof(Writer), "MaxStatuses"),
         Limit("late firing copy of an ended episode", typeof(TimelineRules), "LateCopy"),
         Limit("observations of an alert that a copy is compared with", typeof(Writer), "NewestRows"),
@@ -251,7 +251,7 @@ public sealed partial class DocsTests
         Limit("facts that a target lacks, counted", typeof(Forwarder), "MostCounted"),
         Limit("lines tried after a refused one, to see whether they are accepted", typeof(Forwarder), "MaxNeighbours"),
         Limit("answer of a target", typeof(Forwarder), "MaxAnswer", Kib),
-        Limit("text logged of an answer of a target, or of what it refuses, in bytes", typeof(Forwarder), "MostTold"),
+        Limit("text logged of an answer of a target, or of what it refuses, in bytes", typeof(Forwarder), "MaxQuoted"),
         Limit("time for an answer of a target", typeof(Forwarder), "Patience"),
         Limit("first pause while a target accepts nothing", typeof(Forwarder), "FirstPause"),
         Limit("longest pause while a target accepts nothing", typeof(Forwarder), "LongestPause"),
@@ -539,10 +539,10 @@ public sealed partial class DocsTests
         [
             "it is not an object", "is of the wrong type, or not usable as text",
             "a text in it is not valid Unicode", "it has no alertname", "it has no ",
-            "it has no facet, but a platform and the status up or down", "is no RFC 3339 time with a zone",
+            "it has no facet, but a platform and the status up or down", "is not an RFC 3339 time with a zone",
             "is before the year 2000", "is more than 24 h ahead of the clock",
             "status is neither firing nor resolved", " already, as many as ", " have more than ",
-            " more of the same payload, copies or beyond the first ",
+            " more alerts of the same payload: copies, or beyond the first ",
         ];
         foreach (var words in all)
         {

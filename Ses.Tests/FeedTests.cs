@@ -96,7 +96,7 @@ public sealed partial class FeedTests : IDisposable
         host.Clock.Advance(TimeSpan.FromMinutes(20));
         await FireAsync(host, "web", "11:58:00", "12:20:00");
         Assert.Equal([
-            "12:23 ✔ No longer down: web Down n1:80 | web Down n1:80 of platform shop is no longer down since 2026-11-22 12:20 (UTC). "
+            "12:23 ✔ No longer down: web Down n1:80 | web Down n1:80 of platform shop has not been down since 2026-11-22 12:20 (UTC). "
                 + "It was down from 2026-11-22 11:58 (UTC), for 22 min.",
             "12:03 ✖ Down: web Down n1:80 | web Down n1:80 of platform shop went down at 2026-11-22 11:58 (UTC)."], await EntriesAsync(host));
         Assert.Equal(ids[0], (await IdsAsync(host))[1]);
@@ -125,7 +125,7 @@ public sealed partial class FeedTests : IDisposable
         host.Clock.Advance(TimeSpan.FromMinutes(1));
         await FireAsync(host, "web", "11:00:00");
         await TitlesAsync(host, "12:01 ↩ Taken back: web Down n1:80 no longer down", "12:00 ✖ Down: web Down n1:80");
-        Assert.EndsWith("That is taken back: it was still down, or is again in the same outage.", (await EntriesAsync(host))[0], Ordinal);
+        Assert.EndsWith("That is taken back: it was still down, or went down again within the same outage.", (await EntriesAsync(host))[0], Ordinal);
         host.Clock.Advance(TimeSpan.FromMinutes(1));
         await FireAsync(host, "web", "11:00:00", "12:01:30");
         await TitlesAsync(host, "12:02 ✔ No longer down: web Down n1:80", "12:00 ✖ Down: web Down n1:80");
@@ -147,9 +147,9 @@ public sealed partial class FeedTests : IDisposable
     }
 
     [Theory]
-    [InlineData("correction", "up", "by a correction it was “up” then")]
-    [InlineData("correction", "degraded", "by a correction it was “degraded” then")]
-    [InlineData("retired", null, "the service is retired, and was so then")]
+    [InlineData("correction", "up", "a correction says that it was “up” then")]
+    [InlineData("correction", "degraded", "a correction says that it was “degraded” then")]
+    [InlineData("retired", null, "the service is retired, and was already retired then")]
     public async Task WhatANoteTakesAwayIsAnUpdatedEntryThatSaysSo(string kind, string? status, string reason)
     {
         await using var host = WithEditor();
@@ -162,9 +162,9 @@ public sealed partial class FeedTests : IDisposable
             """);
         var entries = await EntriesAsync(host);
         Assert.Equal([
-            "12:02 ↩ Taken back: web Down n1:80 no longer down | It was said that web Down n1:80 of platform shop was no longer down since "
+            "12:02 ↩ Taken back: web Down n1:80 no longer down | This entry said that web Down n1:80 of platform shop had not been down since "
                 + $"2026-11-22 11:30 (UTC). That is taken back: {reason}.",
-            "12:02 ↩ Taken back: web Down n1:80 down | It was said that web Down n1:80 of platform shop went down at "
+            "12:02 ↩ Taken back: web Down n1:80 down | This entry said that web Down n1:80 of platform shop went down at "
                 + $"2026-11-22 11:00 (UTC). That is taken back: {reason}."], entries);
         Assert.Equal(ids, await IdsAsync(host));
         Assert.DoesNotMatch("internal|Jane|editor", (await host.GetAsync("/feed")).Body);
@@ -194,7 +194,7 @@ public sealed partial class FeedTests : IDisposable
 
     [Theory]
     [InlineData("10:00", "12:00", "It is excluded: it does not count.")]
-    [InlineData("11:10", "11:20", "A part of it is excluded: that does not count.")]
+    [InlineData("11:10", "11:20", "Part of it is excluded: that part does not count.")]
     public async Task ExclusionIsSaidOfTheOutage(string from, string to, string said)
     {
         await using var host = WithEditor();
@@ -246,7 +246,7 @@ public sealed partial class FeedTests : IDisposable
         Assert.Equal("Service status: shop", feeds[1].Element(Atom + "title")!.Value);
         Assert.Equal("feed?platform=shop", feeds[1].Elements(Atom + "link").First().Attribute("href")!.Value);
         Assert.Equal("SeS knows of no such service.", (await host.GetAsync("/feed?platform=other")).Problem(404));
-        Assert.StartsWith("range: it is not a parameter of the feed; there are partition, platform,", (await host.GetAsync("/feed?range=7d")).Problem(400), Ordinal);
+        Assert.StartsWith("range: it is not a parameter of the feed; allowed: partition, platform,", (await host.GetAsync("/feed?range=7d")).Problem(400), Ordinal);
     }
 
     [Fact]
@@ -512,7 +512,7 @@ public sealed partial class FeedTests : IDisposable
         await FireAsync(host, "web", "11:00:00");
         Assert.Equal("nobody | ? not known", await ShownAsync(host, "?service=nobody", 404));
         Assert.Equal("nobody | ? not known", await ShownAsync(host, "?service=nobody&range=7d", 404));
-        Assert.StartsWith("range: it is none of 24h, 7d, 30d, 90d", (await host.GetAsync("/badge.svg?range=1y")).Problem(400), Ordinal);
+        Assert.StartsWith("range: '1y' is not valid; allowed: 24h, 7d, 30d, 90d", (await host.GetAsync("/badge.svg?range=1y")).Problem(400), Ordinal);
         Assert.StartsWith("color: it is not a parameter of the badge;", (await host.GetAsync("/badge.svg?color=red")).Problem(400), Ordinal);
         // It is heard of no more.
         await FireAsync(host, "web", "11:00:00", "11:30:00");

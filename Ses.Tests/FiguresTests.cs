@@ -113,7 +113,7 @@ public sealed class FiguresTests
         var many = string.Join(',', Enumerable.Repeat("Mo-Su", 600)) + " " + string.Join(',', Enumerable.Repeat("00:00-12:00,11:00-24:00", 300));
         Assert.Single(ServiceHours.Parse(many).Within(Zone.Utc, Utc("2026-01-01"), Utc("2036-01-01")));
         var minutes = string.Join(',', Enumerable.Range(0, 25).Select(m => $"00:{m * 2:00}-00:{(m * 2) + 1:00}"));
-        Assert.Equal("at most 24 stretches a day", Assert.Throws<FormatException>(() => ServiceHours.Parse($"Mo {minutes}")).Message);
+        Assert.Equal("at most 24 stretches of hours a day", Assert.Throws<FormatException>(() => ServiceHours.Parse($"Mo {minutes}")).Message);
     }
 
     private static readonly (string Text, (int Day, int From, int To)[] Hours)[] Contracts =

@@ -137,7 +137,7 @@ public sealed class ForwardingTests : IDisposable
         await sender.HearAsync(20);
         await AssertHasAllAsync(receiver, sender);
         Assert.Equal(2, Failures(reason));
-        Assert.Contains("the peer takes nothing; it is tried again", _log.ToString(), Ordinal);
+        Assert.Contains("the peer accepts nothing; SeS retries", _log.ToString(), Ordinal);
         Assert.Contains("the peer accepts what is sent again", _log.ToString(), Ordinal);
     }
 
@@ -219,7 +219,7 @@ public sealed class ForwardingTests : IDisposable
         await using var sender = new Sender(this, "a", "--peer", receiver.Url);
         await sender.HearAsync(30);
         await Wait.UntilAsync(() => Failures("400") >= 1, Soon, "a failure");
-        Assert.Contains("its schema is another", sender.Forwarder.State.Trouble, Ordinal);
+        Assert.Contains("schema differs", sender.Forwarder.State.Trouble, Ordinal);
         Assert.Equal(0, _meters.ForwardLines.WithLabels("peer", "set_aside").Value);
         isBroken = false;
         await AssertHasAllAsync(receiver, sender);
@@ -300,7 +300,7 @@ public sealed class ForwardingTests : IDisposable
         };
         await using var sender = new Sender(this, "a", "--hub", receiver.Url);
         await sender.HearAsync(20);
-        await Wait.UntilAsync(() => _log.ToString().Contains("does the URL lead to several?", Ordinal), Soon, "a failure");
+        await Wait.UntilAsync(() => _log.ToString().Contains("does the URL lead to several SeS?", Ordinal), Soon, "a failure");
         Assert.InRange(receiver.Posts.Count, 3, 60);
         receiver.Answering = null;
         receiver.StoreId = "store 1";
@@ -361,7 +361,7 @@ public sealed class ForwardingTests : IDisposable
         Assert.Equal(1200, host.Observations);
         using var snapshot = host.Store.Snapshot();
         var bad = QuarantinedAlert.Read(snapshot).ToList();
-        Assert.Equal([("INS", "its id does not match its content: it was changed"), ("", "it is not JSON")],
+        Assert.Equal([("INS", "the id does not match the content: the line was changed"), ("", "the line is not JSON")],
             bad.Select(q => (q.Partition, q.Reason)));
         Assert.Equal("no line", Encoding.UTF8.GetString(bad[1].Alert));
         Assert.All(bad, q => Assert.Equal(AlertSource.Line, q.Source));
@@ -376,7 +376,7 @@ public sealed class ForwardingTests : IDisposable
     {
         await using (var closed = Host.Serving())
         {
-            Assert.StartsWith("Nobody may bring facts: --import-password-file", (await closed.PostAsync(Line(1), "/import")).Problem(403), Ordinal);
+            Assert.StartsWith("Imports are closed: --import-password-file", (await closed.PostAsync(Line(1), "/import")).Problem(403), Ordinal);
             Assert.Equal(0, closed.Observations);
         }
         await using var host = Taking("--auth-mode", "basic", "--password", "s", "--editor-password", "e", "--read-password", "r");
@@ -420,7 +420,7 @@ public sealed class ForwardingTests : IDisposable
         await using var host = Taking();
         Assert.Equal((1, 0, 1), Counts(await ImportAsync(host, new string('x', 5 * 1024 * 1024), Line(1))));
         using var snapshot = host.Store.Snapshot();
-        Assert.StartsWith("it is longer than", QuarantinedAlert.Read(snapshot).Single().Reason, Ordinal);
+        Assert.StartsWith("the line is longer than", QuarantinedAlert.Read(snapshot).Single().Reason, Ordinal);
     }
 
     /// <summary>A copy that tells nothing new here does, once another SeS has heard the alert's end.</summary>
@@ -501,7 +501,7 @@ public sealed class ForwardingTests : IDisposable
         await using var host = Taking();
         host.CloseStore();
         host.Reopen("--import-password", "i p", "--name", "second");
-        Assert.StartsWith("'hub' was the name of this SeS, or of the one that its database is a copy of: begin it without a database",
+        Assert.StartsWith("'hub' was the name of this SeS, or of the SeS that its database was copied from: start this one without a database",
             (await ImportAsync(host, Alive("hub"), Line(1, by: "hub"))).Problem(409), Ordinal);
         Assert.StartsWith("'second' is the name of this SeS", (await ImportAsync(host, Alive("second"))).Problem(409), Ordinal);
     }
@@ -555,7 +555,7 @@ public sealed class ForwardingTests : IDisposable
     {
         await using var host = Taking();
         await ImportAsync(host, Alive("site", Host.Now.AddMinutes(-1)), Line(1));
-        Assert.Contains("<p>Facts of <bdi>site</bdi> until ", (await host.GetAsync("/")).Body, Ordinal);
+        Assert.Contains("<p>Facts from <bdi>site</bdi> until ", (await host.GetAsync("/")).Body, Ordinal);
         var health = (await host.SendAsync(HttpMethod.Get, "/health?format=json")).Json;
         var peer = health.GetProperty("peers").EnumerateArray().Single();
         Assert.Equal(("site", Host.Now.AddMinutes(-1)), (peer.GetProperty("name").GetString(), peer.GetProperty("last").GetDateTime()));

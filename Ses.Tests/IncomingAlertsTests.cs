@@ -369,8 +369,8 @@ public sealed class IncomingAlertsTests
     [InlineData("2026-11-27T12:00:00.0000001Z", "startsAt is more than 24 h ahead of the clock")]
     [InlineData(Never, "startsAt is before the year 2000")]
     [InlineData("", "it has no startsAt")]
-    [InlineData("2026-11-22T11:34:34", "startsAt is no RFC 3339 time with a zone")]
-    [InlineData("2016-12-31T23:59:60Z", "startsAt is no RFC 3339 time with a zone")]
+    [InlineData("2026-11-22T11:34:34", "startsAt is not an RFC 3339 time with a zone")]
+    [InlineData("2016-12-31T23:59:60Z", "startsAt is not an RFC 3339 time with a zone")]
     public void TimeIsBetweenTheYear2000AndADayAhead(string time, string? reason)
     {
         foreach (var labels in new[] { Dialect, Stock })
@@ -420,9 +420,9 @@ public sealed class IncomingAlertsTests
     }
 
     [Theory]
-    [InlineData("x", End, "startsAt is no RFC 3339 time")]
-    [InlineData("0001-01-01", End, "startsAt is no RFC 3339 time")]
-    [InlineData(Start, "x", "endsAt is no RFC 3339 time")]
+    [InlineData("x", End, "startsAt is not an RFC 3339 time")]
+    [InlineData("0001-01-01", End, "startsAt is not an RFC 3339 time")]
+    [InlineData(Start, "x", "endsAt is not an RFC 3339 time")]
     [InlineData("1999-01-01T00:00:00Z", End, "startsAt is before")]
     [InlineData("2026-11-28T00:00:00Z", End, "startsAt is more than 24 h")]
     public void AlertOfPrometheusWithABadTimeIsQuarantined(string startsAt, string endsAt, string reason)
@@ -759,7 +759,7 @@ public sealed class IncomingAlertsTests
         { With("status", "\"pending\""), "status is neither firing nor resolved" },
         { With("status", "{}"), "status is of the wrong type" },
         { With("status", "\"\\udfff\""), "status is of the wrong type" },
-        { With("startsAt", "1700000000"), "startsAt is no RFC 3339 time" },
+        { With("startsAt", "1700000000"), "startsAt is not an RFC 3339 time" },
         { With("startsAt", "[]"), "startsAt is of the wrong type" },
         { With("startsAt", "null"), "it has no startsAt" },
         { With("status", "\"resolved\""), "it has no endsAt" },

@@ -101,12 +101,12 @@ public sealed class NotesEndToEndTests : IDisposable
             Assert.Equal(exit, code);
         }
 
-        await RefusedAsync(1, "id: there is no note 'x' of partition 'INS'", "withdraw --id x");
+        await RefusedAsync(1, "id: there is no note 'x' in partition 'INS'", "withdraw --id x");
         await RefusedAsync(2, "--id is missing", "withdraw");
-        await RefusedAsync(2, "--kind: 'w0' is maintenance, and a note stays what it is", "add --id w0 --kind comment");
-        await RefusedAsync(2, "--text: it is missing", "add --kind comment");
+        await RefusedAsync(2, "--kind: note 'w0' is of kind maintenance, which cannot be changed", "add --id w0 --kind comment");
+        await RefusedAsync(2, "--text: missing; give the text of the note", "add --kind comment");
         await RefusedAsync(2, "--to: 'tomorrow' is not valid; allowed:", "add --kind comment --to tomorrow --text t");
-        await RefusedAsync(2, "--for: 'long' is not valid; allowed: such as 4h", "add --kind comment --for long --text t");
+        await RefusedAsync(2, "--for: 'long' is not valid; allowed: a duration such as 4h", "add --kind comment --for long --text t");
         await RefusedAsync(2, "--to: '' is not valid", "add --kind comment --to '' --text t");
         await RefusedAsync(2, "--partition: SeS has never received an alert for 'TYPO'; there are: INS", "add --partition TYPO --kind comment --text t");
         // What is added holds again.

@@ -108,7 +108,7 @@ public sealed class NotesTests
         var changed = await NoteAsync(host, """{"id":"up-1","to":null,"platform":null,"version":1}""");
         Assert.Equal((201, 2, JsonValueKind.Null, JsonValueKind.Null, "web"), (changed.Code, changed.Json.GetProperty("version").GetInt32(),
             changed.Json.GetProperty("to").ValueKind, changed.Json.GetProperty("platform").ValueKind, changed.Json.GetProperty("service").GetString()));
-        Assert.Equal("version: the last one of 'up-1' is 2, not 1.", (await NoteAsync(host, """{"id":"up-1","text":"x","version":1}""")).Problem(409));
+        Assert.Equal("version: note 'up-1' is at version 2, not 1.", (await NoteAsync(host, """{"id":"up-1","text":"x","version":1}""")).Problem(409));
         Assert.Equal(201, (await NoteAsync(host, """{"id":"up-1","withdrawn":true}""")).Code);
         var list = await NotesAsync(host, "?versions=true");
         Assert.Equal("2026-11-22T12:00:00Z", list.Json.GetProperty("as_of").GetString());
@@ -137,7 +137,7 @@ public sealed class NotesTests
         await ListsAsync("a", "?as_of=2026-11-22T12:00:30Z");
         Assert.Equal("kind: 'x' is not valid; allowed: maintenance, excluded, correction, comment, retired.", (await NotesAsync(host, "?kind=x")).Problem(400));
         Assert.StartsWith("limit: it is not a parameter of notes;", (await NotesAsync(host, "?limit=1")).Problem(400), Ordinal);
-        Assert.StartsWith("Nothing was ever heard", (await host.SendAsync(
+        Assert.StartsWith("SeS never received anything", (await host.SendAsync(
             HttpMethod.Get, "/alerts/OTHER/notes", authorization: Host.Basic(Editor, Password))).Problem(404), Ordinal);
     }
 
@@ -145,7 +145,7 @@ public sealed class NotesTests
     [InlineData("x", "The body is not JSON.")]
     [InlineData("[]", "The body is not a JSON object.")]
     [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t"} x""", "The body is not JSON.")]
-    [InlineData("""{"author":"me"}""", "author: it is not a field of a note; there are id, version, kind,")]
+    [InlineData("""{"author":"me"}""", "author: it is not a field of a note; allowed: id, version, kind,")]
     [InlineData("""{"kind":"outage"}""", "kind: 'outage' is not valid; allowed: maintenance, excluded, correction, comment, retired.")]
     [InlineData("""{"kind":1}""", "kind: it is of the wrong type.")]
     [InlineData("""{"withdrawn":"true"}""", "withdrawn: it is of the wrong type.")]
@@ -155,20 +155,20 @@ public sealed class NotesTests
     [InlineData("""{"from":"yesterday"}""", "from: 'yesterday' is not valid; allowed: RFC 3339")]
     [InlineData("""{"from":"1999-12-31"}""", "from: '1999-12-31' is not valid; allowed: RFC 3339")]
     [InlineData("""{"kind":"comment","from":"2026-11-22","to":"2040-01-01","text":"t"}""", "to: '2040-01-01' is not valid; allowed: RFC 3339")]
-    [InlineData("""{"from":"2026-11-22","text":"t"}""", "kind: it is missing; needed: maintenance or excluded or")]
-    [InlineData("""{"kind":"comment","text":"t"}""", "from: it is missing")]
-    [InlineData("""{"kind":"comment","from":"2026-11-22"}""", "text: it is missing")]
-    [InlineData("""{"kind":"comment","from":"2026-11-22","text":" "}""", "text: it is empty")]
-    [InlineData("""{"kind":"comment","from":"2026-11-22","to":"2026-11-22","text":"t"}""", "to: it is not after from.")]
-    [InlineData("""{"kind":"comment","from":"2026-11-22","status":"up","text":"t"}""", "status: only a correction has one.")]
-    [InlineData("""{"kind":"correction","from":"2026-11-22","text":"t"}""", "status: a correction says what really was")]
-    [InlineData("""{"kind":"correction","from":"2026-11-22","status":"Down","text":"t"}""", "status: it is empty, or not in lower case.")]
+    [InlineData("""{"from":"2026-11-22","text":"t"}""", "kind: missing; give maintenance or excluded or")]
+    [InlineData("""{"kind":"comment","text":"t"}""", "from: missing; give the time when the note begins")]
+    [InlineData("""{"kind":"comment","from":"2026-11-22"}""", "text: missing; give the text of the note")]
+    [InlineData("""{"kind":"comment","from":"2026-11-22","text":" "}""", "text: must not be empty")]
+    [InlineData("""{"kind":"comment","from":"2026-11-22","to":"2026-11-22","text":"t"}""", "to: must be after from.")]
+    [InlineData("""{"kind":"comment","from":"2026-11-22","status":"up","text":"t"}""", "status: only a correction may have a status.")]
+    [InlineData("""{"kind":"correction","from":"2026-11-22","text":"t"}""", "status: a correction needs the true status")]
+    [InlineData("""{"kind":"correction","from":"2026-11-22","status":"Down","text":"t"}""", "status: must not be empty, and must be in lower case.")]
     [InlineData("""{"id":"a b"}""", "id: 'a b' is not valid; allowed: 1 to 64 of")]
-    [InlineData("""{"id":null}""", "kind: it is missing")]
-    [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t","author_name":" "}""", "author_name: it is empty: leave it out.")]
-    [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t","service":"a\u0000b"}""", "service: it has the character U+0000.")]
-    [InlineData("""{"id":"known","kind":"excluded"}""", "kind: 'known' is comment, and a note stays what it is.")]
-    [InlineData("""{"text":"\ud800"}""", "A text in it is not valid Unicode.")]
+    [InlineData("""{"id":null}""", "kind: missing; give maintenance or")]
+    [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t","author_name":" "}""", "author_name: must not be empty; leave it out if there is none.")]
+    [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t","service":"a\u0000b"}""", "service: must not contain the character U+0000.")]
+    [InlineData("""{"id":"known","kind":"excluded"}""", "kind: note 'known' is of kind comment, which cannot be changed.")]
+    [InlineData("""{"text":"\ud800"}""", "A string in the body is not valid Unicode.")]
     public async Task WhatIsNoNoteIsRefusedByItsField(string body, string problem)
     {
         await using var host = WithEditor();
@@ -184,7 +184,7 @@ public sealed class NotesTests
     public async Task LimitsOfANoteAreExact()
     {
         await using var host = WithEditor();
-        Assert.Equal("Nothing was ever heard of partition 'INS'.", (await NoteAsync(host, "{}")).Problem(404));
+        Assert.Equal("SeS never received anything for partition 'INS'.", (await NoteAsync(host, "{}")).Problem(404));
         await FireAsync(host, "web", "08:00", "09:00");
         string Body(string text, string name = "n", string? platform = null) => JsonSerializer.Serialize(
             new Dictionary<string, string?> { ["kind"] = "comment", ["from"] = "2026-11-22", ["text"] = text, ["author_name"] = name, ["platform"] = platform });
@@ -195,8 +195,8 @@ public sealed class NotesTests
         Assert.Equal("platform: it has 1025 bytes, more than 1024.", (await NoteAsync(host, Body("t", platform: new string('p', 1025)))).Problem(400));
         var space = new string(' ', NoteForm.MaxBody - Body("t").Length);
         Assert.Equal(201, (await NoteAsync(host, Body("t") + space)).Code);
-        Assert.Equal("A note has at most 65536 bytes.", (await NoteAsync(host, Body("t") + space + " ")).Problem(413));
-        Assert.Equal("id: there is no note 'x' of partition 'INS'.", (await NoteAsync(host, """{"id":"x","withdrawn":true}""")).Problem(404));
+        Assert.Equal("The note is too large: its body may have at most 65536 bytes.", (await NoteAsync(host, Body("t") + space + " ")).Problem(413));
+        Assert.Equal("id: there is no note 'x' in partition 'INS'.", (await NoteAsync(host, """{"id":"x","withdrawn":true}""")).Problem(404));
         foreach (var method in new[] { HttpMethod.Delete, HttpMethod.Put })
             Assert.Equal("Allowed: GET, HEAD, OPTIONS, POST.", (await host.SendAsync(
                 method, "/alerts/INS/notes", "{}", Host.Basic(Editor, Password))).Problem(405));
@@ -216,7 +216,7 @@ public sealed class NotesTests
             var missing = await host.PostAsync(Body, "/alerts/INS/notes");
             missing.Problem(401);
             Assert.Equal("Basic realm=\"SeS\", charset=\"UTF-8\"", Assert.Single(missing.Headers.WwwAuthenticate).ToString());
-            Assert.Equal("These credentials are for alerts and questions; notes need the editor's.",
+            Assert.Equal("These credentials are for sending alerts and reading; notes need the editor's.",
                 (await host.PostAsync(Body, "/alerts/INS/notes", Host.Basic("am", "secret"))).Problem(403));
             (await host.PostAsync(Body, "/alerts/INS/notes", "Bearer x")).Problem(401);
             Assert.Equal(404, (await host.PostAsync(Body, "/alerts/INS/notes", Host.Basic(Editor, Password))).Code);
@@ -238,16 +238,16 @@ public sealed class NotesTests
         async Task WarnsAsync(string body, params string[] warnings) => Assert.Equal(warnings,
             (await NoteAsync(host, body)).Json.GetProperty("warnings").EnumerateArray().Select(w => w.GetString()![..Math.Min(40, w.GetString()!.Length)]));
         await WarnsAsync("""{"kind":"maintenance","from":"2026-11-22T12:00Z","to":"2026-11-22T13:00Z","text":"t"}""");
-        await WarnsAsync("""{"kind":"maintenance","from":"2026-11-22T11:00Z","to":"2026-11-22T13:00Z","text":"t"}""", "not all of it was announced: it holds fr");
-        Assert.Contains("it holds from 2026-11-22T12:00:00Z to 2026-11-22T13:00:00Z; excluded", (await NoteAsync(host,
+        await WarnsAsync("""{"kind":"maintenance","from":"2026-11-22T11:00Z","to":"2026-11-22T13:00Z","text":"t"}""", "the maintenance was announced only in pa");
+        Assert.Contains("it counts from 2026-11-22T12:00:00Z to 2026-11-22T13:00:00Z; for the rest", (await NoteAsync(host,
             """{"kind":"maintenance","from":"2026-11-22T11:00Z","to":"2026-11-22T13:00Z","text":"u"}""")).Body, Ordinal);
         await NoteAsync(host, """{"id":"w","kind":"comment","from":"2026-11-22T10:00Z","text":"t"}""");
         await WarnsAsync("""{"id":"w","withdrawn":true}""");
-        await WarnsAsync("""{"id":"w","text":"another"}""", "it was withdrawn before, and still is: \"");
-        await WarnsAsync("""{"kind":"maintenance","from":"2026-11-22T10:00Z","to":"2026-11-22T11:00Z","text":"t"}""", "it was over when it was received, so tha");
+        await WarnsAsync("""{"id":"w","text":"another"}""", "the note was withdrawn before and still ");
+        await WarnsAsync("""{"kind":"maintenance","from":"2026-11-22T10:00Z","to":"2026-11-22T11:00Z","text":"t"}""", "the maintenance was over before SeS rece");
         await WarnsAsync("""{"kind":"excluded","from":"2026-11-22T10:00Z","text":"t","service":"db"}""",
-            "it matches no service that is known", "it has no end: it holds until a version ");
-        await WarnsAsync("""{"kind":"correction","status":"up","from":"2026-11-22T10:00Z","text":"t"}""", "it has no end: it holds until a version ");
+            "the note matches no known service", "the note has no end: it holds until a la");
+        await WarnsAsync("""{"kind":"correction","status":"up","from":"2026-11-22T10:00Z","text":"t"}""", "the note has no end: it holds until a la");
         await WarnsAsync("""{"kind":"comment","from":"2026-11-22T10:00Z","text":"t"}""");
     }
 
@@ -489,7 +489,7 @@ public sealed class NotesTests
 
         Assert.Empty(Faults());
         database.Execute("UPDATE note SET author = 'somebody else'");
-        Assert.Contains("a fact does not fit its checksum", Assert.Single(Faults()), Ordinal);
+        Assert.Contains("a fact does not match its checksum", Assert.Single(Faults()), Ordinal);
     }
 
     // ---- The page of notes ----

@@ -172,7 +172,7 @@ public sealed class OutboxTests
         await site.RestartAsync();
         await Wait.UntilAsync(() => onix.History.Count == 2 * before, TimeSpan.FromSeconds(30), "the whole history again");
         Assert.Equal(["up", "up", "down"], onix.History.Skip(before).Select(c => c.Status));
-        Assert.Contains("giving it the whole history again", site.Lines.ToString(), StringComparison.Ordinal);
+        Assert.Contains("sending it the whole history again", site.Lines.ToString(), StringComparison.Ordinal);
     }
 
     /// <summary>DbMan's report follows the order of Onix's table.</summary>
@@ -322,12 +322,12 @@ public sealed class OutboxTests
     // ---- How it is ----
 
     [Theory]
-    [InlineData(null, false, 0, 0, false, "starting", "Onix was not asked yet")]
-    [InlineData(null, false, 3, 1, false, "starting", "Onix was not asked yet")]
+    [InlineData(null, false, 0, 0, false, "starting", "Onix has not been contacted yet")]
+    [InlineData(null, false, 3, 1, false, "starting", "Onix has not been contacted yet")]
     [InlineData(null, true, 0, 0, false, "recorded", "Onix has all changes")]
     [InlineData(null, true, 3, 0, false, "behind", "Onix lacks changes of 3 services")]
-    [InlineData(null, true, 3, 1, false, "behind", "Onix lacks changes of 3 services, of which it refuses 1: no rights")]
-    [InlineData(null, true, 9, 0, true, "behind", "Onix came back without what it had, and gets the whole history again")]
+    [InlineData(null, true, 3, 1, false, "behind", "Onix lacks changes of 3 services and refuses those of 1: no rights")]
+    [InlineData(null, true, 9, 0, true, "behind", "Onix lost items that it had, and gets the whole history again")]
     [InlineData("it is off", false, 3, 0, false, "away", "Onix confirms nothing: it is off; Onix lacks changes of 3 services")]
     [InlineData("it is off", true, 0, 0, false, "away", "Onix confirms nothing: it is off; Onix has all changes")]
     public void StateIsToldAsItIs(

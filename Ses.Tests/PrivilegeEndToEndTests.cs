@@ -191,10 +191,10 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
             ["sh", "-c", $"exec 2>{log}; export JOURNAL_STREAM={stream}; exec \"$0\" \"$@\""], Arguments());
         Assert.Equal(HttpStatusCode.NotFound, (await GetAsync("alerts/INS")).Code);
         await PostAsync("hello");
-        await Wait.UntilAsync(() => File.ReadAllText(log).Contains("a post could not be taken", Ordinal), Soon, "the log");
+        await Wait.UntilAsync(() => File.ReadAllText(log).Contains("a POST request was refused", Ordinal), Soon, "the log");
         var lines = await File.ReadAllLinesAsync(log);
         Assert.All(lines, l => Assert.Matches(isJournal ? "^<[346]>(ERROR|WARN |INFO ) " : "^20..-..-..T", l));
-        Assert.Contains(lines, l => l.Contains(isJournal ? "<4>WARN  a post could not" : "Z WARN  a post could not", Ordinal));
+        Assert.Contains(lines, l => l.Contains(isJournal ? "<4>WARN  a POST request was refused" : "Z WARN  a POST request was refused", Ordinal));
         await using var second = ChildProcess.Start("sh",
             ["-c", $"exec 2>>{log}; export JOURNAL_STREAM={stream}; exec \"$0\" --port x", SesProcess.Binary]);
         Assert.Equal(2, await second.ExitAsync(Soon));
@@ -454,7 +454,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
         ses.Kill(Signal.Terminate);
         Assert.Equal(0, await ses.ExitAsync(Soon));
         var lines = ses.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries);
-        foreach (var word in new[] { "alerts were quarantined", "a post could not be taken",
+        foreach (var word in new[] { "alerts were quarantined", "a POST request was refused",
             "a request was refused" })
             Assert.Contains(lines, l => l.Contains(word, Ordinal));
         Assert.All(lines, line =>
@@ -515,8 +515,8 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
     [InlineData("the password is the documented default: set --password", "--auth-mode", "basic")]
     [InlineData("the password is the documented default", "--auth-mode", "basic", "--password", "0n1x")]
     [InlineData("the password is empty: set --password", "--auth-mode", "basic", "--password", "")]
-    [InlineData("--metrics-auth (OXSES_METRICS_AUTH) closes nothing", "--metrics-auth")]
-    [InlineData("--metrics-auth (OXSES_METRICS_AUTH) closes nothing",
+    [InlineData("--metrics-auth (OXSES_METRICS_AUTH) has no effect", "--metrics-auth")]
+    [InlineData("--metrics-auth (OXSES_METRICS_AUTH) has no effect",
         "--metrics-auth", "--auth-mode", "none")]
     [InlineData(null)]
     [InlineData(null, "--auth-mode", "basic", "--password", "x", "--metrics-auth")]

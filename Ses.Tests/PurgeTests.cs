@@ -146,7 +146,7 @@ public sealed class PurgeTests : IDisposable
         await AssertRefusedAsync("--partition: there is no 'x'; there are: INS, junk", "--partition", "x", "--service", "y");
         await AssertRefusedAsync(
             "--service: 'junk' has no service 'x'; there are: etcd, node", "--partition", "junk", "--service", "x");
-        await AssertRefusedAsync("--partition is missing: it names the partition that is meant", "--service", "x");
+        await AssertRefusedAsync("--partition is missing: it names the partition to purge", "--service", "x");
         Assert.Equal(0, await CountAsync("purge"));
 
         async Task AssertRefusedAsync(string says, params string[] arguments) => Assert.Equal(says,
@@ -188,7 +188,7 @@ public sealed class PurgeTests : IDisposable
                 await AssertSoundAsync();
             Assert.InRange(purge.Taken.Observations, 1, 1199);
         }
-        Assert.Contains("; it did not end, or goes on.", await PurgeAsync("--dry-run"), StringComparison.Ordinal);
+        Assert.Contains("; it was interrupted, or still runs.", await PurgeAsync("--dry-run"), StringComparison.Ordinal);
         await PurgeAsync("--partition", "junk");
         Assert.Equal(before, await HistoryAsync());
         await AssertSoundAsync();

@@ -66,15 +66,15 @@ public sealed class ReaderTests
         Assert.Equal(204, (await host.PostAsync(Alerts, authorization: By("sender"))).Code);
         foreach (var path in new[] { "/alerts/INS", "/alerts/INS/api/v2/alerts" })
         {
-            Assert.Equal("These credentials are for questions; alerts need the sender's.",
+            Assert.Equal("These credentials are for reading; alerts need the sender's.",
                 (await host.PostAsync(Alerts, path, By("reader"))).Problem(403));
-            Assert.Equal("These credentials are for notes and questions; alerts need the sender's.",
+            Assert.Equal("These credentials are for notes and reading; alerts need the sender's.",
                 (await host.PostAsync(Alerts, path, By("editor"))).Problem(403));
         }
         const string Notes = "/alerts/INS/notes";
-        Assert.Equal("These credentials are for questions; notes need the editor's.",
+        Assert.Equal("These credentials are for reading; notes need the editor's.",
             (await host.PostAsync(Note, Notes, By("reader"))).Problem(403));
-        Assert.Equal("These credentials are for questions; notes need the editor's.", (await AskAsync(host, Notes, "reader")).Problem(403));
+        Assert.Equal("These credentials are for reading; notes need the editor's.", (await AskAsync(host, Notes, "reader")).Problem(403));
         (await host.PostAsync(Note, Notes, By("sender"))).Problem(403);
         Assert.Equal(201, (await host.PostAsync(Note, Notes, By("editor"))).Code);
         // What the sender's own credentials are needed for is lost: it is counted.
@@ -165,8 +165,8 @@ public sealed class ReaderTests
         Assert.Contains(Warnings(), w => w.StartsWith("anyone who can reach this host may post alerts and read the history: ", Ordinal));
         Assert.Contains(Warnings(Reader), w => w.StartsWith("anyone who can reach this host may post alerts: ", Ordinal));
         Assert.Contains(Warnings(Reader), w => w.StartsWith("passwords are sent unencrypted", Ordinal));
-        Assert.Contains(Warnings("--metrics-auth", "true"), w => w.Contains("closes nothing", Ordinal));
-        Assert.DoesNotContain(Warnings([.. Reader, "--metrics-auth", "true"]), w => w.Contains("closes nothing", Ordinal));
+        Assert.Contains(Warnings("--metrics-auth", "true"), w => w.Contains("has no effect", Ordinal));
+        Assert.DoesNotContain(Warnings([.. Reader, "--metrics-auth", "true"]), w => w.Contains("has no effect", Ordinal));
     }
 
     [Fact]

@@ -72,12 +72,12 @@ public sealed class RefusalPageTests
     public static TheoryData<int, string, string, string, string> Refusals => new()
     {
         { 400, "GET", "/alerts/INS/history?foo=1", "", "foo: it is not a parameter" },
-        { 400, "GET", "/%61lerts", "", "The path encodes" },
+        { 400, "GET", "/%61lerts", "", "The path percent-encodes" },
         { 403, "GET", "/alerts/INS/notes", "", "Notes are closed" },
         { 404, "GET", "/nowhere", "", "There is no such path" },
-        { 404, "GET", "/alerts/NEVER", "", "Nothing was ever heard" },
+        { 404, "GET", "/alerts/NEVER", "", "SeS never received anything" },
         { 405, "POST", "/", "Content-Length: 0\r\n", "Allowed: GET, HEAD, OPTIONS." },
-        { 415, "POST", "/alerts/INS", "Content-Length: 2\r\nContent-Encoding: br\r\n\r\n{}", "The only Content-Encoding" },
+        { 415, "POST", "/alerts/INS", "Content-Length: 2\r\nContent-Encoding: br\r\n\r\n{}", "The Content-Encoding is not supported" },
     };
 
     [Theory]
@@ -105,7 +105,7 @@ public sealed class RefusalPageTests
         IsPage(page, 503);
         Assert.Equal("10", page.Field("Refresh"));
         Assert.Contains("starting", page.Body, Ordinal);
-        Assert.Contains("asks again after 10 s", page.Body, Ordinal);
+        Assert.Contains("tries again in 10 s", page.Body, Ordinal);
         var head = await AskAsync(host, "/", method: "HEAD");
         Assert.Equal(("", page.Field("Content-Length"), "10"), (head.Body, head.Field("Content-Length"), head.Field("Refresh")));
         Assert.Null((await AskAsync(host, "/", "*/*")).Field("Refresh"));

@@ -29,10 +29,10 @@ public sealed partial class ReportHtmlTests : IDisposable
         string[] parts =
         [
             "Availability of <bdi>shop</bdi>", "October 2026, Europe/Berlin, all hours, objective 99.9 %", "From 2026-10-01 00:00 to 2026-11-01 00:00",
-            "As of 2026-11-01 08:00", "<code>ses report --partition INS", "10 of 12 met, 1 missed, 1 met on 93.2 % of its time.",
+            "As of 2026-11-01 08:00", "<code>ses report --partition INS", "10 of 12 met, 1 missed, 1 met with only 93.2 % of its time known.",
             "<h2>Services</h2>", "checkout http", "<svg role=\"img\"", "all 12 services", "<h2>Outages</h2>",
             "maintenance 22:00 to 02:00 (announced 2026-10-06)", "<h2>Notes</h2>", "<h2>Gaps</h2>", "SeS was away",
-            "Watchdog of INS is silent", "<h2>How the figures are made</h2>", "Signature", "SeS 1.0.0; pause 15m", new string('a', 64),
+            "Watchdog of INS is silent", "<h2>How the figures are calculated</h2>", "Signature", "SeS 1.0.0; pause 15m", new string('a', 64),
             "ses export --from 2026-09-30T22:00:00Z --as-of 2026-11-01T07:00:00Z | sha256sum",
         ];
         var at = 0;
@@ -42,7 +42,7 @@ public sealed partial class ReportHtmlTests : IDisposable
             Assert.True(next >= 0, $"{part} does not come next");
             at = next + part.Length;
         }
-        Assert.Equal(3, page.Split("How the figures are made")[1].Split("</p>")[0].Split("<br>").Length - 1);
+        Assert.Equal(3, page.Split("How the figures are calculated")[1].Split("</p>")[0].Split("<br>").Length - 1);
     }
 
     [Fact]
@@ -51,7 +51,7 @@ public sealed partial class ReportHtmlTests : IDisposable
         var notes = PageText.Parse(Page(Chapter())).All("li").Select(l => l.Text).ToList();
         Assert.Equal(
             [
-                "comment 2026-10-01 02:00 to no end, platform shop, k1 1. a <b>new</b> provider 2026-10-01 02:00 to no end; ed, received 2026-10-01 02:00, announced",
+                "comment 2026-10-01 02:00, no end, platform shop, k1 1. a <b>new</b> provider 2026-10-01 02:00, no end; ed, received 2026-10-01 02:00, announced",
                 "maintenance 2026-10-10 22:00 to 2026-10-11 02:00, platform shop, service db, m1 "
                     + "1. upgrade of the database 2026-10-10 22:00 to 2026-10-11 02:00; ed, received 2026-10-06 10:00, announced "
                     + "2. upgrade to 17 2026-10-10 22:00 to 2026-10-11 02:00; ed, received 2026-10-07 10:00, announced",
@@ -249,7 +249,7 @@ public sealed partial class ReportHtmlTests : IDisposable
     [InlineData("--output: '{0}/ses.db' is not a directory", "--format", "html", "--output", "{0}/ses.db")]
     [InlineData("--output: it is empty", "--format", "html", "--output", "")]
     [InlineData("--output needs --format html", "--format", "csv", "--output", "{0}")]
-    [InlineData("--threshold goes without --format html", "--format", "html", "--threshold", "2")]
+    [InlineData("--threshold and --format html cannot be used together", "--format", "html", "--threshold", "2")]
     [InlineData("--format: 'pdf' is not valid; allowed: table, json, csv, html", "--format", "pdf")]
     public async Task WhatCannotBePrintedIsRefused(string says, params string[] arguments)
     {

@@ -23,7 +23,7 @@ public sealed class ReportTableTests
     public void MonthIsReadAtAGlance() => Assert.Equal(
         [
             "shop: October 2026, Europe/Berlin, all hours, objective 99.9 %                           as of 2026-11-01 08:00",
-            "1 of 3 met, 1 missed, 1 met on 93.2 % of its time",
+            "1 of 3 met, 1 missed, 1 met with only 93.2 % of its time known",
             "",
             "SERVICE         ADJUSTED  AVAILABLE  OBJECTIVE  BUDGET LEFT             DOWN  OUTAGES  MAINTENANCE      UNKNOWN",
             "checkout http     99.899     99.794  ✖ missed   -20 s of 44 min   1 h 32 min        2            -            -",
@@ -52,11 +52,11 @@ public sealed class ReportTableTests
     {
         var lines = Lines(Of(Counting(null, hours: "Mo-Fr 08:00-18:00"), Row(Key("db"), Hour, outages: 1), Row(Key("mail"))));
         Assert.StartsWith("shop: October 2026, Europe/Berlin, Mo-Fr 08:00-18:00  ", lines[0], Ordinal);
-        Assert.Equal("adjusted availability of 2 services: 99.932 %, outages of 1", lines[1]);
+        Assert.Equal("adjusted availability of 2 services: 99.932 %, 1 with outages", lines[1]);
         Assert.Equal("SERVICE         ADJUSTED  AVAILABLE  DOWN  OUTAGES  MAINTENANCE  UNKNOWN", lines[3]);
         Assert.Equal("no outages", lines[^1]);
-        Assert.Equal("nothing is known of 1 service", Lines(Of(Counting(null), Row(Key("db"), unknown: Length)))[1]);
-        Assert.EndsWith("100.000 %, no outage", Lines(Of(Counting(null), Row(Key("db"))))[1], Ordinal);
+        Assert.Equal("nothing is known about 1 service", Lines(Of(Counting(null), Row(Key("db"), unknown: Length)))[1]);
+        Assert.EndsWith("100.000 %, no outages", Lines(Of(Counting(null), Row(Key("db"))))[1], Ordinal);
     }
 
     [Fact]
@@ -75,8 +75,8 @@ public sealed class ReportTableTests
     [Theory]
     [InlineData("2 of 2 met", 0, 0, 0)]
     [InlineData("0 of 2 met, 2 missed", 0, 60, 0)]
-    [InlineData("1 of 2 met, 1 met on 90 % of its time", 0.1, 0, 0)]
-    [InlineData("1 of 2 met, 1 not known", 1, 0, 0)]
+    [InlineData("1 of 2 met, 1 met with only 90 % of its time known", 0.1, 0, 0)]
+    [InlineData("1 of 2 met, 1 unknown", 1, 0, 0)]
     [InlineData("1 of 2 met, 1 within the budget so far", 0, 0, 5)]
     public void VerdictIsASentence(string sentence, double unknown, int down, int ahead)
     {
@@ -211,7 +211,7 @@ public sealed class ReportTableTests
         // Whole columns, also beside characters of two.
         Assert.Single(lines.Where(l => l.Contains('✔') || l.Contains('✖'))
             .Select(l => Terminal.Columns(l[..l.IndexOfAny(['✔', '✖'])])).Distinct());
-        Assert.Equal(width < 100, lines.Any(l => l.StartsWith("(--format csv has also: ", Ordinal)));
+        Assert.Equal(width < 100, lines.Any(l => l.StartsWith("(--format csv also has: ", Ordinal)));
     }
 
     [Fact]
@@ -235,7 +235,7 @@ public sealed class ReportTableTests
         Assert.Equal(["a http", "2025-12-31 23:30", "01-01 00:30", "1 h",
             "excluded: the provider's (ed, Jane Doe, 10-22 08:30, after the outage); correction, up: the alert's own fault (ed, 10-13 13:00, after the outage)"],
             rows[0]);
-        Assert.Equal(("goes on", "maintenance 10-21 14:00 to no end (in part announced 10-22)"), (rows[1][2], rows[1][4]));
+        Assert.Equal(("ongoing", "maintenance 10-21 14:00, no end (announced in part 10-22)"), (rows[1][2], rows[1][4]));
     }
 
     [Fact]

@@ -49,7 +49,7 @@ public sealed class SecretTests : IDisposable
         watch.Check();
         Assert.True(await IsTaken("second"));
         Assert.Matches("INFO  reloaded setting=--password-file file=.*secret\n", _lines.ToString());
-        Assert.Matches("WARN  --password-file: what the file has now is not used, what it had before still is file=.*secret reason=",
+        Assert.Matches("WARN  --password-file: the file cannot be used; its previous content stays in use file=.*secret reason=",
             _lines.ToString());
         Assert.DoesNotContain("second", _lines.ToString(), Ordinal);
 
@@ -71,7 +71,7 @@ public sealed class SecretTests : IDisposable
         FileWith(changed);
         new SecretWatch(options, null, _log).Check();
         Assert.Equal(then, options.Password.Value);
-        Assert.Equal(then == "first", _lines.ToString().Contains("it would be refused at a start", Ordinal));
+        Assert.Equal(then == "first", _lines.ToString().Contains("SeS would refuse it at its start", Ordinal));
     }
 
     [Fact]
@@ -104,7 +104,7 @@ public sealed class SecretTests : IDisposable
         FileWith(second.Pem, "ca.pem");
         watch.Check();
         await client.EnsureModelAsync(true, CancellationToken.None);
-        Assert.Matches("WARN  --onix-ca-file: what the file has now is not used.*\n(.*\n)*.*INFO  reloaded setting=--onix-ca-file",
+        Assert.Matches("WARN  --onix-ca-file: the file cannot be used.*\n(.*\n)*.*INFO  reloaded setting=--onix-ca-file",
             _lines.ToString());
         // The one before is trusted no more.
         tls.Change(first.Issue());

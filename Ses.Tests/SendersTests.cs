@@ -274,7 +274,7 @@ public sealed class SendersTests
             .Where(l => site.Meters.BadRequests.WithLabels(l).Value > 0).Select(l => l[0]);
         Assert.Equal([reason], counted);
         if (path != null)
-            Assert.Matches($"a post could not be taken: {reason} code=[45][0-9]{{2}}"
+            Assert.Matches($"a POST request was refused: {reason} code=[45][0-9]{{2}}"
                 + (path == "" ? " " : $" path={System.Text.RegularExpressions.Regex.Escape(path)} ") + ".*client=127.0.0.1", site.Lines.ToString());
         Assert.DoesNotContain("secret", site.Lines.ToString(), Ordinal);
         // What only asks is no lost alert.

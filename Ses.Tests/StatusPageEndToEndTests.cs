@@ -179,7 +179,7 @@ public sealed partial class StatusPageEndToEndTests
 
     [Theory]
     [InlineData(0, "No service yet")]
-    [InlineData(1, "✔ The one service is up")]
+    [InlineData(1, "✔ The only service is up")]
     [InlineData(30, "✖ 10 down")]
     public async Task OverviewIsSoundInBothSchemesOnAPhoneAndADesk(int count, string banner)
     {
@@ -380,7 +380,7 @@ public sealed partial class StatusPageEndToEndTests
         }
         await OpenAsync(ses);
         await _browser.TypeAsync(Browser.Tab);
-        Assert.Equal("To the content", await ValueAsync("return document.activeElement.innerText"));
+        Assert.Equal("Skip to content", await ValueAsync("return document.activeElement.innerText"));
         await _browser.TypeAsync(Browser.Enter);
         await UntilAddressAsync("#main");
         await _browser.TypeAsync(Browser.Tab);
@@ -508,7 +508,7 @@ public sealed partial class StatusPageEndToEndTests
             Assert.Equal(before, await StateAsync());
         }
 
-        // Not renewed for 75 s: it says so.
+        // Not updated for 75 s: it says so.
         const string IsStale = "getComputedStyle(frame.querySelector('.stale')).visibility === 'visible'";
         await UntilFrameAsync($"!({IsStale}) && frame.getAnimations().length === 1");
         await _browser.RunAsync("frames[0].document.getAnimations()[0].currentTime = 76000");
@@ -600,7 +600,7 @@ public sealed partial class StatusPageEndToEndTests
         using var answer = await ses.PostAsync("INS", body);
         Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
         await OpenAsync(ses);
-        Assert.Equal("✖ The one service is down", await TextAsync(".banner strong"));
+        Assert.Equal("✖ The only service is down", await TextAsync(".banner strong"));
     }
 
     [Fact]

@@ -214,7 +214,7 @@ public sealed partial class StatusPageTests
         Assert.Equal(["../day/2026-11-21", "../day/2026-11-23"], day.All("nav").Single().All("a").Select(a => a.Attributes["href"]));
         foreach (var link in day.All("a").Select(a => a.Attributes["href"]).Where(h => h.StartsWith("../s/", Ordinal)))
             await PageAsync(host, link[2..]);
-        Assert.Contains("There was none.", (await PageAsync(host, "/day/2026-11-02")).All("p").Select(p => p.Text));
+        Assert.Contains("There were no outages.", (await PageAsync(host, "/day/2026-11-02")).All("p").Select(p => p.Text));
     }
 
     [Fact]
@@ -419,7 +419,7 @@ public sealed partial class StatusPageTests
         foreach (var page in pages)
             lines.Add("/" + (await PageAsync(host, page)).All("iframe").Single().Attributes["src"]);
         Assert.All(await Task.WhenAll(lines.Select(l => PageAsync(host, l))),
-            p => Assert.Equal("No change since 12:00:00. Checked at 12:00:00 ✖ Not renewed since 12:00:00", p.TextOf("body")));
+            p => Assert.Equal("No change since 12:00:00. Checked at 12:00:00 ✖ Not updated since 12:00:00", p.TextOf("body")));
         host.Clock.Advance(TimeSpan.FromMinutes(1));
         // It is heard of later than it was: before the page was made.
         var alert = Dialect.Alert(Node, "down", Host.Now.AddSeconds(-30), "It is down");
@@ -1000,7 +1000,7 @@ public sealed partial class StatusPageTests
             new PageSettings("T", "alerts", Counting.Plain, refusal),
             new PageQuery(kind, new("INS", kind == PageKind.Platform ? "p1" : null, null, null, null))).Parts()!);
         var everybody = new Audience(new HashSet<string> { "INS" });
-        const string Notice = "? No alerts are taken at the moment.";
+        const string Notice = "? SeS is not accepting alerts now.";
         Assert.DoesNotContain(Notice, Page(null, null), StringComparison.Ordinal);
         Assert.Contains(Notice + "</b> The disk is full.", Page("The disk is full.", null), StringComparison.Ordinal);
         Assert.Contains(Notice, Page("The disk is full.", everybody), StringComparison.Ordinal);

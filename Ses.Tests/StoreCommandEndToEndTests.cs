@@ -100,7 +100,7 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
             await RunAsync("import", "--data-dir", data, backup));
         File.CreateSymbolicLink(Path.Combine(_dir, "link.db"), target);
         var (made, why) = await RunAsync("backup", "--data-dir", data, Path.Combine(_dir, "link.db"));
-        Assert.True(made == 2 && why.Contains("cannot be made", StringComparison.Ordinal), why);
+        Assert.True(made == 2 && why.Contains("cannot be created", StringComparison.Ordinal), why);
         Assert.False(File.Exists(target));
     }
 
@@ -126,7 +126,7 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
             var (exit, found) = await RunAsync("check", "--data-dir", _dir);
             Assert.Equal(isChanged ? 1 : 0, exit);
             if (isChanged)
-                Assert.Matches(@"(?m)^observation \d+: a fact does not fit its checksum", found);
+                Assert.Matches(@"(?m)^observation \d+: a fact does not match its checksum", found);
             else
                 Assert.Contains("Nothing is wrong: 2 observations, 1 services.", found, Ordinal);
         }

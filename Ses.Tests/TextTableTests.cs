@@ -72,7 +72,7 @@ public sealed class TextTableTests
             "PLATFORM  SERVICE  FACET  LOCATION  STATUS  SINCE                 DESCRIPTION",
             "INS       etcd     Down   n1:2379   down    2026-11-22T12:00:00Z  xxxxxxxxxxxxx…",
             "INS       payment  Down   n2:2379   up      2026-11-22T12:00:00Z  Down resolved",
-            "(--format csv has also: PARTITION, TIME, LAST SEEN, WATCHED)",
+            "(--format csv also has: PARTITION, TIME, LAST SEEN, WATCHED)",
         ],
         Written(80, Status, Services));
 
@@ -81,7 +81,7 @@ public sealed class TextTableTests
         [
             "PARTITION  ALERTNAME  REASON              LABELS",
             "INS        Odd        it has no startsAt  {alertname=\"Odd\", severity=\"warning\",…",
-            "(--format csv has also: RECORDED, ID)",
+            "(--format csv also has: RECORDED, ID)",
         ],
         Written(80, ["recorded", "partition", "alertname", "reason", "labels", "id"],
             [Noon, "INS", "Odd", "it has no startsAt", "{alertname=\"Odd\", severity=\"warning\", team=\"x\"}", new string('0', 32)]));

@@ -526,7 +526,7 @@ public sealed class TlsTests : IDisposable
         Assert.Contains("https", answer, Ordinal);
         Assert.Contains("\r\nConnection: close\r\n", answer, Ordinal);
         await host.CountedAsync("handshake", 1);
-        Assert.Equal(1, LinesOf("a request was refused: handshake") + LinesOf("a post could not be taken: handshake"));
+        Assert.Equal(1, LinesOf("a request was refused: handshake") + LinesOf("a POST request was refused: handshake"));
     }
 
     // ---- Clients' certificates ----

@@ -47,7 +47,7 @@ public sealed class WallTests
         Assert.Equal(["degraded", "s6", "s5", "s4", "s3"], tiles.Skip(9).Select(t => Regex.Match(t, "s[0-9]|degraded").Value));
         Assert.Contains("since 11:20, 40 min", tiles[10], Ordinal);
         Assert.Equal("30", answer.Headers.GetValues("Refresh").Single());
-        Assert.Contains("Not renewed since 12:00:00", answer.Body, Ordinal);
+        Assert.Contains("Not updated since 12:00:00", answer.Body, Ordinal);
         Assert.DoesNotContain("<script", answer.Body, OrdinalIgnoreCase);
         var style = Regex.Match(answer.Body, "<style>(.*?)</style>", RegexOptions.Singleline).Groups[1].Value;
         Assert.Contains($"style-src 'sha256-{Convert.ToBase64String(SHA256.HashData(Encoding.UTF8.GetBytes(style)))}'",

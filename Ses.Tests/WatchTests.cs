@@ -193,8 +193,8 @@ public sealed class WatchTests
             (await WarningsAsync(host))[0]);
         var page = (await host.GetAsync("/")).Body;
         Assert.Contains($"? not watched</span> <small>since <time datetime=\"{Rfc3339.Format(last)}\">", page, Ordinal);
-        Assert.Contains("Watchdog of INS is silent</bdi>. What is shown of it is what was last known.", page, Ordinal);
-        Assert.Contains("? The one service is unknown", page, Ordinal);
+        Assert.Contains("Watchdog of INS is silent</bdi>. Services are shown with their last known status.", page, Ordinal);
+        Assert.Contains("? The only service is unknown", page, Ordinal);
         Assert.DoesNotContain("✔", page, Ordinal);
         Assert.Contains("ses_watched{partition=\"INS\",platform=\"\",heartbeat=\"Watchdog\"} 0\n", (await host.GetAsync("/metrics")).Body, Ordinal);
         Assert.Contains("heartbeats.1.silent: " + Rfc3339.Format(last), (await host.GetAsync("/health")).Body, Ordinal);
@@ -428,8 +428,8 @@ public sealed class WatchTests
         await PassAsync(host, At(240));
         await PostAsync(host, Relayed("firing"));
         await PassAsync(host, At(241));
-        Assert.Equal($"Watchdog of INS is not armed: 1 of 3 beats in a row, the last at {Rfc3339.Format(At(240))}; they may be "
-            + "10 minutes apart, which needs a repeat_interval of 1m for it", (await WarningsAsync(host))[0]);
+        Assert.Equal($"Watchdog of INS is not armed: 1 of 3 beats in a row, the last at {Rfc3339.Format(At(240))}; they must be "
+            + "at most 10 minutes apart: give it a repeat_interval of 1m", (await WarningsAsync(host))[0]);
         Assert.DoesNotContain("ses_watched{", (await host.GetAsync("/metrics")).Body, Ordinal);
     }
 

@@ -57,7 +57,7 @@ public sealed class WebTests
         Assert.Equal(2, quarantined.Count);
         Assert.Equal("f2", quarantined[0].GetProperty("fingerprint").GetString());
         Assert.Equal("Bad \u0007", quarantined[0].GetProperty("alertname").GetString());
-        Assert.Equal("startsAt is no RFC 3339 time with a zone", quarantined[0].GetProperty("reason").GetString());
+        Assert.Equal("startsAt is not an RFC 3339 time with a zone", quarantined[0].GetProperty("reason").GetString());
         Assert.Equal("it is not an object", quarantined[1].GetProperty("reason").GetString());
         Assert.Equal(1, host.Observations);
         using var snapshot = host.Store.Snapshot();
@@ -175,7 +175,7 @@ public sealed class WebTests
     public async Task PartitionThatIsNotNamedIsNotTaken()
     {
         await using var host = Host.Serving("--partitions", "INS, M\u00fcnchen 2");
-        Assert.Contains("'DEV' are not taken: --partitions (OXSES_PARTITIONS)",
+        Assert.Contains("'DEV': --partitions (OXSES_PARTITIONS)",
             (await host.PostAsync(Body(Alert), "/alerts/DEV")).Problem(404), Ordinal);
         Assert.Equal(0, host.Observations);
         Assert.Contains("ses_alerts_total{outcome=\"not_taken\"} 1",
@@ -390,7 +390,7 @@ public sealed class WebTests
         (await host.SendAsync(HttpMethod.Post, "/health", "{}", authorization)).Problem(405);
         Assert.Equal(0, json.GetProperty("warnings").GetArrayLength());
         await using var warned = Host.Serving("--metrics-auth", "true");
-        Assert.Contains("warnings.1: --metrics-auth (OXSES_METRICS_AUTH) closes nothing",
+        Assert.Contains("warnings.1: --metrics-auth (OXSES_METRICS_AUTH) has no effect",
             (await warned.GetAsync("/health")).Body, StringComparison.Ordinal);
     }
 
@@ -447,7 +447,7 @@ public sealed class WebTests
         using var snapshot = host.Store.Snapshot();
         var kept = QuarantinedAlert.Read(snapshot).ToList();
         Assert.Equal(UnmappableAlerts.MaxKept + 1, kept.Count);
-        Assert.Contains(kept, a => a.Reason.StartsWith("4000 more of the same payload", StringComparison.Ordinal));
+        Assert.Contains(kept, a => a.Reason.StartsWith("4000 more alerts of the same payload", StringComparison.Ordinal));
         Assert.Contains("ses_alerts_total{outcome=\"quarantined\"} 5000", (await host.GetAsync("/metrics")).Body.Split('\n'));
     }
 

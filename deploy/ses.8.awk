@@ -1,4 +1,4 @@
-# Makes the manual page of what ses --help says, and of what ses COMMAND --help says after a line "@COMMAND".
+# Makes the manual page from the output of ses --help, and that of ses COMMAND --help after each line "@COMMAND".
 function roff(s) {
     gsub(/\\/, "\\e", s)
     gsub(/-/, "\\-", s)

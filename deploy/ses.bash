@@ -1,7 +1,7 @@
-# Completion of ses in bash: commands and flags are those that its own --help tells.
+# Bash completion of ses; commands and flags come from its --help.
 _ses() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= help words= commands type= flag value
-    # Of --flag=value each part is a word.
+    # Bash splits --flag=value into words.
     if [[ $current == "=" ]]; then
         current=
     elif [[ $previous == "=" ]]; then
@@ -9,7 +9,7 @@ _ses() {
     fi
     [[ $COMP_CWORD -gt 1 && ${COMP_WORDS[1]} != -* ]] && command=${COMP_WORDS[1]}
     commands=$("$1" --help 2>/dev/null | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\( [a-z]\+\)\?\)  .*/\1/p') || return
-    # Of ses note add the second word is one of those that follow the first.
+    # A command of two words, such as note add: the second word completes the first.
     if grep -q "^$command " <<<"$commands" && [[ -n $command ]]; then
         if [[ $COMP_CWORD -eq 2 ]]; then
             words=$(sed -n "s/^$command //p" <<<"$commands")
@@ -19,12 +19,12 @@ _ses() {
         command+=" ${COMP_WORDS[2]}"
     fi
     commands=$(sed 's/ .*//' <<<"$commands" | sort -u)
-    # shellcheck disable=SC2086 # of a command of two words both
+    # shellcheck disable=SC2086 # a command may be two words
     help=$("$1" $command --help 2>/dev/null) || return
     while read -r flag value _; do
         [[ $flag == --* && $flag == "$previous" ]] && type=$value
     done <<<"$help"
-    # A BOOL may stand alone.
+    # A BOOL flag needs no value.
     [[ $type == BOOL && $current == -* ]] && type=
     [[ $previous == *[\<\>] ]] && type=FILE
     case $type in
@@ -47,7 +47,7 @@ _ses() {
         [[ $COMP_CWORD -eq 1 ]] && words+=" $commands help"
         [[ $command == help ]] && words=$commands
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
-        # What is no flag of ses backup, restore and import.
+        # The file of ses backup, restore and import.
         grep -q '^Usage: .* \[\?FILE\]\?$' <<<"$help" && mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "$current")
         ;;
     esac
