@@ -864,8 +864,8 @@ internal sealed record Options
             'd' => TimeSpan.FromDays(1),
             _ => null,
         } : null;
-        return unit is { } one && ParseCount(text[..^1], int.MaxValue, 0) is { } count
-            && one * count >= least && one * count <= most ? one * count : null;
+        return unit is { } one && ParseCount(text[..^1], (int)Math.Min(most / one, int.MaxValue), 0) is { } count
+            && one * count >= least ? one * count : null;
     }
 
     private static int? ParseCount(string text, int most, int least = 1) =>
@@ -4297,7 +4297,7 @@ internal static class UnixTime
         (time.Ticks - DateTime.UnixEpoch.Ticks) / TimeSpan.TicksPerMillisecond;
 
     /// <exception cref="SqliteException">The time is out of range: the row is damaged.</exception>
-    public static DateTime Read(long milliseconds) => Math.Abs(milliseconds) <= Limit
+    public static DateTime Read(long milliseconds) => milliseconds is >= -Limit and <= Limit
         ? DateTime.UnixEpoch.AddTicks(milliseconds * TimeSpan.TicksPerMillisecond)
         : throw new SqliteException(
             SqliteException.Corrupt, 0, $"a time of {milliseconds} ms is out of range");
@@ -4449,8 +4449,12 @@ internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, Date
             if (value?.Contains('\0') == true)
                 return $"{name}: must not contain the character U+0000";
         }
-        if (Author == "" || Author.Any(char.IsControl) || (AuthorName != null && string.IsNullOrWhiteSpace(AuthorName)))
-            return "author_name: must not be empty; leave it out if there is none";
+        if (Text.Contains('\0'))
+            return "text: must not contain the character U+0000";
+        if (Author == "" || Author.Any(char.IsControl))
+            return "author: must not be empty or contain control characters";
+        if (AuthorName != null && (string.IsNullOrWhiteSpace(AuthorName) || AuthorName.Any(char.IsControl)))
+            return "author_name: must not be empty or contain control characters; leave it out if there is none";
         return Author.Length > MaxAuthor || AuthorName?.Length > MaxAuthor
             ? $"author_name: it has more than {MaxAuthor} characters" : null;
     }
@@ -8356,7 +8360,8 @@ internal sealed partial class Writer
 
     public void Dispose()
     {
-        _checkpoint?.Wait();
+        // A failed one loses nothing: the WAL is read again at the next start.
+        Task.WaitAny(_checkpoint ?? Task.CompletedTask);
         _checkpointer?.Dispose();
         _facts.Dispose();
         _pages.Dispose();
@@ -8976,7 +8981,7 @@ internal sealed class Store : IDisposable
         get
         {
             lock (_gate)
-                return _stopping ? "shutting down" : _refusal;
+                return _stopping ? "SeS is shutting down." : _refusal;
         }
     }
 
@@ -10054,7 +10059,8 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
         var kind = FactLines.KindOf(Text(root, "what")) ?? throw new LineException("what: it is not start, end, again or lapse");
         var labels = new AlertTexts();
         foreach (var label in Field(root, "labels", JsonValueKind.Object).EnumerateObject())
-            labels.Add(label.Name, label.Value.GetString() ?? throw new LineException("labels: a value is not a string"));
+            labels.Add(label.Name, label.Value.ValueKind == JsonValueKind.String ? label.Value.GetString()!
+                : throw new LineException($"labels: the value of {label.Name} is not a string"));
         labels.Sort();
         var ends = TimeOrNull(root, "ends", now);
         if (ends == null != kind is ObservationKind.Start or ObservationKind.Again)
@@ -14543,6 +14549,8 @@ internal sealed class ItemListReader
         var (buffer, held, read) = (new byte[ReadSize], 0, 0);
         do
         {
+            if (held == OnixClient.MaxAnswer)
+                throw new JsonException($"an item has more than {OnixClient.MaxAnswer} bytes");
             if (held == buffer.Length)
                 Array.Resize(ref buffer, 2 * held);
             read = await body.ReadAsync(buffer.AsMemory(held), stop);
@@ -14591,8 +14599,11 @@ internal sealed class ItemListReader
 /// <summary>Sends requests to Onix, one at a time; only the Recorder uses it.</summary>
 internal sealed class OnixClient
 {
+    /// <summary>Of a list: of one item. Items and answers are some KiB; more is not from Onix.</summary>
+    public const int MaxAnswer = 16 * 1024 * 1024;
+
     /// <summary>Longer than Onix's own 30 s, after which it answers with an error.</summary>
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(60);
+    private static readonly TimeSpan AnswerTimeout = TimeSpan.FromSeconds(60);
 
     /// <summary>More items than any site has; Onix takes the number as a limit.</summary>
     private const int ListLimit = 1_000_000;
@@ -14790,13 +14801,13 @@ internal sealed class OnixClient
     }
 
     /// <summary>
-    /// Sends a request and reads its answer within the patience; failures become one exception.
+    /// Sends a request and reads its answer within the timeout; failures become one exception.
     /// </summary>
     private async Task<T> ExchangeAsync<T>(
         string kind, HttpRequestMessage request, Reader<T> read, CancellationToken stop)
     {
-        using var patience = new CancellationTokenSource(Patience, _clock);
-        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop, patience.Token);
+        using var timeout = new CancellationTokenSource(AnswerTimeout, _clock);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop, timeout.Token);
         var started = _clock.GetTimestamp();
         var outcome = "failed";
         try
@@ -14814,7 +14825,7 @@ internal sealed class OnixClient
         catch (OperationCanceledException) when (!stop.IsCancellationRequested)
         {
             outcome = "timeout";
-            throw new OnixException($"Onix gave no answer within {Patience.TotalSeconds} s");
+            throw new OnixException($"Onix gave no answer within {AnswerTimeout.TotalSeconds} s");
         }
         finally
         {
@@ -14823,7 +14834,7 @@ internal sealed class OnixClient
         }
     }
 
-    /// <summary>Parses the body of a 200 as it arrives: a large one is never held as a whole.</summary>
+    /// <summary>Parses the body of a 200; one over <see cref="MaxAnswer"/> is not read to its end.</summary>
     private async Task<T> ReadAsync<T>(HttpResponseMessage answer,
         JsonTypeInfo<T> type, CancellationToken limit) where T : class
     {
@@ -14831,11 +14842,12 @@ internal sealed class OnixClient
             throw Unexpected(answer);
         try
         {
+            await answer.Content.LoadIntoBufferAsync(MaxAnswer, limit);
             using var body = await answer.Content.ReadAsStreamAsync(limit);
             return await JsonSerializer.DeserializeAsync(body, type, limit)
                 ?? throw new OnixException("Onix's answer is empty");
         }
-        catch (Exception e) when (e is JsonException or IOException)
+        catch (Exception e) when (e is JsonException or IOException or HttpRequestException)
         {
             throw Unreadable(e);
         }
@@ -15782,7 +15794,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     private const int MaxAnswer = 64 * 1024, MaxQuoted = 1000;
 
     private static readonly TimeSpan
-        Patience = TimeSpan.FromSeconds(60), FirstPause = TimeSpan.FromSeconds(1), LongestPause = TimeSpan.FromSeconds(30),
+        AnswerTimeout = TimeSpan.FromSeconds(60), FirstPause = TimeSpan.FromSeconds(1), LongestPause = TimeSpan.FromSeconds(30),
         MostObeyed = TimeSpan.FromHours(1), CountPeriod = TimeSpan.FromSeconds(10);
 
     /// <summary>How often a sign of life is sent while nothing else is.</summary>
@@ -16021,8 +16033,8 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     /// <exception cref="ForwardException">The batch is to be sent again.</exception>
     private async Task<byte[]?> PostAsync(Batch batch, CancellationToken stop)
     {
-        using var patience = new CancellationTokenSource(Patience, clock);
-        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop, patience.Token);
+        using var timeout = new CancellationTokenSource(AnswerTimeout, clock);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(stop, timeout.Token);
         using var request = new HttpRequestMessage(HttpMethod.Post, PostTo) { Content = new ReadOnlyMemoryContent(batch.Body) };
         request.Content.Headers.ContentType = new MediaTypeHeaderValue("application/x-ndjson");
         request.Headers.Authorization = target.Token is { } token ? new AuthenticationHeaderValue("Bearer", token.Value)
@@ -16043,7 +16055,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         }
         catch (OperationCanceledException) when (!stop.IsCancellationRequested)
         {
-            throw new ForwardException($"it gave no answer within {Patience.TotalSeconds} s", "timeout");
+            throw new ForwardException($"it gave no answer within {AnswerTimeout.TotalSeconds} s", "timeout");
         }
     }
 
@@ -17227,7 +17239,7 @@ internal sealed class Issuer
     /// <summary>Between two fetches of the issuer's keys, whoever causes them.</summary>
     public static readonly TimeSpan Pause = TimeSpan.FromSeconds(1);
 
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan AnswerTimeout = TimeSpan.FromSeconds(10);
 
     private static readonly SearchValues<char> Alphabet =
         SearchValues.Create("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
@@ -17249,7 +17261,7 @@ internal sealed class Issuer
     public Issuer(string issuer, string audience, HttpMessageHandler handler, TimeProvider clock)
     {
         (_issuer, _audience, _clock) = (issuer, audience, clock);
-        _http = new HttpClient(handler) { Timeout = Patience, MaxResponseContentBufferSize = MaxAnswer };
+        _http = new HttpClient(handler) { Timeout = AnswerTimeout, MaxResponseContentBufferSize = MaxAnswer };
     }
 
     /// <summary>Why the token is refused, for <c>error_description</c>; null: it is valid.</summary>
@@ -17360,7 +17372,7 @@ internal sealed class Issuer
     }
 
     private bool AreOld() =>
-        _clock.GetElapsedTime(_fetched) > KeysAge && _clock.GetElapsedTime(_failed) > Patience;
+        _clock.GetElapsedTime(_fetched) > KeysAge && _clock.GetElapsedTime(_failed) > AnswerTimeout;
 
     private async Task AskAsync(Func<bool> isNeeded)
     {
@@ -23711,7 +23723,10 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
 /// <summary>Asks the SeS on this host through its port, as any client does.</summary>
 internal static class Probe
 {
-    private static readonly TimeSpan Timeout = TimeSpan.FromSeconds(3);
+    /// <summary>Of SeS: an answer to a probe or an error is far smaller. Another server may have the port.</summary>
+    public const int MaxAnswer = 64 * 1024;
+
+    private static readonly TimeSpan AnswerTimeout = TimeSpan.FromSeconds(3);
 
     /// <param name="needsCertificate">The probe has no certificate: then a handshake is enough.</param>
     /// <returns>Whether it answered 2xx, and the answer or the reason.</returns>
@@ -23724,7 +23739,7 @@ internal static class Probe
             UseProxy = false,
             ServerCertificateCustomValidationCallback = (_, _, _, _) => isThere = true,
         };
-        using var client = new HttpClient(handler) { Timeout = Timeout };
+        using var client = new HttpClient(handler) { Timeout = AnswerTimeout, MaxResponseContentBufferSize = MaxAnswer };
         try
         {
             using var answer = await client.GetAsync(target);
@@ -24444,9 +24459,12 @@ internal sealed class RunningSes : IDisposable
     private static async Task<string> DetailAsync(HttpResponseMessage answer)
     {
         const int Enough = 1024;
-        var body = (await answer.Content.ReadAsStringAsync()).Trim();
+        var body = "";
+        using var timeout = new CancellationTokenSource(BodyTime);
         try
         {
+            await answer.Content.LoadIntoBufferAsync(Probe.MaxAnswer, timeout.Token);
+            body = (await answer.Content.ReadAsStringAsync(timeout.Token)).Trim();
             using var problem = JsonDocument.Parse(body);
             if (problem.RootElement.GetProperty("detail").GetString() is { } detail)
                 return detail;
@@ -24454,6 +24472,10 @@ internal sealed class RunningSes : IDisposable
         catch (Exception e) when (e is JsonException or KeyNotFoundException or InvalidOperationException)
         {
             // Another server may have answered.
+        }
+        catch (Exception e) when (e is IOException or HttpRequestException or OperationCanceledException)
+        {
+            // The status code says more than the part of the body that came.
         }
         return body.Length > Enough ? body[..Enough] + "..." : body;
     }

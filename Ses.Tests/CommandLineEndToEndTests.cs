@@ -320,6 +320,32 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
         await serving;
     }
 
+    [Theory]
+    [InlineData(2, false)]
+    [InlineData(100_000, true)]
+    public async Task ErrorWithoutAUsableBodyIsReportedByItsCode(int length, bool isWhole)
+    {
+        using var other = new HttpListener();
+        var port = FreePort.Next();
+        other.Prefixes.Add($"http://127.0.0.1:{port}/");
+        other.Start();
+        var serving = Task.Run(async () =>
+        {
+            var context = await other.GetContextAsync();
+            (context.Response.StatusCode, context.Response.ContentLength64) = (404, isWhole ? length : length + 10);
+            await context.Response.OutputStream.WriteAsync(new byte[length]);
+            await context.Response.OutputStream.FlushAsync();
+            if (isWhole)
+                context.Response.Close();
+            else
+                context.Response.Abort();
+        });
+        Assert.Equal((2, $"ses: --url: http://127.0.0.1:{port}/alerts/INS answered 404\n"),
+            await RunAsync("status", "--partition", "INS", "--url", $"http://127.0.0.1:{port}/alerts"));
+        // Whoever reads no further than a limit closes the connection.
+        Assert.True(await Record.ExceptionAsync(() => serving) is null or HttpListenerException or IOException);
+    }
+
     /// <summary>The exit code tells, whoever reads: what is said beside an answer may have nowhere to go.</summary>
     [Theory]
     [InlineData(4, "status --service nope 2>&-")]

@@ -70,6 +70,8 @@ public sealed class LinesTests : IDisposable
     [InlineData("""{"kind":"partition","id":"x","by":"a","partition":"INS","received":"soon","recorded":"2026-11-01T07:00:00.000Z"}""",
         "received is not an RFC 3339 time with a zone")]
     [InlineData("""{"kind":"observation","by":"a","received":"2026-11-01T07:00:00.000Z","what":"stop"}""", "what: it is not start, end, again or lapse")]
+    [InlineData("""{"kind":"observation","by":"a","received":"2026-11-01T07:00:00.000Z","what":"start","labels":{"n":1}}""",
+        "labels: the value of n is not a string")]
     [InlineData("""{"kind":"partition","by":"\ud800"}""", "not valid Unicode")]
     public void LineThatIsNoneIsRefused(string line, string reason) =>
         Assert.Contains(reason, Assert.Throws<LineException>(() => FactLine.Parse(line, DateTime.UtcNow)).Message, StringComparison.Ordinal);

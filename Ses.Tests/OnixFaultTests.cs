@@ -1,3 +1,4 @@
+using System.Text.Json;
 using CsCheck;
 using Ses.Tests.Support;
 using Xunit;
@@ -253,5 +254,13 @@ public sealed class OnixFaultTests
         Assert.Equal(expected[^1].Status, recorded[^1].Status);
         var logged = StoreFiles.History(site.Dir).Single(h => h.Key.Service == $"s{service}").Value;
         Assert.Equal(expected, logged.Select(e => (e.Status, e.Time)));
+    }
+
+    [Fact]
+    public async Task ItemWithoutAnEndIsNotReadToItsEnd()
+    {
+        using var list = new MemoryStream([.. "{\"values\":[{\"name\":\""u8, .. Enumerable.Repeat((byte)'a', OnixClient.MaxAnswer + 1)]);
+        var e = await Assert.ThrowsAsync<JsonException>(() => new ItemListReader().ReadAsync(list, _ => Task.CompletedTask, default));
+        Assert.Equal("an item has more than 16777216 bytes", e.Message);
     }
 }

@@ -269,6 +269,7 @@ public sealed class OptionsTests : IDisposable
         { "--path", "a%20b", "alerts" },
         { "--path", "import", "SeS's own" },
         { "--path", "/outages/x", "SeS's own" },
+        { "--pause", "2147483647d", "7d" },
         { "--peer", "ses-b:8888", "http or https URL" },
         { "--port", "65536", "0 to 65535" },
         { "--port", "-1", "0 to 65535" },
