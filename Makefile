@@ -152,8 +152,7 @@ test:
 
 # Only whitespace: the build already checks style, and runs the analyzers.
 lint:
-	@for project in Ses.csproj Ses.Tests/Ses.Tests.csproj; do \
-		$(DOTNET) format whitespace $$project --verify-no-changes || status=1; done; exit $${status:-0}
+	@$(DOTNET) format whitespace . --folder --verify-no-changes
 
 publish: $(OUT)/ses
 
@@ -204,8 +203,8 @@ out/ses: always
 endif
 
 # The binary that is linked to libc: tests can replace its clock.
-out/dynamic/ses: $(SOURCES) $(SQLITE) out/version
-	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/dynamic/
+out/dynamic/ses: out/ses
+	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/native/ -p:NativeOutputPath=$(abspath obj/dynamic)/
 	@touch $@
 
 # The manual and the settings file are made from --help.

@@ -22633,8 +22633,8 @@ internal sealed partial class Gate
         if (await ReadHeadAsync(connection) is not { } head)
             return false;
         if (!IsHostMeant(head, connection.Client))
-            throw new RefusedException(
-                "host", 421, $"The Host of the request is not one of {Options.HostsSetting}.");
+            throw new RefusedException("host", 421,
+                $"The Host of the request is not one of {Options.HostsSetting}.");
         Enter(connection, ConnectionState.Handled, Timeless);
         if (await _web.RefusalAsync(head, connection.Client, connection.SignedIn) is { } refusal)
         {

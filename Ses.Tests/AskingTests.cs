@@ -637,7 +637,7 @@ public sealed class AskingTests
         Assert.Equal(200, (await host.GetAsync("/alerts/INS").WaitAsync(Soon)).Code);
         Assert.Equal(200, (await host.GetAsync("/").WaitAsync(Soon)).Code);
         await RecordAsync(host, Alert("other", "up", "2026-11-22T11:00:00Z"));
-        Assert.Contains("ask again", (await host.GetAsync("/alerts/INS/history")).Problem(503), Ordinal);
+        Assert.Contains("send the request again", (await host.GetAsync("/alerts/INS/history")).Problem(503), Ordinal);
         // Then the one that waits longest gives way.
         host.Clock.Timestamp += TimeSpan.FromSeconds(1).Ticks;
         Assert.Equal(200, (await host.GetAsync("/alerts/INS/history").WaitAsync(Soon)).Code);

@@ -27,18 +27,16 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
     [Theory]
     [InlineData("chunk extension of 200 KB")]
     [InlineData("very many chunks of one byte")]
-    [InlineData("endless request line")]
-    [InlineData("header lines without end")]
     [InlineData("POSTs without a length")]
     [InlineData("pipelined requests")]
     [InlineData("both lengths")]
     [InlineData("unread chunked body")]
     [InlineData("duplicate headers and odd hosts")]
-    [InlineData("resets while a big reply is written")]
     [InlineData("TLS where none is spoken")]
     // Those of most waiting are made side by side, each on a SeS of its own.
-    [InlineData("one byte, half a head, half a body, then nothing", "pipelined requests that are refused, without end")]
-    [InlineData("thousands of connections", "readers that never read")]
+    [InlineData("one byte, half a head, half a body, then nothing", "pipelined requests that are refused, without end",
+        "endless request line", "header lines without end")]
+    [InlineData("thousands of connections", "readers that never read", "resets while a big reply is written")]
     public Task AttackHarmsNobody(params string[] attacks) => Task.WhenAll(attacks.Select(AttackHarmsNobodyAsync));
 
     private async Task AttackHarmsNobodyAsync(string attack)
@@ -72,7 +70,7 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
     public async Task WorstOfAllPayloadsAndQuestionsTakeLittleMemory()
     {
         var time = TimeSpan.FromSeconds(
-            int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "20", CultureInfo.InvariantCulture));
+            int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "10", CultureInfo.InvariantCulture));
         using var container = MemoryCgroup.TryCreate(256 * MiB);
         await using var ses = await SesProcess.StartInAsync(container);
         await using var others = new Others(ses);

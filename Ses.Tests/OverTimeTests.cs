@@ -404,7 +404,7 @@ public sealed class OverTimeTests : IDisposable
         _clock.UtcNow = _clock.UtcNow.AddSeconds(2);
         await store.Failed.WaitAsync(TimeSpan.FromSeconds(30));
         Close(store);
-        Assert.Contains("has ses.db-wal, but not ses.db", Assert.Throws<DataDirException>(() => Open()).Message,
+        Assert.Contains("has ses.db-wal, but the ses.db it belongs to is missing", Assert.Throws<DataDirException>(() => Open()).Message,
             StringComparison.Ordinal);
         Assert.True(new FileInfo(path + "-wal").Length > 0);
     }

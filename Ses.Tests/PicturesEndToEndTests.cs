@@ -76,8 +76,8 @@ public sealed class PicturesEndToEndTests
         if (IsMaking)
         {
             await File.WriteAllBytesAsync(path, await browser.PictureAsync(whole: false));
-            // A third of the size, and nobody sees the difference.
-            await Project.RunAsync(TimeSpan.FromMinutes(1), "pngquant", "--force", "--strip", "--output", path, "256", path);
+            // A quarter of the size, and nobody sees the difference.
+            await Project.RunAsync(TimeSpan.FromMinutes(1), "pngquant", "--force", "--strip", "--output", path, "64", path);
         }
         using var client = new HttpClient();
         using var page = await client.GetAsync(address);

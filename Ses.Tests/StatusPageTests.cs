@@ -970,7 +970,7 @@ public sealed partial class StatusPageTests
             {
                 Kind = NoteKind.Comment,
                 From = Ago(2),
-                Text = Dialect.Valid(texts[6] + "."),
+                Text = Dialect.Valid(texts[6] + ".").Replace('\0', ' '),
             }, Dialect.Valid(texts[0]), "editor", now)).GetAwaiter().GetResult();
             using var snapshot = store.ReadAsync().GetAwaiter().GetResult();
             string Page(PageKind kind, ServiceFilter names) => Whole(new StatusPage(Questions.Of(snapshot),
