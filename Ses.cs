@@ -187,7 +187,7 @@ internal sealed class Secret(string value, string? path = null)
     /// <exception cref="IOException">The file cannot be read.</exception>
     public string? Changed() => path != null && Read(path) is { Length: > 0 } now && now != _value ? now : null;
 
-    public void Take(string value) => _value = value;
+    public void Set(string value) => _value = value;
 
     public override string ToString() => "...";
 }
@@ -1072,8 +1072,8 @@ internal static class NearestName
 //
 // One line for each event on standard error, as text or JSON, with fields after the message. Values come from
 // strangers, so control characters are always escaped; all other characters stay as they are. A busy site
-// would drown in lines for each alert, so there are none: whatever a stranger can cause goes through Often,
-// which lets one line of a kind pass every ten seconds, with the number of those held back.
+// would drown in lines for each alert, so there are none: whatever a stranger can cause goes through
+// WarnRateLimited, which lets one line of a kind pass every ten seconds, with the number of those held back.
 
 /// <param name="isJournal">For systemd's journal, which adds times and reads levels from a prefix.</param>
 internal sealed class Log(
@@ -1100,7 +1100,7 @@ internal sealed class Log(
         Write(LogLevel.Debug, message, fields);
 
     /// <summary>A warning that a stranger can cause: at most one of each message in ten seconds.</summary>
-    public void Often(string message, params (string Key, object? Value)[] fields)
+    public void WarnRateLimited(string message, params (string Key, object? Value)[] fields)
     {
         int held;
         lock (_gate)
@@ -1144,12 +1144,12 @@ internal sealed class Log(
     {
         var line = new StringBuilder(isJournal ? "" : Now() + " ")
             .Append(level.ToString().ToUpperInvariant().PadRight(5)).Append(' ')
-            .Append(message.Any(Terminal.Obeys) ? Escaped(message) : Whole(message));
+            .Append(message.Any(Terminal.IsUnsafe) ? Escaped(message) : Whole(message));
         foreach (var (key, value) in fields)
         {
             var text = TextOf(value);
             line.Append(' ').Append(key).Append('=');
-            if (text.Length > 0 && !text.Any(c => c is <= ' ' or '"' || char.IsWhiteSpace(c) || Terminal.Obeys(c)))
+            if (text.Length > 0 && !text.Any(c => c is <= ' ' or '"' || char.IsWhiteSpace(c) || Terminal.IsUnsafe(c)))
                 line.Append(text);
             else
                 line.Append('"').Append(Escaped(text)).Append('"');
@@ -1167,8 +1167,8 @@ internal sealed class Log(
     private static string Escaped(string text) => WithoutHidden(
         JsonEncodedText.Encode(Whole(text), ReadableJson.Options.Encoder).ToString());
 
-    private static string WithoutHidden(string json) => json.Any(Terminal.Obeys) ? string.Concat(json.Select(
-        c => Terminal.Obeys(c) ? string.Create(CultureInfo.InvariantCulture, $"\\u{(int)c:X4}") : $"{c}")) : json;
+    private static string WithoutHidden(string json) => json.Any(Terminal.IsUnsafe) ? string.Concat(json.Select(
+        c => Terminal.IsUnsafe(c) ? string.Create(CultureInfo.InvariantCulture, $"\\u{(int)c:X4}") : $"{c}")) : json;
 
     /// <summary>sd-daemon(3): the level of syslog.</summary>
     public static string JournalPrefix(LogLevel level) => level switch
@@ -1210,11 +1210,11 @@ internal static class ReadableJson
 internal static class Terminal
 {
     /// <summary>Control characters, C1 too, and those that reverse text or are invisible.</summary>
-    public static bool Obeys(char c) =>
+    public static bool IsUnsafe(char c) =>
         char.IsControl(c) || char.GetUnicodeCategory(c) == UnicodeCategory.Format;
 
     /// <summary>One line, with U+FFFD for each character that a terminal obeys.</summary>
-    public static string Plain(string text) => string.Concat(text.Select(c => Obeys(c) ? '\ufffd' : c));
+    public static string Plain(string text) => string.Concat(text.Select(c => IsUnsafe(c) ? '\ufffd' : c));
 
     /// <summary>How many columns of a terminal a text occupies.</summary>
     public static int Columns(string text) => Ascii.IsValid(text) ? text.Length : text.EnumerateRunes().Sum(Columns);
@@ -1291,7 +1291,7 @@ internal static class StandardError
         {
             Console.Error.WriteLine(Terminal.Plain(line));
         }
-        catch (Exception e) when (Disk.Refused(e))
+        catch (Exception e) when (Disk.IsWriteRefused(e))
         {
             // Standard error is closed, or its file is full; the exit code remains.
         }
@@ -1346,7 +1346,7 @@ internal sealed class QueuedWriter : TextWriter
             {
                 _output.WriteLine(line);
             }
-            catch (Exception e) when (Disk.Refused(e))
+            catch (Exception e) when (Disk.IsWriteRefused(e))
             {
                 // Nobody reads the log any more, or its file is full.
             }
@@ -2691,19 +2691,19 @@ internal sealed record Gaps(IReadOnlyList<Gap> All, IReadOnlyList<Gap> OfHeartbe
         && (All[next - 1].From == time || All[next - 1].To == time || (next > 1 && All[next - 2].To == time));
 
     /// <summary>The run as of a moment in it: unknown within a gap, unless an alert is open.</summary>
-    public Run Lay(in Run run, DateTime time) => !run.Open && run.Status != Status.Unknown && At(time) is { } gap
+    public Run Overlay(in Run run, DateTime time) => !run.Open && run.Status != Status.Unknown && At(time) is { } gap
         ? run with { Status = Status.Unknown, Observation = -gap.Id } : run;
 
     /// <summary>The runs of a service with its gaps laid over them.</summary>
-    public IEnumerable<Run> Lay(IEnumerable<Run> runs)
+    public IEnumerable<Run> Overlay(IEnumerable<Run> runs)
     {
         foreach (var run in runs)
         {
             var from = run.From;
             var next = run.Open || run.Status == Status.Unknown ? DateTime.MaxValue : NextAfter(from);
             for (; next < (run.To ?? DateTime.MaxValue); (from, next) = (next, NextAfter(next)))
-                yield return Lay(run, from) with { From = from, To = next };
-            yield return Lay(run, from) with { From = from };
+                yield return Overlay(run, from) with { From = from, To = next };
+            yield return Overlay(run, from) with { From = from };
         }
     }
 
@@ -3569,7 +3569,7 @@ internal ref struct TimelineSweep
             var until = _isDialect ? KeptFrom(time, out run) : UpFrom(time, out run);
             if (_gaps == null)
                 return until;
-            run = _gaps.Lay(run, time);
+            run = _gaps.Overlay(run, time);
             var next = _gaps.NextAfter(time);
             return next < until ? next : until;
         }
@@ -3661,7 +3661,7 @@ internal static partial class Disk
     }
 
     /// <summary>Whether a write was refused; .NET reports EFBIG as ArgumentOutOfRangeException.</summary>
-    public static bool Refused(Exception e) =>
+    public static bool IsWriteRefused(Exception e) =>
         e is IOException or UnauthorizedAccessException or ArgumentOutOfRangeException;
 
     /// <summary>A new file that only its owner can read and write; no link is followed (O_EXCL).</summary>
@@ -4379,11 +4379,11 @@ internal enum NoteKind { Maintenance = 0, Excluded = 1, Correction = 2, Comment 
 internal sealed record NoteFilter(
     string Partition, string? Platform, string? Service, string? Facet, string? Location)
 {
-    public bool Takes(ServiceKey service) => Partition == service.Partition && Fits(Platform, service.Platform)
-        && Fits(Service, service.Service) && Fits(Facet, service.Facet) && Fits(Location, service.Location);
+    public bool Matches(ServiceKey service) => Partition == service.Partition && MatchesPattern(Platform, service.Platform)
+        && MatchesPattern(Service, service.Service) && MatchesPattern(Facet, service.Facet) && MatchesPattern(Location, service.Location);
 
     /// <summary>Whether a name matches a pattern; null matches all.</summary>
-    public static bool Fits(string? pattern, string name) => pattern == null
+    public static bool MatchesPattern(string? pattern, string name) => pattern == null
         || (pattern.EndsWith('*') ? name.AsSpan().StartsWith(pattern.AsSpan(0, pattern.Length - 1)) : name == pattern);
 }
 
@@ -4412,7 +4412,7 @@ internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, Date
     public const int MaxText = 4096, MaxAuthor = 200;
 
     /// <summary>Whether another version has the same content, whoever wrote it, and whenever.</summary>
-    public bool Says(NoteVersion other) => other with
+    public bool HasSameContentAs(NoteVersion other) => other with
     {
         Author = Author,
         Received = Received,
@@ -5452,7 +5452,7 @@ internal sealed class Snapshot : IDisposable
         Number("SELECT value FROM meta WHERE name = 'oldest'") is { } oldest ? UnixTime.Read(oldest) : null;
 
     /// <summary>Whether anything of a partition is stored, even a heartbeat or quarantined alerts.</summary>
-    public bool HasHeardOf(string partition)
+    public bool KnowsPartition(string partition)
     {
         using var rows = Query("""
             SELECT 1 FROM partition WHERE name = ?1 UNION ALL SELECT 1 FROM quarantine WHERE partition = ?1 LIMIT 1
@@ -5995,7 +5995,7 @@ internal sealed class Heartbeats
     }
 
     /// <summary>Applies a copy of a heartbeat, and returns new facts.</summary>
-    public IEnumerable<HeartbeatFact> Take(long partition, Beat beat, DateTime received)
+    public IEnumerable<HeartbeatFact> Apply(long partition, Beat beat, DateTime received)
     {
         if (Of(new(partition, beat.Platform, beat.Name)) is not { } heartbeat)
             return [];
@@ -6073,7 +6073,7 @@ internal sealed class Heartbeats
     }
 
     /// <summary>Facts about heartbeats that fell silent.</summary>
-    public IEnumerable<HeartbeatFact> TakeSilent(DateTime now)
+    public IEnumerable<HeartbeatFact> FindSilent(DateTime now)
     {
         foreach (var heartbeat in _heartbeats.Values)
         {
@@ -6103,7 +6103,7 @@ internal sealed class Heartbeats
         heartbeat.Silent is { } since && now - since > Forgotten;
 
     /// <summary>Alerts of a partition arrived: ends gaps of heartbeats that are no longer expected.</summary>
-    public IEnumerable<HeartbeatFact> TakeAlerts(
+    public IEnumerable<HeartbeatFact> ApplyAlerts(
         long partition, IReadOnlyList<IncomingAlert> alerts, DateTime received)
     {
         if (alerts.Count == 0)
@@ -6215,34 +6215,34 @@ internal sealed class Outbox(SqliteConnection database)
     }
 
     /// <summary>Records that a change is sent, to recognize it later if Onix's answer is lost.</summary>
-    public void Send(long service, DateTime at, string status) =>
+    public void RecordSent(long service, DateTime at, string status) =>
         _send.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
 
     /// <summary>Records that the outcome of the changes that were sent is known.</summary>
-    public void Answer(long service) => _answered.Bind(1, service).Run();
+    public void ForgetSent(long service) => _answered.Bind(1, service).Run();
 
     /// <summary>Deletes all records of a service that no longer exists.</summary>
     public void Forget(long service)
     {
         _forget.Bind(1, service).Run();
-        Answer(service);
+        ForgetSent(service);
     }
 
     /// <summary>Records what Onix holds; <paramref name="at"/> null: an item without a time.</summary>
     /// <param name="isOwn">This SeS wrote it.</param>
-    public void Hold(
+    public void RecordHeld(
         long service, string? key, long version, string? status, DateTime? at, bool isOwn = false)
     {
         _hold.Bind(1, service).Bind(2, key).Bind(3, version).Bind(4, status)
             .Bind(5, at is { } time ? UnixTime.From(time) : null).Bind(6, isOwn ? 1 : 0).Run();
-        Answer(service);
+        ForgetSent(service);
     }
 
     /// <summary>
     /// Records that the timeline had this change and no longer has it: if Onix holds it, it counts as this
     /// SeS's own, to be corrected.
     /// </summary>
-    public void Own(long service, DateTime at, string status) =>
+    public void RecordFormer(long service, DateTime at, string status) =>
         _own.Bind(1, service).Bind(2, UnixTime.From(at)).Bind(3, status).Run();
 
     /// <summary>
@@ -6656,7 +6656,7 @@ internal sealed partial class Writer : IDisposable
     }
 
     /// <summary>Stores a sign of life of a peer.</summary>
-    public void Hear(string by, DateTime at) => _hear.Bind(1, PeerOf(by)).Bind(2, UnixTime.From(at)).Run();
+    public void NotePeerAlive(string by, DateTime at) => _hear.Bind(1, PeerOf(by)).Bind(2, UnixTime.From(at)).Run();
 
     /// <summary>A peer's fact is a sign of life, but not later than now: its clock may be ahead.</summary>
     private void HearFact(long peer, DateTime received) =>
@@ -6883,8 +6883,8 @@ internal sealed partial class Writer : IDisposable
         {
             // Beats come first: alerts then end the gaps of heartbeats that are silent and forgotten.
             foreach (var beat in alerts.Beats)
-                Note(_heartbeats.Take(receiver, beat, received));
-            Note(_heartbeats.TakeAlerts(receiver, alerts.Alerts, received));
+                Note(_heartbeats.Apply(receiver, beat, received));
+            Note(_heartbeats.ApplyAlerts(receiver, alerts.Alerts, received));
             NoteDelivery(receiver, alerts, received);
         }
         foreach (var one in alerts.UnmappableAlerts)
@@ -7401,7 +7401,7 @@ internal sealed partial class Writer
     }
 
     /// <summary>Stores a last sign of life, since the daemon stops.</summary>
-    public void Leave(DateTime now)
+    public void StoreLastSignOfLife(DateTime now)
     {
         if (IsTaking)
             Unflushed(now, () => NoteAlive(now));
@@ -7621,7 +7621,7 @@ internal sealed partial class Writer
             NoteAbsence(now);
             if (!_areUnexpectedEnded)
                 EndUnexpected(now);
-            Note(_heartbeats.TakeSilent(now));
+            Note(_heartbeats.FindSilent(now));
             if (now - _alive >= AlivePeriod || now < _alive)
                 NoteAlive(now);
             Publish(now);
@@ -7854,7 +7854,7 @@ internal sealed partial class Writer
         }
         Outbox.Mark(service, first, now);
         if (same < _changesBefore.Count)
-            Outbox.Own(service, _changesBefore[^1].Time, NameOf(_changesBefore[^1].Status));
+            Outbox.RecordFormer(service, _changesBefore[^1].Time, NameOf(_changesBefore[^1].Status));
         _isMarked = true;
     }
 
@@ -8279,7 +8279,7 @@ internal sealed partial class Writer
     /// Called by a command after each transaction, to keep the WAL short. It is not truncated: a running
     /// daemon would take that for damage.
     /// </summary>
-    public void MoveLog()
+    public void CheckpointIfLong()
     {
         if (_pages.Count < CheckpointPages)
             return;
@@ -8471,7 +8471,7 @@ internal sealed class Retention
         _at = first - 1;
         if (IsTooLarge)
         {
-            log.Often("the database nears --max-size: deleting facts that --retention would still keep",
+            log.WarnRateLimited("the database nears --max-size: deleting facts that --retention would still keep",
                 ("bytes", Size), ("max", _rules.MaxSize));
             using var pass = _database.Query(
                 "SELECT max(id) FROM (SELECT id FROM observation WHERE id > ?1 ORDER BY id LIMIT ?2)");
@@ -9029,7 +9029,7 @@ internal sealed class Store : IDisposable
         }
         catch (TimeoutException)
         {
-            _log.Often("the disk does not respond; senders get 503 and must send their alerts again");
+            _log.WarnRateLimited("the disk does not respond; senders get 503 and must send their alerts again");
             throw new StoreException("The disk does not respond.");
         }
     }
@@ -9248,7 +9248,7 @@ internal sealed class Store : IDisposable
     {
         try
         {
-            _writer.Leave(Now());
+            _writer.StoreLastSignOfLife(Now());
         }
         catch (SqliteException e) when (e.IsFull || e.IsBusy)
         {
@@ -9347,7 +9347,7 @@ internal sealed class Store : IDisposable
 
     private void Refuse(SqliteException e)
     {
-        _log.Often("facts cannot be stored; senders get 503 and must send them again", ("reason", e.Message));
+        _log.WarnRateLimited("facts cannot be stored; senders get 503 and must send them again", ("reason", e.Message));
         SetRefusal(e.IsFull ? "The disk is full."
             : e.IsBusy ? $"Another process holds the database{Holder()}."
             : e.IsDamage ? "The database is damaged: run ses check." : "The disk reported an error.");
@@ -9651,7 +9651,7 @@ internal sealed class Scrub(Store store, TimeProvider clock, Log log, Meters met
             if (e.IsDamage)
                 Report(e.Message);
             else
-                log.Often("the database could not be checked", ("reason", e.Message));
+                log.WarnRateLimited("the database could not be checked", ("reason", e.Message));
         }
         finally
         {
@@ -10006,7 +10006,7 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
         var (by, at) = (Name(root, "by"), Time(root, "at", now));
         return new(w =>
         {
-            w.Hear(by, at < now ? at : now);
+            w.NotePeerAlive(by, at < now ? at : now);
             return false;
         }, by);
     }
@@ -10263,7 +10263,7 @@ internal static class NoteBook
         {
             var made = draft.Of(
                 note, draft.Id ?? RandomNumberGenerator.GetHexString(10, lowercase: true), partition, author, received);
-            return note != null && made.Says(note.Last) ? new(note, IsNew: false)
+            return note != null && made.HasSameContentAs(note.Last) ? new(note, IsNew: false)
                 : writer.Database.Number("SELECT count(*) FROM note") >= MaxVersions
                 ? throw new NoteException(503, $"there are {MaxVersions} versions of notes already, as many as SeS allows")
                 : new(new Note([.. note?.Versions ?? [], writer.Add(made)]), IsNew: true);
@@ -10323,13 +10323,13 @@ internal sealed record ServiceFilter(
 /// <param name="LastSeen">When its alerts, or the heartbeat that watches it, were last received.</param>
 /// <param name="IsWatched">False: nobody watches, the status is the last known; null: no heartbeat.</param>
 /// <param name="Maintenance">The id of the note by which it is under maintenance; null: it is not.</param>
-internal sealed record PresentRow(long Id, ServiceKey Service, string Status, DateTime Since, DateTime Time,
+internal sealed record CurrentRow(long Id, ServiceKey Service, string Status, DateTime Since, DateTime Time,
     string Description, DateTime? LastSeen, bool? IsWatched, string? Maintenance);
 
 /// <summary>A change of status.</summary>
-/// <param name="Place">The service's id, which a cursor needs beside the time.</param>
+/// <param name="ServiceId">The service's id, which a cursor needs beside the time.</param>
 internal sealed record ChangeRow(
-    long Place, ServiceKey Service, string Status, DateTime Time, string Description, DateTime? Received);
+    long ServiceId, ServiceKey Service, string Status, DateTime Time, string Description, DateTime? Received);
 
 /// <summary>A time zone, of the system's database.</summary>
 internal sealed class Zone
@@ -11187,7 +11187,7 @@ internal sealed class GapFacts
         .Any(g => g.Id != 0 && g.From <= to && g.To >= from);
 
     /// <summary>What <see cref="Affected"/> gave before, perhaps with more; null: not called yet.</summary>
-    public IReadOnlySet<long>? FoundAffected(DateTime from) =>
+    public IReadOnlySet<long>? CachedAffected(DateTime from) =>
         _affected.Where(a => a.Key <= from).OrderByDescending(a => a.Key).Select(a => a.Value).FirstOrDefault();
 
     /// <summary>Whether somebody watches a platform's services at a moment; null: no heartbeat.</summary>
@@ -11216,7 +11216,7 @@ internal sealed record ServiceNotes(
     {
         var at = UnixTime.From(moment);
         return Interval.Length(Maintenance, at, at + 1) == 0 ? null : All.Where(n => n.Last.Kind == NoteKind.Maintenance
-            && Interval.Length(n.Announced(f => f.Takes(service)), at, at + 1) > 0).MaxBy(n => n.Last.Received);
+            && Interval.Length(n.Announced(f => f.Matches(service)), at, at + 1) > 0).MaxBy(n => n.Last.Received);
     }
 
     /// <summary>The notes that touch a stretch.</summary>
@@ -11262,13 +11262,13 @@ internal sealed class NoteFacts
         var family = service with { Location = "" };
         if (_family != family)
         {
-            bool OfFamily(Note note) => (note.Last.Filter with { Location = null }).Takes(family);
+            bool OfFamily(Note note) => (note.Last.Filter with { Location = null }).Matches(family);
             (_family, _ofFamily) = (family, [.. _ofPlatform[(family.Partition, family.Platform)]
                 .Concat(_ofPlatform[(family.Partition, null)]).Where(OfFamily).OrderBy(n => n.Last.From)]);
             _ofAll = _ofFamily.Count == 0 ? ServiceNotes.None
                 : _ofFamily.Exists(n => n.Versions.Any(v => v.Filter.Location != null)) ? null : Made(_ofFamily, service);
         }
-        return _ofAll ?? Made(_ofFamily.FindAll(n => n.Last.Filter.Takes(service)), service);
+        return _ofAll ?? Made(_ofFamily.FindAll(n => n.Last.Filter.Matches(service)), service);
     }
 
     private ServiceNotes Made(List<Note> notes, ServiceKey service)
@@ -11284,7 +11284,7 @@ internal sealed class NoteFacts
         }
         corrections.Sort(static (a, b) => a.Span.From.CompareTo(b.Span.From));
         return new ServiceNotes(notes,
-            Interval.United(Of(NoteKind.Maintenance).SelectMany(n => n.Announced(f => f.Takes(service)))),
+            Interval.United(Of(NoteKind.Maintenance).SelectMany(n => n.Announced(f => f.Matches(service)))),
             Interval.United(Of(NoteKind.Excluded).Select(n => n.Last.Span)), corrections,
             [.. Of(NoteKind.Retired).Select(n => n.Last.Span)]);
     }
@@ -11318,7 +11318,7 @@ internal sealed partial class Questions(
     public Snapshot Snapshot => snapshot;
 
     /// <summary>Whether answers are for somebody who may see all.</summary>
-    public bool IsForAll => audience == null;
+    public bool SeesAll => audience == null;
 
     // ---- For whom ----
 
@@ -11623,13 +11623,13 @@ internal sealed partial class Questions(
 
     /// <summary>The current status of each service that matches a filter, in the order of names.</summary>
     /// <param name="services">Only of these, in this order; null: of all.</param>
-    public IEnumerable<PresentRow> Present(
+    public IEnumerable<CurrentRow> Present(
         ServiceFilter filter, IEnumerable<(long Id, ServiceKey Service)>? services = null) =>
         audience == null ? PresentOf(filter, services)
             : PresentOf(filter, services?.Select(s => (s.Id, Real(s.Service))))
                 .Select(p => p with { Service = Shown(p.Service), Description = "" });
 
-    private IEnumerable<PresentRow> PresentOf(
+    private IEnumerable<CurrentRow> PresentOf(
         ServiceFilter filter, IEnumerable<(long Id, ServiceKey Service)>? services = null)
     {
         var timeline = Timeline(filter, Moment - Recent);
@@ -11676,7 +11676,7 @@ internal sealed partial class Questions(
             if (OverlayOf(id, service) is { Count: > 0 } overlay)
             {
                 var gaps = GapsOf(service);
-                var before = gaps.All.Count > 0 ? gaps.Lay(Before(id, since)) : Before(id, since);
+                var before = gaps.All.Count > 0 ? gaps.Overlay(Before(id, since)) : Before(id, since);
                 var laid = Lay(overlay, before.Append(new Run(since, null, status, isOpen, observation))).ToList();
                 if (laid is not [.., { To: null } now])
                     continue;
@@ -11688,7 +11688,7 @@ internal sealed partial class Questions(
                 (status, observation) = (now.Status, now.Observation);
             }
             var lastSeen = asOf == null && Beat(service) is { } beat && beat > last ? beat : last;
-            yield return new PresentRow(id, service, snapshot.NameOf(status), since, time,
+            yield return new CurrentRow(id, service, snapshot.NameOf(status), since, time,
                 TextOf(texts, observation, status == Status.Up).Text, lastSeen == 0 ? null : UnixTime.Read(lastSeen), isWatched,
                 NoteFacts.Of(service).MaintenanceAt(Moment, service)?.Last.Id);
         }
@@ -11731,7 +11731,7 @@ internal sealed partial class Questions(
     /// <summary>The changes of the services that match a filter, in order of time.</summary>
     /// <param name="from">Inclusive; null: from the first on.</param>
     /// <param name="to">Exclusive; null: up to the last.</param>
-    /// <param name="after">Goes on after this change: its time and <see cref="ChangeRow.Place"/>.</param>
+    /// <param name="after">Goes on after this change: its time and <see cref="ChangeRow.ServiceId"/>.</param>
     /// <param name="isNewestFirst">In reverse order.</param>
     public IEnumerable<ChangeRow> History(ServiceFilter filter, DateTime? from, DateTime? to,
         (DateTime Time, long Place)? after = null, bool isNewestFirst = false)
@@ -11978,7 +11978,7 @@ internal sealed partial class Questions(
         foreach (var (id, service) in services ?? ServicesOf(filter))
         {
             var held = anew?.Contains(id) == false ? Stored(id) : DerivedRuns(id, service).Where(r => !(r.To <= first));
-            var runs = GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Lay(held) : held;
+            var runs = GapsOf(service) is { All.Count: > 0 } gaps ? gaps.Overlay(held) : held;
             yield return (id, service, OverlayOf(id, service) is { Count: > 0 } notes ? Lay(notes, runs) : runs);
         }
     }
@@ -11993,7 +11993,7 @@ internal sealed partial class Questions(
         bool Touches(NoteVersion note) => !(note.From >= to) && !(note.To <= from)
             && Fits(note.Filter.Platform, filter.Platform) && Fits(note.Filter.Service, filter.Service)
             && Fits(note.Filter.Facet, filter.Facet) && Fits(note.Filter.Location, location);
-        static bool Fits(string? pattern, string? name) => name == null || NoteFilter.Fits(pattern, name);
+        static bool Fits(string? pattern, string? name) => name == null || NoteFilter.MatchesPattern(pattern, name);
         return [.. Seen(NoteBook.Read(snapshot.Database, Recorded, filter.Partition)).Where(n => n.Versions.Any(Touches))
             .OrderBy(n => n.Last.From).Select(Shown)];
     }
@@ -12193,9 +12193,9 @@ internal sealed partial class Questions
         {
             if (RunAt(service, time.AddMilliseconds(1)) is not { } at)
                 return null;
-            at = gaps.Lay(at, time);
+            at = gaps.Overlay(at, time);
             var isSame = RunAt(service, time) is { } before
-                && gaps.Lay(before, time.AddMilliseconds(-1)).Status == at.Status;
+                && gaps.Overlay(before, time.AddMilliseconds(-1)).Status == at.Status;
             return isSame ? null : new StatusChange(time, at.Status, at.Observation);
         }
 
@@ -12365,7 +12365,7 @@ internal sealed partial class Questions
     {
         if (GapFacts.IsEmpty || filter == ServiceFilter.All)
             return GapFacts.Affected(snapshot, from);
-        if (GapFacts.FoundAffected(from) is { } found)
+        if (GapFacts.CachedAffected(from) is { } found)
             return found;
         using var some = Bound(filter, $"SELECT s.id {From(filter)} LIMIT {FewServices + 1}");
         var ids = new List<long>();
@@ -12587,7 +12587,7 @@ internal sealed partial class Questions
     private bool? _hasSeveralPartitions;
 
     /// <summary>Outages that ended after a time and before another, the latest first.</summary>
-    public IEnumerable<Outage> Ended(ServiceFilter filter, DateTime from, DateTime before)
+    public IEnumerable<Outage> EndedOutages(ServiceFilter filter, DateTime from, DateTime before)
     {
         var noted = Noted(from);
         var affected = new HashSet<long>(GapFacts.Affected(snapshot, from).Concat(noted));
@@ -12871,7 +12871,7 @@ internal sealed partial class Questions
     public IReadOnlyList<Note> NotesOn(ServiceKey service)
     {
         var real = Real(service);
-        return AllNotes.FindAll(n => n.Last.Kind != NoteKind.Comment && n.Versions.Any(v => v.Filter.Takes(real)));
+        return AllNotes.FindAll(n => n.Last.Kind != NoteKind.Comment && n.Versions.Any(v => v.Filter.Matches(real)));
     }
 
     /// <summary>When gaps, first receipts and armings of heartbeats were recorded, in order.</summary>
@@ -12921,7 +12921,7 @@ internal sealed partial class Questions
     /// <summary>The outages of a service as they were known at a moment, by what was recorded until then.</summary>
     /// <param name="notes">Those of <see cref="NotesOn"/>.</param>
     /// <param name="moment">Null: now.</param>
-    public KnownOutages Known(long id, ServiceKey service, IReadOnlyList<Note> notes, DateTime? moment)
+    public KnownOutages OutagesKnownAt(long id, ServiceKey service, IReadOnlyList<Note> notes, DateTime? moment)
     {
         var noted = moment is not { } past ? notes : notes
             .Select(n => new Note([.. n.Versions.Where(v => v.Recorded <= past)])).Where(n => n.Versions.Count > 0);
@@ -12996,7 +12996,7 @@ internal sealed record Question(
     public static Question Parse(Subject subject, string? partition,
         IEnumerable<KeyValuePair<string, string>> parameters, DateTime now, Counting? standard = null)
     {
-        var given = Once(parameters, ParametersOf(subject), subject switch
+        var given = ParseParameters(parameters, ParametersOf(subject), subject switch
         {
             Subject.Status => "a status",
             Subject.History => "a history",
@@ -13030,7 +13030,7 @@ internal sealed record Question(
             counting);
         var isCounted = subject is Subject.Report or Subject.Outages;
         if (isCounted)
-            question = question with { From = Whole(question.From), To = Whole(question.To) };
+            question = question with { From = TruncateToMilliseconds(question.From), To = TruncateToMilliseconds(question.To) };
         if (question.From >= question.To)
             throw new QuestionException("from: it must be before 'to'");
         if (isCounted && question.To == null && question.From >= (asOf ?? now))
@@ -13061,7 +13061,7 @@ internal sealed record Question(
     }
 
     /// <summary>Cut to whole milliseconds, in which times are counted.</summary>
-    public static DateTime? Whole(DateTime? time) => time?.AddTicks(-(time.Value.Ticks % TimeSpan.TicksPerMillisecond));
+    public static DateTime? TruncateToMilliseconds(DateTime? time) => time?.AddTicks(-(time.Value.Ticks % TimeSpan.TicksPerMillisecond));
 
     private static Counting ParseCounting(Dictionary<string, string> given, Counting standard) => new(
         Parse(given, "period", v => v switch
@@ -13110,7 +13110,7 @@ internal sealed record Question(
     /// <summary>The parameters that are given, by name.</summary>
     /// <param name="of">What they are parameters of, with its article, for the message.</param>
     /// <exception cref="QuestionException">One is unknown, or given twice.</exception>
-    public static Dictionary<string, string> Once(
+    public static Dictionary<string, string> ParseParameters(
         IEnumerable<KeyValuePair<string, string>> parameters, IReadOnlyCollection<string> known, string of)
     {
         var given = new Dictionary<string, string>();
@@ -13608,7 +13608,7 @@ internal sealed class Answers(Questions questions, string version, int? width = 
     public string? Next { get; private set; }
 
     /// <summary>How many rows were written so far, and how many of their services are down now.</summary>
-    public (long Rows, long Down) Told { get; private set; }
+    public (long Rows, long Down) Totals { get; private set; }
 
     /// <summary>
     /// The settings behind a report, in CSV on each row: a file that is passed on must carry them.
@@ -13695,7 +13695,7 @@ internal sealed class Answers(Questions questions, string version, int? width = 
         foreach (var row in rows)
         {
             writer.Row(columns, row);
-            Told = Told with { Rows = Told.Rows + 1 };
+            Totals = Totals with { Rows = Totals.Rows + 1 };
             if (writer.IsFull)
                 yield return writer.Take();
         }
@@ -13718,13 +13718,13 @@ internal sealed class Answers(Questions questions, string version, int? width = 
 
     private IEnumerable<List<object?>> Status(Question question) => questions.Present(question.Filter).Select(p =>
     {
-        Told = Told with { Down = Told.Down + (p.Status == "down" && p.Maintenance == null ? 1 : 0) };
+        Totals = Totals with { Down = Totals.Down + (p.Status == "down" && p.Maintenance == null ? 1 : 0) };
         return Row(question, p.Service, p.Status, p.Since, p.Time, p.Description, p.LastSeen, p.IsWatched, p.Maintenance);
     });
 
     private IEnumerable<ReadOnlyMemory<byte>> History(RowWriter writer, Question question) => Page(writer, Events, question,
         questions.History(question.Filter, question.From, question.To, question.After, question.IsNewestFirst),
-        r => Row(question, r.Service, r.Status, r.Time, r.Description, r.Received), r => (r.Time, r.Place));
+        r => Row(question, r.Service, r.Status, r.Time, r.Description, r.Received), r => (r.Time, r.ServiceId));
 
     private IEnumerable<ReadOnlyMemory<byte>> OutagesOf(RowWriter writer, Question question) => Page(writer, Outages, question,
         questions.Outages(
@@ -13746,7 +13746,7 @@ internal sealed class Answers(Questions questions, string version, int? width = 
             if (left-- == 0)
                 break;
             last = placeOf(row);
-            Told = Told with { Rows = Told.Rows + 1 };
+            Totals = Totals with { Rows = Totals.Rows + 1 };
             writer.Row(columns, cellsOf(row));
             if (writer.IsFull)
                 yield return writer.Take();
@@ -13808,7 +13808,7 @@ internal sealed record NoteQuestion(
     public static NoteQuestion Parse(
         string? partition, IEnumerable<KeyValuePair<string, string>> parameters, DateTime now, Zone zone)
     {
-        var given = Question.Once(parameters, Parameters, "notes");
+        var given = Question.ParseParameters(parameters, Parameters, "notes");
         DateTime? Time(string name) => Question.Parse(given, name, v => Question.ParseTime(v, now, zone), Question.TimeAllowed);
         var question = new NoteQuestion(Question.FilterOf(partition, given), Time("from"), Time("to"),
             Question.Parse(given, "kind", v => NoteDraft.KindOf(v), string.Join(", ", NoteDraft.Kinds)),
@@ -13884,7 +13884,7 @@ internal sealed class NoteForm(Questions questions)
             given.GetValueOrDefault(name) is not { } text ? null
             : parse(text) ?? throw new NoteException(400, $"{name}: '{Question.Shown(text)}' is not valid; allowed: {allowed}");
         DateTime? Time(string name) => Usable(name, v => ParseTime(v, now, zone) is { } time
-            && time >= AlertMapping.Earliest && time <= now + NoteBook.MaxAhead ? Question.Whole(time) : null,
+            && time >= AlertMapping.Earliest && time <= now + NoteBook.MaxAhead ? Question.TruncateToMilliseconds(time) : null,
             $"{Question.TimeAllowed}, from the year 2000 to {NoteBook.MaxAhead.TotalDays} days ahead");
         var id = given.GetValueOrDefault("id");
         if (id != null && !NoteVersion.IsId(id))
@@ -14244,7 +14244,7 @@ internal sealed class PlatformReport(
             var since = note.Versions[0].Received;
             var (from, until) = (Math.Max(last.Span.From, UnixTime.From(outage.From)),
                 Math.Min(last.Span.To, UnixTime.From(outage.To ?? asOf)));
-            var announced = Interval.Length(note.Announced(f => f.Takes(outage.Service)), from, until);
+            var announced = Interval.Length(note.Announced(f => f.Matches(outage.Service)), from, until);
             return $"{kind} {Of(last.From)}{(last.To is { } to ? $" to {Of(to)}" : ", no end")} "
                 + $"({(announced == 0 ? "added" : announced == until - from ? "announced" : "announced in part")} "
                 + $"{day(since)[..^6]})";
@@ -14500,7 +14500,7 @@ internal static class OnixNames
         };
     }
 
-    public static OnixItem Held(ItemBody item)
+    public static OnixItem ItemFrom(ItemBody item)
     {
         string Of(string name) => item.Attribute?.GetValueOrDefault(name) ?? "";
         var service = new ServiceKey(
@@ -14588,7 +14588,7 @@ internal sealed class ItemListReader
                 reader = before;
                 break;
             }
-            _items.Add(OnixNames.Held(JsonSerializer.Deserialize(
+            _items.Add(OnixNames.ItemFrom(JsonSerializer.Deserialize(
                 json[start..(int)reader.BytesConsumed], OnixJson.Default.ItemBody)!));
         }
         _state = reader.CurrentState;
@@ -14735,7 +14735,7 @@ internal sealed class OnixClient
     public Task<OnixItem?> GetAsync(string key, CancellationToken stop) =>
         AskAsync<OnixItem?>("item", HttpMethod.Get, "/item/" + Uri.EscapeDataString(key), null,
             async (answer, limit) => answer.StatusCode == HttpStatusCode.NotFound ? null
-                : OnixNames.Held(await ReadAsync(answer, OnixJson.Default.ItemBody, limit)), stop);
+                : OnixNames.ItemFrom(await ReadAsync(answer, OnixJson.Default.ItemBody, limit)), stop);
 
     /// <summary>Writes changes, each guarded by its version; one answer for each, in order.</summary>
     /// <exception cref="OnixRequestRefusedException">
@@ -14920,13 +14920,13 @@ internal sealed class OnixClient
 /// </param>
 /// <param name="Oldest">Since when the first of them has waited.</param>
 /// <param name="BarredReason">Onix's message about one of those that it refuses.</param>
-/// <param name="IsAnew">Onix lost items or was replaced; services are still being marked for it.</param>
+/// <param name="IsResendingAll">Onix lost items or was replaced; services are still being marked for it.</param>
 internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
-    long Barred, string? BarredReason, bool IsAnew)
+    long Barred, string? BarredReason, bool IsResendingAll)
 {
     /// <summary>In a word, for programs.</summary>
-    public string Word => Trouble != null ? "away" : Confirmed == null ? "starting"
-        : Backlog > 0 || IsAnew ? "behind" : "recorded";
+    public string Name => Trouble != null ? "away" : Confirmed == null ? "starting"
+        : Backlog > 0 || IsResendingAll ? "behind" : "recorded";
 
     public const string NotAsked = "Onix has not been contacted yet",
         LostAll = "Onix lost items that it had, and gets the whole history again", HasAll = "Onix has all changes";
@@ -14934,8 +14934,8 @@ internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long 
     public bool IsNotAsked => Trouble == null && Confirmed == null;
 
     /// <summary>In one sentence without its full stop, for people.</summary>
-    public string Sentence => (Trouble == null ? "" : $"Onix confirms nothing: {Trouble}; ")
-        + (IsNotAsked ? NotAsked : IsAnew ? LostAll : Backlog == 0 ? HasAll
+    public string Summary => (Trouble == null ? "" : $"Onix confirms nothing: {Trouble}; ")
+        + (IsNotAsked ? NotAsked : IsResendingAll ? LostAll : Backlog == 0 ? HasAll
             : $"Onix lacks changes of {PlatformReport.Counted(Backlog, "service")}"
                 + (Barred == 0 ? "" : $" and refuses those of {Barred}: {BarredReason}"));
 }
@@ -14944,7 +14944,7 @@ internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long 
 internal sealed record BarredService(ServiceKey Service, DateTime Since, string Reason);
 
 /// <summary>A change of status to be written to Onix.</summary>
-internal readonly record struct ToldChange(DateTime Time, string Status, long Observation);
+internal readonly record struct PendingChange(DateTime Time, string Status, long Observation);
 
 /// <summary>Decides, purely, which changes Onix lacks.</summary>
 internal static class OnixChanges
@@ -14960,10 +14960,10 @@ internal static class OnixChanges
     /// <param name="status">Of the change that Onix holds; null: it has no item.</param>
     /// <param name="at">Its time.</param>
     /// <param name="isOwn">Whether this SeS wrote it.</param>
-    public static List<ToldChange> Lacking(
-        IReadOnlyList<ToldChange> timeline, string? status, DateTime? at, bool isOwn)
+    public static List<PendingChange> Lacking(
+        IReadOnlyList<PendingChange> timeline, string? status, DateTime? at, bool isOwn)
     {
-        var (lacking, last) = (new List<ToldChange>(), status);
+        var (lacking, last) = (new List<PendingChange>(), status);
         foreach (var change in timeline)
         {
             if (!isOwn && change.Time <= at)
@@ -14985,12 +14985,12 @@ internal static class OnixChanges
 }
 
 /// <summary>What one service has to send in a turn.</summary>
-internal sealed class Job(WaitingService waiting, List<ToldChange> changes, DateTime? rest)
+internal sealed class Job(WaitingService waiting, List<PendingChange> changes, DateTime? rest)
 {
     public WaitingService Waiting => waiting;
 
     /// <summary>In order; those later than the turn's horizon are left for another turn.</summary>
-    public List<ToldChange> Changes => changes;
+    public List<PendingChange> Changes => changes;
 
     public string Key { get; } = waiting.Key ?? OnixNames.Key(waiting.Service);
 
@@ -15081,12 +15081,12 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
             ORDER BY at
             """);
         rows.Bind(1, service.Id).Bind(2, service.At is { } at ? UnixTime.From(at) : 0);
-        var timeline = new List<ToldChange>();
+        var timeline = new List<PendingChange>();
         while (timeline.Count < ChangesAtOnce + 2 && rows.Step())
         {
             var status = snapshot.NameOf((Status)rows.Number(1));
             if (timeline.Count == 0 || timeline[^1].Status != status)
-                timeline.Add(new ToldChange(UnixTime.Read(rows.Number(0)), status, rows.Number(2)));
+                timeline.Add(new PendingChange(UnixTime.Read(rows.Number(0)), status, rows.Number(2)));
         }
         AddAffirmation(service, timeline);
         var lacking = OnixChanges.Lacking(timeline, service.Status, service.At, service.IsOwn);
@@ -15100,7 +15100,7 @@ internal sealed class OutboxReader(Snapshot snapshot) : IDisposable
     /// Two SeS may each receive half of the alerts. If the other wrote what Onix holds, and this one received
     /// an observation after that, by which its own earlier run of another status continues, that is a change.
     /// </summary>
-    private void AddAffirmation(WaitingService service, List<ToldChange> timeline)
+    private void AddAffirmation(WaitingService service, List<PendingChange> timeline)
     {
         if (service.IsOwn || service.At is not { } at || timeline.Count == 0 || timeline[0].Time > at
             || timeline[0].Status == service.Status)
@@ -15390,7 +15390,7 @@ internal sealed class Recorder(
         return false;
     }
 
-    private static void Hold(Writer writer, long service, OnixItem item) => writer.Outbox.Hold(service,
+    private static void Hold(Writer writer, long service, OnixItem item) => writer.Outbox.RecordHeld(service,
         item.Key == OnixNames.Key(item.Service) ? null : item.Key, item.Version, item.Status, item.Time);
 
     /// <summary>
@@ -15416,7 +15416,7 @@ internal sealed class Recorder(
             var gone = held.Where(s => !seen.Contains(s)).ToList();
             if (gone.Count == 0)
                 continue;
-            await store.ChangeAsync(w => gone.ForEach(s => w.Outbox.Hold(s, null, 0, null, null)));
+            await store.ChangeAsync(w => gone.ForEach(s => w.Outbox.RecordHeld(s, null, 0, null, null)));
             log.Info("items are gone from Onix; the next observation of each service creates its item again, "
                 + "with the whole history", ("items", gone.Count));
         }
@@ -15468,7 +15468,7 @@ internal sealed class Recorder(
         foreach (var job in done.Where(j => j.Rest == null))
             meters.OnixChanges.WithLabels(
                 job.Waiting.At > job.Waiting.Next ? "late" : "unchanged").Inc();
-        var changes = new Queue<(Job Job, ToldChange Change)>(jobs
+        var changes = new Queue<(Job Job, PendingChange Change)>(jobs
             .SelectMany(j => j.Changes.Select(c => (Job: j, Change: c)))
             .OrderBy(c => c.Change.Time).ThenBy(c => c.Job.Waiting.Id));
         (_accepts, _refused) = (false, []);
@@ -15494,11 +15494,11 @@ internal sealed class Recorder(
                     return;
             }
         }
-        await store.ChangeAsync(w => unanswered.ForEach(j => w.Outbox.Answer(j.Waiting.Id)));
+        await store.ChangeAsync(w => unanswered.ForEach(j => w.Outbox.ForgetSent(j.Waiting.Id)));
     }
 
     /// <summary>The next changes in order, at most one of each item.</summary>
-    private List<(Job Job, ItemChange Change)> NextBatch(Queue<(Job Job, ToldChange Change)> changes)
+    private List<(Job Job, ItemChange Change)> NextBatch(Queue<(Job Job, PendingChange Change)> changes)
     {
         var (batch, keys, bytes) = (new List<(Job Job, ItemChange Change)>(), new HashSet<string>(), 0);
         using var snapshot = store.Snapshot();
@@ -15524,7 +15524,7 @@ internal sealed class Recorder(
     private async Task<bool> SendBatchAsync(List<(Job Job, ItemChange Change)> batch, CancellationToken stop)
     {
         await store.ChangeAsync(w => batch.ForEach(b =>
-            w.Outbox.Send(b.Job.Waiting.Id, b.Change.Time, b.Change.Status)));
+            w.Outbox.RecordSent(b.Job.Waiting.Id, b.Change.Time, b.Change.Status)));
         var results = await PutAsync([.. batch.Select(b => b.Change)], stop);
         var accepted = new List<(Job Job, ItemChange Change)>();
         var refused = new List<(Job Job, string Reason)>();
@@ -15601,7 +15601,7 @@ internal sealed class Recorder(
         {
             foreach (var (job, change) in accepted)
             {
-                w.Outbox.Hold(job.Waiting.Id, job.Waiting.Key, job.Version, change.Status, change.Time,
+                w.Outbox.RecordHeld(job.Waiting.Id, job.Waiting.Key, job.Version, change.Status, change.Time,
                     isOwn: true);
                 w.Outbox.Settle(job.Waiting, job.Next);
             }
@@ -15657,7 +15657,7 @@ internal sealed class Recorder(
         meters.OnixChanges.WithLabels("barred").Inc(first.Count);
         using var snapshot = store.Snapshot();
         var (services, partitions) = new OutboxReader(snapshot).CountBarred();
-        log.Often("Onix refuses changes of some services; others are not affected",
+        log.WarnRateLimited("Onix refuses changes of some services; others are not affected",
             ("service", first[0].Job.Waiting.Service), ("key", first[0].Job.Key), ("reason", first[0].Reason),
             ("services", services), ("partitions", partitions));
     }
@@ -15881,7 +15881,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         // The connection may be too slow for so much, or a proxy may allow less.
         if (failure?.Reason is "timeout" or "408" or "unreachable")
             _most = Math.Max(1, _most / 2);
-        log.Often($"the {target.Name} accepts nothing; SeS retries", ("url", target.Shown), ("reason", e.Message));
+        log.WarnRateLimited($"the {target.Name} accepts nothing; SeS retries", ("url", target.Shown), ("reason", e.Message));
         _state = _state with { Trouble = e.Message, Backlog = Math.Max(1, CountAgain(_state.Backlog)) };
         // Many SeS that lost the same hub should not all come back at the same moment.
         var jittered = pause * (0.5 + (RandomNumberGenerator.GetInt32(1000) / 1000.0));
@@ -16223,7 +16223,7 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
         if (result is not { Store: { Length: > 0 } id })
             throw new ForwardException("its answer is not one of SeS: is the URL right?", "answer");
         if (result.Refused > 0)
-            Log.Often($"the {Target.Name} put lines into its quarantine, which has the reasons",
+            Log.WarnRateLimited($"the {Target.Name} put lines into its quarantine, which has the reasons",
                 ("url", Target.Shown), ("lines", result.Refused));
         var next = position with { Position = batch.Through, StoreId = id };
         if (position.StoreId == null || position.StoreId == id)
@@ -17640,7 +17640,7 @@ internal sealed class Auth
     }
 
     private void LogRefused(IPAddress client, string reason) =>
-        _log.Often("credentials were refused", ("client", client), ("reason", reason));
+        _log.WarnRateLimited("credentials were refused", ("client", client), ("reason", reason));
 
     /// <summary>A challenge for each way (RFC 9110, 11.6.1), with RFC 6750, 3 for tokens.</summary>
     private Reply Unauthorized(Users users, string reason, string? description, TimeSpan heldBack)
@@ -17658,7 +17658,7 @@ internal sealed class Auth
     }
 
     private void LogFailure(IssuerException e) =>
-        _log.Often("bearer tokens cannot be checked: the keys of the OIDC issuer are not available",
+        _log.WarnRateLimited("bearer tokens cannot be checked: the keys of the OIDC issuer are not available",
             ("reason", e.Message.Length <= 500 ? e.Message : e.Message[..500]));
 }
 
@@ -17717,7 +17717,7 @@ internal sealed record QuarantinedAlert(
     /// A copy from Prometheus that was still valid when it was received: stored now, it would end an alert
     /// that may still fire. Prometheus sends what fires again by itself.
     /// </summary>
-    public bool IsOutdated => Source == AlertSource.Prometheus && FieldsOf(Alert) is { } alert
+    public bool IsLeftToPrometheus => Source == AlertSource.Prometheus && FieldsOf(Alert) is { } alert
         && !alert.HasEnded(Recorded);
 }
 
@@ -17847,7 +17847,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
             PageKind.Live => ["partition", "platform", "service", "facet", "location", "range", "show", "search", "at"],
             _ => [],
         };
-        var given = Question.Once(parameters.Where(p => names.Contains(p.Key)), names, "this page");
+        var given = Question.ParseParameters(parameters.Where(p => names.Contains(p.Key)), names, "this page");
         string? Chosen(string name, params IEnumerable<string> allowed) => given.GetValueOrDefault(name) is not { } value ? null
             : allowed.Contains(value) ? value
             : throw new QuestionException(
@@ -17902,7 +17902,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
     /// <summary>Characters.</summary>
     private const int LongestRedirect = 8 * 1024;
 
-    public bool Takes(ServiceKey service) => Search == null
+    public bool Matches(ServiceKey service) => Search == null
         || service.ToString().Contains(Search, StringComparison.OrdinalIgnoreCase);
 }
 
@@ -18044,7 +18044,7 @@ internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
     public Bars Bars => bars;
 
     /// <summary>How many services were down at all.</summary>
-    public int Fallen { get; private set; }
+    public int ServicesDown { get; private set; }
 
     public int Outages { get; private set; }
 
@@ -18069,7 +18069,7 @@ internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
         }
         var figures = sum.Result;
         Services++;
-        Fallen += figures.Outages > 0 ? 1 : 0;
+        ServicesDown += figures.Outages > 0 ? 1 : 0;
         Outages += figures.Outages;
         _down += figures.Down;
         _known += figures.Known;
@@ -18255,7 +18255,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
     private PlatformRow? Named(string? partition, string? platform) =>
         questions.Platforms().Find(p => p.Partition == partition && p.Platform == platform);
 
-    private PresentRow? Present() => query.Names is { Partition: not null, Platform: not null, Service: not null, Facet: not null }
+    private CurrentRow? Present() => query.Names is { Partition: not null, Platform: not null, Service: not null, Facet: not null }
         ? questions.Present(query.Names with { Location = query.Names.Location ?? "" }).FirstOrDefault() : null;
 
     // ---- The overview ----
@@ -18269,7 +18269,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
         AddLive();
         if (all.All == 0)
         {
-            if (questions.IsForAll)
+            if (questions.SeesAll)
                 AddFirstStep();
             yield return End();
             yield break;
@@ -18327,7 +18327,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
             var names = ServiceFilter.All with { Partition = row.Partition, Platform = row.Platform };
             foreach (var (_, service, runs) in questions.Runs(names, From, questions.ListedServices(names)))
                 sum.Add(runs, questions.NotesOf(service));
-            var fallen = sum.Fallen == 0 ? "none was down" : $"{sum.Fallen} of {sum.Services} {(sum.Fallen == 1 ? "was" : "were")} down";
+            var fallen = sum.ServicesDown == 0 ? "none was down" : $"{sum.ServicesDown} of {sum.Services} {(sum.ServicesDown == 1 ? "was" : "were")} down";
             _html.Add($"""
                 <li><a class="row" href="{AddressOf(PageKind.Platform, names)}"><span class="name"><bdi>{Brief(row.Platform)}</bdi>
                 <span class="soft">{InPartition(row.Partition, " · ")}{Counted(row.Counts.All, "service")}</span></span>
@@ -18505,7 +18505,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
     private void AddMaintenance(long maintained, ServiceFilter of)
     {
         var notes = questions.MaintenanceUntil(Now + Ahead).Select(n => n.Last).Where(n => of.Platform == null
-            || (n.Filter.Partition == of.Partition && NoteFilter.Fits(n.Filter.Platform, of.Platform))).ToList();
+            || (n.Filter.Partition == of.Partition && NoteFilter.MatchesPattern(n.Filter.Platform, of.Platform))).ToList();
         if (notes.Count == 0)
             return;
         var now = maintained == 0 ? default
@@ -18544,7 +18544,7 @@ internal sealed partial class StatusPage
         var notUp = query.Show == "down" ? questions.NotUp().ConvertAll(r => r.Id).ToHashSet() : null;
         // Below the platforms all services are listed, from the first on.
         var next = IsOfPlatforms ? 0 : query.Offset;
-        var rows = questions.ListedServices(names).Where(s => query.Takes(s.Service) && notUp?.Contains(s.Id) != false)
+        var rows = questions.ListedServices(names).Where(s => query.Matches(s.Service) && notUp?.Contains(s.Id) != false)
             .Skip(next).Take(MostRows + 1).ToList();
         if (rows.Count == 0)
             AddNoRows();
@@ -18570,7 +18570,7 @@ internal sealed partial class StatusPage
         AddPages("services", isMore ? query with { Offset = next, Show = IsOfPlatforms ? "all" : query.Show } : null);
     }
 
-    private void AddService(ServiceKey service, PresentRow? present, RangeSum sum, bool hasPlatform)
+    private void AddService(ServiceKey service, CurrentRow? present, RangeSum sum, bool hasPlatform)
     {
         var name = ShortName.Of(service);
         var place = hasPlatform ? Markup.Of($" <bdi>{Brief(service.Platform)}</bdi> {InPartition(service.Partition)}") : default;
@@ -18582,7 +18582,7 @@ internal sealed partial class StatusPage
     }
 
     /// <summary>Empty if the service is up, as most are.</summary>
-    private static Markup StateText(PresentRow? present) => present switch
+    private static Markup StateText(CurrentRow? present) => present switch
     {
         null => default,
         { Maintenance: not null } => Markup.Of($"<span class=\"states word maintained\">⚒ maintenance</span>"),
@@ -18665,8 +18665,8 @@ internal sealed partial class StatusPage
     private IEnumerable<ReadOnlyMemory<byte>> Latest(ServiceFilter names)
     {
         _html.Add($"<section><h2>Latest outages</h2>");
-        var lines = Folded(Fitting(questions.Ended(names, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1))
-            .Where(o => query.Takes(o.Service)), LatestSize)).Take(MostLatest);
+        var lines = Folded(Fitting(questions.EndedOutages(names, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1))
+            .Where(o => query.Matches(o.Service)), LatestSize)).Take(MostLatest);
         foreach (var part in ByDay(lines, Markup.Of($"None ended in the last 7 days.")))
             yield return part;
         _html.Add($"<p class=\"links\"><a href=\"{AddressOf(PageKind.Outages, names)}\">All outages</a></p></section>");
@@ -18689,7 +18689,7 @@ internal sealed partial class StatusPage
             : Markup.Of($"No outage ended in the {AtOnce.Days} days before {Time(before)}.");
         var outages = day is { } span ? questions.Outages(names, span.Item1, span.Item2, Counting.Plain, isNewestFirst: true)
                 .Select(o => new Outage(o.Id, o.Service, o.From, o.To ?? DateTime.MaxValue, o.Description))
-            : questions.Ended(names, before - AtOnce, before);
+            : questions.EndedOutages(names, before - AtOnce, before);
         var lines = Folded(Fitting(outages, OutagesSize, n => next = n));
         foreach (var part in ByDay(lines, none))
             yield return part;
@@ -18834,7 +18834,7 @@ internal sealed partial class StatusPage
 
     // ---- A service ----
 
-    private IEnumerable<ReadOnlyMemory<byte>> OfService(PresentRow present)
+    private IEnumerable<ReadOnlyMemory<byte>> OfService(CurrentRow present)
     {
         var service = present.Service;
         var names = ServiceFilter.Of(service);
@@ -18960,7 +18960,7 @@ internal sealed partial class StatusPage
         foreach (var (name, value) in questions.LabelsOf(id))
             _html.Add($"<dt>label <bdi>{name}</bdi></dt><dd><bdi>{value}</bdi></dd>");
         _html.Add($"</dl><p>");
-        if (questions.IsForAll)
+        if (questions.SeesAll)
             _html.Add($"""
                 History as <a href="{target}/history?{of}&amp;from=-30d&amp;format=json">JSON</a> or
                 <a href="{target}/history?{of}&amp;from=-30d&amp;format=csv">CSV</a>, figures as
@@ -18969,7 +18969,7 @@ internal sealed partial class StatusPage
 
                 """);
         _html.Add($"""
-            {(questions.IsForAll ? "changes" : "Changes")} as <a href="{FeedOf(names)}">feed</a>.</p>
+            {(questions.SeesAll ? "changes" : "Changes")} as <a href="{FeedOf(names)}">feed</a>.</p>
             <p><a href="{badge}">Badge</a> for your own pages: <code>&lt;img alt="<bdi>{Name(service)}</bdi>"
             src="<bdi>http://HOST:PORT/{badge}</bdi>"&gt;</code></p></section>
             """);
@@ -19144,7 +19144,7 @@ internal sealed partial class StatusPage
             AddNew(kind, Markup.Of($"{mark} {count}<bdi>{Short(incident.Status)}</bdi>"), NamesOf(incident with { Rows = [.. incident.Rows.Select(Cut)] }), incident.Platform,
                 Markup.Of($"since {Time(incident.Since)}, {Lasted(Now - incident.Since)}"));
         }
-        foreach (var outage in questions.Ended(ServiceFilter.All, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1)).Take(MostNewest - open.Count))
+        foreach (var outage in questions.EndedOutages(ServiceFilter.All, Now - TimeSpan.FromDays(7), Now.AddMilliseconds(1)).Take(MostNewest - open.Count))
             AddNew("up", Markup.Of($"✔ no longer down"), Markup.Of($"<bdi>{Short(ShortName.Of(outage.Service).Lead)}</bdi>"),
                 outage.Service.Platform, Markup.Of($"since {Time(outage.To)}, after {Lasted(outage.To - outage.From)}"));
         _html.Add($"</ul></section>");
@@ -19175,7 +19175,7 @@ internal sealed partial class StatusPage
             <link rel="alternate" type="application/atom+xml" href="{Root}{FeedOf(feed)}">
             <style>{new Markup(Style)}</style></head><body><a class="skip" href="#main">Skip to content</a><header>
             <h1>{heading}</h1><p class="soft">{up}as of {Time(Now)} {_zone.Name} · <a href="{Root}{FeedOf(feed)}">feed</a> ·
-            <a href="{Root}{(questions.IsForAll ? "health" : "login")}">{(questions.IsForAll ? "health" : "sign in")}</a></p></header><main id="main">
+            <a href="{Root}{(questions.SeesAll ? "health" : "login")}">{(questions.SeesAll ? "health" : "sign in")}</a></p></header><main id="main">
             <svg class="hidden" aria-hidden="true"><pattern id="work" width=".5" height="25" patternUnits="userSpaceOnUse"
             patternTransform="skewX(-.5)"><path class="work" d="M0 6h.5"/></pattern></svg>
             {Refusal()}
@@ -19184,7 +19184,7 @@ internal sealed partial class StatusPage
 
     /// <summary>A notice while SeS accepts no alerts; the reason is for those who may see all.</summary>
     private Markup Refusal() => settings.Refusal is not { } reason ? default : Markup.Of($"""
-        <p><b>? SeS is not accepting alerts now.</b> {(questions.IsForAll ? reason : "")} This page may be out of date.</p>
+        <p><b>? SeS is not accepting alerts now.</b> {(questions.SeesAll ? reason : "")} This page may be out of date.</p>
         """);
 
     /// <summary>The address of a feed relative to the overview's.</summary>
@@ -19193,7 +19193,7 @@ internal sealed partial class StatusPage
     private ReadOnlyMemory<byte> End()
     {
         _html.Add($"</main><footer class=\"soft\">");
-        var partitions = query.Kind == PageKind.Overview && questions.IsForAll ? questions.Partitions().Take(MostPartitions + 1).ToList() : [];
+        var partitions = query.Kind == PageKind.Overview && questions.SeesAll ? questions.Partitions().Take(MostPartitions + 1).ToList() : [];
         foreach (var partition in partitions.Take(MostPartitions))
         {
             var target = $"{settings.Path}/{Uri.EscapeDataString(partition)}";
@@ -19212,7 +19212,7 @@ internal sealed partial class StatusPage
     /// <summary>The other SeS whose facts this one has, and when each last gave a sign of life.</summary>
     private void AddPeers()
     {
-        var peers = query.Kind == PageKind.Overview && questions.IsForAll ? questions.Snapshot.Peers() : [];
+        var peers = query.Kind == PageKind.Overview && questions.SeesAll ? questions.Snapshot.Peers() : [];
         if (peers.Count == 0)
             return;
         var shown = peers.OrderByDescending(p => p.Heard).Take(MostPeers)
@@ -19857,7 +19857,7 @@ internal sealed class OutageEntries(Questions questions, FeedText text, long id,
         _hasNotes = notes.Count > 0;
         for (var i = 0; i < moments.Count; i++)
         {
-            var known = questions.Known(id, service, notes, i + 1 < moments.Count ? moments[i + 1].AddMilliseconds(-1) : null);
+            var known = questions.OutagesKnownAt(id, service, notes, i + 1 < moments.Count ? moments[i + 1].AddMilliseconds(-1) : null);
             var isShort = known.Outages.Where(o => o.From >= earliest && o.From < floor && !IsLong(o) && !_begins.ContainsKey(o.From)).ToList();
             shortBefore ??= notes.Count == 0 ? isShort.FindAll(o => o.Closed < floor) : [];
             // A short outage that changed may have been in the feed: only a replay of all tells.
@@ -20233,7 +20233,7 @@ internal sealed partial class Web
     public const string TrustedField = "Ses-Trusted";
 
     /// <summary>A parameter of the webhook: the id of the quarantined alert that is sent again.</summary>
-    public const string CuresParameter = "cures";
+    public const string RetriedAlertParameter = "cures";
 
     /// <summary>How the 404 for an unknown partition begins; the commands recognise it.</summary>
     public const string NeverReceived = "SeS never received anything";
@@ -20416,7 +20416,7 @@ internal sealed partial class Web
     public void CountBad(string reason, int code, string? target, string? client)
     {
         _meters.BadRequests.WithLabels(reason).Inc();
-        _log.Often("a POST request was refused: " + reason, ("code", code),
+        _log.WarnRateLimited("a POST request was refused: " + reason, ("code", code),
             ("path", target is null ? null : AlertMapping.Clip(target.Split('?', 2)[0], MaxShown)), ("client", client));
     }
 
@@ -20510,11 +20510,11 @@ internal sealed partial class Web
         or Resource.PeerReady;
 
     /// <summary>Refuses a partition that may be mistyped: the store would keep it for good.</summary>
-    private Reply NotTaken(string partition, ReceivedAlerts alerts)
+    private Reply RefusedPartition(string partition, ReceivedAlerts alerts)
     {
         _meters.Alerts.WithLabels("not_taken").Inc(alerts.Alerts.Count + alerts.UnmappableAlerts.Count
             + alerts.MoreUnmappable + alerts.Ignored + alerts.Heartbeats);
-        _log.Often("alerts were refused: --partitions does not name their partition",
+        _log.WarnRateLimited("alerts were refused: --partitions does not name their partition",
             ("partition", partition));
         return Bad("partition", Reply.Problem(404,
             $"SeS accepts no alerts for partition '{partition}': {Options.PartitionsSetting} does not name it."));
@@ -20627,7 +20627,7 @@ internal sealed partial class Web
             }
             catch (HttpListenerException e)
             {
-                _log.Often("a request could not be accepted", ("reason", e.Message));
+                _log.WarnRateLimited("a request could not be accepted", ("reason", e.Message));
                 await Task.Delay(TimeSpan.FromMilliseconds(10), _clock);
             }
         }
@@ -20806,8 +20806,8 @@ internal sealed partial class Web
             return Bad("payload", Reply.Problem(e.Code, e.Message));
         }
         if (_options.Partitions?.Contains(post.Partition) == false)
-            return NotTaken(post.Partition, alerts);
-        var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == CuresParameter).Value;
+            return RefusedPartition(post.Partition, alerts);
+        var cures = Parameters(request.RawUrl ?? "").FirstOrDefault(p => p.Key == RetriedAlertParameter).Value;
         // Someone who sends a quarantined alert again wants to know what became of it, so is not Prometheus.
         return await KeepAsync(store, alerts, post with { IsPrometheus = post.IsPrometheus && cures == null },
             QuarantinedAlert.IdOf(cures));
@@ -20859,7 +20859,7 @@ internal sealed partial class Web
         if (alerts.Truncated > 0)
         {
             _meters.Truncated.Inc(alerts.Truncated);
-            _log.Often("Alertmanager left alerts out of its notification: raise max_alerts of its receiver",
+            _log.WarnRateLimited("Alertmanager left alerts out of its notification: raise max_alerts of its receiver",
                 ("partition", partition), ("alerts", alerts.Truncated));
         }
         Stored stored;
@@ -20875,7 +20875,7 @@ internal sealed partial class Web
         if (stored.Quarantined == 0)
             return TakenReply(post);
         List<UnmappableAlert> quarantined = [.. alerts.UnmappableAlerts, .. stored.Refused ?? []];
-        _log.Often("alerts were quarantined", ("partition", partition), ("alerts", stored.Quarantined),
+        _log.WarnRateLimited("alerts were quarantined", ("partition", partition), ("alerts", stored.Quarantined),
             ("alertname", AlertMapping.Clip(quarantined[0].Alertname, MaxShown)),
             ("reason", quarantined[0].Reason));
         return post.IsPrometheus ? TakenReply(post)
@@ -20981,7 +20981,7 @@ internal sealed partial class Web
             var format = question.Format
                 ?? (IsForCsv(request.Headers["Accept"]) ? OutputFormat.Csv : OutputFormat.Json);
             var type = format == OutputFormat.Csv ? "text/csv; charset=utf-8" : "application/json";
-            if (!snapshot.HasHeardOf(partition))
+            if (!snapshot.KnowsPartition(partition))
                 return Reply.Problem(404, $"{NeverReceived} for partition '{partition}'.");
             if (question.AsOf < snapshot.Oldest)
                 throw new QuestionException(
@@ -21014,7 +21014,7 @@ internal sealed partial class Web
             throw new QuestionException($"{AlertMapping.Clip(parameter, MaxShown)}: a note takes no parameters");
         using (var before = _store!.Snapshot())
         {
-            if (!before.HasHeardOf(partition))
+            if (!before.KnowsPartition(partition))
                 return Reply.Problem(404, $"{NeverReceived} for partition '{partition}'.");
         }
         try
@@ -21104,7 +21104,7 @@ internal sealed partial class Web
         if (refused.Count == 0)
             return;
         _meters.ImportLines.WithLabels(label, "refused").Inc(refused.Count);
-        _log.Often("lines of an import were quarantined",
+        _log.WarnRateLimited("lines of an import were quarantined",
             ("by", by), ("lines", refused.Count), ("reason", refused[0].Reason));
     }
 
@@ -21138,7 +21138,7 @@ internal sealed partial class Web
         {
             var question = NoteQuestion.Parse(
                 partition, Parameters(request.RawUrl ?? ""), snapshot.Moment, _options.Counting.Zone);
-            if (!snapshot.HasHeardOf(partition))
+            if (!snapshot.KnowsPartition(partition))
                 return Reply.Problem(404, $"{NeverReceived} for partition '{partition}'.");
             isTaken = true;
             return await StreamAsync(snapshot, new NoteForm(Questions.Of(snapshot, question.AsOf))
@@ -21171,7 +21171,7 @@ internal sealed partial class Web
         foreach (var (_, service) in questions.ListedServices(ServiceFilter.All))
         {
             if (PageQuery.ShortOf(service) == query.Short
-                || (questions.IsForAll && PageQuery.ShortOf(questions.Hidden(service)) == query.Short))
+                || (questions.SeesAll && PageQuery.ShortOf(questions.Hidden(service)) == query.Short))
                 return ToService(service, query, "../");
         }
         return UnknownService;
@@ -21180,7 +21180,7 @@ internal sealed partial class Web
     /// <summary>Redirects an address with such a number to the one with the location; or null.</summary>
     private static Reply? ToNamed(Questions questions, PageQuery query)
     {
-        if (!questions.IsForAll || query.Names.Location?.StartsWith('#') != true)
+        if (!questions.SeesAll || query.Names.Location?.StartsWith('#') != true)
             return null;
         foreach (var (_, service) in questions.ListedServices(query.Names with { Location = null }))
         {
@@ -21252,7 +21252,7 @@ internal sealed partial class Web
     /// <summary>The feed; 304 if the client has this one already.</summary>
     private async Task<Reply> FeedAsync(HttpListenerRequest request)
     {
-        var given = Question.Once(Parameters(request.RawUrl ?? ""), Feed.Parameters, "the feed");
+        var given = Question.ParseParameters(Parameters(request.RawUrl ?? ""), Feed.Parameters, "the feed");
         var filter = Question.FilterOf(given.GetValueOrDefault("partition"), given);
         var snapshot = await _store!.ReadAsync();
         var isThere = true;
@@ -21277,7 +21277,7 @@ internal sealed partial class Web
     /// <summary>The badge; a 404 has a picture too, since another page shows it.</summary>
     private async Task<Reply> BadgeAsync(HttpListenerRequest request)
     {
-        var given = Question.Once(Parameters(request.RawUrl ?? ""), Badge.Parameters, "the badge");
+        var given = Question.ParseParameters(Parameters(request.RawUrl ?? ""), Badge.Parameters, "the badge");
         var filter = Question.FilterOf(given.GetValueOrDefault("partition"), given);
         var range = given.GetValueOrDefault("range");
         if (range != null && !Badge.Ranges.ContainsKey(range))
@@ -21426,7 +21426,7 @@ internal sealed partial class Web
         var streamed = new StreamedBody(NextPartAsync, End, _clock);
         deadline = _clock.CreateTimer(_ =>
         {
-            _log.Often("a client did not read a long answer in time: it should query in pages, with limit",
+            _log.WarnRateLimited("a client did not read a long answer in time: it should query in pages, with limit",
                 ("seconds", AnswerTime.TotalSeconds));
             streamed.Abort();
         }, null, AnswerTime, Timeout.InfiniteTimeSpan);
@@ -21510,7 +21510,7 @@ internal sealed partial class Web
             return starting;
         try
         {
-            var given = Question.Once(Parameters(request.RawUrl ?? ""), ["format"], "the health");
+            var given = Question.ParseParameters(Parameters(request.RawUrl ?? ""), ["format"], "the health");
             var isJson = given.GetValueOrDefault("format") switch
             {
                 "json" => true,
@@ -21650,7 +21650,7 @@ internal sealed partial class Web
             json.WriteString("state", "starting");
             return;
         }
-        json.WriteString("state", state.Word);
+        json.WriteString("state", state.Name);
         if (state.Trouble != null)
             json.WriteString("reason", state.Trouble);
         json.WriteNumber("backlog_services", state.Backlog);
@@ -21668,7 +21668,7 @@ internal sealed partial class Web
     /// <summary>One line for <c>systemctl status</c>.</summary>
     public string StatusLine()
     {
-        var onix = _options.OnixUrl == null ? "no Onix" : _recorder?.State().Sentence ?? RecorderState.NotAsked;
+        var onix = _options.OnixUrl == null ? "no Onix" : _recorder?.State().Summary ?? RecorderState.NotAsked;
         var trouble = Troubles().FirstOrDefault() is { } first ? $"; {first}" : "";
         // A line end would begin another field of sd_notify(3).
         return Terminal.Plain(
@@ -22320,7 +22320,7 @@ internal sealed partial class Gate
     }
 
     /// <summary>Where the gate listens.</summary>
-    public IPEndPoint Place => (IPEndPoint)_listener!.LocalEndPoint!;
+    public IPEndPoint Endpoint => (IPEndPoint)_listener!.LocalEndPoint!;
 
     /// <summary>Starts to listen, and returns where: for port 0 the system chooses one.</summary>
     /// <param name="inherited">A socket that listens already, instead of address and port; else null.</param>
@@ -22331,7 +22331,7 @@ internal sealed partial class Gate
         _inner = _web.Start();
         _sweeper = _clock.CreateTimer(_ => Sweep(), null, SweepPeriod, SweepPeriod);
         Accepting = Task.WhenAny(AcceptAsync(), _web.Accepting).Unwrap();
-        return Place;
+        return Endpoint;
     }
 
     /// <summary>Ends when no more connections are accepted: when draining, or by a defect.</summary>
@@ -22389,7 +22389,7 @@ internal sealed partial class Gate
             catch (SocketException e)
             {
                 // Descriptors have run out, or the client has gone already.
-                _log.Often("a connection could not be accepted", ("reason", e.Message));
+                _log.WarnRateLimited("a connection could not be accepted", ("reason", e.Message));
                 Refused("accept");
                 EndStrangers();
                 lock (_gate)
@@ -22501,7 +22501,7 @@ internal sealed partial class Gate
         if (strangers.Count <= MaxStrangers)
             return;
         strangers.ForEach(c => Linux.EndConnection(c.Descriptor));
-        _log.Often("connections of others to the inner port were closed: only SeS may use it",
+        _log.WarnRateLimited("connections of others to the inner port were closed: only SeS may use it",
             ("connections", strangers.Count), ("port", _inner.Port));
     }
 
@@ -22552,7 +22552,7 @@ internal sealed partial class Gate
             if (connection.IsPost && e.Reply.Code != 503)
                 _web.CountBad(e.Message, e.Reply.Code, connection.Head?.Target, $"{connection.Client}");
             else
-                _log.Often("a request was refused: " + e.Message, ("client", connection.Client),
+                _log.WarnRateLimited("a request was refused: " + e.Message, ("client", connection.Client),
                     ("code", e.Reply.Code));
             await AnswerAsync(connection, e.Reply, closes: true);
         }
@@ -22585,7 +22585,7 @@ internal sealed partial class Gate
             if (!EndHandshake(connection))
                 throw new IOException("the TLS handshake gave way to another", e);
             Refused(connection.IsOverdue ? "handshake_timeout" : "handshake");
-            _log.Often("a TLS handshake failed", ("client", connection.Client),
+            _log.WarnRateLimited("a TLS handshake failed", ("client", connection.Client),
                 ("reason", e.GetBaseException().Message));
             throw new IOException("the TLS handshake failed", e);
         }
@@ -23504,7 +23504,7 @@ internal sealed class SecretWatch(Options options, OnixClient? onix, Log log)
                     return false;
                 if (!isUsable(changed))
                     throw new IOException("SeS would refuse it at its start");
-                secret.Take(changed);
+                secret.Set(changed);
                 return true;
             });
         if (onix != null && options.OnixCaFile is { } path)
@@ -23520,7 +23520,7 @@ internal sealed class SecretWatch(Options options, OnixClient? onix, Log log)
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException)
         {
-            log.Often($"{setting.Flag}: the file cannot be used; its previous content stays in use",
+            log.WarnRateLimited($"{setting.Flag}: the file cannot be used; its previous content stays in use",
                 ("file", path), ("reason", e.Message));
         }
     }
@@ -23588,7 +23588,7 @@ internal sealed class Systemd(string? socketPath, Log log) : IDisposable
         }
         catch (SocketException e)
         {
-            log.Often("systemd could not be notified", ("reason", e.Message));
+            log.WarnRateLimited("systemd could not be notified", ("reason", e.Message));
         }
     }
 
@@ -23898,8 +23898,8 @@ internal sealed partial class CommandRunner(
         }
         if (format != OutputFormat.Json)
             TellMore(answers.Next);
-        return answers.Told.Rows > 0 || (subject != Subject.Status && questions.HasService(question.Filter))
-            ? CodeOf(answers.Told.Down, failsIfDown) : NothingMatches();
+        return answers.Totals.Rows > 0 || (subject != Subject.Status && questions.HasService(question.Filter))
+            ? CodeOf(answers.Totals.Down, failsIfDown) : NothingMatches();
     }
 
     private Question Understand(Subject subject, DateTime now)
@@ -24218,7 +24218,7 @@ internal sealed class StandardOutput : Stream
         {
             _stream.Write(buffer);
         }
-        catch (Exception e) when (Disk.Refused(e))
+        catch (Exception e) when (Disk.IsWriteRefused(e))
         {
             throw new CommandException($"standard output cannot be written to: {e.Message}");
         }
@@ -24413,14 +24413,14 @@ internal sealed class RunningSes : IDisposable
     /// <returns>Whether it could be mapped.</returns>
     /// <exception cref="OptionsException">SeS refuses the request.</exception>
     /// <exception cref="CommandException">SeS cannot be reached, or accepts no alerts now.</exception>
-    public async Task<bool> IsTakenAsync(QuarantinedAlert alert)
+    public async Task<bool> SendAgainAsync(QuarantinedAlert alert)
     {
         var isPrometheus = alert.Source == AlertSource.Prometheus;
         var path = Uri.EscapeDataString(alert.Partition) + (isPrometheus ? Web.AlertsPath : "");
         var list = $"[{Encoding.UTF8.GetString(alert.Alert)}]";
         using var body = new StringContent(
             isPrometheus ? list : $"{{\"version\":\"4\",\"alerts\":{list}}}", Encoding.UTF8, "application/json");
-        using var request = new HttpRequestMessage(HttpMethod.Post, new Uri(_url, $"{path}?{Web.CuresParameter}={alert.Id}"));
+        using var request = new HttpRequestMessage(HttpMethod.Post, new Uri(_url, $"{path}?{Web.RetriedAlertParameter}={alert.Id}"));
         request.Content = body;
         using var answer = await SendAsync(request);
         // 413: --max-body is smaller now than when it came; the other alerts may still be accepted.
@@ -24804,7 +24804,7 @@ internal sealed partial class CommandRunner
     {
         using var snapshot = Snapshot.Open(_dir, Now);
         var named = flags.GetValueOrDefault("--partition");
-        if (named != null && snapshot.HasHeardOf(named))
+        if (named != null && snapshot.KnowsPartition(named))
             return named;
         var partitions = id == null ? [] : NoteBook.Read(snapshot.Database, long.MaxValue, id: id, withText: false)
             .Select(n => n.Last.Filter.Partition).Distinct().ToList();
@@ -24853,7 +24853,7 @@ internal sealed partial class CommandRunner
             var began = clock.GetTimestamp();
             if (!purge.Step(Now, () => clock.GetElapsedTime(began) > Purge.StepTime))
                 break;
-            writer.MoveLog();
+            writer.CheckpointIfLong();
             var (done, all) = purge.Progress;
             if (10 * done / Math.Max(1, all) is var tenth && tenth != shown)
                 Tell($"{done} of {all} services");
@@ -24943,10 +24943,10 @@ internal sealed partial class CommandRunner
         using (var snapshot = Snapshot.Open(_dir, Now))
             alerts = [.. QuarantinedAlert.Read(snapshot, flags.GetValueOrDefault("--partition"))];
         var (sent, cured) = (0, 0);
-        foreach (var alert in alerts.Where(a => !a.IsOutdated))
+        foreach (var alert in alerts.Where(a => !a.IsLeftToPrometheus))
         {
             sent++;
-            if (await ses.IsTakenAsync(alert))
+            if (await ses.SendAgainAsync(alert))
                 cured++;
         }
         Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
@@ -25064,7 +25064,7 @@ internal static class Program
                     + $"damage, ses rebuild repairs indexes, ses restore restores a backup: {e.Reason}"
                 : $"the disk reports an error: {e.Reason}");
         }
-        catch (Exception e) when (Disk.Refused(e))
+        catch (Exception e) when (Disk.IsWriteRefused(e))
         {
             return Fail(Failure, $"the disk reports an error: {e.Message}");
         }
@@ -25299,7 +25299,7 @@ internal static class Program
         using var tls = OpenTls(options, log, meters);
         var gate = new Gate(options, web, tls, Linux.RaiseDescriptors(), TimeProvider.System, log, meters);
         log.Info("SeS listens", ("version", Version), ("commit", Commit), ("openssl", OpenSsl),
-            ("url", Listen(gate, options)), ("address", gate.Place), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
+            ("url", Listen(gate, options)), ("address", gate.Endpoint), ("auth", options.AuthMode.ToString().ToLowerInvariant()),
             ("data", Path.GetFullPath(options.DataDir)), ("onix", options.OnixUrl?.AbsoluteUri ?? "none"));
         foreach (var warning in options.Warnings)
             log.Warn(warning);
@@ -25351,7 +25351,7 @@ internal static class Program
     /// </summary>
     private static async Task NotifyAsync(Systemd systemd, Web web, Gate gate, Options options)
     {
-        var own = Options.OwnUrl(gate.Place, options.TlsCert != null);
+        var own = Options.OwnUrl(gate.Endpoint, options.TlsCert != null);
         var (isThere, _) = await Probe.AskAsync(new Uri(own, "live"), options.TlsClientCa != null);
         string status;
         try

@@ -391,7 +391,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
             ["-qec", $"stty cols 80; {SesProcess.Binary} {command}", typescript], environment, _dir);
         await shown.ExitAsync(Soon);
         var lines = File.ReadAllText(typescript).Split('\n')[1..^2].Select(l => l.TrimEnd('\r')).ToList();
-        Assert.All(lines, l => Assert.DoesNotContain(l, Terminal.Obeys));
+        Assert.All(lines, l => Assert.DoesNotContain(l, Terminal.IsUnsafe));
         if (command is "help" or "statsu")
             return;
         Assert.All(lines, l => Assert.InRange(Terminal.Columns(l), 0, 80));

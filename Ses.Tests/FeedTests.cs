@@ -365,7 +365,7 @@ public sealed partial class FeedTests : IDisposable
 
     private static async Task StepAsync(Store store, Random random, DateTime now, List<IncomingAlert> episodes, List<string> notes)
     {
-        DateTime Ago(int seconds) => Question.Whole(now.AddSeconds(-random.Next(seconds)))!.Value;
+        DateTime Ago(int seconds) => Question.TruncateToMilliseconds(now.AddSeconds(-random.Next(seconds)))!.Value;
         var kind = random.Next(10);
         if (kind < 3 || episodes.Count == 0)
         {
@@ -380,7 +380,7 @@ public sealed partial class FeedTests : IDisposable
             var i = random.Next(episodes.Count);
             // It ends, again and again, or fires again.
             var ends = episodes[i].Starts.AddSeconds(random.Next(1, 1 + Math.Max(1, (int)(now - episodes[i].Starts).TotalSeconds)));
-            episodes[i] = episodes[i] with { Ends = random.Next(4) == 0 ? null : Question.Whole(ends), Uncertain = random.Next(6) == 0 };
+            episodes[i] = episodes[i] with { Ends = random.Next(4) == 0 ? null : Question.TruncateToMilliseconds(ends), Uncertain = random.Next(6) == 0 };
             await store.AppendAsync("INS", StoreChild.Body(episodes[i]));
         }
         else

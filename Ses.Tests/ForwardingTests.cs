@@ -449,7 +449,7 @@ public sealed class ForwardingTests : IDisposable
         await host.Store.AddAsync((w, _) =>
         {
             for (var i = 0; i < Writer.MaxPeers - 2; i++)
-                w.Hear($"made up {i}", Host.Now);
+                w.NotePeerAlive($"made up {i}", Host.Now);
             return true;
         });
         Assert.Equal((0, 0, 2), Counts(await ImportAsync(host, Alive("another"), Line(2, by: "one more"))));

@@ -168,7 +168,7 @@ public sealed class LinesTests : IDisposable
         Assert.Equal("down", await StatusAsync(b));
         // Then b is cut off, too; it lives, and so c has nothing to give up in its place.
         foreach (var store in new[] { a, c })
-            await store.ChangeAsync(w => w.Hear("b", Noon.AddHours(60)));
+            await store.ChangeAsync(w => w.NotePeerAlive("b", Noon.AddHours(60)));
         await _clock.PassAsync(Noon.AddHours(60), null, a, b, c);
         Assert.Equal("unknown", await StatusAsync(b));
         await ImportAsync(a, await LinesAsync(b));

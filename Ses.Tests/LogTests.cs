@@ -228,23 +228,23 @@ public sealed class LogTests
     {
         var log = Text();
         for (var i = 0; i < 5; i++)
-            log.Often("refused", ("n", i));
-        log.Often("another kind");
+            log.WarnRateLimited("refused", ("n", i));
+        log.WarnRateLimited("another kind");
         Assert.Equal(["refused n=0", "another kind"], Lines.Select(l => l[31..]));
 
         _clock.Advance(TimeSpan.FromSeconds(9.99));
-        log.Often("refused", ("n", 5));
+        log.WarnRateLimited("refused", ("n", 5));
         Assert.Equal(2, Lines.Length);
 
         _clock.Advance(TimeSpan.FromSeconds(0.01));
-        log.Often("refused", ("n", 6));
-        log.Often("refused", ("n", 7));
+        log.WarnRateLimited("refused", ("n", 6));
+        log.WarnRateLimited("refused", ("n", 7));
         Assert.Equal("refused n=6 held_back=5", Lines[^1][31..]);
 
         _clock.Advance(TimeSpan.FromHours(1));
-        log.Often("refused", ("n", 8));
+        log.WarnRateLimited("refused", ("n", 8));
         Assert.Equal("refused n=8 held_back=1", Lines[^1][31..]);
-        log.Often("another kind");
+        log.WarnRateLimited("another kind");
         Assert.Equal("another kind", Lines[^1][31..]);
     }
 

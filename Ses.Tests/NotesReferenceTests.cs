@@ -621,7 +621,7 @@ public sealed class NotesReferenceTests
             Same(present.Where(r => r.Status != "up").Select(r => $"{r.Service} {r.Status} {r.Since:O}").Order(StringComparer.Ordinal),
                 questions.NotUp().Select(s => $"{s.Service} {s.Status} {s.Since:O}").Order(StringComparer.Ordinal), () => About());
             Same(present.Select(r => r.Service), questions.ListedServices(Every).Select(s => s.Service), () => About());
-            StateCounts CountsOf(IEnumerable<PresentRow> rows) => rows.Aggregate(new StateCounts(), (sum, r) => sum
+            StateCounts CountsOf(IEnumerable<CurrentRow> rows) => rows.Aggregate(new StateCounts(), (sum, r) => sum
                 + (r.Maintenance != null ? new(0, 0, 0, 1, 0) : StateCounts.Of(r.Status, 1, r.IsWatched != false)));
             Same(present.GroupBy(r => (r.Service.Partition, r.Service.Platform)).OrderBy(g => g.Key)
                     .Select(g => new PlatformRow(g.Key.Partition, g.Key.Platform, CountsOf(g))),

@@ -66,8 +66,8 @@ public sealed class NotesTests
         Holds("20:00-21:00", Version("10:00", "12:00", "09:00"), Version("20:00", "21:00", "09:30"));
         // To other services: for each only while both versions are about it.
         var moved = new Note([Version("10:00", "12:00", "09:00", platform: "a"), Version("10:00", "12:00", "11:00", platform: "b*")]);
-        Assert.Equal("", Spans(moved.Announced(f => f.Takes(new("INS", "a", "s", "f", "")))));
-        Assert.Equal("11:00-12:00", Spans(moved.Announced(f => f.Takes(new("INS", "bc", "s", "f", "")))));
+        Assert.Equal("", Spans(moved.Announced(f => f.Matches(new("INS", "a", "s", "f", "")))));
+        Assert.Equal("11:00-12:00", Spans(moved.Announced(f => f.Matches(new("INS", "bc", "s", "f", "")))));
     }
 
     [Theory]
@@ -82,8 +82,8 @@ public sealed class NotesTests
     public void FilterTakesWhatIsNamedOrBeginsSo(string? platform, string? service, bool takes)
     {
         var filter = new NoteFilter("INS", platform, service, null, null);
-        Assert.Equal(takes, filter.Takes(new("INS", "shop", "web", "f", "n1")));
-        Assert.False(filter.Takes(new("DEV", "shop", "web", "f", "n1")));
+        Assert.Equal(takes, filter.Matches(new("INS", "shop", "web", "f", "n1")));
+        Assert.False(filter.Matches(new("DEV", "shop", "web", "f", "n1")));
     }
 
     // ---- By HTTP ----

@@ -47,7 +47,7 @@ public sealed class OutboxTests
             .Select(c => FormattableString.Invariant($"{c.Status} {(c.Time - Site.At(0)).TotalSeconds}"))));
     }
 
-    private static ToldChange Parse(string text) => new(
+    private static PendingChange Parse(string text) => new(
         Site.At(0).AddMilliseconds(Math.Round(1000 * double.Parse(
             text.Split(' ')[1], System.Globalization.CultureInfo.InvariantCulture))), text.Split(' ')[0], 1);
 
@@ -335,6 +335,6 @@ public sealed class OutboxTests
     {
         var state = new RecorderState(trouble, isConfirmed ? DateTime.UnixEpoch : null, backlog, null, barred,
             barred > 0 ? "no rights" : null, isAnew);
-        Assert.Equal((word, sentence), (state.Word, state.Sentence));
+        Assert.Equal((word, sentence), (state.Name, state.Summary));
     }
 }

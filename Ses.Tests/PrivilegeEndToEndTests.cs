@@ -459,7 +459,7 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
             Assert.Contains(lines, l => l.Contains(word, Ordinal));
         Assert.All(lines, line =>
         {
-            Assert.DoesNotContain(line, c => Terminal.Obeys(c) || (c != ' ' && char.IsWhiteSpace(c)));
+            Assert.DoesNotContain(line, c => Terminal.IsUnsafe(c) || (c != ' ' && char.IsWhiteSpace(c)));
             if (format == "text")
                 Assert.Matches(LogLine(), line);
             else

@@ -370,9 +370,9 @@ public sealed class PrometheusTests
         await PostAsync(host, ended, ended.Replace(Text(At(-10)), Text(At(240)), StringComparison.Ordinal));
         using var snapshot = host.Store.Snapshot();
         var alerts = QuarantinedAlert.Read(snapshot).ToList();
-        Assert.Equal((2, 1), (alerts.Count, alerts.Count(a => a.IsOutdated)));
+        Assert.Equal((2, 1), (alerts.Count, alerts.Count(a => a.IsLeftToPrometheus)));
         Assert.All(alerts, a => Assert.Equal(AlertSource.Prometheus, a.Source));
-        var one = alerts.Single(a => !a.IsOutdated);
+        var one = alerts.Single(a => !a.IsLeftToPrometheus);
         var answer = await host.PostAsync($"[{System.Text.Encoding.UTF8.GetString(one.Alert)}]", $"{Path}?cures={one.Id}");
         Assert.Equal(1, answer.Json.GetProperty("quarantined").GetArrayLength());
         var cured = System.Text.Encoding.UTF8.GetString(one.Alert).Replace("\"alertname\":\"\"", "\"alertname\":\"Down\"", StringComparison.Ordinal);
@@ -396,7 +396,7 @@ public sealed class PrometheusTests
         }
         using var snapshot = host.Store.Snapshot();
         var kept = Assert.Single(QuarantinedAlert.Read(snapshot));
-        Assert.Equal((AlertSource.Prometheus, true), (kept.Source, kept.IsOutdated));
+        Assert.Equal((AlertSource.Prometheus, true), (kept.Source, kept.IsLeftToPrometheus));
         var json = JsonDocument.Parse(kept.Alert).RootElement;
         Assert.Equal(["labels", "annotations", "startsAt", "endsAt", "generatorURL"],
             json.EnumerateObject().Select(p => p.Name));

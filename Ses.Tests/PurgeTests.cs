@@ -278,8 +278,8 @@ public sealed class PurgeTests : IDisposable
         await PurgeAsync("--partition", "junk");
         await _store.ChangeAsync(w =>
         {
-            w.Outbox.Hold(service, null, 3, "down", Noon, isOwn: true);
-            w.Outbox.Send(service, Noon, "down");
+            w.Outbox.RecordHeld(service, null, 3, "down", Noon, isOwn: true);
+            w.Outbox.RecordSent(service, Noon, "down");
             w.Outbox.Mark(service, Noon, Noon);
             return true;
         });

@@ -69,7 +69,7 @@ public sealed class QuestionsTests : IDisposable
         while (await AskAsync(q => q.History(All, null, null, after, isNewestFirst).Take(7)) is { Count: > 0 } page)
         {
             pages.AddRange(page);
-            after = (page[^1].Time, page[^1].Place);
+            after = (page[^1].Time, page[^1].ServiceId);
         }
         Assert.Equal(whole, pages);
         Assert.True(whole.Count > 60);

@@ -222,7 +222,7 @@ public sealed class ReportTableTests
         var report = PlatformReport.All(Counting(), AsOf, [Row(evil), Row(evil with { Service = "x" })],
             [Outage(evil, "2026-10-21T12:05", null, note)]).Single();
         foreach (var width in new[] { 80, int.MaxValue })
-            Assert.DoesNotContain(new ReportText(width).Of(report, "2026", true), c => c != '\n' && Terminal.Obeys(c));
+            Assert.DoesNotContain(new ReportText(width).Of(report, "2026", true), c => c != '\n' && Terminal.IsUnsafe(c));
     }
 
     [Fact]

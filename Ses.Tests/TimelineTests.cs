@@ -650,7 +650,7 @@ public sealed partial class TimelineTests(ITestOutputHelper output)
                 return;
             var derived = DeriveWith(c, gaps);
             var laid = new List<Run>();
-            foreach (var run in gaps.Lay(stored).Where(r => r.From <= c.Now))
+            foreach (var run in gaps.Overlay(stored).Where(r => r.From <= c.Now))
             {
                 if (laid.Count > 0 && laid[^1].Observation != 0 && (laid[^1].Status, laid[^1].Open) == (run.Status, run.Open))
                     continue;

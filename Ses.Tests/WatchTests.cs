@@ -30,10 +30,10 @@ public sealed class WatchTests
             var now = At(double.Parse(words[0], CultureInfo.InvariantCulture));
             var facts = words[1] switch
             {
-                "tick" => heartbeats.TakeSilent(now),
-                "alert" => heartbeats.TakeAlerts(1, [Alert(words.ElementAtOrDefault(2) ?? "p")], now),
+                "tick" => heartbeats.FindSilent(now),
+                "alert" => heartbeats.ApplyAlerts(1, [Alert(words.ElementAtOrDefault(2) ?? "p")], now),
                 "away" => Away(double.Parse(words[2], CultureInfo.InvariantCulture)),
-                var source => heartbeats.Take(1, new("", "Watchdog", source[0],
+                var source => heartbeats.Apply(1, new("", "Watchdog", source[0],
                     source[0] == 'p' || source[0] == 'q' ? AlertSource.Prometheus : AlertSource.Webhook,
                     words.Length > 3 ? At(double.Parse(words[3], CultureInfo.InvariantCulture)) : null), now),
             };
@@ -107,7 +107,7 @@ public sealed class WatchTests
     {
         var heartbeats = new Heartbeats();
         for (var minute = 0; minute < 3; minute++)
-            Assert.Equal(minute == 2 ? 1 : 0, heartbeats.Take(1, new("p1", "Watchdog", 7, AlertSource.Prometheus, null), At(minute)).Count());
+            Assert.Equal(minute == 2 ? 1 : 0, heartbeats.Apply(1, new("p1", "Watchdog", 7, AlertSource.Prometheus, null), At(minute)).Count());
         Assert.Equal(["gap from 2, known 13"], Hear(heartbeats, "13 tick", "10083 alert p2"));
         Assert.Equal(["gap 2 to 10084"], Hear(heartbeats, "10084 alert p1"));
     }
@@ -117,10 +117,10 @@ public sealed class WatchTests
     {
         var heartbeats = new Heartbeats();
         for (var i = 0; i < Heartbeats.Max + 5; i++)
-            _ = heartbeats.Take(1, new($"p{i}", "Watchdog", 7, AlertSource.Prometheus, null), At(0));
+            _ = heartbeats.Apply(1, new($"p{i}", "Watchdog", 7, AlertSource.Prometheus, null), At(0));
         Assert.Equal(Heartbeats.Max, heartbeats.All().Count);
         for (var i = 0; i < Heartbeats.MaxAlerts + 5; i++)
-            _ = heartbeats.Take(1, new("p0", "Watchdog", i, AlertSource.Prometheus, null), At(i));
+            _ = heartbeats.Apply(1, new("p0", "Watchdog", i, AlertSource.Prometheus, null), At(i));
         Assert.Equal(Heartbeats.MaxAlerts, heartbeats.All().Single(h => h.Key.Platform == "p0").Alerts.Count);
     }
 
@@ -318,9 +318,9 @@ public sealed class WatchTests
         var whole = questions.Outages(All, null, null, Counting.Plain).Where(o => o.To != null)
             .Select(o => $"{o.Service.Location} {Tell(o.From)} {Tell(o.To!.Value)}").Order().ToList();
         Assert.InRange(whole.Count, 500, 2000);
-        Assert.Equal(whole, Questions.Of(snapshot).Ended(All, begin.AddDays(-1), questions.Moment.AddMilliseconds(1))
+        Assert.Equal(whole, Questions.Of(snapshot).EndedOutages(All, begin.AddDays(-1), questions.Moment.AddMilliseconds(1))
             .Select(o => $"{o.Service.Location} {Tell(o.From)} {Tell(o.To)}").Order());
-        var ends = Questions.Of(snapshot).Ended(ServiceFilter.All, begin, questions.Moment).Select(o => o.To).ToList();
+        var ends = Questions.Of(snapshot).EndedOutages(ServiceFilter.All, begin, questions.Moment).Select(o => o.To).ToList();
         Assert.Equal(ends.OrderDescending(), ends);
     }
 
@@ -676,14 +676,14 @@ public sealed class WatchTests
         while (questions.History(All, null, null, after).Take(7).ToList() is { Count: > 0 } page)
         {
             pages.AddRange(page.Select(Text));
-            after = (page[^1].Time, page[^1].Place);
+            after = (page[^1].Time, page[^1].ServiceId);
         }
         Assert.Equal(history, pages);
         (pages, after) = ([], null);
         while (questions.History(All, null, null, after, isNewestFirst: true).Take(5).ToList() is { Count: > 0 } page)
         {
             pages.AddRange(page.Select(Text));
-            after = (page[^1].Time, page[^1].Place);
+            after = (page[^1].Time, page[^1].ServiceId);
         }
         Assert.Equal(Enumerable.Reverse(history), pages);
         var middle = Host.Now + ((snapshot.Moment - Host.Now) / 2);
