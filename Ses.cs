@@ -18701,7 +18701,9 @@ internal sealed partial class StatusPage
         {
             if (next != null)
                 _html.Add($"<a href=\"../{next.Address()}\">Earlier outages of the day</a>");
-            foreach (var (text, other) in new[] { ("Day before", shown.AddDays(-1)), ("Day after", shown.AddDays(1)) })
+            // There is no day after today yet.
+            foreach (var (text, other) in new[] { ("Day before", shown.AddDays(-1)), ("Day after", shown.AddDays(1)) }
+                .Take(day!.Value.Item2 > Now ? 1 : 2))
                 _html.Add($"<a href=\"../{(query with { Day = other, Offset = 0 }).Address()}\">{text}</a>");
         }
         else
@@ -20167,7 +20169,7 @@ internal static class RefusalPage
         <!DOCTYPE html>
         <html lang="en"><head><meta charset="utf-8"><title>{what} – {title}</title>
         <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-        <style>{new Markup(Style)}</style></head><body><main><h1>{what}</h1>
+        <style>{new Markup(Style)}</style></head><body><main><h1>SeS: {what}</h1>
         <p><bdi>{detail}</bdi></p>
         <p>{(again == null ? "" : $"This page tries again in {again} s. ")}<a href="{root}" target="_top">{title}: overview</a></p>
         </main></body></html>

@@ -57,7 +57,7 @@ public sealed class RefusalPageTests
     {
         Assert.Equal((code, "text/html; charset=utf-8"), (page.Code, page.Field("Content-Type")));
         Assert.StartsWith("<!DOCTYPE html>", page.Body, Ordinal);
-        Assert.Contains($"<h1>{code} {Reply.Phrase(code)}</h1>", page.Body, Ordinal);
+        Assert.Contains($"<h1>SeS: {code} {Reply.Phrase(code)}</h1>", page.Body, Ordinal);
         Assert.Contains($"<title>{code} {Reply.Phrase(code)} – {title}</title>", page.Body, Ordinal);
         Assert.Contains("Accept", page.Field("Vary"), Ordinal);
         Assert.Equal(("nosniff", "no-store", "no-referrer"), (page.Field("X-Content-Type-Options"),
