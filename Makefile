@@ -204,7 +204,7 @@ endif
 
 # The binary that is linked to libc: tests can replace its clock.
 out/dynamic/ses: out/ses
-	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/native/ -p:NativeOutputPath=$(abspath obj/dynamic)/
+	$(PUBLISH) -v quiet -p:BaseIntermediateOutputPath=obj/native/ -p:NativeOutputPath=$(abspath obj/dynamic)/ -p:Map=false
 	@touch $@
 
 # The manual and the settings file are made from --help.

@@ -1015,7 +1015,7 @@ internal sealed record Options
         {
             if ((File.GetUnixFileMode(path) & UnixFileMode.OtherRead) != 0
                 && new DriveInfo(path).DriveType != DriveType.Ram)
-                Warnings.Add($"{setting}: every user of this host can read '{path}': chmod o= it");
+                Warnings.Add($"{setting}: every user of this host can read '{path}': remove the permissions of others (chmod o=)");
         }
 
         private Secret ReadSecret(Setting setting, string path)
@@ -3904,8 +3904,8 @@ internal static class DataDir
         return !isOthers && !isOpen ? null : "the data directory"
             + (isOthers ? $" belongs to user {user}, not to {Disk.UserId()}, whom SeS runs as" : "")
             + (isOthers && isOpen ? ", and" : "") + (isOpen ? " is open to every user of this host" : "") + ":"
-            + (isOthers ? $" chown it to {Disk.UserId()}" : "") + (isOthers && isOpen ? "," : "")
-            + (isOpen ? " chmod o= it" : "");
+            + (isOthers ? $" change its owner to {Disk.UserId()} (chown)" : "") + (isOthers && isOpen ? "," : "")
+            + (isOpen ? " remove the permissions of others (chmod o=)" : "");
     }
 
     /// <exception cref="DataDirException">It cannot hold a database of SeS.</exception>
@@ -4439,12 +4439,12 @@ internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, Date
         if (string.IsNullOrWhiteSpace(Text))
             return "text: must not be empty";
         if (Encoding.UTF8.GetByteCount(Text) is > MaxText and var size)
-            return $"text: it has {size} bytes, more than {MaxText}";
+            return $"text has {size} bytes, more than {MaxText}";
         foreach (var (name, value) in new[] { ("partition", Filter.Partition), ("platform", Filter.Platform),
             ("service", Filter.Service), ("facet", Filter.Facet), ("location", Filter.Location), ("status", Status) })
         {
             if (Encoding.UTF8.GetByteCount(value ?? "") is > AlertMapping.MaxField and var bytes)
-                return $"{name}: it has {bytes} bytes, more than {AlertMapping.MaxField}";
+                return $"{name} has {bytes} bytes, more than {AlertMapping.MaxField}";
             // SQLite would end the text there.
             if (value?.Contains('\0') == true)
                 return $"{name}: must not contain the character U+0000";
@@ -4456,7 +4456,7 @@ internal sealed record NoteVersion(string Id, NoteKind Kind, DateTime From, Date
         if (AuthorName != null && (string.IsNullOrWhiteSpace(AuthorName) || AuthorName.Any(char.IsControl)))
             return "author_name: must not be empty or contain control characters; leave it out if there is none";
         return Author.Length > MaxAuthor || AuthorName?.Length > MaxAuthor
-            ? $"author_name: it has more than {MaxAuthor} characters" : null;
+            ? $"author_name has more than {MaxAuthor} characters" : null;
     }
 }
 
@@ -5027,7 +5027,7 @@ internal sealed class ServiceFacts(SqliteConnection database) : IDisposable
     private HashSet<long>? _own;
 
     /// <summary>The text of a lapse that also counts for the other SeS, which are silent.</summary>
-    public const string ForSilent = "given up also for others, of which nothing is heard any more";
+    public const string ForSilent = "given up also for other SeS, from which nothing arrives any more";
 
     public void Dispose()
     {
@@ -10040,7 +10040,7 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
         string? OrNull(string name) => IsNull(root, name) ? null : Text(root, name);
         var by = Name(root, "by");
         var note = new NoteVersion(Text(root, "note"), NoteDraft.KindOf(Text(root, "note_kind"))
-                ?? throw new LineException("note_kind: it is not a kind of note"),
+                ?? throw new LineException("note_kind is not a kind of note"),
             Time(root, "from", now + NoteBook.MaxAhead), TimeOrNull(root, "to", now + NoteBook.MaxAhead),
             new NoteFilter(Name(root, "partition"), OrNull("platform"), OrNull("service"), OrNull("facet"), OrNull("location")),
             OrNull("status"), Text(root, "text"), Text(root, "author"), OrNull("author_name"),
@@ -10056,7 +10056,7 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
     private static FactLine ParseObservation(JsonElement root, DateTime now)
     {
         var (by, received) = (Name(root, "by"), Time(root, "received", now));
-        var kind = FactLines.KindOf(Text(root, "what")) ?? throw new LineException("what: it is not start, end, again or lapse");
+        var kind = FactLines.KindOf(Text(root, "what")) ?? throw new LineException("what must be start, end, again or lapse");
         var labels = new AlertTexts();
         foreach (var label in Field(root, "labels", JsonValueKind.Object).EnumerateObject())
             labels.Add(label.Name, label.Value.ValueKind == JsonValueKind.String ? label.Value.GetString()!
@@ -10069,15 +10069,15 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
             new(Name(root, "partition"), Text(root, "platform"), Text(root, "service"), Text(root, "facet"),
                 Text(root, "location")),
             root.TryGetProperty("dialect", out var dialect) && dialect.ValueKind == JsonValueKind.True,
-            FactLines.SourceOf(Text(root, "source")) ?? throw new LineException("source: it is neither webhook nor prometheus"),
+            FactLines.SourceOf(Text(root, "source")) ?? throw new LineException("source must be webhook or prometheus"),
             Text(root, "sender"), labels.ToJson(), Text(root, "status"), Time(root, "starts", now),
             ends, Text(root, "description"));
         if (AlertMapping.Unusable(alert.Service, alert.Status) is { } flaw)
             throw new LineException(flaw);
         if (alert.Status == "" || alert.Status.Any(c => c != char.ToLowerInvariant(c)))
-            throw new LineException("status: it is empty, or not in lower case");
+            throw new LineException("status is empty, or not in lower case");
         if (Encoding.UTF8.GetByteCount(alert.Description) > AlertMapping.MaxDescription)
-            throw new LineException($"description: it has more than {AlertMapping.MaxDescription} bytes");
+            throw new LineException($"description has more than {AlertMapping.MaxDescription} bytes");
         FactLines.Observation(by, alert, kind, received, Time(root, "recorded", now), out var id);
         CheckId(root, id);
         return new(w => w.Import(by, alert, kind, received));
@@ -10091,14 +10091,14 @@ internal sealed record FactLine(Func<Writer, bool> Take, string? AliveBy = null)
 
     private static JsonElement Field(JsonElement root, string name, JsonValueKind kind) =>
         root.TryGetProperty(name, out var value) && value.ValueKind == kind ? value
-            : throw new LineException($"{name}: it is missing or has the wrong type");
+            : throw new LineException($"{name} is missing or has the wrong type");
 
     private static string Text(JsonElement root, string name) =>
         Field(root, name, JsonValueKind.String).GetString()!;
 
     private static string Name(JsonElement root, string name) =>
         Text(root, name) is { Length: > 0 } text && Encoding.UTF8.GetByteCount(text) <= AlertMapping.MaxField
-            ? text : throw new LineException($"{name}: it is empty, or longer than {AlertMapping.MaxField} bytes");
+            ? text : throw new LineException($"{name} is empty, or longer than {AlertMapping.MaxField} bytes");
 
     private static bool IsNull(JsonElement root, string name) =>
         root.TryGetProperty(name, out var value) && value.ValueKind == JsonValueKind.Null;
@@ -13032,13 +13032,13 @@ internal sealed record Question(
         if (isCounted)
             question = question with { From = TruncateToMilliseconds(question.From), To = TruncateToMilliseconds(question.To) };
         if (question.From >= question.To)
-            throw new QuestionException("from: it must be before 'to'");
+            throw new QuestionException("from must be before 'to'");
         if (isCounted && question.To == null && question.From >= (asOf ?? now))
-            throw new QuestionException($"from: it must be before {(asOf == null ? "now" : "'as_of'")}");
+            throw new QuestionException($"from must be before {(asOf == null ? "now" : "'as_of'")}");
         if (question.Threshold != null && Array.Find(OfCounting, given.ContainsKey) is { } other)
-            throw new QuestionException($"threshold: it cannot be combined with {other}");
+            throw new QuestionException($"threshold cannot be combined with {other}");
         if (question.Counting != Counting.Plain && question.To > now + MaxPeriodsAhead)
-            throw new QuestionException($"to: it is more than {MaxPeriodsAhead.TotalDays} days ahead of the clock");
+            throw new QuestionException($"to is more than {MaxPeriodsAhead.TotalDays} days ahead of the clock");
         if (question is { Counting.Period: { } period, From: { } first }
             && Period.All(period, question.Counting.Zone, first > AlertMapping.Earliest ? first : AlertMapping.Earliest,
                 question.To ?? now).Skip(MaxPeriods).Any())
@@ -13057,7 +13057,7 @@ internal sealed record Question(
     public static void CheckAsOf(DateTime? asOf, DateTime now)
     {
         if (asOf > now)
-            throw new QuestionException($"as_of: it is ahead of the clock, which is at {Rfc3339.Format(now)}");
+            throw new QuestionException($"as_of is ahead of the clock, which is at {Rfc3339.Format(now)}");
     }
 
     /// <summary>Cut to whole milliseconds, in which times are counted.</summary>
@@ -13118,10 +13118,10 @@ internal sealed record Question(
         {
             if (!known.Contains(name))
                 throw new QuestionException(
-                    $"{Shown(name)}: it is not a parameter of {of}; allowed: {string.Join(", ", known)}");
+                    $"{Shown(name)} is not a parameter of {of}; allowed: {string.Join(", ", known)}");
             // An empty location selects services without a location.
             if ((value != "" || name == "location") && !given.TryAdd(name, value))
-                throw new QuestionException($"{name}: it is given twice");
+                throw new QuestionException($"{name} is given twice");
         }
         return given;
     }
@@ -13815,7 +13815,7 @@ internal sealed record NoteQuestion(
             given.GetValueOrDefault("id"), Time("as_of"),
             Question.Parse(given, "versions", v => bool.TryParse(v, out var flag) ? flag : (bool?)null, "true, false") == true);
         if (question.From >= question.To)
-            throw new QuestionException("from: it must be before 'to'");
+            throw new QuestionException("from must be before 'to'");
         Question.CheckAsOf(question.AsOf, now);
         return question;
     }
@@ -13861,7 +13861,7 @@ internal sealed class NoteForm(Questions questions)
                 var value = field.Value.ValueKind == JsonValueKind.String ? field.Value.GetString()
                     : field.Value.ValueKind == JsonValueKind.Null ? null : field.Value.GetRawText();
                 if (!isUsable || !given.TryAdd(field.Name, value))
-                    throw new NoteException(400, $"{AlertMapping.Clip(field.Name, 100)}: it "
+                    throw new NoteException(400, $"{AlertMapping.Clip(field.Name, 100)} "
                         + (isUsable ? "is given twice" : "is of the wrong type"));
             }
         }
@@ -13879,7 +13879,7 @@ internal sealed class NoteForm(Questions questions)
     {
         if (given.Keys.FirstOrDefault(k => !Fields.Contains(k)) is { } unknown)
             throw new NoteException(400,
-                $"{AlertMapping.Clip(unknown, 100)}: it is not a field of a note; allowed: {string.Join(", ", Fields)}");
+                $"{AlertMapping.Clip(unknown, 100)} is not a field of a note; allowed: {string.Join(", ", Fields)}");
         T? Usable<T>(string name, Func<string, T?> parse, string allowed) where T : struct =>
             given.GetValueOrDefault(name) is not { } text ? null
             : parse(text) ?? throw new NoteException(400, $"{name}: '{Question.Shown(text)}' is not valid; allowed: {allowed}");
@@ -16001,7 +16001,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         // The next batch overwrites this one's buffer.
         var text = Encoding.UTF8.GetString(batch.Body.Span);
         if (!_hasAccepted && !await IsNeighbourAcceptedAsync(position, stop))
-            throw new ForwardException($"it answered {(int)_refusal} to each line that was tried: its schema differs, "
+            throw new ForwardException($"the {target.Name} answered {(int)_refusal} to each line that was tried: its schema differs, "
                 + $"or its URL is not that of a {target.Name}", $"{(int)_refusal}");
         meters.ForwardLines.WithLabels(target.Name, "set_aside").Inc(batch.Lines);
         log.Error($"the {target.Name} refuses this; SeS does not send it again", ("url", target.Shown),
@@ -16051,11 +16051,11 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
         }
         catch (Exception e) when (e is HttpRequestException or IOException)
         {
-            throw new ForwardException($"it cannot be reached: {e.InnerException?.Message ?? e.Message}", "unreachable");
+            throw new ForwardException($"the {target.Name} cannot be reached: {e.InnerException?.Message ?? e.Message}", "unreachable");
         }
         catch (OperationCanceledException) when (!stop.IsCancellationRequested)
         {
-            throw new ForwardException($"it gave no answer within {AnswerTimeout.TotalSeconds} s", "timeout");
+            throw new ForwardException($"the {target.Name} gave no answer within {AnswerTimeout.TotalSeconds} s", "timeout");
         }
     }
 
@@ -16065,7 +16065,7 @@ internal abstract class Forwarder(Target target, Store store, TimeProvider clock
     {
         var again = answer.Headers.RetryAfter is { } after
             ? after.Delta ?? after.Date - clock.GetUtcNow() : null;
-        return new($"it answered {(int)answer.StatusCode}{DetailOf(body)}", $"{(int)answer.StatusCode}", again);
+        return new($"the {target.Name} answered {(int)answer.StatusCode}{DetailOf(body)}", $"{(int)answer.StatusCode}", again);
     }
 
     /// <summary>The target's message on one line; of a problem (RFC 9457) its detail.</summary>
@@ -16221,7 +16221,7 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
             result = null;
         }
         if (result is not { Store: { Length: > 0 } id })
-            throw new ForwardException("its answer is not one of SeS: is the URL right?", "answer");
+            throw new ForwardException("the answer does not come from SeS: is the URL right?", "answer");
         if (result.Refused > 0)
             Log.WarnRateLimited($"the {Target.Name} put lines into its quarantine, which has the reasons",
                 ("url", Target.Shown), ("lines", result.Refused));
@@ -16233,12 +16233,12 @@ internal sealed class FactForwarder(Target target, Store store, TimeProvider clo
         }
         if (_former.Contains(id) && ++_formerAnswers < FormerAnswers)
             throw new ForwardException(
-                "it answers as one SeS and then as another: does the URL lead to several SeS?", "several");
+                "the URL answers as one SeS and then as another: does the URL lead to several SeS?", "several");
         if (_former.Count == MostFormer)
             _former.Clear();
         _former.Add(position.StoreId);
         _formerAnswers = 0;
-        Log.Warn($"the {Target.Name} has another database than before, and gets all facts again",
+        Log.Warn($"the {Target.Name} has a different database than before, and gets all facts again",
             ("url", Target.Shown));
         return new(0, id, _last);
     }
@@ -17856,7 +17856,7 @@ internal sealed record PageQuery(PageKind Kind, ServiceFilter Names, string Rang
             "a time such as 2026-11-14T05:11:00Z");
         var offset = Question.Parse(given, "offset", Question.ParseCount, $"a whole number from 1 to {int.MaxValue}");
         if (given.GetValueOrDefault("search")?.Length > MaxSearch)
-            throw new QuestionException($"search: it is longer than {MaxSearch} characters");
+            throw new QuestionException($"search is longer than {MaxSearch} characters");
         DateTime? date = kind != PageKind.Day ? null : DateTime.TryParseExact(last, "yyyy-MM-dd", CultureInfo.InvariantCulture,
             DateTimeStyles.None, out var parsed) && parsed.Year is > 1969 and < 9999 ? parsed
             : throw new QuestionException(
@@ -20238,7 +20238,7 @@ internal sealed partial class Web
     public const string RetriedAlertParameter = "cures";
 
     /// <summary>How the 404 for an unknown partition begins; the commands recognise it.</summary>
-    public const string NeverReceived = "SeS never received anything";
+    public const string NeverReceived = "SeS has never received anything";
 
     /// <summary>The path below a partition to which Prometheus posts.</summary>
     public const string AlertsPath = "/api/v2/alerts";
@@ -20503,7 +20503,7 @@ internal sealed partial class Web
         var isPost = head.Method == "POST" && (TakesAlerts(resource) || resource is Resource.Notes or Resource.Import);
         if (isPost && head.IsOfPage)
             return Bad("origin", Reply.Problem(
-                403, "SeS takes no posts from web pages, since the page could be of any site."));
+                403, "SeS accepts no posts from web pages, since any site could send them: use another client."));
         return isPost || (head.IsRead && resource is not (Resource.FirstAlerts or Resource.Import)) ? null : NotAllowed(allowed);
     }
 
@@ -20523,7 +20523,7 @@ internal sealed partial class Web
     }
 
     private static Reply NotAllowed(string allowed) =>
-        Bad("method", Reply.Problem(405, $"Allowed: {allowed}.") with { Headers = [("Allow", allowed)] });
+        Bad("method", Reply.Problem(405, $"The path does not support this method; allowed: {allowed}.") with { Headers = [("Allow", allowed)] });
 
     private Reply? BodyRefusal(RequestHead head)
     {
@@ -21158,7 +21158,7 @@ internal sealed partial class Web
     {
         if (Parameters(request.RawUrl ?? "").Any(p => p.Key == "filter"))
             throw new QuestionException(
-                "filter: it is not supported, since SeS lists all open alerts of a partition; leave it out");
+                "filter is not supported, since SeS lists all open alerts of a partition; leave it out");
         var snapshot = await _store!.ReadAsync();
         return await StreamAsync(
             snapshot, OpenAlerts.Write(snapshot, partition), isShort: false, "application/json", []);
@@ -21205,7 +21205,7 @@ internal sealed partial class Web
             : Reply.Problem(404, "The names of this service are too long for a short address.");
     }
 
-    private static Reply UnknownService => Reply.Problem(404, "SeS knows of no such service.");
+    private static Reply UnknownService => Reply.Problem(404, "There is no such service.");
 
     /// <param name="last">The end of the path: the date of a day, or the short name of a service.</param>
     private async Task<Reply> ShowAsync(Resource resource, HttpListenerRequest request, string last)
@@ -21231,7 +21231,7 @@ internal sealed partial class Web
                 return ShortReply(questions, query);
             var settings = new PageSettings(_options.Title, _options.Path, _options.Counting, _store.Refusal);
             if (new StatusPage(questions, settings, query).Parts() is not { } parts)
-                return kind == PageKind.Platform ? Reply.Problem(404, "SeS knows of no such platform.")
+                return kind == PageKind.Platform ? Reply.Problem(404, "There is no such platform.")
                     : ToNamed(questions, query) ?? UnknownService;
             isTaken = true;
             (string, string)[] live = kind is PageKind.Live or PageKind.Wall ? [("Refresh", StatusPage.Refresh)] : [];
@@ -21268,7 +21268,7 @@ internal sealed partial class Web
         var reply = await StreamAsync(snapshot, Parts(), isShort: true,
             "application/atom+xml; charset=utf-8", [("Content-Security-Policy", Badge.Policy)]);
         if (reply.Code != 200 || !isThere)
-            return isThere ? reply : Reply.Problem(404, "SeS knows of no such service.");
+            return isThere ? reply : Reply.Problem(404, "There is no such service.");
         // Weak, since the same feed may be sent in gzip.
         var tag = $"W/\"{Convert.ToHexStringLower(SHA256.HashData(reply.Body).AsSpan(0, 16))}\"";
         (string, string)[] headers = [("Cache-Control", "private, no-cache"), ("ETag", tag)];
@@ -21518,7 +21518,7 @@ internal sealed partial class Web
                 "json" => true,
                 "text" => false,
                 null => request.Headers["Accept"]?.Contains("application/json", StringComparison.Ordinal) == true,
-                _ => throw new QuestionException("format: it must be text or json"),
+                _ => throw new QuestionException("format must be text or json"),
             };
             var reply = Reply.Json(200, WriteHealth);
             return isJson ? reply : new Reply(200, "text/plain; charset=utf-8", TextOf(reply.Body));
@@ -23676,7 +23676,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
             "ses restore /var/backups/ses.db", [Options.DataDirSetting], "FILE", true),
         new("export", "Writes facts as JSON Lines, in the order in which they were recorded.",
             "ses export --from -24h > facts.jsonl",
-            [Options.DataDirSetting, Partition, Flag("--from", "TIME", "Only facts recorded from this time on"),
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Only facts of this partition"), Flag("--from", "TIME", "Only facts recorded from this time on"),
                 Flag("--as-of", "TIME", "Only facts recorded up to this time")]),
         new("import", "Adds facts that ses export wrote, from any SeS; importing them twice changes nothing.",
             "ssh other ses export | ses import", [Options.DataDirSetting], "FILE"),
@@ -23709,7 +23709,7 @@ internal sealed record Command(string Name, string Help, string Example, IReadOn
             [Options.PortSetting, Options.AddressSetting, Options.TlsCertSetting, Options.TlsKeySetting,
                 Options.TlsClientCaSetting]),
         new("quarantine", "Lists the alerts that could not be mapped.", "ses quarantine --retry",
-            [Options.DataDirSetting, Partition, Format, RetrySetting, UrlSetting, TokenFileSetting,
+            [Options.DataDirSetting, Flag("--partition", "NAME", "Only alerts of this partition"), Format, RetrySetting, UrlSetting, TokenFileSetting,
                 Options.UsernameSetting, Options.PasswordSetting, Options.PasswordSetting.File]),
     ];
 
@@ -23774,7 +23774,7 @@ internal sealed partial class CommandRunner(
     private readonly string? _folder = flags.GetValueOrDefault(Command.OutputSetting.Flag) switch
     {
         null => null,
-        "" => throw new OptionsException($"{Command.OutputSetting.Flag}: it is empty"),
+        "" => throw new OptionsException($"{Command.OutputSetting.Flag} is empty"),
         var folder => Path.GetFullPath(folder),
     };
 
@@ -23960,7 +23960,7 @@ internal sealed partial class CommandRunner(
         if (flags.GetValueOrDefault("--partition") is not { Length: > 0 } partition)
             throw new OptionsException($"--partition is needed with {Command.UrlSetting.Flag}");
         if (partition is "." or "..")
-            throw new OptionsException($"--partition: '{partition}' is not valid; that is not a partition");
+            throw new OptionsException($"--partition: '{partition}' is not valid; allowed: the name of a partition");
         var (question, format) = (Understand(subject, Now), Format(subject == Subject.Report));
         if (format == OutputFormat.Html)
             throw new OptionsException(
@@ -24375,7 +24375,7 @@ internal sealed class RunningSes : IDisposable
         _client = new HttpClient { Timeout = HeadTime, DefaultRequestHeaders = { Authorization = credentials } };
     }
 
-    /// <summary>The answer to a query; null: SeS never received anything for the partition.</summary>
+    /// <summary>The answer to a query; null: SeS has never received anything for the partition.</summary>
     /// <exception cref="OptionsException">SeS refuses the query.</exception>
     /// <exception cref="CommandException">SeS cannot be reached, or the answer is not from SeS.</exception>
     public async Task<RunningAnswer?> AskAsync(
@@ -24670,7 +24670,7 @@ internal sealed partial class CommandRunner
             (from, asOf) = (Time("--from"), Time("--as-of"));
             if (asOf > snapshot.Moment)
                 throw new OptionsException(
-                    $"--as-of: it is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
+                    $"--as-of is ahead of the clock, which is at {Rfc3339.Format(snapshot.Moment)}");
             CheckKept(asOf, snapshot);
         }
         for (long? after = 0; after != null;)
@@ -25057,7 +25057,7 @@ internal static class Program
         }
         catch (SqliteException e) when (e.IsReadOnly)
         {
-            return Fail(Usage, $"{Options.DataDirSetting}: it cannot be written to: {e.Reason}");
+            return Fail(Usage, $"{Options.DataDirSetting} cannot be written to: {e.Reason}");
         }
         catch (SqliteException e)
         {
@@ -25403,12 +25403,12 @@ internal static class Program
                 ? $"{Options.AddressSetting}: '{options.Address}'"
                 : $"{Options.PortSetting}: '{options.Port}' on "
                     + (options.Address?.ToString() ?? "all addresses");
-            throw new OptionsException($"{place} cannot be listened on: {e.Message}");
+            throw new OptionsException($"{place} cannot be used: {e.Message}");
         }
         catch (HttpListenerException e)
         {
             throw new OptionsException(
-                $"{Options.InnerPortSetting}: '{options.InnerPort}' cannot be listened on: {e.Message}");
+                $"{Options.InnerPortSetting}: '{options.InnerPort}' cannot be used: {e.Message}");
         }
     }
 

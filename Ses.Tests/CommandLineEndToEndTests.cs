@@ -73,7 +73,7 @@ public sealed partial class CommandLineEndToEndTests : IDisposable
     [InlineData("'password=...' belongs to no flag; quote a value that has spaces. Try ses status --help.", "status", "password=hunter2")]
     [InlineData("'password=...' is not a command of SeS. Try ses --help.", "password=hunter2")]
     [InlineData("--auth-mode (OXSES_AUTHMODE): 'basi' is not valid; allowed: none, basic, oidc", "--auth-mode", "basi")]
-    [InlineData("--partition: '..' is not valid; that is not a partition", "status", "--url", "http://127.0.0.1:1/alerts", "--partition", "..")]
+    [InlineData("--partition: '..' is not valid; allowed: the name of a partition", "status", "--url", "http://127.0.0.1:1/alerts", "--partition", "..")]
     [InlineData("--token-file needs --url", "status", "--token-file", "/dev/null")]
     [InlineData("--password needs --url", "report", "--password", "hunter2")]
     [InlineData("--url needs --retry", "quarantine", "--url", "http://127.0.0.1:1/alerts")]

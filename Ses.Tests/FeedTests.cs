@@ -245,8 +245,8 @@ public sealed partial class FeedTests : IDisposable
         Assert.Equal(3, feeds.Select(f => f.Element(Atom + "id")!.Value).Distinct().Count());
         Assert.Equal("Service status: shop", feeds[1].Element(Atom + "title")!.Value);
         Assert.Equal("feed?platform=shop", feeds[1].Elements(Atom + "link").First().Attribute("href")!.Value);
-        Assert.Equal("SeS knows of no such service.", (await host.GetAsync("/feed?platform=other")).Problem(404));
-        Assert.StartsWith("range: it is not a parameter of the feed; allowed: partition, platform,", (await host.GetAsync("/feed?range=7d")).Problem(400), Ordinal);
+        Assert.Equal("There is no such service.", (await host.GetAsync("/feed?platform=other")).Problem(404));
+        Assert.StartsWith("range is not a parameter of the feed; allowed: partition, platform,", (await host.GetAsync("/feed?range=7d")).Problem(400), Ordinal);
     }
 
     [Fact]
@@ -513,7 +513,7 @@ public sealed partial class FeedTests : IDisposable
         Assert.Equal("nobody | ? not known", await ShownAsync(host, "?service=nobody", 404));
         Assert.Equal("nobody | ? not known", await ShownAsync(host, "?service=nobody&range=7d", 404));
         Assert.StartsWith("range: '1y' is not valid; allowed: 24h, 7d, 30d, 90d", (await host.GetAsync("/badge.svg?range=1y")).Problem(400), Ordinal);
-        Assert.StartsWith("color: it is not a parameter of the badge;", (await host.GetAsync("/badge.svg?color=red")).Problem(400), Ordinal);
+        Assert.StartsWith("color is not a parameter of the badge;", (await host.GetAsync("/badge.svg?color=red")).Problem(400), Ordinal);
         // It is heard of no more.
         await FireAsync(host, "web", "11:00:00", "11:30:00");
         host.Clock.Advance(TimeSpan.FromDays(40));

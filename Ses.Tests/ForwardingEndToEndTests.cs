@@ -176,7 +176,7 @@ public sealed class ForwardingEndToEndTests : IDisposable
             Assert.Equal(0, (await receiver.BashAsync($"prlimit --pid={receiver.Child.Id} --fsize={bytes}:unlimited")).Exit);
         await LimitAsync("0");
         await FireAsync(sender, "b");
-        await Wait.UntilAsync(async () => (await sender.Client.GetStringAsync("health?format=json")).Contains("it answered 503", Ordinal),
+        await Wait.UntilAsync(async () => (await sender.Client.GetStringAsync("health?format=json")).Contains("answered 503", Ordinal),
             Soon, "a refusal");
         await LimitAsync("unlimited");
         await HasAsync(receiver, "INS", "a", "b");

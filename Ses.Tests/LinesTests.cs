@@ -63,13 +63,13 @@ public sealed class LinesTests : IDisposable
     [Theory]
     [InlineData("hello", "the line is not JSON")]
     [InlineData("[]", "the line is not a JSON object")]
-    [InlineData("{}", "kind: it is missing")]
+    [InlineData("{}", "kind is missing")]
     [InlineData("""{"kind":"beat"}""", "knows no facts of the kind 'beat'")]
     [InlineData("""{"kind":"partition","id":"x","by":"a","partition":"INS","received":"2026-11-01T07:00:00.000Z","recorded":"2026-11-01T07:00:00.000Z"}""",
         "the line was changed")]
     [InlineData("""{"kind":"partition","id":"x","by":"a","partition":"INS","received":"soon","recorded":"2026-11-01T07:00:00.000Z"}""",
         "received is not an RFC 3339 time with a zone")]
-    [InlineData("""{"kind":"observation","by":"a","received":"2026-11-01T07:00:00.000Z","what":"stop"}""", "what: it is not start, end, again or lapse")]
+    [InlineData("""{"kind":"observation","by":"a","received":"2026-11-01T07:00:00.000Z","what":"stop"}""", "what must be start, end, again or lapse")]
     [InlineData("""{"kind":"observation","by":"a","received":"2026-11-01T07:00:00.000Z","what":"start","labels":{"n":1}}""",
         "labels: the value of n is not a string")]
     [InlineData("""{"kind":"partition","by":"\ud800"}""", "not valid Unicode")]

@@ -136,8 +136,8 @@ public sealed class NotesTests
         await ListsAsync("", "?from=2026-11-22T09:00Z");
         await ListsAsync("a", "?as_of=2026-11-22T12:00:30Z");
         Assert.Equal("kind: 'x' is not valid; allowed: maintenance, excluded, correction, comment, retired.", (await NotesAsync(host, "?kind=x")).Problem(400));
-        Assert.StartsWith("limit: it is not a parameter of notes;", (await NotesAsync(host, "?limit=1")).Problem(400), Ordinal);
-        Assert.StartsWith("SeS never received anything", (await host.SendAsync(
+        Assert.StartsWith("limit is not a parameter of notes;", (await NotesAsync(host, "?limit=1")).Problem(400), Ordinal);
+        Assert.StartsWith("SeS has never received anything", (await host.SendAsync(
             HttpMethod.Get, "/alerts/OTHER/notes", authorization: Host.Basic(Editor, Password))).Problem(404), Ordinal);
     }
 
@@ -145,13 +145,13 @@ public sealed class NotesTests
     [InlineData("x", "The body is not JSON.")]
     [InlineData("[]", "The body is not a JSON object.")]
     [InlineData("""{"kind":"comment","from":"2026-11-22","text":"t"} x""", "The body is not JSON.")]
-    [InlineData("""{"author":"me"}""", "author: it is not a field of a note; allowed: id, version, kind,")]
+    [InlineData("""{"author":"me"}""", "author is not a field of a note; allowed: id, version, kind,")]
     [InlineData("""{"kind":"outage"}""", "kind: 'outage' is not valid; allowed: maintenance, excluded, correction, comment, retired.")]
-    [InlineData("""{"kind":1}""", "kind: it is of the wrong type.")]
-    [InlineData("""{"withdrawn":"true"}""", "withdrawn: it is of the wrong type.")]
-    [InlineData("""{"version":"1"}""", "version: it is of the wrong type.")]
+    [InlineData("""{"kind":1}""", "kind is of the wrong type.")]
+    [InlineData("""{"withdrawn":"true"}""", "withdrawn is of the wrong type.")]
+    [InlineData("""{"version":"1"}""", "version is of the wrong type.")]
     [InlineData("""{"version":1.5}""", "version: '1.5' is not valid; allowed: a whole number.")]
-    [InlineData("""{"text":"a","text":"b"}""", "text: it is given twice.")]
+    [InlineData("""{"text":"a","text":"b"}""", "text is given twice.")]
     [InlineData("""{"from":"yesterday"}""", "from: 'yesterday' is not valid; allowed: RFC 3339")]
     [InlineData("""{"from":"1999-12-31"}""", "from: '1999-12-31' is not valid; allowed: RFC 3339")]
     [InlineData("""{"kind":"comment","from":"2026-11-22","to":"2040-01-01","text":"t"}""", "to: '2040-01-01' is not valid; allowed: RFC 3339")]
@@ -186,21 +186,21 @@ public sealed class NotesTests
     public async Task LimitsOfANoteAreExact()
     {
         await using var host = WithEditor();
-        Assert.Equal("SeS never received anything for partition 'INS'.", (await NoteAsync(host, "{}")).Problem(404));
+        Assert.Equal("SeS has never received anything for partition 'INS'.", (await NoteAsync(host, "{}")).Problem(404));
         await FireAsync(host, "web", "08:00", "09:00");
         string Body(string text, string name = "n", string? platform = null) => JsonSerializer.Serialize(
             new Dictionary<string, string?> { ["kind"] = "comment", ["from"] = "2026-11-22", ["text"] = text, ["author_name"] = name, ["platform"] = platform });
         Assert.Equal(201, (await NoteAsync(host, Body(new string('ö', 2048)))).Code);
-        Assert.Equal("text: it has 4098 bytes, more than 4096.", (await NoteAsync(host, Body(new string('ö', 2049)))).Problem(400));
+        Assert.Equal("text has 4098 bytes, more than 4096.", (await NoteAsync(host, Body(new string('ö', 2049)))).Problem(400));
         Assert.Equal(201, (await NoteAsync(host, Body("t", new string('ö', 200)))).Code);
-        Assert.Equal("author_name: it has more than 200 characters.", (await NoteAsync(host, Body("t", new string('ö', 201)))).Problem(400));
-        Assert.Equal("platform: it has 1025 bytes, more than 1024.", (await NoteAsync(host, Body("t", platform: new string('p', 1025)))).Problem(400));
+        Assert.Equal("author_name has more than 200 characters.", (await NoteAsync(host, Body("t", new string('ö', 201)))).Problem(400));
+        Assert.Equal("platform has 1025 bytes, more than 1024.", (await NoteAsync(host, Body("t", platform: new string('p', 1025)))).Problem(400));
         var space = new string(' ', NoteForm.MaxBody - Body("t").Length);
         Assert.Equal(201, (await NoteAsync(host, Body("t") + space)).Code);
         Assert.Equal("The note is too large: its body may have at most 65536 bytes.", (await NoteAsync(host, Body("t") + space + " ")).Problem(413));
         Assert.Equal("id: there is no note 'x' in partition 'INS'.", (await NoteAsync(host, """{"id":"x","withdrawn":true}""")).Problem(404));
         foreach (var method in new[] { HttpMethod.Delete, HttpMethod.Put })
-            Assert.Equal("Allowed: GET, HEAD, OPTIONS, POST.", (await host.SendAsync(
+            Assert.Equal("The path does not support this method; allowed: GET, HEAD, OPTIONS, POST.", (await host.SendAsync(
                 method, "/alerts/INS/notes", "{}", Host.Basic(Editor, Password))).Problem(405));
     }
 

@@ -453,7 +453,7 @@ public sealed class OptionsTests : IDisposable
                 Assert.Empty(Read(flags).Warnings);
                 File.SetUnixFileMode(file, UnixFileMode.UserRead | UnixFileMode.OtherRead);
                 Assert.Equal(isWarned
-                    ? [$"{SettingOf(flag)}: every user of this host can read '{link}': chmod o= it"] : [],
+                    ? [$"{SettingOf(flag)}: every user of this host can read '{link}': remove the permissions of others (chmod o=)"] : [],
                     Read(flags).Warnings);
             }
             finally

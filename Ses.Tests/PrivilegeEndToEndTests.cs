@@ -98,10 +98,10 @@ public sealed partial class PrivilegeEndToEndTests : IDisposable
 
     /// <summary>Of root's volume with a group for the container (Kubernetes, fsGroup) nothing is to be told.</summary>
     [Theory]
-    [InlineData("65534:0", "700", "belongs to user 65534, not to 0, whom SeS runs as: chown it to 0 data=")]
-    [InlineData("65534:0", "755", "runs as, and is open to every user of this host: chown it to 0, chmod o= it data=")]
+    [InlineData("65534:0", "700", "belongs to user 65534, not to 0, whom SeS runs as: change its owner to 0 (chown) data=")]
+    [InlineData("65534:0", "755", "runs as, and is open to every user of this host: change its owner to 0 (chown), remove the permissions of others (chmod o=) data=")]
     [InlineData("0:65534", "2775", null, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")]
-    [InlineData("0:65534", "2777", " is open to every user of this host: chmod o= it data=",
+    [InlineData("0:65534", "2777", " is open to every user of this host: remove the permissions of others (chmod o=) data=",
         "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")]
     public async Task DirectoryThatOthersGetAtIsWarnedOf(
         string owner, string mode, string? warning, params string[] before)

@@ -292,7 +292,7 @@ public sealed class ProcessTests : IDisposable
     public async Task AddressOfAnotherHostIsReportedAndExitsWithTwo(string address)
     {
         await using var ses = Start(["--onix-url", "none", "--data-dir", DataDir, "--port", "0", "--address", address]);
-        await AssertRefusedAsync(ses, $"--address (OXSES_ADDRESS): '{address}' cannot be listened on");
+        await AssertRefusedAsync(ses, $"--address (OXSES_ADDRESS): '{address}' cannot be used");
     }
 
     [Theory]

@@ -71,12 +71,12 @@ public sealed class RefusalPageTests
 
     public static TheoryData<int, string, string, string, string> Refusals => new()
     {
-        { 400, "GET", "/alerts/INS/history?foo=1", "", "foo: it is not a parameter" },
+        { 400, "GET", "/alerts/INS/history?foo=1", "", "foo is not a parameter" },
         { 400, "GET", "/%61lerts", "", "The path percent-encodes" },
         { 403, "GET", "/alerts/INS/notes", "", "Notes are closed" },
         { 404, "GET", "/nowhere", "", "There is no such path" },
-        { 404, "GET", "/alerts/NEVER", "", "SeS never received anything" },
-        { 405, "POST", "/", "Content-Length: 0\r\n", "Allowed: GET, HEAD, OPTIONS." },
+        { 404, "GET", "/alerts/NEVER", "", "SeS has never received anything" },
+        { 405, "POST", "/", "Content-Length: 0\r\n", "The path does not support this method; allowed: GET, HEAD, OPTIONS." },
         { 415, "POST", "/alerts/INS", "Content-Length: 2\r\nContent-Encoding: br\r\n\r\n{}", "The Content-Encoding is not supported" },
     };
 

@@ -247,7 +247,7 @@ public sealed partial class ReportHtmlTests : IDisposable
     [Theory]
     [InlineData("--output: '{0}/none' is not a directory", "--format", "html", "--output", "{0}/none")]
     [InlineData("--output: '{0}/ses.db' is not a directory", "--format", "html", "--output", "{0}/ses.db")]
-    [InlineData("--output: it is empty", "--format", "html", "--output", "")]
+    [InlineData("--output is empty", "--format", "html", "--output", "")]
     [InlineData("--output needs --format html", "--format", "csv", "--output", "{0}")]
     [InlineData("--threshold and --format html cannot be used together", "--format", "html", "--threshold", "2")]
     [InlineData("--format: 'pdf' is not valid; allowed: table, json, csv, html", "--format", "pdf")]

@@ -265,7 +265,7 @@ public sealed partial class StoreCommandEndToEndTests : IDisposable
         await using (var ses = await SesProcess.StartAsync("none", Directory.CreateDirectory(data).FullName))
             await StoreAsync(ses, Etcd.Bodies[0]);
         foreach (var (flag, value, says) in new[] { ("--from", "", "--from: '' is not valid"),
-            ("--as-of", "2099-01-01T00:00Z", "--as-of: it is ahead of the clock") })
+            ("--as-of", "2099-01-01T00:00Z", "--as-of is ahead of the clock") })
         {
             var (exit, output) = await RunAsync("export", "--data-dir", data, flag, value);
             Assert.Equal(2, exit);

@@ -398,7 +398,7 @@ public sealed class StoreTests : IDisposable
         var dir = Directory.CreateDirectory(Path.Combine(_directory, "data")).FullName;
         var way = Directory.CreateSymbolicLink(Path.Combine(_directory, "way"), dir).FullName;
         File.SetUnixFileMode(dir, (UnixFileMode)Convert.ToInt32(mode, 8));
-        const string Told = "the data directory is open to every user of this host: chmod o= it";
+        const string Told = "the data directory is open to every user of this host: remove the permissions of others (chmod o=)";
         Assert.Equal(isTold ? Told : null, DataDir.Exposure(dir));
         Assert.Equal(isTold ? Told : null, DataDir.Exposure(way));
     }
