@@ -42,7 +42,8 @@ RID := $(or $(RID_$(ARCH)),$(error ARCH is "$(ARCH)", which is neither amd64 nor
 ifeq ($(ARCH),$(HOST_ARCH))
 OUT := out
 OBJ := obj/native
-TARGET_CC := $(CC)
+# clang where there is one: another compiler makes another binary of the same commit.
+TARGET_CC := $(if $(shell command -v clang),clang,$(CC))
 TARGET_AR := $(AR)
 LINK := cc
 else
@@ -77,6 +78,8 @@ SQLITE ?= $(SQLITE_DIR)/$(ARCH)/libe_sqlite3.a
 SQLITE_CFLAGS := -O2 -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
 	$(addprefix -DSQLITE_,THREADSAFE=2 DQS=0 DEFAULT_MEMSTATUS=0 LIKE_DOESNT_MATCH_BLOBS MAX_EXPR_DEPTH=0 \
 	OMIT_DEPRECATED OMIT_LOAD_EXTENSION OMIT_SHARED_CACHE USE_ALLOCA DEFAULT_WAL_SYNCHRONOUS=2)
+# As small as with gcc, and no slower.
+SQLITE_CFLAGS += $(if $(findstring clang,$(TARGET_CC)),-mllvm -inline-threshold=60)
 SQLITE_OR := or name a static library of SQLite: make SQLITE=/usr/lib/libsqlite3.a
 
 # The components of the binary and their licences, which are packed with it. The image also has files of some

@@ -1251,6 +1251,8 @@ internal static class Terminal
 /// <summary>Quantities as people read them.</summary>
 internal static class Quantity
 {
+    public static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
+
     /// <summary>Bytes in their largest unit.</summary>
     public static string Sized(double bytes)
     {
@@ -1583,8 +1585,12 @@ internal readonly record struct ServiceKey(
 {
     public override string ToString() => $"{Partition}/{Platform}/{Service}/{Facet}/{Location}";
 
-    /// <summary>Its location ends with labels, as in <c>n1 {pod="a"}</c>: it is of a stock alert.</summary>
-    public bool HasLabels => Location.EndsWith('}') && Location.Contains('{', StringComparison.Ordinal);
+    /// <summary>
+    /// Its location ends with labels, as in <c>n1 {pod="a"}</c>, or did before a number replaced it, as in
+    /// <c>#7bb8bc45d3{}</c>: it is of a stock alert.
+    /// </summary>
+    public bool HasLabels => Location.Contains('{', StringComparison.Ordinal)
+        && (Location.EndsWith("\"}", StringComparison.Ordinal) || (Location.StartsWith('#') && Location.EndsWith("{}", StringComparison.Ordinal)));
 }
 
 /// <summary>An alert as the store accepts it; times are UTC, in whole milliseconds.</summary>
@@ -6902,7 +6908,7 @@ internal sealed partial class Writer : IDisposable
         };
     }
 
-    // Of the request that is being stored.
+    // The unusable alerts of the request that is being stored.
     private List<UnmappableAlert> _refused = [];
     private long _refusals;
 
@@ -10680,7 +10686,7 @@ internal sealed record Counting(PeriodLength? Period, Zone Zone, ServiceHours? H
 internal sealed record OutageRow(
     long Id, ServiceKey Service, DateTime From, DateTime? To, long Down, string Description, long Observation)
 {
-    /// <summary>Of <see cref="Down"/>, under maintenance.</summary>
+    /// <summary>The part of <see cref="Down"/> that was under maintenance.</summary>
     public long Maintenance { get; init; }
 
     /// <summary>Of <see cref="Down"/>, excluded and not under maintenance.</summary>
@@ -12948,7 +12954,7 @@ internal sealed partial class Questions
 // parsed from parameters, each of which may be given once. An answer is rows, written as JSON, CSV (RFC 4180)
 // or, on a terminal, a table. It is written part by part, so that memory does not grow with it.
 
-/// <summary>Is thrown when a question cannot be understood; the message names the parameter.</summary>
+/// <summary>Thrown when a question cannot be understood; the message names the parameter.</summary>
 internal sealed class QuestionException(string message) : Exception(message);
 
 internal enum Subject { Status, History, Report, Outages }
@@ -14097,8 +14103,8 @@ internal sealed class PlatformReport(
         get
         {
             var failed = Services.Count(s => s.Rows.Any(r => r.Figures.Outages > 0));
-            return AdjustedOf(rows) == null ? $"nothing is known about {Counted(Services.Count, "service")}"
-                : $"adjusted availability of {Counted(Services.Count, "service")}: {Adjusted(rows)} %, "
+            return AdjustedOf(rows) == null ? $"nothing is known about {Quantity.Counted(Services.Count, "service")}"
+                : $"adjusted availability of {Quantity.Counted(Services.Count, "service")}: {Adjusted(rows)} %, "
                     + (failed == 0 ? "no outages" : $"{failed} with outages");
         }
     }
@@ -14122,8 +14128,6 @@ internal sealed class PlatformReport(
         if (rows.Count - met.Count - missed - lasting is > 0 and var unknown)
             yield return $"{unknown} unknown";
     }
-
-    public static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
 
     public static string Percent(decimal share) => share.ToString("0.#########", CultureInfo.InvariantCulture);
 
@@ -14924,7 +14928,7 @@ internal sealed class OnixClient
 internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long Backlog, DateTime? Oldest,
     long Barred, string? BarredReason, bool IsResendingAll)
 {
-    /// <summary>In a word, for programs.</summary>
+    /// <summary>The state as one word, for programs.</summary>
     public string Name => Trouble != null ? "away" : Confirmed == null ? "starting"
         : Backlog > 0 || IsResendingAll ? "behind" : "recorded";
 
@@ -14936,7 +14940,7 @@ internal sealed record RecorderState(string? Trouble, DateTime? Confirmed, long 
     /// <summary>In one sentence without its full stop, for people.</summary>
     public string Summary => (Trouble == null ? "" : $"Onix confirms nothing: {Trouble}; ")
         + (IsNotAsked ? NotAsked : IsResendingAll ? LostAll : Backlog == 0 ? HasAll
-            : $"Onix lacks changes of {PlatformReport.Counted(Backlog, "service")}"
+            : $"Onix lacks changes of {Quantity.Counted(Backlog, "service")}"
                 + (Barred == 0 ? "" : $" and refuses those of {Barred}: {BarredReason}"));
 }
 
@@ -15744,7 +15748,7 @@ internal sealed class Recorder(
 internal sealed record ForwardState(
     Target Target, string? Trouble, long Backlog, DateTime? Oldest, DateTime? Last, DateTime Begun)
 {
-    /// <summary>In a word, for programs.</summary>
+    /// <summary>The state as one word, for programs.</summary>
     public string Word => Trouble != null ? "away" : Last == null ? "starting" : Backlog > 0 ? "behind" : "sent";
 
     /// <summary>A warning for people; null: the target accepts what it is sent, or did so lately.</summary>
@@ -15754,8 +15758,8 @@ internal sealed record ForwardState(
     private DateTime Since => Oldest ?? Last ?? Begun;
 }
 
-/// <summary>Is thrown when a target does not accept what is sent, which is sent again later.</summary>
-/// <param name="Reason">In a word, for metrics.</param>
+/// <summary>Thrown when a target does not accept what is sent, which is sent again later.</summary>
+/// <param name="Reason">One word, for metrics.</param>
 /// <param name="Again">After what time, by the target's Retry-After; null: it gave none.</param>
 internal sealed class ForwardException(string message, string reason, TimeSpan? again = null) : Exception(message)
 {
@@ -15778,7 +15782,7 @@ internal record Batch(ReadOnlyMemory<byte> Body, int Count, int Lines, long Thro
 /// <summary>Sends to one target, as one task; other threads may read only <see cref="State"/>.</summary>
 internal abstract class Forwarder(Target target, Store store, TimeProvider clock, Log log, Meters meters)
 {
-    /// <summary>Of a post.</summary>
+    /// <summary>Limits of one post.</summary>
     public const int MaxLines = 5000, MaxBytes = 4 * 1024 * 1024;
 
     /// <summary>A larger buffer for posts is given back while little is sent.</summary>
@@ -16440,7 +16444,7 @@ internal sealed record Reply(int Code, string ContentType, byte[] Body)
     /// </summary>
     public string? BadReason { get; init; }
 
-    /// <summary>Of <see cref="Problem"/>: its detail.</summary>
+    /// <summary>The detail of a <see cref="Problem"/>; null: the reply is none.</summary>
     public string? Detail { get; init; }
 
     /// <summary>A body too long for the listener or for memory; then <see cref="Body"/> is empty.</summary>
@@ -16685,7 +16689,7 @@ internal sealed unsafe class LargeBuffer(int size) : MemoryManager<byte>
     }
 }
 
-/// <summary>Is thrown when a request is refused; the connection is closed after the answer.</summary>
+/// <summary>Thrown when a request is refused; the connection is closed after the answer.</summary>
 /// <param name="reason">The label of <c>ses_http_refused_total</c>.</param>
 internal sealed class RefusedException(string reason, Reply reply) : Exception(reason)
 {
@@ -16715,7 +16719,7 @@ internal sealed record RequestHead(
     /// <summary>The tags of the answers that the client has (RFC 9110, 13.1.2); null: it names none.</summary>
     public string? IfNoneMatch { get; init; }
 
-    /// <summary>In bytes, with the empty line at its end.</summary>
+    /// <summary>The limit of a head in bytes, with the empty line at its end.</summary>
     public const int MaxSize = 16 * 1024;
 
     public const int MaxFields = 100;
@@ -17105,7 +17109,7 @@ internal sealed class SignIns(TimeProvider clock)
     }
 }
 
-/// <summary>Is thrown when the issuer's keys are not available, so that no token can be judged.</summary>
+/// <summary>Thrown when the issuer's keys are not available, so that no token can be judged.</summary>
 internal sealed class IssuerException(string message) : Exception(message);
 
 internal sealed class IssuerMetadata
@@ -17244,7 +17248,7 @@ internal sealed class Issuer
     private static readonly SearchValues<char> Alphabet =
         SearchValues.Create("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
 
-    /// <summary>Of the issuer's answers, in bytes.</summary>
+    /// <summary>The limit of an answer of the issuer, in bytes.</summary>
     private const int MaxAnswer = 1024 * 1024;
 
     private readonly string _issuer, _audience;
@@ -18006,7 +18010,7 @@ internal sealed class Bars(IReadOnlyList<DateTime> edges)
 
     public DateTime Begin(int bar) => UnixTime.Read(_edges[bar]);
 
-    /// <summary>Of what is known, the share that was down.</summary>
+    /// <summary>The share of the known time that was down.</summary>
     public double Down(int bar) => Share(_down[bar], _known[bar]);
 
     public double Degraded(int bar) => Share(_degraded[bar], _known[bar]);
@@ -18050,7 +18054,7 @@ internal sealed class RangeSum(Bars bars, DateTime now, DateTime? oldest)
 
     public int Services { get; private set; }
 
-    /// <summary>In milliseconds, of all together.</summary>
+    /// <summary>The time down of all services together, in milliseconds.</summary>
     public long Down => _down;
 
     /// <summary>In percent of the time that is known; null: none is, or less than half.</summary>
@@ -18330,7 +18334,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
             var fallen = sum.ServicesDown == 0 ? "none was down" : $"{sum.ServicesDown} of {sum.Services} {(sum.ServicesDown == 1 ? "was" : "were")} down";
             _html.Add($"""
                 <li><a class="row" href="{AddressOf(PageKind.Platform, names)}"><span class="name"><bdi>{Brief(row.Platform)}</bdi>
-                <span class="soft">{InPartition(row.Partition, " · ")}{Counted(row.Counts.All, "service")}</span></span>
+                <span class="soft">{InPartition(row.Partition, " · ")}{Quantity.Counted(row.Counts.All, "service")}</span></span>
                 <span class="states">{States(row.Counts)}</span>{StripOf(sum)}
                 <span class="share">{Share(sum.Availability)} <small>{fallen}</small></span></a></li>
                 """);
@@ -18495,7 +18499,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
             _html.Add($"""
                 <li class="is-unknown"><span class="word unknown">? not watched</span> <small>since {Time(group.Key.From)},
                 {Lasted(Now - group.Key.From)}</small><br><b><bdi>{names[0]}</bdi></b>
-                {(names.Count == 1 ? "" : $"and {Counted(names.Count - 1, "more platform")}")}
+                {(names.Count == 1 ? "" : $"and {Quantity.Counted(names.Count - 1, "more platform")}")}
                 <small class="text"><bdi>{group.Key.What}</bdi>. Services are shown with their last known status.</small></li>
                 """);
         }
@@ -18509,7 +18513,7 @@ internal sealed partial class StatusPage(Questions questions, PageSettings setti
         if (notes.Count == 0)
             return;
         var now = maintained == 0 ? default
-            : Markup.Of($"<span class=\"word maintained\">⚒ {Counted(maintained, "service")} under maintenance now</span>");
+            : Markup.Of($"<span class=\"word maintained\">⚒ {Quantity.Counted(maintained, "service")} under maintenance now</span>");
         _html.Add($"<section><h2>Maintenance</h2><p>{now}</p><ul class=\"cards\">");
         foreach (var note in notes.Take(MostNotes))
         {
@@ -19277,8 +19281,6 @@ internal sealed partial class StatusPage
         return Markup.Of($"<span class=\"states word {kind}\">{mark} <bdi>{status}</bdi></span>");
     }
 
-    private static string Counted(long count, string what) => $"{count} {what}{(count == 1 ? "" : "s")}";
-
     /// <summary>Empty if there is only one partition.</summary>
     private Markup InPartition(string partition, string then = "", string before = "") => questions.HasSeveralPartitions
         ? Markup.Of($"{before}<bdi>{Brief(partition)}</bdi>{then}") : default;
@@ -19336,7 +19338,7 @@ internal sealed partial class StatusPage
         : string.Create(CultureInfo.InvariantCulture, $"{Math.Floor(share * 1000) / 1000:0.000} %");
 
     private static string SumOf(RangeSum sum) => sum.Outages == 0 ? "no outage"
-        : $"{Counted(sum.Outages, "outage")}, {Lasted(TimeSpan.FromMilliseconds(sum.Down))}";
+        : $"{Quantity.Counted(sum.Outages, "outage")}, {Lasted(TimeSpan.FromMilliseconds(sum.Down))}";
 
     // ---- Strips ----
 
@@ -24866,7 +24868,7 @@ internal sealed partial class CommandRunner
         purge.End(Now);
         Print($"Purged: {purge.Taken}.");
         if (purge.Kept > 0)
-            Print($"{purge.Kept} services were kept, since facts of them were received meanwhile.");
+            Print($"{Quantity.Counted(purge.Kept, "service")} kept, since facts were received meanwhile.");
         return 0;
     }
 
@@ -24951,9 +24953,9 @@ internal sealed partial class CommandRunner
             if (await ses.SendAgainAsync(alert))
                 cured++;
         }
-        Print($"{sent} alerts sent: {cured} accepted, {alerts.Count - cured} stay in quarantine.");
+        Print($"{Quantity.Counted(sent, "alert")} sent, {cured} accepted. Left in quarantine: {alerts.Count - cured}.");
         if (sent < alerts.Count)
-            Print($"{alerts.Count - sent} were not sent: Prometheus repeats alerts that still fire by itself.");
+            Print($"Not sent: {alerts.Count - sent}. Prometheus repeats alerts that still fire by itself.");
         return cured == alerts.Count;
     }
 

@@ -514,7 +514,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
             Assert.Equal(2, refused);
             Assert.Contains("answered 401", word, Ordinal);
         }
-        Assert.Equal((1, "2 alerts sent: 1 accepted, 1 stay in quarantine.\n"), await RunAsync([.. retry, .. password]));
+        Assert.Equal((1, "2 alerts sent, 1 accepted. Left in quarantine: 1.\n"), await RunAsync([.. retry, .. password]));
         var (_, left) = await RunAsync("quarantine", "--data-dir", _dir, "--format", "csv");
         Assert.DoesNotContain("it has no service", left, Ordinal);
         Assert.Contains("it is not an object", left, Ordinal);
@@ -542,7 +542,7 @@ public sealed partial class CommandEndToEndTests : IDisposable
             port = ses.Port;
             var (exit, output) = await RunAsync(["probe", "--port", $"{port}", .. tls]);
             Assert.True(exit == 0, output);
-            Assert.Contains("takes only clients with a certificate", output, Ordinal);
+            Assert.Contains("accepts only clients with a certificate", output, Ordinal);
             // Who does not know of it is told what happened.
             (exit, output) = await RunAsync(["probe", "--port", $"{port}", "--tls-cert", certificate]);
             Assert.Equal(1, exit);

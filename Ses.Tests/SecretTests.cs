@@ -155,8 +155,9 @@ public sealed class SecretTests : IDisposable
                         _sockets.Add(socket);
                     _ = RelayAsync(socket);
                 }
-                catch (Exception e) when (e is SocketException or ObjectDisposedException)
+                catch (Exception e) when (e is SocketException or InvalidOperationException)
                 {
+                    // The listener is disposed.
                     return;
                 }
             }

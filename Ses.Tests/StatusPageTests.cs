@@ -698,8 +698,17 @@ public sealed partial class StatusPageTests
     public async Task UnusableParameterIsAnswered400AndNamed(string target, string name)
     {
         await using var host = Host.Serving();
-        Assert.StartsWith(name + ":", (await host.GetAsync(target)).Problem(400), Ordinal);
+        Assert.Matches($"^{name}[: ]", (await host.GetAsync(target)).Problem(400));
     }
+
+    [Theory]
+    [InlineData("n1 {pod=\"a\"}", true)]
+    [InlineData("{pod=\"a\"}", true)]
+    [InlineData("#7bb8bc45d3{}", true)]
+    [InlineData("d{}", false)]
+    [InlineData("{x}", false)]
+    public void OnlyALocationWithLabelsHasThem(string location, bool hasLabels) =>
+        Assert.Equal(hasLabels, new ServiceKey("INS", "p", "s", "f", location).HasLabels);
 
     [Fact]
     public async Task ParameterOfALinkFromElsewhereIsIgnored()
