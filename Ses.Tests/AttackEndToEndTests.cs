@@ -70,7 +70,7 @@ public sealed class AttackEndToEndTests(ITestOutputHelper output)
     public async Task WorstOfAllPayloadsAndQuestionsTakeLittleMemory()
     {
         var time = TimeSpan.FromSeconds(
-            int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "10", CultureInfo.InvariantCulture));
+            int.Parse(Environment.GetEnvironmentVariable("SES_SOAK") ?? "20", CultureInfo.InvariantCulture));
         using var container = MemoryCgroup.TryCreate(256 * MiB);
         await using var ses = await SesProcess.StartInAsync(container);
         await using var others = new Others(ses);

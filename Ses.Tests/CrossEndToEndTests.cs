@@ -1,4 +1,3 @@
-using System.Net;
 using System.Runtime.InteropServices;
 using Ses.Tests.Support;
 using Xunit;

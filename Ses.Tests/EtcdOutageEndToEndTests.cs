@@ -36,18 +36,7 @@ public sealed partial class EtcdOutageEndToEndTests
     /// <summary>Waits until a SeS is ready, which then takes all bodies and tells how the outage ended.</summary>
     internal static async Task TakeAsync(ChildProcess ses, HttpClient client, TimeSpan within)
     {
-        await Wait.UntilAsync(async () =>
-        {
-            Assert.False(ses.HasExited, ses.Output);
-            try
-            {
-                return (await client.GetAsync("ready")).StatusCode == HttpStatusCode.OK;
-            }
-            catch (HttpRequestException)
-            {
-                return false;
-            }
-        }, within, "SeS to be ready");
+        await SesProcess.ReadyAsync(ses, client, within);
         foreach (var body in Bodies)
             Assert.Equal(HttpStatusCode.NoContent,
                 (await client.PostAsync("alerts/INS", new StringContent(body))).StatusCode);

@@ -171,7 +171,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{port}/") };
         await using (var ses = Serve())
         {
-            await ReadyAsync(ses, client);
+            await SesProcess.ReadyAsync(ses, client, Soon);
             foreach (var body in EtcdOutageEndToEndTests.Bodies)
                 Assert.Equal(HttpStatusCode.NoContent,
                     (await client.PostAsync("alerts/INS", new StringContent(body))).StatusCode);
@@ -184,7 +184,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         Assert.Contains("OXSES_ONIX_URL=none", File.ReadAllText(defaults), Ordinal);
         await using (var ses = Serve())
         {
-            await ReadyAsync(ses, client);
+            await SesProcess.ReadyAsync(ses, client, Soon);
             Assert.Contains("All 6 services are up", await client.GetStringAsync(""), Ordinal);
             ses.Kill(Signal.Terminate);
             Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);
@@ -221,19 +221,6 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         exec chroot --userspec=4711:4711 {_root} /usr/bin/ses
         """]);
 
-    private static async Task ReadyAsync(ChildProcess ses, HttpClient client) => await Wait.UntilAsync(async () =>
-    {
-        Assert.False(ses.HasExited, ses.Output);
-        try
-        {
-            return (await client.GetAsync("ready")).StatusCode == HttpStatusCode.OK;
-        }
-        catch (HttpRequestException)
-        {
-            return false;
-        }
-    }, Soon, "SeS to be ready");
-
     [Fact]
     public async Task ListensOnTheSocketOfSystemd()
     {
@@ -242,7 +229,7 @@ public sealed partial class PackageEndToEndTests : IAsyncLifetime
         await using var ses = ChildProcess.Start("systemd-socket-activate", ["-l", $"127.0.0.1:{port}",
             SesProcess.Binary, "--onix-url", "none", "--data-dir", data, "--port", "1"]);
         using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{port}/") };
-        await ReadyAsync(ses, client);
+        await SesProcess.ReadyAsync(ses, client, Soon);
         Assert.Contains($"127.0.0.1:{port}/alerts", ses.Output, Ordinal);
         ses.Kill(Signal.Terminate);
         Assert.True(await ses.ExitAsync(Soon) == 0, ses.Output);

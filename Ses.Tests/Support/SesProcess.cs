@@ -173,21 +173,24 @@ internal sealed class SesProcess : IAsyncDisposable
     public void Kill(Signal signal) => _child.Kill(signal);
 
     /// <summary>Waits until <c>GET /ready</c> answers 200.</summary>
-    public Task ReadyAsync() => Wait.UntilAsync(async () =>
+    public Task ReadyAsync() => ReadyAsync(_child, Client, ReadyWithin);
+
+    /// <summary>Waits until <c>GET /ready</c> of a SeS that was started in another way answers 200.</summary>
+    /// <exception cref="InvalidOperationException">It ended instead; the message has its output.</exception>
+    public static Task ReadyAsync(ChildProcess ses, HttpClient client, TimeSpan within) => Wait.UntilAsync(async () =>
     {
-        if (_child.HasExited)
-            throw new InvalidOperationException(
-                $"SeS ended with {await _child.ExitAsync(Gone)}:\n{_child.Output}");
+        if (ses.HasExited)
+            throw new InvalidOperationException($"SeS ended with {await ses.ExitAsync(Gone)}:\n{ses.Output}");
         try
         {
-            using var answer = await Client.GetAsync("ready");
+            using var answer = await client.GetAsync("ready");
             return answer.StatusCode == HttpStatusCode.OK;
         }
         catch (HttpRequestException)
         {
             return false;
         }
-    }, ReadyWithin, $"/ready of SeS on port {Port}");
+    }, within, $"{client.BaseAddress}ready");
 
     /// <summary>Starts it again with the same settings, port and folder; waits until it is ready.</summary>
     /// <remarks>One that still runs is asked to end first; it has 20 s for that.</remarks>
